@@ -1,0 +1,209 @@
+"""What the scripts share: their arguments, recipes, and the way from arguments to data and model."""
+
+import json
+import logging
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+from transformers import HfArgumentParser, SegformerImageProcessorPil
+
+from .configuration_allspark import MIT_SIZES, AllSparkConfig
+from .data import CheckReport, check_data, load_folder, read_classes
+from .modeling_allspark import SegformerForSemiSupervisedSegmentation
+
+
+logger = logging.getLogger(__name__)
+
+RECIPE_SUFFIXES = (".yaml", ".yml", ".json")
+
+
+@dataclass
+class DataArguments:
+    """Which images and masks, and what their values mean."""
+
+    data_dir: str = field(
+        metadata={"help": "Folder with images/{train,val} and masks/{train,val}, or flat images/ and masks/."}
+    )
+    labeled_fraction: float | None = field(
+        default=None, metadata={"help": "Share of the training masks to use; the others are hidden."}
+    )
+    labeled_count: int | None = field(default=None, metadata={"help": "The same as a number of masks."})
+    labeled_ids: str | None = field(
+        default=None, metadata={"help": "The same as a file of ids, e.g. labeled_ids.txt of an earlier run."}
+    )
+    validation_fraction: float = field(
+        default=0.1, metadata={"help": "Share of the labeled images held out when there is no images/val."}
+    )
+    split_seed: int = field(default=42, metadata={"help": "Seed of these choices; --seed does not touch them."})
+    classes: str | None = field(
+        default=None, metadata={"help": "classes.txt or classes.json; default: the one in data_dir, if any."}
+    )
+    num_labels: int | None = field(
+        default=None, metadata={"help": "Number of classes; default: from the classes file, else from the masks."}
+    )
+    mask_values: list[int] | None = field(
+        default=None, metadata={"help": "Mask value of class 0, 1, ...; e.g. 0 255 for binary masks stored as 0/255."}
+    )
+    ignore_index: int = field(default=255, metadata={"help": "Mask value of pixels that do not count."})
+    skip_bad_files: bool = field(default=False, metadata={"help": "Leave unusable files out and list them."})
+    image_long_side: int | None = field(
+        default=None, metadata={"help": "Scale images to this long side; default: as they are. Masks stay native."}
+    )
+
+
+@dataclass
+class ModelArguments:
+    """Which model. Fields that are left out keep what the checkpoint, or else AllSparkConfig, says."""
+
+    model_name_or_path: str | None = field(
+        default=None,
+        metadata={"help": "Weights to start from: nvidia/mit-b0..b5, nvidia/segformer-*, or an AllSpark model."},
+    )
+    backbone: str | None = field(
+        default=None, metadata={"help": "Train from scratch: b0 to b5.", "choices": list(MIT_SIZES)}
+    )
+    crop_size: list[int] | None = field(
+        default=None, metadata={"help": "Training crop in pixels, one side or height and width. Default 513."}
+    )
+    memory_size: float | None = field(default=None, metadata={"help": "Memory slot as a multiple of C: 0.5, 1, 2, 4."})
+    channel_attention_heads: int | None = field(default=None, metadata={"help": "Heads of the channel attention."})
+    use_memory: bool | None = field(default=None, metadata={"help": "Paper, Table 5: S-Mem."})
+    use_grouping: bool | None = field(default=None, metadata={"help": "Paper, Table 5: CSG."})
+    grouping_similarity: str | None = field(default=None, metadata={"help": "cosine (code) or instance_norm (Eq. 4)."})
+    grouping_source: str | None = field(default=None, metadata={"help": "logits (code) or probabilities (paper)."})
+    drop_path_rate: float | None = field(default=None, metadata={"help": "Stochastic depth of the encoder."})
+    attn_implementation: str | None = field(default=None, metadata={"help": "Encoder attention: eager or sdpa."})
+
+
+CONFIG_FIELDS = (
+    "memory_size",
+    "channel_attention_heads",
+    "use_memory",
+    "use_grouping",
+    "grouping_similarity",
+    "grouping_source",
+    "drop_path_rate",
+)
+
+
+def parse_arguments(types: tuple[type, ...], argv: list[str] | None = None) -> tuple:
+    """
+    Command line to dataclasses. If the first argument is a recipe (.yaml, .yml, .json), its entries come first and the
+    rest of the command line overrides them.
+
+    Raises:
+        ValueError: if the recipe is not a flat mapping.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv and argv[0].endswith(RECIPE_SUFFIXES):
+        argv = read_recipe(argv[0]) + argv[1:]
+    return HfArgumentParser(types).parse_args_into_dataclasses(argv)
+
+
+def read_recipe(path: str) -> list[str]:
+    """The entries of a YAML or JSON recipe as command-line arguments."""
+    entries = yaml.safe_load(Path(path).read_text(encoding="utf-8"))  # YAML contains JSON
+    if not isinstance(entries, dict):
+        raise ValueError(f"The recipe {path} holds no `name: value` lines: write one argument per line.")
+    arguments = []
+    for name, value in entries.items():
+        if value is None:
+            continue
+        values = value if isinstance(value, list) else [json.dumps(value) if isinstance(value, dict) else value]
+        arguments += [f"--{name}", *map(str, values)]
+    return arguments
+
+
+def load_data(arguments: DataArguments, output_dir: str | None = None) -> CheckReport:
+    """The folder's datasets, checked; files left out are logged, and the ids used are written to `output_dir`."""
+    data = load_folder(
+        arguments.data_dir,
+        labeled_fraction=arguments.labeled_fraction,
+        labeled_count=arguments.labeled_count,
+        validation_fraction=arguments.validation_fraction,
+        seed=arguments.split_seed,
+        labeled_ids=arguments.labeled_ids,
+        output_dir=output_dir,
+    )
+    if arguments.classes:
+        data.classes = read_classes(arguments.classes)
+    report = check_data(
+        data,
+        num_labels=arguments.num_labels,
+        ignore_index=arguments.ignore_index,
+        mask_values=arguments.mask_values,
+        skip_bad_files=arguments.skip_bad_files,
+    )
+    for sentence in report.left_out:
+        logger.warning("left out: %s", sentence)
+    return report
+
+
+def load_model(
+    arguments: ModelArguments, report: CheckReport, ignore_index: int, plain_segformer: bool
+) -> SegformerForSemiSupervisedSegmentation:
+    """
+    The model to train, with the data's classes.
+
+    Args:
+        arguments ([`ModelArguments`]): which model.
+        report ([`CheckReport`]): the data.
+        ignore_index (`int`): mask value of pixels that do not count.
+        plain_segformer (`bool`): whether to leave the bottleneck out, for the baselines.
+
+    Raises:
+        ValueError: unless exactly one of `model_name_or_path` and `backbone` is given.
+    """
+    if (arguments.model_name_or_path is None) == (arguments.backbone is None):
+        raise ValueError("Give either --model_name_or_path (weights to start from) or --backbone (from scratch).")
+    fields = {name: getattr(arguments, name) for name in CONFIG_FIELDS if getattr(arguments, name) is not None}
+    if arguments.crop_size:
+        fields["crop_size"] = arguments.crop_size[0] if len(arguments.crop_size) == 1 else arguments.crop_size
+    if plain_segformer:
+        fields |= AllSparkConfig.plain_segformer_switches()
+    fields |= class_fields(report) | {"semantic_loss_ignore_index": ignore_index}
+    if arguments.backbone:
+        config = AllSparkConfig.mit(arguments.backbone, **fields)
+        config._attn_implementation = arguments.attn_implementation
+        return SegformerForSemiSupervisedSegmentation(config)
+    stored, _ = AllSparkConfig.get_config_dict(arguments.model_name_or_path)
+    stored = {name: value for name, value in stored.items() if name not in ("model_type", "num_labels")}
+    return SegformerForSemiSupervisedSegmentation.from_pretrained(
+        arguments.model_name_or_path,
+        config=AllSparkConfig.from_dict({**stored, **fields}),
+        ignore_mismatched_sizes=True,  # a head for other classes starts anew, and from_pretrained says so
+        attn_implementation=arguments.attn_implementation,
+    )
+
+
+def class_fields(report: CheckReport) -> dict:
+    """Configuration fields with the names and colours of the data's classes."""
+    classes = report.data.classes
+    if classes is None:
+        names = {index: f"class_{index}" for index in range(report.num_labels)}
+        return {"id2label": names, "label2id": {name: index for index, name in names.items()}}
+    fields = {"id2label": classes.id2label, "label2id": classes.label2id}
+    if classes.colors:
+        fields["palette"] = [list(color) for color in classes.colors]
+    return fields
+
+
+def make_image_processor(image_long_side: int | None) -> SegformerImageProcessorPil:
+    """Normalises, and scales the long side if one is given."""
+    if image_long_side is None:
+        return SegformerImageProcessorPil(do_resize=False)
+    return SegformerImageProcessorPil(size={"max_height": image_long_side, "max_width": image_long_side})
+
+
+__all__ = [
+    "DataArguments",
+    "ModelArguments",
+    "class_fields",
+    "load_data",
+    "load_model",
+    "make_image_processor",
+    "parse_arguments",
+    "read_recipe",
+]

@@ -1,0 +1,160 @@
+"""AllSpark model configuration."""
+
+from typing import Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers import SegformerConfig
+
+
+MEMORY_SIZES = (0.5, 1, 2, 4)
+
+# Mix Transformer geometry (SegFormer paper, Table 6): hidden_sizes, depths, decoder_hidden_size.
+MIT_SIZES = {
+    "b0": ((32, 64, 160, 256), (2, 2, 2, 2), 256),
+    "b1": ((64, 128, 320, 512), (2, 2, 2, 2), 256),
+    "b2": ((64, 128, 320, 512), (3, 4, 6, 3), 768),
+    "b3": ((64, 128, 320, 512), (3, 4, 18, 3), 768),
+    "b4": ((64, 128, 320, 512), (3, 8, 27, 3), 768),
+    "b5": ((64, 128, 320, 512), (3, 6, 40, 3), 768),
+}
+
+
+@strict
+class AllSparkConfig(SegformerConfig):
+    r"""
+    Configuration of [`SegformerForSemiSupervisedSegmentation`]: a [`~transformers.SegformerConfig`] (every field of
+    it is kept) plus the AllSpark bottleneck between the encoder and the decode head.
+
+    The symbol C below is the number of channels of the encoder's last stage, `hidden_sizes[-1]`.
+
+    Args:
+        channel_attention_heads (`int`, *optional*, defaults to 2):
+            Heads of the channel-wise attention. Every head has the full width C.
+        channel_attention_dropout (`float`, *optional*, defaults to 0.1):
+            Dropout after the softmax and after the output projection of the channel-wise attention.
+        memory_size (`float`, *optional*, defaults to 1):
+            Channels that a class slot of the semantic memory holds, as a multiple of C: 0.5, 1, 2 or 4 (paper,
+            supplementary Table a).
+        crop_size (`int` or `list[int]`, *optional*, defaults to 513):
+            Training crop in pixels, one side of a square or `[height, width]`. It fixes the number of tokens that a
+            channel in the memory has, `ceil(height / 32) * ceil(width / 32)`. Inference takes any size.
+        use_cross_attention (`bool`, *optional*, defaults to `True`):
+            Whether the bottleneck exists at all (paper, Table 5, "CCA"). Off: a plain SegFormer.
+        use_memory (`bool`, *optional*, defaults to `True`):
+            Whether labeled images attend to the semantic memory (Table 5, "S-Mem") rather than to the unlabeled
+            images of their own batch.
+        use_grouping (`bool`, *optional*, defaults to `True`):
+            Whether channels are sorted into the memory's class slots (Table 5, "CSG"). Off: one ring of the same
+            total size takes every channel in order.
+        grouping_similarity (`str`, *optional*, defaults to `"cosine"`):
+            Similarity of a class map and a channel: `"cosine"` as in the authors' code, `"instance_norm"` as in the
+            paper's Eq. 4.
+        grouping_source (`str`, *optional*, defaults to `"logits"`):
+            What the class maps are: `"logits"` as in the authors' code, `"probabilities"` as in the paper.
+        mix_images_in_eval (`bool`, *optional*, defaults to `False`):
+            In eval mode, let every image attend to all images of its batch, as the authors' code does. Meant for
+            comparisons only: predictions then depend on the batch.
+
+    Raises:
+        `StrictDataclassClassValidationError`: if two settings contradict each other, or a value is out of range.
+
+    Example:
+
+    ```python
+    >>> from allspark_hf import AllSparkConfig
+
+    >>> config = AllSparkConfig.mit("b5", num_labels=21, crop_size=513)
+    >>> config.token_grid
+    (17, 17)
+    ```"""
+
+    model_type = "allspark"
+
+    channel_attention_heads: int = 2
+    channel_attention_dropout: float | int = 0.1
+    memory_size: float | int = 1
+    crop_size: int | list[int] | tuple[int, ...] = 513
+    use_cross_attention: bool = True
+    use_memory: bool = True
+    use_grouping: bool = True
+    grouping_similarity: Literal["cosine", "instance_norm"] = "cosine"
+    grouping_source: Literal["logits", "probabilities"] = "logits"
+    mix_images_in_eval: bool = False
+
+    @classmethod
+    def mit(cls, size: str, **kwargs) -> "AllSparkConfig":
+        """
+        The geometry of one Mix Transformer size.
+
+        Args:
+            size (`str`): `"b0"` to `"b5"`.
+            kwargs: any field of the configuration; they win over the size's own values.
+
+        Returns:
+            [`AllSparkConfig`]
+
+        Raises:
+            ValueError: if `size` is none of the six.
+        """
+        if size not in MIT_SIZES:
+            raise ValueError(f"Unknown Mix Transformer size {size!r}: choose one of {', '.join(MIT_SIZES)}.")
+        hidden_sizes, depths, decoder_hidden_size = MIT_SIZES[size]
+        geometry = {"hidden_sizes": hidden_sizes, "depths": depths, "decoder_hidden_size": decoder_hidden_size}
+        return cls(**{**geometry, **kwargs})
+
+    @classmethod
+    def plain_segformer_switches(cls) -> dict[str, bool]:
+        """The three switches, all off: as keyword arguments they give a plain SegFormer."""
+        return {"use_cross_attention": False, "use_memory": False, "use_grouping": False}
+
+    @property
+    def crop_height_width(self) -> tuple[int, int]:
+        """Training crop as (height, width) in pixels."""
+        return (self.crop_size, self.crop_size) if isinstance(self.crop_size, int) else tuple(self.crop_size)
+
+    @property
+    def token_grid(self) -> tuple[int, int]:
+        """(height, width) of the encoder's last stage for the training crop: each side divided by 32, rounded up."""
+        height, width = self.crop_height_width
+        return -(-height // 32), -(-width // 32)
+
+    def validate_architecture(self):
+        """Refuses contradictory settings; called by `@strict` after construction and before saving."""
+        super().validate_architecture()
+        self._validate_switches()
+        self._validate_sizes()
+
+    def _validate_switches(self):
+        if self.use_memory and not self.use_cross_attention:
+            raise ValueError(
+                "use_memory=True needs use_cross_attention=True, because only the cross-attention reads the memory: "
+                "set use_memory=False (and use_grouping=False) or use_cross_attention=True."
+            )
+        if self.use_grouping and not self.use_memory:
+            raise ValueError(
+                "use_grouping=True needs use_memory=True, because grouping chooses the memory's class slot: "
+                "set use_grouping=False or use_memory=True."
+            )
+        if not self.reshape_last_stage:
+            raise ValueError("reshape_last_stage=False gives no feature map to the bottleneck: set it to True.")
+
+    def _validate_sizes(self):
+        if self.memory_size not in MEMORY_SIZES:
+            raise ValueError(f"memory_size={self.memory_size} is not one of {MEMORY_SIZES}: choose one of them.")
+        if self.hidden_sizes[-1] % 2 and self.memory_size == 0.5:
+            raise ValueError(
+                f"memory_size=0.5 needs an even number of channels, but hidden_sizes[-1]={self.hidden_sizes[-1]}: "
+                "set memory_size=1 or change hidden_sizes."
+            )
+        if self.channel_attention_heads < 1:
+            raise ValueError(f"channel_attention_heads={self.channel_attention_heads}: set at least 1 head.")
+        if not 0 <= self.channel_attention_dropout < 1:
+            raise ValueError(f"channel_attention_dropout={self.channel_attention_dropout}: set it in [0, 1).")
+        if len(self.crop_height_width) != 2 or min(self.crop_height_width) < 1:
+            raise ValueError(
+                f"crop_size={self.crop_size} is neither a positive side nor two of them: "
+                "set one integer for a square crop or [height, width]."
+            )
+
+
+__all__ = ["AllSparkConfig"]

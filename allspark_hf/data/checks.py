@@ -1,0 +1,337 @@
+"""The check of all data before the first training step, and the mapping of mask values to classes."""
+
+import logging
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+import numpy as np
+import PIL.Image
+from datasets import Dataset
+from tqdm.auto import tqdm
+
+from .folder import FolderData
+from .images import check_mask_values, describe_values, map_mask_values, mask_to_array, to_rgb
+from .overlap import row_name, undecoded
+
+
+logger = logging.getLogger(__name__)
+
+SHOWN_PROBLEMS = 10
+SPLITS = ("labeled", "unlabeled", "validation")
+
+
+class BadDataError(ValueError):
+    """
+    Data that cannot be trained on.
+
+    Args:
+        message (`str`):
+            What is wrong and what to do.
+        problems (`list[str]`, *optional*):
+            One sentence per bad file.
+    """
+
+    def __init__(self, message: str, problems: Sequence[str] = ()):
+        super().__init__(message)
+        self.problems = list(problems)
+
+
+@dataclass
+class CheckReport:
+    """
+    The outcome of [`check_data`].
+
+    Args:
+        data (`FolderData`):
+            The data to train on: without the files left out, and with class indices in `label` where mask values were
+            given.
+        num_labels (`int`):
+            The number of classes.
+        values (`list[int]`):
+            The classes that occur in the masks, ascending, without the ignore index.
+        left_out (`list[str]`):
+            One sentence per row left out; empty unless `skip_bad_files` was given.
+    """
+
+    data: FolderData
+    num_labels: int
+    values: list[int]
+    left_out: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class MaskValueTransform:
+    """
+    Maps the values of the masks when rows are read; for `Dataset.with_transform`. Other columns stay as they are.
+
+    Args:
+        mask_values (`tuple[int]`):
+            The stored value of class 0, of class 1 and so on; see [`map_mask_values`].
+        ignore_index (`int`, *optional*, defaults to 255):
+            The value of ignored pixels.
+    """
+
+    mask_values: tuple[int, ...]
+    ignore_index: int = 255
+
+    def __call__(self, batch: dict[str, list]) -> dict[str, list]:
+        """
+        Maps the masks of some rows.
+
+        Args:
+            batch (`dict[str, list]`):
+                Columns of rows; `label`, where present, holds masks as `PIL.Image.Image` ([`mask_to_array`]).
+
+        Returns:
+            `dict[str, list]`: The same columns; `label` holds grey masks of mode L with the class indices (mode I
+            where an index or the ignore index is above 255).
+        """
+        if "label" not in batch:
+            return batch
+        return {**batch, "label": [self._map(mask) for mask in batch["label"]]}
+
+    def _map(self, mask: PIL.Image.Image) -> PIL.Image.Image:
+        return PIL.Image.fromarray(map_mask_values(mask_to_array(mask), self.mask_values, self.ignore_index))
+
+
+@dataclass
+class _Row:
+    """What was found in one row: the values of its mask, or the column that is bad and why."""
+
+    values: frozenset[int] = frozenset()
+    column: str | None = None
+    problem: str | None = None
+
+
+def check_data(
+    data: FolderData,
+    num_labels: int | None = None,
+    ignore_index: int = 255,
+    mask_values: Sequence[int] | None = None,
+    skip_bad_files: bool = False,
+) -> CheckReport:
+    """
+    Decodes every image and every mask once, and tells all that is wrong with them before training starts.
+
+    Found are files that cannot be read, masks of another size than their image (both upright), masks with colours
+    instead of class indices, values that are no class, binary masks stored as 0 and 255, and empty sets. Data sets
+    that are not from a folder are wrapped first: `FolderData(labeled, unlabeled, validation)`.
+
+    Args:
+        data (`FolderData`):
+            The sets; `labeled` and `validation` need the columns `image` and `label`, `unlabeled` needs `image`.
+            Without a column `id`, files are named by path or row number.
+        num_labels (`int`, *optional*):
+            The number of classes. `None` takes the number of `mask_values`, else of `data.classes`, else the largest
+            value in the masks plus one.
+        ignore_index (`int`, *optional*, defaults to 255):
+            The value of pixels without a class.
+        mask_values (`Sequence[int]`, *optional*):
+            The value stored for class 0, for class 1 and so on, where the masks do not hold class indices; the data
+            sets returned give class indices.
+        skip_bad_files (`bool`, *optional*, defaults to `False`):
+            Leave bad rows out instead of raising an error.
+
+    Returns:
+        `CheckReport`: The data to train on, the number of classes and what was left out.
+
+    Raises:
+        BadDataError: If files are bad (the message lists the first 10 and the total), the labeled or validation set is
+            empty, or no mask has a pixel of a class, or all masks hold nothing but 0 and 255. It is a `ValueError`.
+        ValueError: If a column is missing, or options contradict each other.
+    """
+    num_labels = _known_num_labels(data, num_labels, ignore_index, mask_values)
+    _require_rows(data, "there is nothing to train on or to validate with; add images with masks")
+    rows = {
+        split: _check_split(getattr(data, split), split, num_labels, ignore_index, mask_values) for split in SPLITS
+    }
+    problems = [row.problem for found in rows.values() for row in found if row.problem]
+    if problems and not skip_bad_files:
+        raise BadDataError(_describe_problems(problems), problems)
+    if problems:
+        data = _without_bad_rows(data, rows)
+        _require_rows(data, f"all its files were left out; the first problem: {problems[0]}")
+    present = {split: set().union(*(row.values for row in rows[split])) for split in ("labeled", "validation")}
+    values = _check_all_values(present, num_labels, ignore_index, mask_values)
+    if num_labels is None:
+        num_labels = _infer_num_labels(values)
+        _check_ignore_index(num_labels, ignore_index)
+    if mask_values is not None:
+        transform = MaskValueTransform(tuple(mask_values), ignore_index)
+        data = replace(
+            data, labeled=data.labeled.with_transform(transform), validation=data.validation.with_transform(transform)
+        )
+    return CheckReport(data=data, num_labels=num_labels, values=values, left_out=problems)
+
+
+def _known_num_labels(data: FolderData, num_labels, ignore_index, mask_values) -> int | None:
+    sources = {"num_labels": num_labels}
+    if mask_values is not None:
+        check_mask_values(mask_values, ignore_index)
+        sources["the list of mask values"] = len(mask_values)
+        for split in ("labeled", "validation"):
+            if getattr(data, split).format["type"] is not None:
+                raise ValueError(
+                    f"The {split} set has the format or transform {getattr(data, split).format['type']!r}, which the "
+                    "mapping of mask values would replace; set it after check_data."
+                )
+    if data.classes is not None:
+        sources["the list of classes"] = data.classes.num_labels
+    known = {name: count for name, count in sources.items() if count is not None}
+    if len(set(known.values())) > 1:
+        counts = " and ".join(f"{count} from {name}" for name, count in known.items())
+        raise ValueError(f"The numbers of classes differ: {counts}; make them agree.")
+    count = next(iter(known.values()), None)
+    if count is not None and count < 1:
+        raise ValueError(f"num_labels is {count}, but there must be at least 1 class.")
+    if count is not None:
+        _check_ignore_index(count, ignore_index)
+    return count
+
+
+def _check_ignore_index(num_labels: int, ignore_index: int) -> None:
+    if 0 <= ignore_index < num_labels:
+        raise ValueError(
+            f"The ignore index {ignore_index} is also one of the classes 0 to {num_labels - 1}; use another value for "
+            "ignored pixels, in the masks too."
+        )
+
+
+def _require_rows(data: FolderData, reason: str) -> None:
+    for split in ("labeled", "validation"):
+        if len(getattr(data, split)) == 0:
+            raise BadDataError(f"The {split} set is empty: {reason}.")
+
+
+def _check_split(dataset: Dataset, split: str, num_labels, ignore_index, mask_values) -> list[_Row]:
+    if len(dataset) == 0:
+        return []
+    names = ("image",) if split == "unlabeled" else ("image", "label")
+    columns = {name: undecoded(dataset, name) for name in names}
+    decoders = {name: replace(dataset.features[name], decode=True) for name in columns}
+    find_values = partial(_find_values, num_labels=num_labels, ignore_index=ignore_index, mask_values=mask_values)
+
+    def check(row: int) -> _Row:
+        stored = {name: rows[row][name] for name, rows in columns.items()}
+        found = _check_row(stored, decoders, find_values)
+        if found.problem is None:
+            return found
+        path = (stored[found.column] or {}).get("path")
+        where = path or f"The {found.column} of {split} row {row_name(dataset, row, stored['image'])}"
+        return replace(found, problem=f"{where}: {found.problem}")
+
+    # Pillow decodes without holding the interpreter lock, so threads are enough.
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        bar = tqdm(pool.map(check, range(len(dataset))), desc=f"Checking {split}", total=len(dataset), disable=None)
+        return list(bar)
+
+
+def _check_row(stored: dict, decoders: dict, find_values) -> _Row:
+    sizes = {}
+    values = frozenset()
+    for column, decoder in decoders.items():
+        if stored[column] is None:
+            return _Row(column=column, problem="The entry is empty; give it a file or remove the row.")
+        try:
+            picture = decoder.decode_example(stored[column])
+        # Broken files make Pillow raise nearly anything, among others SyntaxError and struct.error.
+        except Exception as error:
+            return _Row(column=column, problem=f"The file cannot be read ({error}); replace or remove it.")
+        try:
+            if column == "image":
+                sizes[column] = to_rgb(picture).size
+            else:
+                array = _mask_indices(picture)
+                sizes[column] = array.shape[::-1]
+                values = find_values(array)
+        except ValueError as error:
+            return _Row(column=column, problem=str(error))
+    if len(set(sizes.values())) > 1:
+        (image_width, image_height), (width, height) = sizes["image"], sizes["label"]
+        return _Row(
+            column="label",
+            problem=f"The mask is {width} x {height} pixels (width x height), but its image is {image_width} x "
+            f"{image_height} once upright; export the mask at the size of the image.",
+        )
+    return _Row(values=values)
+
+
+def _mask_indices(mask: PIL.Image.Image) -> np.ndarray:
+    array = mask_to_array(mask)
+    # Known only as long as Pillow names the format; a mask that was turned upright has lost it.
+    if mask.format == "JPEG":
+        raise ValueError("The mask is a JPEG file, whose compression changes class indices; save it as PNG.")
+    return array
+
+
+def _find_values(array: np.ndarray, num_labels, ignore_index: int, mask_values) -> frozenset[int]:
+    """The classes in a mask, the ignore index included; ValueError if a value is none of these."""
+    if mask_values is not None:
+        array = map_mask_values(array, mask_values, ignore_index)
+    # Counting is several times faster than sorting where the values are few.
+    small = array.dtype == np.uint8
+    found = np.flatnonzero(np.bincount(array.ravel(), minlength=256)) if small else np.unique(array)
+    highest = np.inf if num_labels is None else num_labels - 1
+    wrong = found[((found < 0) | (found > highest)) & (found != ignore_index)]
+    if not len(wrong):
+        return frozenset(found.tolist())
+    if set(found.tolist()) == {0, 255}:
+        raise ValueError(
+            "The mask holds only 0 and 255, so it is a binary mask and not class indices; give the option "
+            "--mask_values 0 255."
+        )
+    allowed = "0 and above" if num_labels is None else f"0 to {num_labels - 1} (for {num_labels} classes)"
+    raise ValueError(
+        f"The mask holds {describe_values(wrong)}, but only {allowed} and the ignore index {ignore_index} are "
+        "allowed; correct the mask or the number of classes, or list the value of each class with --mask_values."
+    )
+
+
+def _check_all_values(present: dict[str, set[int]], num_labels, ignore_index: int, mask_values) -> list[int]:
+    # With one class asked for, 0 and 255 are that class and the ignored pixels.
+    if mask_values is None and ignore_index == 255 and present["labeled"] == {0, 255} and num_labels != 1:
+        raise BadDataError(
+            "All labeled masks hold only 0 and 255, so 255 would be ignored and class 0 be the only one to learn; if "
+            "they are binary masks, give the option --mask_values 0 255, else label images of more classes or set the "
+            "number of classes to 1."
+        )
+    for split, found in present.items():
+        if not found - {ignore_index}:
+            raise BadDataError(
+                f"All pixels of all {split} masks have the ignore index {ignore_index}, so they show no class; "
+                "correct the masks, or list the value of each class with --mask_values."
+            )
+    return sorted(set().union(*present.values()) - {ignore_index})
+
+
+def _infer_num_labels(values: list[int]) -> int:
+    num_labels = values[-1] + 1
+    missing = num_labels - len(values)
+    if missing > len(values):
+        logger.warning(
+            "The largest value in the masks, %d, gives %d classes, but %d of them never occur; if the values are not "
+            "class indices, list them with --mask_values.",
+            values[-1],
+            num_labels,
+            missing,
+        )
+    return num_labels
+
+
+def _describe_problems(problems: list[str]) -> str:
+    lines = [f"- {problem}" for problem in problems[:SHOWN_PROBLEMS]]
+    if len(problems) > SHOWN_PROBLEMS:
+        lines.append(f"- and {len(problems) - SHOWN_PROBLEMS} more")
+    files = "1 bad file was found" if len(problems) == 1 else f"{len(problems)} bad files were found"
+    return f"{files}; correct the data, or leave bad files out with --skip_bad_files:\n" + "\n".join(lines)
+
+
+def _without_bad_rows(data: FolderData, rows: dict[str, list[_Row]]) -> FolderData:
+    kept = {}
+    for split in SPLITS:
+        good = [index for index, row in enumerate(rows[split]) if not row.problem]
+        kept[split] = getattr(data, split).select(good)
+    return replace(data, **kept)

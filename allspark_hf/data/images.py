@@ -1,0 +1,178 @@
+"""Pictures and masks of any usual PNG, JPEG or TIFF kind, brought to one form."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import PIL.Image
+import PIL.ImageOps
+
+
+SHOWN_VALUES = 10
+
+
+def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
+    """
+    Converts a picture to 8-bit RGB, the way a person sees it.
+
+    The EXIF orientation is applied (nothing happens where `datasets.Image` has already done so), 16-bit grey is scaled
+    by 1/257 instead of being clipped at 255, and transparent pixels show a white background.
+
+    Args:
+        image (`PIL.Image.Image`):
+            A picture of mode 1, L, LA, P, PA, RGB, RGBA, CMYK, YCbCr, HSV, LAB, I;16 (any byte order) or I. Mode I
+            must hold 16-bit values, 0 to 65535.
+
+    Returns:
+        `PIL.Image.Image`: Mode RGB, 0 to 255, upright.
+
+    Raises:
+        ValueError: If the picture holds floating-point values, or integers outside 0 to 65535.
+    """
+    image = PIL.ImageOps.exif_transpose(image)
+    if image.mode == "F":
+        raise ValueError(
+            "The image holds floating-point values, whose range for black to white is not defined; "
+            "save it as 8-bit or 16-bit integers."
+        )
+    if image.mode.startswith("I"):
+        return _grey16_to_rgb(image)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        background = PIL.Image.new("RGBA", image.size, "white")
+        return PIL.Image.alpha_composite(background, image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _grey16_to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
+    grey = np.asarray(image).astype(np.int64)
+    if grey.min() < 0 or grey.max() > 65535:
+        raise ValueError(
+            f"The image holds integers from {grey.min()} to {grey.max()}, but grey pictures must lie within 0 to "
+            "65535 (16 bits); save it as 8-bit or 16-bit grey."
+        )
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):
+        grey = np.where(grey == transparent, 65535, grey)
+    # 65535 / 257 = 255 exactly; adding 128 rounds to nearest.
+    return PIL.Image.fromarray(((grey + 128) // 257).astype(np.uint8)).convert("RGB")
+
+
+def mask_to_array(mask: PIL.Image.Image) -> np.ndarray:
+    """
+    Reads the class indices of a mask. The EXIF orientation is applied, as it is to images.
+
+    Args:
+        mask (`PIL.Image.Image`):
+            A mask of mode 1 (values 0 and 1), L, P (the palette's indices are the values, its colours are not looked
+            at), I;16 (any byte order) or I.
+
+    Returns:
+        `np.ndarray`: Shape `(height, width)`, the values as stored: uint8 for the modes 1, L and P, int32 for the
+        others. Nothing is mapped or ignored here.
+
+    Raises:
+        ValueError: If the mask has colours, transparency or floating-point values instead of one index per pixel.
+    """
+    mask = PIL.ImageOps.exif_transpose(mask)
+    if mask.mode in ("1", "L", "P"):
+        return np.array(mask, dtype=np.uint8)
+    if mask.mode.startswith("I"):
+        return np.array(mask).astype(np.int32)
+    if mask.mode == "F":
+        raise ValueError(
+            "The mask holds floating-point values, not class indices; save it as grey PNG with whole class indices."
+        )
+    if mask.mode in ("LA", "PA", "La"):
+        raise ValueError(
+            f"The mask has a transparency channel (mode {mask.mode}), so it is not one class index per pixel; "
+            "save it as indexed or grey PNG without transparency."
+        )
+    raise ValueError(
+        f"The mask is a colour picture (mode {mask.mode}), so its palette was flattened and the class indices are "
+        "lost; save it as indexed or grey PNG whose values are the class indices."
+    )
+
+
+def map_mask_values(array: np.ndarray, mask_values: Sequence[int] | None, ignore_index: int = 255) -> np.ndarray:
+    """
+    Replaces the values stored in a mask by class indices: the i-th value listed becomes class i.
+
+    Args:
+        array (`np.ndarray`):
+            Integers of any type, shape `(height, width)`, the values as stored.
+        mask_values (`Sequence[int]`, *optional*):
+            The stored value of class 0, of class 1 and so on, each once. `None` returns `array` unchanged.
+        ignore_index (`int`, *optional*, defaults to 255):
+            Pixels of this value stay as they are, unless the value is listed: then it is a class like any other.
+
+    Returns:
+        `np.ndarray`: Shape `(height, width)`, classes 0 to `len(mask_values) - 1` and `ignore_index`; uint8 where
+        all of these fit, else int32.
+
+    Raises:
+        ValueError: If the mask holds a value that is neither listed nor `ignore_index`, if a value is listed twice, or
+            if `ignore_index` is also the index of one of the classes.
+    """
+    if mask_values is None:
+        return array
+    check_mask_values(mask_values, ignore_index)
+    stored = np.array([*mask_values, ignore_index], dtype=np.int64)
+    classes = np.array([*range(len(mask_values)), ignore_index], dtype=np.int64)
+    # A listed ignore index occurs twice; the stable sort and the left search keep the listed class, which comes first.
+    order = np.argsort(stored, kind="stable")
+    stored, classes = stored[order], classes[order]
+    position = np.minimum(np.searchsorted(stored, array), len(stored) - 1)
+    unknown = stored[position] != array
+    if unknown.any():
+        raise ValueError(
+            f"The mask holds {describe_values(np.unique(array[unknown]))}, which the mask values "
+            f"{' '.join(map(str, mask_values))} do not list and which is not the ignore index {ignore_index}; "
+            "list every value that occurs, in the order of the classes."
+        )
+    fits = 0 <= ignore_index <= 255 and len(mask_values) <= 256
+    return classes[position].astype(np.uint8 if fits else np.int32)
+
+
+def check_mask_values(mask_values: Sequence[int], ignore_index: int) -> None:
+    """
+    Raises `ValueError` if a list of mask values cannot be used.
+
+    Args:
+        mask_values (`Sequence[int]`):
+            The stored value of class 0, of class 1 and so on.
+        ignore_index (`int`):
+            The value of ignored pixels.
+
+    Raises:
+        ValueError: If the list is empty, names a value twice, or is so long that `ignore_index` is a class index.
+    """
+    listed = list(mask_values)
+    text = " ".join(map(str, listed))
+    if not listed:
+        raise ValueError("The list of mask values is empty; give the stored value of each class, in order.")
+    if len(set(listed)) != len(listed):
+        raise ValueError(f"The mask values {text} name one value twice; give each class its own value.")
+    if 0 <= ignore_index < len(listed):
+        raise ValueError(
+            f"With the {len(listed)} mask values {text}, the ignore index {ignore_index} is also the index of a "
+            f"class; use an ignore index of at least {len(listed)}."
+        )
+
+
+def describe_values(values: Sequence[int]) -> str:
+    """
+    Words a few integers for an error message, for example `the value 7` or `the values 7, 12 and 3 more`.
+
+    Args:
+        values (`Sequence[int]`):
+            One or more integers; the first 10 are shown.
+
+    Returns:
+        `str`: The words.
+    """
+    shown = [str(int(value)) for value in values[:SHOWN_VALUES]]
+    if len(values) == 1:
+        return f"the value {shown[0]}"
+    if len(values) > SHOWN_VALUES:
+        return f"the values {', '.join(shown)} and {len(values) - SHOWN_VALUES} more"
+    return f"the values {', '.join(shown[:-1])} and {shown[-1]}"

@@ -1,0 +1,117 @@
+"""Finding the images that occur in two data sets, by their encoded bytes."""
+
+import hashlib
+import os
+from collections import defaultdict
+from pathlib import Path
+
+from datasets import Dataset, Image
+
+
+def undecoded(dataset: Dataset, column: str) -> Dataset:
+    """
+    Gives one image column as it is stored, without format, transform or decoding.
+
+    Args:
+        dataset (`datasets.Dataset`):
+            Any data set; it is not changed.
+        column (`str`):
+            The name of a column of `datasets.Image`.
+
+    Returns:
+        `datasets.Dataset`: The column alone; each row is a dict with `path` (`str` or `None`) and `bytes` (`bytes` or
+        `None`).
+
+    Raises:
+        ValueError: If there is no such column, or it does not hold images.
+    """
+    if column not in dataset.column_names:
+        raise ValueError(
+            f"The data set has no column {column!r} (it has {', '.join(dataset.column_names)}); rename the column "
+            "that holds it."
+        )
+    if not isinstance(dataset.features[column], Image):
+        raise ValueError(
+            f"The column {column!r} holds {dataset.features[column]}, not images; cast it with "
+            f"dataset.cast_column({column!r}, datasets.Image())."
+        )
+    return dataset.with_format(None).select_columns([column]).cast_column(column, Image(decode=False))
+
+
+def row_name(dataset: Dataset, row: int, stored: dict | None) -> str:
+    """
+    Names a row for a person.
+
+    Args:
+        dataset (`datasets.Dataset`):
+            The data set.
+        row (`int`):
+            The row's number, from 0.
+        stored (`dict`, *optional*):
+            The row's image as [`undecoded`] gives it.
+
+    Returns:
+        `str`: Its `id` where there is such a column, else the image's path, else the row's number.
+    """
+    if "id" in dataset.column_names:
+        return str(dataset.with_format(None).select_columns(["id"])[row]["id"])
+    return (stored or {}).get("path") or str(row)
+
+
+def find_overlap(a: Dataset, b: Dataset, image_column: str = "image") -> list[tuple[str, str]]:
+    """
+    Finds the images that are in both data sets, whatever their file names.
+
+    Two images are the same if their files are, byte for byte; one that was encoded anew is not found. Only files whose
+    size occurs in both data sets are read, and no pixel is decoded.
+
+    Args:
+        a (`datasets.Dataset`):
+            A data set with a column of `datasets.Image`; rows with a path to a local file or with bytes.
+        b (`datasets.Dataset`):
+            The other data set.
+        image_column (`str`, *optional*, defaults to `"image"`):
+            The name of that column in both.
+
+    Returns:
+        `list[tuple[str, str]]`: One pair per image of `a` and equal image of `b`, in the order of the rows; a row is
+        named by its `id`, else its path, else its number.
+
+    Raises:
+        ValueError: If a data set has no such column of images, or a row has neither bytes nor a local file.
+    """
+    rows_a, rows_b = undecoded(a, image_column), undecoded(b, image_column)
+    sizes_a, sizes_b = _sizes(a, rows_a, image_column), _sizes(b, rows_b, image_column)
+    hashes_b = defaultdict(list)
+    in_a, in_b = set(sizes_a), set(sizes_b)
+    for row, size in enumerate(sizes_b):
+        if size in in_a:
+            hashes_b[_sha256(rows_b[row][image_column])].append(row)
+    pairs = []
+    for row, size in enumerate(sizes_a):
+        if size in in_b:
+            stored = rows_a[row][image_column]
+            for other in hashes_b.get(_sha256(stored), []):
+                pairs.append((row_name(a, row, stored), row_name(b, other, rows_b[other][image_column])))
+    return pairs
+
+
+def _sizes(dataset: Dataset, rows: Dataset, column: str) -> list[int]:
+    sizes = []
+    for row, example in enumerate(rows):
+        stored = example[column] or {}
+        if stored.get("bytes") is not None:
+            sizes.append(len(stored["bytes"]))
+        elif stored.get("path") is not None and os.path.isfile(stored["path"]):
+            sizes.append(os.path.getsize(stored["path"]))
+        else:
+            raise ValueError(
+                f"The image of row {row_name(dataset, row, stored)} has neither bytes nor a local file "
+                f"(path: {stored.get('path')}); download it, or remove the row."
+            )
+    return sizes
+
+
+def _sha256(stored: dict) -> bytes:
+    content = stored["bytes"] if stored["bytes"] is not None else Path(stored["path"]).read_bytes()
+    return hashlib.sha256(content).digest()

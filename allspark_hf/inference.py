@@ -1,0 +1,66 @@
+"""Prediction of one image at its own size, with a trained model and its image processor."""
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import PreTrainedModel
+from transformers.image_processing_utils import BaseImageProcessor
+
+from allspark_hf.data.images import to_rgb
+from allspark_hf.visualization import default_palette
+
+
+__all__ = ["model_palette", "predict_mask"]
+
+
+@torch.no_grad()
+def predict_mask(model: PreTrainedModel, image_processor: BaseImageProcessor, image: Image.Image) -> np.ndarray:
+    """Predict the class of every pixel of one image.
+
+    Args:
+        model: Semantic segmentation model in eval mode, whose output has `logits` (batch, num_labels, height, width).
+        image_processor: The model's image processor, with `post_process_semantic_segmentation`.
+        image: Image of any size and mode that `to_rgb` takes; turned upright if it has an EXIF orientation.
+
+    Returns:
+        Class indices 0 to num_labels - 1 (height, width), the size of the upright image: uint8 up to 256 classes,
+        int32 above.
+
+    Raises:
+        ValueError: If the model is in training mode, where dropout makes predictions random, or `to_rgb` refuses
+            the image.
+    """
+    if model.training:
+        raise ValueError("The model is in training mode, but prediction needs eval mode: call model.eval() first.")
+    picture = to_rgb(image)
+    inputs = image_processor(images=picture, return_tensors="pt").to(device=model.device, dtype=model.dtype)
+    outputs = model(**inputs)
+    (classes,) = image_processor.post_process_semantic_segmentation(
+        outputs, target_sizes=[(picture.height, picture.width)]
+    )
+    return classes.cpu().numpy().astype(np.uint8 if model.config.num_labels <= 256 else np.int32)
+
+
+def model_palette(model: PreTrainedModel) -> np.ndarray:
+    """Colours of a model's classes: `config.palette` as saved by the training script, else the default palette.
+
+    Args:
+        model: Model whose configuration has `num_labels` and, optionally, `palette`, a list of [red, green, blue].
+
+    Returns:
+        uint8 (num_labels, 3), red, green and blue in 0..255.
+
+    Raises:
+        ValueError: If `config.palette` is not one colour of three values in 0..255 per class, or there is none and
+            the model has over 256 classes.
+    """
+    palette = getattr(model.config, "palette", None)
+    if palette is None:
+        return default_palette(model.config.num_labels)
+    colors = np.asarray(palette)
+    if colors.shape != (model.config.num_labels, 3) or colors.min() < 0 or colors.max() > 255:
+        raise ValueError(
+            f"palette in the model's configuration has shape {colors.shape}, but [red, green, blue] from 0 to 255 is "
+            f"needed for each of {model.config.num_labels} classes: correct or remove it in config.json."
+        )
+    return colors.astype(np.uint8)

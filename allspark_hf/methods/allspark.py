@@ -1,0 +1,25 @@
+"""AllSpark: pseudo-labels, and labeled features rebuilt from unlabeled ones through the semantic memory."""
+
+from .base import Method, StepLosses, predict_full_size
+
+
+class AllSpark(Method):
+    """L = (L_x + L_u) / 2, with the bottleneck between encoder and decode head (paper, Sections 3.2 to 3.4)."""
+
+    needs_bottleneck = True
+
+    def step(self, model, batch, pixels, epoch):
+        unlabeled_logits = predict_full_size(model, batch.unlabeled_pixel_values)
+        pseudo_labels = self.pseudo_labels(unlabeled_logits, batch.unlabeled_pixel_mask)
+
+        outputs = model(
+            pixel_values=batch.pixel_values,
+            unlabeled_pixel_values=batch.unlabeled_pixel_values,
+            unlabeled_logits=unlabeled_logits,
+            read_memory=epoch >= self.args.memory_warmup_epochs,
+        )
+
+        loss_x, used_x = self.labeled_loss(outputs.logits, batch.labels, pixels)
+        loss_u, used_u = self.unlabeled_loss(outputs.unlabeled_logits, pseudo_labels, pixels)
+        terms = {"loss_x": loss_x, "loss_u": loss_u, "used_x": used_x, "used_u": used_u}
+        return StepLosses(self.total(loss_x, loss_u), terms)

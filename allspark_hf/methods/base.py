@@ -1,0 +1,130 @@
+"""What the training methods share: the batch, the losses they return, and a few steps with one right way."""
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from ..losses import cross_entropy_sum, ohem_labels, upsample
+
+
+@dataclass
+class MixedBatch:
+    """
+    One mixed batch.
+
+    Args:
+        pixel_values (`torch.Tensor`): float32 (labeled, 3, height, width), normalised.
+        labels (`torch.Tensor`): int64 (labeled, height, width), class or the ignore index.
+        unlabeled_pixel_values (`torch.Tensor`, *optional*): float32 (unlabeled, 3, height, width), normalised.
+        unlabeled_pixel_mask (`torch.Tensor`, *optional*): bool (unlabeled, height, width), False on padding.
+    """
+
+    pixel_values: torch.Tensor
+    labels: torch.Tensor
+    unlabeled_pixel_values: torch.Tensor | None = None
+    unlabeled_pixel_mask: torch.Tensor | None = None
+
+
+@dataclass
+class PixelCounts:
+    """Pixels that each loss is divided by: float scalars, so that accumulation and processes average exactly."""
+
+    labeled: torch.Tensor
+    unlabeled: torch.Tensor
+
+
+@dataclass
+class StepLosses:
+    """
+    Result of one training step.
+
+    Args:
+        loss (`torch.Tensor`): float scalar, to be differentiated.
+        terms (`dict[str, torch.Tensor]`):
+            float scalars to log: `loss_x`, `loss_u` (the paper's names), and the shares of pixels in [0, 1] that
+            these count, `used_x`, `used_u`.
+    """
+
+    loss: torch.Tensor
+    terms: dict[str, torch.Tensor]
+
+
+class Method:
+    """
+    A training method: how a mixed batch becomes a loss.
+
+    Args:
+        args ([`AllSparkTrainingArguments`]): loss settings.
+        ignore_index (`int`): label of pixels that do not count.
+    """
+
+    uses_unlabeled = True
+    needs_bottleneck = False
+
+    def __init__(self, args, ignore_index: int):
+        self.args = args
+        self.ignore_index = ignore_index
+
+    def step(self, model: nn.Module, batch: MixedBatch, pixels: PixelCounts, epoch: int) -> StepLosses:
+        """
+        Args:
+            model (`nn.Module`): the model as wrapped for training (DDP, compiled, ...), in train mode.
+            batch ([`MixedBatch`]): on the model's device.
+            pixels ([`PixelCounts`]): what to divide the summed losses by.
+            epoch (`int`): counted from 0.
+        """
+        raise NotImplementedError
+
+    def labeled_loss(self, logits, labels, pixels: PixelCounts) -> tuple[torch.Tensor, torch.Tensor]:
+        """L_x, cross-entropy per labeled pixel or per kept one with `--labeled_loss ohem`; share of pixels used."""
+        logits = upsample(logits, labels.shape[1:])
+        count = pixels.labeled
+        if self.args.labeled_loss == "ohem":
+            labels = ohem_labels(logits, labels, self.args.ohem_threshold, self.args.ohem_min_kept, self.ignore_index)
+            count = (labels != self.ignore_index).sum()
+        return self._per_pixel(logits, labels, count)
+
+    def unlabeled_loss(self, logits, pseudo_labels, pixels: PixelCounts) -> tuple[torch.Tensor, torch.Tensor]:
+        """L_u, cross-entropy per pixel against the pseudo-labels; share of pixels used."""
+        return self._per_pixel(upsample(logits, pseudo_labels.shape[1:]), pseudo_labels, pixels.unlabeled)
+
+    def _per_pixel(self, logits, labels, count) -> tuple[torch.Tensor, torch.Tensor]:
+        loss = cross_entropy_sum(logits, labels, self.ignore_index) / count.clamp(min=1)
+        return loss, (labels != self.ignore_index).float().mean()
+
+    def pseudo_labels(self, logits: torch.Tensor, pixel_mask: torch.Tensor) -> torch.Tensor:
+        """int64 (unlabeled, height, width): argmax class, padding ignored unless `--train_on_padding`."""
+        labels = logits.argmax(dim=1)
+        return labels if self.args.train_on_padding else labels.where(pixel_mask, self.ignore_index)
+
+    def total(self, loss_x: torch.Tensor, loss_u: torch.Tensor) -> torch.Tensor:
+        """(L_x + weight * L_u) / (1 + weight): the paper's mean of the two for a weight of 1."""
+        weight = self.args.unlabeled_loss_weight
+        return (loss_x + weight * loss_u) / (1 + weight)
+
+
+@contextmanager
+def evaluating(model: nn.Module):
+    """Eval mode and no gradient inside, train mode again outside."""
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train()
+
+
+def predict_full_size(model: nn.Module, pixel_values: torch.Tensor) -> torch.Tensor:
+    """
+    The pseudo-label pass: eval mode, no gradient, full resolution.
+
+    Returns:
+        `torch.Tensor`: float logits (batch, num_labels, height, width).
+    """
+    # Beneath DDP or torch.compile: this pass takes no part in gradient synchronisation.
+    module = getattr(model, "module", model)
+    module = getattr(module, "_orig_mod", module)
+    with evaluating(module):
+        return upsample(module(pixel_values=pixel_values).logits, pixel_values.shape[2:])

@@ -1,0 +1,21 @@
+"""SemiBaseline: the model's own argmax on unlabeled images is their label."""
+
+from .base import Method, StepLosses, predict_full_size
+
+
+class PseudoLabel(Method):
+    """L = (L_x + L_u) / 2 (paper, Section 3.1)."""
+
+    def step(self, model, batch, pixels, epoch):
+        unlabeled_logits = predict_full_size(model, batch.unlabeled_pixel_values)
+        pseudo_labels = self.pseudo_labels(unlabeled_logits, batch.unlabeled_pixel_mask)
+
+        outputs = model(
+            pixel_values=batch.pixel_values,
+            unlabeled_pixel_values=batch.unlabeled_pixel_values,
+        )
+
+        loss_x, used_x = self.labeled_loss(outputs.logits, batch.labels, pixels)
+        loss_u, used_u = self.unlabeled_loss(outputs.unlabeled_logits, pseudo_labels, pixels)
+        terms = {"loss_x": loss_x, "loss_u": loss_u, "used_x": used_x, "used_u": used_u}
+        return StepLosses(self.total(loss_x, loss_u), terms)

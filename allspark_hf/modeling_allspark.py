@@ -1,0 +1,486 @@
+"""AllSpark: channel-wise cross-attention from unlabeled to labeled features, with a semantic memory.
+
+Source: *AllSpark: Reborn Labeled Features from Unlabeled in Transformer for Semi-Supervised Semantic Segmentation*,
+CVPR 2024. The bottleneck works on any feature map; only the model at the end of the file knows SegFormer.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import SegformerModel, SegformerPreTrainedModel
+from transformers import initialization as init
+from transformers.conversion_mapping import register_checkpoint_conversion_mapping
+from transformers.core_model_loading import WeightRenaming
+from transformers.models.segformer.modeling_segformer import SegformerDecodeHead
+from transformers.utils import ModelOutput
+from transformers.utils.generic import can_return_tuple
+
+from .configuration_allspark import AllSparkConfig
+
+
+BOTTLENECK_NORM_EPS = 1e-6
+INSTANCE_NORM_EPS = 1e-5
+COSINE_EPS = 1e-12
+
+
+@dataclass
+class SemiSupervisedSegmenterOutput(ModelOutput):
+    """
+    Output of [`SegformerForSemiSupervisedSegmentation`].
+
+    Args:
+        loss (`torch.Tensor` of shape `(1,)`, *optional*, returned when `labels` is given):
+            Cross-entropy of the labeled images. The loss of unlabeled images belongs to the training method.
+        logits (`torch.Tensor` of shape `(batch, num_labels, height / 4, width / 4)`):
+            Class scores of `pixel_values` before the softmax.
+        unlabeled_logits (`torch.Tensor` of shape `(unlabeled_batch, num_labels, height / 4, width / 4)`, *optional*):
+            Class scores of `unlabeled_pixel_values`, when they were given.
+        hidden_states (`tuple[torch.Tensor]`, *optional*, returned when `output_hidden_states=True`):
+            Feature map `(batch + unlabeled_batch, channels, height, width)` of each encoder stage, labeled images first,
+            before the bottleneck.
+        attentions (`tuple[torch.Tensor]`, *optional*, returned when `output_attentions=True`):
+            Attention weights `(batch + unlabeled_batch, heads, tokens, reduced_tokens)` of each encoder layer.
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    unlabeled_logits: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+
+
+def instance_normalized_softmax(scores: torch.Tensor) -> torch.Tensor:
+    """softmax(IN(scores)) over the last axis; scores are float (batch, maps, queries, keys), each map normalised."""
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))  # variance of a whole map needs float32
+    return F.instance_norm(scores, eps=INSTANCE_NORM_EPS).softmax(dim=-1)
+
+
+def resize_tokens(tokens: torch.Tensor, grid: tuple[int, int], new_grid: tuple[int, int]) -> torch.Tensor:
+    """Bilinear resize of float (batch, tokens, channels) from one (height, width) token grid to another."""
+    if grid == new_grid:
+        return tokens
+    maps = tokens.transpose(1, 2).unflatten(2, grid)
+    maps = F.interpolate(maps, size=new_grid, mode="bilinear", align_corners=False)
+    return maps.flatten(2).transpose(1, 2)
+
+
+@torch.no_grad()
+def group_channels(
+    tokens: torch.Tensor,
+    prediction: torch.Tensor,
+    grid: tuple[int, int],
+    similarity: str = "cosine",
+    source: str = "logits",
+) -> torch.Tensor:
+    """
+    Channel-wise semantic grouping (paper, Section 3.4): the class that each channel resembles most.
+
+    Args:
+        tokens (`torch.Tensor`): float (batch, tokens, channels), after the bottleneck's first LayerNorm.
+        prediction (`torch.Tensor`): float (batch, num_labels, any height, any width), logits of the same images.
+        grid (`tuple[int, int]`): (height, width) of the token grid, row by row in `tokens`.
+        similarity (`str`): `"cosine"` over the tokens, or `"instance_norm"` for Eq. 4.
+        source (`str`): class maps from `"logits"` or softmax `"probabilities"`.
+
+    Returns:
+        `torch.Tensor`: int64 (batch, channels), in [0, num_labels).
+    """
+    dtype = torch.promote_types(tokens.dtype, torch.float32)
+    class_maps = prediction.to(dtype)
+    if source == "probabilities":
+        class_maps = class_maps.softmax(dim=1)
+    class_maps = F.interpolate(class_maps, size=grid, mode="bilinear", align_corners=False).flatten(2)
+    if similarity == "cosine":
+        # Only the class maps: a channel's own norm is the same for every class and cannot change its argmax.
+        class_maps = F.normalize(class_maps, dim=2, eps=COSINE_EPS)
+    # Eq. 4 would instance-normalise this map next, which is increasing and cannot change the argmax either.
+    return (class_maps @ tokens.to(dtype)).argmax(dim=1)
+
+
+class SemanticMemory(nn.Module):
+    """
+    First-in-first-out rings of unlabeled channels, one per class (paper, Section 3.3, S-Mem).
+
+    It starts as standard normal noise, which counts as content.
+
+    Args:
+        num_slots (`int`): rings.
+        slot_size (`int`): channels that a ring holds.
+        num_tokens (`int`): length of a channel.
+
+    Buffers:
+        channels: float (num_slots, slot_size, num_tokens).
+        num_enqueued: int64 (num_slots,), channels ever written to a slot; modulo `slot_size` it is the write position.
+    """
+
+    def __init__(self, num_slots: int, slot_size: int, num_tokens: int):
+        super().__init__()
+        self.register_buffer("channels", torch.empty(num_slots, slot_size, num_tokens))
+        self.register_buffer("num_enqueued", torch.empty(num_slots, dtype=torch.int64))
+        self.reset()
+
+    def reset(self):
+        """Noise content, nothing written."""
+        init.normal_(self.channels)
+        init.zeros_(self.num_enqueued)
+
+    @property
+    def position(self) -> torch.Tensor:
+        """int64 (num_slots,): place in [0, slot_size) that the next channel of a slot goes to."""
+        return self.num_enqueued % self.channels.shape[1]
+
+    @property
+    def fill(self) -> torch.Tensor:
+        """float32 (num_slots,): share in [0, 1] of each slot that is no longer the initial noise."""
+        slot_size = self.channels.shape[1]
+        return self.num_enqueued.clamp(max=slot_size) / slot_size
+
+    @torch.no_grad()
+    def enqueue(self, tokens: torch.Tensor, slots: torch.Tensor):
+        """
+        Writes channels into their slots: images in order, channels in index order, the oldest overwritten first.
+
+        Args:
+            tokens (`torch.Tensor`): float (batch, tokens, channels).
+            slots (`torch.Tensor`): int64 (batch, channels), slot of each channel; out of [0, num_slots) is skipped.
+        """
+        num_slots, slot_size, _ = self.channels.shape
+        incoming = tokens.transpose(1, 2).flatten(0, 1).to(self.channels.dtype)  # (batch * channels, tokens)
+        slots = slots.flatten()
+        member = slots[:, None] == torch.arange(num_slots, device=slots.device)  # (batch * channels, num_slots)
+        totals = member.sum(dim=0)
+        inside = member.any(dim=1)
+        slots = slots.where(inside, 0)
+        # Each channel's place in the queue of its own slot, counted from 0.
+        rank = member.cumsum(dim=0).gather(1, slots[:, None]).squeeze(1) - 1
+        survives = inside & (rank >= totals[slots] - slot_size)  # the rest would be overwritten by this very call
+        place = (self.num_enqueued[slots] + rank) % slot_size
+        self.channels[slots[survives], place[survives]] = incoming[survives]
+        self.num_enqueued += totals
+
+    def sources(self, num_channels: int) -> torch.Tensor:
+        """
+        The content in pieces of `num_channels` channels, as the cross-attention projects them.
+
+        A slot of 2 or 4 times `num_channels` gives 2 or 4 pieces. Half slots are joined in pairs of neighbouring
+        classes; with an odd class count the last one is completed by class 0.
+
+        Returns:
+            `torch.Tensor`: float (pieces, tokens, num_channels), a copy.
+        """
+        rows = self.channels.flatten(0, 1)
+        missing = -rows.shape[0] % num_channels
+        rows = torch.cat([rows, rows[:missing]])
+        return rows.unflatten(0, (-1, num_channels)).transpose(1, 2)
+
+
+class ChannelAttention(nn.Module):
+    """
+    Projections that the two channel-wise attentions share: C to C * heads without bias, and back.
+
+    Args:
+        num_channels (`int`): C, width of the tokens and of every head.
+        num_heads (`int`): heads.
+        dropout (`float`): after the softmax and after the output projection.
+    """
+
+    def __init__(self, num_channels: int, num_heads: int, dropout: float):
+        super().__init__()
+        self.num_heads = num_heads
+        self.q_proj = nn.Linear(num_channels, num_channels * num_heads, bias=False)
+        self.k_proj = nn.Linear(num_channels, num_channels * num_heads, bias=False)
+        self.v_proj = nn.Linear(num_channels, num_channels * num_heads, bias=False)
+        self.o_proj = nn.Linear(num_channels * num_heads, num_channels, bias=False)
+        self.attention_dropout = nn.Dropout(dropout)
+        self.output_dropout = nn.Dropout(dropout)
+
+
+class ChannelSelfAttention(ChannelAttention):
+    """Attention among the channels of one image, head by head (paper, Eq. 1): the unlabeled branch."""
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """float (batch, tokens, channels) -> the same shape; every image by itself."""
+        # (batch, tokens, heads * channels) -> (batch, heads, channels, tokens)
+        query, key, value = (
+            proj(tokens).unflatten(2, (self.num_heads, -1)).permute(0, 2, 3, 1)
+            for proj in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        weights = instance_normalized_softmax(query @ key.transpose(2, 3)).to(value.dtype)
+        context = self.attention_dropout(weights) @ value
+        # (batch, heads, channels, tokens) -> (batch, tokens, channels * heads), the head index varying fastest
+        context = context.permute(0, 3, 2, 1).flatten(2)
+        return self.output_dropout(self.o_proj(context))
+
+
+class ChannelCrossAttention(ChannelAttention):
+    """Attention from an image's channels to those of several sources (paper, Eq. 2): the labeled branch."""
+
+    def forward(self, tokens: torch.Tensor, sources: torch.Tensor) -> torch.Tensor:
+        """
+        Args:
+            tokens (`torch.Tensor`): float (batch, tokens, channels).
+            sources (`torch.Tensor`): float (batch or 1, sources, tokens, channels); with 1, shared by the batch.
+
+        Returns:
+            `torch.Tensor`: float (batch, tokens, channels).
+        """
+        query = self.q_proj(tokens)
+        # (batch or 1, sources, tokens, channels * heads) -> side by side (batch or 1, tokens, sources * channels * heads)
+        key, value = (proj(sources).transpose(1, 2).flatten(2) for proj in (self.k_proj, self.v_proj))
+        # The heads are not split here: one map (channels * heads, sources * channels * heads) per image.
+        weights = instance_normalized_softmax((query.transpose(1, 2) @ key).unsqueeze(1)).squeeze(1).to(value.dtype)
+        context = self.attention_dropout(weights) @ value.transpose(1, 2)
+        return self.output_dropout(self.o_proj(context.transpose(1, 2)))
+
+
+class AllSparkBottleneck(nn.Module):
+    """
+    Rebuilds labeled features from unlabeled ones (paper, Section 3.2). Knows feature maps only, no encoder.
+
+    Args:
+        num_channels (`int`): C, channels of the feature map.
+        num_labels (`int`): classes.
+        token_grid (`tuple[int, int]`): (height, width) of the feature map of a training crop.
+        num_heads (`int`): heads of the channel-wise attention.
+        dropout (`float`): its dropout.
+        memory_size (`float`): channels of a class slot as a multiple of C; 0 for no memory.
+        use_grouping (`bool`): class slots; otherwise one ring of the same total size.
+        similarity (`str`): see [`group_channels`].
+        source (`str`): see [`group_channels`].
+        mix_images_in_eval (`bool`): attend to all images of a batch in eval mode.
+    """
+
+    def __init__(
+        self,
+        num_channels: int,
+        num_labels: int,
+        token_grid: tuple[int, int],
+        num_heads: int = 2,
+        dropout: float = 0.1,
+        memory_size: float = 1,
+        use_grouping: bool = True,
+        similarity: str = "cosine",
+        source: str = "logits",
+        mix_images_in_eval: bool = False,
+    ):
+        super().__init__()
+        self.token_grid = token_grid
+        self.use_grouping = use_grouping
+        self.similarity = similarity
+        self.source = source
+        self.mix_images_in_eval = mix_images_in_eval
+        self.project_in = nn.Conv2d(num_channels, num_channels, kernel_size=1)
+        self.token_norm = nn.LayerNorm(num_channels, eps=BOTTLENECK_NORM_EPS)
+        self.labeled_attention = ChannelCrossAttention(num_channels, num_heads, dropout)
+        self.unlabeled_attention = ChannelSelfAttention(num_channels, num_heads, dropout)
+        self.output_norm = nn.LayerNorm(num_channels, eps=BOTTLENECK_NORM_EPS)
+        self.project_out = nn.Conv2d(num_channels, num_channels, kernel_size=1)
+        self.memory = None
+        if memory_size:
+            slot_size = int(num_channels * memory_size)
+            num_slots, slot_size = (num_labels, slot_size) if use_grouping else (1, num_labels * slot_size)
+            self.memory = SemanticMemory(num_slots, slot_size, token_grid[0] * token_grid[1])
+
+    def forward(
+        self,
+        features: torch.Tensor,
+        num_unlabeled: int = 0,
+        unlabeled_logits: torch.Tensor | None = None,
+        read_memory: bool = True,
+    ) -> torch.Tensor:
+        """
+        Args:
+            features (`torch.Tensor`):
+                float (batch, channels, height, width); the last `num_unlabeled` images are the unlabeled ones.
+            num_unlabeled (`int`): 0 for inference and for training without unlabeled images.
+            unlabeled_logits (`torch.Tensor`, *optional*):
+                float (num_unlabeled, num_labels, any height, any width), what the grouping is computed from.
+            read_memory (`bool`): False before the warm-up is over; the memory is written all the same.
+
+        Returns:
+            `torch.Tensor`: float (batch, channels, height, width).
+        """
+        grid = tuple(features.shape[2:])
+        mapped = F.gelu(self.project_in(features)).flatten(2).transpose(1, 2)  # (batch, tokens, channels)
+        tokens = self.token_norm(mapped)
+        if num_unlabeled:
+            labeled, unlabeled = tokens.tensor_split([tokens.shape[0] - num_unlabeled])
+            sources = self._unlabeled_sources(unlabeled, grid, unlabeled_logits, read_memory)
+            attended = torch.cat([self.labeled_attention(labeled, sources), self.unlabeled_attention(unlabeled)])
+        elif self.mix_images_in_eval and not self.training:
+            attended = self.labeled_attention(tokens, tokens.unsqueeze(0))
+        else:
+            attended = self.labeled_attention(tokens, tokens.unsqueeze(1))  # each image is its own only source
+        output = self.output_norm(attended + mapped)
+        output = output.transpose(1, 2).unflatten(2, grid)
+        return F.gelu(self.project_out(output))
+
+    def _unlabeled_sources(self, unlabeled, grid, unlabeled_logits, read_memory) -> torch.Tensor:
+        """What labeled images attend to, (1, sources, tokens, channels). Writes the memory before it is read."""
+        if self.memory is None:
+            return unlabeled.unsqueeze(0)
+        slots = torch.zeros(unlabeled.shape[0], unlabeled.shape[2], dtype=torch.int64, device=unlabeled.device)
+        if self.use_grouping:
+            if unlabeled_logits is None:
+                raise ValueError(
+                    "Grouping needs the class scores of the unlabeled images: pass unlabeled_logits (the logits of an "
+                    "eval-mode pass over unlabeled_pixel_values), or set use_grouping=False in the configuration."
+                )
+            slots = group_channels(unlabeled, unlabeled_logits, grid, self.similarity, self.source)
+        self.memory.enqueue(resize_tokens(unlabeled.detach(), grid, self.token_grid), slots)
+        if not read_memory:
+            return unlabeled.unsqueeze(0)
+        remembered = self.memory.sources(unlabeled.shape[2]).to(unlabeled.dtype)
+        return resize_tokens(remembered, self.token_grid, grid).unsqueeze(0)
+
+
+class SegformerForSemiSupervisedSegmentation(SegformerPreTrainedModel):
+    """
+    SegFormer with the AllSpark bottleneck between the Mix Transformer encoder and the all-MLP decode head.
+
+    Called with `pixel_values` and `labels` alone it works like [`~transformers.SegformerForSemanticSegmentation`].
+    In training `unlabeled_pixel_values` adds unlabeled images, from which the labeled features are rebuilt.
+
+    Args:
+        config ([`AllSparkConfig`]): the model's configuration.
+    """
+
+    config: AllSparkConfig
+    config_class = AllSparkConfig
+    # The loss is a mean over pixels: Trainer must divide it by the accumulation steps itself.
+    accepts_loss_kwargs = False
+    _keys_to_ignore_on_save = [r"bottleneck.memory.channels", r"bottleneck.memory.num_enqueued"]
+    _keys_to_ignore_on_load_missing = [r"bottleneck\.memory\."]
+
+    def __init__(self, config: AllSparkConfig):
+        super().__init__(config)
+        self.segformer = SegformerModel(config)
+        self.bottleneck = self._make_bottleneck(config) if config.use_cross_attention else None
+        self.decode_head = SegformerDecodeHead(config)
+        self.decode_head.dropout = nn.Dropout2d(config.classifier_dropout_prob)  # whole channels, as in the paper
+        self._set_layer_norm_eps()
+        self.post_init()
+
+    @staticmethod
+    def _make_bottleneck(config: AllSparkConfig) -> AllSparkBottleneck:
+        return AllSparkBottleneck(
+            num_channels=config.hidden_sizes[-1],
+            num_labels=config.num_labels,
+            token_grid=config.token_grid,
+            num_heads=config.channel_attention_heads,
+            dropout=config.channel_attention_dropout,
+            memory_size=config.memory_size if config.use_memory else 0,
+            use_grouping=config.use_grouping,
+            similarity=config.grouping_similarity,
+            source=config.grouping_source,
+            mix_images_in_eval=config.mix_images_in_eval,
+        )
+
+    def _set_layer_norm_eps(self):
+        """Gives the blocks' and stage-end norms `config.layer_norm_eps`, which transformers' SegFormer leaves at 1e-5."""
+        for name, module in self.segformer.named_modules():
+            if isinstance(module, nn.LayerNorm) and "patch_embeddings" not in name and "sequence_red" not in name:
+                module.eps = self.config.layer_norm_eps
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        super()._init_weights(module)
+        if isinstance(module, ChannelAttention):
+            for linear in (module.q_proj, module.k_proj, module.v_proj, module.o_proj):
+                init.xavier_uniform_(linear.weight)
+        elif isinstance(module, SemanticMemory):
+            module.reset()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        unlabeled_pixel_values: torch.Tensor | None = None,
+        unlabeled_logits: torch.Tensor | None = None,
+        read_memory: bool = True,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        **kwargs,
+    ) -> SemiSupervisedSegmenterOutput:
+        r"""
+        Args:
+            pixel_values (`torch.Tensor`): float (batch, 3, height, width), normalised with the ImageNet mean and std.
+            labels (`torch.Tensor`, *optional*):
+                int64 (batch, height, width), in [0, num_labels) or `config.semantic_loss_ignore_index`.
+            unlabeled_pixel_values (`torch.Tensor`, *optional*):
+                float (unlabeled_batch, 3, height, width), of the labeled images' height and width; training only. The
+                two counts may differ.
+            unlabeled_logits (`torch.Tensor`, *optional*):
+                float (unlabeled_batch, num_labels, any height, any width): the logits of an eval-mode pass over
+                `unlabeled_pixel_values`. Needed when `config.use_grouping`.
+            read_memory (`bool`, *optional*, defaults to `True`):
+                Whether labeled images attend to the memory; False during the memory's warm-up, when they attend to
+                the unlabeled images of the batch. The memory is written either way.
+            output_attentions (`bool`, *optional*): whether to return the encoder's attention weights.
+            output_hidden_states (`bool`, *optional*): whether to return the encoder's feature maps.
+
+        Returns:
+            [`SemiSupervisedSegmenterOutput`]
+
+        Raises:
+            ValueError: if `unlabeled_pixel_values` is given in eval mode or differs in size from `pixel_values`, or
+                `unlabeled_logits` is missing.
+        """
+        num_unlabeled = 0
+        if unlabeled_pixel_values is not None:
+            self._check_unlabeled(pixel_values, unlabeled_pixel_values)
+            num_unlabeled = unlabeled_pixel_values.shape[0]
+            pixel_values = torch.cat([pixel_values, unlabeled_pixel_values])
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        encoded = self.segformer(
+            pixel_values, output_hidden_states=True, output_attentions=output_attentions, return_dict=True, **kwargs
+        )
+        features = encoded.hidden_states
+        if self.bottleneck is not None:
+            last = self.bottleneck(features[-1], num_unlabeled, unlabeled_logits, read_memory)
+            features = (*features[:-1], last)
+        logits = self.decode_head(features)
+        logits, of_unlabeled = logits.tensor_split([logits.shape[0] - num_unlabeled])
+        return SemiSupervisedSegmenterOutput(
+            loss=None if labels is None else self._labeled_loss(logits, labels),
+            logits=logits,
+            unlabeled_logits=of_unlabeled if num_unlabeled else None,
+            hidden_states=encoded.hidden_states if output_hidden_states else None,
+            attentions=encoded.attentions,
+        )
+
+    def _check_unlabeled(self, pixel_values: torch.Tensor, unlabeled_pixel_values: torch.Tensor):
+        if not self.training:
+            raise ValueError(
+                "unlabeled_pixel_values belongs to training, but the model is in eval mode: call model.train(), or "
+                "predict unlabeled images as pixel_values."
+            )
+        if pixel_values.shape[2:] != unlabeled_pixel_values.shape[2:]:
+            raise ValueError(
+                f"Labeled images are {tuple(pixel_values.shape[2:])} and unlabeled ones "
+                f"{tuple(unlabeled_pixel_values.shape[2:])} pixels (height, width): crop both to one size."
+            )
+
+    def _labeled_loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """SegFormer's loss: cross-entropy at label size; binary cross-entropy for a single class."""
+        ignore_index = self.config.semantic_loss_ignore_index
+        logits = F.interpolate(logits, size=labels.shape[-2:], mode="bilinear", align_corners=False)
+        if self.config.num_labels > 1:
+            return F.cross_entropy(logits, labels, ignore_index=ignore_index)
+        valid = ((labels >= 0) & (labels != ignore_index)).float()
+        loss = F.binary_cross_entropy_with_logits(logits.squeeze(1), labels.float(), reduction="none")
+        return (loss * valid).mean()
+
+
+# Keyed by class name, because a configuration loaded from a SegFormer checkpoint says model_type "segformer".
+register_checkpoint_conversion_mapping(
+    "SegformerForSemiSupervisedSegmentation",
+    [WeightRenaming("decode_head.linear_c", "decode_head.linear_projections")],
+    overwrite=True,
+)
+
+__all__ = ["SegformerForSemiSupervisedSegmentation", "SemiSupervisedSegmenterOutput"]

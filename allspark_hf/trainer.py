@@ -1,0 +1,389 @@
+"""[`AllSparkTrainer`]: transformers' Trainer on mixed batches of labeled and unlabeled images."""
+
+from collections import defaultdict
+from pathlib import Path
+
+import datasets
+import torch
+from torch.utils.data import DataLoader
+from transformers import Trainer, TrainerCallback
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
+from transformers.training_args import OptimizerNames
+
+from .data.mixed import MixedBatchCollator, MixedBatchSampler, MixedDataset
+from .data.overlap import find_overlap
+from .evaluation import ConfusionMatrix, EvaluationDataset, evaluate_batch
+from .methods import METHODS, MixedBatch, PixelCounts
+from .modeling_allspark import SegformerForSemiSupervisedSegmentation
+from .training_args import AllSparkTrainingArguments
+
+
+class _EpochCallback(TrainerCallback):
+    """Tells the batch sampler the epoch; accelerate's own relay misses it on a resumed, sharded data loader."""
+
+    def __init__(self, sampler: MixedBatchSampler):
+        self.sampler = sampler
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        self.sampler.set_epoch(int(state.epoch or 0))
+
+
+class AllSparkTrainer(Trainer):
+    """
+    Trains [`SegformerForSemiSupervisedSegmentation`] on a labeled and an unlabeled dataset.
+
+    Args:
+        model ([`SegformerForSemiSupervisedSegmentation`]):
+            For the methods `supervised` and `pseudo_label` usually a plain SegFormer, i.e. with
+            `AllSparkConfig.plain_segformer_switches()`.
+        args ([`AllSparkTrainingArguments`]): training arguments.
+        processing_class:
+            Image processor of inference, e.g. [`~transformers.SegformerImageProcessor`]: it either does not resize, or
+            resizes the long side (`size={"max_height": n, "max_width": n}`), to which training then scales too.
+        train_dataset (`datasets.Dataset`, *optional*): labeled images, with an image and a mask column.
+        unlabeled_dataset (`datasets.Dataset`, *optional*): unlabeled images; of a mask column no notice is taken.
+        eval_dataset (`datasets.Dataset` or `dict[str, datasets.Dataset]`, *optional*):
+            labeled images, none of which may be among those trained on.
+        kwargs: of [`~transformers.Trainer`].
+
+    Raises:
+        ValueError: if model, method, datasets and image processor do not fit each other.
+    """
+
+    def __init__(
+        self,
+        model: SegformerForSemiSupervisedSegmentation,
+        args: AllSparkTrainingArguments,
+        processing_class,
+        train_dataset: datasets.Dataset | None = None,
+        unlabeled_dataset: datasets.Dataset | None = None,
+        eval_dataset: datasets.Dataset | dict[str, datasets.Dataset] | None = None,
+        **kwargs,
+    ):
+        self.unlabeled_dataset = (
+            unlabeled_dataset if unlabeled_dataset is not None and len(unlabeled_dataset) else None
+        )
+        self.method = METHODS[args.method](args, model.config.semantic_loss_ignore_index)
+        self.long_side = _long_side(processing_class)
+        _check_model(model, args)
+        if train_dataset is not None:
+            self._check_datasets(args, train_dataset, eval_dataset)
+        super().__init__(
+            model=model,
+            args=args,
+            processing_class=processing_class,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            **kwargs,
+        )
+        self._saving_checkpoint = False
+        self._terms: dict[str, list[torch.Tensor]] = defaultdict(list)
+        self._sampler = self._make_sampler() if train_dataset is not None else None
+        if self._sampler is not None:
+            self.add_callback(_EpochCallback(self._sampler))
+
+    def _check_datasets(self, args, train_dataset, eval_dataset):
+        if len(train_dataset) == 0:
+            raise ValueError("The labeled dataset (train_dataset) is empty: give at least one image with a mask.")
+        if self.method.uses_unlabeled and self.unlabeled_dataset is None:
+            raise ValueError(
+                f"method={args.method!r} needs unlabeled images, but unlabeled_dataset is missing or empty: give some, "
+                "or set method='supervised'."
+            )
+        _check_columns("train_dataset", train_dataset, [args.image_column_name, args.label_column_name])
+        if self.unlabeled_dataset is not None:
+            _check_columns("unlabeled_dataset", self.unlabeled_dataset, [args.image_column_name])
+        evaluated = eval_dataset if isinstance(eval_dataset, dict) else {"eval_dataset": eval_dataset}
+        for name, dataset in evaluated.items():
+            if dataset is not None:
+                _check_columns(name, dataset, [args.image_column_name, args.label_column_name])
+                _check_overlap("train_dataset", train_dataset, name, dataset, args.image_column_name)
+                _check_overlap("unlabeled_dataset", self.unlabeled_dataset, name, dataset, args.image_column_name)
+
+    # ---- Mixed batches ----
+
+    def _make_sampler(self) -> MixedBatchSampler:
+        return MixedBatchSampler(
+            num_labeled=len(self.train_dataset),
+            num_unlabeled=0 if self.unlabeled_dataset is None else len(self.unlabeled_dataset),
+            labeled_batch_size=self.args.per_device_train_batch_size,
+            unlabeled_batch_size=self.args.per_device_unlabeled_batch_size,
+            seed=self._data_seed,
+            drop_last=self.args.dataloader_drop_last,
+            read_unlabeled=self.method.uses_unlabeled,
+        )
+
+    @property
+    def _data_seed(self) -> int:
+        return self.args.seed if self.args.data_seed is None else self.args.data_seed
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Mixed batches, sharded over processes by accelerate: see [`MixedBatchCollator`] for what is in one."""
+        if self.train_dataset is None:
+            raise ValueError("Training needs labeled images: give train_dataset.")
+        config = self.model.config
+        dataset = MixedDataset(
+            labeled=self.train_dataset,
+            unlabeled=self.unlabeled_dataset,
+            crop=config.crop_height_width,
+            seed=self._data_seed,
+            num_labels=config.num_labels,
+            long_side=self.long_side,
+            image_mean=self.processing_class.image_mean,
+            image_std=self.processing_class.image_std,
+            ignore_index=config.semantic_loss_ignore_index,
+            image_column=self.args.image_column_name,
+            label_column=self.args.label_column_name,
+        )
+        loader = DataLoader(
+            dataset, batch_sampler=self._sampler, collate_fn=MixedBatchCollator(), **self._loader_settings()
+        )
+        return self.accelerator.prepare(loader)
+
+    def _loader_settings(self) -> dict:
+        return {
+            "num_workers": self.args.dataloader_num_workers,
+            "pin_memory": self.args.dataloader_pin_memory,
+            "persistent_workers": self.args.dataloader_persistent_workers,
+            "prefetch_factor": self.args.dataloader_prefetch_factor,
+        }
+
+    # ---- Training step ----
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        """The batches of one update, and instead of token counts the pixels that their losses are divided by."""
+        batch_samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        return batch_samples, self._count_pixels(batch_samples) if batch_samples else None
+
+    def _count_pixels(self, batches: list[dict[str, torch.Tensor]]) -> PixelCounts:
+        """
+        Pixels per batch, averaged over the batches and processes of one update: dividing each batch's summed loss by
+        it makes accumulation and processes add up to exactly the mean over all pixels of the update.
+        """
+        labeled = sum((batch["labels"] != self.method.ignore_index).sum() for batch in batches)
+        unlabeled = torch.zeros_like(labeled)
+        if self.method.uses_unlabeled:
+            masks = [batch["unlabeled_pixel_mask"] for batch in batches]
+            unlabeled = sum(
+                torch.ones_like(mask).sum() if self.args.train_on_padding else mask.sum() for mask in masks
+            )
+        counts = torch.stack([labeled, unlabeled]).to(self.args.device, torch.float64) / len(batches)
+        counts = self.accelerator.reduce(counts, reduction="mean")
+        return PixelCounts(labeled=counts[0].float(), unlabeled=counts[1].float())
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """One step of the method; `num_items_in_batch` is the [`PixelCounts`] of `get_batch_samples`."""
+        pixels = num_items_in_batch if num_items_in_batch is not None else self._count_pixels([inputs])
+        losses = self.method.step(model, MixedBatch(**inputs), pixels, epoch=int(self.state.epoch or 0))
+        for name, value in losses.terms.items():
+            self._terms[name].append(value.detach())
+        return (losses.loss, None) if return_outputs else losses.loss
+
+    # ---- Optimizer ----
+
+    @staticmethod
+    def get_optimizer_cls_and_kwargs(args, model=None):
+        """transformers' choice, with momentum for SGD."""
+        optimizer_class, kwargs = Trainer.get_optimizer_cls_and_kwargs(args, model)
+        if args.optim == OptimizerNames.SGD:
+            kwargs["momentum"] = args.sgd_momentum
+        return optimizer_class, kwargs
+
+    def get_decay_parameter_names(self, model) -> list[str]:
+        """Parameters with weight decay: all of them, unless `decay_norm_and_bias` is off."""
+        if self.args.decay_norm_and_bias:
+            return [name for name, _ in model.named_parameters()]
+        return super().get_decay_parameter_names(model)
+
+    def create_optimizer(self, model=None) -> torch.optim.Optimizer:
+        """transformers' optimizer, its groups split into encoder and head with their own learning rates."""
+        if self.optimizer is not None:
+            return super().create_optimizer(model)
+        optimizer = super().create_optimizer(model)
+        encoder = {id(parameter) for parameter in (model or self.model).base_model.parameters()}
+        groups, optimizer.param_groups = optimizer.param_groups, []
+        for is_encoder, multiplier in ((True, 1.0), (False, self.args.head_learning_rate_multiplier)):
+            for group in groups:
+                members = [parameter for parameter in group["params"] if (id(parameter) in encoder) == is_encoder]
+                if members:
+                    optimizer.add_param_group({**group, "params": members, "lr": group["lr"] * multiplier})
+        return optimizer
+
+    # ---- Logging ----
+
+    def log(self, logs: dict[str, float], start_time: float | None = None):
+        """Adds to a training entry the loss terms, pixels used, memory fill and the head's learning rate."""
+        if "learning_rate" in logs:
+            logs["learning_rate_head"] = logs["learning_rate"] * self.args.head_learning_rate_multiplier
+            for name, values in self._terms.items():
+                logs[name] = self.accelerator.gather(torch.stack(values).mean().reshape(1)).mean().item()
+            self._terms.clear()
+            logs.update(self._memory_fill())
+        super().log(logs, start_time)
+
+    def _memory_fill(self) -> dict[str, float]:
+        bottleneck = self.accelerator.unwrap_model(self.model).bottleneck
+        if bottleneck is None or bottleneck.memory is None:
+            return {}
+        fill = bottleneck.memory.fill.tolist()
+        if len(fill) != self.model.config.num_labels:
+            return {"memory_fill": fill[0]}  # one ring for all classes
+        return {f"memory_fill_{self.model.config.id2label[index]}": share for index, share in enumerate(fill)}
+
+    # ---- Evaluation ----
+
+    def get_eval_dataloader(self, eval_dataset=None) -> DataLoader:
+        """Lists of samples of [`EvaluationDataset`]; every process reads its own rows, none of them twice."""
+        if isinstance(eval_dataset, str):
+            eval_dataset = self.eval_dataset[eval_dataset]
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        if dataset is None:
+            raise ValueError("Evaluation needs labeled images: give eval_dataset.")
+        prepared = EvaluationDataset(
+            dataset,
+            self.processing_class,
+            self.model.config.num_labels,
+            self.model.config.semantic_loss_ignore_index,
+            self.args.image_column_name,
+            self.args.label_column_name,
+        )
+        # Not prepared by accelerate, which would repeat rows to even out the processes.
+        return DataLoader(
+            prepared,
+            batch_size=self.args.per_device_eval_batch_size,
+            sampler=range(self.args.process_index, len(dataset), self.args.world_size),
+            collate_fn=list,
+            **self._loader_settings(),
+        )
+
+    def evaluation_loop(
+        self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
+    ) -> EvalLoopOutput:
+        """Streams one confusion matrix at the masks' own size; no logits are kept or gathered."""
+        config = self.model.config
+        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        was_training = model.training
+        model.eval()
+        self.callback_handler.eval_dataloader = dataloader
+        confusion = ConfusionMatrix(config.num_labels, config.semantic_loss_ignore_index, self.args.device)
+        totals = torch.zeros(3, dtype=torch.float64, device=self.args.device)  # loss, pixels, images
+        for samples in dataloader:
+            with self.compute_loss_context_manager():
+                loss, pixels = evaluate_batch(model, samples, confusion, self.args.device)
+            totals += torch.tensor([loss, pixels, len(samples)], dtype=torch.float64, device=self.args.device)
+            self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+        model.train(was_training)
+        confusion.counts = self.accelerator.reduce(confusion.counts, reduction="sum")
+        loss, pixels, images = self.accelerator.reduce(totals, reduction="sum").tolist()
+        metrics = {"loss": loss / max(pixels, 1), **confusion.metrics(config.id2label, self.args.count_absent_classes)}
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
+        return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=int(images))
+
+    # ---- Checkpoints ----
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
+        """
+        Trains; adds `last_` and `best_` of the evaluated `metric_for_best_model` to the metrics.
+
+        Args:
+            resume_from_checkpoint (`str` or `bool`, *optional*):
+                A checkpoint folder, or True for the last complete one in `output_dir`.
+        """
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir)
+            if resume_from_checkpoint is None:
+                raise ValueError(f"No complete checkpoint in {self.args.output_dir}: train without resuming.")
+        output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        output.metrics.update(self.last_and_best())
+        return output
+
+    def last_and_best(self) -> dict[str, float]:
+        """Value and epoch of `metric_for_best_model` at the last and the best evaluation; empty if there was none."""
+        name = self.args.metric_for_best_model.removeprefix("eval_")
+        evaluated = [entry for entry in self.state.log_history if f"eval_{name}" in entry]
+        if not evaluated:
+            return {}
+        choose = max if self.args.greater_is_better else min
+        best = choose(evaluated, key=lambda entry: entry[f"eval_{name}"])
+        return {
+            f"last_{name}": evaluated[-1][f"eval_{name}"],
+            f"best_{name}": best[f"eval_{name}"],
+            "best_epoch": best["epoch"],
+        }
+
+    def _save_checkpoint(self, model, trial):
+        self._saving_checkpoint = True
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self._saving_checkpoint = False
+
+    def _save(self, output_dir=None, state_dict=None):
+        """A checkpoint carries the memory; a model saved for use does not."""
+        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        if self._saving_checkpoint:
+            model._keys_to_ignore_on_save = None  # shadows the class attribute
+        try:
+            super()._save(output_dir, state_dict)
+        finally:
+            model.__dict__.pop("_keys_to_ignore_on_save", None)
+
+
+def last_complete_checkpoint(output_dir: str | Path) -> str | None:
+    """The newest `checkpoint-*` folder that was written to its end: its trainer state is the last file to come."""
+    complete = [path.parent for path in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*/{TRAINER_STATE_NAME}")]
+    return str(max(complete, key=lambda path: int(path.name.rpartition("-")[2]))) if complete else None
+
+
+def _long_side(image_processor) -> int | None:
+    """What the image processor makes of an image's long side; None if it leaves the size alone."""
+    if not image_processor.do_resize:
+        return None
+    size = dict(image_processor.size)
+    if size.get("max_height") and size.get("max_height") == size.get("max_width"):
+        return size["max_height"]
+    raise ValueError(
+        f"The image processor resizes to { ({k: v for k, v in size.items() if v}) }, which training cannot follow: set "
+        'do_resize=False, or size={"max_height": n, "max_width": n} to scale the long side to n pixels.'
+    )
+
+
+def _check_model(model: SegformerForSemiSupervisedSegmentation, args: AllSparkTrainingArguments):
+    if METHODS[args.method].needs_bottleneck and not model.config.use_cross_attention:
+        raise ValueError(
+            f"method={args.method!r} needs the bottleneck, but the model's configuration has "
+            "use_cross_attention=False: set it to True, or choose another method."
+        )
+    if model.config.num_labels < 2:
+        raise ValueError(
+            "The model has 1 class, whose prediction is always the same: give background a class of its own "
+            "(num_labels=2)."
+        )
+    if args.n_gpu > 1:
+        raise ValueError(
+            f"One process sees {args.n_gpu} GPUs, and nn.DataParallel would lose the memory: start one process per "
+            "GPU with `accelerate launch`, or set CUDA_VISIBLE_DEVICES to one of them."
+        )
+
+
+def _check_columns(name: str, dataset: datasets.Dataset, needed: list[str]):
+    missing = [column for column in needed if column not in dataset.column_names]
+    if missing:
+        raise ValueError(
+            f"{name} has the columns {dataset.column_names} but lacks {missing}: rename them "
+            "(dataset.rename_column), or set image_column_name and label_column_name."
+        )
+
+
+def _check_overlap(name: str, dataset: datasets.Dataset | None, eval_name: str, evaluated, image_column: str):
+    pairs = [] if dataset is None else find_overlap(dataset, evaluated, image_column)
+    if pairs:
+        shown = ", ".join(f"{trained} = {validated}" for trained, validated in pairs[:5])
+        raise ValueError(
+            f"{len(pairs)} images are in both {name} and {eval_name} ({shown}{', ...' if len(pairs) > 5 else ''}): "
+            "remove them from one, or the evaluation measures memorising."
+        )
+
+
+__all__ = ["AllSparkTrainer", "last_complete_checkpoint"]

@@ -1,0 +1,173 @@
+"""Arguments of [`AllSparkTrainer`]."""
+
+from dataclasses import dataclass, field
+
+from transformers import TrainingArguments
+
+from .methods import METHODS
+
+
+LABELED_LOSSES = ("cross_entropy", "ohem")
+
+
+@dataclass
+class AllSparkTrainingArguments(TrainingArguments):
+    r"""
+    [`~transformers.TrainingArguments`] plus what AllSpark adds. Every other argument keeps its meaning;
+    `per_device_train_batch_size` counts labeled images.
+
+    Args:
+        method (`str`, *optional*, defaults to `"allspark"`): `"supervised"`, `"pseudo_label"` or `"allspark"`.
+        unlabeled_loss_weight (`float`, *optional*, defaults to 1.0): weight of L_u; L = (L_x + w L_u) / (1 + w).
+        labeled_loss (`str`, *optional*, defaults to `"cross_entropy"`): or `"ohem"`, the paper's for Cityscapes.
+        ohem_threshold (`float`, *optional*, defaults to 0.7): pixels below this probability of their class are kept.
+        ohem_min_kept (`int`, *optional*, defaults to 200000): pixels of a batch that are kept at least.
+        train_on_padding (`bool`, *optional*, defaults to `False`): give padding of unlabeled crops a pseudo-label.
+        memory_warmup_epochs (`int`, *optional*, defaults to 5): epochs before the memory is read.
+        head_learning_rate_multiplier (`float`, *optional*, defaults to 10.0): of bottleneck and decode head.
+        sgd_momentum (`float`, *optional*, defaults to 0.9): with `optim="sgd"`.
+        decay_norm_and_bias (`bool`, *optional*, defaults to `True`): weight decay on every parameter.
+        per_device_unlabeled_batch_size (`int`, *optional*): defaults to `per_device_train_batch_size`.
+        image_column_name (`str`, *optional*, defaults to `"image"`): of the datasets.
+        label_column_name (`str`, *optional*, defaults to `"label"`): of the datasets.
+        count_absent_classes (`bool`, *optional*, defaults to `False`): mean IoU over all classes, absent ones as 0.
+
+    Defaults that differ from [`~transformers.TrainingArguments`]: `learning_rate` 1e-3, `optim` `"sgd"`,
+    `weight_decay` 1e-4, `lr_scheduler_type` `"polynomial"` with power 0.9 and end 0, `max_grad_norm` 0 (off),
+    `num_train_epochs` 80, `per_device_train_batch_size` 2, `per_device_eval_batch_size` 1, `eval_strategy` and
+    `save_strategy` `"epoch"`, `save_total_limit` 2, `metric_for_best_model` `"mean_iou"`, `logging_steps` 10,
+    `report_to` `"tensorboard"`, `label_names` `["labels"]`, `remove_unused_columns` `False`.
+
+    Raises:
+        ValueError: if a value is out of range, or a setting does not fit mixed batches.
+    """
+
+    method: str = field(
+        default="allspark",
+        metadata={
+            "help": "supervised (labeled images only), pseudo_label (plus the model's own labels on unlabeled "
+            "images), or allspark (plus the bottleneck and its memory).",
+            "choices": list(METHODS),
+        },
+    )
+    unlabeled_loss_weight: float = field(
+        default=1.0,
+        metadata={"help": "Weight w of the unlabeled loss: the loss is (L_x + w L_u) / (1 + w). The paper has 1."},
+    )
+    labeled_loss: str = field(
+        default="cross_entropy",
+        metadata={
+            "help": "Loss of labeled images: cross_entropy, or ohem (online hard example mining).",
+            "choices": list(LABELED_LOSSES),
+        },
+    )
+    ohem_threshold: float = field(
+        default=0.7, metadata={"help": "OHEM keeps pixels whose true class has at most this probability."}
+    )
+    ohem_min_kept: int = field(default=200_000, metadata={"help": "OHEM keeps at least this many pixels of a batch."})
+    train_on_padding: bool = field(
+        default=False,
+        metadata={"help": "Also train on the padding of unlabeled crops, as the authors' code does."},
+    )
+    memory_warmup_epochs: int = field(
+        default=5,
+        metadata={"help": "Epochs before labeled images read the memory; it is filled from the first step on."},
+    )
+    head_learning_rate_multiplier: float = field(
+        default=10.0,
+        metadata={"help": "Learning rate of bottleneck and decode head, as a multiple of the encoder's."},
+    )
+    sgd_momentum: float = field(default=0.9, metadata={"help": "Momentum of --optim sgd."})
+    decay_norm_and_bias: bool = field(
+        default=True,
+        metadata={"help": "Apply weight decay to norms and biases too, as the authors do. False: transformers' rule."},
+    )
+    per_device_unlabeled_batch_size: int | None = field(
+        default=None,
+        metadata={"help": "Unlabeled images of a batch per device. Default: per_device_train_batch_size."},
+    )
+    image_column_name: str = field(default="image", metadata={"help": "Column of the datasets that holds the image."})
+    label_column_name: str = field(default="label", metadata={"help": "Column of the datasets that holds the mask."})
+    count_absent_classes: bool = field(
+        default=False,
+        metadata={
+            "help": "Count a class that occurs in neither masks nor predictions as IoU 0, as the authors do, instead "
+            "of leaving it out of the mean."
+        },
+    )
+
+    # Defaults of transformers that the paper or mixed batches change.
+    learning_rate: float = field(default=1e-3, metadata={"help": "Initial learning rate of the encoder."})
+    optim: str = field(default="sgd", metadata={"help": "Optimizer, any of transformers'. The paper has sgd."})
+    weight_decay: float = field(default=1e-4, metadata={"help": "Weight decay."})
+    lr_scheduler_type: str = field(
+        default="polynomial", metadata={"help": "Schedule; polynomial has power 0.9 and end 0 unless set otherwise."}
+    )
+    max_grad_norm: float = field(default=0.0, metadata={"help": "Gradient norm to clip at; 0 does not clip."})
+    num_train_epochs: float = field(default=80.0, metadata={"help": "Epochs; one is a pass over the unlabeled set."})
+    per_device_train_batch_size: int = field(
+        default=2, metadata={"help": "Labeled images of a batch per device; as many unlabeled ones come on top."}
+    )
+    per_device_eval_batch_size: int = field(
+        default=1, metadata={"help": "Images of an evaluation batch per device; those of one size run together."}
+    )
+    eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate: no, steps or epoch."})
+    save_strategy: str = field(default="epoch", metadata={"help": "When to save: no, steps, epoch or best."})
+    save_total_limit: int | None = field(
+        default=2, metadata={"help": "Checkpoints to keep: the last and the best with 2 and load_best_model_at_end."}
+    )
+    metric_for_best_model: str | None = field(default="mean_iou", metadata={"help": "What the best checkpoint has."})
+    logging_steps: float = field(default=10, metadata={"help": "Steps between two log entries."})
+    report_to: None | str | list[str] = field(  # noqa: RUF036 (the order HfArgumentParser can read)
+        default="tensorboard", metadata={"help": "Where to log besides trainer_state.json; none for nowhere."}
+    )
+    label_names: list[str] | None = field(
+        default_factory=lambda: ["labels"], metadata={"help": "Names of the label tensors in a batch."}
+    )
+    remove_unused_columns: bool | None = field(
+        default=False, metadata={"help": "Must stay False: images are transformed when they are read."}
+    )
+
+    def __post_init__(self):
+        if self.lr_scheduler_type == "polynomial" and self.lr_scheduler_kwargs is None:
+            self.lr_scheduler_kwargs = {"power": 0.9, "lr_end": 0.0}
+        super().__post_init__()
+        if self.per_device_unlabeled_batch_size is None:
+            self.per_device_unlabeled_batch_size = self.per_device_train_batch_size
+        self._check_choices()
+        self._check_ranges()
+        self._check_batches()
+
+    def _check_choices(self):
+        for name, choices in (("method", tuple(METHODS)), ("labeled_loss", LABELED_LOSSES)):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name}={getattr(self, name)!r} is unknown: choose one of {', '.join(choices)}.")
+
+    def _check_ranges(self):
+        for name in ("unlabeled_loss_weight", "memory_warmup_epochs", "ohem_min_kept"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)} is negative: set 0 or more.")
+        if not 0 <= self.ohem_threshold <= 1:
+            raise ValueError(f"ohem_threshold={self.ohem_threshold} is no probability: set it in [0, 1].")
+        if self.head_learning_rate_multiplier <= 0:
+            raise ValueError(f"head_learning_rate_multiplier={self.head_learning_rate_multiplier}: set more than 0.")
+        for name in ("per_device_train_batch_size", "per_device_unlabeled_batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: set at least 1 image.")
+
+    def _check_batches(self):
+        if self.accelerator_config.split_batches:
+            raise ValueError(
+                "split_batches=True cuts a mixed batch so that one process gets its labeled and another its unlabeled "
+                "images: set it to False in accelerator_config, or leave it out."
+            )
+        if self.accelerator_config.dispatch_batches:
+            raise ValueError(
+                "dispatch_batches=True joins and cuts mixed batches on the main process: set it to False in "
+                "accelerator_config, or leave it out."
+            )
+        if self.remove_unused_columns:
+            raise ValueError("remove_unused_columns=True removes the image and mask columns: set it to False.")
+
+
+__all__ = ["AllSparkTrainingArguments"]

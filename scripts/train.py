@@ -1,0 +1,69 @@
+"""Trains a segmenter from a folder of images of which some have masks.
+
+    python scripts/train.py --data_dir DATA --model_name_or_path nvidia/mit-b2 --output_dir OUT
+    python scripts/train.py scripts/recipes/camvid_allspark.yaml --data_dir DATA --output_dir OUT
+    accelerate launch scripts/train.py ...
+
+A recipe (YAML or JSON) holds arguments; those on the command line override it. --help lists them all.
+"""
+
+import logging
+import sys
+
+
+def main():
+    from transformers import set_seed
+
+    from allspark_hf import AllSparkTrainer, AllSparkTrainingArguments
+    from allspark_hf.cli import (
+        DataArguments,
+        ModelArguments,
+        load_data,
+        load_model,
+        make_image_processor,
+        parse_arguments,
+    )
+    from allspark_hf.methods import METHODS
+
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+    data_arguments, model_arguments, args = parse_arguments((DataArguments, ModelArguments, AllSparkTrainingArguments))
+    with args.main_process_first(desc="checking the data"):
+        report = load_data(data_arguments, output_dir=args.output_dir if args.should_save else None)
+    data = report.data
+    if args.should_save:
+        print(
+            f"{len(data.labeled)} labeled, {len(data.unlabeled)} unlabeled, {len(data.validation)} validation images, "
+            f"{report.num_labels} classes, {len(report.left_out)} files left out"
+        )
+
+    set_seed(args.seed)
+    model = load_model(
+        model_arguments,
+        report,
+        data_arguments.ignore_index,
+        plain_segformer=not METHODS[args.method].needs_bottleneck,
+    )
+    trainer = AllSparkTrainer(
+        model=model,
+        args=args,
+        processing_class=make_image_processor(data_arguments.image_long_side),
+        train_dataset=data.labeled,
+        unlabeled_dataset=data.unlabeled,
+        eval_dataset=data.validation,
+    )
+    resume = args.resume_from_checkpoint
+    result = trainer.train(resume_from_checkpoint=True if str(resume).lower() == "true" else resume)
+    trainer.save_model()
+    trainer.save_state()
+    trainer.log_metrics("train", result.metrics)
+    trainer.save_metrics("train", result.metrics)
+    metrics = trainer.evaluate()
+    trainer.log_metrics("eval", metrics)
+    trainer.save_metrics("eval", metrics)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except ValueError as error:
+        sys.exit(f"{type(error).__name__}: {error}")

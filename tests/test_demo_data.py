@@ -1,0 +1,140 @@
+import json
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from allspark_hf.demo_data import CLASS_NAMES, generate_demo_image, main, write_demo_data
+from allspark_hf.visualization import default_palette
+
+
+def files_under(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_layout_and_counts(tmp_path):
+    output_dir = write_demo_data(tmp_path / "demo", num_train=5, num_labeled=2, num_validation=3, size=(48, 64))
+    assert sorted(files_under(output_dir)) == [
+        "classes.json",
+        *[f"images/train/train_0000{index}.jpg" for index in range(5)],
+        *[f"images/val/val_0000{index}.jpg" for index in range(3)],
+        *[f"masks/train/train_0000{index}.png" for index in range(2)],
+        *[f"masks/val/val_0000{index}.png" for index in range(3)],
+    ]
+    classes = json.loads((output_dir / "classes.json").read_text(encoding="utf-8"))
+    assert classes == {"names": list(CLASS_NAMES), "colors": default_palette(6).tolist()}
+    with Image.open(output_dir / "images/train/train_00003.jpg") as image:
+        assert (image.mode, image.size) == ("RGB", (64, 48))
+
+
+def test_written_mask_is_indexed_and_equal_to_the_generated_one(tmp_path):
+    write_demo_data(tmp_path, num_train=1, num_labeled=1, num_validation=1, seed=5)
+    with Image.open(tmp_path / "masks/val/val_00000.png") as written:
+        assert written.mode == "P"
+        assert written.getpalette()[:18] == default_palette(6).ravel().tolist()
+        np.testing.assert_array_equal(np.asarray(written), generate_demo_image(0, "val", seed=5)[1])
+
+
+def test_same_seed_same_bytes_whatever_the_counts(tmp_path):
+    small = files_under(write_demo_data(tmp_path / "small", 3, 1, 2, size=(40, 56), seed=7))
+    large = files_under(write_demo_data(tmp_path / "large", 6, 4, 3, size=(40, 56), seed=7))
+    assert all(large[name] == content for name, content in small.items())
+    other = files_under(write_demo_data(tmp_path / "other", 3, 1, 2, size=(40, 56), seed=8))
+    assert all(other[name] != content for name, content in small.items() if name != "classes.json")
+
+
+def test_splits_and_images_differ():
+    pictures = [np.asarray(generate_demo_image(index, split)[0]) for split in ("train", "val") for index in range(3)]
+    for first in range(6):
+        for second in range(first):
+            assert np.abs(pictures[first].astype(int) - pictures[second]).mean() > 10
+
+
+def test_every_class_is_common_and_the_border_is_thin():
+    masks = np.stack([generate_demo_image(index)[1] for index in range(150)])
+    share = np.bincount(masks.ravel(), minlength=256) / masks.size
+    assert set(np.unique(masks)) == {0, 1, 2, 3, 4, 5, 255}
+    assert 0.6 < share[0] < 0.8
+    assert (share[1:6] > 0.03).all() and (share[1:6] < 0.09).all()
+    assert 0.01 < share[255] < 0.06
+    # Objects touch only across ignored pixels: no two different classes side by side.
+    left, right = masks[:, :, :-1], masks[:, :, 1:]
+    both = (left != 255) & (right != 255)
+    assert (left[both] != right[both]).mean() < 0.002
+
+
+def test_colour_alone_does_not_give_the_class():
+    """Class means must lie closer together than the pixels of a class spread around theirs."""
+    pixels = {label: [] for label in range(1, 6)}
+    for index in range(60):
+        image, mask = generate_demo_image(index)
+        for label, found in pixels.items():
+            found.append(np.asarray(image)[mask == label])
+    joined = [np.concatenate(found).astype(float) for found in pixels.values()]
+    spread = np.mean([values.std(axis=0).mean() for values in joined])
+    between = np.std([values.mean(axis=0) for values in joined], axis=0).mean()
+    assert between < spread
+    # Texture: neighbouring pixels inside an object differ visibly.
+    assert spread > 25
+
+
+def test_generation_is_fast():
+    generate_demo_image(0)
+    times = []
+    for index in range(20):
+        start = time.perf_counter()
+        generate_demo_image(index)
+        times.append(time.perf_counter() - start)
+    # About 0.01 s alone; the fastest of twenty leaves room for a busy machine.
+    assert min(times) < 0.04
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_train": 2, "num_labeled": 3}, "num_labeled is 3 and num_train is 2"),
+        ({"num_train": 2, "num_labeled": 0}, "num_labeled is 0"),
+        ({"num_validation": -1}, "num_validation is -1"),
+        ({"seed": -1}, "seed is -1"),
+        ({"size": (16, 128)}, r"size is \(16, 128\)"),
+    ],
+)
+def test_bad_settings_are_refused_before_writing(tmp_path, settings, message):
+    with pytest.raises(ValueError, match=message):
+        write_demo_data(tmp_path / "demo", **settings)
+    assert not (tmp_path / "demo").exists()
+
+
+def test_a_folder_with_content_is_refused_and_kept(tmp_path):
+    (tmp_path / "mine.txt").write_text("kept")
+    with pytest.raises(FileExistsError, match="already holds something"):
+        write_demo_data(tmp_path, 1, 1, 1)
+    assert files_under(tmp_path) == {"mine.txt": b"kept"}
+
+
+def test_unknown_split_and_negative_index():
+    with pytest.raises(ValueError, match="split is 'test'"):
+        generate_demo_image(0, "test")
+    with pytest.raises(ValueError, match="index is -1"):
+        generate_demo_image(-1)
+
+
+def test_command_line(tmp_path, capsys):
+    options = ["--num_train=3", "--num_labeled=1", "--num_validation=2", "--size", "40", "56", "--seed=7"]
+    main([str(tmp_path / "command"), *options])
+    assert "3 training images (1 labeled) and 2 validation images" in capsys.readouterr().out
+    called = write_demo_data(tmp_path / "called", 3, 1, 2, size=(40, 56), seed=7)
+    assert files_under(tmp_path / "command") == files_under(called)
+    with pytest.raises(SystemExit) as stopped:
+        main([str(tmp_path / "command")])
+    assert stopped.value.code == 2
+    assert "choose a new or empty folder" in capsys.readouterr().err
+
+
+def test_the_folder_loads_as_ones_own_data(tmp_path):
+    folder = pytest.importorskip("allspark_hf.data.folder")
+    write_demo_data(tmp_path / "demo", num_train=5, num_labeled=2, num_validation=3, size=(48, 64))
+    data = folder.load_folder(tmp_path / "demo")
+    assert (len(data.labeled), len(data.unlabeled), len(data.validation)) == (2, 3, 3)
+    assert data.classes.names == list(CLASS_NAMES)
