@@ -59,7 +59,7 @@ class ConfusionMatrix:
 
         Returns:
             `dict[str, float]`: `mean_iou`, `mean_accuracy`, `overall_accuracy`, and `iou_<class>` of each class that
-            is not absent.
+            is not absent (blanks in names as underscores).
         """
         counts = self.counts.double()
         iou = self.iou()
@@ -68,8 +68,17 @@ class ConfusionMatrix:
             "mean_iou": _mean(iou.nan_to_num(0) if count_absent_classes else iou),
             "mean_accuracy": _mean(accuracy),
             "overall_accuracy": (counts.trace() / counts.sum().clamp(min=1)).item(),
-            **{f"iou_{id2label[index]}": value for index, value in enumerate(iou.tolist()) if value == value},
+            **{
+                f"iou_{metric_name(id2label[index])}": value
+                for index, value in enumerate(iou.tolist())
+                if value == value
+            },
         }
+
+
+def metric_name(label: str) -> str:
+    """A class name without blanks, which TensorBoard tags cannot have."""
+    return "_".join(label.split())
 
 
 def _mean(values: torch.Tensor) -> float:
@@ -150,4 +159,4 @@ def evaluate_batch(
     return loss_sum, num_pixels
 
 
-__all__ = ["ConfusionMatrix", "EvaluationDataset", "evaluate_batch"]
+__all__ = ["ConfusionMatrix", "EvaluationDataset", "evaluate_batch", "metric_name"]

@@ -3,14 +3,49 @@
 import numpy as np
 import torch
 from PIL import Image
-from transformers import PreTrainedModel
+from transformers import AutoImageProcessor, PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
-from allspark_hf.data.images import to_rgb
-from allspark_hf.visualization import default_palette
+from .data.images import to_rgb
+from .modeling_allspark import SegformerForSemiSupervisedSegmentation
+from .visualization import default_palette
 
 
-__all__ = ["model_palette", "predict_mask"]
+__all__ = ["load_trained", "model_palette", "predict_mask"]
+
+
+def load_trained(
+    model_id: str, device: str | None = None
+) -> tuple[SegformerForSemiSupervisedSegmentation, BaseImageProcessor]:
+    """Load a trained model and its image processor.
+
+    Args:
+        model_id: Folder or Hub id.
+        device: Such as "cpu" or "cuda:0"; None takes the GPU if there is one.
+
+    Returns:
+        The model in eval mode on the device, and the image processor.
+
+    Raises:
+        ValueError: If the device or the model cannot be used, or weights are missing, which would stay random.
+    """
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=device)  # before the model is loaded, which may take long
+    except (AssertionError, RuntimeError) as error:
+        raise ValueError(f"The device {device!r} cannot be used: {error}") from error
+    try:
+        model, loading = SegformerForSemiSupervisedSegmentation.from_pretrained(model_id, output_loading_info=True)
+        image_processor = AutoImageProcessor.from_pretrained(model_id)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ValueError(f"The model {model_id!r} cannot be loaded: {error}") from error
+    missing = sorted(loading["missing_keys"])
+    if missing:
+        raise ValueError(
+            f"{model_id!r} has no weights for {len(missing)} parameters of the model (first: {missing[0]}), which "
+            "would stay random: give a model trained by this library."
+        )
+    return model.to(device).eval(), image_processor
 
 
 @torch.no_grad()

@@ -13,8 +13,8 @@ from transformers import SegformerModel, SegformerPreTrainedModel
 from transformers import initialization as init
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 from transformers.core_model_loading import WeightRenaming
+from transformers.modeling_outputs import SemanticSegmenterOutput
 from transformers.models.segformer.modeling_segformer import SegformerDecodeHead
-from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_allspark import AllSparkConfig
@@ -26,29 +26,17 @@ COSINE_EPS = 1e-12
 
 
 @dataclass
-class SemiSupervisedSegmenterOutput(ModelOutput):
+class SemiSupervisedSegmenterOutput(SemanticSegmenterOutput):
     """
-    Output of [`SegformerForSemiSupervisedSegmentation`].
+    [`~transformers.modeling_outputs.SemanticSegmenterOutput`] (`loss` of the labeled images, `logits` at a quarter of
+    the resolution, `hidden_states` of the encoder's stages, `attentions`), and of a training step with unlabeled images
 
-    Args:
-        loss (`torch.Tensor` of shape `(1,)`, *optional*, returned when `labels` is given):
-            Cross-entropy of the labeled images. The loss of unlabeled images belongs to the training method.
-        logits (`torch.Tensor` of shape `(batch, num_labels, height / 4, width / 4)`):
-            Class scores of `pixel_values` before the softmax.
-        unlabeled_logits (`torch.Tensor` of shape `(unlabeled_batch, num_labels, height / 4, width / 4)`, *optional*):
-            Class scores of `unlabeled_pixel_values`, when they were given.
-        hidden_states (`tuple[torch.Tensor]`, *optional*, returned when `output_hidden_states=True`):
-            Feature map `(batch + unlabeled_batch, channels, height, width)` of each encoder stage, labeled images first,
-            before the bottleneck.
-        attentions (`tuple[torch.Tensor]`, *optional*, returned when `output_attentions=True`):
-            Attention weights `(batch + unlabeled_batch, heads, tokens, reduced_tokens)` of each encoder layer.
+        unlabeled_logits (`torch.Tensor`): float (unlabeled_batch, num_labels, height / 4, width / 4).
+
+    There, `hidden_states` and `attentions` hold the labeled images followed by the unlabeled ones.
     """
 
-    loss: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
     unlabeled_logits: torch.Tensor | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
 
 
 def instance_normalized_softmax(scores: torch.Tensor) -> torch.Tensor:
@@ -103,15 +91,8 @@ class SemanticMemory(nn.Module):
     """
     First-in-first-out rings of unlabeled channels, one per class (paper, Section 3.3, S-Mem).
 
-    It starts as standard normal noise, which counts as content.
-
-    Args:
-        num_slots (`int`): rings.
-        slot_size (`int`): channels that a ring holds.
-        num_tokens (`int`): length of a channel.
-
     Buffers:
-        channels: float (num_slots, slot_size, num_tokens).
+        channels: float (num_slots, slot_size, num_tokens); at first standard normal noise, which counts as content.
         num_enqueued: int64 (num_slots,), channels ever written to a slot; modulo `slot_size` it is the write position.
     """
 
@@ -144,7 +125,7 @@ class SemanticMemory(nn.Module):
 
         Args:
             tokens (`torch.Tensor`): float (batch, tokens, channels).
-            slots (`torch.Tensor`): int64 (batch, channels), slot of each channel; out of [0, num_slots) is skipped.
+            slots (`torch.Tensor`): int64 (batch, channels); a channel whose slot is not in [0, num_slots) is skipped.
         """
         num_slots, slot_size, _ = self.channels.shape
         incoming = tokens.transpose(1, 2).flatten(0, 1).to(self.channels.dtype)  # (batch * channels, tokens)
@@ -162,13 +143,10 @@ class SemanticMemory(nn.Module):
 
     def sources(self, num_channels: int) -> torch.Tensor:
         """
-        The content in pieces of `num_channels` channels, as the cross-attention projects them.
+        A copy of the content as float (pieces, tokens, num_channels), which the cross-attention projects one by one.
 
         A slot of 2 or 4 times `num_channels` gives 2 or 4 pieces. Half slots are joined in pairs of neighbouring
         classes; with an odd class count the last one is completed by class 0.
-
-        Returns:
-            `torch.Tensor`: float (pieces, tokens, num_channels), a copy.
         """
         rows = self.channels.flatten(0, 1)
         missing = -rows.shape[0] % num_channels
@@ -177,14 +155,7 @@ class SemanticMemory(nn.Module):
 
 
 class ChannelAttention(nn.Module):
-    """
-    Projections that the two channel-wise attentions share: C to C * heads without bias, and back.
-
-    Args:
-        num_channels (`int`): C, width of the tokens and of every head.
-        num_heads (`int`): heads.
-        dropout (`float`): after the softmax and after the output projection.
-    """
+    """Projections that the two channel-wise attentions share: C channels to C * heads without bias, and back."""
 
     def __init__(self, num_channels: int, num_heads: int, dropout: float):
         super().__init__()
@@ -218,16 +189,9 @@ class ChannelCrossAttention(ChannelAttention):
     """Attention from an image's channels to those of several sources (paper, Eq. 2): the labeled branch."""
 
     def forward(self, tokens: torch.Tensor, sources: torch.Tensor) -> torch.Tensor:
-        """
-        Args:
-            tokens (`torch.Tensor`): float (batch, tokens, channels).
-            sources (`torch.Tensor`): float (batch or 1, sources, tokens, channels); with 1, shared by the batch.
-
-        Returns:
-            `torch.Tensor`: float (batch, tokens, channels).
-        """
+        """float (batch, tokens, channels) and (batch, or 1 to share, sources, tokens, channels) -> the first's shape."""
         query = self.q_proj(tokens)
-        # (batch or 1, sources, tokens, channels * heads) -> side by side (batch or 1, tokens, sources * channels * heads)
+        # (batch or 1, sources, tokens, channels * heads) -> (batch or 1, tokens, sources * channels * heads)
         key, value = (proj(sources).transpose(1, 2).flatten(2) for proj in (self.k_proj, self.v_proj))
         # The heads are not split here: one map (channels * heads, sources * channels * heads) per image.
         weights = instance_normalized_softmax((query.transpose(1, 2) @ key).unsqueeze(1)).squeeze(1).to(value.dtype)
@@ -243,12 +207,10 @@ class AllSparkBottleneck(nn.Module):
         num_channels (`int`): C, channels of the feature map.
         num_labels (`int`): classes.
         token_grid (`tuple[int, int]`): (height, width) of the feature map of a training crop.
-        num_heads (`int`): heads of the channel-wise attention.
-        dropout (`float`): its dropout.
+        num_heads, dropout: of the channel-wise attention.
         memory_size (`float`): channels of a class slot as a multiple of C; 0 for no memory.
         use_grouping (`bool`): class slots; otherwise one ring of the same total size.
-        similarity (`str`): see [`group_channels`].
-        source (`str`): see [`group_channels`].
+        similarity, source: see [`group_channels`].
         mix_images_in_eval (`bool`): attend to all images of a batch in eval mode.
     """
 
@@ -342,9 +304,6 @@ class SegformerForSemiSupervisedSegmentation(SegformerPreTrainedModel):
 
     Called with `pixel_values` and `labels` alone it works like [`~transformers.SegformerForSemanticSegmentation`].
     In training `unlabeled_pixel_values` adds unlabeled images, from which the labeled features are rebuilt.
-
-    Args:
-        config ([`AllSparkConfig`]): the model's configuration.
     """
 
     config: AllSparkConfig
@@ -366,20 +325,20 @@ class SegformerForSemiSupervisedSegmentation(SegformerPreTrainedModel):
     @staticmethod
     def _make_bottleneck(config: AllSparkConfig) -> AllSparkBottleneck:
         return AllSparkBottleneck(
-            num_channels=config.hidden_sizes[-1],
-            num_labels=config.num_labels,
-            token_grid=config.token_grid,
-            num_heads=config.channel_attention_heads,
-            dropout=config.channel_attention_dropout,
-            memory_size=config.memory_size if config.use_memory else 0,
-            use_grouping=config.use_grouping,
-            similarity=config.grouping_similarity,
-            source=config.grouping_source,
-            mix_images_in_eval=config.mix_images_in_eval,
+            config.hidden_sizes[-1],
+            config.num_labels,
+            config.token_grid,
+            config.channel_attention_heads,
+            config.channel_attention_dropout,
+            config.memory_size if config.use_memory else 0,
+            config.use_grouping,
+            config.grouping_similarity,
+            config.grouping_source,
+            config.mix_images_in_eval,
         )
 
     def _set_layer_norm_eps(self):
-        """Gives the blocks' and stage-end norms `config.layer_norm_eps`, which transformers' SegFormer leaves at 1e-5."""
+        """Gives blocks' and stage-end norms `config.layer_norm_eps`; transformers' SegFormer leaves them at 1e-5."""
         for name, module in self.segformer.named_modules():
             if isinstance(module, nn.LayerNorm) and "patch_embeddings" not in name and "sequence_red" not in name:
                 module.eps = self.config.layer_norm_eps
@@ -392,6 +351,14 @@ class SegformerForSemiSupervisedSegmentation(SegformerPreTrainedModel):
                 init.xavier_uniform_(linear.weight)
         elif isinstance(module, SemanticMemory):
             module.reset()
+
+    def save_pretrained(self, save_directory, *args, save_original_format: bool = False, **kwargs):
+        """
+        As in transformers, but with this model's own weight names.
+
+        SegFormer's old names, transformers' default here, are what Trainer cannot resume from (transformers #48805).
+        """
+        super().save_pretrained(save_directory, *args, save_original_format=save_original_format, **kwargs)
 
     @can_return_tuple
     def forward(

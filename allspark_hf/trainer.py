@@ -13,7 +13,7 @@ from transformers.training_args import OptimizerNames
 
 from .data.mixed import MixedBatchCollator, MixedBatchSampler, MixedDataset
 from .data.overlap import find_overlap
-from .evaluation import ConfusionMatrix, EvaluationDataset, evaluate_batch
+from .evaluation import ConfusionMatrix, EvaluationDataset, evaluate_batch, metric_name
 from .methods import METHODS, MixedBatch, PixelCounts
 from .modeling_allspark import SegformerForSemiSupervisedSegmentation
 from .training_args import AllSparkTrainingArguments
@@ -88,8 +88,8 @@ class AllSparkTrainer(Trainer):
             raise ValueError("The labeled dataset (train_dataset) is empty: give at least one image with a mask.")
         if self.method.uses_unlabeled and self.unlabeled_dataset is None:
             raise ValueError(
-                f"method={args.method!r} needs unlabeled images, but unlabeled_dataset is missing or empty: give some, "
-                "or set method='supervised'."
+                f"method={args.method!r} needs unlabeled images, but unlabeled_dataset is missing or empty: give "
+                "some, or set method='supervised'."
             )
         _check_columns("train_dataset", train_dataset, [args.image_column_name, args.label_column_name])
         if self.unlabeled_dataset is not None:
@@ -229,7 +229,8 @@ class AllSparkTrainer(Trainer):
         fill = bottleneck.memory.fill.tolist()
         if len(fill) != self.model.config.num_labels:
             return {"memory_fill": fill[0]}  # one ring for all classes
-        return {f"memory_fill_{self.model.config.id2label[index]}": share for index, share in enumerate(fill)}
+        id2label = self.model.config.id2label
+        return {f"memory_fill_{metric_name(id2label[index])}": share for index, share in enumerate(fill)}
 
     # ---- Evaluation ----
 
@@ -343,9 +344,10 @@ def _long_side(image_processor) -> int | None:
     size = dict(image_processor.size)
     if size.get("max_height") and size.get("max_height") == size.get("max_width"):
         return size["max_height"]
+    given = {name: value for name, value in size.items() if value}
     raise ValueError(
-        f"The image processor resizes to { ({k: v for k, v in size.items() if v}) }, which training cannot follow: set "
-        'do_resize=False, or size={"max_height": n, "max_width": n} to scale the long side to n pixels.'
+        f"The image processor resizes to {given}, which training cannot follow: set do_resize=False, or "
+        'size={"max_height": n, "max_width": n} to scale the long side to n pixels.'
     )
 
 
@@ -354,6 +356,12 @@ def _check_model(model: SegformerForSemiSupervisedSegmentation, args: AllSparkTr
         raise ValueError(
             f"method={args.method!r} needs the bottleneck, but the model's configuration has "
             "use_cross_attention=False: set it to True, or choose another method."
+        )
+    ignore_index = model.config.semantic_loss_ignore_index
+    if not model.config.num_labels <= ignore_index <= 255:
+        raise ValueError(
+            f"semantic_loss_ignore_index={ignore_index} is not between num_labels={model.config.num_labels} and 255, "
+            "the values that an 8-bit mask has left: set it to 255."
         )
     if model.config.num_labels < 2:
         raise ValueError(

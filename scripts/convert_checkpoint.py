@@ -33,7 +33,7 @@ def main():
     config = model.config
     print(
         f"Wrote {args.output_dir}: hidden_sizes {list(config.hidden_sizes)}, depths {list(config.depths)}, "
-        f"{config.num_labels} classes, crop {config.crop_size}, {config.channel_attention_heads} heads in the bottleneck."
+        f"{config.num_labels} classes, crop {config.crop_size}, {config.channel_attention_heads} bottleneck heads."
     )
 
 

@@ -140,45 +140,6 @@ def check_existing(output_dir: Path, names: list[Path]) -> None:
         )
 
 
-def load_model(model_id: str, device: str | None):
-    """
-    Loads a trained model and its image processor.
-
-    Args:
-        model_id: Folder or Hub id.
-        device: Device, or None for the GPU if there is one.
-
-    Returns:
-        The model in eval mode on the device, and the image processor.
-
-    Raises:
-        ValueError: If the device or the model cannot be used.
-    """
-    import torch
-    from transformers import AutoImageProcessor
-
-    from allspark_hf import SegformerForSemiSupervisedSegmentation
-
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        # Before the model is loaded, which may take long.
-        torch.empty(0, device=device)
-    except (AssertionError, RuntimeError) as error:
-        raise ValueError(f"The device {device!r} cannot be used: {one_line(error)}") from error
-    try:
-        model, loading = SegformerForSemiSupervisedSegmentation.from_pretrained(model_id, output_loading_info=True)
-        image_processor = AutoImageProcessor.from_pretrained(model_id)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ValueError(f"The model {model_id!r} cannot be loaded: {one_line(error)}") from error
-    missing = sorted(loading["missing_keys"])
-    if missing:
-        raise ValueError(
-            f"{model_id!r} has no weights for {len(missing)} parameters of the model (first: {missing[0]}), which "
-            "would stay random: give a model trained by this library."
-        )
-    return model.to(device).eval(), image_processor
-
-
 def predict_file(file: Path, results: tuple[Path, Path], model, image_processor, alpha: float) -> None:
     """
     Writes the mask and the overlay of one image file.
@@ -197,7 +158,7 @@ def predict_file(file: Path, results: tuple[Path, Path], model, image_processor,
     from PIL import Image
 
     from allspark_hf.data.images import to_rgb
-    from allspark_hf.inference import model_palette, predict_mask
+    from allspark_hf.inference import load_trained, model_palette, predict_mask
     from allspark_hf.visualization import index_image, overlay
 
     try:
@@ -223,7 +184,7 @@ def main() -> int:
     from tqdm import tqdm
     from transformers import HfArgumentParser
 
-    from allspark_hf.inference import model_palette
+    from allspark_hf.inference import load_trained, model_palette
     from allspark_hf.visualization import legend
 
     parser = HfArgumentParser(PredictArguments, description="Segments images with a trained model.")
@@ -232,19 +193,23 @@ def main() -> int:
         if unknown:
             raise ValueError(f"Unknown arguments {' '.join(unknown)}: put a glob pattern in quotes, see --help.")
         output_dir = Path(arguments.output_dir)
+        if output_dir.exists() and not output_dir.is_dir():
+            raise ValueError(
+                f"output_dir {output_dir} is a file, but a folder is needed: choose another --output_dir."
+            )
         root, files = find_images(arguments.input, output_dir)
         names = name_results(root, files)
         if not arguments.overwrite:
             check_existing(output_dir, names)
-        model, image_processor = load_model(arguments.model, arguments.device)
-        palette = model_palette(model)
-    except ValueError as error:
-        print(error, file=sys.stderr)
+        model, image_processor = load_trained(arguments.model, arguments.device)
+        labels = [model.config.id2label[index] for index in range(model.config.num_labels)]
+        key = legend(labels, model_palette(model))
+        output_dir.mkdir(parents=True, exist_ok=True)
+        key.save(output_dir / "legend.png")
+    except (OSError, ValueError) as error:
+        print(one_line(error), file=sys.stderr)
         return 2
 
-    output_dir.mkdir(parents=True, exist_ok=True)
-    labels = [model.config.id2label[index] for index in range(model.config.num_labels)]
-    legend(labels, palette).save(output_dir / "legend.png")
     failed = 0
     for file, name in tqdm(list(zip(files, names, strict=True)), unit="image"):
         try:

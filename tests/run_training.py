@@ -1,0 +1,104 @@
+"""Trains the tiny model in a process of its own, for tests that kill it or start two of it.
+
+python run_training.py '{"output_dir": ..., "result": ..., ...}'
+"""
+
+import json
+import os
+import signal
+import sys
+
+import torch
+from conftest import NO_DROPOUT, make_dataset, tiny_model
+from transformers import SegformerImageProcessorPil, TrainerCallback
+
+from allspark_hf import AllSparkConfig, AllSparkTrainer, AllSparkTrainingArguments
+
+
+class KillCallback(TrainerCallback):
+    """SIGKILL from inside, after a given step: nothing gets to clean up."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def make_trainer(model, num_unlabeled=10, **kwargs) -> AllSparkTrainer:
+    args = AllSparkTrainingArguments(
+        **{
+            "use_cpu": True,
+            "report_to": "none",
+            "disable_tqdm": True,
+            "eval_strategy": "no",
+            "save_strategy": "no",
+            "save_total_limit": 9,
+            "logging_steps": 1,
+            "learning_rate": 0.01,
+            "memory_warmup_epochs": 1,
+            **kwargs,
+        }
+    )
+    return AllSparkTrainer(
+        model,
+        args,
+        SegformerImageProcessorPil(do_resize=False),
+        train_dataset=make_dataset(5, seed=1),
+        unlabeled_dataset=make_dataset(num_unlabeled, seed=2, masks=False),
+        eval_dataset=make_dataset(5, seed=3),
+    )
+
+
+def exact_model(method: str):
+    """Float64, no dropout, no batch statistics: what is left must not depend on how the batch is cut."""
+    switches = {} if method == "allspark" else AllSparkConfig.plain_segformer_switches()
+    model = tiny_model(**switches, **NO_DROPOUT).double()
+    model.decode_head.batch_norm = torch.nn.Identity()
+    return model
+
+
+def feed_doubles(trainer: AllSparkTrainer):
+    step = trainer.method.step
+
+    def double_step(model, batch, pixels, epoch):
+        batch.pixel_values = batch.pixel_values.double()
+        if batch.unlabeled_pixel_values is not None:
+            batch.unlabeled_pixel_values = batch.unlabeled_pixel_values.double()
+        return step(model, batch, pixels, epoch)
+
+    trainer.method.step = double_step
+
+
+def result_of(trainer: AllSparkTrainer) -> dict:
+    """Losses of every step and all weights and buffers."""
+    losses = [
+        {name: entry[name] for name in ("loss", "loss_x", "loss_u") if name in entry}
+        for entry in trainer.state.log_history
+        if "loss_x" in entry
+    ]
+    return {"losses": losses, "state": trainer.model.state_dict()}
+
+
+def main(settings: dict):
+    result, kill_at = settings.pop("result"), settings.pop("kill_at", None)
+    exact, evaluate = settings.pop("exact", False), settings.pop("evaluate", False)
+    resume = settings.pop("resume", None)
+    model = exact_model(settings["method"]) if exact else tiny_model()
+    trainer = make_trainer(model, **settings)
+    if exact:
+        feed_doubles(trainer)
+    if kill_at is not None:
+        trainer.add_callback(KillCallback(kill_at))
+    outcome = {}
+    if evaluate:
+        outcome["metrics"] = trainer.evaluate()
+    else:
+        trainer.train(resume_from_checkpoint=resume)
+        outcome |= result_of(trainer)
+    torch.save(outcome, f"{result}.{trainer.args.process_index}")
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))

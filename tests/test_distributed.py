@@ -1,0 +1,71 @@
+"""Two processes under `accelerate launch` on CPU (gloo)."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import tiny_model
+from run_training import exact_model, feed_doubles, make_trainer, result_of
+
+
+SCRIPT = Path(__file__).with_name("run_training.py")
+LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1", "--mixed_precision", "no"]
+LAUNCH += ["--dynamo_backend", "no", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
+
+
+def launch(tmp_path, **settings) -> list[dict]:
+    """Runs two processes and returns what each of them saved."""
+    settings = {"output_dir": str(tmp_path / "run"), "result": str(tmp_path / "result"), **settings}
+    done = subprocess.run([*LAUNCH, SCRIPT, json.dumps(settings)], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [torch.load(tmp_path / f"result.{rank}") for rank in range(2)]
+
+
+@pytest.mark.parametrize("method", ["supervised", "pseudo_label"])
+def test_two_processes_equal_one_with_the_doubled_batch(tmp_path, method):
+    """Where batch statistics and the bottleneck's view of its own batch are out of the way."""
+    shared = {"method": method, "num_unlabeled": 12, "max_steps": 3, "seed": 1}
+    ranks = launch(tmp_path, exact=True, per_device_train_batch_size=2, **shared)
+    trainer = make_trainer(
+        exact_model(method), output_dir=str(tmp_path / "one"), per_device_train_batch_size=4, **shared
+    )
+    feed_doubles(trainer)
+    trainer.train()
+    one = result_of(trainer)
+    for step, (losses, expected) in enumerate(zip(ranks[0]["losses"], one["losses"], strict=True)):
+        assert losses == pytest.approx(expected, rel=1e-5), step
+    for name, value in one["state"].items():
+        for rank in ranks:
+            assert torch.allclose(rank["state"][name], value, rtol=0, atol=1e-7), name
+
+
+def test_allspark_trains_and_stays_in_step(tmp_path):
+    ranks = launch(
+        tmp_path, method="allspark", num_train_epochs=2, per_device_train_batch_size=2, memory_warmup_epochs=1
+    )
+    assert len(ranks[0]["losses"]) == 6  # 5 batches of 2 unlabeled images, evened out over 2 processes, twice
+    for name, value in ranks[0]["state"].items():
+        if not name.startswith("bottleneck.memory.") and "running" not in name:
+            assert torch.equal(value, ranks[1]["state"][name]), name
+
+
+def test_resumed_processes_continue_in_the_right_epoch(tmp_path):
+    """accelerate does not tell a resumed, sharded batch sampler its epoch; the Trainer here does."""
+    settings = {"method": "pseudo_label", "num_train_epochs": 3, "save_strategy": "steps", "save_steps": 4, "seed": 2}
+    settings |= {"exact": True, "num_unlabeled": 12}
+    whole = launch(tmp_path, **settings)
+    resumed = launch(tmp_path, resume=str(tmp_path / "run" / "checkpoint-4"), **settings)
+    assert resumed[0]["losses"] == whole[0]["losses"]
+    for name, value in whole[0]["state"].items():
+        assert torch.equal(resumed[0]["state"][name], value), name
+
+
+def test_evaluation_counts_every_image_once(tmp_path):
+    ranks = launch(tmp_path, method="allspark", evaluate=True)
+    one = make_trainer(tiny_model(), output_dir=str(tmp_path / "one")).evaluate()
+    for rank in ranks:
+        for name in ("eval_mean_iou", "eval_overall_accuracy", "eval_loss"):
+            assert rank["metrics"][name] == pytest.approx(one[name], rel=1e-6), name

@@ -1,0 +1,265 @@
+"""AllSparkTrainer: construction, one step, optimizer, logs, evaluation, saving."""
+
+import json
+import logging
+import warnings
+
+import datasets
+import pytest
+import torch
+from conftest import NO_DROPOUT, make_dataset, tiny_model
+from safetensors import safe_open
+from transformers import SegformerImageProcessorPil
+
+from allspark_hf import (
+    AllSparkConfig,
+    AllSparkTrainer,
+    AllSparkTrainingArguments,
+    SegformerForSemiSupervisedSegmentation,
+)
+from allspark_hf.trainer import last_complete_checkpoint
+
+
+PLAIN = AllSparkConfig.plain_segformer_switches()
+
+
+def make_trainer(output_dir, image_processor=None, model=None, data=None, **kwargs):
+    data = data or {
+        "train_dataset": make_dataset(3, seed=1),
+        "unlabeled_dataset": make_dataset(5, seed=2, masks=False),
+        "eval_dataset": make_dataset(3, seed=3, size=(48, 72)),
+    }
+    args = AllSparkTrainingArguments(
+        **{
+            "output_dir": str(output_dir),
+            "use_cpu": True,
+            "report_to": "none",
+            "disable_tqdm": True,
+            "num_train_epochs": 2,
+            "per_device_train_batch_size": 2,
+            "logging_steps": 1,
+            "memory_warmup_epochs": 1,
+            "learning_rate": 0.01,
+            **kwargs,
+        }
+    )
+    if model is None:
+        model = tiny_model(**({} if args.method == "allspark" else PLAIN))
+    return AllSparkTrainer(model, args, image_processor or SegformerImageProcessorPil(do_resize=False), **data)
+
+
+@pytest.mark.parametrize("method", ["supervised", "pseudo_label", "allspark"])
+def test_training_moves_every_parameter_and_logs_every_term(tmp_path, method):
+    trainer = make_trainer(tmp_path, method=method)
+    before = {name: value.clone() for name, value in trainer.model.named_parameters()}
+    result = trainer.train()
+    assert result.global_step == 6  # 5 unlabeled images in batches of 2, twice
+    # BatchNorm removes the constants that these biases add, so their gradient is zero.
+    silent = [name for name in before if "linear_projections" in name and name.endswith("bias")]
+    for name, value in trainer.model.named_parameters():
+        assert torch.equal(value, before[name]) <= (name in silent), name
+    entries = [entry for entry in trainer.state.log_history if "loss_x" in entry]
+    assert len(entries) == 6
+    for entry in entries:
+        assert entry["learning_rate_head"] == pytest.approx(10 * entry["learning_rate"])
+        assert 0 < entry["used_x"] <= 1
+        if method == "supervised":
+            assert entry["loss"] == pytest.approx(entry["loss_x"], abs=1e-6) and "loss_u" not in entry
+        else:
+            assert entry["loss"] == pytest.approx((entry["loss_x"] + entry["loss_u"]) / 2, abs=1e-6)
+            assert 0 < entry["used_u"] <= 1
+        fill = [entry[name] for name in entry if name.startswith("memory_fill_")]
+        assert len(fill) == (3 if method == "allspark" else 0)
+    if method == "allspark":
+        assert sum(fill) > 0
+        assert trainer.model.bottleneck.memory.num_enqueued.sum() == 6 * 2 * 32
+
+
+def test_last_and_best_evaluation_are_reported(tmp_path):
+    trainer = make_trainer(tmp_path, num_train_epochs=3, load_best_model_at_end=True, save_total_limit=3)
+    metrics = trainer.train().metrics
+    scores = [entry["eval_mean_iou"] for entry in trainer.state.log_history if "eval_mean_iou" in entry]
+    assert len(scores) == 3
+    assert metrics["last_mean_iou"] == scores[-1] and metrics["best_mean_iou"] == max(scores)
+    assert metrics["best_epoch"] == scores.index(max(scores)) + 1
+    assert trainer.evaluate()["eval_mean_iou"] == pytest.approx(max(scores), abs=1e-9)  # the best model is loaded
+
+
+def test_poly_schedule_and_two_learning_rates(tmp_path):
+    trainer = make_trainer(tmp_path, method="supervised", head_learning_rate_multiplier=5.0, learning_rate=0.02)
+    trainer.train()
+    rates = [entry["learning_rate"] for entry in trainer.state.log_history if "learning_rate" in entry]
+    assert rates == pytest.approx([0.02 * (1 - step / 6) ** 0.9 for step in range(6)])
+    encoder, head = trainer.optimizer.param_groups
+    assert head["initial_lr"] == pytest.approx(5 * encoder["initial_lr"])
+    assert encoder["momentum"] == head["momentum"] == 0.9 and encoder["weight_decay"] == head["weight_decay"] == 1e-4
+    encoder_parameters = {id(parameter) for parameter in trainer.model.segformer.parameters()}
+    assert {id(parameter) for parameter in encoder["params"]} == encoder_parameters
+    assert len(encoder["params"]) + len(head["params"]) == len(list(trainer.model.parameters()))
+
+
+@pytest.mark.parametrize("optim", ["adamw_torch", "adafactor", "rmsprop"])
+def test_other_optimizers_of_transformers(tmp_path, optim):
+    trainer = make_trainer(tmp_path, optim=optim, decay_norm_and_bias=False, max_steps=2, eval_strategy="no")
+    trainer.train()
+    groups = trainer.optimizer.param_groups
+    assert [(round(group["initial_lr"], 6), group["weight_decay"]) for group in groups] == [
+        (0.01, 1e-4),
+        (0.01, 0.0),
+        (0.1, 1e-4),
+        (0.1, 0.0),
+    ]
+
+
+def test_accumulated_batches_equal_one_large_batch(tmp_path):
+    """Without BatchNorm's batch statistics; the crops' padding makes pixel counts differ between small batches."""
+    results = {}
+    for name, batch, steps in (("large", 4, 1), ("accumulated", 1, 4)):
+        model = tiny_model(**PLAIN, **NO_DROPOUT).double()
+        trainer = make_trainer(
+            tmp_path / name,
+            model=model,
+            method="pseudo_label",
+            per_device_train_batch_size=batch,
+            gradient_accumulation_steps=steps,
+            max_steps=3,
+            eval_strategy="no",
+            data={"train_dataset": make_dataset(5, seed=1), "unlabeled_dataset": make_dataset(12, seed=2)},
+        )
+        in_double_precision_without_batch_norm(trainer)
+        trainer.train()
+        losses = [entry["loss"] for entry in trainer.state.log_history if "loss_x" in entry]
+        results[name] = losses, {key: value.clone() for key, value in trainer.model.state_dict().items()}
+    assert results["accumulated"][0] == pytest.approx(results["large"][0], rel=1e-5)
+    for key, value in results["large"][1].items():
+        assert torch.allclose(results["accumulated"][1][key], value, rtol=0, atol=1e-7), key
+
+
+def in_double_precision_without_batch_norm(trainer):
+    trainer.model.decode_head.batch_norm = torch.nn.Identity()
+    trainer.create_optimizer()
+    step = trainer.method.step
+
+    def double_step(model, batch, pixels, epoch):
+        batch.pixel_values = batch.pixel_values.double()
+        batch.unlabeled_pixel_values = batch.unlabeled_pixel_values.double()
+        return step(model, batch, pixels, epoch)
+
+    trainer.method.step = double_step
+
+
+def test_memory_is_read_from_the_warmup_epoch_on(tmp_path, monkeypatch):
+    seen = []
+    forward = SegformerForSemiSupervisedSegmentation.forward
+
+    def recording(self, *args, **kwargs):
+        if kwargs.get("unlabeled_pixel_values") is not None:
+            seen.append(kwargs["read_memory"])
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(SegformerForSemiSupervisedSegmentation, "forward", recording)
+    make_trainer(tmp_path, memory_warmup_epochs=1, eval_strategy="no").train()
+    assert seen == [False] * 3 + [True] * 3
+
+
+def test_padding_of_unlabeled_crops_is_ignored_unless_asked(tmp_path):
+    used = {}
+    for train_on_padding in (False, True):
+        trainer = make_trainer(
+            tmp_path,
+            model=tiny_model(crop_size=160),
+            train_on_padding=train_on_padding,
+            max_steps=1,
+            eval_strategy="no",
+        )
+        trainer.train()
+        used[train_on_padding] = trainer.state.log_history[0]["used_u"]
+    assert used[True] == 1 and used[False] < 0.9
+
+
+def test_checkpoint_carries_the_memory_and_a_saved_model_does_not(tmp_path, caplog):
+    trainer = make_trainer(tmp_path, save_strategy="steps", save_steps=3, max_steps=3)
+    trainer.train()
+    trainer.save_model(tmp_path / "model")
+    memory_keys = {"bottleneck.memory.channels", "bottleneck.memory.num_enqueued"}
+    with safe_open(tmp_path / "checkpoint-3" / "model.safetensors", "pt") as file:
+        assert memory_keys <= set(file.keys())
+        assert torch.equal(file.get_tensor("bottleneck.memory.channels"), trainer.model.bottleneck.memory.channels)
+    with safe_open(tmp_path / "model" / "model.safetensors", "pt") as file:
+        assert not memory_keys & set(file.keys())
+    with caplog.at_level(logging.WARNING), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        reloaded = SegformerForSemiSupervisedSegmentation.from_pretrained(tmp_path / "model").eval()
+    assert not caplog.records
+    image = torch.randn(1, 3, 50, 70)
+    assert torch.equal(reloaded(image).logits, trainer.model.eval()(image).logits)
+    assert json.loads((tmp_path / "model" / "preprocessor_config.json").read_text())["do_resize"] is False
+
+
+def test_evaluation_does_not_depend_on_its_batch_size(tmp_path):
+    data = {"eval_dataset": datasets.concatenate_datasets([make_dataset(3, size=(48, 72)), make_dataset(2, seed=1)])}
+    model = tiny_model().eval()
+    results = [
+        make_trainer(tmp_path, model=model, data=data, per_device_eval_batch_size=size).evaluate()
+        for size in (1, 2, 5)
+    ]
+    for result in results[1:]:
+        for name in ("eval_mean_iou", "eval_overall_accuracy", "eval_loss"):
+            assert result[name] == pytest.approx(results[0][name], rel=1e-5), name
+
+
+def test_images_are_scaled_as_the_image_processor_says(tmp_path):
+    processor = SegformerImageProcessorPil(size={"max_height": 48, "max_width": 48})
+    trainer = make_trainer(tmp_path, image_processor=processor)
+    assert trainer.long_side == 48
+    (sample,) = next(iter(trainer.get_eval_dataloader()))
+    assert sample["pixel_values"].shape == (3, 32, 48) and sample["labels"].shape == (48, 72)
+
+
+REFUSED = [
+    (
+        {"image_processor": SegformerImageProcessorPil()},
+        {},
+        r"resizes to \{'height': 512, 'width': 512\}, which training",
+    ),
+    (
+        {"model": tiny_model(**PLAIN)},
+        {"method": "allspark"},
+        "needs the bottleneck, but the model's configuration has use_",
+    ),
+    ({"model": tiny_model(num_labels=1)}, {}, "The model has 1 class, whose prediction is always the same"),
+]
+
+
+@pytest.mark.parametrize(("parts", "kwargs", "sentence"), REFUSED)
+def test_parts_that_do_not_fit_are_refused(tmp_path, parts, kwargs, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        make_trainer(tmp_path, **parts, **kwargs)
+
+
+def test_datasets_that_do_not_fit_are_refused(tmp_path):
+    labeled, unlabeled, validation = make_dataset(3), make_dataset(4, seed=1, masks=False), make_dataset(2, seed=2)
+    cases = [
+        ((labeled.select([]), unlabeled, validation), "labeled dataset .* is empty"),
+        ((labeled, None, validation), "needs unlabeled images, but unlabeled_dataset is missing or empty"),
+        ((labeled, unlabeled.select([]), validation), "needs unlabeled images"),
+        ((labeled.rename_column("label", "mask"), unlabeled, validation), r"train_dataset has .* lacks \['label'\]"),
+        ((labeled, unlabeled, labeled.select([1])), "1 images are in both train_dataset and eval_dataset"),
+        ((labeled, unlabeled, make_dataset(4, seed=1)), "4 images are in both unlabeled_dataset and eval_dataset"),
+    ]
+    for (train, extra, evaluated), sentence in cases:
+        data = {"train_dataset": train, "unlabeled_dataset": extra, "eval_dataset": evaluated}
+        with pytest.raises(ValueError, match=sentence):
+            make_trainer(tmp_path, data=data)
+
+
+def test_incomplete_checkpoints_are_passed_over(tmp_path):
+    for step, complete in ((5, True), (10, True), (15, False)):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        if complete:
+            (folder / "trainer_state.json").write_text("{}")
+    assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
+    assert last_complete_checkpoint(tmp_path / "nothing") is None
+    with pytest.raises(ValueError, match="No complete checkpoint in"):
+        make_trainer(tmp_path / "nothing").train(resume_from_checkpoint=True)
