@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
-from transformers import HfArgumentParser, SegformerImageProcessorPil
+from transformers import HfArgumentParser
 
 from .configuration_allspark import MIT_SIZES, AllSparkConfig
 from .data import CheckReport, check_data, load_folder, read_classes
@@ -64,6 +64,15 @@ class ModelArguments:
     backbone: str | None = field(
         default=None, metadata={"help": "Train from scratch: b0 to b5.", "choices": list(MIT_SIZES)}
     )
+    hidden_sizes: list[int] | None = field(
+        default=None, metadata={"help": "From scratch: channels of the four stages, instead of the backbone's."}
+    )
+    depths: list[int] | None = field(
+        default=None, metadata={"help": "From scratch: layers of the four stages, instead of the backbone's."}
+    )
+    decoder_hidden_size: int | None = field(
+        default=None, metadata={"help": "From scratch: width of the decode head, instead of the backbone's."}
+    )
     crop_size: list[int] | None = field(
         default=None, metadata={"help": "Training crop in pixels, one side or height and width. Default 513."}
     )
@@ -77,6 +86,7 @@ class ModelArguments:
     attn_implementation: str | None = field(default=None, metadata={"help": "Encoder attention: eager or sdpa."})
 
 
+GEOMETRY_FIELDS = ("hidden_sizes", "depths", "decoder_hidden_size")
 CONFIG_FIELDS = (
     "memory_size",
     "channel_attention_heads",
@@ -154,7 +164,8 @@ def load_model(
         plain_segformer (`bool`): whether to leave the bottleneck out, for the baselines.
 
     Raises:
-        ValueError: unless exactly one of `model_name_or_path` and `backbone` is given.
+        ValueError: unless exactly one of `model_name_or_path` and `backbone` is given, and if a checkpoint is to get
+            another geometry.
     """
     if (arguments.model_name_or_path is None) == (arguments.backbone is None):
         raise ValueError("Give either --model_name_or_path (weights to start from) or --backbone (from scratch).")
@@ -164,10 +175,16 @@ def load_model(
     if plain_segformer:
         fields |= AllSparkConfig.plain_segformer_switches()
     fields |= class_fields(report) | {"semantic_loss_ignore_index": ignore_index}
+    geometry = {name: getattr(arguments, name) for name in GEOMETRY_FIELDS if getattr(arguments, name) is not None}
     if arguments.backbone:
+        fields |= geometry
         config = AllSparkConfig.mit(arguments.backbone, **fields)
         config._attn_implementation = arguments.attn_implementation
         return SegformerForSemiSupervisedSegmentation(config)
+    if geometry:
+        raise ValueError(
+            f"{', '.join(geometry)} would not fit the checkpoint's weights: leave them out, or use --backbone."
+        )
     stored, _ = AllSparkConfig.get_config_dict(arguments.model_name_or_path)
     stored = {name: value for name, value in stored.items() if name not in ("model_type", "num_labels")}
     return SegformerForSemiSupervisedSegmentation.from_pretrained(
@@ -190,20 +207,12 @@ def class_fields(report: CheckReport) -> dict:
     return fields
 
 
-def make_image_processor(image_long_side: int | None) -> SegformerImageProcessorPil:
-    """Normalises, and scales the long side if one is given."""
-    if image_long_side is None:
-        return SegformerImageProcessorPil(do_resize=False)
-    return SegformerImageProcessorPil(size={"max_height": image_long_side, "max_width": image_long_side})
-
-
 __all__ = [
     "DataArguments",
     "ModelArguments",
     "class_fields",
     "load_data",
     "load_model",
-    "make_image_processor",
     "parse_arguments",
     "read_recipe",
 ]

@@ -3,15 +3,18 @@
 import numpy as np
 import torch
 from PIL import Image
-from transformers import AutoImageProcessor, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
+
+# From its module: transformers 5.17 hides it at the top level when torchvision is missing, which it does not need.
+from transformers.models.segformer.image_processing_pil_segformer import SegformerImageProcessorPil
 
 from .data.images import to_rgb
 from .modeling_allspark import SegformerForSemiSupervisedSegmentation
 from .visualization import default_palette
 
 
-__all__ = ["load_trained", "model_palette", "predict_mask"]
+__all__ = ["load_trained", "make_image_processor", "model_palette", "predict_mask"]
 
 
 def load_trained(
@@ -36,7 +39,7 @@ def load_trained(
         raise ValueError(f"The device {device!r} cannot be used: {error}") from error
     try:
         model, loading = SegformerForSemiSupervisedSegmentation.from_pretrained(model_id, output_loading_info=True)
-        image_processor = AutoImageProcessor.from_pretrained(model_id)
+        image_processor = SegformerImageProcessorPil.from_pretrained(model_id)
     except (OSError, ValueError, RuntimeError) as error:
         raise ValueError(f"The model {model_id!r} cannot be loaded: {error}") from error
     missing = sorted(loading["missing_keys"])
@@ -46,6 +49,20 @@ def load_trained(
             "would stay random: give a model trained by this library."
         )
     return model.to(device).eval(), image_processor
+
+
+def make_image_processor(long_side: int | None = None) -> SegformerImageProcessorPil:
+    """SegFormer's image processor: normalises with the ImageNet mean and std, and resizes only if asked to.
+
+    Args:
+        long_side: Pixels to scale the long side to, keeping the aspect; None leaves the size alone.
+
+    Returns:
+        The Pillow variant, which gives the same pixels with and without torchvision.
+    """
+    if long_side is None:
+        return SegformerImageProcessorPil(do_resize=False)
+    return SegformerImageProcessorPil(size={"max_height": long_side, "max_width": long_side})
 
 
 @torch.no_grad()

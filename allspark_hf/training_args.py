@@ -19,6 +19,7 @@ class AllSparkTrainingArguments(TrainingArguments):
     Args:
         method (`str`, *optional*, defaults to `"allspark"`): `"supervised"`, `"pseudo_label"` or `"allspark"`.
         unlabeled_loss_weight (`float`, *optional*, defaults to 1.0): weight of L_u; L = (L_x + w L_u) / (1 + w).
+        unlabeled_warmup_epochs (`int`, *optional*, defaults to 0): epochs with an unlabeled loss of weight 0.
         labeled_loss (`str`, *optional*, defaults to `"cross_entropy"`): or `"ohem"`, the paper's for Cityscapes.
         ohem_threshold (`float`, *optional*, defaults to 0.7): pixels below this probability of their class are kept.
         ohem_min_kept (`int`, *optional*, defaults to 200000): pixels of a batch that are kept at least.
@@ -53,6 +54,13 @@ class AllSparkTrainingArguments(TrainingArguments):
     unlabeled_loss_weight: float = field(
         default=1.0,
         metadata={"help": "Weight w of the unlabeled loss: the loss is (L_x + w L_u) / (1 + w). The paper has 1."},
+    )
+    unlabeled_warmup_epochs: int = field(
+        default=0,
+        metadata={
+            "help": "Epochs before the unlabeled loss counts. The paper has 0; from scratch, where early pseudo-labels "
+            "all show the most frequent class, a few epochs keep the model from learning just that."
+        },
     )
     labeled_loss: str = field(
         default="cross_entropy",
@@ -144,7 +152,7 @@ class AllSparkTrainingArguments(TrainingArguments):
                 raise ValueError(f"{name}={getattr(self, name)!r} is unknown: choose one of {', '.join(choices)}.")
 
     def _check_ranges(self):
-        for name in ("unlabeled_loss_weight", "memory_warmup_epochs", "ohem_min_kept"):
+        for name in ("unlabeled_loss_weight", "unlabeled_warmup_epochs", "memory_warmup_epochs", "ohem_min_kept"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)} is negative: set 0 or more.")
         if not 0 <= self.ohem_threshold <= 1:

@@ -15,10 +15,9 @@ def main():
     parser.add_argument("--classes", help="file with the class names, in the order of the class indices")
     args = parser.parse_args()
 
-    from transformers import SegformerImageProcessorPil
-
     from allspark_hf.conversion import convert_state_dict, read_checkpoint
     from allspark_hf.data import read_classes
+    from allspark_hf.inference import make_image_processor
 
     kwargs = {}
     if args.classes:
@@ -29,7 +28,7 @@ def main():
         parser.exit(2, f"{error}\n")
     model.save_pretrained(args.output_dir)
     # The authors evaluate whole images, normalised and not resized.
-    SegformerImageProcessorPil(do_resize=False).save_pretrained(args.output_dir)
+    make_image_processor().save_pretrained(args.output_dir)
     config = model.config
     print(
         f"Wrote {args.output_dir}: hidden_sizes {list(config.hidden_sizes)}, depths {list(config.depths)}, "

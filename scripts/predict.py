@@ -158,7 +158,7 @@ def predict_file(file: Path, results: tuple[Path, Path], model, image_processor,
     from PIL import Image
 
     from allspark_hf.data.images import to_rgb
-    from allspark_hf.inference import load_trained, model_palette, predict_mask
+    from allspark_hf.inference import model_palette, predict_mask
     from allspark_hf.visualization import index_image, overlay
 
     try:

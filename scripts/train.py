@@ -20,9 +20,9 @@ def main():
         ModelArguments,
         load_data,
         load_model,
-        make_image_processor,
         parse_arguments,
     )
+    from allspark_hf.inference import make_image_processor
     from allspark_hf.methods import METHODS
 
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")

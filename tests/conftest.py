@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import SegformerImageProcessorPil
 
 from allspark_hf import AllSparkConfig, SegformerForSemiSupervisedSegmentation
+from allspark_hf.inference import make_image_processor
 
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -59,8 +59,8 @@ def make_dataset(num_rows: int, num_labels: int = 3, seed: int = 0, size=(72, 96
 
 
 @pytest.fixture
-def image_processor() -> SegformerImageProcessorPil:
-    return SegformerImageProcessorPil(do_resize=False)
+def image_processor():
+    return make_image_processor()
 
 
 @pytest.fixture(scope="session")

@@ -10,9 +10,10 @@ import sys
 
 import torch
 from conftest import NO_DROPOUT, make_dataset, tiny_model
-from transformers import SegformerImageProcessorPil, TrainerCallback
+from transformers import TrainerCallback
 
 from allspark_hf import AllSparkConfig, AllSparkTrainer, AllSparkTrainingArguments
+from allspark_hf.inference import make_image_processor
 
 
 class KillCallback(TrainerCallback):
@@ -44,7 +45,7 @@ def make_trainer(model, num_unlabeled=10, **kwargs) -> AllSparkTrainer:
     return AllSparkTrainer(
         model,
         args,
-        SegformerImageProcessorPil(do_resize=False),
+        make_image_processor(),
         train_dataset=make_dataset(5, seed=1),
         unlabeled_dataset=make_dataset(num_unlabeled, seed=2, masks=False),
         eval_dataset=make_dataset(5, seed=3),

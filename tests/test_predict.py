@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoImageProcessor, SegformerImageProcessorPil
 
 from allspark_hf import AllSparkConfig, SegformerForSemiSupervisedSegmentation
 from allspark_hf.demo_data import generate_demo_image
-from allspark_hf.inference import model_palette, predict_mask
+from allspark_hf.inference import SegformerImageProcessorPil, model_palette, predict_mask
 from allspark_hf.visualization import default_palette
 
 
@@ -67,7 +66,7 @@ def written(folder):
 
 def load(model_dir):
     model = SegformerForSemiSupervisedSegmentation.from_pretrained(model_dir)
-    return model, AutoImageProcessor.from_pretrained(model_dir)
+    return model, SegformerImageProcessorPil.from_pretrained(model_dir)
 
 
 def test_predict_mask_is_the_argmax_of_the_resized_logits(model_dir):
@@ -211,7 +210,7 @@ def test_a_model_with_missing_weights_is_refused(model_dir, images, tmp_path, mo
     names = ("hidden_sizes", "depths", "num_attention_heads", "decoder_hidden_size", "id2label", "label2id")
     plain = SegformerForSemanticSegmentation(SegformerConfig(**{name: sizes[name] for name in names}))
     plain.save_pretrained(tmp_path / "plain")
-    AutoImageProcessor.from_pretrained(model_dir).save_pretrained(tmp_path / "plain")
+    SegformerImageProcessorPil.from_pretrained(model_dir).save_pretrained(tmp_path / "plain")
     options = ["--model", tmp_path / "plain", "--input", images, "--output_dir", tmp_path / "out"]
     code, errors = run(monkeypatch, capsys, *options)
     assert code == 2 and "has no weights for" in errors

@@ -9,7 +9,6 @@ import pytest
 import torch
 from conftest import NO_DROPOUT, make_dataset, tiny_model
 from safetensors import safe_open
-from transformers import SegformerImageProcessorPil
 
 from allspark_hf import (
     AllSparkConfig,
@@ -17,6 +16,7 @@ from allspark_hf import (
     AllSparkTrainingArguments,
     SegformerForSemiSupervisedSegmentation,
 )
+from allspark_hf.inference import SegformerImageProcessorPil, make_image_processor
 from allspark_hf.trainer import last_complete_checkpoint
 
 
@@ -45,7 +45,7 @@ def make_trainer(output_dir, image_processor=None, model=None, data=None, **kwar
     )
     if model is None:
         model = tiny_model(**({} if args.method == "allspark" else PLAIN))
-    return AllSparkTrainer(model, args, image_processor or SegformerImageProcessorPil(do_resize=False), **data)
+    return AllSparkTrainer(model, args, image_processor or make_image_processor(), **data)
 
 
 @pytest.mark.parametrize("method", ["supervised", "pseudo_label", "allspark"])
@@ -162,6 +162,16 @@ def test_memory_is_read_from_the_warmup_epoch_on(tmp_path, monkeypatch):
     assert seen == [False] * 3 + [True] * 3
 
 
+def test_unlabeled_loss_weight_and_warmup(tmp_path):
+    trainer = make_trainer(tmp_path, unlabeled_loss_weight=0.5, unlabeled_warmup_epochs=1, eval_strategy="no")
+    trainer.train()
+    entries = [entry for entry in trainer.state.log_history if "loss_x" in entry]
+    for step, entry in enumerate(entries):
+        weight = 0 if step < 3 else 0.5
+        expected = (entry["loss_x"] + weight * entry["loss_u"]) / (1 + weight)
+        assert entry["loss"] == pytest.approx(expected, abs=1e-6), step
+
+
 def test_padding_of_unlabeled_crops_is_ignored_unless_asked(tmp_path):
     used = {}
     for train_on_padding in (False, True):
@@ -209,7 +219,7 @@ def test_evaluation_does_not_depend_on_its_batch_size(tmp_path):
 
 
 def test_images_are_scaled_as_the_image_processor_says(tmp_path):
-    processor = SegformerImageProcessorPil(size={"max_height": 48, "max_width": 48})
+    processor = make_image_processor(long_side=48)
     trainer = make_trainer(tmp_path, image_processor=processor)
     assert trainer.long_side == 48
     (sample,) = next(iter(trainer.get_eval_dataloader()))

@@ -99,9 +99,9 @@ class Method:
         labels = logits.argmax(dim=1)
         return labels if self.args.train_on_padding else labels.where(pixel_mask, self.ignore_index)
 
-    def total(self, loss_x: torch.Tensor, loss_u: torch.Tensor) -> torch.Tensor:
+    def total(self, loss_x: torch.Tensor, loss_u: torch.Tensor, epoch: int) -> torch.Tensor:
         """(L_x + weight * L_u) / (1 + weight): the paper's mean of the two for a weight of 1."""
-        weight = self.args.unlabeled_loss_weight
+        weight = self.args.unlabeled_loss_weight if epoch >= self.args.unlabeled_warmup_epochs else 0.0
         return (loss_x + weight * loss_u) / (1 + weight)
 
 
