@@ -29,10 +29,10 @@ MINIMUM_SIDE = 32
 # (shape, texture, size relative to the others) of each class after the background.
 _OBJECTS = (
     ("disc", "rings", 1.0),
-    ("bar", "board", 1.4),
+    ("bar", "board", 1.6),
     ("block", "brick", 1.0),
-    ("leaf", "leaf", 1.4),
-    ("blob", "water", 1.0),
+    ("leaf", "leaf", 1.55),
+    ("blob", "water", 1.1),
 )
 _CLUTTER = ("leaf", "bar", "twig", "stone", "stone", "disc", "block")
 # Half the width, in pixels, of the ignored band along an object's outline.
@@ -77,10 +77,10 @@ class _Shape:
 
 def _random_shape(rng: np.random.Generator, kind: str, size: tuple[int, int], radius: tuple[float, float]) -> _Shape:
     """A shape somewhere in the picture; `radius` is a range as a fraction of the shorter side."""
-    aspect = {"disc": (0.82, 1.0), "block": (0.65, 1.0), "bar": (0.24, 0.34), "blob": (0.6, 1.0)}.get(kind, (1.0, 1.0))
+    aspect = {"disc": (0.82, 1.0), "block": (0.65, 1.0), "bar": (0.30, 0.40), "blob": (0.6, 1.0)}.get(kind, (1.0, 1.0))
     return _Shape(
         kind=kind,
-        centre=(rng.uniform(0.05, 0.95) * size[1], rng.uniform(0.05, 0.95) * size[0]),
+        centre=(rng.uniform(0.1, 0.9) * size[1], rng.uniform(0.1, 0.9) * size[0]),
         radius=rng.uniform(*radius) * min(size),
         angle=rng.uniform(0, 2 * math.pi),
         aspect=rng.uniform(*aspect),
@@ -125,20 +125,20 @@ def _add_clutter(rng: np.random.Generator, scene: _Scene, count: int, radius: tu
 def _photograph(rng: np.random.Generator, canvas: np.ndarray) -> Image.Image:
     """Light falling off to one side, cloud shadow, white balance, hue shift, contrast, sensor noise and blur."""
     height, width = canvas.shape[:2]
-    side = rng.uniform(-0.3, 0.3, 2)
+    side = rng.uniform(-0.2, 0.2, 2)
     falloff = side[0] * np.linspace(-1, 1, width)[None, :] + side[1] * np.linspace(-1, 1, height)[:, None]
     cloud = 0.12 * smooth_noise(rng, (height, width), 0.6 * height)
     picture = canvas * (rng.uniform(0.75, 1.2) * (1 + falloff + cloud)).astype(np.float32)[..., None]
     # Circulant rows that sum to one turn the hue and leave grey alone.
-    turn = rng.normal(0, 0.09)
+    turn = rng.normal(0, 0.04)
     hue = np.array([[1 - abs(turn), max(turn, 0), max(-turn, 0)]], np.float32)
     matrix = np.concatenate([np.roll(hue, step, axis=1) for step in range(3)])
-    saturation = rng.uniform(0.65, 1.25)
+    saturation = rng.uniform(0.8, 1.2)
     matrix = saturation * matrix + (1 - saturation) / 3
-    picture = np.clip(picture @ matrix.T * rng.uniform(0.92, 1.08, 3), 0, 1) ** rng.uniform(0.75, 1.3)
-    picture += rng.uniform(0.01, 0.04) * rng.standard_normal(picture.shape)
+    picture = np.clip(picture @ matrix.T * rng.uniform(0.95, 1.05, 3), 0, 1) ** rng.uniform(0.85, 1.2)
+    picture += rng.uniform(0.01, 0.03) * rng.standard_normal(picture.shape)
     image = Image.fromarray((np.clip(picture, 0, 1) * 255).astype(np.uint8))
-    if rng.random() < 0.35:
+    if rng.random() < 0.25:
         image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 0.8)))
     return image
 
@@ -171,13 +171,13 @@ def generate_demo_image(
     angle = rng.uniform(0, 2 * math.pi)
     light = (3 * math.cos(angle), 3 * math.sin(angle))
     scene = _Scene(paint_ground(rng, x, y), np.zeros(size, np.uint8), light, x, y)
-    _add_clutter(rng, scene, rng.integers(3, 8), (0.06, 0.20))
-    for _ in range(rng.integers(2, 6)):
-        label = int(rng.integers(1, len(CLASS_NAMES)))
+    _add_clutter(rng, scene, rng.integers(1, 4), (0.06, 0.16))
+    # Different classes in one image keep all five about equally frequent, also among few labeled images.
+    for label in 1 + rng.permutation(len(_OBJECTS))[: rng.integers(3, 5)]:
         kind, texture, relative = _OBJECTS[label - 1]
-        shape = _random_shape(rng, kind, size, (0.17 * relative, 0.32 * relative))
-        scene.paint(shape, TEXTURES[texture](rng, *shape.frame(x, y)), label)
-    _add_clutter(rng, scene, rng.integers(0, 4), (0.05, 0.12))
+        shape = _random_shape(rng, kind, size, (0.28 * relative, 0.40 * relative))
+        scene.paint(shape, TEXTURES[texture](rng, *shape.frame(x, y)), int(label))
+    _add_clutter(rng, scene, rng.integers(0, 2), (0.05, 0.10))
     return _photograph(rng, scene.canvas), scene.mask
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 __all__ = ["TEXTURES", "paint_ground", "smooth_noise"]
 
-GROUNDS = ("grass", "sand", "soil", "pebbles", "paving")
+GROUNDS = ("grass", "sand", "soil", "pebbles")
 
 
 def _colour(red: float, green: float, blue: float) -> np.ndarray:
@@ -44,14 +44,14 @@ def _wood(rng: np.random.Generator, u: np.ndarray, v: np.ndarray, period: float,
 
 
 def _board(rng: np.random.Generator, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    return _wood(rng, u, v, rng.uniform(4.6, 8.0), rng.uniform(0.3, 1.0))
+    return _wood(rng, u, v, rng.uniform(6.0, 9.0), rng.uniform(0.6, 1.0))
 
 
 def _rings(rng: np.random.Generator, u: np.ndarray, v: np.ndarray) -> np.ndarray:
     """Wood cut across, less weathered: narrow growth rings around a centre that is not quite the middle."""
     off_u, off_v = rng.uniform(-3, 3, 2).astype(np.float32)
     u, v = u - off_u, v - off_v
-    return _wood(rng, np.arctan2(v, u) * 20, np.hypot(u, v), rng.uniform(3.3, 4.8), rng.uniform(0.0, 0.4))
+    return _wood(rng, np.arctan2(v, u) * 20, np.hypot(u, v), rng.uniform(4.5, 6.5), rng.uniform(0.0, 0.3))
 
 
 def _masonry(rng: np.random.Generator, u: np.ndarray, v: np.ndarray, height: float, width: float, joint: float):
@@ -66,23 +66,23 @@ def _masonry(rng: np.random.Generator, u: np.ndarray, v: np.ndarray, height: flo
 
 
 def _brick(rng: np.random.Generator, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    height = rng.uniform(5.0, 8.0)
+    height = rng.uniform(7.0, 10.0)
     joint, tone = _masonry(rng, u, v, height, height * rng.uniform(1.8, 2.4), 0.8)
     hue = rng.uniform(0.0, 0.12)
     red = _colour(0.70, 0.34 + hue, 0.25 + 0.7 * hue) * rng.uniform(0.8, 1.15)
     stone = _mix(0.7 * red, 1.15 * red, np.clip(tone + 0.12 * rng.standard_normal(u.shape, dtype=np.float32), 0, 1))
-    mortar = _colour(0.82, 0.79, 0.73) * rng.choice([0.4, 0.95, 1.1])
+    mortar = _colour(0.82, 0.79, 0.73) * rng.uniform(0.95, 1.1)
     return stone + (mortar - stone) * (0.85 * joint)[..., None]
 
 
 def _water(rng: np.random.Generator, u: np.ndarray, v: np.ndarray) -> np.ndarray:
     """Crossing ripples with bright crests."""
-    length = rng.uniform(5.0, 9.0)
+    length = rng.uniform(7.0, 11.0)
     warp = 0.5 * smooth_noise(rng, u.shape, 18)
     ripple = np.sin(2 * math.pi * (v / length + warp)) + np.sin(
         2 * math.pi * ((0.55 * u + 0.8 * v) / (1.3 * length) - warp)
     )
-    green = rng.uniform(0.0, 0.25)
+    green = rng.uniform(0.0, 0.15)
     deep = _colour(0.10, 0.26 + 0.5 * green, 0.44 - 0.6 * green) * rng.uniform(0.8, 1.3)
     surface = _mix(deep, deep * 1.7, 0.5 + 0.25 * ripple)
     return surface + 0.55 * np.clip(0.5 * ripple - 0.35, 0, 1)[..., None]
@@ -126,13 +126,8 @@ def paint_ground(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.n
     elif kind == "soil":
         weight = np.clip(0.4 + 0.2 * smooth_noise(rng, x.shape, 4) + 0.12 * patches + 0.1 * fine, 0, 1)
         ground = _mix(_colour(0.17, 0.11, 0.07), _colour(0.60, 0.45, 0.32), weight)
-    elif kind == "pebbles":
-        ground = _pebbles(rng, x, y)
     else:
-        side = rng.uniform(13.0, 20.0)
-        joint, tone = _masonry(rng, x, y, side, side, 0.7)
-        weight = np.clip(0.3 + 0.4 * tone + 0.08 * fine + 0.08 * patches, 0, 1)
-        ground = _mix(_colour(0.38, 0.36, 0.34), _colour(0.78, 0.75, 0.70), weight) * (1 - 0.55 * joint)[..., None]
+        ground = _pebbles(rng, x, y)
     return ground * rng.uniform(0.75, 1.15)
 
 
@@ -147,8 +142,8 @@ def _flat(rng: np.random.Generator, u: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 def _leaf(rng: np.random.Generator, u: np.ndarray, v: np.ndarray) -> np.ndarray:
     """A mid vein along u and side veins slanting off it."""
-    blade = _colour(rng.uniform(0.25, 0.75), rng.uniform(0.35, 0.6), 0.14) * rng.uniform(0.8, 1.2)
-    side_vein = np.abs(np.sin(math.pi * (u - 0.9 * np.abs(v)) / 4.5)) < 0.25
+    blade = _colour(rng.uniform(0.15, 0.45), rng.uniform(0.45, 0.6), 0.12) * rng.uniform(0.8, 1.2)
+    side_vein = np.abs(np.sin(math.pi * (u - 0.9 * np.abs(v)) / 7.0)) < 0.25
     vein = np.maximum(np.clip(1.2 - np.abs(v), 0, 1), 0.45 * side_vein)
     return _mix(blade, blade * 1.5, vein)
 

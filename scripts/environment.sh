@@ -4,7 +4,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 VENV="$PWD/.venv"
 PYTHON="$VENV/bin/python"
 STAMP="$VENV/installed"
-WANTED="$(cat constraints.txt pyproject.toml)"
+WANTED="$(cat scripts/constraints.txt pyproject.toml)"
 
 if [ ! -f "$STAMP" ] || [ "$(cat "$STAMP")" != "$WANTED" ]; then
     base="${PYTHON3:-python3}"
@@ -15,7 +15,7 @@ if [ ! -f "$STAMP" ] || [ "$(cat "$STAMP")" != "$WANTED" ]; then
     echo "Installing into $VENV (once) ..."
     "$base" -m venv "$VENV"
     # torch first and alone: the pinned version is the CPU build where the package index offers one.
-    "$PYTHON" -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
-    "$PYTHON" -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+    "$PYTHON" -m pip install --quiet --disable-pip-version-check --constraint scripts/constraints.txt torch
+    "$PYTHON" -m pip install --quiet --disable-pip-version-check --constraint scripts/constraints.txt --editable ".[dev]"
     printf '%s' "$WANTED" > "$STAMP"
 fi

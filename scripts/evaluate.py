@@ -59,39 +59,45 @@ def print_table(metrics: dict[str, float], num_images: int):
             print(f"{name.removeprefix('eval_'):<28}{100 * value:7.2f}")
 
 
+def build_trainer(arguments, data_arguments, unused_dir: str):
+    """A trainer that only evaluates."""
+    from allspark_hf import AllSparkTrainer, AllSparkTrainingArguments
+    from allspark_hf.inference import load_trained
+
+    dataset = select_split(arguments, data_arguments)
+    model, image_processor = load_trained(arguments.model, "cpu")  # the Trainer moves it
+    args = AllSparkTrainingArguments(
+        output_dir=unused_dir,
+        method="supervised",
+        per_device_eval_batch_size=arguments.batch_size,
+        count_absent_classes=arguments.count_absent_classes,
+        report_to="none",
+        use_cpu=arguments.use_cpu,
+    )
+    return AllSparkTrainer(model, args, image_processor, eval_dataset=dataset)
+
+
 def main():
     import tempfile
 
-    from allspark_hf import AllSparkTrainer, AllSparkTrainingArguments
     from allspark_hf.cli import DataArguments, parse_arguments
-    from allspark_hf.inference import load_trained
 
-    arguments, data_arguments = parse_arguments((EvaluationArguments, DataArguments))
-    dataset = select_split(arguments, data_arguments)
-    model, image_processor = load_trained(arguments.model, "cpu")  # the Trainer moves it
-    with tempfile.TemporaryDirectory() as unused:
-        args = AllSparkTrainingArguments(
-            output_dir=unused,
-            method="supervised",
-            per_device_eval_batch_size=arguments.batch_size,
-            count_absent_classes=arguments.count_absent_classes,
-            report_to="none",
-            use_cpu=arguments.use_cpu,
-        )
-        trainer = AllSparkTrainer(model, args, image_processor, eval_dataset=dataset)
+    with tempfile.TemporaryDirectory() as unused_dir:
+        try:
+            arguments, data_arguments = parse_arguments((EvaluationArguments, DataArguments))
+            trainer = build_trainer(arguments, data_arguments, unused_dir)
+        except (OSError, ValueError) as error:
+            sys.exit(f"{type(error).__name__}: {error}")
         metrics = trainer.evaluate()
-    if not args.should_save:
+    if not trainer.args.should_save:
         return
     timing = ("eval_runtime", "eval_samples_per_second", "eval_steps_per_second")
     scores = {name: value for name, value in metrics.items() if name.startswith("eval_") and name not in timing}
-    print_table(scores, len(dataset))
+    print_table(scores, len(trainer.eval_dataset))
     print(f"{metrics['eval_samples_per_second']:.1f} images per second")
     if arguments.output_file:
         Path(arguments.output_file).write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (OSError, ValueError) as error:
-        sys.exit(f"{type(error).__name__}: {error}")
+    main()

@@ -1,7 +1,7 @@
 """Trains a segmenter from a folder of images of which some have masks.
 
     python scripts/train.py --data_dir DATA --model_name_or_path nvidia/mit-b2 --output_dir OUT
-    python scripts/train.py scripts/recipes/camvid_allspark.yaml --data_dir DATA --output_dir OUT
+    python scripts/train.py scripts/recipes/camvid_cpu.yaml --data_dir DATA --output_dir OUT
     accelerate launch scripts/train.py ...
 
 A recipe (YAML or JSON) holds arguments; those on the command line override it. --help lists them all.
@@ -11,21 +11,15 @@ import logging
 import sys
 
 
-def main():
+def build_trainer():
+    """From the command line to a trainer; everything that can be wrong with either shows here."""
     from transformers import set_seed
 
     from allspark_hf import AllSparkTrainer, AllSparkTrainingArguments
-    from allspark_hf.cli import (
-        DataArguments,
-        ModelArguments,
-        load_data,
-        load_model,
-        parse_arguments,
-    )
+    from allspark_hf.cli import DataArguments, ModelArguments, load_data, load_model, parse_arguments
     from allspark_hf.inference import make_image_processor
     from allspark_hf.methods import METHODS
 
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     data_arguments, model_arguments, args = parse_arguments((DataArguments, ModelArguments, AllSparkTrainingArguments))
     with args.main_process_first(desc="checking the data"):
         report = load_data(data_arguments, output_dir=args.output_dir if args.should_save else None)
@@ -37,21 +31,27 @@ def main():
         )
 
     set_seed(args.seed)
-    model = load_model(
-        model_arguments,
-        report,
-        data_arguments.ignore_index,
-        plain_segformer=not METHODS[args.method].needs_bottleneck,
-    )
-    trainer = AllSparkTrainer(
-        model=model,
+    plain_segformer = not METHODS[args.method].needs_bottleneck
+    return AllSparkTrainer(
+        model=load_model(model_arguments, report, data_arguments.ignore_index, plain_segformer),
         args=args,
         processing_class=make_image_processor(data_arguments.image_long_side),
         train_dataset=data.labeled,
         unlabeled_dataset=data.unlabeled,
         eval_dataset=data.validation,
     )
-    resume = args.resume_from_checkpoint
+
+
+def main():
+    from huggingface_hub.errors import StrictDataclassError
+
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+    try:
+        trainer = build_trainer()
+    except (OSError, ValueError, StrictDataclassError) as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+
+    resume = trainer.args.resume_from_checkpoint
     result = trainer.train(resume_from_checkpoint=True if str(resume).lower() == "true" else resume)
     trainer.save_model()
     trainer.save_state()
@@ -63,7 +63,4 @@ def main():
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except ValueError as error:
-        sys.exit(f"{type(error).__name__}: {error}")
+    main()

@@ -1,0 +1,137 @@
+"""Recipes, arguments, and the scripts as a user starts them."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from transformers import SegformerConfig, SegformerForSemanticSegmentation
+
+from allspark_hf import AllSparkTrainingArguments
+from allspark_hf.cli import DataArguments, ModelArguments, load_data, load_model, parse_arguments, read_recipe
+from allspark_hf.demo_data import CLASS_NAMES, write_demo_data
+
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+TYPES = (DataArguments, ModelArguments, AllSparkTrainingArguments)
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data") / "demo"
+    write_demo_data(folder, num_train=6, num_labeled=3, num_validation=2, size=(64, 96))
+    return folder
+
+
+def run(script: str, *arguments) -> subprocess.CompletedProcess:
+    command = [sys.executable, SCRIPTS / script, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.parametrize("suffix", ["yaml", "json"])
+def test_recipe_and_overrides(tmp_path, suffix):
+    entries = {
+        "data_dir": "somewhere",
+        "backbone": "b1",
+        "crop_size": [96, 128],
+        "output_dir": str(tmp_path),
+        "use_cpu": True,
+        "learning_rate": 0.5,
+        "decay_norm_and_bias": False,
+        "labeled_fraction": None,
+        "lr_scheduler_kwargs": {"power": 2.0},
+    }
+    recipe = tmp_path / f"recipe.{suffix}"
+    recipe.write_text(json.dumps(entries))
+    data, model, args = parse_arguments(TYPES, [str(recipe), "--learning_rate", "0.25", "--backbone", "b0"])
+    assert (data.data_dir, data.labeled_fraction) == ("somewhere", None)
+    assert (model.backbone, model.crop_size) == ("b0", [96, 128])
+    assert (args.learning_rate, args.decay_norm_and_bias, args.lr_scheduler_kwargs) == (0.25, False, {"power": 2.0})
+
+
+def test_recipe_that_is_no_mapping(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("- a\n- b\n")
+    with pytest.raises(ValueError, match=r"recipe.yaml holds no `name: value` lines"):
+        read_recipe(str(recipe))
+
+
+@pytest.mark.parametrize("recipe", sorted((SCRIPTS / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_recipe_is_understood(recipe, tmp_path, monkeypatch):
+    monkeypatch.chdir(SCRIPTS.parent)
+    data, model, args = parse_arguments(
+        TYPES, [str(recipe), "--data_dir", "x", "--output_dir", str(tmp_path), "--use_cpu"]
+    )
+    assert args.num_train_epochs > 0 and (model.backbone or model.model_name_or_path)
+    assert data.classes is None or Path(data.classes).is_file()
+
+
+def test_one_source_of_weights_is_needed(data_dir):
+    report = load_data(DataArguments(data_dir=str(data_dir)))
+    for arguments in (ModelArguments(), ModelArguments(backbone="b0", model_name_or_path="x")):
+        with pytest.raises(ValueError, match="Give either --model_name_or_path"):
+            load_model(arguments, report, 255, plain_segformer=False)
+
+
+def test_model_takes_classes_and_switches(data_dir):
+    report = load_data(DataArguments(data_dir=str(data_dir)))
+    arguments = ModelArguments(backbone="b0", hidden_sizes=[8, 16, 40, 64], crop_size=[64, 96], memory_size=2)
+    config = load_model(arguments, report, 255, plain_segformer=False).config
+    assert [config.id2label[index] for index in range(config.num_labels)] == list(CLASS_NAMES)
+    assert (config.memory_size, config.token_grid, config.use_grouping) == (2, (2, 3), True)
+    assert len(config.palette) == config.num_labels
+    plain = load_model(arguments, report, 255, plain_segformer=True)
+    assert plain.bottleneck is None
+
+
+def test_weights_of_another_model(data_dir, tmp_path):
+    geometry = {"hidden_sizes": [8, 16, 40, 64], "decoder_hidden_size": 16}
+    stored = SegformerForSemanticSegmentation(SegformerConfig(num_labels=4, **geometry))
+    stored.save_pretrained(tmp_path / "segformer")
+    report = load_data(DataArguments(data_dir=str(data_dir)))
+    arguments = ModelArguments(model_name_or_path=str(tmp_path / "segformer"), crop_size=[64])
+    model = load_model(arguments, report, 255, plain_segformer=False)
+    assert model.config.num_labels == len(CLASS_NAMES) and model.config.crop_size == 64
+    state = model.state_dict()
+    for name, value in stored.state_dict().items():
+        if "classifier" not in name:
+            assert value.equal(state[name]), name
+    with pytest.raises(ValueError, match="hidden_sizes would not fit the checkpoint's weights"):
+        load_model(ModelArguments(model_name_or_path="x", hidden_sizes=[1]), report, 255, plain_segformer=False)
+
+
+def test_train_then_evaluate(data_dir, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("backbone: b0\nhidden_sizes: [8, 16, 40, 64]\ncrop_size: 64\nreport_to: none\nmax_steps: 2\n")
+    common = ["--data_dir", data_dir, "--use_cpu"]
+    done = run(
+        "train.py", recipe, *common, "--output_dir", tmp_path / "out", "--labeled_count", 2, "--disable_tqdm", "true"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "2 labeled, 4 unlabeled, 2 validation images, 6 classes, 0 files left out" in done.stdout
+    assert len((tmp_path / "out" / "labeled_ids.txt").read_text().split()) == 2
+    expected = json.loads((tmp_path / "out" / "eval_results.json").read_text())
+    assert {"last_mean_iou", "best_mean_iou"} <= set(json.loads((tmp_path / "out" / "train_results.json").read_text()))
+
+    scores = tmp_path / "scores.json"
+    done = run("evaluate.py", "--model", tmp_path / "out", *common, "--output_file", scores)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("2 images\nmean_iou")
+    for name, value in json.loads(scores.read_text()).items():
+        assert value == pytest.approx(expected[name], abs=1e-6), name
+
+    done = run("evaluate.py", "--model", tmp_path / "out", *common, "--split", "all")
+    assert done.stdout.startswith("5 images\n")
+
+
+def test_mistakes_end_in_one_sentence(data_dir, tmp_path):
+    cases = [
+        ("train.py", ["--data_dir", tmp_path / "none", "--backbone", "b0", "--output_dir", tmp_path], "none"),
+        ("train.py", ["--data_dir", data_dir, "--output_dir", tmp_path], "Give either --model_name_or_path"),
+        ("evaluate.py", ["--data_dir", data_dir, "--model", tmp_path / "none"], "cannot be loaded"),
+    ]
+    for script, arguments, sentence in cases:
+        done = run(script, *arguments, *(["--use_cpu"]))
+        assert done.returncode == 1 and "Traceback" not in done.stderr
+        assert sentence in done.stderr.strip().splitlines()[-1]
