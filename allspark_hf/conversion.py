@@ -5,6 +5,7 @@ import pickle
 import re
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from .configuration_allspark import AllSparkConfig
@@ -13,6 +14,9 @@ from .modeling_allspark import SegformerForSemiSupervisedSegmentation
 
 MIT_ATTENTION_HEADS = (1, 2, 5, 8)  # heads leave no trace in the shapes
 WRAPPER_KEYS = ("model", "state_dict", "model_state", "model_state_dict")
+# What a best score saved as a numpy number consists of: data only, so safe to load. Older numpy has another name.
+NUMPY_SCALARS = [np._core.multiarray.scalar, (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"), np.dtype]
+NUMPY_SCALARS += [type(np.dtype(name)) for name in ("float64", "float32", "int64")]
 
 # Authors' name -> ours. Stages are counted from 1 there and from 0 here.
 RENAMES = (
@@ -74,12 +78,15 @@ def read_checkpoint(path: str | Path) -> dict[str, torch.Tensor]:
         ValueError: if the file holds something else, or no state dict.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{path} holds Python objects besides tensors, which are not loaded because they could run code: "
-            f"save its state dict alone and convert that. ({error})"
-        ) from error
+        with torch.serialization.safe_globals(NUMPY_SCALARS):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
+        if "global" in str(error).lower():  # torch's word for a class or function in a pickle
+            raise ValueError(
+                f"{path} holds Python objects besides tensors, which are not loaded because they could run code: "
+                "save its state dict alone and convert that."
+            ) from error
+        raise ValueError(f"{path} is damaged or no PyTorch checkpoint: get the file again.") from error
     for key in WRAPPER_KEYS:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
@@ -179,12 +186,15 @@ def _bottleneck_fields(renamed: dict[str, torch.Tensor]) -> dict:
     }
 
 
-def convert_state_dict(reference: dict[str, torch.Tensor], **kwargs) -> SegformerForSemiSupervisedSegmentation:
+def convert_state_dict(
+    reference: dict[str, torch.Tensor], class_names: list[str] | None = None, **kwargs
+) -> SegformerForSemiSupervisedSegmentation:
     """
     A model with the authors' weights, in eval mode.
 
     Args:
         reference (`dict[str, torch.Tensor]`): state dict with the authors' names, from [`read_checkpoint`].
+        class_names (`list[str]`, *optional*): in the order of the class indices.
         kwargs: fields of [`AllSparkConfig`] that shapes cannot tell.
 
     Raises:
@@ -193,7 +203,16 @@ def convert_state_dict(reference: dict[str, torch.Tensor], **kwargs) -> Segforme
     renamed, unmapped = rename(reference)
     if unmapped:
         raise ValueError(f"The checkpoint has {len(unmapped)} names that no rule maps: {', '.join(unmapped)}.")
-    model = SegformerForSemiSupervisedSegmentation(infer_config(renamed, **kwargs))
+    config = infer_config(renamed, **kwargs)
+    if class_names is not None:
+        if len(class_names) != config.num_labels:
+            raise ValueError(
+                f"{len(class_names)} class names were given for the checkpoint's {config.num_labels} classes: "
+                "give one name per class."
+            )
+        config.id2label = dict(enumerate(class_names))
+        config.label2id = {name: index for index, name in enumerate(class_names)}
+    model = SegformerForSemiSupervisedSegmentation(config)
     own = model.state_dict()
     problems = [f"{name} is missing" for name in own if name not in renamed]
     problems += [f"{name} is not part of the model" for name in renamed if name not in own]

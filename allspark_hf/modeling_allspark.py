@@ -4,6 +4,7 @@ Source: *AllSpark: Reborn Labeled Features from Unlabeled in Transformer for Sem
 CVPR 2024. The bottleneck works on any feature map; only the model at the end of the file knows SegFormer.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -29,11 +30,9 @@ COSINE_EPS = 1e-12
 class SemiSupervisedSegmenterOutput(SemanticSegmenterOutput):
     """
     [`~transformers.modeling_outputs.SemanticSegmenterOutput`] (`loss` of the labeled images, `logits` at a quarter of
-    the resolution, `hidden_states` of the encoder's stages, `attentions`), and of a training step with unlabeled images
-
-        unlabeled_logits (`torch.Tensor`): float (unlabeled_batch, num_labels, height / 4, width / 4).
-
-    There, `hidden_states` and `attentions` hold the labeled images followed by the unlabeled ones.
+    the resolution, `hidden_states` of the encoder's stages, `attentions`), and in a step with unlabeled images
+    `unlabeled_logits`, float (unlabeled_batch, num_labels, height / 4, width / 4). `hidden_states` and `attentions`
+    then hold the labeled images followed by the unlabeled ones.
     """
 
     unlabeled_logits: torch.Tensor | None = None
@@ -63,17 +62,11 @@ def group_channels(
     source: str = "logits",
 ) -> torch.Tensor:
     """
-    Channel-wise semantic grouping (paper, Section 3.4): the class that each channel resembles most.
+    Channel-wise semantic grouping (paper, Section 3.4): int64 (batch, channels), each channel's nearest class.
 
-    Args:
-        tokens (`torch.Tensor`): float (batch, tokens, channels), after the bottleneck's first LayerNorm.
-        prediction (`torch.Tensor`): float (batch, num_labels, any height, any width), logits of the same images.
-        grid (`tuple[int, int]`): (height, width) of the token grid, row by row in `tokens`.
-        similarity (`str`): `"cosine"` over the tokens, or `"instance_norm"` for Eq. 4.
-        source (`str`): class maps from `"logits"` or softmax `"probabilities"`.
-
-    Returns:
-        `torch.Tensor`: int64 (batch, channels), in [0, num_labels).
+    `tokens` are float (batch, tokens, channels) on a `grid` (height, width), `prediction` float logits (batch,
+    num_labels, any height, any width) of the same images. The `similarity` of a class map and a channel is "cosine"
+    over the tokens or "instance_norm" (Eq. 4), the `source` of the class maps "logits" or softmax "probabilities".
     """
     dtype = torch.promote_types(tokens.dtype, torch.float32)
     class_maps = prediction.to(dtype)
@@ -89,11 +82,9 @@ def group_channels(
 
 class SemanticMemory(nn.Module):
     """
-    First-in-first-out rings of unlabeled channels, one per class (paper, Section 3.3, S-Mem).
-
-    Buffers:
-        channels: float (num_slots, slot_size, num_tokens); at first standard normal noise, which counts as content.
-        num_enqueued: int64 (num_slots,), channels ever written to a slot; modulo `slot_size` it is the write position.
+    First-in-first-out rings of unlabeled channels, one per class (paper, Section 3.3, S-Mem). The buffers are
+    channels: float (num_slots, slot_size, num_tokens); at first standard normal noise, which counts as content;
+    num_enqueued: int64 (num_slots,), channels ever written to a slot; modulo `slot_size` it is the write position.
     """
 
     def __init__(self, num_slots: int, slot_size: int, num_tokens: int):
@@ -122,10 +113,7 @@ class SemanticMemory(nn.Module):
     def enqueue(self, tokens: torch.Tensor, slots: torch.Tensor):
         """
         Writes channels into their slots: images in order, channels in index order, the oldest overwritten first.
-
-        Args:
-            tokens (`torch.Tensor`): float (batch, tokens, channels).
-            slots (`torch.Tensor`): int64 (batch, channels); a channel whose slot is not in [0, num_slots) is skipped.
+        `tokens` is float (batch, tokens, channels), `slots` int64 (batch, channels), out of [0, num_slots) to skip.
         """
         num_slots, slot_size, _ = self.channels.shape
         incoming = tokens.transpose(1, 2).flatten(0, 1).to(self.channels.dtype)  # (batch * channels, tokens)
@@ -144,7 +132,6 @@ class SemanticMemory(nn.Module):
     def sources(self, num_channels: int) -> torch.Tensor:
         """
         A copy of the content as float (pieces, tokens, num_channels), which the cross-attention projects one by one.
-
         A slot of 2 or 4 times `num_channels` gives 2 or 4 pieces. Half slots are joined in pairs of neighbouring
         classes; with an odd class count the last one is completed by class 0.
         """
@@ -154,16 +141,20 @@ class SemanticMemory(nn.Module):
         return rows.unflatten(0, (-1, num_channels)).transpose(1, 2)
 
 
+class ChannelProjection(nn.Linear):
+    """A projection without bias; a class of its own so that `_init_weights` can tell it, which skips its parents."""
+
+
 class ChannelAttention(nn.Module):
-    """Projections that the two channel-wise attentions share: C channels to C * heads without bias, and back."""
+    """Projections that the two channel-wise attentions share: C channels to C * heads, and back."""
 
     def __init__(self, num_channels: int, num_heads: int, dropout: float):
         super().__init__()
         self.num_heads = num_heads
-        self.q_proj = nn.Linear(num_channels, num_channels * num_heads, bias=False)
-        self.k_proj = nn.Linear(num_channels, num_channels * num_heads, bias=False)
-        self.v_proj = nn.Linear(num_channels, num_channels * num_heads, bias=False)
-        self.o_proj = nn.Linear(num_channels * num_heads, num_channels, bias=False)
+        self.q_proj = ChannelProjection(num_channels, num_channels * num_heads, bias=False)
+        self.k_proj = ChannelProjection(num_channels, num_channels * num_heads, bias=False)
+        self.v_proj = ChannelProjection(num_channels, num_channels * num_heads, bias=False)
+        self.o_proj = ChannelProjection(num_channels * num_heads, num_channels, bias=False)
         self.attention_dropout = nn.Dropout(dropout)
         self.output_dropout = nn.Dropout(dropout)
 
@@ -189,7 +180,7 @@ class ChannelCrossAttention(ChannelAttention):
     """Attention from an image's channels to those of several sources (paper, Eq. 2): the labeled branch."""
 
     def forward(self, tokens: torch.Tensor, sources: torch.Tensor) -> torch.Tensor:
-        """float (batch, tokens, channels) and (batch, or 1 to share, sources, tokens, channels) -> the first's shape."""
+        """float (batch, tokens, channels) and (batch or 1, sources, tokens, channels) -> the first one's shape."""
         query = self.q_proj(tokens)
         # (batch or 1, sources, tokens, channels * heads) -> (batch or 1, tokens, sources * channels * heads)
         key, value = (proj(sources).transpose(1, 2).flatten(2) for proj in (self.k_proj, self.v_proj))
@@ -204,46 +195,26 @@ class AllSparkBottleneck(nn.Module):
     Rebuilds labeled features from unlabeled ones (paper, Section 3.2). Knows feature maps only, no encoder.
 
     Args:
+        config ([`AllSparkConfig`]): of which it reads `num_labels` and AllSpark's own fields.
         num_channels (`int`): C, channels of the feature map.
-        num_labels (`int`): classes.
-        token_grid (`tuple[int, int]`): (height, width) of the feature map of a training crop.
-        num_heads, dropout: of the channel-wise attention.
-        memory_size (`float`): channels of a class slot as a multiple of C; 0 for no memory.
-        use_grouping (`bool`): class slots; otherwise one ring of the same total size.
-        similarity, source: see [`group_channels`].
-        mix_images_in_eval (`bool`): attend to all images of a batch in eval mode.
     """
 
-    def __init__(
-        self,
-        num_channels: int,
-        num_labels: int,
-        token_grid: tuple[int, int],
-        num_heads: int = 2,
-        dropout: float = 0.1,
-        memory_size: float = 1,
-        use_grouping: bool = True,
-        similarity: str = "cosine",
-        source: str = "logits",
-        mix_images_in_eval: bool = False,
-    ):
+    def __init__(self, config: AllSparkConfig, num_channels: int):
         super().__init__()
-        self.token_grid = token_grid
-        self.use_grouping = use_grouping
-        self.similarity = similarity
-        self.source = source
-        self.mix_images_in_eval = mix_images_in_eval
+        self.config = config
+        heads, dropout = config.channel_attention_heads, config.channel_attention_dropout
         self.project_in = nn.Conv2d(num_channels, num_channels, kernel_size=1)
         self.token_norm = nn.LayerNorm(num_channels, eps=BOTTLENECK_NORM_EPS)
-        self.labeled_attention = ChannelCrossAttention(num_channels, num_heads, dropout)
-        self.unlabeled_attention = ChannelSelfAttention(num_channels, num_heads, dropout)
+        self.labeled_attention = ChannelCrossAttention(num_channels, heads, dropout)
+        self.unlabeled_attention = ChannelSelfAttention(num_channels, heads, dropout)
         self.output_norm = nn.LayerNorm(num_channels, eps=BOTTLENECK_NORM_EPS)
         self.project_out = nn.Conv2d(num_channels, num_channels, kernel_size=1)
         self.memory = None
-        if memory_size:
-            slot_size = int(num_channels * memory_size)
-            num_slots, slot_size = (num_labels, slot_size) if use_grouping else (1, num_labels * slot_size)
-            self.memory = SemanticMemory(num_slots, slot_size, token_grid[0] * token_grid[1])
+        if config.use_memory:
+            num_slots, slot_size = config.num_labels, int(num_channels * config.memory_size)
+            if not config.use_grouping:  # one ring of the same total size
+                num_slots, slot_size = 1, num_slots * slot_size
+            self.memory = SemanticMemory(num_slots, slot_size, math.prod(config.token_grid))
 
     def forward(
         self,
@@ -255,14 +226,11 @@ class AllSparkBottleneck(nn.Module):
         """
         Args:
             features (`torch.Tensor`):
-                float (batch, channels, height, width); the last `num_unlabeled` images are the unlabeled ones.
+                float (batch, channels, height, width), and so is the result; the unlabeled images come last.
             num_unlabeled (`int`): 0 for inference and for training without unlabeled images.
             unlabeled_logits (`torch.Tensor`, *optional*):
                 float (num_unlabeled, num_labels, any height, any width), what the grouping is computed from.
             read_memory (`bool`): False before the warm-up is over; the memory is written all the same.
-
-        Returns:
-            `torch.Tensor`: float (batch, channels, height, width).
         """
         grid = tuple(features.shape[2:])
         mapped = F.gelu(self.project_in(features)).flatten(2).transpose(1, 2)  # (batch, tokens, channels)
@@ -271,39 +239,46 @@ class AllSparkBottleneck(nn.Module):
             labeled, unlabeled = tokens.tensor_split([tokens.shape[0] - num_unlabeled])
             sources = self._unlabeled_sources(unlabeled, grid, unlabeled_logits, read_memory)
             attended = torch.cat([self.labeled_attention(labeled, sources), self.unlabeled_attention(unlabeled)])
-        elif self.mix_images_in_eval and not self.training:
+        elif self.config.mix_images_in_eval and not self.training:
             attended = self.labeled_attention(tokens, tokens.unsqueeze(0))
         else:
             attended = self.labeled_attention(tokens, tokens.unsqueeze(1))  # each image is its own only source
-        output = self.output_norm(attended + mapped)
-        output = output.transpose(1, 2).unflatten(2, grid)
+        output = self.output_norm(attended + mapped).transpose(1, 2).unflatten(2, grid)
         return F.gelu(self.project_out(output))
 
     def _unlabeled_sources(self, unlabeled, grid, unlabeled_logits, read_memory) -> torch.Tensor:
         """What labeled images attend to, (1, sources, tokens, channels). Writes the memory before it is read."""
         if self.memory is None:
             return unlabeled.unsqueeze(0)
-        slots = torch.zeros(unlabeled.shape[0], unlabeled.shape[2], dtype=torch.int64, device=unlabeled.device)
-        if self.use_grouping:
-            if unlabeled_logits is None:
-                raise ValueError(
-                    "Grouping needs the class scores of the unlabeled images: pass unlabeled_logits (the logits of an "
-                    "eval-mode pass over unlabeled_pixel_values), or set use_grouping=False in the configuration."
-                )
-            slots = group_channels(unlabeled, unlabeled_logits, grid, self.similarity, self.source)
-        self.memory.enqueue(resize_tokens(unlabeled.detach(), grid, self.token_grid), slots)
+        memory_grid = self.config.token_grid
+        slots = self._choose_slots(unlabeled, grid, unlabeled_logits)
+        self.memory.enqueue(resize_tokens(unlabeled.detach(), grid, memory_grid), slots)
         if not read_memory:
             return unlabeled.unsqueeze(0)
         remembered = self.memory.sources(unlabeled.shape[2]).to(unlabeled.dtype)
-        return resize_tokens(remembered, self.token_grid, grid).unsqueeze(0)
+        return resize_tokens(remembered, memory_grid, grid).unsqueeze(0)
+
+    def _choose_slots(self, unlabeled, grid, unlabeled_logits) -> torch.Tensor:
+        """int64 (unlabeled, channels): slot of each channel."""
+        if not self.config.use_grouping:
+            return torch.zeros(unlabeled.shape[0], unlabeled.shape[2], dtype=torch.int64, device=unlabeled.device)
+        if unlabeled_logits is None or unlabeled_logits.shape[:2] != (unlabeled.shape[0], self.config.num_labels):
+            given = "none" if unlabeled_logits is None else f"shape {tuple(unlabeled_logits.shape)}"
+            raise ValueError(
+                f"Grouping needs unlabeled_logits of {unlabeled.shape[0]} images, {self.config.num_labels} classes; "
+                f"{given} was given: pass the logits of an eval-mode pass over unlabeled_pixel_values, or set "
+                "use_grouping=False in the configuration."
+            )
+        similarity, source = self.config.grouping_similarity, self.config.grouping_source
+        return group_channels(unlabeled, unlabeled_logits, grid, similarity, source)
 
 
 class SegformerForSemiSupervisedSegmentation(SegformerPreTrainedModel):
     """
     SegFormer with the AllSpark bottleneck between the Mix Transformer encoder and the all-MLP decode head.
 
-    Called with `pixel_values` and `labels` alone it works like [`~transformers.SegformerForSemanticSegmentation`].
-    In training `unlabeled_pixel_values` adds unlabeled images, from which the labeled features are rebuilt.
+    With `pixel_values` and `labels` alone it works like [`~transformers.SegformerForSemanticSegmentation`]. In training,
+    `unlabeled_pixel_values` adds images from which the labeled features are rebuilt.
     """
 
     config: AllSparkConfig
@@ -316,48 +291,25 @@ class SegformerForSemiSupervisedSegmentation(SegformerPreTrainedModel):
     def __init__(self, config: AllSparkConfig):
         super().__init__(config)
         self.segformer = SegformerModel(config)
-        self.bottleneck = self._make_bottleneck(config) if config.use_cross_attention else None
+        self.bottleneck = AllSparkBottleneck(config, config.hidden_sizes[-1]) if config.use_cross_attention else None
         self.decode_head = SegformerDecodeHead(config)
         self.decode_head.dropout = nn.Dropout2d(config.classifier_dropout_prob)  # whole channels, as in the paper
-        self._set_layer_norm_eps()
-        self.post_init()
-
-    @staticmethod
-    def _make_bottleneck(config: AllSparkConfig) -> AllSparkBottleneck:
-        return AllSparkBottleneck(
-            config.hidden_sizes[-1],
-            config.num_labels,
-            config.token_grid,
-            config.channel_attention_heads,
-            config.channel_attention_dropout,
-            config.memory_size if config.use_memory else 0,
-            config.use_grouping,
-            config.grouping_similarity,
-            config.grouping_source,
-            config.mix_images_in_eval,
-        )
-
-    def _set_layer_norm_eps(self):
-        """Gives blocks' and stage-end norms `config.layer_norm_eps`; transformers' SegFormer leaves them at 1e-5."""
         for name, module in self.segformer.named_modules():
+            # Blocks' and stage-end norms, which transformers' SegFormer leaves at 1e-5.
             if isinstance(module, nn.LayerNorm) and "patch_embeddings" not in name and "sequence_red" not in name:
-                module.eps = self.config.layer_norm_eps
+                module.eps = config.layer_norm_eps
+        self.post_init()
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         super()._init_weights(module)
-        if isinstance(module, ChannelAttention):
-            for linear in (module.q_proj, module.k_proj, module.v_proj, module.o_proj):
-                init.xavier_uniform_(linear.weight)
+        if isinstance(module, ChannelProjection):
+            init.xavier_uniform_(module.weight)
         elif isinstance(module, SemanticMemory):
             module.reset()
 
     def save_pretrained(self, save_directory, *args, save_original_format: bool = False, **kwargs):
-        """
-        As in transformers, but with this model's own weight names.
-
-        SegFormer's old names, transformers' default here, are what Trainer cannot resume from (transformers #48805).
-        """
+        """As in transformers, but not with SegFormer's old weight names: Trainer cannot resume from those (#48805)."""
         super().save_pretrained(save_directory, *args, save_original_format=save_original_format, **kwargs)
 
     @can_return_tuple
@@ -378,31 +330,26 @@ class SegformerForSemiSupervisedSegmentation(SegformerPreTrainedModel):
             labels (`torch.Tensor`, *optional*):
                 int64 (batch, height, width), in [0, num_labels) or `config.semantic_loss_ignore_index`.
             unlabeled_pixel_values (`torch.Tensor`, *optional*):
-                float (unlabeled_batch, 3, height, width), of the labeled images' height and width; training only. The
-                two counts may differ.
+                float (unlabeled_batch, 3, height, width), any number, height and width as above; training only.
             unlabeled_logits (`torch.Tensor`, *optional*):
                 float (unlabeled_batch, num_labels, any height, any width): the logits of an eval-mode pass over
                 `unlabeled_pixel_values`. Needed when `config.use_grouping`.
             read_memory (`bool`, *optional*, defaults to `True`):
-                Whether labeled images attend to the memory; False during the memory's warm-up, when they attend to
-                the unlabeled images of the batch. The memory is written either way.
-            output_attentions (`bool`, *optional*): whether to return the encoder's attention weights.
-            output_hidden_states (`bool`, *optional*): whether to return the encoder's feature maps.
-
-        Returns:
-            [`SemiSupervisedSegmenterOutput`]
+                Whether labeled images attend to the memory, or, in its warm-up, to the batch's unlabeled images.
+            output_attentions, output_hidden_states (`bool`, *optional*): whether to return them, see the output.
 
         Raises:
             ValueError: if `unlabeled_pixel_values` is given in eval mode or differs in size from `pixel_values`, or
                 `unlabeled_logits` is missing.
         """
+        wants_hidden_states = (
+            self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        )
         num_unlabeled = 0
         if unlabeled_pixel_values is not None:
             self._check_unlabeled(pixel_values, unlabeled_pixel_values)
             num_unlabeled = unlabeled_pixel_values.shape[0]
             pixel_values = torch.cat([pixel_values, unlabeled_pixel_values])
-        if output_hidden_states is None:
-            output_hidden_states = self.config.output_hidden_states
         encoded = self.segformer(
             pixel_values, output_hidden_states=True, output_attentions=output_attentions, return_dict=True, **kwargs
         )
@@ -416,7 +363,7 @@ class SegformerForSemiSupervisedSegmentation(SegformerPreTrainedModel):
             loss=None if labels is None else self._labeled_loss(logits, labels),
             logits=logits,
             unlabeled_logits=of_unlabeled if num_unlabeled else None,
-            hidden_states=encoded.hidden_states if output_hidden_states else None,
+            hidden_states=encoded.hidden_states if wants_hidden_states else None,
             attentions=encoded.attentions,
         )
 

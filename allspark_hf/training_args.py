@@ -58,8 +58,8 @@ class AllSparkTrainingArguments(TrainingArguments):
     unlabeled_warmup_epochs: int = field(
         default=0,
         metadata={
-            "help": "Epochs before the unlabeled loss counts. The paper has 0; from scratch, where early pseudo-labels "
-            "all show the most frequent class, a few epochs keep the model from learning just that."
+            "help": "Epochs before the unlabeled loss counts. The paper has 0; from scratch, where early "
+            "pseudo-labels show only the most frequent class, a few epochs keep the model from learning just that."
         },
     )
     labeled_loss: str = field(

@@ -15,16 +15,16 @@ def main():
     parser.add_argument("--classes", help="file with the class names, in the order of the class indices")
     args = parser.parse_args()
 
+    from huggingface_hub.errors import StrictDataclassError
+
     from allspark_hf.conversion import convert_state_dict, read_checkpoint
     from allspark_hf.data import read_classes
     from allspark_hf.inference import make_image_processor
 
-    kwargs = {}
-    if args.classes:
-        kwargs["id2label"] = read_classes(args.classes).id2label
     try:
-        model = convert_state_dict(read_checkpoint(args.checkpoint), **kwargs)
-    except (OSError, ValueError) as error:
+        names = read_classes(args.classes).names if args.classes else None
+        model = convert_state_dict(read_checkpoint(args.checkpoint), names)
+    except (OSError, ValueError, StrictDataclassError) as error:
         parser.exit(2, f"{error}\n")
     model.save_pretrained(args.output_dir)
     # The authors evaluate whole images, normalised and not resized.

@@ -54,8 +54,9 @@ def test_every_class_is_common_and_the_border_is_thin():
     masks = np.stack([generate_demo_image(index)[1] for index in range(150)])
     share = np.bincount(masks.ravel(), minlength=256) / masks.size
     assert set(np.unique(masks)) == {0, 1, 2, 3, 4, 5, 255}
-    assert 0.6 < share[0] < 0.8
-    assert (share[1:6] > 0.03).all() and (share[1:6] < 0.09).all()
+    # From scratch, a model that sees mostly background learns just that.
+    assert 0.3 < share[0] < 0.5
+    assert (share[1:6] > 0.08).all() and (share[1:6] < 0.15).all()
     assert 0.01 < share[255] < 0.06
     # Objects touch only across ignored pixels: no two different classes side by side.
     left, right = masks[:, :, :-1], masks[:, :, 1:]

@@ -1,16 +1,18 @@
 """The model: what it shares with SegFormer, inference, training, losses, errors, precisions, compilation."""
 
 import math
+import os
 import shutil
 import warnings
 
 import pytest
 import torch
 from conftest import NO_DROPOUT, TINY, tiny_config, tiny_model
-from oracle import resize
+from oracle import instance_norm, resize
 from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
 from allspark_hf import AllSparkConfig, SegformerForSemiSupervisedSegmentation
+from allspark_hf.modeling_allspark import instance_normalized_softmax
 
 
 PLAIN = AllSparkConfig.plain_segformer_switches()
@@ -107,7 +109,7 @@ def test_prediction_of_an_image_is_independent_of_its_batch(num_labels, dtype, t
         alone = torch.cat([model(image[None]).logits for image in batch])
         assert difference(model(batch).logits, alone) <= tolerance
         assert difference(model(batch[[3, 0]]).logits, alone[[3, 0]]) <= tolerance
-        model.bottleneck.mix_images_in_eval = True
+        model.config.mix_images_in_eval = True
         assert difference(model(batch).logits, alone) > 0.01
         assert difference(model(batch[:1]).logits, alone[:1]) <= tolerance
 
@@ -207,8 +209,8 @@ def test_missing_unlabeled_logits_are_refused():
     with pytest.raises(ValueError) as caught:
         model(images(1), unlabeled_pixel_values=images(1))
     assert str(caught.value) == (
-        "Grouping needs the class scores of the unlabeled images: pass unlabeled_logits (the logits of an "
-        "eval-mode pass over unlabeled_pixel_values), or set use_grouping=False in the configuration."
+        "Grouping needs unlabeled_logits of 1 images, 3 classes; none was given: pass the logits of an eval-mode pass "
+        "over unlabeled_pixel_values, or set use_grouping=False in the configuration."
     )
     assert model.bottleneck.memory.num_enqueued.sum() == 0
 
@@ -293,6 +295,15 @@ def test_bfloat16_autocast_is_close(read_memory):
         assert difference(grad, full[name]) < 0.1 * max(full[name].norm().item(), 0.05), name
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_softmax_of_low_precision_scores_is_computed_in_float32(dtype):
+    scores = (20 * torch.randn(2, 3, 24, 200, generator=torch.Generator().manual_seed(0))).to(dtype)
+    weights = instance_normalized_softmax(scores)
+    assert weights.dtype == torch.float32
+    exact = torch.stack([torch.stack([instance_norm(plane).softmax(1) for plane in maps]) for maps in scores.double()])
+    assert difference(weights, exact) <= 1e-7
+
+
 def test_sdpa_equals_eager():
     results = {}
     for name in ("eager", "sdpa"):
@@ -313,14 +324,13 @@ def test_compiled_inference_in_one_graph():
         assert difference(compiled(images(2)).logits, expected) <= 1e-5
 
 
+@pytest.mark.skipif("ALLSPARK_TEST_COMPILE" not in os.environ, reason="a minute of C++: set ALLSPARK_TEST_COMPILE=1")
 @pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="torch.compile needs a C++ compiler")
-def test_compiled_bottleneck():
-    """The default backend on the part of the model that is ours."""
-    bottleneck = tiny_model().bottleneck.eval()
-    features = torch.randn(2, 32, 3, 4)
+def test_compiled_inference():
+    model = tiny_model().eval()
     with torch.no_grad():
-        compiled = torch.compile(bottleneck, fullgraph=True)(features)
-        assert difference(compiled, bottleneck(features)) <= 1e-5
+        expected = model(images(2)).logits
+        assert difference(torch.compile(model)(images(2)).logits, expected) <= 1e-5
 
 
 def test_projections_start_xavier_uniform_and_the_memory_as_noise():

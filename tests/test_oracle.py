@@ -7,6 +7,7 @@ import torch
 from oracle import Memory, cross_attention, group, infer, self_attention, train
 from safetensors.torch import load_file
 
+from allspark_hf import AllSparkConfig
 from allspark_hf.modeling_allspark import AllSparkBottleneck, SemanticMemory, group_channels, resize_tokens
 
 
@@ -31,18 +32,19 @@ DEFAULTS = {
 def build(case, **kwargs) -> AllSparkBottleneck:
     """A bottleneck in float64 whose every parameter is random, norms and biases included."""
     torch.manual_seed(case.get("seed", 0))
-    bottleneck = AllSparkBottleneck(
-        num_channels=case["channels"],
+    config = AllSparkConfig(
         num_labels=case["classes"],
-        token_grid=case["memory_grid"],
-        num_heads=case["heads"],
-        dropout=0.0,
-        memory_size=case["memory_size"],
-        use_grouping=case["grouping"],
-        similarity=case["similarity"],
-        source=case["source"],
+        crop_size=[32 * side for side in case["memory_grid"]],
+        channel_attention_heads=case["heads"],
+        channel_attention_dropout=0.0,
+        memory_size=case["memory_size"] or 1,
+        use_memory=case["memory_size"] > 0,
+        use_grouping=case["grouping"] and case["memory_size"] > 0,
+        grouping_similarity=case["similarity"],
+        grouping_source=case["source"],
         **kwargs,
-    ).double()
+    )
+    bottleneck = AllSparkBottleneck(config, case["channels"]).double()
     for parameter in bottleneck.parameters():
         parameter.data.normal_(std=0.7)
     return bottleneck

@@ -49,7 +49,7 @@ def test_eval_logits(reference, precision, shape):
     with torch.no_grad():
         logits = upsample(model(images).logits, images.shape[2:])
         assert_near(logits, stored[f"{precision}.logits.single.{shape}"], tolerance, "one by one, as a batch")
-        model.bottleneck.mix_images_in_eval = True
+        model.config.mix_images_in_eval = True
         mixed = upsample(model(images).logits, images.shape[2:])
     assert_near(mixed, stored[f"{precision}.logits.batch.{shape}"], tolerance, "mixed as the authors do")
     assert (mixed - logits).abs().max() > 0.1
@@ -69,7 +69,7 @@ def test_every_layer_norm_has_the_authors_eps(reference):
 def test_one_training_step(reference, method, precision, case):
     stored, dtype = reference.load("train_forward"), PRECISIONS[precision]
     model = reference.model(precision)
-    model.bottleneck.mix_images_in_eval = True  # the authors' pseudo-label pass
+    model.config.mix_images_in_eval = True  # the authors' pseudo-label pass
     memory = model.bottleneck.memory
     memory.num_enqueued.copy_(stored[f"{case}.queue_ptr_before"])
     batch = make_batch(stored, dtype)
@@ -123,7 +123,7 @@ def test_six_sgd_steps(reference, method, precision):
     stored, dtype = reference.load("trajectory"), PRECISIONS[precision]
     settings = reference.description["trajectory"]
     model = reference.model(precision).train()
-    model.bottleneck.mix_images_in_eval = True
+    model.config.mix_images_in_eval = True
     memory, norm = model.bottleneck.memory, model.decode_head.batch_norm
     memory.num_enqueued.copy_(reference.load("reference_state_dict")["decoder.allspark.attn.queue_ptr"])
     encoder = list(model.base_model.parameters())

@@ -6,6 +6,7 @@ import pytest
 import torch
 from parity import PRECISIONS, Reference, assert_near
 
+from allspark_hf import AllSparkConfig
 from allspark_hf.conversion import rename
 from allspark_hf.losses import cross_entropy_sum, ohem_labels
 from allspark_hf.modeling_allspark import AllSparkBottleneck, SemanticMemory, group_channels
@@ -18,7 +19,7 @@ def reference(parity_dir):
 
 def make_bottleneck(stored, dtype):
     """The attention module of the fixture: the bottleneck without its convolutions and norms."""
-    bottleneck = AllSparkBottleneck(32, 6, (5, 5), num_heads=2, dropout=0.0)
+    bottleneck = AllSparkBottleneck(AllSparkConfig(num_labels=6, crop_size=160, channel_attention_dropout=0.0), 32)
     state = {
         f"decoder.allspark.attn.{name.removeprefix('state.')}": value
         for name, value in stored.items()

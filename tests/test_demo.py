@@ -1,0 +1,135 @@
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from allspark_hf.demo_data import CLASS_NAMES, generate_demo_image, write_demo_data
+from allspark_hf.visualization import default_palette, legend
+
+
+ROOT = Path(__file__).resolve().parents[1]
+METHODS = ("supervised", "allspark")
+TINY = [
+    *("--hidden_sizes", 8, 8, 16, 16, "--depths", 1, 1, 1, 1, "--decoder_hidden_size", 16, "--crop_size", 32, 48),
+    *("--max_steps", 2, "--eval_steps", 1, "--per_device_train_batch_size", 2, "--warmup_steps", 1),
+    *("--logging_steps", 1, "--unlabeled_warmup_epochs", 0),
+]
+
+
+def run(*command):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.run(
+        list(map(str, command)), cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120
+    )
+
+
+def report(folder, *arguments):
+    return run(sys.executable, "scripts/demo_report.py", "--output_dir", folder, *arguments)
+
+
+def read_json(path):
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def demo_dir(tmp_path_factory):
+    """Both runs of the demo's recipe, two steps of a tiny model, and the report."""
+    folder = tmp_path_factory.mktemp("demo")
+    write_demo_data(folder / "data", num_train=8, num_labeled=3, num_validation=3, size=(48, 64))
+    for method in METHODS:
+        settings = ["--method", method, "--data_dir", folder / "data", "--output_dir", folder / method]
+        trained = run(sys.executable, "scripts/train.py", "scripts/recipes/demo.yaml", *settings, *TINY)
+        assert trained.returncode == 0, trained.stderr
+    reported = report(folder, "--num_rows", 2)
+    assert reported.returncode == 0, reported.stderr
+    (folder / "printed.txt").write_text(reported.stdout, encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_numbers_are_those_of_the_run(demo_dir, method):
+    metrics = read_json(demo_dir / "metrics.json")[method]
+    last = read_json(demo_dir / method / "eval_results.json")
+    state = read_json(demo_dir / method / "trainer_state.json")
+    history = {entry["step"]: entry["eval_mean_iou"] for entry in state["log_history"] if "eval_mean_iou" in entry}
+    assert sorted(history) == [1, 2]
+    assert metrics["last_mean_iou"] == last["eval_mean_iou"] == history[2]
+    assert metrics["best_mean_iou"] == max(history.values()) == history[metrics["best_step"]]
+    assert metrics["iou"] == {
+        name.removeprefix("eval_iou_"): value for name, value in last.items() if name.startswith("eval_iou_")
+    }
+    assert metrics["steps"] == state["global_step"] == 2
+    assert metrics["seconds"] == read_json(demo_dir / method / "train_results.json")["train_runtime"]
+    assert (metrics["labeled_images"], metrics["validation_images"]) == (3, 3)
+    assert metrics["unlabeled_images"] == (5 if method == "allspark" else 0)
+
+
+def test_table_shows_the_numbers_and_is_printed(demo_dir):
+    text = (demo_dir / "metrics.md").read_text(encoding="utf-8")
+    printed = (demo_dir / "printed.txt").read_text(encoding="utf-8")
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    assert "\n".join(lines) in printed
+    assert len({len(line) for line in lines}) == 1
+    cells = {line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:4]] for line in lines}
+    assert cells[""] == ["Supervised", "AllSpark"]
+    metrics = read_json(demo_dir / "metrics.json")
+    for column, method in enumerate(METHODS):
+        run = metrics[method]
+        assert cells["**mIoU, last**"][column] == f"**{100 * run['last_mean_iou']:.1f}**"
+        assert cells["mIoU, best (step)"][column] == f"{100 * run['best_mean_iou']:.1f} ({run['best_step']})"
+        for name in CLASS_NAMES:
+            value = run["iou"].get(name.replace(" ", "_"))
+            assert cells[f"IoU {name}"][column] == ("absent" if value is None else f"{100 * value:.1f}")
+    for name in ("metrics.md", "metrics.json", "comparison.png", "legend.png"):
+        assert str(demo_dir / name) in printed
+    assert str(demo_dir / "allspark") in printed
+
+
+def test_pictures_have_the_expected_layout(demo_dir):
+    palette = default_palette(len(CLASS_NAMES))
+    with Image.open(demo_dir / "legend.png") as key:
+        np.testing.assert_array_equal(np.asarray(key), np.asarray(legend(CLASS_NAMES, palette)))
+        key_size = key.size
+    with Image.open(demo_dir / "comparison.png") as sheet:
+        pixels = np.asarray(sheet)
+    # 64-pixel images four times enlarged; a gap of 6 around every panel, a line of titles over the first row.
+    height, width, gap = 4 * 48, 4 * 64, 6
+    assert pixels.shape[1] == (4 * width + 5 * gap) + key_size[0] + 3 * gap
+    title = pixels.shape[0] - 2 * gap - 2 * (height + 2 * gap)
+    assert 14 < title < 24
+    colours = {tuple(colour) for colour in palette.tolist()}
+    for row in range(2):
+        top = 2 * gap + title + row * (height + 2 * gap)
+        panels = [
+            pixels[top : top + height, left : left + width]
+            for left in (2 * gap + column * (width + gap) for column in range(4))
+        ]
+        truth = generate_demo_image(row, "val", (48, 64))[1]
+        painted = np.where((truth == 255)[..., None], 255, palette[np.where(truth == 255, 0, truth)])
+        np.testing.assert_array_equal(panels[1][::4, ::4], painted)
+        assert len(np.unique(panels[0].reshape(-1, 3), axis=0)) > 1000
+        for prediction in panels[2:]:
+            assert set(map(tuple, prediction.reshape(-1, 3).tolist())) <= colours
+
+
+def test_runs_of_different_budgets_are_refused(demo_dir, tmp_path):
+    shutil.copytree(demo_dir, tmp_path / "demo")
+    state = read_json(tmp_path / "demo/allspark/trainer_state.json") | {"global_step": 3}
+    (tmp_path / "demo/allspark/trainer_state.json").write_text(json.dumps(state), encoding="utf-8")
+    failed = report(tmp_path / "demo")
+    assert failed.returncode == 1
+    assert "steps of supervised and allspark differ" in failed.stderr
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path):
+    (tmp_path / "mine.txt").write_text("kept", encoding="utf-8")
+    refused = run("bash", "scripts/demo.sh", tmp_path)
+    assert refused.returncode == 1
+    assert "holds something that this demo did not make" in refused.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
