@@ -2,8 +2,9 @@
 
     python -m allspark_hf.demo_data demo --num_train 400 --num_labeled 24 --num_validation 100
 
-A class is a shape *and* a texture: a log slice and a plank are one wood, and every shape also occurs in plain or
-striped paint, which is background, as are stones and twigs. Colours overlap between classes.
+A class is a shape *and* a texture: a few small objects have a class's shape in plain or striped paint, which is
+background, as are stones and twigs. Classes differ in colour, but their colours overlap. Objects are large enough for
+a small model to learn them from scratch in minutes, and classes about equally frequent.
 """
 
 import argparse

@@ -31,27 +31,25 @@ def smooth_noise(rng: np.random.Generator, size: tuple[int, int], period: float)
     return np.asarray(Image.fromarray(grid).resize((size[1], size[0]), Image.Resampling.BICUBIC))
 
 
-def _wood(rng: np.random.Generator, u: np.ndarray, v: np.ndarray, period: float, grey: float) -> np.ndarray:
-    """Slightly wavy grain along u, and fine fibres; `grey` (0 to 1) is how far the wood has weathered."""
-    hue = rng.uniform(-0.06, 0.06)
-    fresh = _colour(0.76 + hue, 0.52, 0.30 - hue)
-    light = (fresh + (_colour(0.74, 0.70, 0.63) - fresh) * grey) * rng.uniform(0.75, 1.15)
-    dark = light * rng.uniform(0.42, 0.62)
+def _board(rng: np.random.Generator, u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """Weathered wood: slightly wavy grain along u, and fine fibres."""
+    hue, grey, period = rng.uniform(-0.06, 0.06), rng.uniform(0.6, 1.0), rng.uniform(6.0, 9.0)
+    fresh = _colour(0.62 + hue, 0.43, 0.25 - hue)
+    light = (fresh + (_colour(0.60, 0.57, 0.52) - fresh) * grey) * rng.uniform(0.85, 1.1)
+    dark = light * rng.uniform(0.45, 0.6)
     grain = 0.5 + 0.5 * np.sin(2 * math.pi * (v / period + 0.3 * smooth_noise(rng, u.shape, 26)))
     fibres = rng.random((512, 4), dtype=np.float32)
     fibre = fibres[(v * 1.5).astype(np.int32) % 512, (u / 14).astype(np.int32) % 4]
     return _mix(dark, light, 0.65 * np.sqrt(grain) + 0.35 * fibre)
 
 
-def _board(rng: np.random.Generator, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    return _wood(rng, u, v, rng.uniform(6.0, 9.0), rng.uniform(0.6, 1.0))
-
-
 def _rings(rng: np.random.Generator, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Wood cut across, less weathered: narrow growth rings around a centre that is not quite the middle."""
+    """Pale wood cut across: thin dark growth rings around a centre that is not quite the middle."""
     off_u, off_v = rng.uniform(-3, 3, 2).astype(np.float32)
-    u, v = u - off_u, v - off_v
-    return _wood(rng, np.arctan2(v, u) * 20, np.hypot(u, v), rng.uniform(4.5, 6.5), rng.uniform(0.0, 0.3))
+    period = rng.uniform(6.0, 8.0)
+    wave = np.abs(np.sin(math.pi * (np.hypot(u - off_u, v - off_v) / period + 0.1 * smooth_noise(rng, u.shape, 26))))
+    pale = _colour(1.0, rng.uniform(0.80, 0.88), rng.uniform(0.55, 0.68)) * rng.uniform(0.9, 1.1)
+    return _mix(0.4 * pale, pale, np.clip(1.6 * wave, 0, 1))
 
 
 def _masonry(rng: np.random.Generator, u: np.ndarray, v: np.ndarray, height: float, width: float, joint: float):
@@ -68,8 +66,8 @@ def _masonry(rng: np.random.Generator, u: np.ndarray, v: np.ndarray, height: flo
 def _brick(rng: np.random.Generator, u: np.ndarray, v: np.ndarray) -> np.ndarray:
     height = rng.uniform(7.0, 10.0)
     joint, tone = _masonry(rng, u, v, height, height * rng.uniform(1.8, 2.4), 0.8)
-    hue = rng.uniform(0.0, 0.12)
-    red = _colour(0.70, 0.34 + hue, 0.25 + 0.7 * hue) * rng.uniform(0.8, 1.15)
+    hue = rng.uniform(0.0, 0.06)
+    red = _colour(0.58, 0.24 + hue, 0.17 + 0.7 * hue) * rng.uniform(0.8, 1.1)
     stone = _mix(0.7 * red, 1.15 * red, np.clip(tone + 0.12 * rng.standard_normal(u.shape, dtype=np.float32), 0, 1))
     mortar = _colour(0.82, 0.79, 0.73) * rng.uniform(0.95, 1.1)
     return stone + (mortar - stone) * (0.85 * joint)[..., None]
@@ -120,9 +118,8 @@ def paint_ground(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.n
         weight = np.clip(0.45 + 0.2 * blades + 0.12 * patches + 0.1 * fine, 0, 1)
         ground = _mix(_colour(0.12, 0.22, 0.06), _colour(0.58, 0.68, 0.26), weight)
     elif kind == "sand":
-        ripple = np.sin(2 * math.pi * (y / rng.uniform(9, 15) + 0.02 * x + 0.35 * patches))
-        weight = np.clip(0.55 + 0.15 * ripple + 0.1 * patches + 0.08 * fine, 0, 1)
-        ground = _mix(_colour(0.60, 0.48, 0.32), _colour(0.95, 0.86, 0.66), weight)
+        weight = np.clip(0.5 + 0.12 * patches + 0.12 * fine, 0, 1)
+        ground = _mix(_colour(0.46, 0.37, 0.24), _colour(0.84, 0.74, 0.54), weight)
     elif kind == "soil":
         weight = np.clip(0.4 + 0.2 * smooth_noise(rng, x.shape, 4) + 0.12 * patches + 0.1 * fine, 0, 1)
         ground = _mix(_colour(0.17, 0.11, 0.07), _colour(0.60, 0.45, 0.32), weight)

@@ -277,7 +277,7 @@ class SegformerForSemiSupervisedSegmentation(SegformerPreTrainedModel):
     """
     SegFormer with the AllSpark bottleneck between the Mix Transformer encoder and the all-MLP decode head.
 
-    With `pixel_values` and `labels` alone it works like [`~transformers.SegformerForSemanticSegmentation`]. In training,
+    With `pixel_values` and `labels` alone it works as transformers' SegformerForSemanticSegmentation. In training,
     `unlabeled_pixel_values` adds images from which the labeled features are rebuilt.
     """
 
