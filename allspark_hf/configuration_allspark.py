@@ -1,5 +1,6 @@
 """AllSpark model configuration."""
 
+import math
 from typing import Literal
 
 from huggingface_hub.dataclasses import strict
@@ -114,9 +115,10 @@ class AllSparkConfig(SegformerConfig):
 
     @property
     def token_grid(self) -> tuple[int, int]:
-        """(height, width) of the encoder's last stage for the training crop: each side divided by 32, rounded up."""
+        """(height, width) of the encoder's last stage for the training crop: each side over the strides, rounded up."""
+        stride = math.prod(self.strides)
         height, width = self.crop_height_width
-        return -(-height // 32), -(-width // 32)
+        return math.ceil(height / stride), math.ceil(width / stride)
 
     def validate_architecture(self):
         """Refuses contradictory settings; called by `@strict` after construction and before saving."""

@@ -145,37 +145,44 @@ def infer_config(renamed: dict[str, torch.Tensor], **kwargs) -> AllSparkConfig:
         kwargs: fields of [`AllSparkConfig`] that shapes cannot tell; they win.
 
     Raises:
-        ValueError: if tensors that the geometry is read from are absent.
+        ValueError: if a tensor that the geometry is read from is absent or has another number of axes.
     """
-    try:
-        fields = {**_encoder_fields(renamed), **_bottleneck_fields(renamed)}
-        fields["decoder_hidden_size"] = renamed["decode_head.linear_fuse.weight"].shape[0]
-        fields["num_labels"] = renamed["decode_head.classifier.weight"].shape[0]
-    except KeyError as error:
-        raise ValueError(f"The checkpoint lacks {error}, which the model's geometry is read from.") from error
+    fields = {**_encoder_fields(renamed), **_bottleneck_fields(renamed)}
+    fields["decoder_hidden_size"] = _shape(renamed, "decode_head.linear_fuse.weight", 4)[0]
+    fields["num_labels"] = _shape(renamed, "decode_head.classifier.weight", 4)[0]
     return AllSparkConfig(**{**fields, **kwargs})
+
+
+def _shape(renamed: dict[str, torch.Tensor], name: str, num_axes: int) -> tuple[int, ...]:
+    """Shape of a tensor that the geometry is read from."""
+    if name not in renamed:
+        raise ValueError(f"The checkpoint lacks {name!r}, which the model's geometry is read from.")
+    shape = tuple(renamed[name].shape)
+    if len(shape) != num_axes:
+        raise ValueError(f"{name!r}, which the model's geometry is read from, has shape {shape}, not {num_axes} axes.")
+    return shape
 
 
 def _encoder_fields(renamed: dict[str, torch.Tensor]) -> dict:
     fields = {"hidden_sizes": [], "depths": [], "sr_ratios": [], "mlp_ratios": [], "patch_sizes": []}
     for stage in range(len(MIT_ATTENTION_HEADS)):
         prefix = f"segformer.stages.{stage}."
-        patch = renamed[f"{prefix}patch_embeddings.proj.weight"]
+        width, *_, patch_size = _shape(renamed, f"{prefix}patch_embeddings.proj.weight", 4)
         blocks = {name.split(".")[4] for name in renamed if name.startswith(f"{prefix}blocks.")}
-        reduction = renamed.get(f"{prefix}blocks.0.attention.sequence_reduction.sequence_reduction.weight")
-        fields["hidden_sizes"].append(patch.shape[0])
-        fields["patch_sizes"].append(patch.shape[-1])
+        reduction = f"{prefix}blocks.0.attention.sequence_reduction.sequence_reduction.weight"
+        fields["hidden_sizes"].append(width)
+        fields["patch_sizes"].append(patch_size)
         fields["depths"].append(len(blocks))
-        fields["sr_ratios"].append(1 if reduction is None else reduction.shape[-1])
-        fields["mlp_ratios"].append(renamed[f"{prefix}blocks.0.mlp.fc1.weight"].shape[0] // patch.shape[0])
+        fields["sr_ratios"].append(_shape(renamed, reduction, 4)[-1] if reduction in renamed else 1)
+        fields["mlp_ratios"].append(_shape(renamed, f"{prefix}blocks.0.mlp.fc1.weight", 2)[0] // width)
     return {**fields, "num_attention_heads": list(MIT_ATTENTION_HEADS)}
 
 
 def _bottleneck_fields(renamed: dict[str, torch.Tensor]) -> dict:
     if not any(name.startswith("bottleneck.") for name in renamed):
         return AllSparkConfig.plain_segformer_switches()
-    projected, num_channels = renamed["bottleneck.labeled_attention.q_proj.weight"].shape
-    _, slot_size, num_tokens = renamed["bottleneck.memory.channels"].shape
+    projected, num_channels = _shape(renamed, "bottleneck.labeled_attention.q_proj.weight", 2)
+    _, slot_size, num_tokens = _shape(renamed, "bottleneck.memory.channels", 3)
     side = math.isqrt(num_tokens)
     if side * side != num_tokens:
         raise ValueError(f"The memory has {num_tokens} tokens, but the authors' crops are square: check the file.")
@@ -201,8 +208,7 @@ def convert_state_dict(
         ValueError: listing every name that is unmapped, missing or of another shape.
     """
     renamed, unmapped = rename(reference)
-    if unmapped:
-        raise ValueError(f"The checkpoint has {len(unmapped)} names that no rule maps: {', '.join(unmapped)}.")
+    problems = [f"{name} is mapped by no rule" for name in unmapped]
     config = infer_config(renamed, **kwargs)
     if class_names is not None:
         if len(class_names) != config.num_labels:
@@ -214,7 +220,7 @@ def convert_state_dict(
         config.label2id = {name: index for index, name in enumerate(class_names)}
     model = SegformerForSemiSupervisedSegmentation(config)
     own = model.state_dict()
-    problems = [f"{name} is missing" for name in own if name not in renamed]
+    problems += [f"{name} is missing" for name in own if name not in renamed]
     problems += [f"{name} is not part of the model" for name in renamed if name not in own]
     problems += [
         f"{name} has shape {tuple(tensor.shape)} instead of {tuple(own[name].shape)}"

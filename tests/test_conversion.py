@@ -205,7 +205,10 @@ def test_plain_segformer_of_the_authors(tmp_path):
 def test_unmapped_names_are_all_listed(tmp_path, capsys, reference):
     reference |= {"backbone.head.weight": torch.zeros(1), "decoder.aux.bias": torch.zeros(1)}
     message = refuse(capsys, tmp_path, reference)
-    assert message == "The checkpoint has 2 names that no rule maps: backbone.head.weight, decoder.aux.bias.\n"
+    assert message == (
+        "The checkpoint does not fit the model it implies: backbone.head.weight is mapped by no rule; "
+        "decoder.aux.bias is mapped by no rule.\n"
+    )
 
 
 def test_missing_names_are_all_listed(tmp_path, capsys, reference):
