@@ -115,7 +115,7 @@ class AllSparkConfig(SegformerConfig):
 
     @property
     def token_grid(self) -> tuple[int, int]:
-        """(height, width) of the encoder's last stage for the training crop: each side over the strides, rounded up."""
+        """(height, width) of the encoder's last stage for a training crop: each side over the strides, rounded up."""
         stride = math.prod(self.strides)
         height, width = self.crop_height_width
         return math.ceil(height / stride), math.ceil(width / stride)
