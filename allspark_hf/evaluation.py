@@ -43,7 +43,7 @@ class ConfusionMatrix:
 
     def iou(self) -> torch.Tensor:
         """float64 (num_labels,) in [0, 1]; NaN for a class in neither labels nor predictions."""
-        counts = self.counts.double()
+        counts = self.counts.cpu().double()  # not every device has float64
         intersection = counts.diagonal()
         return intersection / (counts.sum(0) + counts.sum(1) - intersection)
 
@@ -61,7 +61,7 @@ class ConfusionMatrix:
             `dict[str, float]`: `mean_iou`, `mean_accuracy`, `overall_accuracy`, and `iou_<class>` of each class that
             is not absent (blanks in names as underscores).
         """
-        counts = self.counts.double()
+        counts = self.counts.cpu().double()
         iou = self.iou()
         accuracy = counts.diagonal() / counts.sum(1)  # NaN for a class that no label has
         return {

@@ -12,10 +12,10 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
 from transformers.training_args import OptimizerNames
 
 from .data.mixed import MixedBatchCollator, MixedBatchSampler, MixedDataset
-from .data.overlap import find_overlap
 from .evaluation import ConfusionMatrix, EvaluationDataset, evaluate_batch, metric_name
 from .methods import METHODS, MixedBatch, PixelCounts
 from .modeling_allspark import SegformerForSemiSupervisedSegmentation
+from .trainer_checks import check_datasets, check_model, long_side_of
 from .training_args import AllSparkTrainingArguments
 
 
@@ -64,11 +64,11 @@ class AllSparkTrainer(Trainer):
         self.unlabeled_dataset = (
             unlabeled_dataset if unlabeled_dataset is not None and len(unlabeled_dataset) else None
         )
-        self.method = METHODS[args.method](args, model.config.semantic_loss_ignore_index)
-        self.long_side = _long_side(processing_class)
-        _check_model(model, args)
+        check_model(model, args)
         if train_dataset is not None:
-            self._check_datasets(args, train_dataset, eval_dataset)
+            check_datasets(args, train_dataset, self.unlabeled_dataset, eval_dataset)
+        self.method = METHODS[args.method](args, model.config.semantic_loss_ignore_index)
+        self.long_side = long_side_of(processing_class)
         super().__init__(
             model=model,
             args=args,
@@ -82,24 +82,6 @@ class AllSparkTrainer(Trainer):
         self._sampler = self._make_sampler() if train_dataset is not None else None
         if self._sampler is not None:
             self.add_callback(_EpochCallback(self._sampler))
-
-    def _check_datasets(self, args, train_dataset, eval_dataset):
-        if len(train_dataset) == 0:
-            raise ValueError("The labeled dataset (train_dataset) is empty: give at least one image with a mask.")
-        if self.method.uses_unlabeled and self.unlabeled_dataset is None:
-            raise ValueError(
-                f"method={args.method!r} needs unlabeled images, but unlabeled_dataset is missing or empty: give "
-                "some, or set method='supervised'."
-            )
-        _check_columns("train_dataset", train_dataset, [args.image_column_name, args.label_column_name])
-        if self.unlabeled_dataset is not None:
-            _check_columns("unlabeled_dataset", self.unlabeled_dataset, [args.image_column_name])
-        evaluated = eval_dataset if isinstance(eval_dataset, dict) else {"eval_dataset": eval_dataset}
-        for name, dataset in evaluated.items():
-            if dataset is not None:
-                _check_columns(name, dataset, [args.image_column_name, args.label_column_name])
-                _check_overlap("train_dataset", train_dataset, name, dataset, args.image_column_name)
-                _check_overlap("unlabeled_dataset", self.unlabeled_dataset, name, dataset, args.image_column_name)
 
     # ---- Mixed batches ----
 
@@ -168,9 +150,9 @@ class AllSparkTrainer(Trainer):
             unlabeled = sum(
                 torch.ones_like(mask).sum() if self.args.train_on_padding else mask.sum() for mask in masks
             )
-        counts = torch.stack([labeled, unlabeled]).to(self.args.device, torch.float64) / len(batches)
-        counts = self.accelerator.reduce(counts, reduction="mean")
-        return PixelCounts(labeled=counts[0].float(), unlabeled=counts[1].float())
+        counts = self.accelerator.reduce(torch.stack([labeled, unlabeled]).to(self.args.device), reduction="sum")
+        counts = counts.float() / (len(batches) * self.args.world_size)
+        return PixelCounts(labeled=counts[0], unlabeled=counts[1])
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """One step of the method; `num_items_in_batch` is the [`PixelCounts`] of `get_batch_samples`."""
@@ -268,18 +250,23 @@ class AllSparkTrainer(Trainer):
         model.eval()
         self.callback_handler.eval_dataloader = dataloader
         confusion = ConfusionMatrix(config.num_labels, config.semantic_loss_ignore_index, self.args.device)
-        totals = torch.zeros(3, dtype=torch.float64, device=self.args.device)  # loss, pixels, images
+        loss_sum, num_pixels, num_images = 0.0, 0, 0
         for samples in dataloader:
             with self.compute_loss_context_manager():
                 loss, pixels = evaluate_batch(model, samples, confusion, self.args.device)
-            totals += torch.tensor([loss, pixels, len(samples)], dtype=torch.float64, device=self.args.device)
+            loss_sum, num_pixels, num_images = loss_sum + loss, num_pixels + pixels, num_images + len(samples)
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         model.train(was_training)
         confusion.counts = self.accelerator.reduce(confusion.counts, reduction="sum")
-        loss, pixels, images = self.accelerator.reduce(totals, reduction="sum").tolist()
-        metrics = {"loss": loss / max(pixels, 1), **confusion.metrics(config.id2label, self.args.count_absent_classes)}
+        loss_sum = self.accelerator.reduce(torch.tensor(loss_sum, device=self.args.device), reduction="sum").item()
+        sizes = torch.tensor([num_pixels, num_images], device=self.args.device)
+        num_pixels, num_images = self.accelerator.reduce(sizes, reduction="sum").tolist()
+        metrics = {
+            "loss": loss_sum / max(num_pixels, 1),
+            **confusion.metrics(config.id2label, self.args.count_absent_classes),
+        }
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
-        return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=int(images))
+        return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=num_images)
 
     # ---- Checkpoints ----
 
@@ -335,63 +322,6 @@ def last_complete_checkpoint(output_dir: str | Path) -> str | None:
     """The newest `checkpoint-*` folder that was written to its end: its trainer state is the last file to come."""
     complete = [path.parent for path in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*/{TRAINER_STATE_NAME}")]
     return str(max(complete, key=lambda path: int(path.name.rpartition("-")[2]))) if complete else None
-
-
-def _long_side(image_processor) -> int | None:
-    """What the image processor makes of an image's long side; None if it leaves the size alone."""
-    if not image_processor.do_resize:
-        return None
-    size = dict(image_processor.size)
-    if size.get("max_height") and size.get("max_height") == size.get("max_width"):
-        return size["max_height"]
-    given = {name: value for name, value in size.items() if value}
-    raise ValueError(
-        f"The image processor resizes to {given}, which training cannot follow: set do_resize=False, or "
-        'size={"max_height": n, "max_width": n} to scale the long side to n pixels.'
-    )
-
-
-def _check_model(model: SegformerForSemiSupervisedSegmentation, args: AllSparkTrainingArguments):
-    if METHODS[args.method].needs_bottleneck and not model.config.use_cross_attention:
-        raise ValueError(
-            f"method={args.method!r} needs the bottleneck, but the model's configuration has "
-            "use_cross_attention=False: set it to True, or choose another method."
-        )
-    ignore_index = model.config.semantic_loss_ignore_index
-    if not model.config.num_labels <= ignore_index <= 255:
-        raise ValueError(
-            f"semantic_loss_ignore_index={ignore_index} is not between num_labels={model.config.num_labels} and 255, "
-            "the values that an 8-bit mask has left: set it to 255."
-        )
-    if model.config.num_labels < 2:
-        raise ValueError(
-            "The model has 1 class, whose prediction is always the same: give background a class of its own "
-            "(num_labels=2)."
-        )
-    if args.n_gpu > 1:
-        raise ValueError(
-            f"One process sees {args.n_gpu} GPUs, and nn.DataParallel would lose the memory: start one process per "
-            "GPU with `accelerate launch`, or set CUDA_VISIBLE_DEVICES to one of them."
-        )
-
-
-def _check_columns(name: str, dataset: datasets.Dataset, needed: list[str]):
-    missing = [column for column in needed if column not in dataset.column_names]
-    if missing:
-        raise ValueError(
-            f"{name} has the columns {dataset.column_names} but lacks {missing}: rename them "
-            "(dataset.rename_column), or set image_column_name and label_column_name."
-        )
-
-
-def _check_overlap(name: str, dataset: datasets.Dataset | None, eval_name: str, evaluated, image_column: str):
-    pairs = [] if dataset is None else find_overlap(dataset, evaluated, image_column)
-    if pairs:
-        shown = ", ".join(f"{trained} = {validated}" for trained, validated in pairs[:5])
-        raise ValueError(
-            f"{len(pairs)} images are in both {name} and {eval_name} ({shown}{', ...' if len(pairs) > 5 else ''}): "
-            "remove them from one, or the evaluation measures memorising."
-        )
 
 
 __all__ = ["AllSparkTrainer", "last_complete_checkpoint"]

@@ -1,0 +1,94 @@
+"""What [`AllSparkTrainer`] refuses, each with one sentence: model, method, datasets and image processor that do not fit."""
+
+import datasets
+
+from .data.overlap import find_overlap
+from .methods import METHODS
+from .modeling_allspark import SegformerForSemiSupervisedSegmentation
+from .training_args import AllSparkTrainingArguments
+
+
+def long_side_of(image_processor) -> int | None:
+    """What the image processor makes of an image's long side; None if it leaves the size alone."""
+    if not image_processor.do_resize:
+        return None
+    size = dict(image_processor.size)
+    if size.get("max_height") and size.get("max_height") == size.get("max_width"):
+        return size["max_height"]
+    given = {name: value for name, value in size.items() if value}
+    raise ValueError(
+        f"The image processor resizes to {given}, which training cannot follow: set do_resize=False, or "
+        'size={"max_height": n, "max_width": n} to scale the long side to n pixels.'
+    )
+
+
+def check_model(model: SegformerForSemiSupervisedSegmentation, args: AllSparkTrainingArguments):
+    """Raises ValueError for a model that the method, or training on 8-bit masks, cannot work with."""
+    if METHODS[args.method].needs_bottleneck and not model.config.use_cross_attention:
+        raise ValueError(
+            f"method={args.method!r} needs the bottleneck, but the model's configuration has "
+            "use_cross_attention=False: set it to True, or choose another method."
+        )
+    ignore_index = model.config.semantic_loss_ignore_index
+    if not model.config.num_labels <= ignore_index <= 255:
+        raise ValueError(
+            f"semantic_loss_ignore_index={ignore_index} is not between num_labels={model.config.num_labels} and 255, "
+            "the values that an 8-bit mask has left: set it to 255."
+        )
+    if model.config.num_labels < 2:
+        raise ValueError(
+            "The model has 1 class, whose prediction is always the same: give background a class of its own "
+            "(num_labels=2)."
+        )
+    if args.n_gpu > 1:
+        raise ValueError(
+            f"One process sees {args.n_gpu} GPUs, and nn.DataParallel would lose the memory: start one process per "
+            "GPU with `accelerate launch`, or set CUDA_VISIBLE_DEVICES to one of them."
+        )
+
+
+def check_datasets(
+    args: AllSparkTrainingArguments,
+    train_dataset: datasets.Dataset,
+    unlabeled_dataset: datasets.Dataset | None,
+    eval_dataset: datasets.Dataset | dict[str, datasets.Dataset] | None,
+):
+    """Raises ValueError for empty sets, missing columns, and images that are both trained and evaluated on."""
+    if len(train_dataset) == 0:
+        raise ValueError("The labeled dataset (train_dataset) is empty: give at least one image with a mask.")
+    if METHODS[args.method].uses_unlabeled and unlabeled_dataset is None:
+        raise ValueError(
+            f"method={args.method!r} needs unlabeled images, but unlabeled_dataset is missing or empty: give some, or "
+            "set method='supervised'."
+        )
+    _check_columns("train_dataset", train_dataset, [args.image_column_name, args.label_column_name])
+    if unlabeled_dataset is not None:
+        _check_columns("unlabeled_dataset", unlabeled_dataset, [args.image_column_name])
+    evaluated = eval_dataset if isinstance(eval_dataset, dict) else {"eval_dataset": eval_dataset}
+    for name, dataset in evaluated.items():
+        if dataset is not None:
+            _check_columns(name, dataset, [args.image_column_name, args.label_column_name])
+            _check_overlap("train_dataset", train_dataset, name, dataset, args.image_column_name)
+            _check_overlap("unlabeled_dataset", unlabeled_dataset, name, dataset, args.image_column_name)
+
+
+def _check_columns(name: str, dataset: datasets.Dataset, needed: list[str]):
+    missing = [column for column in needed if column not in dataset.column_names]
+    if missing:
+        raise ValueError(
+            f"{name} has the columns {dataset.column_names} but lacks {missing}: rename them "
+            "(dataset.rename_column), or set image_column_name and label_column_name."
+        )
+
+
+def _check_overlap(name: str, dataset: datasets.Dataset | None, eval_name: str, evaluated, image_column: str):
+    pairs = [] if dataset is None else find_overlap(dataset, evaluated, image_column)
+    if pairs:
+        shown = ", ".join(f"{trained} = {validated}" for trained, validated in pairs[:5])
+        raise ValueError(
+            f"{len(pairs)} images are in both {name} and {eval_name} ({shown}{', ...' if len(pairs) > 5 else ''}): "
+            "remove them from one, or the evaluation measures memorising."
+        )
+
+
+__all__ = ["check_datasets", "check_model", "long_side_of"]
