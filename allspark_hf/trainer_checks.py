@@ -1,4 +1,4 @@
-"""What [`AllSparkTrainer`] refuses, each with one sentence: model, method, datasets and image processor that do not fit."""
+"""What [`AllSparkTrainer`] refuses, each with one sentence: parts that do not fit each other."""
 
 import datasets
 
