@@ -33,4 +33,5 @@ for METHOD in supervised allspark; do
     "$PYTHON" scripts/train.py scripts/recipes/demo.yaml --method "$METHOD" --data_dir "$OUT/data" \
         --output_dir "$OUT/$METHOD"
 done
-"$PYTHON" scripts/demo_report.py --output_dir "$OUT"
+"$PYTHON" scripts/compare_runs.py --data_dir "$OUT/data" --runs "$OUT/supervised" "$OUT/allspark" --output_dir "$OUT"
+echo "The model is in $OUT/allspark"

@@ -1,9 +1,9 @@
-"""Compares the demo's two runs on the validation images: a table and pictures.
+"""Compares runs of scripts/train.py that differ in nothing but the method: a table and pictures.
 
-    python scripts/demo_report.py --output_dir outputs/demo
+    python scripts/compare_runs.py --data_dir DATA --runs OUT/supervised OUT/allspark --output_dir OUT
 
-Reads `data`, `supervised` and `allspark` in that folder; writes `metrics.json`, `metrics.md`, `comparison.png` and
-`legend.png` into it, and prints the table.
+The folders of the runs are named like their methods. Writes `metrics.json`, `metrics.md`, `comparison.png` and
+`legend.png`, and prints the table.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from pathlib import Path
 from PIL import Image
 
 
-TITLES = {"supervised": "Supervised", "allspark": "AllSpark"}
+TITLES = {"supervised": "Supervised", "pseudo_label": "Pseudo-labels", "allspark": "AllSpark"}
 NUM_ROWS = 8
 MINIMUM_WIDTH = 240
 
@@ -114,8 +114,10 @@ def write_metrics(output_dir: Path, runs: dict[str, dict], class_names: list[str
     return text
 
 
-def draw_comparison(output_dir: Path, runs: dict[str, dict], models: dict[str, tuple], num_rows: int) -> None:
-    """Writes `comparison.png`, a row for each of the first validation images, and `legend.png`."""
+def draw_comparison(
+    output_dir: Path, data_dir: Path, runs: dict[str, dict], models: dict[str, tuple], num_rows: int
+) -> None:
+    """Writes `comparison.png`, a row for each of some validation images, evenly spread, and `legend.png`."""
     from allspark_hf.data import load_folder
     from allspark_hf.data.images import mask_to_array, to_rgb
     from allspark_hf.inference import model_palette, predict_mask
@@ -126,9 +128,10 @@ def draw_comparison(output_dir: Path, runs: dict[str, dict], models: dict[str, t
     config = first_model.config
     key = legend([config.id2label[index] for index in range(config.num_labels)], palette)
     key.save(output_dir / "legend.png")
-    validation = load_folder(output_dir / "data").validation
+    validation = load_folder(data_dir).validation
+    num_rows = min(num_rows, len(validation))
     strips = []
-    for row in range(min(num_rows, len(validation))):
+    for row in (index * len(validation) // num_rows for index in range(num_rows)):
         image = to_rgb(validation[row]["image"])
         masks = {"Truth": mask_to_array(validation[row]["label"])}
         for method, (model, image_processor) in models.items():
@@ -139,7 +142,7 @@ def draw_comparison(output_dir: Path, runs: dict[str, dict], models: dict[str, t
             painted = colorize(mask, palette, config.semantic_loss_ignore_index)
             panels.append((title, enlarge(painted, Image.Resampling.NEAREST)))
         # Titles on the first row only: the columns stay the same.
-        strips.append(side_by_side(panels if row == 0 else [("", picture) for _, picture in panels]))
+        strips.append(side_by_side(panels if not strips else [("", picture) for _, picture in panels]))
     side_by_side([("", contact_sheet(strips)), ("", key)]).save(output_dir / "comparison.png")
 
 
@@ -151,19 +154,25 @@ def enlarge(image: Image.Image, resample: Image.Resampling) -> Image.Image:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output_dir", type=Path, required=True, help="folder with data, supervised and allspark")
+    parser.add_argument("--data_dir", type=Path, required=True, help="folder that the runs were trained on")
+    parser.add_argument("--runs", type=Path, nargs="+", required=True, help="output folders of scripts/train.py")
+    parser.add_argument("--output_dir", type=Path, required=True, help="where to write the comparison")
     parser.add_argument("--num_rows", type=int, default=NUM_ROWS, help="validation images to draw (default: 8)")
     options = parser.parse_args()
+    unknown = [str(folder) for folder in options.runs if folder.name not in TITLES]
+    if unknown:
+        raise ValueError(f"{', '.join(unknown)} is not named like a method: rename it to one of {', '.join(TITLES)}.")
 
     from allspark_hf.inference import load_trained
 
-    runs = {method: read_run(options.output_dir / method) for method in TITLES}
+    runs = {folder.name: read_run(folder) for folder in options.runs}
     check_same_budget(runs)
-    models = {method: load_trained(str(options.output_dir / method), device="cpu") for method in TITLES}
-    config = models["allspark"][0].config
-    draw_comparison(options.output_dir, runs, models, options.num_rows)
+    models = {folder.name: load_trained(str(folder), device="cpu") for folder in options.runs}
+    config = next(iter(models.values()))[0].config
+    options.output_dir.mkdir(parents=True, exist_ok=True)
+    draw_comparison(options.output_dir, options.data_dir, runs, models, options.num_rows)
     print(write_metrics(options.output_dir, runs, [config.id2label[index] for index in range(config.num_labels)]))
-    for name in ("comparison.png", "legend.png", "metrics.md", "metrics.json", "allspark"):
+    for name in ("comparison.png", "legend.png", "metrics.md", "metrics.json"):
         print(options.output_dir / name)
 
 
