@@ -1,5 +1,6 @@
 """Two processes under `accelerate launch` on CPU (gloo)."""
 
+import inspect
 import json
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import pytest
 import torch
 from conftest import tiny_model
 from run_training import exact_model, feed_doubles, make_trainer, result_of
+from transformers import Trainer
 
 
 SCRIPT = Path(__file__).with_name("run_training.py")
@@ -52,6 +54,11 @@ def test_allspark_trains_and_stays_in_step(tmp_path):
             assert torch.equal(value, ranks[1]["state"][name]), name
 
 
+# transformers 5.17 maps the optimizer's state to "cpu:0", which torch cannot restore; 5.23 does not.
+CPU_RESUME_IS_BROKEN = "map_location = self.args.device if" in inspect.getsource(Trainer._load_optimizer_and_scheduler)
+
+
+@pytest.mark.skipif(CPU_RESUME_IS_BROKEN, reason="this transformers cannot resume several CPU processes")
 def test_resumed_processes_continue_in_the_right_epoch(tmp_path):
     """accelerate does not tell a resumed, sharded batch sampler its epoch; the Trainer here does."""
     settings = {"method": "pseudo_label", "num_train_epochs": 3, "save_strategy": "steps", "save_steps": 4, "seed": 2}
