@@ -1,5 +1,8 @@
 """Prediction of one image at its own size, with a trained model and its image processor."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import torch
 from PIL import Image
@@ -37,6 +40,11 @@ def load_trained(
         torch.empty(0, device=device)  # before the model is loaded, which may take long
     except (AssertionError, RuntimeError) as error:
         raise ValueError(f"The device {device!r} cannot be used: {error}") from error
+    is_hub_id = re.fullmatch(r"[\w.-]+/[\w.-]+", model_id)
+    if not is_hub_id and not Path(model_id).is_dir():
+        raise ValueError(
+            f"There is no folder {model_id}: give the output folder of a training, or a Hub id user/name."
+        )
     try:
         model, loading = SegformerForSemiSupervisedSegmentation.from_pretrained(model_id, output_loading_info=True)
         image_processor = SegformerImageProcessorPil.from_pretrained(model_id)

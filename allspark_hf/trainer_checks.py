@@ -58,8 +58,9 @@ def check_datasets(
         raise ValueError("The labeled dataset (train_dataset) is empty: give at least one image with a mask.")
     if METHODS[args.method].uses_unlabeled and unlabeled_dataset is None:
         raise ValueError(
-            f"method={args.method!r} needs unlabeled images, but unlabeled_dataset is missing or empty: give some, or "
-            "set method='supervised'."
+            f"method={args.method!r} needs unlabeled images, but unlabeled_dataset is missing or empty: give some "
+            "(to the script: training images without a mask, or --labeled_count to hide masks), or set "
+            "method='supervised'."
         )
     _check_columns("train_dataset", train_dataset, [args.image_column_name, args.label_column_name])
     if unlabeled_dataset is not None:

@@ -31,7 +31,7 @@ class EvaluationArguments:
     use_cpu: bool = field(default=False, metadata={"help": "Run on the CPU even if there is a GPU."})
 
 
-def select_split(arguments, data_arguments):
+def select_split(arguments, data_arguments, num_labels: int):
     """The images with masks to evaluate on, with class indices as masks."""
     from datasets import concatenate_datasets
 
@@ -42,6 +42,11 @@ def select_split(arguments, data_arguments):
         validation_fraction=data_arguments.validation_fraction,
         seed=data_arguments.split_seed,
     )
+    if data.classes is not None and data.classes.num_labels != num_labels:
+        raise ValueError(
+            f"The model has {num_labels} classes, the classes file in {data_arguments.data_dir} names "
+            f"{data.classes.num_labels}: evaluate on data with the model's classes, or correct the file."
+        )
     dataset = data.validation
     if arguments.split == "all":
         dataset = concatenate_datasets([data.labeled, data.validation])
@@ -53,7 +58,7 @@ def select_split(arguments, data_arguments):
 
 def print_table(metrics: dict[str, float], num_images: int):
     """Mean values first, then the IoU of each class, in percent."""
-    print(f"{num_images} images")
+    print(f"{num_images} images, percent")
     for name, value in metrics.items():
         if name != "eval_loss":
             print(f"{name.removeprefix('eval_'):<28}{100 * value:7.2f}")
@@ -64,8 +69,8 @@ def build_trainer(arguments, data_arguments, unused_dir: str):
     from allspark_hf import AllSparkTrainer, AllSparkTrainingArguments
     from allspark_hf.inference import load_trained
 
-    dataset = select_split(arguments, data_arguments)
     model, image_processor = load_trained(arguments.model, "cpu")  # the Trainer moves it
+    dataset = select_split(arguments, data_arguments, model.config.num_labels)
     args = AllSparkTrainingArguments(
         output_dir=unused_dir,
         method="supervised",

@@ -11,6 +11,33 @@ import logging
 import sys
 
 
+def checkpoint_to_resume(args) -> str | None:
+    """The checkpoint asked for; without one, an output folder that holds another run's is refused."""
+    from allspark_hf.trainer import last_complete_checkpoint
+
+    asked, last = args.resume_from_checkpoint, last_complete_checkpoint(args.output_dir)
+    if str(asked).lower() == "true":
+        if last is None:
+            raise ValueError(
+                f"There is no complete checkpoint in {args.output_dir}: leave --resume_from_checkpoint out."
+            )
+        return last
+    if asked is None and last is not None:
+        raise ValueError(
+            f"{args.output_dir} holds checkpoints of an earlier run, which this one would replace: go on from {last} "
+            "with --resume_from_checkpoint true, or choose another --output_dir."
+        )
+    return asked
+
+
+def last_evaluation(trainer) -> dict[str, float]:
+    """Metrics of the model as saved: training's own last evaluation if it was of this model, else a new one."""
+    entry = next((entry for entry in reversed(trainer.state.log_history) if "eval_mean_iou" in entry), {})
+    if entry.get("step") == trainer.state.global_step and not trainer.args.load_best_model_at_end:
+        return {name: value for name, value in entry.items() if name != "step"}
+    return trainer.evaluate()
+
+
 def build_trainer():
     """From the command line to a trainer; everything that can be wrong with either shows here."""
     from transformers import set_seed
@@ -24,15 +51,16 @@ def build_trainer():
     with args.main_process_first(desc="checking the data"):
         report = load_data(data_arguments, output_dir=args.output_dir if args.should_save else None)
     data = report.data
+    checkpoint = checkpoint_to_resume(args)
     if args.should_save:
         print(
             f"{len(data.labeled)} labeled, {len(data.unlabeled)} unlabeled, {len(data.validation)} validation images, "
-            f"{report.num_labels} classes, {len(report.left_out)} files left out"
+            f"{report.num_labels} classes, {len(report.left_out)} files left out, processes: {args.world_size}"
         )
 
     set_seed(args.seed)
     plain_segformer = not METHODS[args.method].needs_bottleneck
-    return AllSparkTrainer(
+    trainer = AllSparkTrainer(
         model=load_model(model_arguments, report, data_arguments.ignore_index, plain_segformer),
         args=args,
         processing_class=make_image_processor(data_arguments.image_long_side),
@@ -40,6 +68,7 @@ def build_trainer():
         unlabeled_dataset=data.unlabeled,
         eval_dataset=data.validation,
     )
+    return trainer, checkpoint
 
 
 def main():
@@ -47,17 +76,16 @@ def main():
 
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     try:
-        trainer = build_trainer()
+        trainer, checkpoint = build_trainer()
     except (OSError, ValueError, StrictDataclassError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
 
-    resume = trainer.args.resume_from_checkpoint
-    result = trainer.train(resume_from_checkpoint=True if str(resume).lower() == "true" else resume)
+    result = trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
     trainer.save_state()
     trainer.log_metrics("train", result.metrics)
     trainer.save_metrics("train", result.metrics)
-    metrics = trainer.evaluate()
+    metrics = last_evaluation(trainer)
     trainer.log_metrics("eval", metrics)
     trainer.save_metrics("eval", metrics)
 

@@ -109,27 +109,32 @@ def test_train_then_evaluate(data_dir, tmp_path):
         "train.py", recipe, *common, "--output_dir", tmp_path / "out", "--labeled_count", 2, "--disable_tqdm", "true"
     )
     assert done.returncode == 0, done.stderr
-    assert "2 labeled, 4 unlabeled, 2 validation images, 6 classes, 0 files left out" in done.stdout
+    assert "2 labeled, 4 unlabeled, 2 validation images, 6 classes, 0 files left out, processes: 1" in done.stdout
     assert len((tmp_path / "out" / "labeled_ids.txt").read_text().split()) == 2
     expected = json.loads((tmp_path / "out" / "eval_results.json").read_text())
     assert {"last_mean_iou", "best_mean_iou"} <= set(json.loads((tmp_path / "out" / "train_results.json").read_text()))
 
+    again = run("train.py", recipe, *common, "--output_dir", tmp_path / "out")
+    assert again.returncode == 1 and "holds checkpoints of an earlier run" in again.stderr.splitlines()[-1]
+    assert (tmp_path / "out" / "checkpoint-2" / "trainer_state.json").is_file()
+
     scores = tmp_path / "scores.json"
     done = run("evaluate.py", "--model", tmp_path / "out", *common, "--output_file", scores)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("2 images\nmean_iou")
+    assert done.stdout.startswith("2 images, percent\nmean_iou")
     for name, value in json.loads(scores.read_text()).items():
         assert value == pytest.approx(expected[name], abs=1e-6), name
 
     done = run("evaluate.py", "--model", tmp_path / "out", *common, "--split", "all")
-    assert done.stdout.startswith("5 images\n")
+    assert done.stdout.startswith("5 images, percent\n")
 
 
 def test_mistakes_end_in_one_sentence(data_dir, tmp_path):
     cases = [
         ("train.py", ["--data_dir", tmp_path / "none", "--backbone", "b0", "--output_dir", tmp_path], "none"),
         ("train.py", ["--data_dir", data_dir, "--output_dir", tmp_path], "Give either --model_name_or_path"),
-        ("evaluate.py", ["--data_dir", data_dir, "--model", tmp_path / "none"], "cannot be loaded"),
+        ("evaluate.py", ["--data_dir", data_dir, "--model", tmp_path / "none"], "There is no folder"),
+        ("evaluate.py", ["--data_dir", data_dir, "--model", "none"], "There is no folder none"),
     ]
     for script, arguments, sentence in cases:
         done = run(script, *arguments, *(["--use_cpu"]))

@@ -253,12 +253,13 @@ def _hold_out(files: _Files, mask_folder: Path, fraction: float, seed: int) -> t
 def _pair(image_folder: Path, mask_folder: Path) -> _Files:
     images, unused_images = _list_files(image_folder)
     masks, unused_masks = _list_files(mask_folder)
-    for name, path in masks.items():
-        if name not in images:
-            raise ValueError(
-                f"The mask {path} has no image {image_folder / name} with any extension ({_accepted()}); "
-                "a mask must be named like its image."
-            )
+    orphans = [name for name in masks if name not in images]
+    if orphans:
+        others = f" ({len(orphans) - 1} more masks have none either)" if len(orphans) > 1 else ""
+        raise ValueError(
+            f"The mask {masks[orphans[0]]} has no image {image_folder / orphans[0]} with any extension "
+            f"({_accepted()}){others}; a mask must be named like its image, without a suffix such as _mask."
+        )
     for path in unused_masks:
         name = path.relative_to(mask_folder).with_suffix("").as_posix()
         if name in images and name not in masks:
