@@ -48,10 +48,10 @@ def build_trainer():
     from allspark_hf.methods import METHODS
 
     data_arguments, model_arguments, args = parse_arguments((DataArguments, ModelArguments, AllSparkTrainingArguments))
+    checkpoint = checkpoint_to_resume(args)  # first, before anything is written
     with args.main_process_first(desc="checking the data"):
         report = load_data(data_arguments, output_dir=args.output_dir if args.should_save else None)
     data = report.data
-    checkpoint = checkpoint_to_resume(args)
     if args.should_save:
         print(
             f"{len(data.labeled)} labeled, {len(data.unlabeled)} unlabeled, {len(data.validation)} validation images, "
