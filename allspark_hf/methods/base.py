@@ -78,7 +78,10 @@ class Method:
         raise NotImplementedError
 
     def labeled_loss(self, logits, labels, pixels: PixelCounts) -> tuple[torch.Tensor, torch.Tensor]:
-        """L_x, cross-entropy per labeled pixel or per kept one with `--labeled_loss ohem`; share of pixels used."""
+        """
+        L_x, cross-entropy per labeled pixel or per kept one with `--labeled_loss ohem`, and the share of pixels used:
+        float scalars, from float (labeled, num_labels, any height, any width) and int64 (labeled, height, width).
+        """
         logits = upsample(logits, labels.shape[1:])
         count = pixels.labeled
         if self.args.labeled_loss == "ohem":
@@ -87,7 +90,7 @@ class Method:
         return self._per_pixel(logits, labels, count)
 
     def unlabeled_loss(self, logits, pseudo_labels, pixels: PixelCounts) -> tuple[torch.Tensor, torch.Tensor]:
-        """L_u, cross-entropy per pixel against the pseudo-labels; share of pixels used."""
+        """L_u, cross-entropy per pixel against the pseudo-labels, and the share of pixels used; shapes as for L_x."""
         return self._per_pixel(upsample(logits, pseudo_labels.shape[1:]), pseudo_labels, pixels.unlabeled)
 
     def _per_pixel(self, logits, labels, count) -> tuple[torch.Tensor, torch.Tensor]:
@@ -95,7 +98,10 @@ class Method:
         return loss, (labels != self.ignore_index).float().mean()
 
     def pseudo_labels(self, logits: torch.Tensor, pixel_mask: torch.Tensor) -> torch.Tensor:
-        """int64 (unlabeled, height, width): argmax class, padding ignored unless `--train_on_padding`."""
+        """
+        int64 (unlabeled, height, width): argmax class, padding ignored unless `--train_on_padding`, from float
+        (unlabeled, num_labels, height, width) and bool (unlabeled, height, width), False on padding.
+        """
         labels = logits.argmax(dim=1)
         return labels if self.args.train_on_padding else labels.where(pixel_mask, self.ignore_index)
 
