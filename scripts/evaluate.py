@@ -85,7 +85,8 @@ def build_trainer(arguments, data_arguments, unused_dir: str):
 def main():
     import tempfile
 
-    from allspark_hf.cli import DataArguments, parse_arguments
+    from allspark_hf.cli import parse_arguments
+    from allspark_hf.data import DataArguments
 
     with tempfile.TemporaryDirectory() as unused_dir:
         try:

@@ -43,7 +43,8 @@ def build_trainer():
     from transformers import set_seed
 
     from allspark_hf import AllSparkTrainer, AllSparkTrainingArguments
-    from allspark_hf.cli import DataArguments, ModelArguments, load_data, load_model, parse_arguments
+    from allspark_hf.cli import ModelArguments, load_model, parse_arguments
+    from allspark_hf.data import DataArguments, load_data
     from allspark_hf.inference import make_image_processor
     from allspark_hf.methods import METHODS
 

@@ -9,7 +9,8 @@ import pytest
 from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
 from allspark_hf import AllSparkTrainingArguments
-from allspark_hf.cli import DataArguments, ModelArguments, load_data, load_model, parse_arguments, read_recipe
+from allspark_hf.cli import ModelArguments, load_model, parse_arguments, read_recipe
+from allspark_hf.data import DataArguments, load_data
 from allspark_hf.demo_data import CLASS_NAMES, write_demo_data
 
 

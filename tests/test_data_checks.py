@@ -10,7 +10,7 @@ import PIL.Image
 import pytest
 from torch.utils.data import DataLoader
 
-from allspark_hf.data import BadDataError, Classes, FolderData, check_data, load_folder, mask_to_array
+from allspark_hf.data import BadDataError, Classes, SegmentationData, check_data, load_folder, mask_to_array
 
 
 CAMVID = Path(__file__).resolve().parents[2] / "shared" / "data" / "camvid"
@@ -292,16 +292,16 @@ def test_rows_that_are_bytes_are_named(tmp_path):
     bad_masks = [mask, encoded("L", (4, 3), 8)]
     bad = datasets.Dataset.from_dict({"image": [image, image], "label": bad_masks}, features=features)
     empty = datasets.Dataset.from_dict({"image": [], "label": []})
-    assert check_data(FolderData(good, empty, good)).num_labels == 2
+    assert check_data(SegmentationData(good, empty, good)).num_labels == 2
     with pytest.raises(BadDataError, match=r"The label of validation row 1: The mask holds the value 8, but"):
-        check_data(FolderData(good, empty, bad), num_labels=2)
+        check_data(SegmentationData(good, empty, bad), num_labels=2)
     with pytest.raises(BadDataError, match=r"The label of validation row second: The mask holds the value 8, but"):
-        check_data(FolderData(good, empty, bad.add_column("id", ["first", "second"])), num_labels=2)
+        check_data(SegmentationData(good, empty, bad.add_column("id", ["first", "second"])), num_labels=2)
     hollow = datasets.Dataset.from_dict({"image": [image, None], "label": [mask, mask]}, features=features)
     with pytest.raises(
         BadDataError, match=r"The image of labeled row 1: The entry is empty; give it a file or remove"
     ):
-        check_data(FolderData(hollow, empty, good))
+        check_data(SegmentationData(hollow, empty, good))
 
 
 def test_mapped_masks_survive_select_and_workers(tmp_path):

@@ -140,7 +140,8 @@ def test_hidden_masks_make_unlabeled_images(tmp_path, options):
     assert len(data.hidden_ids) == 15
     assert sorted(ids(data.labeled) + ids(data.unlabeled)) == [f"t{index:03}" for index in range(23)]
     assert sorted(ids(data.labeled) + data.hidden_ids) == [f"t{index:03}" for index in range(20)]
-    assert "label" not in data.unlabeled.column_names
+    with_mask = [row["id"] for row in data.unlabeled if row["label"] is not None]
+    assert with_mask == data.hidden_ids
     assert ids(load_folder(tmp_path, **options).labeled) == ids(data.labeled)
     assert ids(load_folder(tmp_path, seed=7, **options).labeled) != ids(data.labeled)
     assert ids(load_folder(tmp_path, seed=7, **options).validation) == ids(data.validation)

@@ -2,8 +2,9 @@
 
 from .checks import BadDataError, CheckReport, MaskValueTransform, check_data
 from .classes import Classes, read_classes, write_classes
-from .folder import FolderData, draw, fraction_to_count, load_folder, write_id_lists
+from .folder import SegmentationData, draw, fraction_to_count, load_folder, write_id_lists
 from .images import map_mask_values, mask_to_array, to_rgb
+from .loading import DataArguments, find_data, load_data
 from .overlap import find_overlap
 
 
@@ -11,12 +12,15 @@ __all__ = [
     "BadDataError",
     "CheckReport",
     "Classes",
-    "FolderData",
+    "DataArguments",
     "MaskValueTransform",
+    "SegmentationData",
     "check_data",
     "draw",
+    "find_data",
     "find_overlap",
     "fraction_to_count",
+    "load_data",
     "load_folder",
     "map_mask_values",
     "mask_to_array",

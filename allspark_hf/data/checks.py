@@ -12,7 +12,7 @@ import PIL.Image
 from datasets import Dataset
 from tqdm.auto import tqdm
 
-from .folder import FolderData
+from .folder import SegmentationData
 from .images import check_mask_values, describe_values, map_mask_values, mask_to_array, to_rgb
 from .overlap import row_name, undecoded
 
@@ -45,7 +45,7 @@ class CheckReport:
     The outcome of [`check_data`].
 
     Args:
-        data (`FolderData`):
+        data (`SegmentationData`):
             The data to train on: without the files left out, and with class indices in `label` where mask values were
             given.
         num_labels (`int`):
@@ -56,7 +56,7 @@ class CheckReport:
             One sentence per row left out; empty unless `skip_bad_files` was given.
     """
 
-    data: FolderData
+    data: SegmentationData
     num_labels: int
     values: list[int]
     left_out: list[str] = field(default_factory=list)
@@ -83,7 +83,7 @@ class MaskValueTransform:
 
         Args:
             batch (`dict[str, list]`):
-                Columns of rows; `label`, where present, holds masks as `PIL.Image.Image` ([`mask_to_array`]).
+                Columns of rows; `label`, where present, holds masks ([`mask_to_array`]) or `None`.
 
         Returns:
             `dict[str, list]`: The same columns; `label` holds grey masks of mode L with the class indices (mode I
@@ -91,7 +91,7 @@ class MaskValueTransform:
         """
         if "label" not in batch:
             return batch
-        return {**batch, "label": [self._map(mask) for mask in batch["label"]]}
+        return {**batch, "label": [None if mask is None else self._map(mask) for mask in batch["label"]]}
 
     def _map(self, mask: PIL.Image.Image) -> PIL.Image.Image:
         return PIL.Image.fromarray(map_mask_values(mask_to_array(mask), self.mask_values, self.ignore_index))
@@ -107,7 +107,7 @@ class _Row:
 
 
 def check_data(
-    data: FolderData,
+    data: SegmentationData,
     num_labels: int | None = None,
     ignore_index: int = 255,
     mask_values: Sequence[int] | None = None,
@@ -118,10 +118,10 @@ def check_data(
 
     Found are files that cannot be read, masks of another size than their image (both upright), masks with colours
     instead of class indices, values that are no class, binary masks stored as 0 and 255, and empty sets. Data sets
-    that are not from a folder are wrapped first: `FolderData(labeled, unlabeled, validation)`.
+    that are not from a folder are wrapped first: `SegmentationData(labeled, unlabeled, validation)`.
 
     Args:
-        data (`FolderData`):
+        data (`SegmentationData`):
             The sets; `labeled` and `validation` need the columns `image` and `label`, `unlabeled` needs `image`.
             Without a column `id`, files are named by path or row number.
         num_labels (`int`, *optional*):
@@ -161,13 +161,11 @@ def check_data(
         _check_ignore_index(num_labels, ignore_index)
     if mask_values is not None:
         transform = MaskValueTransform(tuple(mask_values), ignore_index)
-        data = replace(
-            data, labeled=data.labeled.with_transform(transform), validation=data.validation.with_transform(transform)
-        )
+        data = replace(data, **{split: getattr(data, split).with_transform(transform) for split in SPLITS})
     return CheckReport(data=data, num_labels=num_labels, values=values, left_out=problems)
 
 
-def _known_num_labels(data: FolderData, num_labels, ignore_index, mask_values) -> int | None:
+def _known_num_labels(data: SegmentationData, num_labels, ignore_index, mask_values) -> int | None:
     sources = {"num_labels": num_labels}
     if mask_values is not None:
         check_mask_values(mask_values, ignore_index)
@@ -200,7 +198,7 @@ def _check_ignore_index(num_labels: int, ignore_index: int) -> None:
         )
 
 
-def _require_rows(data: FolderData, reason: str) -> None:
+def _require_rows(data: SegmentationData, reason: str) -> None:
     for split in ("labeled", "validation"):
         if len(getattr(data, split)) == 0:
             raise BadDataError(f"The {split} set is empty: {reason}.")
@@ -209,13 +207,16 @@ def _require_rows(data: FolderData, reason: str) -> None:
 def _check_split(dataset: Dataset, split: str, num_labels, ignore_index, mask_values) -> list[_Row]:
     if len(dataset) == 0:
         return []
-    names = ("image",) if split == "unlabeled" else ("image", "label")
+    hidden = split == "unlabeled" and "label" in dataset.column_names
+    names = ("image",) if split == "unlabeled" and not hidden else ("image", "label")
     columns = {name: undecoded(dataset, name) for name in names}
     decoders = {name: replace(dataset.features[name], decode=True) for name in columns}
     find_values = partial(_find_values, num_labels=num_labels, ignore_index=ignore_index, mask_values=mask_values)
 
     def check(row: int) -> _Row:
         stored = {name: rows[row][name] for name, rows in columns.items()}
+        if hidden and stored["label"] is None:
+            del stored["label"]
         found = _check_row(stored, decoders, find_values)
         if found.problem is None:
             return found
@@ -232,11 +233,11 @@ def _check_split(dataset: Dataset, split: str, num_labels, ignore_index, mask_va
 def _check_row(stored: dict, decoders: dict, find_values) -> _Row:
     sizes = {}
     values = frozenset()
-    for column, decoder in decoders.items():
-        if stored[column] is None:
+    for column, content in stored.items():
+        if content is None:
             return _Row(column=column, problem="The entry is empty; give it a file or remove the row.")
         try:
-            picture = decoder.decode_example(stored[column])
+            picture = decoders[column].decode_example(content)
         # Broken files make Pillow raise nearly anything, among others SyntaxError and struct.error.
         except Exception as error:
             return _Row(column=column, problem=f"The file cannot be read ({error}); replace or remove it.")
@@ -329,7 +330,7 @@ def _describe_problems(problems: list[str]) -> str:
     return f"{files}; correct the data, or leave bad files out with --skip_bad_files:\n" + "\n".join(lines)
 
 
-def _without_bad_rows(data: FolderData, rows: dict[str, list[_Row]]) -> FolderData:
+def _without_bad_rows(data: SegmentationData, rows: dict[str, list[_Row]]) -> SegmentationData:
     kept = {}
     for split in SPLITS:
         good = [index for index, row in enumerate(rows[split]) if not row.problem]

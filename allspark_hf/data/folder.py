@@ -20,7 +20,7 @@ SHOWN_IDS = 5
 
 
 @dataclass
-class FolderData:
+class SegmentationData:
     """
     What a training needs. Nothing is decoded before a row is read.
 
@@ -29,7 +29,9 @@ class FolderData:
             Training images with masks: columns `id` (string), `image` (`datasets.Image`), `label` (`datasets.Image`,
             class indices).
         unlabeled (`datasets.Dataset`):
-            Training images without masks: columns `id` and `image`; may have no rows.
+            Training images to learn from without a mask: columns `id` and `image`; may have no rows. Where masks were
+            hidden, a column `label` has these (and `None` in the other rows), to measure pseudo-labels by and never to
+            train on.
         validation (`datasets.Dataset`):
             The columns of `labeled`; no image of it is in the other two.
         classes (`Classes`, *optional*):
@@ -53,7 +55,7 @@ def load_folder(
     seed: int = 42,
     labeled_ids: str | Path | None = None,
     output_dir: str | Path | None = None,
-) -> FolderData:
+) -> SegmentationData:
     """
     Reads a folder of images and masks.
 
@@ -87,7 +89,7 @@ def load_folder(
             Where to write the ids of the three sets ([`write_id_lists`]).
 
     Returns:
-        `FolderData`: Every training image is in exactly one of labeled and unlabeled; rows are sorted by id.
+        `SegmentationData`: Every training image is in exactly one of labeled and unlabeled; rows are sorted by id.
 
     Raises:
         FileNotFoundError: If a folder, or the file of labeled ids, is missing.
@@ -100,9 +102,9 @@ def load_folder(
     with_mask = [name for name in train.images if name in train.masks]
     keep = _choose_labeled(with_mask, train, validation, labeled_fraction, labeled_count, seed, labeled_ids)
     others = [name for name in train.images if name not in keep]
-    data = FolderData(
+    data = SegmentationData(
         labeled=_to_dataset(train, sorted(keep), with_label=True),
-        unlabeled=_to_dataset(train, others, with_label=False),
+        unlabeled=_to_dataset(train, others, with_label=any(name in train.masks for name in others)),
         validation=_to_dataset(validation, list(validation.images), with_label=True),
         classes=_find_classes(data_dir),
         hidden_ids=[name for name in others if name in train.masks],
@@ -112,12 +114,12 @@ def load_folder(
     return data
 
 
-def write_id_lists(data: FolderData, output_dir: str | Path) -> None:
+def write_id_lists(data: SegmentationData, output_dir: str | Path) -> None:
     """
     Writes `labeled_ids.txt`, `unlabeled_ids.txt` and `validation_ids.txt`, one id per line, in UTF-8.
 
     Args:
-        data (`FolderData`):
+        data (`SegmentationData`):
             The three sets.
         output_dir (`str` or `Path`):
             The folder to write to; it is made if need be, and older lists in it are replaced.
@@ -349,7 +351,7 @@ def _find_classes(data_dir: Path) -> Classes | None:
 def _to_dataset(files: _Files, ids: list[str], with_label: bool) -> Dataset:
     columns = {"id": ids, "image": [str(files.images[name]) for name in ids]}
     if with_label:
-        columns["label"] = [str(files.masks[name]) for name in ids]
+        columns["label"] = [str(files.masks[name]) if name in files.masks else None for name in ids]
     # The types are given because those of a set without rows cannot be seen.
     dataset = Dataset.from_dict(columns, features=Features({name: Value("string") for name in columns}))
     for name in list(columns)[1:]:
