@@ -24,9 +24,7 @@ class ModelArguments:
         default=None,
         metadata={"help": "Weights to start from: nvidia/mit-b0..b5, nvidia/segformer-*, or an AllSpark model."},
     )
-    backbone: str | None = field(
-        default=None, metadata={"help": "Train from scratch: b0 to b5.", "choices": list(MIT_SIZES)}
-    )
+    backbone: str | None = field(default=None, metadata={"help": "Train from scratch: b0 to b5."})
     hidden_sizes: list[int] | None = field(
         default=None, metadata={"help": "From scratch: channels of the four stages, instead of the backbone's."}
     )
@@ -80,6 +78,11 @@ def read_recipe(path: str) -> list[str]:
     entries = yaml.safe_load(Path(path).read_text(encoding="utf-8"))  # YAML contains JSON
     if not isinstance(entries, dict):
         raise ValueError(f"The recipe {path} holds no `name: value` lines: write one argument per line.")
+    return command_line(entries)
+
+
+def command_line(entries: dict) -> list[str]:
+    """Arguments by name as a command line; None leaves an argument out."""
     arguments = []
     for name, value in entries.items():
         if value is None:
@@ -102,11 +105,16 @@ def load_model(
         plain_segformer (`bool`): whether to leave the bottleneck out, for the baselines.
 
     Raises:
-        ValueError: unless exactly one of `model_name_or_path` and `backbone` is given, and if a checkpoint is to get
-            another geometry.
+        ValueError: unless exactly one of `model_name_or_path` and `backbone` is given, if the backbone is no Mix
+            Transformer, and if a checkpoint is to get another geometry.
     """
     if (arguments.model_name_or_path is None) == (arguments.backbone is None):
         raise ValueError("Give either --model_name_or_path (weights to start from) or --backbone (from scratch).")
+    if arguments.backbone not in (None, *MIT_SIZES):
+        raise ValueError(
+            f"backbone={arguments.backbone!r} is no Mix Transformer, and AllSpark is built on SegFormer's encoder "
+            f"(on a CNN it hurts: the paper's Table 6): choose one of {', '.join(MIT_SIZES)}."
+        )
     fields = {name: getattr(arguments, name) for name in CONFIG_FIELDS if getattr(arguments, name) is not None}
     if arguments.crop_size:
         fields["crop_size"] = arguments.crop_size[0] if len(arguments.crop_size) == 1 else arguments.crop_size
@@ -148,6 +156,7 @@ def class_fields(report: CheckReport) -> dict:
 __all__ = [
     "ModelArguments",
     "class_fields",
+    "command_line",
     "load_model",
     "parse_arguments",
     "read_recipe",

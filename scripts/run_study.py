@@ -1,0 +1,72 @@
+"""Runs a study: a grid of trainings, one table (mean ± spread over seeds, last and best epoch) and one plot.
+
+    python scripts/run_study.py scripts/studies/camvid.yaml --output_dir OUT --data_dir DATA
+    python scripts/run_study.py STUDY.yaml --output_dir OUT --launcher "accelerate launch --num_processes 4" ...
+
+Arguments that are not listed below go to every run of scripts/train.py. Run it again after an interruption: finished
+cells are skipped, a begun one resumes from its last checkpoint, and a failed one is tried again. The table is written
+after every cell.
+"""
+
+import argparse
+import importlib.util
+import shlex
+import sys
+from pathlib import Path
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("study", type=Path, help="YAML file, see scripts/studies; the first argument")
+    parser.add_argument("--output_dir", type=Path, required=True, help="folder of all runs and of the table")
+    parser.add_argument("--launcher", type=shlex.split, help="command that starts a run; default: this Python")
+    parser.add_argument("--seeds", type=int, nargs="+", help="instead of the study's")
+    parser.add_argument("--list", action="store_true", help="print the command of each cell that is left, run nothing")
+    return parser
+
+
+def run(study, options, extra: list[str]) -> dict | None:
+    """
+    Runs a study and writes its table after every cell; ends with exit code 1 if a cell failed.
+
+    Returns:
+        `dict`, *optional*: row -> column -> results, None with --list.
+    """
+    from allspark_hf.study import StudyRunner
+    from allspark_hf.study_report import collect, write_report
+
+    train_script = Path(__file__).with_name("train.py")
+    runner = StudyRunner(study, options.output_dir, train_script, extra, options.launcher)
+    if options.list:
+        for cell in study.cells():
+            print(shlex.join(runner.command(cell)) if runner.result(cell) is None else f"# finished: {cell.name}")
+        return None
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ValueError("The plot of a study needs matplotlib: pip install 'allspark-hf[figures]'.")
+    failures = runner.run(after_cell=lambda: write_report(runner))
+    print(write_report(runner))
+    for name in ("study.md", "study.json", "study.png", "study_dark.png"):
+        if (options.output_dir / name).is_file():
+            print(options.output_dir / name)
+    if failures:
+        sys.exit(f"{len(failures)} cells failed; run the command again to try them again:\n" + "\n".join(failures))
+    return collect(runner)
+
+
+def main() -> None:
+    from allspark_hf.study import read_study
+
+    options, extra = make_parser().parse_known_args()
+    study = read_study(options.study)
+    if options.seeds:
+        study.seeds = options.seeds
+    run(study, options, extra)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (OSError, ValueError) as error:
+        sys.exit(f"{type(error).__name__}: {error}")
