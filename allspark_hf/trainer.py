@@ -15,6 +15,7 @@ from .data.mixed import MixedBatchCollator, MixedBatchSampler, MixedDataset
 from .evaluation import ConfusionMatrix, EvaluationDataset, evaluate_batch, metric_name
 from .methods import METHODS, MixedBatch, PixelCounts
 from .modeling_allspark import SegformerForSemiSupervisedSegmentation
+from .pseudo_label_health import PseudoLabelHealth
 from .trainer_checks import check_datasets, check_model, long_side_of
 from .training_args import AllSparkTrainingArguments
 
@@ -42,7 +43,8 @@ class AllSparkTrainer(Trainer):
             Image processor of inference, e.g. [`~transformers.SegformerImageProcessor`]: it either does not resize, or
             resizes the long side (`size={"max_height": n, "max_width": n}`), to which training then scales too.
         train_dataset (`datasets.Dataset`, *optional*): labeled images, with an image and a mask column.
-        unlabeled_dataset (`datasets.Dataset`, *optional*): unlabeled images; of a mask column no notice is taken.
+        unlabeled_dataset (`datasets.Dataset`, *optional*):
+            unlabeled images; a mask column, where a row may be None, serves to measure the pseudo-labels only.
         eval_dataset (`datasets.Dataset` or `dict[str, datasets.Dataset]`, *optional*):
             labeled images, none of which may be among those trained on.
         kwargs: of [`~transformers.Trainer`].
@@ -82,6 +84,9 @@ class AllSparkTrainer(Trainer):
         self._sampler = self._make_sampler() if train_dataset is not None else None
         if self._sampler is not None:
             self.add_callback(_EpochCallback(self._sampler))
+        self._health = PseudoLabelHealth(self)
+        if self.method.uses_unlabeled:
+            self.add_callback(self._health)
 
     # ---- Mixed batches ----
 
@@ -160,6 +165,9 @@ class AllSparkTrainer(Trainer):
         losses = self.method.step(model, MixedBatch(**inputs), pixels, epoch=int(self.state.epoch or 0))
         for name, value in losses.terms.items():
             self._terms[name].append(value.detach())
+        if losses.pseudo_labels is not None:
+            epoch, truth = int(self.state.epoch or 0), inputs.get("unlabeled_truth")
+            self._health.update(epoch, inputs["labels"], losses.pseudo_labels, truth)
         return (losses.loss, None) if return_outputs else losses.loss
 
     # ---- Optimizer ----
@@ -282,6 +290,8 @@ class AllSparkTrainer(Trainer):
             resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir)
             if resume_from_checkpoint is None:
                 raise ValueError(f"No complete checkpoint in {self.args.output_dir}: train without resuming.")
+        if resume_from_checkpoint:
+            self._health.load(resume_from_checkpoint)
         output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
         output.metrics.update(self.last_and_best())
         return output
@@ -302,6 +312,7 @@ class AllSparkTrainer(Trainer):
 
     def _save_checkpoint(self, model, trial):
         self._saving_checkpoint = True
+        self._health.gather()
         try:
             super()._save_checkpoint(model, trial)
         finally:
@@ -314,6 +325,8 @@ class AllSparkTrainer(Trainer):
             model._keys_to_ignore_on_save = None  # shadows the class attribute
         try:
             super()._save(output_dir, state_dict)
+            if self._saving_checkpoint and self.method.uses_unlabeled and self.args.should_save:
+                self._health.save(output_dir)
         finally:
             model.__dict__.pop("_keys_to_ignore_on_save", None)
 

@@ -47,7 +47,7 @@ def make_trainer(model, num_unlabeled=10, **kwargs) -> AllSparkTrainer:
         args,
         make_image_processor(),
         train_dataset=make_dataset(5, seed=1),
-        unlabeled_dataset=make_dataset(num_unlabeled, seed=2, masks=False),
+        unlabeled_dataset=make_dataset(num_unlabeled, seed=2),  # its masks only measure the pseudo-labels
         eval_dataset=make_dataset(5, seed=3),
     )
 
@@ -73,13 +73,14 @@ def feed_doubles(trainer: AllSparkTrainer):
 
 
 def result_of(trainer: AllSparkTrainer) -> dict:
-    """Losses of every step and all weights and buffers."""
+    """Losses of every step, the pseudo-labels' health of every epoch, and all weights and buffers."""
     losses = [
         {name: entry[name] for name in ("loss", "loss_x", "loss_u") if name in entry}
         for entry in trainer.state.log_history
         if "loss_x" in entry
     ]
-    return {"losses": losses, "state": trainer.model.state_dict()}
+    health = [entry for entry in trainer.state.log_history if "pseudo_mean_iou" in entry]
+    return {"losses": losses, "health": health, "state": trainer.model.state_dict()}
 
 
 def main(settings: dict):

@@ -39,6 +39,9 @@ def test_two_processes_equal_one_with_the_doubled_batch(tmp_path, method):
     one = result_of(trainer)
     for step, (losses, expected) in enumerate(zip(ranks[0]["losses"], one["losses"], strict=True)):
         assert losses == pytest.approx(expected, rel=1e-5), step
+    assert len(one["health"]) == (method == "pseudo_label")
+    for entry, expected in zip(ranks[0]["health"], one["health"], strict=True):
+        assert entry == pytest.approx(expected, rel=1e-6)
     for name, value in one["state"].items():
         for rank in ranks:
             assert torch.allclose(rank["state"][name], value, rtol=0, atol=1e-7), name

@@ -19,6 +19,7 @@ SETTINGS = {"num_train_epochs": 3, "save_strategy": "steps", "save_steps": 7, "s
 
 def assert_same(resumed: dict, whole: dict, first_step: int):
     assert resumed["losses"][-len(whole["losses"]) + first_step :] == whole["losses"][first_step:]
+    assert len(whole["health"]) == 3 and resumed["health"] == whole["health"]
     assert resumed["state"].keys() == whole["state"].keys()
     assert "bottleneck.memory.channels" in whole["state"]
     for name, value in whole["state"].items():

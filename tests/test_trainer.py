@@ -191,6 +191,7 @@ def test_checkpoint_carries_the_memory_and_a_saved_model_does_not(tmp_path, capl
     trainer = make_trainer(tmp_path, save_strategy="steps", save_steps=3, max_steps=3)
     trainer.train()
     trainer.save_model(tmp_path / "model")
+    caplog.clear()  # after so few steps the pseudo-labels may collapse, which is said
     memory_keys = {"bottleneck.memory.channels", "bottleneck.memory.num_enqueued"}
     with safe_open(tmp_path / "checkpoint-3" / "model.safetensors", "pt") as file:
         assert memory_keys <= set(file.keys())

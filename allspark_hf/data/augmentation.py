@@ -35,14 +35,14 @@ def random_geometry(
     Args:
         image (`PIL.Image.Image`): RGB.
         label (`PIL.Image.Image`, *optional*):
-            mode L of the image's size, class or `ignore_index`; without one, 0 everywhere.
+            mode L or I of the image's size, class or `ignore_index`; without one, mode L and 0 everywhere.
         crop (`tuple[int, int]`): (height, width) of the result.
         rng (`numpy.random.Generator`): source of every draw.
         long_side (`int`, *optional*): length that a scale of 1 gives the long side; the image's own without it.
         ignore_index (`int`): label of padding, which goes to the bottom and the right.
 
     Returns:
-        `tuple[PIL.Image.Image, PIL.Image.Image]`: RGB and L images of the crop's size.
+        `tuple[PIL.Image.Image, PIL.Image.Image]`: RGB image and label of the crop's size.
     """
     label = Image.new("L", image.size) if label is None else label
     longest = max(image.size)

@@ -16,6 +16,9 @@ from .images import to_rgb
 from .labels import read_label
 
 
+PADDING = 256  # a value that no 8-bit mask has
+
+
 class Draw(NamedTuple):
     """One sample of an epoch. Everything random about it follows from the seed and these four."""
 
@@ -96,7 +99,8 @@ class MixedDataset(Dataset):
 
     Args:
         labeled (`datasets.Dataset`): an image and a mask column.
-        unlabeled (`datasets.Dataset`, *optional*): an image column.
+        unlabeled (`datasets.Dataset`, *optional*): an image column; a mask column, where a row may be None, is for
+            measuring pseudo-labels only.
         crop (`tuple[int, int]`): (height, width).
         seed (`int`): of the augmentation.
         num_labels (`int`): classes.
@@ -123,8 +127,8 @@ class MixedDataset(Dataset):
         label_column: str = "label",
     ):
         self.labeled = labeled
-        # Without the mask column, a mask that an unlabeled row happens to have is not even decoded.
-        self.unlabeled = None if unlabeled is None else unlabeled.select_columns([image_column])
+        self.unlabeled = unlabeled
+        self.has_truth = unlabeled is not None and label_column in unlabeled.column_names
         self.crop = crop
         self.seed = seed
         self.num_labels = num_labels
@@ -142,24 +146,34 @@ class MixedDataset(Dataset):
         """
         Returns:
             `dict[str, torch.Tensor]`: `pixel_values` float32 (3, height, width), and for a labeled draw `labels` int64
-            (height, width), for an unlabeled one `pixel_mask` bool (height, width), False on padding.
+            (height, width), for an unlabeled one `pixel_mask` bool (height, width), False on padding, and, if there
+            is a mask column, `truth` int64 (height, width), the ignore index where it is not known.
         """
         rng = np.random.default_rng([self.seed, draw.epoch, draw.labeled, draw.position])
         example = (self.labeled if draw.labeled else self.unlabeled)[draw.row]
         image = to_rgb(example[self.image_column])
-        label = Image.fromarray(self._label(example, image, draw.row)) if draw.labeled else None
-        image, label = random_geometry(image, label, self.crop, rng, self.long_side, self.ignore_index)
+        label = self._label(example, image, draw)
+        padding = self.ignore_index if draw.labeled else PADDING
+        image, label = random_geometry(image, label, self.crop, rng, self.long_side, padding)
         if draw.labeled:
             image = random_photometry(image, rng)
         pixel_values = to_pixel_values(image, self.image_mean, self.image_std)
-        label = torch.from_numpy(np.array(label))
+        label = torch.from_numpy(np.array(label)).long()
         if draw.labeled:
-            return {"pixel_values": pixel_values, "labels": label.long()}
-        return {"pixel_values": pixel_values, "pixel_mask": label != self.ignore_index}
+            return {"pixel_values": pixel_values, "labels": label}
+        sample = {"pixel_values": pixel_values, "pixel_mask": label != PADDING}
+        if self.has_truth:
+            sample["truth"] = label.where(sample["pixel_mask"], self.ignore_index)
+        return sample
 
-    def _label(self, example: dict, image: Image.Image, row: int) -> np.ndarray:
-        mask = example[self.label_column]
-        return read_label(mask, image.size, self.num_labels, self.ignore_index, f"labeled row {row}")
+    def _label(self, example: dict, image: Image.Image, draw: Draw) -> Image.Image:
+        """Mode L for a labeled draw, mode I, which has room for PADDING, for an unlabeled one."""
+        mask = example.get(self.label_column) if self.has_truth or draw.labeled else None
+        if mask is None and not draw.labeled:
+            return Image.new("I", image.size, self.ignore_index)
+        where = f"labeled row {draw.row}" if draw.labeled else f"unlabeled row {draw.row}"
+        label = Image.fromarray(read_label(mask, image.size, self.num_labels, self.ignore_index, where))
+        return label if draw.labeled else label.convert("I")
 
 
 @dataclass
@@ -186,6 +200,8 @@ class MixedBatchCollator:
         if unlabeled:
             batch["unlabeled_pixel_values"] = torch.stack([sample["pixel_values"] for sample in unlabeled])
             batch["unlabeled_pixel_mask"] = torch.stack([sample["pixel_mask"] for sample in unlabeled])
+            if "truth" in unlabeled[0]:
+                batch["unlabeled_truth"] = torch.stack([sample["truth"] for sample in unlabeled])
         return batch
 
 

@@ -22,4 +22,5 @@ class AllSpark(Method):
         loss_x, used_x = self.labeled_loss(outputs.logits, batch.labels, pixels)
         loss_u, used_u = self.unlabeled_loss(outputs.unlabeled_logits, pseudo_labels, pixels)
         terms = {"loss_x": loss_x, "loss_u": loss_u, "used_x": used_x, "used_u": used_u}
-        return StepLosses(self.total(loss_x, loss_u, epoch), terms)
+        terms["pseudo_confidence"] = self.confidence(unlabeled_logits, pseudo_labels)
+        return StepLosses(self.total(loss_x, loss_u, epoch), terms, pseudo_labels)

@@ -19,12 +19,16 @@ class MixedBatch:
         labels (`torch.Tensor`): int64 (labeled, height, width), class or the ignore index.
         unlabeled_pixel_values (`torch.Tensor`, *optional*): float32 (unlabeled, 3, height, width), normalised.
         unlabeled_pixel_mask (`torch.Tensor`, *optional*): bool (unlabeled, height, width), False on padding.
+        unlabeled_truth (`torch.Tensor`, *optional*):
+            int64 (unlabeled, height, width), class or the ignore index: masks that were hidden, to measure
+            pseudo-labels by. No method trains on them.
     """
 
     pixel_values: torch.Tensor
     labels: torch.Tensor
     unlabeled_pixel_values: torch.Tensor | None = None
     unlabeled_pixel_mask: torch.Tensor | None = None
+    unlabeled_truth: torch.Tensor | None = None
 
 
 @dataclass
@@ -44,11 +48,13 @@ class StepLosses:
         loss (`torch.Tensor`): float scalar, to be differentiated.
         terms (`dict[str, torch.Tensor]`):
             float scalars to log: `loss_x`, `loss_u` (the paper's names), and the shares of pixels in [0, 1] that
-            these count, `used_x`, `used_u`.
+            these count, `used_x`, `used_u`; `pseudo_confidence`, mean probability of the pseudo-labels.
+        pseudo_labels (`torch.Tensor`, *optional*): int64 (unlabeled, height, width), class or the ignore index.
     """
 
     loss: torch.Tensor
     terms: dict[str, torch.Tensor]
+    pseudo_labels: torch.Tensor | None = None
 
 
 class Method:
@@ -104,6 +110,15 @@ class Method:
         """
         labels = logits.argmax(dim=1)
         return labels if self.args.train_on_padding else labels.where(pixel_mask, self.ignore_index)
+
+    def confidence(self, logits: torch.Tensor, pseudo_labels: torch.Tensor) -> torch.Tensor:
+        """
+        Mean probability in [0, 1] of the pseudo-labels: float scalar, from float (unlabeled, num_labels, height,
+        width) and int64 (unlabeled, height, width). Every fourth row and column is enough for a mean.
+        """
+        probability = logits[:, :, ::4, ::4].softmax(dim=1).amax(dim=1)
+        counted = pseudo_labels[:, ::4, ::4] != self.ignore_index
+        return (probability * counted).sum() / counted.sum().clamp(min=1)
 
     def total(self, loss_x: torch.Tensor, loss_u: torch.Tensor, epoch: int) -> torch.Tensor:
         """(L_x + weight * L_u) / (1 + weight): the paper's mean of the two for a weight of 1."""
