@@ -45,6 +45,9 @@ class ModelArguments:
     use_grouping: bool | None = field(default=None, metadata={"help": "Paper, Table 5: CSG."})
     grouping_similarity: str | None = field(default=None, metadata={"help": "cosine (code) or instance_norm (Eq. 4)."})
     grouping_source: str | None = field(default=None, metadata={"help": "logits (code) or probabilities (paper)."})
+    mix_images_in_eval: bool | None = field(
+        default=None, metadata={"help": "The authors' pseudo-label pass: images of a batch see each other."}
+    )
     drop_path_rate: float | None = field(default=None, metadata={"help": "Stochastic depth of the encoder."})
     attn_implementation: str | None = field(default=None, metadata={"help": "Encoder attention: eager or sdpa."})
 
@@ -57,6 +60,7 @@ CONFIG_FIELDS = (
     "use_grouping",
     "grouping_similarity",
     "grouping_source",
+    "mix_images_in_eval",
     "drop_path_rate",
 )
 
@@ -67,7 +71,8 @@ def parse_arguments(types: tuple[type, ...], argv: list[str] | None = None) -> t
     rest of the command line overrides them.
 
     Raises:
-        ValueError: if the recipe is not a flat mapping.
+        FileNotFoundError: if the recipe, or one it is based on, does not exist.
+        ValueError: if a recipe is not a flat mapping, or is based on itself.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv and argv[0].endswith(RECIPE_SUFFIXES):
@@ -75,11 +80,13 @@ def parse_arguments(types: tuple[type, ...], argv: list[str] | None = None) -> t
     return HfArgumentParser(types).parse_args_into_dataclasses(argv)
 
 
-def read_recipe(path: str) -> list[str]:
-    """The entries of a YAML or JSON recipe as command-line arguments."""
-    entries = yaml.safe_load(Path(path).read_text(encoding="utf-8"))  # YAML contains JSON
-    if not isinstance(entries, dict):
-        raise ValueError(f"The recipe {path} holds no `name: value` lines: write one argument per line.")
+def read_recipe(path: str | Path) -> list[str]:
+    """The entries of a YAML or JSON recipe, and of those it is based on, as command-line arguments."""
+    return recipe_arguments(resolve_recipe(path))
+
+
+def recipe_arguments(entries: dict) -> list[str]:
+    """Entries of a recipe as command-line arguments; an entry of `None` gives none."""
     arguments = []
     for name, value in entries.items():
         if value is None:
@@ -87,6 +94,36 @@ def read_recipe(path: str) -> list[str]:
         values = value if isinstance(value, list) else [json.dumps(value) if isinstance(value, dict) else value]
         arguments += [f"--{name}", *map(str, values)]
     return arguments
+
+
+def resolve_recipe(path: str | Path, derived: tuple[Path, ...] = ()) -> dict:
+    """
+    The entries of a recipe on top of those of its `base`, which is another recipe, named relative to its own folder.
+
+    Args:
+        path (`str` or `Path`): a YAML or JSON file.
+        derived (`tuple[Path, ...]`): the recipes that led here, to notice a circle.
+
+    Returns:
+        `dict`: entries without `base`; `None` stands for one that a derived recipe removes.
+
+    Raises:
+        FileNotFoundError: if the recipe, or one it is based on, does not exist.
+        ValueError: if a recipe is not a flat mapping, or is based on itself.
+    """
+    path = Path(path)
+    chain = (*derived, path.resolve())
+    if path.resolve() in derived:
+        names = " -> ".join(recipe.name for recipe in chain)
+        raise ValueError(f"The recipe {path} is based on itself ({names}): remove one `base`.")
+    if not path.is_file():
+        named = f", which {derived[-1]} names as its `base` (relative to its own folder)," if derived else ""
+        raise FileNotFoundError(f"The recipe {path}{named} does not exist: correct the path.")
+    entries = yaml.safe_load(path.read_text(encoding="utf-8"))  # YAML contains JSON
+    if not isinstance(entries, dict):
+        raise ValueError(f"The recipe {path} holds no `name: value` lines: write one argument per line.")
+    base = entries.pop("base", None)
+    return entries if base is None else {**resolve_recipe(path.parent / str(base), chain), **entries}
 
 
 def load_model(
@@ -151,4 +188,6 @@ __all__ = [
     "load_model",
     "parse_arguments",
     "read_recipe",
+    "recipe_arguments",
+    "resolve_recipe",
 ]
