@@ -142,24 +142,18 @@ def load_model(
         ValueError: unless exactly one of `model_name_or_path` and `backbone` is given, and if a checkpoint is to get
             another geometry.
     """
-    if (arguments.model_name_or_path is None) == (arguments.backbone is None):
-        raise ValueError("Give either --model_name_or_path (weights to start from) or --backbone (from scratch).")
+    geometry = check_source(arguments)
     fields = {name: getattr(arguments, name) for name in CONFIG_FIELDS if getattr(arguments, name) is not None}
     if arguments.crop_size:
         fields["crop_size"] = arguments.crop_size[0] if len(arguments.crop_size) == 1 else arguments.crop_size
     if plain_segformer:
         fields |= AllSparkConfig.plain_segformer_switches()
     fields |= class_fields(report) | {"semantic_loss_ignore_index": ignore_index}
-    geometry = {name: getattr(arguments, name) for name in GEOMETRY_FIELDS if getattr(arguments, name) is not None}
     if arguments.backbone:
         fields |= geometry
         config = AllSparkConfig.mit(arguments.backbone, **fields)
         config._attn_implementation = arguments.attn_implementation
         return SegformerForSemiSupervisedSegmentation(config)
-    if geometry:
-        raise ValueError(
-            f"{', '.join(geometry)} would not fit the checkpoint's weights: leave them out, or use --backbone."
-        )
     stored, _ = AllSparkConfig.get_config_dict(arguments.model_name_or_path)
     stored = {name: value for name, value in stored.items() if name not in ("model_type", "num_labels")}
     return SegformerForSemiSupervisedSegmentation.from_pretrained(
@@ -168,6 +162,18 @@ def load_model(
         ignore_mismatched_sizes=True,  # a head for other classes starts anew, and from_pretrained says so
         attn_implementation=arguments.attn_implementation,
     )
+
+
+def check_source(arguments: ModelArguments) -> dict:
+    """The geometry fields that were given; ValueError unless there is one source of weights and they fit it."""
+    if (arguments.model_name_or_path is None) == (arguments.backbone is None):
+        raise ValueError("Give either --model_name_or_path (weights to start from) or --backbone (from scratch).")
+    geometry = {name: getattr(arguments, name) for name in GEOMETRY_FIELDS if getattr(arguments, name) is not None}
+    if geometry and arguments.model_name_or_path:
+        raise ValueError(
+            f"{', '.join(geometry)} would not fit the checkpoint's weights: leave them out, or use --backbone."
+        )
+    return geometry
 
 
 def class_fields(report: CheckReport) -> dict:
@@ -184,6 +190,7 @@ def class_fields(report: CheckReport) -> dict:
 
 __all__ = [
     "ModelArguments",
+    "check_source",
     "class_fields",
     "load_model",
     "parse_arguments",
