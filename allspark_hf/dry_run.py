@@ -87,7 +87,10 @@ def dry_run(data: DataArguments, model: ModelArguments, args: AllSparkTrainingAr
             problems.append(f"The loss of the step on random pixels is {step.loss}: lower the learning rate.")
     else:
         say("  not built, and no step taken: see below")
-    say(*(["To do before training:", *(f"  - {problem}" for problem in problems)] if problems else ["Ready to train."]))
+    if problems:
+        say("To do before training:", *(f"  - {problem}" for problem in problems))
+    else:
+        say("Ready to train.")
     return not problems
 
 
@@ -145,7 +148,8 @@ def batch_lines(args: AllSparkTrainingArguments) -> list[str]:
 
 def data_lines(found: DataPresence, data: DataArguments, args: AllSparkTrainingArguments) -> list[str]:
     """Images of each set and updates of an epoch, as far as they are known."""
-    counts = ", ".join(f"{found.counts.get(name, 'unknown')} {name}" for name in ("labeled", "unlabeled", "validation"))
+    sets = ("labeled", "unlabeled", "validation")
+    counts = ", ".join(f"{found.counts.get(name, 'unknown')} {name}" for name in sets)
     origin = "" if found.data is not None or not found.counts else " (by the lists, files are missing)"
     return [
         f"  folder: {data.data_dir}, {'unknown' if found.num_labels is None else found.num_labels} classes",
@@ -171,7 +175,6 @@ def unlabeled_problems(found: DataPresence, args: AllSparkTrainingArguments) -> 
     if found.data is None:
         return []
     unlabeled = found.data.unlabeled if len(found.data.unlabeled) else None
-    # As the data script names them; the columns of the sets that find_data makes are always `image` and `label`.
     try:
         check_datasets(args, found.data.labeled, unlabeled, eval_dataset=None)
     except ValueError as error:
@@ -203,8 +206,8 @@ def choose_weights(model: ModelArguments) -> tuple[ModelArguments | None, str, s
     match = NVIDIA.fullmatch(name)
     if match is None:
         problem = (
-            f"{name} is neither a folder nor in the Hub's cache here, and no Mix Transformer of NVIDIA, whose geometry "
-            "would be known: correct the name, or download it first (hf download)."
+            f"{name} is neither a folder nor in the Hub's cache here, and no Mix Transformer of NVIDIA, whose "
+            "geometry would be known: correct the name, or download it first (hf download)."
         )
         return None, f"{name} is not here", problem
     random = replace(model, model_name_or_path=None, backbone=match[1])

@@ -25,7 +25,13 @@ TRAIN = Path(__file__).parents[1] / "scripts" / "train.py"
 TINY = ModelArguments(
     backbone="b0", hidden_sizes=[8, 16, 40, 64], depths=[1, 1, 1, 1], decoder_hidden_size=16, crop_size=[64, 96]
 )
-TINY_ARGV = "--backbone b0 --hidden_sizes 8 16 40 64 --depths 1 1 1 1 --decoder_hidden_size 16 --crop_size 64".split()
+TINY_RECIPE = """
+backbone: b0
+hidden_sizes: [8, 16, 40, 64]
+depths: [1, 1, 1, 1]
+decoder_hidden_size: 16
+crop_size: 64
+"""
 
 
 @dataclass
@@ -64,12 +70,14 @@ def run(*argv) -> subprocess.CompletedProcess:
 
 def test_ready_to_train(data_dir, tmp_path):
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text("num_train_epochs: 10\nper_device_train_batch_size: 1\ntotal_train_batch_size: 2\n")
-    done = run(recipe, "--data_dir", data_dir, *TINY_ARGV, "--output_dir", tmp_path / "out")
+    batch = "num_train_epochs: 10\nper_device_train_batch_size: 1\ntotal_train_batch_size: 2\n"
+    recipe.write_text(TINY_RECIPE + batch)
+    done = run(recipe, "--data_dir", data_dir, "--output_dir", tmp_path / "out")
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines[-1] == "Ready to train."
-    assert "  (1 labeled + 1 unlabeled) x 1 process x 2 accumulated = 2 labeled + 2 unlabeled images per update" in lines
+    batch = "(1 labeled + 1 unlabeled) x 1 process x 2 accumulated = 2 labeled + 2 unlabeled images per update"
+    assert f"  {batch}" in lines
     assert f"  folder: {data_dir}, 6 classes" in lines
     assert "  images: 3 labeled, 4 unlabeled, 2 validation" in lines
     assert "  updates: 2 per epoch, 20 in all" in lines
@@ -82,8 +90,9 @@ def test_ready_to_train(data_dir, tmp_path):
 
 
 def test_missing_data_ends_with_exit_code_1(tmp_path):
-    argv = ["--data_dir", tmp_path / "none", *TINY_ARGV, "--output_dir", tmp_path / "out"]
-    done = run(*argv, "--num_labels", 3)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"{TINY_RECIPE}num_labels: 3\n")
+    done = run(recipe, "--data_dir", tmp_path / "none", "--output_dir", tmp_path / "out")
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "  updates: unknown" in done.stdout and "  loss " in done.stdout  # a step is taken all the same
     assert done.stdout.endswith(f"To do before training:\n  - There is no folder {tmp_path / 'none'} (data_dir).\n")
@@ -188,9 +197,10 @@ def test_updates_of_the_paper(monkeypatch, processes):
 
 def test_updates_with_a_partial_one(monkeypatch):
     counts = {"labeled": 92, "unlabeled": 10490}
-    text = "1312 per epoch, 104960 in all; the last of an epoch has 1 of 4 batches"
-    assert update_text(counts, on_processes(monkeypatch, 1, total_train_batch_size=8)) == text
-    assert update_text(counts, on_processes(monkeypatch, 4, total_train_batch_size=8)) == "1312 per epoch, 104960 in all"
+    text = "1312 per epoch, 104960 in all"
+    partial = "; the last of an epoch has 1 of 4 batches"
+    assert update_text(counts, on_processes(monkeypatch, 1, total_train_batch_size=8)) == text + partial
+    assert update_text(counts, on_processes(monkeypatch, 4, total_train_batch_size=8)) == text
     assert update_text({"labeled": 92}, arguments()) == "unknown"
 
 
@@ -207,9 +217,8 @@ def test_lists_are_looked_through(tmp_path):
     lines = [f"JPEGImages/{name}.jpg SegmentationClass/{name}.png" for name in names]
     labeled.write_text("\n".join(lines[:2]) + "\n\n")
     unlabeled.write_text("\n".join(lines[2:]) + "\n")
-    arguments = ListArguments(
-        str(root), data_format="voc", labeled_list=str(labeled), unlabeled_list=str(unlabeled), validation_list="no.txt"
-    )
+    lists = {"labeled_list": str(labeled), "unlabeled_list": str(unlabeled), "validation_list": "no.txt"}
+    arguments = ListArguments(str(root), data_format="voc", **lists)
     found = look_for_data(arguments)
     assert found.counts == {"labeled": 2, "unlabeled": 2} and found.num_labels == 21 and found.data is None
     assert found.problems == [

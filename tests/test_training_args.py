@@ -62,7 +62,7 @@ def test_the_command_line_reads_every_kind_of_field():
         ({"accelerator_config": {"dispatch_batches": True}}, "dispatch_batches=True joins and cuts"),
         ({"epoch_length": "both"}, "epoch_length='both' is unknown: choose one of unlabeled, labeled"),
         ({"epoch_length": "labeled"}, "epoch_length='labeled' would leave most unlabeled images out"),
-        ({"total_train_batch_size": 1}, "=1 is less than one batch, 2 labeled images per device x 1 process = 2: lower"),
+        ({"total_train_batch_size": 1}, "=1 is less than one batch, 2 labeled images per device x 1 process = 2: l"),
         ({"total_train_batch_size": 7}, "=7 is no multiple of 2 labeled images per device x 1 process = 2: change"),
         (
             {"total_train_batch_size": 8, "gradient_accumulation_steps": 2},
@@ -112,9 +112,8 @@ def updates_of_an_epoch(args, num_unlabeled: int) -> list[set]:
 @pytest.mark.parametrize(("drop_last", "num_updates"), [(False, 3), (True, 2)])
 def test_updates_have_the_same_images_on_one_two_and_four_processes(monkeypatch, drop_last, num_updates):
     """18 unlabeled images are 9 batches of 2, or 2 updates of 4 batches and one batch that is left over."""
-    one, two, four = (
-        updates_of_an_epoch(on_processes(monkeypatch, count, dataloader_drop_last=drop_last), 18) for count in (1, 2, 4)
-    )
+    settings = {"dataloader_drop_last": drop_last}
+    one, two, four = (updates_of_an_epoch(on_processes(monkeypatch, count, **settings), 18) for count in (1, 2, 4))
     assert len(one) == len(two) == len(four) == num_updates
     assert one[:2] == two[:2] == four[:2] and all(len(update) == 16 for update in one[:2])
     if not drop_last:
@@ -131,10 +130,9 @@ def test_an_update_that_no_epoch_can_fill_is_refused(monkeypatch):
 @pytest.mark.parametrize(("drop_last", "batches"), [(False, [4, 1]), (True, [4])])
 def test_trainer_takes_the_updates_and_learning_rates_of_more_processes(tmp_path, monkeypatch, drop_last, batches):
     model = tiny_model(**AllSparkConfig.plain_segformer_switches())
-    settings = {"method": "supervised", "num_train_epochs": 3, "dataloader_drop_last": drop_last, "learning_rate": 0.02}
-    trainer = make_trainer(
-        model, 10, output_dir=str(tmp_path), per_device_train_batch_size=2, total_train_batch_size=8, **settings
-    )
+    settings = {"num_train_epochs": 3, "dataloader_drop_last": drop_last, "learning_rate": 0.02}
+    batch = {"per_device_train_batch_size": 2, "total_train_batch_size": 8}
+    trainer = make_trainer(model, 10, output_dir=str(tmp_path), method="supervised", **batch, **settings)
     seen, count = [], trainer._count_pixels
     monkeypatch.setattr(trainer, "_count_pixels", lambda batch: seen.append(len(batch)) or count(batch))
     assert trainer.train().global_step == 3 * len(batches) and seen == 3 * batches

@@ -76,7 +76,7 @@ def _look_through_list(found: DataPresence, name: str, path: Path, root: Path) -
     found.counts[name.removesuffix("_list")] = len(lines)
     if not root.is_dir():
         return
-    # `image mask` or an image path; the files of a bare id are looked for by find_data. Unlabeled masks are not needed.
+    # `image mask` or an image path, of unlabeled images the image; the files of bare ids are left to find_data.
     files = [file for line in lines for file in line[: 1 if name == "unlabeled_list" else 2] if "/" in file]
     missing = [file for file in files if not (root / file).is_file()]
     if missing:
