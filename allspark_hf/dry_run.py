@@ -72,9 +72,9 @@ def dry_run(data: DataArguments, model: ModelArguments, args: AllSparkTrainingAr
     problems = found.problems
     say("Data", *data_lines(found, data, args))
     problems += unlabeled_problems(found, args)
-    buildable, sentence, problem = choose_weights(model)
+    buildable, lines, problem = choose_weights(model)
     problems += [problem] if problem else []
-    say("Model", f"  weights: {sentence}")
+    say("Model", *lines)
     if buildable is not None and found.num_labels is not None:
         with tempfile.TemporaryDirectory() as folder:
             trainer = build_trainer(found, data, buildable, args, folder)
@@ -185,7 +185,7 @@ def unlabeled_problems(found: DataPresence, args: AllSparkTrainingArguments) -> 
 # ---- Model ----
 
 
-def choose_weights(model: ModelArguments) -> tuple[ModelArguments | None, str, str | None]:
+def choose_weights(model: ModelArguments) -> tuple[ModelArguments | None, list[str], str | None]:
     """
     What the model of the dry run can be built from.
 
@@ -198,23 +198,28 @@ def choose_weights(model: ModelArguments) -> tuple[ModelArguments | None, str, s
     check_source(model)
     name = model.model_name_or_path
     if name is None:
-        return model, "random, as backbone asks", None
+        return model, ["  weights: random, as backbone asks"], None
     if Path(name).is_dir():
-        return model, f"from the folder {name}", None
+        return model, [f"  weights: from the folder {name}"], None
     if _is_cached(name):
-        return model, f"{name} from the Hub's cache here", None
+        return model, [f"  weights: {name} from the Hub's cache here"], None
     match = NVIDIA.fullmatch(name)
     if match is None:
         problem = (
             f"{name} is neither a folder nor in the Hub's cache here, and no Mix Transformer of NVIDIA, whose "
             "geometry would be known: correct the name, or download it first (hf download)."
         )
-        return None, f"{name} is not here", problem
+        return None, [f"  weights: {name} is not here"], problem
     random = replace(model, model_name_or_path=None, backbone=match[1])
-    sentence = f"{name} is not in the cache here; the step below is with random weights of its geometry"
+    lines = [
+        f"  weights: {name} is not in the Hub's cache here, training will download it",
+        "  weights of the dry run: random, of the same geometry",
+    ]
+    problem = None
     if constants.HF_HUB_OFFLINE:
-        return random, sentence, f"{name} is not in the Hub's cache and HF_HUB_OFFLINE forbids to download it."
-    return random, f"{sentence}, training will download it", None
+        problem = f"{name} is not in the Hub's cache here, and HF_HUB_OFFLINE forbids to download it."
+        lines[0] = f"  weights: {name} is not in the Hub's cache here"
+    return random, lines, problem
 
 
 def _is_cached(name: str) -> bool:

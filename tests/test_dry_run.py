@@ -256,9 +256,12 @@ def test_where_the_number_of_classes_comes_from(data_dir, tmp_path):
 def test_weights_that_are_not_in_the_cache(tmp_path, monkeypatch, name, size):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    model, sentence, problem = choose_weights(ModelArguments(model_name_or_path=name, crop_size=[321]))
+    model, lines, problem = choose_weights(ModelArguments(model_name_or_path=name, crop_size=[321]))
     assert (model.model_name_or_path, model.backbone, model.crop_size) == (None, size, [321]) and problem is None
-    assert sentence.startswith(f"{name} is not in the cache here") and sentence.endswith("training will download it")
+    assert lines == [
+        f"  weights: {name} is not in the Hub's cache here, training will download it",
+        "  weights of the dry run: random, of the same geometry",
+    ]
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert "HF_HUB_OFFLINE forbids to download it" in choose_weights(ModelArguments(model_name_or_path=name))[2]
 
@@ -274,9 +277,9 @@ def test_weights_that_are_here(tmp_path, monkeypatch):
     (snapshot / "config.json").write_text("{}")
     assert choose_weights(cached)[0].backbone == "b1"  # a configuration alone is not enough
     (snapshot / "pytorch_model.bin").write_text("")
-    assert choose_weights(cached) == (cached, "nvidia/mit-b1 from the Hub's cache here", None)
+    assert choose_weights(cached) == (cached, ["  weights: nvidia/mit-b1 from the Hub's cache here"], None)
     folder = ModelArguments(model_name_or_path=str(tmp_path))
-    assert choose_weights(folder) == (folder, f"from the folder {tmp_path}", None)
+    assert choose_weights(folder) == (folder, [f"  weights: from the folder {tmp_path}"], None)
 
 
 @pytest.mark.parametrize("name", ["nvidia/mit-b6", "someone/segmenter", "weights/of/mine"])
