@@ -153,3 +153,13 @@ def test_recipe_says_the_published_number(path):
     first_line = path.read_text().splitlines()[0]
     assert first_line.endswith("paper: no number at hand" if number is None else f"paper: {number:.2f}")
     assert f" {count} labeled images," in first_line and first_line.count(f"MiT-{path.stem[-2:].upper()}") == 1
+
+
+@pytest.mark.parametrize(("folder", "model"), PUBLISHED)
+def test_readme_has_the_published_numbers(folder, model):
+    numbers = PUBLISHED[folder, model]
+    cells = (f"{numbers[count]:.2f}" if count in numbers else "–" for count in LISTS[folder])
+    readme = (PAPER.parent / "README.md").read_text(encoding="utf-8")
+    rows = [line for line in readme.splitlines() if f"`{model}` | " in line]
+    expected = f"`{model}` | {' | '.join(cells)} |"
+    assert any(line.endswith(expected) for line in rows)
