@@ -19,6 +19,7 @@ from allspark_hf.data import DataArguments
 from allspark_hf.data.presence import look_for_data
 from allspark_hf.demo_data import write_demo_data
 from allspark_hf.dry_run import batch_lines, choose_weights, dry_run, update_text
+from allspark_hf.methods import Method
 
 
 TRAIN = Path(__file__).parents[1] / "scripts" / "train.py"
@@ -150,8 +151,9 @@ def test_a_baseline_has_no_memory_and_reads_no_unlabeled_images(data_dir, capsys
 
 
 def test_what_is_missing_is_told(data_dir, capsys, monkeypatch):
-    monkeypatch.setattr(module, "take_step", lambda trainer: replace(STEP, loss=math.nan))
-    assert not dry_run(DataArguments(str(data_dir)), TINY, arguments())
+    with monkeypatch.context() as patch:
+        patch.setattr(Method, "total", lambda self, loss_x, loss_u, epoch: loss_x * math.nan)
+        assert not dry_run(DataArguments(str(data_dir)), TINY, arguments())
     assert "  - The loss of the step on random pixels is nan" in capsys.readouterr().out
     unknown = ModelArguments(model_name_or_path="someone/segmenter")
     assert not dry_run(DataArguments(str(data_dir), labeled_count=3), unknown, arguments())

@@ -158,7 +158,7 @@ def test_recipe_says_the_published_number(path):
 @pytest.mark.parametrize(("folder", "model"), PUBLISHED)
 def test_readme_has_the_published_numbers(folder, model):
     numbers = PUBLISHED[folder, model]
-    cells = (f"{numbers[count]:.2f}" if count in numbers else "–" for count in LISTS[folder])
+    cells = (f"{numbers[count]:.2f}" if count in numbers else "-" for count in LISTS[folder])
     readme = (PAPER.parent / "README.md").read_text(encoding="utf-8")
     rows = [line for line in readme.splitlines() if f"`{model}` | " in line]
     expected = f"`{model}` | {' | '.join(cells)} |"
