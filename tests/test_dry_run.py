@@ -211,27 +211,28 @@ def test_updates_with_a_partial_one(monkeypatch):
 
 def test_lists_are_looked_through(tmp_path):
     root = tmp_path / "voc"
-    for name in ("JPEGImages/a.jpg", "SegmentationClass/a.png", "JPEGImages/c.jpg", "JPEGImages/d.jpg"):
+    for name in ("JPEGImages/a.jpg", "JPEGImages/c.jpg"):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("L", (4, 4)).save(root / name)
     labeled, unlabeled = tmp_path / "labeled.txt", tmp_path / "unlabeled.txt"
     names = "abcd"
     lines = [f"JPEGImages/{name}.jpg SegmentationClass/{name}.png" for name in names]
     labeled.write_text("\n".join(lines[:2]) + "\n\n")
-    unlabeled.write_text("\n".join(lines[2:]) + "\n")
+    unlabeled.write_text("\n".join([*lines[2:], "e", *(f"JPEGImages/{name}.jpg" for name in "fgh")]) + "\n")
     lists = {"labeled_list": str(labeled), "unlabeled_list": str(unlabeled), "validation_list": "no.txt"}
     arguments = ListArguments(str(root), data_format="voc", **lists)
     found = look_for_data(arguments)
-    assert found.counts == {"labeled": 2, "unlabeled": 2} and found.num_labels == 21 and found.data is None
+    assert found.counts == {"labeled": 2, "unlabeled": 6} and found.num_labels == 21 and found.data is None
     assert found.problems == [
-        f"2 of the 4 files of {labeled} are not in {root}: JPEGImages/b.jpg, SegmentationClass/b.png",
+        f"1 of the 2 images of {labeled} are not in {root}: JPEGImages/b.jpg",
+        f"4 of the 6 images of {unlabeled} are not in {root}: JPEGImages/d.jpg, JPEGImages/f.jpg, JPEGImages/g.jpg, ...",
         "There is no list no.txt (validation_list).",
     ]
     for data_format, classes in (("cityscapes", 19), ("coco", 81)):
         assert look_for_data(replace(arguments, data_format=data_format)).num_labels == classes
     absent = look_for_data(replace(arguments, data_dir="absent", validation_list=None))
     assert absent.problems == ["There is no folder absent (data_dir)."]
-    assert absent.counts == {"labeled": 2, "unlabeled": 2}
+    assert absent.counts == {"labeled": 2, "unlabeled": 6}
 
 
 def test_where_the_number_of_classes_comes_from(data_dir, tmp_path):

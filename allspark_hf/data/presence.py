@@ -38,7 +38,8 @@ class DataPresence:
 
 def look_for_data(arguments: DataArguments) -> DataPresence:
     """
-    Looks for the folder, the lists, the files that they name, and the classes; nothing is decoded or written.
+    Looks for the folder, the lists, the images that they name, and the classes; nothing is decoded or written. Where
+    all that is there, [`find_data`] has the last word, masks included.
 
     Args:
         arguments ([`DataArguments`]): which data.
@@ -76,12 +77,12 @@ def _look_through_list(found: DataPresence, name: str, path: Path, root: Path) -
     found.counts[name.removesuffix("_list")] = len(lines)
     if not root.is_dir():
         return
-    # `image mask` or an image path, of unlabeled images the image; the files of bare ids are left to find_data.
-    files = [file for line in lines for file in line[: 1 if name == "unlabeled_list" else 2] if "/" in file]
-    missing = [file for file in files if not (root / file).is_file()]
+    # Where masks and the images of bare ids lie is for find_data to say: lists may name masks that lie elsewhere.
+    images = [line[0] for line in lines if "/" in line[0]]
+    missing = [image for image in images if not (root / image).is_file()]
     if missing:
         shown = ", ".join(missing[:SHOWN_FILES]) + (", ..." if len(missing) > SHOWN_FILES else "")
-        found.problems.append(f"{len(missing)} of the {len(files)} files of {path} are not in {root}: {shown}")
+        found.problems.append(f"{len(missing)} of the {len(lines)} images of {path} are not in {root}: {shown}")
 
 
 def _find_sets(found: DataPresence, arguments: DataArguments) -> None:
