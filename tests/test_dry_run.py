@@ -222,10 +222,11 @@ def test_lists_are_looked_through(tmp_path):
     lists = {"labeled_list": str(labeled), "unlabeled_list": str(unlabeled), "validation_list": "no.txt"}
     arguments = ListArguments(str(root), data_format="voc", **lists)
     found = look_for_data(arguments)
+    shown = "JPEGImages/d.jpg, JPEGImages/f.jpg, JPEGImages/g.jpg, ..."
     assert found.counts == {"labeled": 2, "unlabeled": 6} and found.num_labels == 21 and found.data is None
     assert found.problems == [
         f"1 of the 2 images of {labeled} are not in {root}: JPEGImages/b.jpg",
-        f"4 of the 6 images of {unlabeled} are not in {root}: JPEGImages/d.jpg, JPEGImages/f.jpg, JPEGImages/g.jpg, ...",
+        f"4 of the 6 images of {unlabeled} are not in {root}: {shown}",
         "There is no list no.txt (validation_list).",
     ]
     for data_format, classes in (("cityscapes", 19), ("coco", 81)):
