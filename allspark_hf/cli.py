@@ -43,6 +43,9 @@ class ModelArguments:
     use_grouping: bool | None = field(default=None, metadata={"help": "Paper, Table 5: CSG."})
     grouping_similarity: str | None = field(default=None, metadata={"help": "cosine (code) or instance_norm (Eq. 4)."})
     grouping_source: str | None = field(default=None, metadata={"help": "logits (code) or probabilities (paper)."})
+    mix_images_in_eval: bool | None = field(
+        default=None, metadata={"help": "The authors' pseudo-label pass: images of a batch see each other."}
+    )
     drop_path_rate: float | None = field(default=None, metadata={"help": "Stochastic depth of the encoder."})
     attn_implementation: str | None = field(default=None, metadata={"help": "Encoder attention: eager or sdpa."})
 
@@ -55,6 +58,7 @@ CONFIG_FIELDS = (
     "use_grouping",
     "grouping_similarity",
     "grouping_source",
+    "mix_images_in_eval",
     "drop_path_rate",
 )
 
@@ -65,7 +69,8 @@ def parse_arguments(types: tuple[type, ...], argv: list[str] | None = None) -> t
     rest of the command line overrides them.
 
     Raises:
-        ValueError: if the recipe is not a flat mapping.
+        FileNotFoundError: if the recipe, or one it is based on, does not exist.
+        ValueError: if a recipe is not a flat mapping, or is based on itself.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv and argv[0].endswith(RECIPE_SUFFIXES):
@@ -73,16 +78,13 @@ def parse_arguments(types: tuple[type, ...], argv: list[str] | None = None) -> t
     return HfArgumentParser(types).parse_args_into_dataclasses(argv)
 
 
-def read_recipe(path: str) -> list[str]:
-    """The entries of a YAML or JSON recipe as command-line arguments."""
-    entries = yaml.safe_load(Path(path).read_text(encoding="utf-8"))  # YAML contains JSON
-    if not isinstance(entries, dict):
-        raise ValueError(f"The recipe {path} holds no `name: value` lines: write one argument per line.")
-    return command_line(entries)
+def read_recipe(path: str | Path) -> list[str]:
+    """The entries of a YAML or JSON recipe, and of those it is based on, as command-line arguments."""
+    return recipe_arguments(resolve_recipe(path))
 
 
-def command_line(entries: dict) -> list[str]:
-    """Arguments by name as a command line; None leaves an argument out."""
+def recipe_arguments(entries: dict) -> list[str]:
+    """Entries of a recipe as command-line arguments; an entry of `None` gives none."""
     arguments = []
     for name, value in entries.items():
         if value is None:
@@ -90,6 +92,36 @@ def command_line(entries: dict) -> list[str]:
         values = value if isinstance(value, list) else [json.dumps(value) if isinstance(value, dict) else value]
         arguments += [f"--{name}", *map(str, values)]
     return arguments
+
+
+def resolve_recipe(path: str | Path, derived: tuple[Path, ...] = ()) -> dict:
+    """
+    The entries of a recipe on top of those of its `base`, which is another recipe, named relative to its own folder.
+
+    Args:
+        path (`str` or `Path`): a YAML or JSON file.
+        derived (`tuple[Path, ...]`): the recipes that led here, to notice a circle.
+
+    Returns:
+        `dict`: entries without `base`; `None` stands for one that a derived recipe removes.
+
+    Raises:
+        FileNotFoundError: if the recipe, or one it is based on, does not exist.
+        ValueError: if a recipe is not a flat mapping, or is based on itself.
+    """
+    path = Path(path)
+    chain = (*derived, path.resolve())
+    if path.resolve() in derived:
+        names = " -> ".join(recipe.name for recipe in chain)
+        raise ValueError(f"The recipe {path} is based on itself ({names}): remove one `base`.")
+    if not path.is_file():
+        named = f", which {derived[-1]} names as its `base` (relative to its own folder)," if derived else ""
+        raise FileNotFoundError(f"The recipe {path}{named} does not exist: correct the path.")
+    entries = yaml.safe_load(path.read_text(encoding="utf-8"))  # YAML contains JSON
+    if not isinstance(entries, dict):
+        raise ValueError(f"The recipe {path} holds no `name: value` lines: write one argument per line.")
+    base = entries.pop("base", None)
+    return entries if base is None else {**resolve_recipe(path.parent / str(base), chain), **entries}
 
 
 def load_model(
@@ -108,29 +140,18 @@ def load_model(
         ValueError: unless exactly one of `model_name_or_path` and `backbone` is given, if the backbone is no Mix
             Transformer, and if a checkpoint is to get another geometry.
     """
-    if (arguments.model_name_or_path is None) == (arguments.backbone is None):
-        raise ValueError("Give either --model_name_or_path (weights to start from) or --backbone (from scratch).")
-    if arguments.backbone not in (None, *MIT_SIZES):
-        raise ValueError(
-            f"backbone={arguments.backbone!r} is no Mix Transformer, and AllSpark is built on SegFormer's encoder "
-            f"(on a CNN it hurts: the paper's Table 6): choose one of {', '.join(MIT_SIZES)}."
-        )
+    geometry = check_source(arguments)
     fields = {name: getattr(arguments, name) for name in CONFIG_FIELDS if getattr(arguments, name) is not None}
     if arguments.crop_size:
         fields["crop_size"] = arguments.crop_size[0] if len(arguments.crop_size) == 1 else arguments.crop_size
     if plain_segformer:
         fields |= AllSparkConfig.plain_segformer_switches()
     fields |= class_fields(report) | {"semantic_loss_ignore_index": ignore_index}
-    geometry = {name: getattr(arguments, name) for name in GEOMETRY_FIELDS if getattr(arguments, name) is not None}
     if arguments.backbone:
         fields |= geometry
         config = AllSparkConfig.mit(arguments.backbone, **fields)
         config._attn_implementation = arguments.attn_implementation
         return SegformerForSemiSupervisedSegmentation(config)
-    if geometry:
-        raise ValueError(
-            f"{', '.join(geometry)} would not fit the checkpoint's weights: leave them out, or use --backbone."
-        )
     stored, _ = AllSparkConfig.get_config_dict(arguments.model_name_or_path)
     stored = {name: value for name, value in stored.items() if name not in ("model_type", "num_labels")}
     return SegformerForSemiSupervisedSegmentation.from_pretrained(
@@ -139,6 +160,23 @@ def load_model(
         ignore_mismatched_sizes=True,  # a head for other classes starts anew, and from_pretrained says so
         attn_implementation=arguments.attn_implementation,
     )
+
+
+def check_source(arguments: ModelArguments) -> dict:
+    """The geometry fields that were given; ValueError unless there is one source of weights, known, that they fit."""
+    if (arguments.model_name_or_path is None) == (arguments.backbone is None):
+        raise ValueError("Give either --model_name_or_path (weights to start from) or --backbone (from scratch).")
+    if arguments.backbone not in (None, *MIT_SIZES):
+        raise ValueError(
+            f"backbone={arguments.backbone!r} is no Mix Transformer, and AllSpark is built on SegFormer's encoder "
+            f"(on a CNN it hurts: the paper's Table 6): choose one of {', '.join(MIT_SIZES)}."
+        )
+    geometry = {name: getattr(arguments, name) for name in GEOMETRY_FIELDS if getattr(arguments, name) is not None}
+    if geometry and arguments.model_name_or_path:
+        raise ValueError(
+            f"{', '.join(geometry)} would not fit the checkpoint's weights: leave them out, or use --backbone."
+        )
+    return geometry
 
 
 def class_fields(report: CheckReport) -> dict:
@@ -155,9 +193,11 @@ def class_fields(report: CheckReport) -> dict:
 
 __all__ = [
     "ModelArguments",
+    "check_source",
     "class_fields",
-    "command_line",
     "load_model",
     "parse_arguments",
     "read_recipe",
+    "recipe_arguments",
+    "resolve_recipe",
 ]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import yaml
 
-from .cli import command_line, read_recipe
+from .cli import read_recipe, recipe_arguments
 from .trainer import last_complete_checkpoint
 
 
@@ -189,7 +189,8 @@ class StudyRunner:
         """The command of a cell, without resuming."""
         recipe = [self.study.recipe] if self.study.recipe else []
         output_dir = ["--output_dir", str(self.output_dir / cell.folder)]
-        return [*self.launcher, self.train_script, *recipe, *self.extra, *command_line(cell.arguments), *output_dir]
+        arguments = recipe_arguments(cell.arguments)
+        return [*self.launcher, self.train_script, *recipe, *self.extra, *arguments, *output_dir]
 
     def _fingerprint(self, cell: Cell) -> dict:
         """What must not change between two parts of a study: all that decides a cell's numbers."""

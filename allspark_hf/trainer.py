@@ -91,19 +91,8 @@ class AllSparkTrainer(Trainer):
     # ---- Mixed batches ----
 
     def _make_sampler(self) -> MixedBatchSampler:
-        return MixedBatchSampler(
-            num_labeled=len(self.train_dataset),
-            num_unlabeled=0 if self.unlabeled_dataset is None else len(self.unlabeled_dataset),
-            labeled_batch_size=self.args.per_device_train_batch_size,
-            unlabeled_batch_size=self.args.per_device_unlabeled_batch_size,
-            seed=self._data_seed,
-            drop_last=self.args.dataloader_drop_last,
-            read_unlabeled=self.method.uses_unlabeled,
-        )
-
-    @property
-    def _data_seed(self) -> int:
-        return self.args.seed if self.args.data_seed is None else self.args.data_seed
+        num_unlabeled = 0 if self.unlabeled_dataset is None else len(self.unlabeled_dataset)
+        return make_sampler(self.args, len(self.train_dataset), num_unlabeled)
 
     def get_train_dataloader(self) -> DataLoader:
         """Mixed batches, sharded over processes by accelerate: see [`MixedBatchCollator`] for what is in one."""
@@ -114,7 +103,7 @@ class AllSparkTrainer(Trainer):
             labeled=self.train_dataset,
             unlabeled=self.unlabeled_dataset,
             crop=config.crop_height_width,
-            seed=self._data_seed,
+            seed=_data_seed(self.args),
             num_labels=config.num_labels,
             long_side=self.long_side,
             image_mean=self.processing_class.image_mean,
@@ -331,10 +320,28 @@ class AllSparkTrainer(Trainer):
             model.__dict__.pop("_keys_to_ignore_on_save", None)
 
 
+def make_sampler(args: AllSparkTrainingArguments, num_labeled: int, num_unlabeled: int) -> MixedBatchSampler:
+    """The batches of an epoch over so many labeled and unlabeled images, as the arguments cut it."""
+    return MixedBatchSampler(
+        num_labeled=num_labeled,
+        num_unlabeled=num_unlabeled if args.epoch_length == "unlabeled" else 0,
+        labeled_batch_size=args.per_device_train_batch_size,
+        unlabeled_batch_size=args.per_device_unlabeled_batch_size,
+        seed=_data_seed(args),
+        drop_last=args.dataloader_drop_last,
+        read_unlabeled=METHODS[args.method].uses_unlabeled,
+        batches_per_update=args.gradient_accumulation_steps * args.world_size,
+    )
+
+
+def _data_seed(args: AllSparkTrainingArguments) -> int:
+    return args.seed if args.data_seed is None else args.data_seed
+
+
 def last_complete_checkpoint(output_dir: str | Path) -> str | None:
     """The newest `checkpoint-*` folder that was written to its end: its trainer state is the last file to come."""
     complete = [path.parent for path in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*/{TRAINER_STATE_NAME}")]
     return str(max(complete, key=lambda path: int(path.name.rpartition("-")[2]))) if complete else None
 
 
-__all__ = ["AllSparkTrainer", "last_complete_checkpoint"]
+__all__ = ["AllSparkTrainer", "last_complete_checkpoint", "make_sampler"]

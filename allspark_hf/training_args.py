@@ -8,6 +8,7 @@ from .methods import METHODS
 
 
 LABELED_LOSSES = ("cross_entropy", "ohem")
+EPOCH_LENGTHS = ("unlabeled", "labeled")
 
 
 @dataclass
@@ -29,6 +30,11 @@ class AllSparkTrainingArguments(TrainingArguments):
         sgd_momentum (`float`, *optional*, defaults to 0.9): with `optim="sgd"`.
         decay_norm_and_bias (`bool`, *optional*, defaults to `True`): weight decay on every parameter.
         per_device_unlabeled_batch_size (`int`, *optional*): defaults to `per_device_train_batch_size`.
+        total_train_batch_size (`int`, *optional*):
+            labeled images of one update over all processes and accumulation steps; it sets
+            `gradient_accumulation_steps`, so that a learning rate stated for it holds on any number of GPUs.
+        epoch_length (`str`, *optional*, defaults to `"unlabeled"`):
+            the set that an epoch is one pass over; `"labeled"` with the method `"supervised"` only.
         image_column_name (`str`, *optional*, defaults to `"image"`): of the datasets.
         label_column_name (`str`, *optional*, defaults to `"label"`): of the datasets.
         count_absent_classes (`bool`, *optional*, defaults to `False`): mean IoU over all classes, absent ones as 0.
@@ -94,6 +100,21 @@ class AllSparkTrainingArguments(TrainingArguments):
         default=None,
         metadata={"help": "Unlabeled images of a batch per device. Default: per_device_train_batch_size."},
     )
+    total_train_batch_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Labeled images of one update over all processes and accumulation steps; sets "
+            "gradient_accumulation_steps."
+        },
+    )
+    epoch_length: str = field(
+        default="unlabeled",
+        metadata={
+            "help": "The set that an epoch is one pass over: unlabeled, so that the methods' budgets compare, or "
+            "labeled, as in the authors' supervised baseline.",
+            "choices": list(EPOCH_LENGTHS),
+        },
+    )
     image_column_name: str = field(default="image", metadata={"help": "Column of the datasets that holds the image."})
     label_column_name: str = field(default="label", metadata={"help": "Column of the datasets that holds the mask."})
     count_absent_classes: bool = field(
@@ -145,11 +166,40 @@ class AllSparkTrainingArguments(TrainingArguments):
         self._check_choices()
         self._check_ranges()
         self._check_batches()
+        if self.total_train_batch_size is not None:
+            self._set_accumulation()
+
+    def _set_accumulation(self):
+        total, per_device, processes = self.total_train_batch_size, self.per_device_train_batch_size, self.world_size
+        step = per_device * processes
+        given = f"{per_device} labeled images per device x {processes} process{'es' if processes > 1 else ''} = {step}"
+        if total < step:
+            raise ValueError(
+                f"total_train_batch_size={total} is less than one batch, {given}: lower per_device_train_batch_size, "
+                "start fewer processes, or leave total_train_batch_size out."
+            )
+        if total % step:
+            raise ValueError(
+                f"total_train_batch_size={total} is no multiple of {given}: change per_device_train_batch_size or the "
+                "number of processes, or leave total_train_batch_size out."
+            )
+        if self.gradient_accumulation_steps not in (1, total // step):
+            raise ValueError(
+                f"gradient_accumulation_steps={self.gradient_accumulation_steps} contradicts "
+                f"total_train_batch_size={total}, which needs {total // step} ({given}): leave one of the two out."
+            )
+        self.gradient_accumulation_steps = total // step
 
     def _check_choices(self):
-        for name, choices in (("method", tuple(METHODS)), ("labeled_loss", LABELED_LOSSES)):
+        choices_of = {"method": METHODS, "labeled_loss": LABELED_LOSSES, "epoch_length": EPOCH_LENGTHS}
+        for name, choices in choices_of.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}={getattr(self, name)!r} is unknown: choose one of {', '.join(choices)}.")
+        if self.epoch_length == "labeled" and METHODS[self.method].uses_unlabeled:
+            raise ValueError(
+                f"epoch_length='labeled' would leave most unlabeled images out of an epoch of method={self.method!r}: "
+                "set it to 'unlabeled'."
+            )
 
     def _check_ranges(self):
         for name in ("unlabeled_loss_weight", "unlabeled_warmup_epochs", "memory_warmup_epochs", "ohem_min_kept"):

@@ -2,9 +2,11 @@
 
     python scripts/train.py --data_dir DATA --model_name_or_path nvidia/mit-b2 --output_dir OUT
     python scripts/train.py scripts/recipes/camvid_cpu.yaml --data_dir DATA --output_dir OUT
+    python scripts/train.py scripts/recipes/camvid_cpu.yaml --data_dir DATA --output_dir OUT --dry_run
     accelerate launch scripts/train.py ...
 
-A recipe (YAML or JSON) holds arguments; those on the command line override it. --help lists them all.
+A recipe (YAML or JSON) holds arguments; those on the command line override it. --help lists them all. --dry_run takes
+one step on random pixels and tells what is missing.
 """
 
 import logging
@@ -45,11 +47,15 @@ def build_trainer():
     from allspark_hf import AllSparkTrainer, AllSparkTrainingArguments
     from allspark_hf.cli import ModelArguments, load_model, parse_arguments
     from allspark_hf.data import DataArguments, load_data
+    from allspark_hf.dry_run import DryRunArguments, dry_run
     from allspark_hf.inference import make_image_processor
     from allspark_hf.methods import METHODS
 
-    data_arguments, model_arguments, args = parse_arguments((DataArguments, ModelArguments, AllSparkTrainingArguments))
+    types = (DataArguments, ModelArguments, AllSparkTrainingArguments, DryRunArguments)
+    data_arguments, model_arguments, args, run = parse_arguments(types)
     checkpoint = checkpoint_to_resume(args)  # first, before anything is written
+    if run.dry_run:
+        sys.exit(0 if dry_run(data_arguments, model_arguments, args) else 1)
     with args.main_process_first(desc="checking the data"):
         report = load_data(data_arguments, output_dir=args.output_dir if args.should_save else None)
     data = report.data

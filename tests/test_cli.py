@@ -77,10 +77,12 @@ def test_one_source_of_weights_is_needed(data_dir):
 
 def test_model_takes_classes_and_switches(data_dir):
     report = load_data(DataArguments(data_dir=str(data_dir)))
-    arguments = ModelArguments(backbone="b0", hidden_sizes=[8, 16, 40, 64], crop_size=[64, 96], memory_size=2)
+    switches = {"memory_size": 2, "mix_images_in_eval": True}
+    arguments = ModelArguments(backbone="b0", hidden_sizes=[8, 16, 40, 64], crop_size=[64, 96], **switches)
     config = load_model(arguments, report, 255, plain_segformer=False).config
     assert [config.id2label[index] for index in range(config.num_labels)] == list(CLASS_NAMES)
     assert (config.memory_size, config.token_grid, config.use_grouping) == (2, (2, 3), True)
+    assert config.mix_images_in_eval
     assert len(config.palette) == config.num_labels
     plain = load_model(arguments, report, 255, plain_segformer=True)
     assert plain.bottleneck is None

@@ -3,9 +3,13 @@
 from dataclasses import fields
 
 import pytest
+from accelerate.data_loader import BatchSamplerShard
+from conftest import tiny_model
+from run_training import make_trainer
 from transformers import HfArgumentParser, TrainingArguments
 
-from allspark_hf import AllSparkTrainingArguments
+from allspark_hf import AllSparkConfig, AllSparkTrainingArguments
+from allspark_hf.trainer import make_sampler
 
 
 def arguments(**kwargs):
@@ -33,7 +37,7 @@ def test_schedule_settings_can_be_replaced():
 def test_every_field_has_help_text():
     inherited = {field.name for field in fields(TrainingArguments)}
     own = [field for field in fields(AllSparkTrainingArguments) if field.name not in inherited]
-    assert len(own) == 15
+    assert len(own) == 17
     assert all(len(field.metadata.get("help", "")) > 15 for field in own)
 
 
@@ -56,9 +60,91 @@ def test_the_command_line_reads_every_kind_of_field():
         ({"per_device_unlabeled_batch_size": 0}, "per_device_unlabeled_batch_size=0: set at least 1"),
         ({"accelerator_config": {"split_batches": True}}, "split_batches=True cuts a mixed batch"),
         ({"accelerator_config": {"dispatch_batches": True}}, "dispatch_batches=True joins and cuts"),
+        ({"epoch_length": "both"}, "epoch_length='both' is unknown: choose one of unlabeled, labeled"),
+        ({"epoch_length": "labeled"}, "epoch_length='labeled' would leave most unlabeled images out"),
+        ({"total_train_batch_size": 1}, "=1 is less than one batch, 2 labeled images per device x 1 process = 2: l"),
+        ({"total_train_batch_size": 7}, "=7 is no multiple of 2 labeled images per device x 1 process = 2: change"),
+        (
+            {"total_train_batch_size": 8, "gradient_accumulation_steps": 2},
+            "gradient_accumulation_steps=2 contradicts total_train_batch_size=8, which needs 4",
+        ),
         ({"remove_unused_columns": True}, "remove_unused_columns=True removes the image and mask columns"),
     ],
 )
 def test_mistakes_are_refused(wrong, sentence):
     with pytest.raises(ValueError, match=sentence):
         arguments(**wrong)
+
+
+def on_processes(monkeypatch, count: int, **kwargs) -> AllSparkTrainingArguments:
+    """Arguments as one of `count` processes would have them."""
+    monkeypatch.setattr(AllSparkTrainingArguments, "world_size", count)
+    return arguments(per_device_train_batch_size=2, total_train_batch_size=8, **kwargs)
+
+
+@pytest.mark.parametrize(("processes", "accumulation"), [(1, 4), (2, 2), (4, 1)])
+def test_total_batch_size_sets_the_accumulation(monkeypatch, processes, accumulation):
+    assert on_processes(monkeypatch, processes).gradient_accumulation_steps == accumulation
+    again = on_processes(monkeypatch, processes, gradient_accumulation_steps=accumulation)
+    assert again.gradient_accumulation_steps == accumulation
+
+
+def test_total_batch_size_is_refused_on_too_many_processes(monkeypatch):
+    with pytest.raises(ValueError, match="=8 is less than one batch, 2 labeled images per device x 8 processes = 16"):
+        on_processes(monkeypatch, 8)
+    with pytest.raises(ValueError, match="=8 is no multiple of 2 labeled images per device x 3 processes = 6"):
+        on_processes(monkeypatch, 3)
+
+
+def updates_of_an_epoch(args, num_unlabeled: int) -> list[set]:
+    """The draws of every update, over all processes, as accelerate deals the batches out."""
+    shards = [
+        list(BatchSamplerShard(make_sampler(args, 5, num_unlabeled), args.world_size, rank))
+        for rank in range(args.world_size)
+    ]
+    steps = args.gradient_accumulation_steps
+    return [
+        {draw for shard in shards for batch in shard[start : start + steps] for draw in batch}
+        for start in range(0, len(shards[0]), steps)
+    ]
+
+
+@pytest.mark.parametrize(("drop_last", "num_updates"), [(False, 3), (True, 2)])
+def test_updates_have_the_same_images_on_one_two_and_four_processes(monkeypatch, drop_last, num_updates):
+    """18 unlabeled images are 9 batches of 2, or 2 updates of 4 batches and one batch that is left over."""
+    settings = {"dataloader_drop_last": drop_last}
+    one, two, four = (updates_of_an_epoch(on_processes(monkeypatch, count, **settings), 18) for count in (1, 2, 4))
+    assert len(one) == len(two) == len(four) == num_updates
+    assert one[:2] == two[:2] == four[:2] and all(len(update) == 16 for update in one[:2])
+    if not drop_last:
+        # One process has the batch that is left over alone; more add the epoch's first batches, one for each other.
+        assert len(one[2]) == 4 and one[2] < two[2] < four[2]
+        assert four[2] - one[2] <= four[0] and len(four[2]) == 16
+
+
+def test_an_update_that_no_epoch_can_fill_is_refused(monkeypatch):
+    with pytest.raises(ValueError, match="An epoch has 7 images and one update needs 8, so dataloader_drop_last=True"):
+        make_sampler(on_processes(monkeypatch, 4, dataloader_drop_last=True), 5, 7)
+
+
+@pytest.mark.parametrize(("drop_last", "batches"), [(False, [4, 1]), (True, [4])])
+def test_trainer_takes_the_updates_and_learning_rates_of_more_processes(tmp_path, monkeypatch, drop_last, batches):
+    model = tiny_model(**AllSparkConfig.plain_segformer_switches())
+    settings = {"num_train_epochs": 3, "dataloader_drop_last": drop_last, "learning_rate": 0.02}
+    batch = {"per_device_train_batch_size": 2, "total_train_batch_size": 8}
+    trainer = make_trainer(model, 10, output_dir=str(tmp_path), method="supervised", **batch, **settings)
+    seen, count = [], trainer._count_pixels
+    monkeypatch.setattr(trainer, "_count_pixels", lambda batch: seen.append(len(batch)) or count(batch))
+    assert trainer.train().global_step == 3 * len(batches) and seen == 3 * batches
+    on_four = on_processes(monkeypatch, 4, **settings)
+    total = 3 * len(BatchSamplerShard(make_sampler(on_four, 5, 10), 4, 0))
+    rates = [entry["learning_rate"] for entry in trainer.state.log_history if "learning_rate" in entry]
+    assert rates == pytest.approx([0.02 * (1 - step / total) ** 0.9 for step in range(total)])
+
+
+def test_epoch_over_the_labeled_images(tmp_path):
+    model = tiny_model(**AllSparkConfig.plain_segformer_switches())
+    trainer = make_trainer(
+        model, 10, output_dir=str(tmp_path), method="supervised", epoch_length="labeled", num_train_epochs=2
+    )
+    assert trainer.train().global_step == 2 * 3  # 5 labeled images in batches of 2

@@ -41,9 +41,13 @@ class MixedBatchSampler(BatchSampler):
         labeled_batch_size (`int`): labeled images of a batch.
         unlabeled_batch_size (`int`): unlabeled images of a batch.
         seed (`int`): of the shuffling.
-        drop_last (`bool`): whether to drop a last batch that the set does not fill; otherwise the next round of
-            shuffling fills it.
+        drop_last (`bool`): whether to drop a last update that the set does not fill; otherwise the next round of
+            shuffling fills its last batch.
         read_unlabeled (`bool`): False leaves the unlabeled half out but keeps the epoch's length.
+        batches_per_update (`int`): batches of one update over all processes and accumulation steps.
+
+    Raises:
+        ValueError: if `drop_last` leaves nothing of the epoch.
     """
 
     def __init__(
@@ -55,6 +59,7 @@ class MixedBatchSampler(BatchSampler):
         seed: int,
         drop_last: bool = False,
         read_unlabeled: bool = True,
+        batches_per_update: int = 1,
     ):
         self.num_labeled = num_labeled
         self.num_unlabeled = num_unlabeled
@@ -64,7 +69,14 @@ class MixedBatchSampler(BatchSampler):
         self.drop_last = drop_last
         self.epoch = 0
         pace, per_batch = (num_unlabeled, unlabeled_batch_size) if num_unlabeled else (num_labeled, labeled_batch_size)
-        self.num_batches = pace // per_batch if drop_last else math.ceil(pace / per_batch)
+        self.num_batches = math.ceil(pace / per_batch)
+        if drop_last:
+            self.num_batches = pace // (per_batch * batches_per_update) * batches_per_update
+            if not self.num_batches:
+                raise ValueError(
+                    f"An epoch has {pace} images and one update needs {per_batch * batches_per_update}, so "
+                    "dataloader_drop_last=True leaves nothing to train on: set it to False, or make batches smaller."
+                )
 
     @property
     def batch_size(self) -> int:
