@@ -12,6 +12,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
 from transformers.training_args import OptimizerNames
 
 from .data.mixed import MixedBatchCollator, MixedBatchSampler, MixedDataset
+from .data.streaming import StreamReader, whole_steps
 from .evaluation import ConfusionMatrix, EvaluationDataset, evaluate_batch, metric_name
 from .methods import METHODS, MixedBatch, PixelCounts
 from .modeling_allspark import SegformerForSemiSupervisedSegmentation
@@ -42,7 +43,8 @@ class AllSparkTrainer(Trainer):
             Image processor of inference, e.g. [`~transformers.SegformerImageProcessor`]: it either does not resize, or
             resizes the long side (`size={"max_height": n, "max_width": n}`), to which training then scales too.
         train_dataset (`datasets.Dataset`, *optional*): labeled images, with an image and a mask column.
-        unlabeled_dataset (`datasets.Dataset`, *optional*): unlabeled images; of a mask column no notice is taken.
+        unlabeled_dataset (`datasets.Dataset` or `datasets.IterableDataset`, *optional*):
+            unlabeled images; of a mask column no notice is taken. A stream needs `args.unlabeled_images_per_epoch`.
         eval_dataset (`datasets.Dataset` or `dict[str, datasets.Dataset]`, *optional*):
             labeled images, none of which may be among those trained on.
         kwargs: of [`~transformers.Trainer`].
@@ -57,13 +59,13 @@ class AllSparkTrainer(Trainer):
         args: AllSparkTrainingArguments,
         processing_class,
         train_dataset: datasets.Dataset | None = None,
-        unlabeled_dataset: datasets.Dataset | None = None,
+        unlabeled_dataset: datasets.Dataset | datasets.IterableDataset | None = None,
         eval_dataset: datasets.Dataset | dict[str, datasets.Dataset] | None = None,
         **kwargs,
     ):
-        self.unlabeled_dataset = (
-            unlabeled_dataset if unlabeled_dataset is not None and len(unlabeled_dataset) else None
-        )
+        self.unlabeled_dataset = unlabeled_dataset
+        if unlabeled_dataset is not None and not self._streams and len(unlabeled_dataset) == 0:
+            self.unlabeled_dataset = None
         check_model(model, args)
         if train_dataset is not None:
             check_datasets(args, train_dataset, self.unlabeled_dataset, eval_dataset)
@@ -85,15 +87,36 @@ class AllSparkTrainer(Trainer):
 
     # ---- Mixed batches ----
 
+    @property
+    def _streams(self) -> bool:
+        return isinstance(self.unlabeled_dataset, datasets.IterableDataset)
+
     def _make_sampler(self) -> MixedBatchSampler:
         return MixedBatchSampler(
             num_labeled=len(self.train_dataset),
-            num_unlabeled=0 if self.unlabeled_dataset is None else len(self.unlabeled_dataset),
+            num_unlabeled=self._unlabeled_per_epoch(),
             labeled_batch_size=self.args.per_device_train_batch_size,
             unlabeled_batch_size=self.args.per_device_unlabeled_batch_size,
             seed=self._data_seed,
             drop_last=self.args.dataloader_drop_last,
             read_unlabeled=self.method.uses_unlabeled,
+            unlabeled_stream=self._streams,
+        )
+
+    def _unlabeled_per_epoch(self) -> int:
+        if self._streams:
+            return whole_steps(self.args)
+        return 0 if self.unlabeled_dataset is None else len(self.unlabeled_dataset)
+
+    def _unlabeled_source(self) -> datasets.Dataset | StreamReader | None:
+        if not self._streams:
+            return self.unlabeled_dataset
+        return StreamReader(
+            self.unlabeled_dataset,
+            images_per_epoch=self._sampler.num_unlabeled,
+            seed=self._data_seed,
+            buffer_size=self.args.shuffle_buffer_size,
+            image_column=self.args.image_column_name,
         )
 
     @property
@@ -107,7 +130,7 @@ class AllSparkTrainer(Trainer):
         config = self.model.config
         dataset = MixedDataset(
             labeled=self.train_dataset,
-            unlabeled=self.unlabeled_dataset,
+            unlabeled=self._unlabeled_source(),
             crop=config.crop_height_width,
             seed=self._data_seed,
             num_labels=config.num_labels,
@@ -118,9 +141,10 @@ class AllSparkTrainer(Trainer):
             image_column=self.args.image_column_name,
             label_column=self.args.label_column_name,
         )
-        loader = DataLoader(
-            dataset, batch_sampler=self._sampler, collate_fn=MixedBatchCollator(), **self._loader_settings()
-        )
+        settings = self._loader_settings()
+        if self._streams and settings["num_workers"]:
+            settings["persistent_workers"] = True  # new ones would read the stream from its start, epoch after epoch
+        loader = DataLoader(dataset, batch_sampler=self._sampler, collate_fn=MixedBatchCollator(), **settings)
         return self.accelerator.prepare(loader)
 
     def _loader_settings(self) -> dict:

@@ -1,5 +1,6 @@
-"""Mixed batches: labeled and unlabeled images in one, from two `datasets.Dataset`s."""
+"""Mixed batches: labeled and unlabeled images in one, from two `datasets.Dataset`s or a dataset and a stream."""
 
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,13 +15,14 @@ from torch.utils.data import BatchSampler, Dataset
 from .augmentation import random_geometry, random_photometry, to_pixel_values
 from .images import to_rgb
 from .labels import read_label
+from .streaming import StreamReader
 
 
 class Draw(NamedTuple):
     """One sample of an epoch. Everything random about it follows from the seed and these four."""
 
     labeled: bool
-    row: int
+    row: int  # of its dataset, or position in the stream
     epoch: int
     position: int  # in the epoch's labeled or unlabeled order
 
@@ -41,6 +43,8 @@ class MixedBatchSampler(BatchSampler):
         drop_last (`bool`): whether to drop a last batch that the set does not fill; otherwise the next round of
             shuffling fills it.
         read_unlabeled (`bool`): False leaves the unlabeled half out but keeps the epoch's length.
+        unlabeled_stream (`bool`): whether the unlabeled images are a stream, which has an order of its own: an epoch
+            is then the next `num_unlabeled` of it, and a draw's row is the position in the stream.
     """
 
     def __init__(
@@ -52,6 +56,7 @@ class MixedBatchSampler(BatchSampler):
         seed: int,
         drop_last: bool = False,
         read_unlabeled: bool = True,
+        unlabeled_stream: bool = False,
     ):
         self.num_labeled = num_labeled
         self.num_unlabeled = num_unlabeled
@@ -59,6 +64,7 @@ class MixedBatchSampler(BatchSampler):
         self.unlabeled_batch_size = unlabeled_batch_size if num_unlabeled and read_unlabeled else 0
         self.seed = seed
         self.drop_last = drop_last
+        self.unlabeled_stream = unlabeled_stream
         self.epoch = 0
         pace, per_batch = (num_unlabeled, unlabeled_batch_size) if num_unlabeled else (num_labeled, labeled_batch_size)
         self.num_batches = pace // per_batch if drop_last else math.ceil(pace / per_batch)
@@ -75,7 +81,8 @@ class MixedBatchSampler(BatchSampler):
         return self.num_batches
 
     def __iter__(self) -> Iterator[list[Draw]]:
-        labeled, unlabeled = self._order(True, self.num_labeled), self._order(False, self.num_unlabeled)
+        labeled = self._order(True, self.num_labeled)
+        unlabeled = self._stream_order() if self.unlabeled_stream else self._order(False, self.num_unlabeled)
         for _ in range(self.num_batches):
             batch = [next(labeled) for _ in range(self.labeled_batch_size)]
             yield batch + [next(unlabeled) for _ in range(self.unlabeled_batch_size)]
@@ -89,6 +96,11 @@ class MixedBatchSampler(BatchSampler):
                 position += 1
             round_number += 1
 
+    def _stream_order(self) -> Iterator[Draw]:
+        first = self.epoch * self.num_unlabeled
+        for position in itertools.count():
+            yield Draw(False, first + position, self.epoch, position)
+
 
 class MixedDataset(Dataset):
     """
@@ -96,7 +108,7 @@ class MixedDataset(Dataset):
 
     Args:
         labeled (`datasets.Dataset`): an image and a mask column.
-        unlabeled (`datasets.Dataset`, *optional*): an image column.
+        unlabeled (`datasets.Dataset` or [`StreamReader`], *optional*): an image column.
         crop (`tuple[int, int]`): (height, width).
         seed (`int`): of the augmentation.
         num_labels (`int`): classes.
@@ -111,7 +123,7 @@ class MixedDataset(Dataset):
     def __init__(
         self,
         labeled: datasets.Dataset,
-        unlabeled: datasets.Dataset | None,
+        unlabeled: datasets.Dataset | StreamReader | None,
         crop: tuple[int, int],
         seed: int,
         num_labels: int,
@@ -124,7 +136,9 @@ class MixedDataset(Dataset):
     ):
         self.labeled = labeled
         # Without the mask column, a mask that an unlabeled row happens to have is not even decoded.
-        self.unlabeled = None if unlabeled is None else unlabeled.select_columns([image_column])
+        if unlabeled is not None and not isinstance(unlabeled, StreamReader):
+            unlabeled = unlabeled.select_columns([image_column])
+        self.unlabeled = unlabeled
         self.crop = crop
         self.seed = seed
         self.num_labels = num_labels
