@@ -142,8 +142,11 @@ class AllSparkTrainer(Trainer):
             label_column=self.args.label_column_name,
         )
         settings = self._loader_settings()
-        if self._streams and settings["num_workers"]:
-            settings["persistent_workers"] = True  # new ones would read the stream from its start, epoch after epoch
+        if self._streams:
+            # New workers would read the stream from its start, epoch after epoch.
+            settings["persistent_workers"] = settings["num_workers"] > 0
+            # Whether workers are started must not move the global generator, which dropout draws from.
+            settings["generator"] = torch.Generator()
         loader = DataLoader(dataset, batch_sampler=self._sampler, collate_fn=MixedBatchCollator(), **settings)
         return self.accelerator.prepare(loader)
 
