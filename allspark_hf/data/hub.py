@@ -12,7 +12,7 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
 from .classes import Classes, read_classes
-from .folder import SegmentationData, _check_options, _choose_labeled, _Files, _hold_out
+from .folder import SegmentationData, _check_options, draw, fraction_to_count
 
 
 logger = logging.getLogger(__name__)
@@ -88,24 +88,36 @@ def load_hub_data(
     where = f"The split {train_split} of {dataset_name}"
     columns = {"image": image_column, "label": label_column}
     train = _pairs(source, columns, where, train_split)
-    train_files = _files(train)
-    if not train_files.masks:
+    validation_split = validation_split or next((name for name in VALIDATION_SPLITS if name in splits), None)
+    validation = None
+    if validation_split is not None:
+        validation = pick_split(splits, validation_split, dataset_name, "validation_split_name")
+        validation = _pairs(validation, columns, f"The split {validation_split} of {dataset_name}", validation_split)
+    rows, masked = _rows(train)
+    if not masked:
         raise ValueError(
             f"{where} has no mask in the column {label_column!r}, so the labeled set is empty: name another split or "
             "column."
         )
-    validation_split = validation_split or next((name for name in VALIDATION_SPLITS if name in splits), None)
-    if validation_split is None:
-        train_files, held_out = _hold_out(train_files, where, validation_fraction, seed)
-        validation = train.select(sorted(held_out.images.values()))
+    held_out = _hold_out(masked, where, validation_fraction, seed) if validation is None else set()
+    masked = [name for name in masked if name not in held_out]
+    if labeled_ids is not None:
+        keep = _read_ids(Path(labeled_ids), rows, masked, held_out)
     else:
-        validation = pick_split(splits, validation_split, dataset_name, "validation_split_name")
-        where = f"The split {validation_split} of {dataset_name}"
-        validation = _pairs(validation, columns, where, validation_split)
-        held_out = _files(validation)
-    with_mask = list(train_files.masks)
-    keep = _choose_labeled(with_mask, train_files, held_out, labeled_fraction, labeled_count, seed, labeled_ids)
-    return _to_data(train, train_files, keep, validation, classes)
+        keep = _draw_labeled(masked, where, labeled_fraction, labeled_count, seed)
+    hidden = [name for name in masked if name not in keep]
+    unlabeled = _select(train, rows, rows.keys() - keep - held_out)
+    return SegmentationData(
+        labeled=_select(train, rows, keep),
+        unlabeled=unlabeled if hidden else unlabeled.remove_columns("label"),
+        validation=_select(train, rows, held_out) if validation is None else validation,
+        classes=classes,
+        hidden_ids=hidden,
+    )
+
+
+def _select(dataset: Dataset, rows: dict[str, int], ids: Iterable[str]) -> Dataset:
+    return dataset.select(sorted(rows[name] for name in ids))
 
 
 def _pairs(dataset: Dataset, columns: dict[str, str], where: str, split: str) -> Dataset:
@@ -114,17 +126,43 @@ def _pairs(dataset: Dataset, columns: dict[str, str], where: str, split: str) ->
     return standard_columns(dataset, columns, where, split)
 
 
-def _to_data(train: Dataset, files: _Files, keep: set[str], validation: Dataset, classes) -> SegmentationData:
-    others = [name for name in files.images if name not in keep]
-    hidden = [name for name in others if name in files.masks]
-    unlabeled = train.select(sorted(files.images[name] for name in others))
-    return SegmentationData(
-        labeled=train.select(sorted(files.images[name] for name in keep)),
-        unlabeled=unlabeled if hidden else unlabeled.remove_columns("label"),
-        validation=validation,
-        classes=classes,
-        hidden_ids=hidden,
-    )
+def _hold_out(masked: list[str], where: str, fraction: float, seed: int) -> set[str]:
+    count = fraction_to_count(len(masked), fraction)
+    if count >= len(masked):
+        raise ValueError(
+            f"{where} has {len(masked)} mask{'s' if len(masked) > 1 else ''} and {count} would be held out for "
+            "validation, which leaves none to train on: name a validation split, or lower validation_fraction."
+        )
+    return set(draw(masked, count, seed))
+
+
+def _draw_labeled(masked: list[str], where: str, fraction: float | None, count: int | None, seed: int) -> set[str]:
+    if fraction is not None:
+        count = fraction_to_count(len(masked), fraction)
+    if count is None:
+        return set(masked)
+    if count > len(masked):
+        raise ValueError(f"labeled_count is {count}, but {where} has only {len(masked)} masks to train on: lower it.")
+    return set(draw(masked, count, seed))
+
+
+def _read_ids(path: Path, rows: dict[str, int], masked: list[str], held_out: set[str]) -> set[str]:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist; labeled_ids names a text file with one id per line.")
+    ids = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    if not ids:
+        raise ValueError(f"{path} names no id, so the labeled set is empty; list at least one id per line.")
+    usable = set(masked)
+    for name in ids:
+        if name in held_out:
+            raise ValueError(
+                f"{path} names {name}, held out for validation; use the seed and validation_fraction of the run that "
+                "wrote the list."
+            )
+        if name not in usable:
+            reason = "which has no mask" if name in rows else "but there is no such training row"
+            raise ValueError(f"{path} names {name}, {reason}; correct the list.")
+    return set(ids)
 
 
 def open_dataset(
@@ -225,19 +263,19 @@ def _as_images(dataset: Dataset, column: str, where: str) -> Dataset:
     if isinstance(feature, Value) and feature.dtype.removeprefix("large_") in ("string", "binary"):
         return dataset.cast_column(column, Image())
     raise ValueError(
-        f"{where} holds {feature}, not images; store images (datasets.Image), their paths or their bytes."
+        f"{where} holds {feature}, not images: store images (datasets.Image), their paths or their bytes."
     )
 
 
-def _files(dataset: Dataset) -> _Files:
-    """Row number by id: of all rows, and of the rows that have a mask."""
-    masked = []
+def _rows(dataset: Dataset) -> tuple[dict[str, int], list[str]]:
+    """Row number by id, and the ids of the rows that have a mask."""
+    masked: list[bool] = []
     for table in dataset.select_columns(["label"]).with_format("arrow").iter(batch_size=1000):
         label = table["label"]
         stored = pc.or_(*(pc.is_valid(pc.struct_field(label, name)) for name in ("bytes", "path")))
         masked += pc.and_(pc.is_valid(label), stored).to_pylist()
     rows = {name: row for row, name in enumerate(dataset["id"])}
-    return _Files(rows, {name: row for name, row in rows.items() if masked[row]})
+    return rows, [name for name, row in rows.items() if masked[row]]
 
 
 def find_classes(dataset_name: str, dataset: Dataset, classes_column: str | None = None) -> Classes | None:
