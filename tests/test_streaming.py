@@ -232,6 +232,7 @@ def assert_same(one: dict, other: dict, last: int):
 def test_workers_do_not_change_the_losses(tmp_path, uninterrupted):
     trainer = make_trainer(tiny_model(), output_dir=str(tmp_path), dataloader_num_workers=2, **SETTINGS)
     trainer.train()
+    assert trainer.get_train_dataloader().persistent_workers  # or each epoch would read from the stream's start
     assert_same(result_of(trainer), uninterrupted, last=9)
 
 
