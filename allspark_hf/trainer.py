@@ -12,6 +12,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
 from transformers.training_args import OptimizerNames
 
 from .data.mixed import MixedBatchCollator, MixedBatchSampler, MixedDataset
+from .data.streaming import StreamReader, whole_steps
 from .evaluation import ConfusionMatrix, EvaluationDataset, evaluate_batch, metric_name
 from .methods import METHODS, MixedBatch, PixelCounts
 from .modeling_allspark import SegformerForSemiSupervisedSegmentation
@@ -43,8 +44,9 @@ class AllSparkTrainer(Trainer):
             Image processor of inference, e.g. [`~transformers.SegformerImageProcessor`]: it either does not resize, or
             resizes the long side (`size={"max_height": n, "max_width": n}`), to which training then scales too.
         train_dataset (`datasets.Dataset`, *optional*): labeled images, with an image and a mask column.
-        unlabeled_dataset (`datasets.Dataset`, *optional*):
-            unlabeled images; a mask column, where a row may be None, serves to measure the pseudo-labels only.
+        unlabeled_dataset (`datasets.Dataset` or `datasets.IterableDataset`, *optional*):
+            unlabeled images; a mask column, where a row may be None, serves to measure the pseudo-labels only. A
+            stream, whose masks are not read, needs `args.unlabeled_images_per_epoch`.
         eval_dataset (`datasets.Dataset` or `dict[str, datasets.Dataset]`, *optional*):
             labeled images, none of which may be among those trained on.
         kwargs: of [`~transformers.Trainer`].
@@ -59,13 +61,13 @@ class AllSparkTrainer(Trainer):
         args: AllSparkTrainingArguments,
         processing_class,
         train_dataset: datasets.Dataset | None = None,
-        unlabeled_dataset: datasets.Dataset | None = None,
+        unlabeled_dataset: datasets.Dataset | datasets.IterableDataset | None = None,
         eval_dataset: datasets.Dataset | dict[str, datasets.Dataset] | None = None,
         **kwargs,
     ):
-        self.unlabeled_dataset = (
-            unlabeled_dataset if unlabeled_dataset is not None and len(unlabeled_dataset) else None
-        )
+        self.unlabeled_dataset = unlabeled_dataset
+        if unlabeled_dataset is not None and not self._streams and len(unlabeled_dataset) == 0:
+            self.unlabeled_dataset = None
         check_model(model, args)
         if train_dataset is not None:
             check_datasets(args, train_dataset, self.unlabeled_dataset, eval_dataset)
@@ -90,9 +92,28 @@ class AllSparkTrainer(Trainer):
 
     # ---- Mixed batches ----
 
+    @property
+    def _streams(self) -> bool:
+        return isinstance(self.unlabeled_dataset, datasets.IterableDataset)
+
     def _make_sampler(self) -> MixedBatchSampler:
-        num_unlabeled = 0 if self.unlabeled_dataset is None else len(self.unlabeled_dataset)
-        return make_sampler(self.args, len(self.train_dataset), num_unlabeled)
+        return make_sampler(self.args, len(self.train_dataset), self._unlabeled_per_epoch(), self._streams)
+
+    def _unlabeled_per_epoch(self) -> int:
+        if self._streams:
+            return whole_steps(self.args)
+        return 0 if self.unlabeled_dataset is None else len(self.unlabeled_dataset)
+
+    def _unlabeled_source(self) -> datasets.Dataset | StreamReader | None:
+        if not self._streams:
+            return self.unlabeled_dataset
+        return StreamReader(
+            self.unlabeled_dataset,
+            images_per_epoch=self._sampler.num_unlabeled,
+            seed=_data_seed(self.args),
+            buffer_size=self.args.shuffle_buffer_size,
+            image_column=self.args.image_column_name,
+        )
 
     def get_train_dataloader(self) -> DataLoader:
         """Mixed batches, sharded over processes by accelerate: see [`MixedBatchCollator`] for what is in one."""
@@ -101,7 +122,7 @@ class AllSparkTrainer(Trainer):
         config = self.model.config
         dataset = MixedDataset(
             labeled=self.train_dataset,
-            unlabeled=self.unlabeled_dataset,
+            unlabeled=self._unlabeled_source(),
             crop=config.crop_height_width,
             seed=_data_seed(self.args),
             num_labels=config.num_labels,
@@ -112,9 +133,13 @@ class AllSparkTrainer(Trainer):
             image_column=self.args.image_column_name,
             label_column=self.args.label_column_name,
         )
-        loader = DataLoader(
-            dataset, batch_sampler=self._sampler, collate_fn=MixedBatchCollator(), **self._loader_settings()
-        )
+        settings = self._loader_settings()
+        if self._streams:
+            # New workers would read the stream from its start, epoch after epoch.
+            settings["persistent_workers"] = settings["num_workers"] > 0
+            # Whether workers are started must not move the global generator, which dropout draws from.
+            settings["generator"] = torch.Generator()
+        loader = DataLoader(dataset, batch_sampler=self._sampler, collate_fn=MixedBatchCollator(), **settings)
         return self.accelerator.prepare(loader)
 
     def _loader_settings(self) -> dict:
@@ -320,7 +345,9 @@ class AllSparkTrainer(Trainer):
             model.__dict__.pop("_keys_to_ignore_on_save", None)
 
 
-def make_sampler(args: AllSparkTrainingArguments, num_labeled: int, num_unlabeled: int) -> MixedBatchSampler:
+def make_sampler(
+    args: AllSparkTrainingArguments, num_labeled: int, num_unlabeled: int, unlabeled_stream: bool = False
+) -> MixedBatchSampler:
     """The batches of an epoch over so many labeled and unlabeled images, as the arguments cut it."""
     return MixedBatchSampler(
         num_labeled=num_labeled,
@@ -330,6 +357,7 @@ def make_sampler(args: AllSparkTrainingArguments, num_labeled: int, num_unlabele
         seed=_data_seed(args),
         drop_last=args.dataloader_drop_last,
         read_unlabeled=METHODS[args.method].uses_unlabeled,
+        unlabeled_stream=unlabeled_stream,
         batches_per_update=args.gradient_accumulation_steps * args.world_size,
     )
 

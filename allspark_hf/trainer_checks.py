@@ -1,11 +1,17 @@
 """What [`AllSparkTrainer`] refuses, each with one sentence: parts that do not fit each other."""
 
+import logging
+
 import datasets
 
 from .data.overlap import find_overlap
+from .data.streaming import read_first_image
 from .methods import METHODS
 from .modeling_allspark import SegformerForSemiSupervisedSegmentation
 from .training_args import AllSparkTrainingArguments
+
+
+logger = logging.getLogger(__name__)
 
 
 def long_side_of(image_processor) -> int | None:
@@ -50,10 +56,17 @@ def check_model(model: SegformerForSemiSupervisedSegmentation, args: AllSparkTra
 def check_datasets(
     args: AllSparkTrainingArguments,
     train_dataset: datasets.Dataset,
-    unlabeled_dataset: datasets.Dataset | None,
+    unlabeled_dataset: datasets.Dataset | datasets.IterableDataset | None,
     eval_dataset: datasets.Dataset | dict[str, datasets.Dataset] | None,
 ):
-    """Raises ValueError for empty sets, missing columns, and images that are both trained and evaluated on."""
+    """
+    Raises ValueError for empty sets, missing columns, and images that are both trained and evaluated on. Of a stream
+    the first image is read, and a warning says what cannot be known of the others.
+    """
+    evaluated = eval_dataset if isinstance(eval_dataset, dict) else {"eval_dataset": eval_dataset}
+    for name, dataset in {"train_dataset": train_dataset, **evaluated}.items():
+        if isinstance(dataset, datasets.IterableDataset):
+            raise ValueError(f"{name} is an IterableDataset, which only unlabeled_dataset may be: give a Dataset.")
     if len(train_dataset) == 0:
         raise ValueError("The labeled dataset (train_dataset) is empty: give at least one image with a mask.")
     if METHODS[args.method].uses_unlabeled and unlabeled_dataset is None:
@@ -63,14 +76,42 @@ def check_datasets(
             "method='supervised'."
         )
     _check_columns("train_dataset", train_dataset, [args.image_column_name, args.label_column_name])
+    check_stream(args, unlabeled_dataset)
+    if isinstance(unlabeled_dataset, datasets.IterableDataset):
+        unlabeled_dataset = None  # what follows needs to know the files
     if unlabeled_dataset is not None:
         _check_columns("unlabeled_dataset", unlabeled_dataset, [args.image_column_name])
-    evaluated = eval_dataset if isinstance(eval_dataset, dict) else {"eval_dataset": eval_dataset}
     for name, dataset in evaluated.items():
         if dataset is not None:
             _check_columns(name, dataset, [args.image_column_name, args.label_column_name])
             _check_overlap("train_dataset", train_dataset, name, dataset, args.image_column_name)
             _check_overlap("unlabeled_dataset", unlabeled_dataset, name, dataset, args.image_column_name)
+
+
+def check_stream(
+    args: AllSparkTrainingArguments, unlabeled_dataset: datasets.Dataset | datasets.IterableDataset | None
+):
+    """Raises ValueError for a stream without an epoch, an epoch without a stream, and if there is no first image."""
+    if not isinstance(unlabeled_dataset, datasets.IterableDataset):
+        if args.unlabeled_images_per_epoch is not None:
+            raise ValueError(
+                f"unlabeled_images_per_epoch={args.unlabeled_images_per_epoch} is for a stream of unlabeled images, "
+                "and there is none: leave it out, or give an IterableDataset (to the script: --unlabeled_streaming)."
+            )
+        return
+    if args.unlabeled_images_per_epoch is None:
+        raise ValueError(
+            "The unlabeled images are a stream, which has no known length: set unlabeled_images_per_epoch to the "
+            "number of images that are to count as an epoch."
+        )
+    if not METHODS[args.method].uses_unlabeled:
+        return
+    read_first_image(unlabeled_dataset, args.image_column_name)
+    if args.should_log:
+        logger.warning(
+            "The unlabeled images are a stream: its files are not checked before they are read, and images of the "
+            "validation set are not looked for in it. See to it yourself that there are none."
+        )
 
 
 def _check_columns(name: str, dataset: datasets.Dataset, needed: list[str]):

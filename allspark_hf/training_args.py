@@ -35,6 +35,9 @@ class AllSparkTrainingArguments(TrainingArguments):
             `gradient_accumulation_steps`, so that a learning rate stated for it holds on any number of GPUs.
         epoch_length (`str`, *optional*, defaults to `"unlabeled"`):
             the set that an epoch is one pass over; `"labeled"` with the method `"supervised"` only.
+        unlabeled_images_per_epoch (`int`, *optional*): what an epoch is if the unlabeled images are a stream; needed
+            then, and rounded up to whole steps.
+        shuffle_buffer_size (`int`, *optional*, defaults to 1000): images a stream is shuffled within; 0 is its order.
         image_column_name (`str`, *optional*, defaults to `"image"`): of the datasets.
         label_column_name (`str`, *optional*, defaults to `"label"`): of the datasets.
         count_absent_classes (`bool`, *optional*, defaults to `False`): mean IoU over all classes, absent ones as 0.
@@ -113,6 +116,17 @@ class AllSparkTrainingArguments(TrainingArguments):
             "help": "The set that an epoch is one pass over: unlabeled, so that the methods' budgets compare, or "
             "labeled, as in the authors' supervised baseline.",
             "choices": list(EPOCH_LENGTHS),
+        },
+    )
+    unlabeled_images_per_epoch: int | None = field(
+        default=None,
+        metadata={"help": "What an epoch is with a stream of unlabeled images; rounded up to whole steps."},
+    )
+    shuffle_buffer_size: int = field(
+        default=1000,
+        metadata={
+            "help": "Images that a stream is shuffled within, held in memory as they are stored by each process or "
+            "worker; 0 or 1 keeps the stream's order."
         },
     )
     image_column_name: str = field(default="image", metadata={"help": "Column of the datasets that holds the image."})
@@ -202,7 +216,8 @@ class AllSparkTrainingArguments(TrainingArguments):
             )
 
     def _check_ranges(self):
-        for name in ("unlabeled_loss_weight", "unlabeled_warmup_epochs", "memory_warmup_epochs", "ohem_min_kept"):
+        non_negative = ("unlabeled_loss_weight", "unlabeled_warmup_epochs", "memory_warmup_epochs", "ohem_min_kept")
+        for name in (*non_negative, "shuffle_buffer_size"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)} is negative: set 0 or more.")
         if not 0 <= self.ohem_threshold <= 1:
@@ -212,6 +227,10 @@ class AllSparkTrainingArguments(TrainingArguments):
         for name in ("per_device_train_batch_size", "per_device_unlabeled_batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: set at least 1 image.")
+        if self.unlabeled_images_per_epoch is not None and self.unlabeled_images_per_epoch < 1:
+            raise ValueError(
+                f"unlabeled_images_per_epoch={self.unlabeled_images_per_epoch}: set at least 1 image, or leave it out."
+            )
 
     def _check_batches(self):
         if self.accelerator_config.split_batches:

@@ -1,4 +1,4 @@
-"""Evaluates a trained model on the images of a folder that have masks.
+"""Evaluates a trained model on the images of a folder, or of a data set of the Hub, that have masks.
 
     python scripts/evaluate.py --model OUT --data_dir DATA
     accelerate launch scripts/evaluate.py ...    # several processes, every image once
@@ -8,7 +8,7 @@ Prints a table; --output_file FILE also writes the numbers as JSON.
 
 import json
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 
@@ -23,6 +23,8 @@ class EvaluationArguments:
             "choices": ["validation", "all"],
         },
     )
+    image_column_name: str = field(default="image", metadata={"help": "Column of dataset_name with the images."})
+    label_column_name: str = field(default="label", metadata={"help": "Column of dataset_name with the masks."})
     batch_size: int = field(default=1, metadata={"help": "Images per device; those of one size run together."})
     count_absent_classes: bool = field(
         default=False, metadata={"help": "Count classes in neither masks nor predictions as IoU 0."}
@@ -35,17 +37,19 @@ def select_split(arguments, data_arguments, num_labels: int):
     """The images with masks to evaluate on, with class indices as masks."""
     from datasets import concatenate_datasets
 
-    from allspark_hf.data import MaskValueTransform, load_folder
+    from allspark_hf.data import MaskValueTransform, find_data
 
-    data = load_folder(
-        data_arguments.data_dir,
-        validation_fraction=data_arguments.validation_fraction,
-        seed=data_arguments.split_seed,
+    masks_shown = dict.fromkeys(("labeled_fraction", "labeled_count", "labeled_ids"))
+    no_second_source = {"unlabeled_dir": None, "unlabeled_dataset_name": None, "unlabeled_streaming": False}
+    data = find_data(
+        replace(data_arguments, **masks_shown, **no_second_source),
+        image_column=arguments.image_column_name,
+        label_column=arguments.label_column_name,
     )
     if data.classes is not None and data.classes.num_labels != num_labels:
         raise ValueError(
-            f"The model has {num_labels} classes, the classes file in {data_arguments.data_dir} names "
-            f"{data.classes.num_labels}: evaluate on data with the model's classes, or correct the file."
+            f"The model has {num_labels} classes, {data_arguments.data_dir or data_arguments.dataset_name} names "
+            f"{data.classes.num_labels}: evaluate on data with the model's classes, or correct the names."
         )
     dataset = data.validation
     if arguments.split == "all":

@@ -1,6 +1,7 @@
-"""Trains a segmenter from a folder of images of which some have masks.
+"""Trains a segmenter from images of which some have masks: a folder, or a data set of the Hub.
 
     python scripts/train.py --data_dir DATA --model_name_or_path nvidia/mit-b2 --output_dir OUT
+    python scripts/train.py --dataset_name segments/sidewalk-semantic --image_column_name pixel_values ...
     python scripts/train.py scripts/recipes/camvid_cpu.yaml --data_dir DATA --output_dir OUT
     python scripts/train.py scripts/recipes/camvid_cpu.yaml --data_dir DATA --output_dir OUT --dry_run
     accelerate launch scripts/train.py ...
@@ -57,12 +58,20 @@ def build_trainer():
     if run.dry_run:
         sys.exit(0 if dry_run(data_arguments, model_arguments, args) else 1)
     with args.main_process_first(desc="checking the data"):
-        report = load_data(data_arguments, output_dir=args.output_dir if args.should_save else None)
+        report = load_data(
+            data_arguments,
+            args.output_dir if args.should_save else None,
+            image_column=args.image_column_name,
+            label_column=args.label_column_name,
+        )
+    args.image_column_name, args.label_column_name = "image", "label"  # what load_data calls them
     data = report.data
+    streams = data.unlabeled_stream is not None
     if args.should_save:
         print(
-            f"{len(data.labeled)} labeled, {len(data.unlabeled)} unlabeled, {len(data.validation)} validation images, "
-            f"{report.num_labels} classes, {len(report.left_out)} files left out, processes: {args.world_size}"
+            f"{len(data.labeled)} labeled, {'streamed' if streams else len(data.unlabeled)} unlabeled, "
+            f"{len(data.validation)} validation images, {report.num_labels} classes, {len(report.left_out)} files "
+            f"left out, processes: {args.world_size}"
         )
 
     set_seed(args.seed)
@@ -72,7 +81,7 @@ def build_trainer():
         args=args,
         processing_class=make_image_processor(data_arguments.image_long_side),
         train_dataset=data.labeled,
-        unlabeled_dataset=data.unlabeled,
+        unlabeled_dataset=data.unlabeled_stream if streams else data.unlabeled,
         eval_dataset=data.validation,
     )
     return trainer, checkpoint

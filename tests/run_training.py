@@ -8,11 +8,13 @@ import os
 import signal
 import sys
 
+import numpy as np
 import torch
 from conftest import NO_DROPOUT, make_dataset, tiny_model
 from transformers import TrainerCallback
 
 from allspark_hf import AllSparkConfig, AllSparkTrainer, AllSparkTrainingArguments
+from allspark_hf.data import StreamReader
 from allspark_hf.inference import make_image_processor
 
 
@@ -27,7 +29,8 @@ class KillCallback(TrainerCallback):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def make_trainer(model, num_unlabeled=10, **kwargs) -> AllSparkTrainer:
+def make_trainer(model, num_unlabeled=10, stream=False, **kwargs) -> AllSparkTrainer:
+    unlabeled = make_dataset(num_unlabeled, seed=2)  # its masks only measure the pseudo-labels
     args = AllSparkTrainingArguments(
         **{
             "use_cpu": True,
@@ -47,7 +50,7 @@ def make_trainer(model, num_unlabeled=10, **kwargs) -> AllSparkTrainer:
         args,
         make_image_processor(),
         train_dataset=make_dataset(5, seed=1),
-        unlabeled_dataset=make_dataset(num_unlabeled, seed=2),  # its masks only measure the pseudo-labels
+        unlabeled_dataset=unlabeled.to_iterable_dataset(num_shards=2) if stream else unlabeled,
         eval_dataset=make_dataset(5, seed=3),
     )
 
@@ -70,6 +73,19 @@ def feed_doubles(trainer: AllSparkTrainer):
         return step(model, batch, pixels, epoch)
 
     trainer.method.step = double_step
+
+
+def record_reading() -> list[tuple[int, int]]:
+    """Positions and pixel sums that this process reads from streams from now on."""
+    read, getitem = [], StreamReader.__getitem__
+
+    def recording(self, position):
+        example = getitem(self, position)
+        read.append((position, int(np.asarray(example["image"], dtype=np.int64).sum())))
+        return example
+
+    StreamReader.__getitem__ = recording
+    return read
 
 
 def result_of(trainer: AllSparkTrainer) -> dict:
@@ -97,6 +113,7 @@ def main(settings: dict):
     if evaluate:
         outcome["metrics"] = trainer.evaluate()
     else:
+        outcome["read"] = record_reading()
         trainer.train(resume_from_checkpoint=resume)
         outcome |= result_of(trainer)
     torch.save(outcome, f"{result}.{trainer.args.process_index}")

@@ -47,6 +47,26 @@ def test_two_processes_equal_one_with_the_doubled_batch(tmp_path, method):
             assert torch.allclose(rank["state"][name], value, rtol=0, atol=1e-7), name
 
 
+def test_two_processes_share_out_a_stream(tmp_path):
+    """12 images, 11 an epoch that become 12: every image once an epoch, as one process draws them."""
+    shared = {"method": "pseudo_label", "num_unlabeled": 12, "stream": True, "num_train_epochs": 2, "seed": 1}
+    shared |= {"unlabeled_images_per_epoch": 11, "shuffle_buffer_size": 5}
+    ranks = launch(tmp_path, exact=True, per_device_train_batch_size=2, **shared)
+    read = [rank["read"] for rank in ranks]
+    for epoch in range(2):
+        positions, images = zip(*(entry for one in read for entry in one[6 * epoch : 6 * epoch + 6]), strict=True)
+        assert sorted(positions) == list(range(12 * epoch, 12 * epoch + 12))
+        assert len(set(images)) == 12
+    assert [len(one) for one in read] == [12, 12]
+    trainer = make_trainer(
+        exact_model("pseudo_label"), output_dir=str(tmp_path / "one"), per_device_train_batch_size=4, **shared
+    )
+    feed_doubles(trainer)
+    trainer.train()
+    for losses, expected in zip(ranks[0]["losses"], result_of(trainer)["losses"], strict=True):
+        assert losses == pytest.approx(expected, rel=1e-5)
+
+
 def test_allspark_trains_and_stays_in_step(tmp_path):
     ranks = launch(
         tmp_path, method="allspark", num_train_epochs=2, per_device_train_batch_size=2, memory_warmup_epochs=1

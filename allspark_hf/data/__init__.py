@@ -3,9 +3,12 @@
 from .checks import BadDataError, CheckReport, MaskValueTransform, check_data
 from .classes import Classes, read_classes, write_classes
 from .folder import SegmentationData, draw, fraction_to_count, load_folder, write_id_lists
+from .hub import find_classes, load_hub_data
 from .images import map_mask_values, mask_to_array, to_rgb
 from .loading import DataArguments, find_data, load_data
 from .overlap import find_overlap
+from .streaming import StreamReader
+from .unlabeled import add_unlabeled, open_unlabeled_stream, read_image_folder, read_unlabeled_dataset
 
 
 __all__ = [
@@ -15,16 +18,23 @@ __all__ = [
     "DataArguments",
     "MaskValueTransform",
     "SegmentationData",
+    "StreamReader",
+    "add_unlabeled",
     "check_data",
     "draw",
+    "find_classes",
     "find_data",
     "find_overlap",
     "fraction_to_count",
     "load_data",
     "load_folder",
+    "load_hub_data",
     "map_mask_values",
     "mask_to_array",
+    "open_unlabeled_stream",
     "read_classes",
+    "read_image_folder",
+    "read_unlabeled_dataset",
     "to_rgb",
     "write_classes",
     "write_id_lists",

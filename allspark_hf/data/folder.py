@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from datasets import Dataset, Features, Image, Value
+from datasets import Dataset, Features, Image, IterableDataset, Value
 
 from .classes import Classes, read_classes
 
@@ -38,6 +38,8 @@ class SegmentationData:
             Names and colours, where the folder has them.
         hidden_ids (`list[str]`, *optional*):
             The ids of the unlabeled images that do have a mask, which was hidden.
+        unlabeled_stream (`datasets.IterableDataset`, *optional*):
+            Images to learn from instead of `unlabeled`, which no disk has to hold: column `image`.
     """
 
     labeled: Dataset
@@ -45,6 +47,7 @@ class SegmentationData:
     validation: Dataset
     classes: Classes | None = None
     hidden_ids: list[str] = field(default_factory=list)
+    unlabeled_stream: IterableDataset | None = None
 
 
 def load_folder(

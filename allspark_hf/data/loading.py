@@ -1,11 +1,19 @@
 """From arguments to data: which images and masks, and what their values mean."""
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from .checks import CheckReport, check_data
 from .classes import read_classes
-from .folder import SegmentationData, load_folder
+from .folder import SegmentationData, load_folder, write_id_lists
+from .hub import load_hub_data
+from .unlabeled import (
+    add_unlabeled,
+    open_unlabeled_stream,
+    read_image_folder,
+    read_unlabeled_dataset,
+    tell_labeled_twins,
+)
 
 
 logger = logging.getLogger(__name__)
@@ -15,8 +23,45 @@ logger = logging.getLogger(__name__)
 class DataArguments:
     """Which images and masks, and what their values mean."""
 
-    data_dir: str = field(
-        metadata={"help": "Folder with images/{train,val} and masks/{train,val}, or flat images/ and masks/."}
+    data_dir: str | None = field(
+        default=None,
+        metadata={"help": "Folder with images/{train,val} and masks/{train,val}, or flat images/ and masks/."},
+    )
+    dataset_name: str | None = field(
+        default=None,
+        metadata={
+            "help": "Instead of data_dir: a Hub id, a folder that datasets.load_dataset reads, or one written by "
+            "save_to_disk. Columns: --image_column_name, --label_column_name. Rows without a mask are unlabeled."
+        },
+    )
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of dataset_name."})
+    train_split_name: str = field(default="train", metadata={"help": "Split of dataset_name to train on."})
+    validation_split_name: str | None = field(
+        default=None,
+        metadata={"help": "Split to validate with; default: validation, else val, else a held-out share."},
+    )
+    classes_column_name: str | None = field(
+        default=None, metadata={"help": "Column of dataset_name whose ClassLabel names are those of the mask values."}
+    )
+    unlabeled_dir: str | None = field(
+        default=None, metadata={"help": "Any folder of images, added to the unlabeled ones; read recursively."}
+    )
+    unlabeled_dataset_name: str | None = field(
+        default=None, metadata={"help": "A second data set, like dataset_name, whose images are added unlabeled."}
+    )
+    unlabeled_dataset_config_name: str | None = field(
+        default=None, metadata={"help": "Configuration of unlabeled_dataset_name."}
+    )
+    unlabeled_split_name: str = field(default="train", metadata={"help": "Split of unlabeled_dataset_name."})
+    unlabeled_image_column_name: str = field(
+        default="image", metadata={"help": "Column of unlabeled_dataset_name that holds the image."}
+    )
+    unlabeled_streaming: bool = field(
+        default=False,
+        metadata={
+            "help": "Read unlabeled_dataset_name as a stream instead of downloading it, and train on no other "
+            "unlabeled image; needs --unlabeled_images_per_epoch. See --shuffle_buffer_size."
+        },
     )
     labeled_fraction: float | None = field(
         default=None, metadata={"help": "Share of the training masks to use; the others are hidden."}
@@ -26,7 +71,7 @@ class DataArguments:
         default=None, metadata={"help": "The same as a file of ids, e.g. labeled_ids.txt of an earlier run."}
     )
     validation_fraction: float = field(
-        default=0.1, metadata={"help": "Share of the labeled images held out when there is no images/val."}
+        default=0.1, metadata={"help": "Share of the labeled images held out when there is no validation set."}
     )
     split_seed: int = field(default=42, metadata={"help": "Seed of these choices; --seed does not touch them."})
     classes: str | None = field(
@@ -44,27 +89,96 @@ class DataArguments:
         default=None, metadata={"help": "Scale images to this long side; default: as they are. Masks stay native."}
     )
 
+    def __post_init__(self):
+        if (self.data_dir is None) == (self.dataset_name is None):
+            raise ValueError("Give either --data_dir (a folder of images and masks) or --dataset_name.")
+        if self.unlabeled_streaming and self.unlabeled_dataset_name is None:
+            raise ValueError("--unlabeled_streaming needs --unlabeled_dataset_name, the data set to stream.")
+        if self.unlabeled_streaming and self.unlabeled_dir is not None:
+            raise ValueError(
+                "--unlabeled_streaming trains on the stream alone and not on --unlabeled_dir: leave one of them out."
+            )
 
-def find_data(arguments: DataArguments, output_dir: str | None = None) -> SegmentationData:
-    """The datasets that the arguments name, nothing decoded; the ids of the three sets go to `output_dir`."""
-    data = load_folder(
-        arguments.data_dir,
-        labeled_fraction=arguments.labeled_fraction,
-        labeled_count=arguments.labeled_count,
-        validation_fraction=arguments.validation_fraction,
-        seed=arguments.split_seed,
-        labeled_ids=arguments.labeled_ids,
-        output_dir=output_dir,
-    )
-    if arguments.classes:
-        data.classes = read_classes(arguments.classes)
+
+def find_data(
+    arguments: DataArguments,
+    output_dir: str | None = None,
+    image_column: str = "image",
+    label_column: str = "label",
+) -> SegmentationData:
+    """
+    The datasets that the arguments name, nothing decoded.
+
+    Args:
+        arguments ([`DataArguments`]): which data.
+        output_dir (`str`, *optional*): folder for the lists of ids ([`write_id_lists`]); a stream has none.
+        image_column (`str`): column of images of `arguments.dataset_name`; the datasets returned call it `image`.
+        label_column (`str`): column of masks of `arguments.dataset_name`; the datasets returned call it `label`.
+
+    Raises:
+        FileNotFoundError: if a folder or file is missing.
+        ValueError: if the data does not fit the arguments, or the arguments each other.
+    """
+    choice = {
+        "labeled_fraction": arguments.labeled_fraction,
+        "labeled_count": arguments.labeled_count,
+        "labeled_ids": arguments.labeled_ids,
+        "validation_fraction": arguments.validation_fraction,
+        "seed": arguments.split_seed,
+    }
+    classes = read_classes(arguments.classes) if arguments.classes else None
+    if arguments.dataset_name is None:
+        data = load_folder(arguments.data_dir, **choice)
+        data.classes = classes or data.classes
+    else:
+        data = load_hub_data(
+            arguments.dataset_name,
+            arguments.dataset_config_name,
+            arguments.train_split_name,
+            arguments.validation_split_name,
+            image_column,
+            label_column,
+            classes=classes,
+            classes_column=arguments.classes_column_name,
+            **choice,
+        )
+    data = _with_second_source(data, arguments)
+    if output_dir is not None:
+        write_id_lists(data, output_dir)
     return data
 
 
-def load_data(arguments: DataArguments, output_dir: str | None = None) -> CheckReport:
+def _with_second_source(data: SegmentationData, arguments: DataArguments) -> SegmentationData:
+    second = (
+        arguments.unlabeled_dataset_name,
+        arguments.unlabeled_dataset_config_name,
+        arguments.unlabeled_split_name,
+        arguments.unlabeled_image_column_name,
+    )
+    if arguments.unlabeled_streaming:
+        if len(data.unlabeled):
+            logger.warning(
+                "The %d unlabeled images of %s are not trained on: with --unlabeled_streaming, the stream alone is.",
+                len(data.unlabeled),
+                arguments.data_dir or arguments.dataset_name,
+            )
+        return replace(data, unlabeled_stream=open_unlabeled_stream(*second))
+    if arguments.unlabeled_dir is not None:
+        data = add_unlabeled(data, "unlabeled_dir", read_image_folder(arguments.unlabeled_dir))
+    if arguments.unlabeled_dataset_name is not None:
+        data = add_unlabeled(data, "unlabeled_dataset", read_unlabeled_dataset(*second))
+    return data
+
+
+def load_data(
+    arguments: DataArguments,
+    output_dir: str | None = None,
+    image_column: str = "image",
+    label_column: str = "label",
+) -> CheckReport:
     """[`find_data`], checked file by file and with class indices as masks; files left out are logged."""
     report = check_data(
-        find_data(arguments, output_dir),
+        find_data(arguments, output_dir, image_column, label_column),
         num_labels=arguments.num_labels,
         ignore_index=arguments.ignore_index,
         mask_values=arguments.mask_values,
@@ -72,6 +186,9 @@ def load_data(arguments: DataArguments, output_dir: str | None = None) -> CheckR
     )
     for sentence in report.left_out:
         logger.warning("left out: %s", sentence)
+    second_source = arguments.unlabeled_dir is not None or arguments.unlabeled_dataset_name is not None
+    if second_source and not arguments.unlabeled_streaming:
+        tell_labeled_twins(report.data)
     return report
 
 

@@ -1,5 +1,6 @@
-"""Mixed batches: labeled and unlabeled images in one, from two `datasets.Dataset`s."""
+"""Mixed batches: labeled and unlabeled images in one, from two `datasets.Dataset`s or a dataset and a stream."""
 
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from torch.utils.data import BatchSampler, Dataset
 from .augmentation import random_geometry, random_photometry, to_pixel_values
 from .images import to_rgb
 from .labels import read_label
+from .streaming import StreamReader
 
 
 PADDING = 256  # a value that no 8-bit mask has
@@ -23,7 +25,7 @@ class Draw(NamedTuple):
     """One sample of an epoch. Everything random about it follows from the seed and these four."""
 
     labeled: bool
-    row: int
+    row: int  # of its dataset, or position in the stream
     epoch: int
     position: int  # in the epoch's labeled or unlabeled order
 
@@ -45,6 +47,8 @@ class MixedBatchSampler(BatchSampler):
             shuffling fills its last batch.
         read_unlabeled (`bool`): False leaves the unlabeled half out but keeps the epoch's length.
         batches_per_update (`int`): batches of one update over all processes and accumulation steps.
+        unlabeled_stream (`bool`): whether the unlabeled images are a stream, which has an order of its own: an epoch
+            is then the next `num_unlabeled` of it, and a draw's row is the position in the stream.
 
     Raises:
         ValueError: if `drop_last` leaves nothing of the epoch.
@@ -60,6 +64,7 @@ class MixedBatchSampler(BatchSampler):
         drop_last: bool = False,
         read_unlabeled: bool = True,
         batches_per_update: int = 1,
+        unlabeled_stream: bool = False,
     ):
         self.num_labeled = num_labeled
         self.num_unlabeled = num_unlabeled
@@ -67,6 +72,7 @@ class MixedBatchSampler(BatchSampler):
         self.unlabeled_batch_size = unlabeled_batch_size if num_unlabeled and read_unlabeled else 0
         self.seed = seed
         self.drop_last = drop_last
+        self.unlabeled_stream = unlabeled_stream
         self.epoch = 0
         pace, per_batch = (num_unlabeled, unlabeled_batch_size) if num_unlabeled else (num_labeled, labeled_batch_size)
         self.num_batches = math.ceil(pace / per_batch)
@@ -90,7 +96,8 @@ class MixedBatchSampler(BatchSampler):
         return self.num_batches
 
     def __iter__(self) -> Iterator[list[Draw]]:
-        labeled, unlabeled = self._order(True, self.num_labeled), self._order(False, self.num_unlabeled)
+        labeled = self._order(True, self.num_labeled)
+        unlabeled = self._stream_order() if self.unlabeled_stream else self._order(False, self.num_unlabeled)
         for _ in range(self.num_batches):
             batch = [next(labeled) for _ in range(self.labeled_batch_size)]
             yield batch + [next(unlabeled) for _ in range(self.unlabeled_batch_size)]
@@ -104,6 +111,11 @@ class MixedBatchSampler(BatchSampler):
                 position += 1
             round_number += 1
 
+    def _stream_order(self) -> Iterator[Draw]:
+        first = self.epoch * self.num_unlabeled
+        for position in itertools.count():
+            yield Draw(False, first + position, self.epoch, position)
+
 
 class MixedDataset(Dataset):
     """
@@ -111,8 +123,8 @@ class MixedDataset(Dataset):
 
     Args:
         labeled (`datasets.Dataset`): an image and a mask column.
-        unlabeled (`datasets.Dataset`, *optional*): an image column; a mask column, where a row may be None, is for
-            measuring pseudo-labels only.
+        unlabeled (`datasets.Dataset` or [`StreamReader`], *optional*):
+            an image column; a mask column, where a row may be None, is for measuring pseudo-labels only.
         crop (`tuple[int, int]`): (height, width).
         seed (`int`): of the augmentation.
         num_labels (`int`): classes.
@@ -127,7 +139,7 @@ class MixedDataset(Dataset):
     def __init__(
         self,
         labeled: datasets.Dataset,
-        unlabeled: datasets.Dataset | None,
+        unlabeled: datasets.Dataset | StreamReader | None,
         crop: tuple[int, int],
         seed: int,
         num_labels: int,
@@ -140,7 +152,7 @@ class MixedDataset(Dataset):
     ):
         self.labeled = labeled
         self.unlabeled = unlabeled
-        self.has_truth = unlabeled is not None and label_column in unlabeled.column_names
+        self.has_truth = isinstance(unlabeled, datasets.Dataset) and label_column in unlabeled.column_names
         self.crop = crop
         self.seed = seed
         self.num_labels = num_labels
