@@ -57,8 +57,8 @@ def make_splits(options: argparse.Namespace) -> None:
     ]
     if same:
         raise ValueError(
-            f"{len(same)} training images are validation images too, byte for byte ({some(same)}); remove them from "
-            "one of the two."
+            f"Training images are validation images too, byte for byte: {some(same)} ({len(same)} in all); remove "
+            "them from one of the two."
         )
     write_texts(texts)
 

@@ -86,7 +86,7 @@ def check_files(sbd: Path, voc_dir: Path, voc_ids: list[str], sbd_ids: list[str]
     needed += [sbd / "cls" / f"{name}.mat" for name in sbd_ids]
     missing = [path for path in needed if not path.is_file()]
     if missing:
-        raise ValueError(f"{len(missing)} files are missing, first {missing[0]}; unpack the archives completely.")
+        raise ValueError(f"{missing[0]} is missing ({len(missing)} files in all); unpack the archives completely.")
 
 
 def check_list(path: Path, ids: list[str]) -> None:
