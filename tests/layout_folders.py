@@ -64,8 +64,8 @@ def make_voc(root: Path, image_sets: bool = True) -> Path:
 
 
 def make_augmented(root: Path, list_name: str = "train_aug.txt") -> Path:
-    """SegmentationClassAug as the field unpacks it, and the list of its training images."""
-    for name in VOC_TRAIN + SBD_ONLY:
+    """SegmentationClassAug, and the list of all training images."""
+    for name in SBD_ONLY:
         write_mask(root / "SegmentationClassAug" / f"{name}.png", (0, 20))
     write_ids(root / "ImageSets" / "Segmentation" / list_name, VOC_TRAIN + SBD_ONLY)
     return root

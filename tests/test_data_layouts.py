@@ -106,19 +106,27 @@ def test_voc_augmented(tmp_path, list_name):
     data = load(tmp_path, voc_masks="augmented")
     assert ids(data.labeled) == VOC_TRAIN + SBD_ONLY
     assert ids(data.validation) == VOC_VAL
-    assert {tuple(first_values(row)) for row in data.labeled} == {(0, 20, 0, 20, 0)}
-    # Validation has VOC's own masks.
-    assert {tuple(first_values(row)) for row in data.validation} == {(0, 1, 15, 255, 0)}
+    values = [first_values(row) for row in data.labeled]
+    assert values == [[0, 1, 15, 255, 0]] * 6 + [[0, 20, 0, 20, 0]] * 4
+    assert check_data(data).values == [0, 1, 15, 20]
     assert ids(load(tmp_path).labeled) == VOC_TRAIN
-    assert first_values(load(tmp_path).labeled[0]) == [0, 1, 15, 255, 0]
+    # As the field has it: all masks in SegmentationClassAug, or all in SegmentationClass. VOC's own come first.
+    write_mask(tmp_path / "SegmentationClassAug" / f"{VOC_TRAIN[0]}.png", (0, 20))
+    assert [first_values(row) for row in load(tmp_path, voc_masks="augmented").labeled] == values
+    for mask in list((tmp_path / "SegmentationClass").iterdir()):
+        mask.rename(tmp_path / "SegmentationClassAug" / mask.name)
+    (tmp_path / "SegmentationClass").rmdir()
+    assert [first_values(row) for row in load(tmp_path, voc_masks="augmented").labeled] == values
+    (tmp_path / "SegmentationClassAug").rename(tmp_path / "SegmentationClass")
+    assert [first_values(row) for row in load(tmp_path, voc_masks="augmented").labeled] == values
 
 
 def test_voc_augmented_that_is_not_prepared(tmp_path):
     make_voc(tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"no folder .*SegmentationClassAug; make it with scripts/prepare_sbd"):
+    with pytest.raises(FileNotFoundError, match=r"no list .*train_aug\.txt; make it with scripts/prepare_sbd\.py, or"):
         load(tmp_path, voc_masks="augmented")
-    write_mask(tmp_path / "SegmentationClassAug" / "a.png", (0,))
-    with pytest.raises(FileNotFoundError, match=r"no list .*train_aug\.txt; name the images with labeled_list and"):
+    write_ids(tmp_path / "ImageSets" / "Segmentation" / "train_aug.txt", VOC_TRAIN + SBD_ONLY)
+    with pytest.raises(ValueError, match=rf"^4 of 10 training images have no mask, first .*{SBD_ONLY[0]}\.jpg"):
         load(tmp_path, voc_masks="augmented")
 
 

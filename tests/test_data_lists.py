@@ -91,16 +91,20 @@ def test_field_lists_of_voc_without_image_sets(tmp_path):
 
 
 def test_lists_that_name_augmented_masks_where_the_field_unpacks_them(tmp_path, caplog):
-    root = make_augmented(make_voc(tmp_path / "voc"))
+    root = make_voc(tmp_path / "voc")
     lines = [pair(SBD_ONLY[0]), pair(VOC_TRAIN[0]), pair(SBD_ONLY[1])]
     with pytest.raises(ValueError, match=rf"Line 1 .* names JPEGImages/{SBD_ONLY[0]}.*, but there is no mask"):
         load(root, tmp_path, labeled_list=lines)
+    make_augmented(root)
     with caplog.at_level(logging.INFO, logger="allspark_hf"):
         data = load(root, tmp_path, labeled_list=lines, voc_masks="augmented")
     assert [mask_to_array(row["label"])[0, 1] for row in data.labeled] == [1, 20, 20]
     assert len(data.unlabeled) == len(data.hidden_ids) == 7
     (record,) = caplog.records
     assert "labeled_list.txt: 2 masks are read from other files, first" in record.getMessage()
+    # U2PL names ids; which images are labeled does not hang on the option then.
+    by_id = load(root, tmp_path, labeled_list=[SBD_ONLY[0], VOC_TRAIN[0], SBD_ONLY[1]])
+    assert ids(by_id.labeled) == ids(data.labeled) and ids(by_id.unlabeled) == VOC_TRAIN[1:]
 
 
 @pytest.mark.parametrize("listed", ["labelTrainIds", "labelIds"])

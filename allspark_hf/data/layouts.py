@@ -121,14 +121,15 @@ class VocLayout(PublishedLayout):
     Pascal VOC 2012: `JPEGImages/*.jpg`, `SegmentationClass/*.png` with the class as palette index and 255 for borders,
     and lists of ids in `ImageSets/Segmentation`. An id is a file's name without extension.
 
+    An image without a mask in `SegmentationClass` may have one in `SegmentationClassAug`, SBD's.
+
     Args:
         data_dir (`Path`):
             `VOCdevkit/VOC2012`, or one of the two folders above it. Without `ImageSets` (the field's own folders)
             lists must say what is labeled, unlabeled and for validation.
         voc_masks (`str`, *optional*, defaults to `"original"`):
-            `"original"` takes the images of `train.txt` and the masks in `SegmentationClass`. `"augmented"` takes
-            those of `train_aug.txt` (or `trainaug.txt`), and the masks in `SegmentationClassAug`, where an image has
-            one there.
+            `"original"` trains on the images of `train.txt`, `"augmented"` on those of `train_aug.txt` or
+            `trainaug.txt`, where lists do not say it.
 
     Raises:
         FileNotFoundError: If a folder is missing.
@@ -146,43 +147,43 @@ class VocLayout(PublishedLayout):
         self.is_augmented = voc_masks == "augmented"
         self.mask_folder, self.aug_folder = self.root / "SegmentationClass", self.root / "SegmentationClassAug"
         self._require_folders("JPEGImages")
-        if not self.is_augmented:
+        if not self.aug_folder.is_dir():
             self._require_folders("SegmentationClass")
-        elif not self.aug_folder.is_dir():
-            raise FileNotFoundError(
-                f"There is no folder {self.aug_folder}; make it with scripts/prepare_sbd.py, or take the masks in "
-                "SegmentationClass with --voc_masks original."
-            )
 
     def train(self) -> Pairs:
-        names = ("train_aug", "trainaug") if self.is_augmented else ("train",)
-        return read_list(self._image_set(*names, option="labeled_list and unlabeled_list"), self, "train", False)
+        if self.is_augmented:
+            hint = "make it with scripts/prepare_sbd.py, or name the images with labeled_list and unlabeled_list"
+            return read_list(self._image_set("train_aug", "trainaug", hint=hint), self, "train", need_masks=False)
+        hint = "name the images with labeled_list and unlabeled_list"
+        return read_list(self._image_set("train", hint=hint), self, "train", need_masks=False)
 
     def validation(self) -> Pairs:
-        return read_list(self._image_set("val", option="validation_list"), self, "validation", True)
+        hint = "name the images with validation_list"
+        return read_list(self._image_set("val", hint=hint), self, "validation", need_masks=True)
 
-    def _image_set(self, *names: str, option: str) -> Path:
+    def _image_set(self, *names: str, hint: str) -> Path:
         folder = self.root / "ImageSets" / "Segmentation"
         found = [folder / f"{name}.txt" for name in names if (folder / f"{name}.txt").is_file()]
         if not found:
-            raise FileNotFoundError(f"There is no list {folder / names[0]}.txt; name the images with {option}.")
+            raise FileNotFoundError(f"There is no list {folder / names[0]}.txt; {hint}.")
         return found[0]
 
     def image_of(self, name: str, split: str) -> Path:
         return self.root / "JPEGImages" / f"{name}.jpg"
 
     def mask_of(self, image: Path) -> Path:
-        name = f"{image.stem}.png"
-        augmented = self.aug_folder / name
-        return augmented if self.is_augmented and augmented.is_file() else self.mask_folder / name
+        return self._present(self.mask_folder / f"{image.stem}.png")
 
     def name_of(self, image: Path) -> str:
         return image.stem
 
     def listed_mask(self, mask: Path, image: Path) -> Path:
-        # The field unpacks the augmented masks over SegmentationClass, and its lists name them there.
-        is_elsewhere = self.is_augmented and mask.parent == self.mask_folder and not mask.is_file()
-        return self.aug_folder / mask.name if is_elsewhere else mask
+        # The field unpacks SBD's masks over SegmentationClass, and its lists name them there.
+        return self._present(mask) if mask.parent == self.mask_folder else mask
+
+    def _present(self, mask: Path) -> Path:
+        augmented = self.aug_folder / mask.name
+        return augmented if not mask.is_file() and augmented.is_file() else mask
 
 
 class CityscapesLayout(PublishedLayout):

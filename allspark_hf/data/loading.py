@@ -30,8 +30,8 @@ class DataArguments:
     voc_masks: str = field(
         default="original",
         metadata={
-            "help": "Pascal VOC: SegmentationClass and train.txt, or augmented with SBD: SegmentationClassAug and "
-            "train_aug.txt (scripts/prepare_sbd.py makes them).",
+            "help": "Pascal VOC: train on the images of train.txt, or augmented with SBD on those of train_aug.txt "
+            "(scripts/prepare_sbd.py makes it); lists of one's own come before either.",
             "choices": list(VOC_MASKS),
         },
     )

@@ -129,12 +129,13 @@ def select_pairs(layout: Layout, selection: Selection) -> tuple[Pairs, Pairs, Pa
     if validation is None or unlabeled is None:
         train = layout.train()
         if validation is None:
-            train, validation = _hold_out(train, layout, selection)
+            train, validation = hold_out(train, str(layout.root), selection)
             hint = "use the seed and validation_fraction of the run that wrote the list, or take them out of it"
         if selection.validation_list is not None:
             train = train.without(validation.images.values())
         if labeled is None:
-            labeled = _draw_labeled(train, layout, selection)
+            _require_masks(train, layout)
+            labeled = choose_labeled(train, selection)
         if unlabeled is None:
             unlabeled = train.without(labeled.images.values())
     titles = {name: f"the {name} set" if path is None else str(path) for name, (_, path, _) in lists.items()}
@@ -143,26 +144,51 @@ def select_pairs(layout: Layout, selection: Selection) -> tuple[Pairs, Pairs, Pa
     return labeled, unlabeled, validation
 
 
-def _hold_out(train: Pairs, layout: Layout, selection: Selection) -> tuple[Pairs, Pairs]:
+def hold_out(train: Pairs, where: str, selection: Selection) -> tuple[Pairs, Pairs]:
+    """
+    Takes a share of the images with masks out of the training images, for validation.
+
+    Args:
+        train (`Pairs`):
+            All images.
+        where (`str`):
+            What to call them in an error.
+        selection (`Selection`):
+            `validation_fraction` and `seed`.
+
+    Returns:
+        `tuple[Pairs, Pairs]`: The training images that remain, and the validation images.
+
+    Raises:
+        ValueError: If no mask would remain.
+    """
     total = len(train.masks)
     count = fraction_to_count(total, selection.validation_fraction)
     if count >= total:
         raise ValueError(
-            f"{layout.root} holds {total} mask{'s' if total > 1 else ''} and {count} would be held out for "
-            "validation, which leaves none to train on; add masks, or lower validation_fraction."
+            f"{where} holds {total} mask{'s' if total > 1 else ''} and {count} would be held out for validation, "
+            "which leaves none to train on; add masks, or lower validation_fraction."
         )
     validation = train.only(draw(list(train.masks), count, selection.seed))
     return train.without(validation.images.values()), validation
 
 
-def _draw_labeled(train: Pairs, layout: Layout, selection: Selection) -> Pairs:
-    bare = [name for name in train.images if name not in train.masks]
-    if bare and layout.every_mask:
-        image = train.images[bare[0]]
-        raise ValueError(
-            f"{len(bare)} of {len(train.images)} training images have no mask, first {image} (no "
-            f"{layout.mask_of(image)}); add the masks, or name the labeled images with labeled_list."
-        )
+def choose_labeled(train: Pairs, selection: Selection) -> Pairs:
+    """
+    Draws the images that stay labeled.
+
+    Args:
+        train (`Pairs`):
+            The training images.
+        selection (`Selection`):
+            `labeled_fraction` or `labeled_count`, and `seed`; all images with masks if neither is given.
+
+    Returns:
+        `Pairs`: Those images, all with masks.
+
+    Raises:
+        ValueError: If fewer images have masks than are asked for.
+    """
     count = selection.labeled_count
     if selection.labeled_fraction is not None:
         count = fraction_to_count(len(train.masks), selection.labeled_fraction)
@@ -173,6 +199,16 @@ def _draw_labeled(train: Pairs, layout: Layout, selection: Selection) -> Pairs:
             f"labeled_count is {count}, but only {len(train.masks)} training images have a mask; lower it."
         )
     return train.only(draw(list(train.masks), count, selection.seed))
+
+
+def _require_masks(train: Pairs, layout: Layout) -> None:
+    bare = [name for name in train.images if name not in train.masks]
+    if bare and layout.every_mask:
+        image = train.images[bare[0]]
+        raise ValueError(
+            f"{len(bare)} of {len(train.images)} training images have no mask, first {image} (no "
+            f"{layout.mask_of(image)}); add the masks, or name the labeled images with labeled_list."
+        )
 
 
 def write_id_lists(data: SegmentationData, output_dir: str | Path) -> None:
