@@ -243,6 +243,14 @@ def test_lists_that_cannot_be_used(tmp_path, lists, message):
         load(root, tmp_path, **lists)
 
 
+def test_one_file_for_two_lists_is_refused(tmp_path):
+    root = make_voc(tmp_path / "voc")
+    path = str(write_ids(tmp_path / "same.txt", VOC_TRAIN[:3]))
+    for other in ("unlabeled_list", "validation_list"):
+        with pytest.raises(ValueError, match=rf"^3 images are both in labeled_list .*same\.txt and in {other} .*same"):
+            find_data(DataArguments(data_dir=str(root), labeled_list=path, **{other: path}))
+
+
 def test_a_training_list_of_the_archive_that_names_validation_images(tmp_path):
     root = make_voc(tmp_path / "voc")
     write_ids(root / "ImageSets" / "Segmentation" / "train.txt", VOC_TRAIN + VOC_VAL[:2])

@@ -138,7 +138,9 @@ def select_pairs(layout: Layout, selection: Selection) -> tuple[Pairs, Pairs, Pa
             labeled = choose_labeled(train, selection)
         if unlabeled is None:
             unlabeled = train.without(labeled.images.values())
-    titles = {name: f"the {name} set" if path is None else str(path) for name, (_, path, _) in lists.items()}
+    titles = {
+        name: f"the {name} set" if path is None else f"{name}_list {path}" for name, (_, path, _) in lists.items()
+    }
     sets = {"labeled": labeled, "unlabeled": unlabeled, "validation": validation}
     require_disjoint({titles[name]: pairs for name, pairs in sets.items()}, hint)
     return labeled, unlabeled, validation
