@@ -39,7 +39,7 @@ def select_split(arguments, data_arguments, num_labels: int):
 
     from allspark_hf.data import MaskValueTransform, find_data
 
-    masks_shown = dict.fromkeys(("labeled_fraction", "labeled_count", "labeled_ids"))
+    masks_shown = dict.fromkeys(("labeled_fraction", "labeled_count", "labeled_list"))
     no_second_source = {"unlabeled_dir": None, "unlabeled_dataset_name": None, "unlabeled_streaming": False}
     data = find_data(
         replace(data_arguments, **masks_shown, **no_second_source),

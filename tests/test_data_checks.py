@@ -145,6 +145,37 @@ def test_value_that_the_option_does_not_list(tmp_path):
     assert mask_rows(report.data.labeled)[0] == [0, 1, 255]
 
 
+def test_masks_where_0_is_void(tmp_path):
+    data = load_folder(make_data(tmp_path, values=(0, 1, 2, 3)))
+    report = check_data(data, mask_values=[1, 2, 3], ignored_mask_values=[0])
+    assert (report.num_labels, report.values) == (3, [0, 1, 2])
+    for split in (report.data.labeled, report.data.validation):
+        assert {tuple(mask_to_array(row["label"])[0, :5]) for row in split} == {(255, 0, 1, 2, 255)}
+    for options in ({"ignored_mask_values": [0]}, {"ignored_mask_values": [0], "num_labels": 4}):
+        with pytest.raises(
+            ValueError, match="names 0, which is also one of the classes 0 to 3; list the stored value"
+        ):
+            check_data(data, **options)
+    report = check_data(data, ignored_mask_values=[3])
+    assert (report.num_labels, report.values) == (3, [0, 1, 2])
+    assert mask_rows(report.data.labeled) == [[0, 1, 2, 255]] * 4
+    assert "--ignored_mask_values" in error_of(tmp_path, mask_values=[0, 1, 2])
+    assert "--ignored_mask_values" in error_of(tmp_path, num_labels=3)
+
+
+def test_what_the_data_says_of_its_masks_and_what_options_say(tmp_path):
+    data = load_folder(make_data(tmp_path, values=(0, 4, 6)))
+    data = replace(data, mask_values=(6, 4), ignored_mask_values=(0,))
+    report = check_data(data)
+    assert (report.num_labels, report.values) == (2, [0, 1])
+    assert mask_to_array(report.data.validation[0]["label"])[0, :3].tolist() == [255, 1, 0]
+    assert report.data.stored_values() == (None, ())  # done; checking again must not map again
+    report = check_data(data, mask_values=[0, 4, 6])
+    assert mask_to_array(report.data.validation[0]["label"])[0, :3].tolist() == [0, 1, 2]
+    assert data.stored_values([1]) == ((1,), ())
+    assert data.stored_values(None, [5]) == ((6, 4), (5,))
+
+
 def test_only_ignored_pixels(tmp_path):
     make_data(tmp_path, values=(255,))
     assert "All pixels of all labeled masks have the ignore index 255" in error_of(tmp_path)

@@ -155,7 +155,7 @@ def test_id_lists_restore_the_same_data(tmp_path, make):
     assert listed.read_text(encoding="utf-8").splitlines() == ids(data.labeled)
     assert (listed.parent / "unlabeled_ids.txt").read_text(encoding="utf-8").split() == ids(data.unlabeled)
     assert (listed.parent / "validation_ids.txt").read_text(encoding="utf-8").split() == ids(data.validation)
-    again = load_folder(root, labeled_ids=listed, seed=5)
+    again = load_folder(root, labeled_list=listed, seed=5)
     assert ids(again.labeled) == ids(data.labeled)
     assert ids(again.unlabeled) == ids(data.unlabeled)
     assert ids(again.validation) == ids(data.validation)
@@ -170,30 +170,45 @@ def test_write_id_lists_of_an_empty_set(tmp_path):
 @pytest.mark.parametrize(
     ("listed", "message"),
     [
-        ("", r"ids\.txt names no id, so the labeled set is empty"),
-        ("t000\nt001\nt000\n", r"ids\.txt names t000 twice"),
-        ("t000\nnothing\n", r"names nothing, but there is no such training image"),
-        ("t000\nt005\n", r"names t005, but there is no mask for it"),
-        ("t000\nv001\n", r"names v001, held out for validation; use the seed and validation_fraction"),
+        ("", r"ids\.txt names no image; list at least one"),
+        ("t000\nt001\nt000\n", r"Line 3 of .*ids\.txt names t000, as line 1 does; name every image once"),
+        (
+            "t000\nnothing\n",
+            r"Line 2 of .*ids\.txt names nothing, but there is no image .*images.train.nothing; correct",
+        ),
+        ("t000\nt005\n", r"Line 2 of .*ids\.txt names t005, but there is no mask .*masks.train.t005; add it"),
+        ("t000\nv001\n", r"Line 2 of .*ids\.txt names v001, which is a validation image; correct"),
     ],
 )
 def test_bad_id_lists(tmp_path, listed, message):
     make_split(tmp_path)
     (tmp_path / "ids.txt").write_text(listed, encoding="utf-8")
     with pytest.raises(ValueError, match=message):
-        load_folder(tmp_path, labeled_ids=tmp_path / "ids.txt")
+        load_folder(tmp_path, labeled_list=tmp_path / "ids.txt")
+
+
+def test_id_list_of_another_seed(tmp_path):
+    root = make_flat(tmp_path / "data")
+    held_out = ids(load_folder(root, seed=1).validation)
+    (tmp_path / "ids.txt").write_text("\n".join(held_out), encoding="utf-8")
+    load_folder(root, seed=3, labeled_list=tmp_path / "ids.txt")
+    with pytest.raises(
+        ValueError, match=r"^2 images are both in .*ids\.txt and in the validation set \(.*use the seed"
+    ):
+        load_folder(root, seed=1, labeled_list=tmp_path / "ids.txt")
 
 
 def test_missing_id_list(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"ids\.txt does not exist; labeled_ids names a text file"):
-        load_folder(make_split(tmp_path), labeled_ids=tmp_path / "ids.txt")
+    with pytest.raises(FileNotFoundError, match=r"There is no list .*ids\.txt; give a text file"):
+        load_folder(make_split(tmp_path), labeled_list=tmp_path / "ids.txt")
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"labeled_fraction": 0.5, "labeled_count": 2}, "labeled_fraction and labeled_count were given together"),
-        ({"labeled_count": 2, "labeled_ids": "x"}, "labeled_count and labeled_ids were given together"),
+        ({"labeled_count": 2, "labeled_list": "x"}, "labeled_count and labeled_list were given together"),
+        ({"unlabeled_list": "x"}, "unlabeled_list was given without labeled_list; give both"),
         ({"labeled_fraction": 0}, "labeled_fraction is 0, but it must be above 0 and at most 1"),
         ({"labeled_fraction": 1.5}, r"labeled_fraction is 1\.5"),
         ({"labeled_count": 0}, "labeled_count is 0, but at least 1"),

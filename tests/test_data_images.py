@@ -171,6 +171,23 @@ def test_mask_values_not_listed_are_named():
         map_mask_values(np.arange(16).reshape(4, 4), [0])
 
 
+def test_ignored_values_become_the_ignore_index():
+    array = np.array([[0, 1, 2, 3, 9, 255]], dtype=np.uint8)
+    assert map_mask_values(array, [1, 2, 3], 255, [0, 9]).tolist() == [[255, 0, 1, 2, 255, 255]]
+    assert map_mask_values(array, [3, 2, 1], 100, [0, 9, 255]).tolist() == [[100, 2, 1, 0, 100, 100]]
+    alone = map_mask_values(array, None, 255, [9])
+    assert alone.tolist() == [[0, 1, 2, 3, 255, 255]] and alone.dtype == np.uint8
+    assert map_mask_values(array.astype(np.int32), None, 65535, [9]).tolist() == [[0, 1, 2, 3, 65535, 255]]
+    with pytest.raises(
+        ValueError, match=r"holds the value 9, which .*those that do not count with --ignored_mask_val"
+    ):
+        map_mask_values(array, [1, 2, 3], 255, [0])
+    with pytest.raises(
+        ValueError, match=r"mask values 1 2 3 and the ignored mask values both name the values 2 and 3;"
+    ):
+        map_mask_values(array, [1, 2, 3], 255, [3, 2, 0])
+
+
 @pytest.mark.parametrize(
     ("mask_values", "ignore_index", "message"),
     [

@@ -5,7 +5,7 @@ import math
 import re
 import subprocess
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -33,16 +33,6 @@ depths: [1, 1, 1, 1]
 decoder_hidden_size: 16
 crop_size: 64
 """
-
-
-@dataclass
-class ListArguments(DataArguments):
-    """With the arguments of the published layouts."""
-
-    data_format: str | None = None
-    labeled_list: str | None = None
-    unlabeled_list: str | None = None
-    validation_list: str | None = None
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +86,9 @@ def test_missing_data_ends_with_exit_code_1(tmp_path):
     done = run(recipe, "--data_dir", tmp_path / "none", "--output_dir", tmp_path / "out")
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "  updates: unknown" in done.stdout and "  loss " in done.stdout  # a step is taken all the same
-    assert done.stdout.endswith(f"To do before training:\n  - There is no folder {tmp_path / 'none'} (data_dir).\n")
+    assert done.stdout.endswith(
+        f"To do before training:\n  - There is no folder {tmp_path / 'none'}; data_dir must name one.\n"
+    )
     assert not (tmp_path / "out").exists()
 
     done = run("--data_dir", tmp_path, "--output_dir", tmp_path / "out", "--num_labels", 3)
@@ -161,7 +153,7 @@ def test_what_is_missing_is_told(data_dir, capsys, monkeypatch):
     everything = DataArguments(str(data_dir / "images"))
     assert not dry_run(everything, TINY, arguments())
     report = capsys.readouterr().out
-    assert "the data folder must hold images/ and masks/" in report and "give --num_labels or --classes" in report
+    assert "holds neither images/ and masks/" in report and "give --num_labels or --classes" in report
 
 
 def test_without_unlabeled_images(tmp_path, capsys):
@@ -214,25 +206,26 @@ def test_lists_are_looked_through(tmp_path):
     for name in ("JPEGImages/a.jpg", "JPEGImages/c.jpg"):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("L", (4, 4)).save(root / name)
+    (root / "SegmentationClass").mkdir()
     labeled, unlabeled = tmp_path / "labeled.txt", tmp_path / "unlabeled.txt"
     names = "abcd"
     lines = [f"JPEGImages/{name}.jpg SegmentationClass/{name}.png" for name in names]
     labeled.write_text("\n".join(lines[:2]) + "\n\n")
     unlabeled.write_text("\n".join([*lines[2:], "e", *(f"JPEGImages/{name}.jpg" for name in "fgh")]) + "\n")
     lists = {"labeled_list": str(labeled), "unlabeled_list": str(unlabeled), "validation_list": "no.txt"}
-    arguments = ListArguments(str(root), data_format="voc", **lists)
+    arguments = DataArguments(str(root), data_format="voc", **lists)
     found = look_for_data(arguments)
-    shown = "JPEGImages/d.jpg, JPEGImages/f.jpg, JPEGImages/g.jpg, ..."
+    shown = "JPEGImages/d.jpg, e, JPEGImages/f.jpg, ..."
     assert found.counts == {"labeled": 2, "unlabeled": 6} and found.num_labels == 21 and found.data is None
     assert found.problems == [
         f"1 of the 2 images of {labeled} are not in {root}: JPEGImages/b.jpg",
-        f"4 of the 6 images of {unlabeled} are not in {root}: {shown}",
+        f"5 of the 6 images of {unlabeled} are not in {root}: {shown}",
         "There is no list no.txt (validation_list).",
     ]
     for data_format, classes in (("cityscapes", 19), ("coco", 81)):
         assert look_for_data(replace(arguments, data_format=data_format)).num_labels == classes
     absent = look_for_data(replace(arguments, data_dir="absent", validation_list=None))
-    assert absent.problems == ["There is no folder absent (data_dir)."]
+    assert absent.problems == [f"There is no folder {Path('absent').absolute()}; data_dir must name one."]
     assert absent.counts == {"labeled": 2, "unlabeled": 6}
 
 

@@ -83,7 +83,7 @@ def test_hidden_masks_stay_beside_the_unlabeled(parquet, tmp_path):
 
     arguments = DataArguments(dataset_name=parquet, labeled_count=2)
     find_data(arguments, str(tmp_path / "lists"), "photo", "mask")
-    listed = load_hub_data(parquet, labeled_ids=tmp_path / "lists" / "labeled_ids.txt", **COLUMNS)
+    listed = load_hub_data(parquet, labeled_list=tmp_path / "lists" / "labeled_ids.txt", **COLUMNS)
     assert listed.labeled["id"][:] == data.labeled["id"][:]
     assert (tmp_path / "lists" / "validation_ids.txt").read_text().split()[-1] == "validation-2"
 
@@ -217,7 +217,7 @@ def test_mistakes_of_the_main_data_set(parquet, tmp_path):
         ({"dataset_name": parquet, "train_split": "all", **COLUMNS}, "no split 'all' but train, validation: name one"),
         ({"dataset_name": parquet, "validation_split": "test", **COLUMNS}, "no split 'test'.*--validation_split_name"),
         ({"dataset_name": parquet, "labeled_count": 7, **COLUMNS}, "labeled_count is 7, but .* has only 6 masks"),
-        ({"dataset_name": parquet, "labeled_ids": ids, **COLUMNS}, "ids.txt names train-2, which has no mask"),
+        ({"dataset_name": parquet, "labeled_list": ids, **COLUMNS}, "ids.txt names train-2, which has no mask"),
         ({"dataset_name": only_none, **COLUMNS}, "has no mask in the column 'mask', so the labeled set is empty"),
         ({"dataset_name": lists, **COLUMNS}, "the column 'mask' holds List.*, not images: store images"),
         ({"dataset_name": one, **COLUMNS}, "has 1 mask and 1 would be held out"),
@@ -262,7 +262,7 @@ def photos(tmp_path):
 
 def test_a_folder_of_images_is_added(parquet, photos, tmp_path, caplog):
     (tmp_path / "ids.txt").write_text("train-0\ntrain-1\n")
-    arguments = DataArguments(dataset_name=parquet, labeled_ids=str(tmp_path / "ids.txt"), unlabeled_dir=str(photos))
+    arguments = DataArguments(dataset_name=parquet, labeled_list=str(tmp_path / "ids.txt"), unlabeled_dir=str(photos))
     with caplog.at_level(logging.INFO):
         data = load_data(arguments, str(tmp_path / "out"), "photo", "mask").data
     added = [f"unlabeled_dir:{name}" for name in ("a.png", "deep/a.JPG", "deep/twin.png")]

@@ -17,10 +17,6 @@ TYPES = (DataArguments, ModelArguments, AllSparkTrainingArguments)
 
 # Arguments of other branches; to be emptied when they are there.
 NOT_YET = {
-    "data_format",
-    "labeled_list",
-    "unlabeled_list",
-    "validation_list",
     "eval_mode",
     "eval_crop_size",
 }

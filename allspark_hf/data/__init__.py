@@ -1,12 +1,15 @@
-"""Data of one's own: reading, splitting and checking images and masks."""
+"""Data, one's own and published: reading, splitting and checking images and masks."""
 
 from .checks import BadDataError, CheckReport, MaskValueTransform, check_data
 from .classes import Classes, read_classes, write_classes
-from .folder import SegmentationData, draw, fraction_to_count, load_folder, write_id_lists
+from .folder import load_folder
 from .hub import find_classes, load_hub_data
 from .images import map_mask_values, mask_to_array, to_rgb
+from .layouts import find_layout
 from .loading import DataArguments, find_data, load_data
 from .overlap import find_overlap
+from .pairs import SegmentationData
+from .splits import Selection, draw, fraction_to_count, load_layout, write_id_lists
 from .streaming import StreamReader
 from .unlabeled import add_unlabeled, open_unlabeled_stream, read_image_folder, read_unlabeled_dataset
 
@@ -18,17 +21,20 @@ __all__ = [
     "DataArguments",
     "MaskValueTransform",
     "SegmentationData",
+    "Selection",
     "StreamReader",
     "add_unlabeled",
     "check_data",
     "draw",
     "find_classes",
     "find_data",
+    "find_layout",
     "find_overlap",
     "fraction_to_count",
     "load_data",
     "load_folder",
     "load_hub_data",
+    "load_layout",
     "map_mask_values",
     "mask_to_array",
     "open_unlabeled_stream",

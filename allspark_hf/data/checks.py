@@ -12,9 +12,9 @@ import PIL.Image
 from datasets import Dataset
 from tqdm.auto import tqdm
 
-from .folder import SegmentationData
 from .images import check_mask_values, describe_values, map_mask_values, mask_to_array, to_rgb
 from .overlap import row_name, undecoded
+from .pairs import SegmentationData
 
 
 logger = logging.getLogger(__name__)
@@ -68,14 +68,17 @@ class MaskValueTransform:
     Maps the values of the masks when rows are read; for `Dataset.with_transform`. Other columns stay as they are.
 
     Args:
-        mask_values (`tuple[int]`):
+        mask_values (`tuple[int]`, *optional*):
             The stored value of class 0, of class 1 and so on; see [`map_mask_values`].
         ignore_index (`int`, *optional*, defaults to 255):
             The value of ignored pixels.
+        ignored_mask_values (`tuple[int]`, *optional*):
+            Further stored values that do not count.
     """
 
-    mask_values: tuple[int, ...]
+    mask_values: tuple[int, ...] | None
     ignore_index: int = 255
+    ignored_mask_values: tuple[int, ...] = ()
 
     def __call__(self, batch: dict[str, list]) -> dict[str, list]:
         """
@@ -93,8 +96,14 @@ class MaskValueTransform:
             return batch
         return {**batch, "label": [None if mask is None else self._map(mask) for mask in batch["label"]]}
 
+    @property
+    def maps(self) -> bool:
+        """`bool`: Whether any value is changed."""
+        return self.mask_values is not None or bool(self.ignored_mask_values)
+
     def _map(self, mask: PIL.Image.Image) -> PIL.Image.Image:
-        return PIL.Image.fromarray(map_mask_values(mask_to_array(mask), self.mask_values, self.ignore_index))
+        array = map_mask_values(mask_to_array(mask), self.mask_values, self.ignore_index, self.ignored_mask_values)
+        return PIL.Image.fromarray(array)
 
 
 @dataclass
@@ -112,6 +121,7 @@ def check_data(
     ignore_index: int = 255,
     mask_values: Sequence[int] | None = None,
     skip_bad_files: bool = False,
+    ignored_mask_values: Sequence[int] | None = None,
 ) -> CheckReport:
     """
     Decodes every image and every mask once, and tells all that is wrong with them before training starts.
@@ -131,9 +141,12 @@ def check_data(
             The value of pixels without a class.
         mask_values (`Sequence[int]`, *optional*):
             The value stored for class 0, for class 1 and so on, where the masks do not hold class indices; the data
-            sets returned give class indices.
+            sets returned give class indices. `None` takes those of `data`.
         skip_bad_files (`bool`, *optional*, defaults to `False`):
             Leave bad rows out instead of raising an error.
+        ignored_mask_values (`Sequence[int]`, *optional*):
+            Further stored values that do not count; they become the ignore index. `None` takes those of `data`, unless
+            `mask_values` is given.
 
     Returns:
         `CheckReport`: The data to train on, the number of classes and what was left out.
@@ -143,11 +156,10 @@ def check_data(
             empty, or no mask has a pixel of a class, or all masks hold nothing but 0 and 255. It is a `ValueError`.
         ValueError: If a column is missing, or options contradict each other.
     """
-    num_labels = _known_num_labels(data, num_labels, ignore_index, mask_values)
+    transform = _mask_transform(data, mask_values, ignore_index, ignored_mask_values)
+    num_labels = _known_num_labels(data, num_labels, transform)
     _require_rows(data, "there is nothing to train on or to validate with; add images with masks")
-    rows = {
-        split: _check_split(getattr(data, split), split, num_labels, ignore_index, mask_values) for split in SPLITS
-    }
+    rows = {split: _check_split(getattr(data, split), split, num_labels, transform) for split in SPLITS}
     problems = [row.problem for found in rows.values() for row in found if row.problem]
     if problems and not skip_bad_files:
         raise BadDataError(_describe_problems(problems), problems)
@@ -155,27 +167,34 @@ def check_data(
         data = _without_bad_rows(data, rows)
         _require_rows(data, f"all its files were left out; the first problem: {problems[0]}")
     present = {split: set().union(*(row.values for row in rows[split])) for split in ("labeled", "validation")}
-    values = _check_all_values(present, num_labels, ignore_index, mask_values)
+    values = _check_all_values(present, num_labels, transform)
     if num_labels is None:
         num_labels = _infer_num_labels(values)
-        _check_ignore_index(num_labels, ignore_index)
-    if mask_values is not None:
-        transform = MaskValueTransform(tuple(mask_values), ignore_index)
-        data = replace(data, **{split: getattr(data, split).with_transform(transform) for split in SPLITS})
+        _check_num_labels(num_labels, transform)
+    if transform.maps:
+        mapped = {split: getattr(data, split).with_transform(transform) for split in SPLITS}
+        data = replace(data, **mapped, mask_values=None, ignored_mask_values=None)
     return CheckReport(data=data, num_labels=num_labels, values=values, left_out=problems)
 
 
-def _known_num_labels(data: SegmentationData, num_labels, ignore_index, mask_values) -> int | None:
+def _mask_transform(data: SegmentationData, mask_values, ignore_index, ignored_mask_values) -> MaskValueTransform:
+    mask_values, ignored_mask_values = data.stored_values(mask_values, ignored_mask_values)
+    check_mask_values(mask_values, ignore_index, ignored_mask_values)
+    transform = MaskValueTransform(mask_values, ignore_index, ignored_mask_values)
+    for split in ("labeled", "validation"):
+        form = getattr(data, split).format["type"]
+        if transform.maps and form is not None:
+            raise ValueError(
+                f"The {split} set has the format or transform {form!r}, which the mapping of mask values would "
+                "replace; set it after check_data."
+            )
+    return transform
+
+
+def _known_num_labels(data: SegmentationData, num_labels: int | None, transform: MaskValueTransform) -> int | None:
     sources = {"num_labels": num_labels}
-    if mask_values is not None:
-        check_mask_values(mask_values, ignore_index)
-        sources["the list of mask values"] = len(mask_values)
-        for split in ("labeled", "validation"):
-            if getattr(data, split).format["type"] is not None:
-                raise ValueError(
-                    f"The {split} set has the format or transform {getattr(data, split).format['type']!r}, which the "
-                    "mapping of mask values would replace; set it after check_data."
-                )
+    if transform.mask_values is not None:
+        sources["the list of mask values"] = len(transform.mask_values)
     if data.classes is not None:
         sources["the list of classes"] = data.classes.num_labels
     known = {name: count for name, count in sources.items() if count is not None}
@@ -186,15 +205,22 @@ def _known_num_labels(data: SegmentationData, num_labels, ignore_index, mask_val
     if count is not None and count < 1:
         raise ValueError(f"num_labels is {count}, but there must be at least 1 class.")
     if count is not None:
-        _check_ignore_index(count, ignore_index)
+        _check_num_labels(count, transform)
     return count
 
 
-def _check_ignore_index(num_labels: int, ignore_index: int) -> None:
+def _check_num_labels(num_labels: int, transform: MaskValueTransform) -> None:
+    ignore_index = transform.ignore_index
     if 0 <= ignore_index < num_labels:
         raise ValueError(
             f"The ignore index {ignore_index} is also one of the classes 0 to {num_labels - 1}; use another value for "
             "ignored pixels, in the masks too."
+        )
+    clash = [value for value in transform.ignored_mask_values if 0 <= value < num_labels]
+    if transform.mask_values is None and clash:
+        raise ValueError(
+            f"ignored_mask_values names {clash[0]}, which is also one of the classes 0 to {num_labels - 1}; list the "
+            "stored value of each class with --mask_values."
         )
 
 
@@ -204,14 +230,14 @@ def _require_rows(data: SegmentationData, reason: str) -> None:
             raise BadDataError(f"The {split} set is empty: {reason}.")
 
 
-def _check_split(dataset: Dataset, split: str, num_labels, ignore_index, mask_values) -> list[_Row]:
+def _check_split(dataset: Dataset, split: str, num_labels, transform: MaskValueTransform) -> list[_Row]:
     if len(dataset) == 0:
         return []
     hidden = split == "unlabeled" and "label" in dataset.column_names
     names = ("image",) if split == "unlabeled" and not hidden else ("image", "label")
     columns = {name: undecoded(dataset, name) for name in names}
     decoders = {name: replace(dataset.features[name], decode=True) for name in columns}
-    find_values = partial(_find_values, num_labels=num_labels, ignore_index=ignore_index, mask_values=mask_values)
+    find_values = partial(_find_values, num_labels=num_labels, transform=transform)
 
     def check(row: int) -> _Row:
         stored = {name: rows[row][name] for name, rows in columns.items()}
@@ -268,10 +294,10 @@ def _mask_indices(mask: PIL.Image.Image) -> np.ndarray:
     return array
 
 
-def _find_values(array: np.ndarray, num_labels, ignore_index: int, mask_values) -> frozenset[int]:
+def _find_values(array: np.ndarray, num_labels: int | None, transform: MaskValueTransform) -> frozenset[int]:
     """The classes in a mask, the ignore index included; ValueError if a value is none of these."""
-    if mask_values is not None:
-        array = map_mask_values(array, mask_values, ignore_index)
+    ignore_index = transform.ignore_index
+    array = map_mask_values(array, transform.mask_values, ignore_index, transform.ignored_mask_values)
     # Counting is several times faster than sorting where the values are few.
     small = array.dtype == np.uint8
     found = np.flatnonzero(np.bincount(array.ravel(), minlength=256)) if small else np.unique(array)
@@ -287,13 +313,15 @@ def _find_values(array: np.ndarray, num_labels, ignore_index: int, mask_values) 
     allowed = "0 and above" if num_labels is None else f"0 to {num_labels - 1} (for {num_labels} classes)"
     raise ValueError(
         f"The mask holds {describe_values(wrong)}, but only {allowed} and the ignore index {ignore_index} are "
-        "allowed; correct the mask or the number of classes, or list the value of each class with --mask_values."
+        "allowed; correct the mask or the number of classes, or list the value of each class with --mask_values and "
+        "the values that do not count with --ignored_mask_values."
     )
 
 
-def _check_all_values(present: dict[str, set[int]], num_labels, ignore_index: int, mask_values) -> list[int]:
+def _check_all_values(present: dict[str, set[int]], num_labels: int | None, transform) -> list[int]:
+    ignore_index = transform.ignore_index
     # With one class asked for, 0 and 255 are that class and the ignored pixels.
-    if mask_values is None and ignore_index == 255 and present["labeled"] == {0, 255} and num_labels != 1:
+    if not transform.maps and ignore_index == 255 and present["labeled"] == {0, 255} and num_labels != 1:
         raise BadDataError(
             "All labeled masks hold only 0 and 255, so 255 would be ignored and class 0 be the only one to learn; if "
             "they are binary masks, give the option --mask_values 0 255, else label images of more classes or set the "

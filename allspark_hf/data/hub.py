@@ -12,7 +12,9 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
 from .classes import Classes, read_classes
-from .folder import SegmentationData, _check_options, draw, fraction_to_count
+from .lists import read_lines
+from .pairs import SegmentationData
+from .splits import Selection, draw, fraction_to_count
 
 
 logger = logging.getLogger(__name__)
@@ -30,7 +32,7 @@ def load_hub_data(
     label_column: str = "label",
     labeled_fraction: float | None = None,
     labeled_count: int | None = None,
-    labeled_ids: str | Path | None = None,
+    labeled_list: str | Path | None = None,
     validation_fraction: float = 0.1,
     seed: int = 42,
     classes: Classes | None = None,
@@ -61,7 +63,7 @@ def load_hub_data(
             The share, above 0 and up to 1, of the training masks that stay; the others are hidden.
         labeled_count (`int`, *optional*):
             The same as a number of masks.
-        labeled_ids (`str` or `Path`, *optional*):
+        labeled_list (`str` or `Path`, *optional*):
             The same as a text file with one id per line, such as the `labeled_ids.txt` of an earlier run.
         validation_fraction (`float`, *optional*, defaults to 0.1):
             The share of the rows with a mask, above 0 and below 1, held out where there is no validation split.
@@ -78,9 +80,11 @@ def load_hub_data(
     Raises:
         ValueError: If the data set cannot be loaded, has no such split, column or class names, no mask to train on, or
             the options contradict each other or are out of range.
-        FileNotFoundError: If the file of labeled ids is missing.
+        FileNotFoundError: If the list of labeled ids is missing.
     """
-    _check_options(labeled_fraction, labeled_count, validation_fraction, seed, labeled_ids)
+    Selection(  # refuses what contradicts or is out of range
+        labeled_fraction, labeled_count, labeled_list, validation_fraction=validation_fraction, seed=seed
+    )
     splits = open_dataset(dataset_name, config_name)
     source = pick_split(splits, train_split, dataset_name, "train_split_name")
     if classes is None:
@@ -101,8 +105,8 @@ def load_hub_data(
         )
     held_out = _hold_out(masked, where, validation_fraction, seed) if validation is None else set()
     masked = [name for name in masked if name not in held_out]
-    if labeled_ids is not None:
-        keep = _read_ids(Path(labeled_ids), rows, masked, held_out)
+    if labeled_list is not None:
+        keep = _read_ids(Path(labeled_list), rows, masked, held_out)
     else:
         keep = _draw_labeled(masked, where, labeled_fraction, labeled_count, seed)
     hidden = [name for name in masked if name not in keep]
@@ -147,9 +151,7 @@ def _draw_labeled(masked: list[str], where: str, fraction: float | None, count: 
 
 
 def _read_ids(path: Path, rows: dict[str, int], masked: list[str], held_out: set[str]) -> set[str]:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; labeled_ids names a text file with one id per line.")
-    ids = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    ids = [line for _, line in read_lines(path)]
     if not ids:
         raise ValueError(f"{path} names no id, so the labeled set is empty; list at least one id per line.")
     usable = set(masked)

@@ -93,7 +93,12 @@ def mask_to_array(mask: PIL.Image.Image) -> np.ndarray:
     )
 
 
-def map_mask_values(array: np.ndarray, mask_values: Sequence[int] | None, ignore_index: int = 255) -> np.ndarray:
+def map_mask_values(
+    array: np.ndarray,
+    mask_values: Sequence[int] | None,
+    ignore_index: int = 255,
+    ignored_mask_values: Sequence[int] = (),
+) -> np.ndarray:
     """
     Replaces the values stored in a mask by class indices: the i-th value listed becomes class i.
 
@@ -101,23 +106,31 @@ def map_mask_values(array: np.ndarray, mask_values: Sequence[int] | None, ignore
         array (`np.ndarray`):
             Integers of any type, shape `(height, width)`, the values as stored.
         mask_values (`Sequence[int]`, *optional*):
-            The stored value of class 0, of class 1 and so on, each once. `None` returns `array` unchanged.
+            The stored value of class 0, of class 1 and so on, each once. `None` leaves all values as they are, but for
+            `ignored_mask_values`.
         ignore_index (`int`, *optional*, defaults to 255):
             Pixels of this value stay as they are, unless the value is listed: then it is a class like any other.
+        ignored_mask_values (`Sequence[int]`, *optional*):
+            Further stored values that do not count; they become `ignore_index`.
 
     Returns:
         `np.ndarray`: Shape `(height, width)`, classes 0 to `len(mask_values) - 1` and `ignore_index`; uint8 where
-        all of these fit, else int32.
+        all of these fit, else int32. Without either list, `array` itself.
 
     Raises:
         ValueError: If the mask holds a value that is neither listed nor `ignore_index`, if a value is listed twice, or
             if `ignore_index` is also the index of one of the classes.
     """
-    if mask_values is None:
+    if mask_values is None and not ignored_mask_values:
         return array
-    check_mask_values(mask_values, ignore_index)
-    stored = np.array([*mask_values, ignore_index], dtype=np.int64)
-    classes = np.array([*range(len(mask_values)), ignore_index], dtype=np.int64)
+    check_mask_values(mask_values, ignore_index, ignored_mask_values)
+    if mask_values is None:
+        fits = array.dtype == np.uint8 and 0 <= ignore_index <= 255
+        ignored = np.isin(array, ignored_mask_values)
+        return np.where(ignored, ignore_index, array).astype(np.uint8 if fits else np.int32)
+    num_ignored = len(ignored_mask_values) + 1
+    stored = np.array([*mask_values, *ignored_mask_values, ignore_index], dtype=np.int64)
+    classes = np.array([*range(len(mask_values)), *[ignore_index] * num_ignored], dtype=np.int64)
     # A listed ignore index occurs twice; the stable sort and the left search keep the listed class, which comes first.
     order = np.argsort(stored, kind="stable")
     stored, classes = stored[order], classes[order]
@@ -127,31 +140,45 @@ def map_mask_values(array: np.ndarray, mask_values: Sequence[int] | None, ignore
         raise ValueError(
             f"The mask holds {describe_values(np.unique(array[unknown]))}, which the mask values "
             f"{' '.join(map(str, mask_values))} do not list and which is not the ignore index {ignore_index}; "
-            "list every value that occurs, in the order of the classes."
+            "list every value that occurs, in the order of the classes, or name those that do not count with "
+            "--ignored_mask_values."
         )
     fits = 0 <= ignore_index <= 255 and len(mask_values) <= 256
     return classes[position].astype(np.uint8 if fits else np.int32)
 
 
-def check_mask_values(mask_values: Sequence[int], ignore_index: int) -> None:
+def check_mask_values(
+    mask_values: Sequence[int] | None, ignore_index: int, ignored_mask_values: Sequence[int] = ()
+) -> None:
     """
-    Raises `ValueError` if a list of mask values cannot be used.
+    Raises `ValueError` if the lists of stored values cannot be used.
 
     Args:
-        mask_values (`Sequence[int]`):
-            The stored value of class 0, of class 1 and so on.
+        mask_values (`Sequence[int]`, *optional*):
+            The stored value of class 0, of class 1 and so on; `None` for class indices.
         ignore_index (`int`):
             The value of ignored pixels.
+        ignored_mask_values (`Sequence[int]`, *optional*):
+            Further stored values that do not count.
 
     Raises:
-        ValueError: If the list is empty, names a value twice, or is so long that `ignore_index` is a class index.
+        ValueError: If the list of classes is empty, names a value twice or one that is ignored too, or is so long that
+            `ignore_index` is a class index.
     """
+    if mask_values is None:
+        return
     listed = list(mask_values)
     text = " ".join(map(str, listed))
     if not listed:
         raise ValueError("The list of mask values is empty; give the stored value of each class, in order.")
     if len(set(listed)) != len(listed):
         raise ValueError(f"The mask values {text} name one value twice; give each class its own value.")
+    both = sorted(set(listed) & set(ignored_mask_values))
+    if both:
+        raise ValueError(
+            f"The mask values {text} and the ignored mask values both name {describe_values(both)}; a value is a "
+            "class or ignored, not both."
+        )
     if 0 <= ignore_index < len(listed):
         raise ValueError(
             f"With the {len(listed)} mask values {text}, the ignore index {ignore_index} is also the index of a "

@@ -5,8 +5,10 @@ from dataclasses import dataclass, field, replace
 
 from .checks import CheckReport, check_data
 from .classes import read_classes
-from .folder import SegmentationData, load_folder, write_id_lists
 from .hub import load_hub_data
+from .layouts import DATA_FORMATS, VOC_MASKS, find_layout
+from .pairs import SegmentationData
+from .splits import Selection, load_layout, write_id_lists
 from .unlabeled import (
     add_unlabeled,
     open_unlabeled_stream,
@@ -25,7 +27,22 @@ class DataArguments:
 
     data_dir: str | None = field(
         default=None,
-        metadata={"help": "Folder with images/{train,val} and masks/{train,val}, or flat images/ and masks/."},
+        metadata={
+            "help": "Folder with images/{train,val} and masks/{train,val}, or flat images/ and masks/; or Pascal VOC "
+            "2012, Cityscapes or COCO as unpacked."
+        },
+    )
+    data_format: str | None = field(
+        default=None,
+        metadata={"help": "What data_dir holds; default: what its folders show.", "choices": list(DATA_FORMATS)},
+    )
+    voc_masks: str = field(
+        default="original",
+        metadata={
+            "help": "Pascal VOC: train on the images of train.txt, or augmented with SBD on those of train_aug.txt "
+            "(scripts/prepare_sbd.py makes it); lists of one's own come before either.",
+            "choices": list(VOC_MASKS),
+        },
     )
     dataset_name: str | None = field(
         default=None,
@@ -67,8 +84,21 @@ class DataArguments:
         default=None, metadata={"help": "Share of the training masks to use; the others are hidden."}
     )
     labeled_count: int | None = field(default=None, metadata={"help": "The same as a number of masks."})
-    labeled_ids: str | None = field(
-        default=None, metadata={"help": "The same as a file of ids, e.g. labeled_ids.txt of an earlier run."}
+    labeled_list: str | None = field(
+        default=None,
+        metadata={
+            "help": "The same as a split file: a line is `image mask` or an image, relative to data_dir, or an id; "
+            "e.g. a published labeled.txt, or labeled_ids.txt of an earlier run."
+        },
+    )
+    unlabeled_list: str | None = field(
+        default=None,
+        metadata={
+            "help": "Split file of the unlabeled images, with labeled_list; default: all other training images."
+        },
+    )
+    validation_list: str | None = field(
+        default=None, metadata={"help": "Split file of the validation images; default: those of the data set."}
     )
     validation_fraction: float = field(
         default=0.1, metadata={"help": "Share of the labeled images held out when there is no validation set."}
@@ -83,6 +113,10 @@ class DataArguments:
     mask_values: list[int] | None = field(
         default=None, metadata={"help": "Mask value of class 0, 1, ...; e.g. 0 255 for binary masks stored as 0/255."}
     )
+    ignored_mask_values: list[int] | None = field(
+        default=None,
+        metadata={"help": "Further mask values that do not count, e.g. 0 where 0 means unknown; see mask_values."},
+    )
     ignore_index: int = field(default=255, metadata={"help": "Mask value of pixels that do not count."})
     skip_bad_files: bool = field(default=False, metadata={"help": "Leave unusable files out and list them."})
     image_long_side: int | None = field(
@@ -92,6 +126,9 @@ class DataArguments:
     def __post_init__(self):
         if (self.data_dir is None) == (self.dataset_name is None):
             raise ValueError("Give either --data_dir (a folder of images and masks) or --dataset_name.")
+        for name in ("data_format", "unlabeled_list", "validation_list"):
+            if self.dataset_name is not None and getattr(self, name) is not None:
+                raise ValueError(f"--{name} belongs to --data_dir, but --dataset_name was given: leave it out.")
         if self.unlabeled_streaming and self.unlabeled_dataset_name is None:
             raise ValueError("--unlabeled_streaming needs --unlabeled_dataset_name, the data set to stream.")
         if self.unlabeled_streaming and self.unlabeled_dir is not None:
@@ -122,13 +159,15 @@ def find_data(
     choice = {
         "labeled_fraction": arguments.labeled_fraction,
         "labeled_count": arguments.labeled_count,
-        "labeled_ids": arguments.labeled_ids,
+        "labeled_list": arguments.labeled_list,
         "validation_fraction": arguments.validation_fraction,
         "seed": arguments.split_seed,
     }
     classes = read_classes(arguments.classes) if arguments.classes else None
     if arguments.dataset_name is None:
-        data = load_folder(arguments.data_dir, **choice)
+        lists = {"unlabeled_list": arguments.unlabeled_list, "validation_list": arguments.validation_list}
+        layout = find_layout(arguments.data_dir, arguments.data_format, arguments.voc_masks)
+        data = load_layout(layout, Selection(**choice, **lists))
         data.classes = classes or data.classes
     else:
         data = load_hub_data(
@@ -183,6 +222,7 @@ def load_data(
         ignore_index=arguments.ignore_index,
         mask_values=arguments.mask_values,
         skip_bad_files=arguments.skip_bad_files,
+        ignored_mask_values=arguments.ignored_mask_values,
     )
     for sentence in report.left_out:
         logger.warning("left out: %s", sentence)

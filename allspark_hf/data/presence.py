@@ -4,13 +4,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .classes import Classes, read_classes
-from .folder import SegmentationData
+from .layouts import CityscapesLayout, CocoLayout, VocLayout, find_layout
+from .lists import read_lines, split_line
 from .loading import DataArguments, find_data
+from .pairs import Layout, SegmentationData
 
 
-LISTS = ("labeled_list", "unlabeled_list", "validation_list")
-# Of the published data sets, whose number of classes is known even where nothing of them is on disk.
-LAYOUT_CLASSES = {"voc": 21, "cityscapes": 19, "coco": 81}
+LISTS = {"labeled_list": "train", "unlabeled_list": "train", "validation_list": "validation"}
+# Of the published data sets, whose classes are known even where nothing of them is on disk.
+PUBLISHED = {layout.name: layout.classes for layout in (VocLayout, CityscapesLayout, CocoLayout)}
 SHOWN_FILES = 3
 
 
@@ -48,13 +50,16 @@ def look_for_data(arguments: DataArguments) -> DataPresence:
         [`DataPresence`]
     """
     found = DataPresence()
-    root = Path(arguments.data_dir)
-    if not root.is_dir():
-        found.problems.append(f"There is no folder {root} (data_dir).")
+    layout = None
+    if arguments.data_dir is not None:
+        try:
+            layout = find_layout(arguments.data_dir, arguments.data_format, arguments.voc_masks)
+        except (OSError, ValueError) as error:
+            found.problems.append(str(error))
     for name in LISTS:
-        path = getattr(arguments, name, None)
+        path = getattr(arguments, name)
         if path is not None:
-            _look_through_list(found, name, Path(path), root)
+            _look_through_list(found, name, Path(path), layout)
     if arguments.classes and not Path(arguments.classes).is_file():
         found.problems.append(f"There is no file {arguments.classes} (classes).")
     elif arguments.classes:
@@ -69,20 +74,24 @@ def look_for_data(arguments: DataArguments) -> DataPresence:
     return found
 
 
-def _look_through_list(found: DataPresence, name: str, path: Path, root: Path) -> None:
+def _look_through_list(found: DataPresence, name: str, path: Path, layout: Layout | None) -> None:
     if not path.is_file():
         found.problems.append(f"There is no list {path} ({name}).")
         return
-    lines = [line.split() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    found.counts[name.removesuffix("_list")] = len(lines)
-    if not root.is_dir():
+    # Only images: a mask may lie elsewhere than a list says, which is for find_data to find out.
+    images = [split_line(line)[0] for _, line in read_lines(path)]
+    found.counts[name.removesuffix("_list")] = len(images)
+    if layout is None:
         return
-    # Where masks and the images of bare ids lie is for find_data to say: lists may name masks that lie elsewhere.
-    images = [line[0] for line in lines if "/" in line[0]]
-    missing = [image for image in images if not (root / image).is_file()]
+    missing = [
+        image
+        for image in images
+        if not (layout.root / image).is_file() and not layout.image_of(image, LISTS[name]).is_file()
+    ]
     if missing:
         shown = ", ".join(missing[:SHOWN_FILES]) + (", ..." if len(missing) > SHOWN_FILES else "")
-        found.problems.append(f"{len(missing)} of the {len(lines)} images of {path} are not in {root}: {shown}")
+        counts = f"{len(missing)} of the {len(images)} images of {path}"
+        found.problems.append(f"{counts} are not in {layout.root}: {shown}")
 
 
 def _find_sets(found: DataPresence, arguments: DataArguments) -> None:
@@ -103,7 +112,8 @@ def _num_labels(found: DataPresence, arguments: DataArguments) -> int | None:
         return len(arguments.mask_values)
     if found.classes is not None:
         return found.classes.num_labels
-    return LAYOUT_CLASSES.get(getattr(arguments, "data_format", None))
+    published = PUBLISHED.get(arguments.data_format)
+    return None if published is None else published.num_labels
 
 
-__all__ = ["LAYOUT_CLASSES", "LISTS", "DataPresence", "look_for_data"]
+__all__ = ["LISTS", "DataPresence", "look_for_data"]

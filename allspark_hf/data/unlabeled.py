@@ -6,9 +6,9 @@ from pathlib import Path
 
 from datasets import Dataset, Features, Image, IterableDataset, Value, concatenate_datasets
 
-from .folder import IMAGE_SUFFIXES, SegmentationData
 from .hub import open_dataset, pick_split, require_columns, standard_columns
 from .overlap import find_overlap
+from .pairs import IMAGE_SUFFIXES, SegmentationData
 from .streaming import undecoded_stream
 
 

@@ -1,0 +1,98 @@
+"""The classes of the published data sets, in the order of the class indices, and their official colours."""
+
+from .classes import Classes, Color
+
+
+def voc_colormap(size: int = 256) -> list[Color]:
+    """
+    The colours of the VOC development kit: bits 0, 3, 6 … of the index, from the highest bit of red downwards; bits 1,
+    4, 7 … for green and bits 2, 5, 8 … for blue.
+
+    Args:
+        size (`int`, *optional*, defaults to 256):
+            The number of colours, up to 256.
+
+    Returns:
+        `list[tuple[int, int, int]]`: Red, green and blue, 0 to 255, of each index.
+    """
+    colors = []
+    for index in range(size):
+        channels = [0, 0, 0]
+        for bit in range(8):
+            channels[bit % 3] |= (index >> bit & 1) << (7 - bit // 3)
+        colors.append(tuple(channels))
+    return colors
+
+
+VOC_CLASSES = Classes(
+    [
+        *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
+        *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
+    ],
+    voc_colormap(21),
+)
+
+# Train id order; the labelIds of these classes are in CITYSCAPES_LABEL_IDS.
+CITYSCAPES_CLASSES = Classes(
+    [
+        "road",
+        "sidewalk",
+        "building",
+        "wall",
+        "fence",
+        "pole",
+        "traffic light",
+        "traffic sign",
+        "vegetation",
+        "terrain",
+        "sky",
+        "person",
+        "rider",
+        "car",
+        "truck",
+        "bus",
+        "train",
+        "motorcycle",
+        "bicycle",
+    ],
+    [
+        (128, 64, 128),
+        (244, 35, 232),
+        (70, 70, 70),
+        (102, 102, 156),
+        (190, 153, 153),
+        (153, 153, 153),
+        (250, 170, 30),
+        (220, 220, 0),
+        (107, 142, 35),
+        (152, 251, 152),
+        (70, 130, 180),
+        (220, 20, 60),
+        (255, 0, 0),
+        (0, 0, 142),
+        (0, 0, 70),
+        (0, 60, 100),
+        (0, 80, 100),
+        (0, 0, 230),
+        (119, 11, 32),
+    ],
+)
+CITYSCAPES_LABEL_IDS = (7, 8, 11, 12, 13, 17, *range(19, 29), 31, 32, 33)
+# License plates have the id -1, which is 255 in an 8-bit file.
+CITYSCAPES_IGNORED_LABEL_IDS = (*(value for value in range(34) if value not in CITYSCAPES_LABEL_IDS), 255)
+
+# The 80 thing categories by ascending category id, the gaps in the ids closed.
+COCO_CLASSES = Classes(
+    [
+        "background",
+        *("person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic light"),
+        *("fire hydrant", "stop sign", "parking meter", "bench", "bird", "cat", "dog", "horse", "sheep", "cow"),
+        *("elephant", "bear", "zebra", "giraffe", "backpack", "umbrella", "handbag", "tie", "suitcase", "frisbee"),
+        *("skis", "snowboard", "sports ball", "kite", "baseball bat", "baseball glove", "skateboard", "surfboard"),
+        *("tennis racket", "bottle", "wine glass", "cup", "fork", "knife", "spoon", "bowl", "banana", "apple"),
+        *("sandwich", "orange", "broccoli", "carrot", "hot dog", "pizza", "donut", "cake", "chair", "couch"),
+        *("potted plant", "bed", "dining table", "toilet", "tv", "laptop", "mouse", "remote", "keyboard"),
+        *("cell phone", "microwave", "oven", "toaster", "sink", "refrigerator", "book", "clock", "vase", "scissors"),
+        *("teddy bear", "hair drier", "toothbrush"),
+    ]
+)
