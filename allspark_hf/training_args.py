@@ -14,8 +14,8 @@ LABELED_LOSSES = ("cross_entropy", "ohem")
 @dataclass
 class AllSparkTrainingArguments(TrainingArguments, EvaluationArguments):
     r"""
-    [`~transformers.TrainingArguments`] and [`EvaluationArguments`], plus what AllSpark adds. Every other argument keeps
-    its meaning; `per_device_train_batch_size` counts labeled images.
+    [`~transformers.TrainingArguments`] and [`EvaluationArguments`], plus what AllSpark adds. Every other argument
+    keeps its meaning; `per_device_train_batch_size` counts labeled images.
 
     Args:
         method (`str`, *optional*, defaults to `"allspark"`): `"supervised"`, `"pseudo_label"` or `"allspark"`.

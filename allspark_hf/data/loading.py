@@ -3,9 +3,12 @@
 import logging
 from dataclasses import dataclass, field
 
-from .checks import CheckReport, check_data
+from datasets import Dataset
+
+from .checks import CheckReport, MaskValueTransform, check_data
 from .classes import read_classes
 from .folder import SegmentationData, load_folder
+from .images import check_mask_values
 
 
 logger = logging.getLogger(__name__)
@@ -75,4 +78,12 @@ def load_data(arguments: DataArguments, output_dir: str | None = None) -> CheckR
     return report
 
 
-__all__ = ["DataArguments", "find_data", "load_data"]
+def with_class_indices(dataset: Dataset, arguments: DataArguments) -> Dataset:
+    """One set of [`find_data`] whose masks, when read, hold class indices; rows are not checked."""
+    if not arguments.mask_values:
+        return dataset
+    check_mask_values(arguments.mask_values, arguments.ignore_index)
+    return dataset.with_transform(MaskValueTransform(tuple(arguments.mask_values), arguments.ignore_index))
+
+
+__all__ = ["DataArguments", "find_data", "load_data", "with_class_indices"]
