@@ -68,6 +68,7 @@ class MeanIoU(evaluate.Metric):
                 f"num_process={self.num_process}: MeanIoU writes no files that processes could share; leave it out, "
                 "and add up metric.confusion.counts of all processes before compute."
             )
+        self.info.module_name = "mean_iou"  # evaluate would make mean_io_u of the class name
         self.num_values = num_values
         self._reset()
 
