@@ -1,10 +1,12 @@
 """Evaluation of semantic segmentation: sums over images, each scored at its mask's own size."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from itertools import groupby
 
 import datasets
 import torch
+from accelerate.utils import gather_object
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel
 
@@ -171,4 +173,34 @@ class Evaluation:
         ]
 
 
-__all__ = ["Evaluation", "EvaluationDataset"]
+class OtherProcessError(RuntimeError):
+    """Another process failed; the message is its error."""
+
+
+@contextmanager
+def failing_together(accelerator) -> Iterator[None]:
+    """
+    Where processes work apart from each other: an error in one of them ends all, none waits for it in vain.
+
+    Args:
+        accelerator ([`~accelerate.Accelerator`]): that the processes have in common.
+
+    Raises:
+        OtherProcessError: in the processes that did not fail; the others raise their own error.
+    """
+    failure = None
+    try:
+        yield
+    except Exception as error:
+        failure = error
+    failed = torch.tensor(int(failure is not None), device=accelerator.device)
+    if not accelerator.reduce(failed, reduction="sum"):
+        return
+    # Everybody gets the message: a launcher may kill the process that failed before it can speak.
+    messages = gather_object([failure and f"{type(failure).__name__}: {failure}"])
+    if failure is not None:
+        raise failure
+    raise OtherProcessError(next(filter(None, messages)))
+
+
+__all__ = ["Evaluation", "EvaluationDataset", "OtherProcessError", "failing_together"]

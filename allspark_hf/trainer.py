@@ -12,7 +12,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
 from transformers.training_args import OptimizerNames
 
 from .data.mixed import MixedBatchCollator, MixedBatchSampler, MixedDataset
-from .evaluation import Evaluation, EvaluationDataset
+from .evaluation import Evaluation, EvaluationDataset, failing_together
 from .methods import METHODS, MixedBatch, PixelCounts
 from .metrics import metric_name
 from .modeling_allspark import SegformerForSemiSupervisedSegmentation
@@ -255,10 +255,11 @@ class AllSparkTrainer(Trainer):
         model.eval()
         self.callback_handler.eval_dataloader = dataloader
         self.evaluation = Evaluation(self.model.config, self.args, self.args.device)
-        for samples in dataloader:
-            with self.compute_loss_context_manager():
-                self.evaluation.add(model, samples)
-            self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+        with failing_together(self.accelerator):
+            for samples in dataloader:
+                with self.compute_loss_context_manager():
+                    self.evaluation.add(model, samples)
+                self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         model.train(was_training)
         self.evaluation.reduce(self.accelerator)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in self.evaluation.metrics().items()}

@@ -172,6 +172,7 @@ def main():
 
     from allspark_hf.cli import parse_arguments
     from allspark_hf.data import DataArguments
+    from allspark_hf.evaluation import OtherProcessError
     from allspark_hf.evaluation_args import EvaluationArguments
 
     with tempfile.TemporaryDirectory() as unused_dir:
@@ -181,6 +182,8 @@ def main():
             metrics = trainer.evaluate()
         except (OSError, ValueError) as error:
             sys.exit(f"{type(error).__name__}: {error}")
+        except OtherProcessError as error:
+            sys.exit(str(error))
     if not trainer.args.should_save:
         return
     print(f"{trainer.evaluation.num_images} images, percent")

@@ -95,6 +95,9 @@ def main(settings: dict):
     outcome = {}
     if evaluate:
         outcome["metrics"] = trainer.evaluate()
+        outcome["confusion"] = trainer.evaluation.confusion.counts
+        outcome["boundary"] = trainer.evaluation.boundary.counts
+        outcome["num_images"] = trainer.evaluation.num_images
     else:
         trainer.train(resume_from_checkpoint=resume)
         outcome |= result_of(trainer)
