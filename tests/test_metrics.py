@@ -233,6 +233,13 @@ def test_boundary_of_a_square_by_hand():
     assert counts.iou()[1].item() == pytest.approx(6 / 18)
 
 
+@pytest.mark.parametrize(("shape", "inside"), [((8, 30), 48), ((7, 30), 24), ((6, 30), 0), ((30, 2), 0)])
+def test_boundary_of_an_image_of_one_class(shape, inside):
+    """Distance 3: what is not within 3 pixels of the border, down to a single row."""
+    label = torch.zeros(1, *shape, dtype=torch.int64)
+    assert (~on_boundary(label, 3)).sum() == inside
+
+
 def test_ignored_pixels_have_one_edge_in_both_maps():
     """A perfect prediction scores 1, whatever it says where the label is ignored."""
     predictions, labels = random_maps(3, (2, 40, 50), block=9, ignored=0.2)
