@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 
-from .evaluation import ConfusionMatrix, metric_name
+from .metrics import ConfusionMatrix, metric_name
 
 
 logger = logging.getLogger(__name__)

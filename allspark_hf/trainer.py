@@ -13,11 +13,12 @@ from transformers.training_args import OptimizerNames
 
 from .data.mixed import MixedBatchCollator, MixedBatchSampler, MixedDataset
 from .data.streaming import StreamReader, whole_steps
-from .evaluation import ConfusionMatrix, EvaluationDataset, evaluate_batch, metric_name
+from .evaluation import Evaluation, EvaluationDataset, failing_together
 from .methods import METHODS, MixedBatch, PixelCounts
+from .metrics import metric_name
 from .modeling_allspark import SegformerForSemiSupervisedSegmentation
 from .pseudo_label_health import PseudoLabelHealth
-from .trainer_checks import check_datasets, check_model, long_side_of
+from .trainer_checks import check_datasets, check_evaluation, check_model, long_side_of
 from .training_args import AllSparkTrainingArguments
 
 
@@ -51,6 +52,9 @@ class AllSparkTrainer(Trainer):
             labeled images, none of which may be among those trained on.
         kwargs: of [`~transformers.Trainer`].
 
+    Attributes:
+        evaluation ([`Evaluation`], *optional*): the sums behind the last evaluation's metrics, of all processes.
+
     Raises:
         ValueError: if model, method, datasets and image processor do not fit each other.
     """
@@ -73,6 +77,7 @@ class AllSparkTrainer(Trainer):
             check_datasets(args, train_dataset, self.unlabeled_dataset, eval_dataset)
         self.method = METHODS[args.method](args, model.config.semantic_loss_ignore_index)
         self.long_side = long_side_of(processing_class)
+        check_evaluation(model.config, args, processing_class)
         super().__init__(
             model=model,
             args=args,
@@ -81,6 +86,7 @@ class AllSparkTrainer(Trainer):
             eval_dataset=eval_dataset,
             **kwargs,
         )
+        self.evaluation: Evaluation | None = None
         self._saving_checkpoint = False
         self._terms: dict[str, list[torch.Tensor]] = defaultdict(list)
         self._sampler = self._make_sampler() if train_dataset is not None else None
@@ -265,29 +271,21 @@ class AllSparkTrainer(Trainer):
     def evaluation_loop(
         self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
     ) -> EvalLoopOutput:
-        """Streams one confusion matrix at the masks' own size; no logits are kept or gathered."""
-        config = self.model.config
+        """Streams the sums of [`Evaluation`] at the masks' own size; no logits are kept or gathered."""
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         was_training = model.training
         model.eval()
         self.callback_handler.eval_dataloader = dataloader
-        confusion = ConfusionMatrix(config.num_labels, config.semantic_loss_ignore_index, self.args.device)
-        loss_sum, num_pixels, num_images = 0.0, 0, 0
-        for samples in dataloader:
-            with self.compute_loss_context_manager():
-                loss, pixels = evaluate_batch(model, samples, confusion, self.args.device)
-            loss_sum, num_pixels, num_images = loss_sum + loss, num_pixels + pixels, num_images + len(samples)
-            self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+        self.evaluation = Evaluation(self.model.config, self.args, self.args.device)
+        with failing_together(self.accelerator):
+            for samples in dataloader:
+                with self.compute_loss_context_manager():
+                    self.evaluation.add(model, samples)
+                self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         model.train(was_training)
-        confusion.counts = self.accelerator.reduce(confusion.counts, reduction="sum")
-        loss_sum = self.accelerator.reduce(torch.tensor(loss_sum, device=self.args.device), reduction="sum").item()
-        sizes = torch.tensor([num_pixels, num_images], device=self.args.device)
-        num_pixels, num_images = self.accelerator.reduce(sizes, reduction="sum").tolist()
-        metrics = {
-            "loss": loss_sum / max(num_pixels, 1),
-            **confusion.metrics(config.id2label, self.args.count_absent_classes),
-        }
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
+        self.evaluation.reduce(self.accelerator)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in self.evaluation.metrics().items()}
+        num_images = self.evaluation.num_images
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=num_images)
 
     # ---- Checkpoints ----

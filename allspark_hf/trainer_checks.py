@@ -4,10 +4,13 @@ import logging
 
 import datasets
 
+from .configuration_allspark import AllSparkConfig
 from .data.overlap import find_overlap
 from .data.streaming import read_first_image
+from .evaluation_args import EvaluationArguments, eval_crop
 from .methods import METHODS
 from .modeling_allspark import SegformerForSemiSupervisedSegmentation
+from .prediction import smallest_side
 from .training_args import AllSparkTrainingArguments
 
 
@@ -50,6 +53,28 @@ def check_model(model: SegformerForSemiSupervisedSegmentation, args: AllSparkTra
         raise ValueError(
             f"One process sees {args.n_gpu} GPUs, and nn.DataParallel would lose the memory: start one process per "
             "GPU with `accelerate launch`, or set CUDA_VISIBLE_DEVICES to one of them."
+        )
+
+
+def check_evaluation(config: AllSparkConfig, args: EvaluationArguments, image_processor):
+    """Raises ValueError for a way of evaluation that the model or the image processor does not allow."""
+    if args.eval_mode == "whole":
+        return
+    if args.eval_mode == "center_crop" and image_processor.do_resize:
+        raise ValueError(
+            "eval_mode='center_crop' cuts image and mask alike, but the image processor resizes the image: choose "
+            "whole or sliding_window, or an image processor with do_resize=False (image_long_side left out)."
+        )
+    crop, smallest = eval_crop(args, config), smallest_side(config)
+    if min(crop) < smallest:
+        raise ValueError(
+            f"Evaluation would crop to {crop[0]}x{crop[1]} pixels (height x width), but the encoder needs {smallest} "
+            "a side: set a larger eval_crop_size."
+        )
+    if config.mix_images_in_eval and args.eval_windows_per_batch > 1:
+        raise ValueError(
+            f"eval_windows_per_batch={args.eval_windows_per_batch} would mix the windows of an image, because the "
+            "model's configuration has mix_images_in_eval=True: set one of the two off."
         )
 
 
@@ -133,4 +158,4 @@ def _check_overlap(name: str, dataset: datasets.Dataset | None, eval_name: str, 
         )
 
 
-__all__ = ["check_datasets", "check_model", "long_side_of"]
+__all__ = ["check_datasets", "check_evaluation", "check_model", "long_side_of"]

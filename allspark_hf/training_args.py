@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
 
+from .evaluation_args import EvaluationArguments
 from .methods import METHODS
 
 
@@ -12,10 +13,10 @@ EPOCH_LENGTHS = ("unlabeled", "labeled")
 
 
 @dataclass
-class AllSparkTrainingArguments(TrainingArguments):
+class AllSparkTrainingArguments(TrainingArguments, EvaluationArguments):
     r"""
-    [`~transformers.TrainingArguments`] plus what AllSpark adds. Every other argument keeps its meaning;
-    `per_device_train_batch_size` counts labeled images.
+    [`~transformers.TrainingArguments`] and [`EvaluationArguments`], plus what AllSpark adds. Every other argument
+    keeps its meaning; `per_device_train_batch_size` counts labeled images.
 
     Args:
         method (`str`, *optional*, defaults to `"allspark"`): `"supervised"`, `"pseudo_label"` or `"allspark"`.
@@ -40,7 +41,6 @@ class AllSparkTrainingArguments(TrainingArguments):
         shuffle_buffer_size (`int`, *optional*, defaults to 1000): images a stream is shuffled within; 0 is its order.
         image_column_name (`str`, *optional*, defaults to `"image"`): of the datasets.
         label_column_name (`str`, *optional*, defaults to `"label"`): of the datasets.
-        count_absent_classes (`bool`, *optional*, defaults to `False`): mean IoU over all classes, absent ones as 0.
 
     Defaults that differ from [`~transformers.TrainingArguments`]: `learning_rate` 1e-3, `optim` `"sgd"`,
     `weight_decay` 1e-4, `lr_scheduler_type` `"polynomial"` with power 0.9 and end 0, `max_grad_norm` 0 (off),
@@ -131,13 +131,6 @@ class AllSparkTrainingArguments(TrainingArguments):
     )
     image_column_name: str = field(default="image", metadata={"help": "Column of the datasets that holds the image."})
     label_column_name: str = field(default="label", metadata={"help": "Column of the datasets that holds the mask."})
-    count_absent_classes: bool = field(
-        default=False,
-        metadata={
-            "help": "Count a class that occurs in neither masks nor predictions as IoU 0, as the authors do, instead "
-            "of leaving it out of the mean."
-        },
-    )
 
     # Defaults of transformers that the paper or mixed batches change.
     learning_rate: float = field(default=1e-3, metadata={"help": "Initial learning rate of the encoder."})
@@ -175,6 +168,7 @@ class AllSparkTrainingArguments(TrainingArguments):
         if self.lr_scheduler_type == "polynomial" and self.lr_scheduler_kwargs is None:
             self.lr_scheduler_kwargs = {"power": 0.9, "lr_end": 0.0}
         super().__post_init__()
+        EvaluationArguments.__post_init__(self)  # TrainingArguments' own does not pass on
         if self.per_device_unlabeled_batch_size is None:
             self.per_device_unlabeled_batch_size = self.per_device_train_batch_size
         self._check_choices()

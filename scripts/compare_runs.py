@@ -72,7 +72,7 @@ def check_same_budget(runs: dict[str, dict]) -> None:
 
 def table(runs: dict[str, dict], class_names: list[str]) -> str:
     """Markdown table of both runs, IoU in percent."""
-    from allspark_hf.evaluation import metric_name
+    from allspark_hf.metrics import metric_name
 
     def percent(value: float | None) -> str:
         return "absent" if value is None else f"{100 * value:.1f}"

@@ -1,89 +1,178 @@
-"""Evaluates a trained model on the images of a folder, or of a data set of the Hub, that have masks.
+"""Evaluates a trained model on images that have masks, of a folder or of a data set of the Hub.
 
     python scripts/evaluate.py --model OUT --data_dir DATA
+    python scripts/evaluate.py --model OUT --data_dir DATA --eval_mode sliding_window --eval_scales 0.75 1 --eval_flip
     accelerate launch scripts/evaluate.py ...    # several processes, every image once
 
-Prints a table; --output_file FILE also writes the numbers as JSON.
+Prints a table; --output_file FILE also writes settings, numbers and the confusion matrix as JSON.
 """
 
 import json
+import platform
 import sys
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 
+SPLITS = ("labeled", "unlabeled", "validation", "all")
+
+
 @dataclass
-class EvaluationArguments:
+class ScriptArguments:
     model: str = field(metadata={"help": "Folder or Hub id of a trained model."})
     split: str = field(
         default="validation",
         metadata={
-            "help": "validation: images/val, or what training held out of a flat folder (same --split_seed and "
-            "--validation_fraction); all: every image with a mask.",
-            "choices": ["validation", "all"],
+            "help": "validation; labeled: training images with a mask, with --labeled_count and the like those that "
+            "keep it; unlabeled: training images whose mask such an option hides; all: every image with a mask.",
+            "choices": list(SPLITS),
         },
     )
     image_column_name: str = field(default="image", metadata={"help": "Column of dataset_name with the images."})
     label_column_name: str = field(default="label", metadata={"help": "Column of dataset_name with the masks."})
     batch_size: int = field(default=1, metadata={"help": "Images per device; those of one size run together."})
-    count_absent_classes: bool = field(
-        default=False, metadata={"help": "Count classes in neither masks nor predictions as IoU 0."}
-    )
-    output_file: str | None = field(default=None, metadata={"help": "JSON file for the metrics."})
+    output_file: str | None = field(default=None, metadata={"help": "JSON file for settings and results."})
+    overwrite: bool = field(default=False, metadata={"help": "Replace an existing output_file."})
     use_cpu: bool = field(default=False, metadata={"help": "Run on the CPU even if there is a GPU."})
+
+    def __post_init__(self):
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size={self.batch_size}: set at least 1 image.")
+        if self.output_file and Path(self.output_file).exists() and not self.overwrite:
+            raise ValueError(f"{self.output_file} exists: pass --overwrite, or choose another --output_file.")
+        if self.output_file and not Path(self.output_file).absolute().parent.is_dir():
+            raise ValueError(f"There is no folder for {self.output_file}: make it, or choose another --output_file.")
+
+
+def fit_to_model(data_arguments, config, long_side: int | None):
+    """The data arguments with the model's ignore index; ValueError where they contradict the model."""
+    own = {"num_labels": config.num_labels, "image_long_side": long_side}
+    for name, value in own.items():
+        given = getattr(data_arguments, name)
+        if given is not None and given != value:
+            raise ValueError(f"{name}={given} was given, but the model has {value}: leave --{name} out.")
+    values = data_arguments.mask_values
+    if values and len(values) != config.num_labels:
+        raise ValueError(f"mask_values lists {len(values)} classes, but the model has {config.num_labels}: list each.")
+    ignored = config.semantic_loss_ignore_index
+    if data_arguments.ignore_index not in (255, ignored):  # 255 is also what it is when not given
+        raise ValueError(
+            f"ignore_index={data_arguments.ignore_index} was given, but the model ignores {ignored}: leave "
+            "--ignore_index out, and change the masks if they differ."
+        )
+    if data_arguments.skip_bad_files:
+        raise ValueError(
+            "skip_bad_files would leave images out of the score: correct or remove the files, and leave it out."
+        )
+    return replace(data_arguments, ignore_index=ignored)
 
 
 def select_split(arguments, data_arguments, num_labels: int):
     """The images with masks to evaluate on, with class indices as masks."""
     from datasets import concatenate_datasets
 
-    from allspark_hf.data import MaskValueTransform, find_data
+    from allspark_hf.data import find_data, with_class_indices
 
-    masks_shown = dict.fromkeys(("labeled_fraction", "labeled_count", "labeled_list"))
+    where = data_arguments.data_dir or data_arguments.dataset_name
     no_second_source = {"unlabeled_dir": None, "unlabeled_dataset_name": None, "unlabeled_streaming": False}
     data = find_data(
-        replace(data_arguments, **masks_shown, **no_second_source),
+        replace(data_arguments, **no_second_source),
         image_column=arguments.image_column_name,
         label_column=arguments.label_column_name,
     )
     if data.classes is not None and data.classes.num_labels != num_labels:
         raise ValueError(
-            f"The model has {num_labels} classes, {data_arguments.data_dir or data_arguments.dataset_name} names "
-            f"{data.classes.num_labels}: evaluate on data with the model's classes, or correct the names."
+            f"The model has {num_labels} classes, the data {where} names {data.classes.num_labels}: evaluate on data "
+            "with the model's classes, or correct the class list."
         )
-    dataset = data.validation
-    if arguments.split == "all":
-        dataset = concatenate_datasets([data.labeled, data.validation])
-    if data_arguments.mask_values:
-        values = tuple(data_arguments.mask_values)
-        dataset = dataset.with_transform(MaskValueTransform(values, data_arguments.ignore_index))
-    return dataset
+    parts = [getattr(data, name) for name in SPLITS[:3] if arguments.split in (name, "all")]
+    parts = [part for part in map(rows_with_mask, parts) if len(part)]
+    if not parts:
+        hint = "give --labeled_count or the like, which hides masks" if arguments.split == "unlabeled" else "add some"
+        raise ValueError(f"There is no {arguments.split} image with a mask in {where}: {hint}.")
+    return with_class_indices(concatenate_datasets(parts), data, data_arguments)
 
 
-def print_table(metrics: dict[str, float], num_images: int):
-    """Mean values first, then the IoU of each class, in percent."""
-    print(f"{num_images} images, percent")
-    for name, value in metrics.items():
-        if name != "eval_loss":
-            print(f"{name.removeprefix('eval_'):<28}{100 * value:7.2f}")
+def rows_with_mask(dataset):
+    """The rows whose mask is known; nothing is decoded."""
+    from allspark_hf.data.overlap import undecoded
+
+    if "label" not in dataset.column_names:
+        return dataset.select([])
+    labels = undecoded(dataset, "label")
+    return dataset.select([row for row in range(len(dataset)) if labels[row]["label"] is not None])
 
 
-def build_trainer(arguments, data_arguments, unused_dir: str):
+def build_trainer(arguments, evaluation_arguments, data_arguments, unused_dir: str):
     """A trainer that only evaluates."""
     from allspark_hf import AllSparkTrainer, AllSparkTrainingArguments
     from allspark_hf.inference import load_trained
+    from allspark_hf.trainer_checks import long_side_of
 
     model, image_processor = load_trained(arguments.model, "cpu")  # the Trainer moves it
-    dataset = select_split(arguments, data_arguments, model.config.num_labels)
+    data_arguments = fit_to_model(data_arguments, model.config, long_side_of(image_processor))
     args = AllSparkTrainingArguments(
         output_dir=unused_dir,
         method="supervised",
         per_device_eval_batch_size=arguments.batch_size,
-        count_absent_classes=arguments.count_absent_classes,
         report_to="none",
         use_cpu=arguments.use_cpu,
+        **asdict(evaluation_arguments),
     )
+    dataset = select_split(arguments, data_arguments, model.config.num_labels)
     return AllSparkTrainer(model, args, image_processor, eval_dataset=dataset)
+
+
+def table(evaluation) -> str:
+    """Percent: a row for each class, then the means."""
+    means = evaluation.metrics()
+    columns = {"iou": "IoU", "accuracy": "accuracy", "boundary_iou": "boundary IoU", "pixel_share": "pixels"}
+    rows = evaluation.per_class()
+    columns = {name: title for name, title in columns.items() if name in rows[0]}
+    rows.append({"name": "mean", **{name: means.get(f"mean_{name}") for name in columns}, "pixel_share": 1.0})
+    width = max(len(row["name"]) for row in rows) + 2
+
+    def cell(name: str, value: float | None) -> str:
+        return ("-" if value is None else f"{100 * value:.2f}").rjust(len(columns[name]) + 6)
+
+    lines = ["".ljust(width) + "".join(title.rjust(len(title) + 6) for title in columns.values())]
+    lines += [row["name"].ljust(width) + "".join(cell(name, row[name]) for name in columns) for row in rows]
+    lines.append(f"overall accuracy {100 * means['overall_accuracy']:.2f}, loss {means['loss']:.4f}")
+    return "\n".join(lines)
+
+
+def results(trainer, arguments, data_arguments, seconds: float) -> dict:
+    """What goes into the JSON file; metrics in [0, 1]."""
+    import torch
+    import transformers
+
+    import allspark_hf
+    from allspark_hf.evaluation_args import EvaluationArguments, eval_crop
+
+    evaluation, config = trainer.evaluation, trainer.model.config
+    settings = {name: getattr(trainer.args, name) for name in EvaluationArguments.__dataclass_fields__}
+    if settings["eval_mode"] != "whole":
+        settings["eval_crop_size"] = list(eval_crop(trainer.args, config))
+    per_class = evaluation.per_class()
+    means = ("loss", "mean_iou", "mean_accuracy", "mean_boundary_iou", "overall_accuracy")
+    return {
+        "model": arguments.model,
+        "data": asdict(data_arguments) | {"split": arguments.split},
+        "settings": settings,
+        "num_images": evaluation.num_images,
+        "num_pixels": evaluation.num_pixels,
+        "metrics": {name: value for name, value in evaluation.metrics().items() if name in means},
+        "per_class": per_class,
+        "confusion_matrix": evaluation.confusion.counts.tolist(),  # [true class][predicted class]
+        "seconds": seconds,
+        "processes": trainer.args.world_size,
+        "versions": {
+            "allspark_hf": allspark_hf.__version__,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "python": platform.python_version(),
+        },
+    }
 
 
 def main():
@@ -91,22 +180,26 @@ def main():
 
     from allspark_hf.cli import parse_arguments
     from allspark_hf.data import DataArguments
+    from allspark_hf.evaluation import OtherProcessError
+    from allspark_hf.evaluation_args import EvaluationArguments
 
     with tempfile.TemporaryDirectory() as unused_dir:
         try:
-            arguments, data_arguments = parse_arguments((EvaluationArguments, DataArguments))
-            trainer = build_trainer(arguments, data_arguments, unused_dir)
+            arguments, *others = parse_arguments((ScriptArguments, EvaluationArguments, DataArguments))
+            trainer = build_trainer(arguments, *others, unused_dir)
+            metrics = trainer.evaluate()
         except (OSError, ValueError) as error:
             sys.exit(f"{type(error).__name__}: {error}")
-        metrics = trainer.evaluate()
+        except OtherProcessError as error:
+            sys.exit(str(error))
     if not trainer.args.should_save:
         return
-    timing = ("eval_runtime", "eval_samples_per_second", "eval_steps_per_second")
-    scores = {name: value for name, value in metrics.items() if name.startswith("eval_") and name not in timing}
-    print_table(scores, len(trainer.eval_dataset))
+    print(f"{trainer.evaluation.num_images} images, percent")
+    print(table(trainer.evaluation))
     print(f"{metrics['eval_samples_per_second']:.1f} images per second")
     if arguments.output_file:
-        Path(arguments.output_file).write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
+        content = results(trainer, arguments, others[1], metrics["eval_runtime"])
+        Path(arguments.output_file).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

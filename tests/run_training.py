@@ -112,6 +112,9 @@ def main(settings: dict):
     outcome = {}
     if evaluate:
         outcome["metrics"] = trainer.evaluate()
+        outcome["confusion"] = trainer.evaluation.confusion.counts
+        outcome["boundary"] = trainer.evaluation.boundary.counts
+        outcome["num_images"] = trainer.evaluation.num_images
     else:
         outcome["read"] = record_reading()
         trainer.train(resume_from_checkpoint=resume)

@@ -93,9 +93,18 @@ def test_resumed_processes_continue_in_the_right_epoch(tmp_path):
         assert torch.equal(resumed[0]["state"][name], value), name
 
 
-def test_evaluation_counts_every_image_once(tmp_path):
-    ranks = launch(tmp_path, method="allspark", evaluate=True)
-    one = make_trainer(tiny_model(), output_dir=str(tmp_path / "one")).evaluate()
+@pytest.mark.parametrize("mode", ["whole", "sliding_window"])
+def test_evaluation_counts_every_image_once(tmp_path, mode):
+    """Five images in two processes."""
+    settings = {"eval_mode": mode, "eval_boundary_iou": True}
+    if mode == "sliding_window":
+        settings |= {"eval_crop_size": [48, 60], "eval_flip": True}
+    ranks = launch(tmp_path, method="allspark", evaluate=True, **settings)
+    trainer = make_trainer(tiny_model(), output_dir=str(tmp_path / "one"), **settings)
+    one = trainer.evaluate()
     for rank in ranks:
-        for name in ("eval_mean_iou", "eval_overall_accuracy", "eval_loss"):
+        assert torch.equal(rank["confusion"], trainer.evaluation.confusion.counts)
+        assert torch.equal(rank["boundary"], trainer.evaluation.boundary.counts)
+        assert rank["num_images"] == 5
+        for name in ("eval_mean_iou", "eval_mean_boundary_iou", "eval_overall_accuracy", "eval_loss"):
             assert rank["metrics"][name] == pytest.approx(one[name], rel=1e-6), name

@@ -1,74 +1,54 @@
-"""The confusion matrix and the metrics drawn from it."""
+"""Evaluation inside the Trainer: what is summed, what is logged, what is refused."""
 
+import datasets
 import numpy as np
 import pytest
 import torch
 from conftest import make_dataset, tiny_model
+from PIL import Image
 
-from allspark_hf.evaluation import ConfusionMatrix, EvaluationDataset, evaluate_batch
-from allspark_hf.losses import upsample
-
-
-NAMES = {0: "road", 1: "sign symbol", 2: "sky"}
-
-
-def test_metrics_by_hand():
-    confusion = ConfusionMatrix(3)
-    labels = torch.tensor([[0, 0, 1, 255], [0, 1, 1, 255]])
-    predictions = torch.tensor([[0, 1, 1, 2], [0, 1, 0, 1]])
-    confusion.update(predictions, labels)
-    assert confusion.counts.tolist() == [[2, 1, 0], [1, 2, 0], [0, 0, 0]]
-    metrics = confusion.metrics(NAMES)
-    assert metrics == {
-        "mean_iou": pytest.approx(0.5),
-        "mean_accuracy": pytest.approx(2 / 3),
-        "overall_accuracy": pytest.approx(4 / 6),
-        "iou_road": pytest.approx(0.5),
-        "iou_sign_symbol": pytest.approx(0.5),
-    }
-    assert confusion.metrics(NAMES, count_absent_classes=True)["mean_iou"] == pytest.approx(1 / 3)
+from allspark_hf import AllSparkTrainer, AllSparkTrainingArguments
+from allspark_hf.evaluation import Evaluation, EvaluationDataset
+from allspark_hf.evaluation_args import EvaluationArguments
+from allspark_hf.inference import make_image_processor
+from allspark_hf.losses import cross_entropy_sum, upsample
+from allspark_hf.metrics import BoundaryCounts, ConfusionMatrix
+from allspark_hf.prediction import center_crop, predict_logits, sliding_window_sum
 
 
-def test_a_class_only_predicted_is_not_absent():
-    confusion = ConfusionMatrix(3)
-    confusion.update(torch.tensor([2, 0]), torch.tensor([0, 0]))
-    metrics = confusion.metrics(NAMES)
-    assert metrics["iou_sky"] == 0 and metrics["mean_iou"] == pytest.approx(0.25)
+SLIDING = {"eval_mode": "sliding_window", "eval_crop_size": [48, 56]}
+MODES = {
+    "whole": {},
+    "sliding_window": SLIDING,
+    "center_crop": {"eval_mode": "center_crop", "eval_crop_size": [33, 90]},
+    "scales and flip": {"eval_scales": [0.75, 1.0], "eval_flip": True},
+    "all at once": {**SLIDING, "eval_scales": [1.0, 1.25], "eval_flip": True, "eval_boundary_iou": True},
+}
 
 
-def test_nothing_valid_gives_zero_not_nan():
-    confusion = ConfusionMatrix(3)
-    confusion.update(torch.tensor([1, 2]), torch.tensor([255, 255]))
-    assert confusion.metrics(NAMES) == {"mean_iou": 0.0, "mean_accuracy": 0.0, "overall_accuracy": 0.0}
+def make_trainer(output_dir, model=None, dataset=None, long_side=None, **settings):
+    args = AllSparkTrainingArguments(
+        output_dir=str(output_dir), use_cpu=True, report_to="none", disable_tqdm=True, **settings
+    )
+    dataset = mixed_sizes() if dataset is None else dataset
+    return AllSparkTrainer(model or tiny_model(), args, make_image_processor(long_side), eval_dataset=dataset)
 
 
-@pytest.mark.parametrize("num_labels", [1, 3, 81])
-def test_streaming_equals_all_at_once(num_labels):
-    generator = torch.Generator().manual_seed(0)
-    labels = torch.randint(num_labels, (5, 17, 23), generator=generator)
-    labels[labels.new_tensor(np.random.default_rng(0).random(labels.shape) < 0.1, dtype=torch.bool)] = 255
-    predictions = torch.randint(num_labels, (5, 17, 23), generator=generator)
-    streamed, whole = ConfusionMatrix(num_labels), ConfusionMatrix(num_labels)
-    for prediction, label in zip(predictions, labels, strict=True):
-        streamed.update(prediction, label)
-    whole.update(predictions, labels)
-    assert torch.equal(streamed.counts, whole.counts)
-    for index in range(num_labels):
-        intersection = ((predictions == index) & (labels == index)).sum()
-        union = (((predictions == index) | (labels == index)) & (labels != 255)).sum()
-        assert whole.iou()[index].item() == pytest.approx((intersection / union).item(), rel=1e-6)
+def mixed_sizes():
+    sizes = [(48, 72), (48, 72), (72, 48), (120, 96), (96, 120)]
+    return datasets.concatenate_datasets([make_dataset(1, seed=seed, size=size) for seed, size in enumerate(sizes)])
 
 
 def test_images_of_different_sizes_are_scored_at_their_masks_size(image_processor):
     model = tiny_model().eval()
-    sizes = [(48, 72), (48, 72), (72, 48), (120, 96)]
-    sets = [EvaluationDataset(make_dataset(1, seed=i, size=size), image_processor, 3) for i, size in enumerate(sizes)]
-    samples = [dataset[0] for dataset in sets]
-    confusion = ConfusionMatrix(3)
-    loss, pixels = evaluate_batch(model, samples, confusion, torch.device("cpu"))
+    dataset = EvaluationDataset(mixed_sizes(), image_processor, 3)
+    samples = [dataset[row] for row in range(4)]
+    evaluation = Evaluation(model.config, EvaluationArguments(), torch.device("cpu"))
+    evaluation.add(model, samples[:3])
+    evaluation.add(model, samples[3:])
     expected = ConfusionMatrix(3)
     expected_loss = 0.0
-    for sample, size in zip(samples, sizes, strict=True):
+    for sample, size in zip(samples, [(48, 72), (48, 72), (72, 48), (120, 96)], strict=True):
         assert sample["labels"].shape == size
         with torch.no_grad():
             logits = upsample(model(sample["pixel_values"][None]).logits, size)
@@ -76,5 +56,181 @@ def test_images_of_different_sizes_are_scored_at_their_masks_size(image_processo
         expected_loss += torch.nn.functional.cross_entropy(
             logits, sample["labels"][None], ignore_index=255, reduction="sum"
         ).item()
-    assert torch.equal(confusion.counts, expected.counts)
-    assert pixels == confusion.counts.sum() and loss == pytest.approx(expected_loss, rel=1e-5)
+    assert torch.equal(evaluation.confusion.counts, expected.counts)
+    assert evaluation.num_pixels == expected.counts.sum() and evaluation.num_images == 4
+    assert evaluation.loss_sum == pytest.approx(expected_loss, rel=1e-5)
+    assert evaluation.boundary is None
+
+
+def test_sliding_window_with_images_scaled_down(tmp_path):
+    """Windows lie on the image as processed; probabilities are brought to the mask's own size."""
+    model = tiny_model()
+    trainer = make_trainer(tmp_path, model, long_side=80, **SLIDING)
+    metrics = trainer.evaluate()
+    confusion, loss, pixels = ConfusionMatrix(3), 0.0, 0
+    for (sample,) in trainer.get_eval_dataloader():
+        assert max(sample["pixel_values"].shape) == 80
+        labels = sample["labels"][None]
+        total, coverage = sliding_window_sum(model.eval(), sample["pixel_values"][None], (48, 56))
+        probabilities = upsample(total / coverage, labels.shape[1:])
+        confusion.update(probabilities.argmax(1), labels)
+        loss += cross_entropy_sum(probabilities.log(), labels).item()
+        pixels += int((labels != 255).sum())
+    assert metrics["eval_mean_iou"] == pytest.approx(confusion.iou().nanmean().item(), abs=1e-12)
+    assert torch.equal(trainer.evaluation.confusion.counts, confusion.counts)
+    assert metrics["eval_loss"] == pytest.approx(loss / pixels, rel=1e-5)
+
+
+def test_centre_crop_scores_the_middle_only(tmp_path):
+    model = tiny_model()
+    trainer = make_trainer(tmp_path, model, eval_boundary_iou=True, **MODES["center_crop"])
+    metrics = trainer.evaluate()
+    confusion, boundary = ConfusionMatrix(3), BoundaryCounts(3)
+    for (sample,) in trainer.get_eval_dataloader():
+        labels = center_crop(sample["labels"], (33, 90))[None]
+        with torch.no_grad():
+            logits = model.eval()(center_crop(sample["pixel_values"], (33, 90))[None]).logits
+        prediction = upsample(logits, labels.shape[1:]).argmax(1)
+        confusion.update(prediction, labels)
+        boundary.update(prediction, labels)
+    assert torch.equal(trainer.evaluation.confusion.counts, confusion.counts)
+    assert metrics["eval_mean_boundary_iou"] == pytest.approx(boundary.iou().nanmean().item(), abs=1e-12)
+    assert trainer.evaluation.num_pixels == confusion.counts.sum()
+
+
+@pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
+def test_no_mode_depends_on_the_batch_size(tmp_path, mode):
+    model = tiny_model()
+    one = make_trainer(tmp_path, model, **mode)
+    expected = one.evaluate()
+    assert expected.keys() >= {"eval_loss", "eval_mean_iou", "eval_iou_LABEL_0"}
+    for settings in (
+        {"per_device_eval_batch_size": 2},
+        {"per_device_eval_batch_size": 5, "eval_windows_per_batch": 3},
+    ):
+        other = make_trainer(tmp_path, model, **mode, **settings)
+        actual = other.evaluate()
+        assert torch.equal(other.evaluation.confusion.counts, one.evaluation.confusion.counts)
+        assert actual["eval_loss"] == pytest.approx(expected["eval_loss"], rel=1e-5)
+        assert other.evaluation.num_images == 5
+
+
+def test_loss_of_averaged_probabilities(tmp_path):
+    model = tiny_model()
+    trainer = make_trainer(tmp_path, model, **MODES["scales and flip"])
+    loss = trainer.evaluate()["eval_loss"]
+    total, pixels = 0.0, 0
+    for (sample,) in trainer.get_eval_dataloader():
+        labels = sample["labels"][None]
+        logits = predict_logits(model.eval(), sample["pixel_values"][None], labels.shape[1:], trainer.args)
+        probability = logits.exp().gather(1, labels.where(labels != 255, 0)[:, None])[:, 0]
+        total -= probability[labels != 255].double().log().sum().item()
+        pixels += int((labels != 255).sum())
+    assert loss == pytest.approx(total / pixels, rel=1e-5)
+
+
+def test_names_of_metrics(tmp_path):
+    plain = make_trainer(tmp_path).evaluate()
+    assert not [name for name in plain if "boundary" in name]
+    trainer = make_trainer(tmp_path, eval_boundary_iou=True, eval_boundary_ratio=0.05)
+    metrics = trainer.evaluate()
+    for index, value in enumerate(trainer.evaluation.boundary.iou().tolist()):
+        assert metrics[f"eval_boundary_iou_LABEL_{index}"] == value
+    assert metrics["eval_mean_boundary_iou"] == pytest.approx(trainer.evaluation.boundary.iou().mean().item())
+    assert trainer.evaluation.boundary.dilation_ratio == 0.05
+    # What other scripts read as "the IoU of each class" must not take in the boundary's.
+    assert {name for name in metrics if "eval_iou_" in name} == {f"eval_iou_LABEL_{index}" for index in range(3)}
+
+
+def test_a_class_that_does_not_occur_has_no_value(tmp_path):
+    model = tiny_model(num_labels=4)
+    with torch.no_grad():
+        model.decode_head.classifier.bias[3] = -100.0
+    trainer = make_trainer(tmp_path, model, eval_boundary_iou=True)
+    trainer.evaluate()
+    *others, absent = trainer.evaluation.per_class()
+    assert absent == {
+        "index": 3,
+        "name": "LABEL_3",
+        "iou": None,
+        "accuracy": None,
+        "boundary_iou": None,
+        "pixel_share": 0,
+    }
+    assert sum(row["pixel_share"] for row in others) == pytest.approx(1)
+    for index, row in enumerate(others):
+        counts = trainer.evaluation.confusion.counts
+        assert row["accuracy"] == pytest.approx((counts[index, index] / counts[index].sum()).item(), rel=1e-6)
+
+
+def test_evaluation_leaves_the_model_as_it_was(tmp_path):
+    trainer = make_trainer(tmp_path, **MODES["all at once"])
+    trainer.model.train()
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    trainer.evaluate()
+    assert trainer.model.training
+    assert all(torch.equal(value, before[name]) for name, value in trainer.model.state_dict().items())
+
+
+def test_a_mask_that_does_not_fit_is_named(tmp_path):
+    wrong = Image.fromarray(np.full((48, 72), 7, dtype=np.uint8))
+    rows = {"id": ["street/12"], "image": [Image.new("RGB", (72, 48))], "label": [wrong]}
+    dataset = datasets.Dataset.from_dict(
+        rows,
+        features=datasets.Features(
+            {"id": datasets.Value("string"), "image": datasets.Image(), "label": datasets.Image()}
+        ),
+    )
+    with pytest.raises(
+        ValueError, match=r"The mask of row 0 \(street/12\) has the value 7, but the model has classes"
+    ):
+        make_trainer(tmp_path, dataset=dataset).evaluate()
+
+
+REFUSED = [
+    ({"eval_mode": "center_crop"}, {"long_side": 60}, "cuts image and mask alike, but the image processor resizes"),
+    ({**SLIDING, "eval_crop_size": [20]}, {}, "would crop to 20x20 pixels .* but the encoder needs 29 a side"),
+    (
+        {"eval_mode": "sliding_window", "eval_windows_per_batch": 2},
+        {"model": tiny_model(mix_images_in_eval=True)},
+        "eval_windows_per_batch=2 would mix the windows of an image",
+    ),
+]
+
+
+@pytest.mark.parametrize(("settings", "parts", "sentence"), REFUSED)
+def test_what_the_model_or_the_image_processor_does_not_allow(tmp_path, settings, parts, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        make_trainer(tmp_path, **parts, **settings)
+
+
+def test_a_resized_image_cannot_be_cropped_beside_its_mask(image_processor):
+    """For users of Evaluation without the Trainer's check."""
+    model = tiny_model().eval()
+    args = EvaluationArguments(eval_mode="center_crop")
+    sample = EvaluationDataset(mixed_sizes(), make_image_processor(60), 3)[0]
+    with pytest.raises(ValueError, match=r"An image is resized to \(40, 60\), its mask is \(48, 72\)"):
+        Evaluation(model.config, args, torch.device("cpu")).add(model, [sample])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        ({"eval_mode": "tiles"}, "eval_mode='tiles' is unknown: choose one of whole, center_crop, sliding_window"),
+        ({"eval_mode": "center_crop", "eval_crop_size": [1, 2, 3]}, r"eval_crop_size=\[1, 2, 3\] is neither"),
+        ({"eval_mode": "center_crop", "eval_crop_size": []}, r"eval_crop_size=\[\] is neither"),
+        ({"eval_mode": "center_crop", "eval_crop_size": [64, 0]}, "eval_crop_size=.* is neither a positive side nor"),
+        ({"eval_crop_size": [64]}, "eval_mode='whole' does not crop"),
+        ({"eval_stride": 0.0}, "eval_stride=0 is no share of the window"),
+        ({"eval_stride": 1.5}, "eval_stride=1.5 is no share of the window"),
+        ({"eval_windows_per_batch": 0}, "eval_windows_per_batch=0: set at least 1 window"),
+        ({"eval_scales": [1.0, 0.0]}, "eval_scales has 0: set scales above 0"),
+        ({"eval_scales": [11.0]}, "eval_scales has 11: set scales above 0 and up to 10"),
+        ({"eval_boundary_ratio": 0.0}, "eval_boundary_ratio=0 is no share"),
+    ],
+)
+@pytest.mark.parametrize("arguments", [EvaluationArguments, AllSparkTrainingArguments])
+def test_mistakes_are_refused(arguments, wrong, sentence):
+    shared = {} if arguments is EvaluationArguments else {"output_dir": "unused", "use_cpu": True}
+    with pytest.raises(ValueError, match=sentence):
+        arguments(**wrong, **shared)

@@ -15,12 +15,6 @@ PAPER = Path(__file__).parents[1] / "scripts" / "recipes" / "paper"
 CELLS = sorted(PAPER.glob("*/*.yaml"))
 TYPES = (DataArguments, ModelArguments, AllSparkTrainingArguments)
 
-# Arguments of other branches; to be emptied when they are there.
-NOT_YET = {
-    "eval_mode",
-    "eval_crop_size",
-}
-
 # Folder: data format, data set, crop, epochs, lr, head multiple, batch per GPU, warm-up, labeled loss, evaluation.
 SETTINGS = {
     "pascal_original": ("voc", "pascal", 513, 80, 0.001, 10, 2, 5, "cross_entropy", None),
@@ -117,8 +111,7 @@ def test_recipe_of_the_paper(path, parser):
     if supervised:  # the authors' configuration of this baseline
         per_device, rate = 2 * per_device, 0.001
     entries = resolve_recipe(path)
-    known = {name: value for name, value in entries.items() if name not in NOT_YET}
-    data, model_arguments, args = parser.parse_args_into_dataclasses([*recipe_arguments(known), "--use_cpu"])
+    data, model_arguments, args = parser.parse_args_into_dataclasses([*recipe_arguments(entries), "--use_cpu"])
 
     split = LISTS[folder][int(count)]
     assert (entries["data_format"], data.data_dir) == (data_format, f"data/{name}")

@@ -3,9 +3,12 @@
 import logging
 from dataclasses import dataclass, field, replace
 
-from .checks import CheckReport, check_data
+from datasets import Dataset
+
+from .checks import CheckReport, MaskValueTransform, check_data
 from .classes import read_classes
 from .hub import load_hub_data
+from .images import check_mask_values
 from .layouts import DATA_FORMATS, VOC_MASKS, find_layout
 from .pairs import SegmentationData
 from .splits import Selection, load_layout, write_id_lists
@@ -232,4 +235,12 @@ def load_data(
     return report
 
 
-__all__ = ["DataArguments", "find_data", "load_data"]
+def with_class_indices(dataset: Dataset, data: SegmentationData, arguments: DataArguments) -> Dataset:
+    """Rows of `data`, of [`find_data`], whose masks, when read, hold class indices; they are not checked."""
+    values, ignored = data.stored_values(arguments.mask_values, arguments.ignored_mask_values)
+    check_mask_values(values, arguments.ignore_index, ignored)
+    transform = MaskValueTransform(values, arguments.ignore_index, ignored)
+    return dataset.with_transform(transform) if transform.maps else dataset
+
+
+__all__ = ["DataArguments", "find_data", "load_data", "with_class_indices"]
