@@ -171,13 +171,10 @@ class Material:
             return list(self.some(self.sets["validation"], self.arguments.num_images))
         rows = []
         for wanted in self.arguments.images:
-            found = [
-                (dataset, dataset["id"].index(wanted)) for dataset in self.sets.values() if wanted in dataset["id"]
-            ]
-            if not found:
+            holder = next((dataset for dataset in self.sets.values() if wanted in dataset["id"]), None)
+            if holder is None:
                 raise ValueError(f"There is no image {wanted} in the data: give ids as in validation_ids.txt.")
-            dataset, row = found[0]
-            rows.append(dataset[row])
+            rows.append(holder[list(holder["id"]).index(wanted)])
         return rows
 
     def sets_with_masks(self) -> dict:

@@ -20,11 +20,11 @@ CURVE_PANELS = (
     ("Training loss", "cross-entropy", (("loss_x", "labeled", 1), ("loss_u", "unlabeled", 1))),
     ("Validation", "mIoU (%)", (("eval_mean_iou", "", 100),)),
     ("Learning rate", "", (("learning_rate", "encoder", 1), ("learning_rate_head", "head", 1))),
-    ("Pixels in the loss", "share (%)", (("used_x", "labeled", 100), ("used_u", "unlabeled", 100))),
+    ("Pixels used", "share (%)", (("used_x", "labeled", 100), ("used_u", "unlabeled", 100))),
     (
         "Pseudo-labels",
         "(%)",
-        (("pseudo_mean_iou", "mIoU against hidden masks", 100), ("pseudo_confidence", "confidence", 100)),
+        (("pseudo_mean_iou", "mIoU (hidden masks)", 100), ("pseudo_confidence", "confidence", 100)),
     ),
 )
 LINES = ("-", "--")
@@ -33,7 +33,7 @@ LINES = ("-", "--")
 def draw_error_by_set(arrays: Mapping[str, np.ndarray], style: Style) -> "Figure":
     """Figure 1c from the arrays of [`error_by_set`]: error in percent by model and set, with the margins."""
     error, margin = 100 * arrays["error"], 100 * arrays["margin"]
-    figure = new_figure(4.0, "Error on images seen with, without and never in training")
+    figure = new_figure(4.0, "Error on labeled, unlabeled and validation images")
     axes = figure.subplots()
     num_models, num_sets = error.shape
     width = 0.8 / num_sets
@@ -44,14 +44,16 @@ def draw_error_by_set(arrays: Mapping[str, np.ndarray], style: Style) -> "Figure
         for model in range(num_models):
             text = f"{error[model, index]:.1f}" + (f"\n({margin[model, index]:+.1f})" if index else "")
             place = (x[model], error[model, index])
-            axes.annotate(text, place, (0, 2), textcoords="offset points", ha="center", va="bottom")
+            # Its own background keeps grid lines out of the number.
+            box = {"facecolor": style.background, "edgecolor": "none", "pad": 0.6}
+            axes.annotate(text, place, (0, 3), textcoords="offset points", ha="center", va="bottom", bbox=box)
     for model in range(num_models):
         ends = model + np.array([-0.4, 0.4])
         axes.plot(ends, [error[model, 0]] * 2, color=style.foreground, linewidth=1, linestyle=":")
     axes.set_xticks(range(num_models), [plain(name) for name in arrays["models"]])
     axes.set_xlim(-0.6, num_models - 0.4)
     axes.set_ylim(0, 1.18 * max(error.max(), 1))
-    axes.set_ylabel("100 - mIoU (%)")
+    axes.set_ylabel("error, 100 - mIoU (%)")
     axes.grid(axis="y")
     note = f"In brackets: margin to the {arrays['sets'][0]} images (dotted line)"
     axes.set_xlabel(plain(note))
@@ -84,7 +86,7 @@ def draw_channels_per_class(arrays: Mapping[str, np.ndarray], style: Style) -> "
         _bars(grid[row + 1, 1], arrays["counts"][row][classes], colors, present, style)
         grid[row + 1, 0].set_title(plain(arrays["ids"][row], MAX_NAME), fontsize="small")
     for axes in grid[:-1, 1]:
-        axes.set_xticks(range(len(classes)), [])
+        axes.set_xticks([])
     names = [plain(arrays["class_names"][index], MAX_NAME) for index in classes]
     grid[-1, 1].set_xticks(range(len(classes)), names, rotation=45, ha="right", rotation_mode="anchor")
     if len(classes) < len(arrays["class_names"]):
@@ -152,7 +154,7 @@ def draw_curves(arrays: Mapping[str, np.ndarray], style: Style) -> "Figure":
                 for (_, label, _), dashes in zip(lines, LINES, strict=False)
             ]
             # On the line of the title, where no data is.
-            axes.legend(handles=keys, loc="lower right", bbox_to_anchor=(1, 1), borderpad=0, ncols=2)
+            axes.legend(handles=keys, loc="lower right", bbox_to_anchor=(1, 1), borderpad=0, ncols=2, handlelength=1.7)
     keys = [Line2D([], [], color=color, label=plain(run)) for run, color in colors.items()]
     figure.legend(handles=keys, loc="outside lower center", ncols=min(4, len(runs)))
     return figure

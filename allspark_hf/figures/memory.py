@@ -89,7 +89,8 @@ def memory_contents(
 ) -> dict:
     """Channels in the memory after one pass over the unlabeled images' centre crops, and their images (Figure 7).
 
-    Shown are the slots that got most channels, and of each the channels written last, one per image.
+    Shown are the slots that got most channels, and of each the images that most of its content came from, with one
+    channel: the one written last.
 
     Args:
         model: Model with a semantic memory, in eval mode.
@@ -112,7 +113,7 @@ def memory_contents(
     arrays = refill_memory(model, (crop_row(images, row, image_processor, config).pixel_values for row in rows))
     slots = np.argsort(-arrays["num_enqueued"], kind="stable")[:num_classes]
     slots = np.sort(slots[arrays["num_enqueued"][slots] > 0])
-    places = np.stack([_newest_places(arrays, slot, num_shown) for slot in slots])
+    places = np.stack([_places_to_show(arrays, slot, num_shown) for slot in slots])
     pictures = np.zeros((*places.shape, *config.crop_height_width, 3), dtype=np.uint8)
     for index, (slot, place) in enumerate(zip(np.repeat(slots, num_shown), places.ravel(), strict=True)):
         if place >= 0:
@@ -131,13 +132,12 @@ def memory_contents(
     }
 
 
-def _newest_places(arrays: dict, slot: int, num_shown: int) -> np.ndarray:
-    """Places of a slot's newest channels, one per image, newest image first, filled up with -1."""
+def _places_to_show(arrays: dict, slot: int, num_shown: int) -> np.ndarray:
+    """Places of the newest channel of each image in a slot, the images with most channels first, filled up with -1."""
     rows = arrays["source_row"][slot]
     age = (arrays["num_enqueued"][slot] - 1 - np.arange(len(rows))) % len(rows)  # 0 for the place written last
-    places, taken = [], set()
-    for place in np.argsort(age):
-        if rows[place] >= 0 and rows[place] not in taken and len(places) < num_shown:
-            places.append(place)
-            taken.add(rows[place])
-    return np.array(places + [-1] * (num_shown - len(places)))
+    written = np.flatnonzero(rows >= 0)
+    images, counts = np.unique(rows[written], return_counts=True)
+    newest = [min(written[rows[written] == image], key=lambda place: age[place]) for image in images]
+    order = sorted(range(len(images)), key=lambda index: (-counts[index], age[newest[index]]))[:num_shown]
+    return np.array([newest[index] for index in order] + [-1] * (num_shown - len(order)))

@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 __all__ = ["draw_bottleneck_channels", "draw_memory_contents", "draw_predictions", "paint_difference"]
 
 MARGIN = 1.1  # inches for title, legend and gaps
-FAINT = 0.35  # weight of the image under a difference map
+CHARACTER = 0.078  # inches of a line that a character takes
+LEGEND_COLUMNS = 5
+GAP = 0.15  # between the two rows of an image and the next, in heights of a row
+FAINT = 0.25  # weight of the image under a difference map
 
 
 def draw_bottleneck_channels(arrays: Mapping[str, np.ndarray], style: Style) -> "Figure":
@@ -29,15 +32,17 @@ def draw_bottleneck_channels(arrays: Mapping[str, np.ndarray], style: Style) -> 
     # The image is twice as large as a map, because it has two rows.
     map_width = (WIDTH - 0.8) / (num_shown + 2)
     title = f"Channels before and after the bottleneck{crop_note(arrays)}"
-    figure = new_figure(MARGIN + num_images * (2 * map_width * aspect + 0.35), title)
-    grid = figure.add_gridspec(2 * num_images, num_shown + 1, width_ratios=[2] + [1] * num_shown)
+    figure = new_figure(MARGIN + num_images * (2 * map_width * aspect + 0.4), title)
+    # Two rows an image, and a gap.
+    ratios = {"width_ratios": [2] + [1] * num_shown, "height_ratios": [1, 1, GAP] * num_images}
+    grid = figure.add_gridspec(3 * num_images, num_shown + 1, **ratios)
     for row in range(num_images):
-        axes = figure.add_subplot(grid[2 * row : 2 * row + 2, 0])
+        axes = figure.add_subplot(grid[3 * row : 3 * row + 2, 0])
         _picture(axes, pictures[row], style)
         axes.set_title(plain(arrays["ids"][row], 2 * MAX_NAME), fontsize="small")
         for half, name in enumerate(("before", "after")):
             for column, channel in enumerate(shown[row]):
-                axes = figure.add_subplot(grid[2 * row + half, 1 + column])
+                axes = figure.add_subplot(grid[3 * row + half, 1 + column])
                 _heat_map(axes, arrays[name][row, channel], aspect, style)
                 if half == 0:
                     axes.set_title(f"channel {channel}", fontsize="small")
@@ -53,7 +58,7 @@ def draw_memory_contents(arrays: Mapping[str, np.ndarray], style: Style) -> "Fig
     pictures = arrays["pictures"]
     aspect = pictures.shape[2] / pictures.shape[3]
     num_rows, num_shown = places.shape
-    height = MARGIN + num_rows * ((WIDTH - 0.6) / (2 * num_shown) * aspect + 0.35)
+    height = MARGIN + num_rows * ((WIDTH - 0.6) / (2 * num_shown) * aspect + 0.22)
     figure = new_figure(height, f"Channels in the memory, each beside its image{crop_note(arrays)}")
     grid = figure.subplots(num_rows, 2 * num_shown, squeeze=False)
     for row, slot in enumerate(slots):
@@ -76,15 +81,12 @@ def draw_predictions(arrays: Mapping[str, np.ndarray], style: Style) -> "Figure"
     """Figure b from the arrays of [`compare_predictions`]: a row for each image."""
     models, num_images = [str(name) for name in arrays["models"]], len(arrays["ids"])
     ignore_index, palette = int(arrays["ignore_index"]), arrays["palette"]
-    titles = ["image", "truth", *models, *(f"{name} / {models[-1]}" for name in models[:-1])]
-    if len(models) == 1:
-        titles.append(f"{models[0]}: wrong")
+    titles = ["image", "truth", *models, *(f"difference to\n{name}" for name in models[:-1] or ["truth"])]
     column_width = (WIDTH - 0.5) / len(titles)
     sizes = [arrays[f"picture_{row}"].shape[:2] for row in range(num_images)]
     heights = [column_width * height / width for height, width in sizes]
-    handles = _prediction_legend(arrays, style)
-    legend_rows = -(-len(handles) // 5)
-    height = 0.8 + sum(heights) + 0.08 * num_images + 0.2 * legend_rows
+    handles, legend_rows, legend_columns = _prediction_legend(arrays, style)
+    height = 0.95 + sum(heights) + 0.05 * num_images + 0.17 * legend_rows
     figure = new_figure(height, "Predictions, and where they are wrong")
     grid = figure.subplots(num_images, len(titles), squeeze=False, height_ratios=heights)
     for row in range(num_images):
@@ -97,8 +99,8 @@ def draw_predictions(arrays: Mapping[str, np.ndarray], style: Style) -> "Figure"
             _picture(axes, pixels, style)
         grid[row, 0].set_ylabel(plain(arrays["ids"][row], MAX_NAME), fontsize="x-small")
     for axes, title in zip(grid[0], titles, strict=True):
-        axes.set_title(plain(title))
-    figure.legend(handles=handles, loc="outside lower center", ncols=5, fontsize="small")
+        axes.set_title("\n".join(plain(line, int(column_width / CHARACTER)) for line in title.split("\n")))
+    figure.legend(handles=handles, loc="outside lower center", ncols=legend_columns, fontsize="small")
     return figure
 
 
@@ -108,14 +110,14 @@ def paint_difference(codes: np.ndarray, picture: np.ndarray, style: Style) -> np
     Args:
         codes: uint8 (height, width), see [`difference`].
         picture: uint8 (height, width, 3).
-        style: Its `wrong` colours the errors, `muted` the ignored pixels.
+        style: Its `wrong` colours the errors, `ignored` the ignored pixels.
     """
     background = np.array(_rgb(style.background), dtype=np.float32)
     grey = np.array(Image.fromarray(picture).convert("L"), dtype=np.float32)[..., None]
     painted = (background + FAINT * (grey - background)).round().astype(np.uint8)
     for code, color in zip((BASELINE_WRONG, MODEL_WRONG, BOTH_WRONG), style.wrong, strict=True):
         painted[codes == code] = _rgb(color)
-    painted[codes == IGNORED] = _rgb(style.muted)
+    painted[codes == IGNORED] = _rgb(style.ignored)
     return painted
 
 
@@ -123,8 +125,8 @@ def _rgb(color: str) -> tuple[int, int, int]:
     return tuple(bytes.fromhex(color[1:]))
 
 
-def _prediction_legend(arrays: Mapping[str, np.ndarray], style: Style) -> list:
-    """Keys of the classes that occur and of the kinds of difference."""
+def _prediction_legend(arrays: Mapping[str, np.ndarray], style: Style) -> tuple[list, int, int]:
+    """Keys of the classes that occur and, in columns of their own, of the kinds of difference; rows and columns."""
     from matplotlib.patches import Patch
 
     num_images = len(arrays["ids"])
@@ -141,9 +143,16 @@ def _prediction_legend(arrays: Mapping[str, np.ndarray], style: Style) -> list:
     if len(arrays["models"]) > 1:
         baseline = arrays["models"][0] if len(arrays["models"]) == 2 else "baseline"
         kinds = [(style.wrong[0], f"wrong: {baseline}"), *kinds, (style.wrong[2], "wrong: both")]
-    kinds.append((style.muted, "ignored"))
+    kinds.append((style.ignored, "ignored"))
     edge = style.foreground
-    return handles + [Patch(facecolor=color, edgecolor=edge, label=plain(label)) for color, label in kinds]
+    kinds = [Patch(facecolor=color, edgecolor=edge, label=plain(label)) for color, label in kinds]
+    num_rows = 1
+    while -(-len(handles) // num_rows) + -(-len(kinds) // num_rows) > LEGEND_COLUMNS:
+        num_rows += 1
+    # A legend is filled column by column.
+    handles += [Patch(alpha=0, label=" ") for _ in range(-len(handles) % num_rows)]
+    handles += kinds
+    return handles, num_rows, -(-len(handles) // num_rows)
 
 
 def _picture(axes, pixels: np.ndarray, style: Style):

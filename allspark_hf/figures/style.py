@@ -41,9 +41,10 @@ class Style:
         name: "light" or "dark".
         background: Of the page.
         foreground: Of text, axes and outlines.
-        muted: Of grid lines, and of pixels that do not count.
+        muted: Of grid lines and frames.
         series: Of bars and curves, in this order: Okabe and Ito's, those that stand out from the background.
         wrong: Of pixels where only the baseline, only the model, or both are wrong.
+        ignored: Of pixels that do not count.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Style:
     muted: str
     series: tuple[str, ...]
     wrong: tuple[str, str, str]
+    ignored: str = "#8c8c8c"
 
 
 STYLES = {
