@@ -78,18 +78,19 @@ def run_names(folders: list[str]) -> list[str]:
     return names if len(set(names)) == len(names) else folders
 
 
-def read_ids(folder: str, kind: str) -> list[str] | None:
-    """The ids of one set of a run, "labeled", "unlabeled" or "validation"; None if the folder does not say."""
-    path = Path(folder) / f"{kind}_ids.txt"
-    return path.read_text(encoding="utf-8").split("\n")[:-1] if path.is_file() else None
+def list_path(folder: str, kind: str) -> Path:
+    """The list of the ids of one set of a run: "labeled", "unlabeled" or "validation"; may be missing."""
+    path = Path(folder)
+    return (path.parent if path.name.startswith("checkpoint-") else path) / f"{kind}_ids.txt"
 
 
 def split_of_run(data_arguments, folder: str):
     """Data arguments by which the images labeled in a run are labeled, unless others were asked for."""
     asked = (data_arguments.labeled_fraction, data_arguments.labeled_count, data_arguments.labeled_ids)
-    if read_ids(folder, "labeled") is None or any(value is not None for value in asked):
+    path = list_path(folder, "labeled")
+    if not path.is_file() or any(value is not None for value in asked):
         return data_arguments
-    return dataclasses.replace(data_arguments, labeled_ids=str(Path(folder) / "labeled_ids.txt"))
+    return dataclasses.replace(data_arguments, labeled_ids=str(path))
 
 
 class Material:
@@ -132,13 +133,14 @@ class Material:
         """Why it is not known which of the images every model was trained on; None if it is."""
         for folder in self.folders:
             for kind, dataset in self.sets.items():
-                listed = read_ids(folder, kind)
-                if listed is None:
-                    return f"there is no {kind}_ids.txt in {folder}, which says what the model was trained on"
+                path = list_path(folder, kind)
+                if not path.is_file():
+                    return f"there is no {path}, which says what the model was trained on"
+                listed = path.read_text(encoding="utf-8").split("\n")[:-1]
                 if sorted(listed) != sorted(dataset["id"]):
                     return (
-                        f"the {kind} images are not those of {kind}_ids.txt in {folder}: give data and options of the "
-                        "data as in that training, and baselines trained on the same images"
+                        f"the {kind} images are not those of {path}: give data and options of the data as in that "
+                        "training, and baselines trained on the same images"
                     )
         return None
 

@@ -191,6 +191,10 @@ def test_curves_are_in_percent_and_have_a_panel_each():
     line = panels["Validation"].lines[1]
     np.testing.assert_allclose(line.get_ydata(), 100 * arrays["value"][rows])
     np.testing.assert_allclose(line.get_xdata(), arrays["epoch"][rows])
+    with drawing(STYLES["light"]):
+        same = curve_arrays(("learning_rate",)) | {"value": np.tile(np.arange(20.0), 2)}
+        (axes,) = DRAWERS["curves"](same, STYLES["light"]).axes
+    assert axes.lines[0].get_linewidth() > axes.lines[1].get_linewidth() == line.get_linewidth()
     with pytest.raises(ValueError, match="no curve to draw"):
         DRAWERS["curves"](curve_arrays(("grad_norm",)), STYLES["light"])
 

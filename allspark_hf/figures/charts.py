@@ -84,7 +84,8 @@ def draw_channels_per_class(arrays: Mapping[str, np.ndarray], style: Style) -> "
         grid[row + 1, 0].imshow(pictures[row])
         present = arrays["present"][row][classes] | ~arrays["has_mask"][row]
         _bars(grid[row + 1, 1], arrays["counts"][row][classes], colors, present, style)
-        grid[row + 1, 0].set_title(plain(arrays["ids"][row], MAX_NAME), fontsize="small")
+        note = "" if arrays["has_mask"][row] else " (no mask)"
+        grid[row + 1, 0].set_title(plain(arrays["ids"][row], MAX_NAME) + note, fontsize="small")
     for axes in grid[:-1, 1]:
         axes.set_xticks([])
     names = [plain(arrays["class_names"][index], MAX_NAME) for index in classes]
@@ -161,8 +162,11 @@ def draw_curves(arrays: Mapping[str, np.ndarray], style: Style) -> "Figure":
 
 
 def _curve_of_each_run(axes, arrays: Mapping[str, np.ndarray], series: str, factor: float, colors: dict, dashes: str):
-    for run, color in colors.items():
-        rows = (arrays["run"] == run) & (arrays["series"] == series)
-        x, y = arrays["epoch"][rows], factor * arrays["value"][rows]
+    logged = [(arrays["run"] == run) & (arrays["series"] == series) for run in colors]
+    points = [np.stack([arrays["epoch"][rows], factor * arrays["value"][rows]]) for rows in logged]
+    for index, ((x, y), color) in enumerate(zip(points, colors.values(), strict=True)):
         marker = "o" if len(x) <= 12 else None
-        axes.plot(x, y, color=color, linestyle=dashes, linewidth=1.5, marker=marker, markersize=3)
+        # What later runs cover exactly, such as one learning rate for all, stays visible around them.
+        covered = sum(np.array_equal(points[index], later) for later in points[index + 1 :])
+        width = 1.5 + 2.5 * covered
+        axes.plot(x, y, color=color, linestyle=dashes, linewidth=width, marker=marker, markersize=2 * width)
