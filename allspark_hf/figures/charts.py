@@ -21,11 +21,7 @@ CURVE_PANELS = (
     ("Validation", "mIoU (%)", (("eval_mean_iou", "", 100),)),
     ("Learning rate", "", (("learning_rate", "encoder", 1), ("learning_rate_head", "head", 1))),
     ("Pixels used", "share (%)", (("used_x", "labeled", 100), ("used_u", "unlabeled", 100))),
-    (
-        "Pseudo-labels",
-        "(%)",
-        (("pseudo_mean_iou", "mIoU (hidden masks)", 100), ("pseudo_confidence", "confidence", 100)),
-    ),
+    ("Pseudo-labels", "percent", (("pseudo_mean_iou", "mIoU", 100), ("pseudo_confidence", "confidence", 100))),
 )
 LINES = ("-", "--")
 
@@ -168,5 +164,5 @@ def _curve_of_each_run(axes, arrays: Mapping[str, np.ndarray], series: str, fact
         marker = "o" if len(x) <= 12 else None
         # What later runs cover exactly, such as one learning rate for all, stays visible around them.
         covered = sum(np.array_equal(points[index], later) for later in points[index + 1 :])
-        width = 1.5 + 2.5 * covered
+        width = 1.5 + 2 * covered
         axes.plot(x, y, color=color, linestyle=dashes, linewidth=width, marker=marker, markersize=2 * width)

@@ -107,6 +107,8 @@ def drawing(style: Style) -> Iterator[None]:
                 "grid.color": style.muted,
                 "grid.linewidth": 0.6,
                 "hatch.linewidth": 0.8,
+                "lines.scale_dashes": False,  # dashes of lines of any width lie on each other
+                "lines.dashed_pattern": (6, 3),
                 "figure.facecolor": style.background,
                 "axes.facecolor": style.background,
                 **{f"{name}.color": fore for name in ("text", "xtick", "ytick")},
