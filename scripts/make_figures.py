@@ -185,6 +185,8 @@ class Material:
         rows = [row for row, name in enumerate(unlabeled["id"]) if name in self.hidden_ids]
         sets = {"labeled": self.sets["labeled"], "unlabeled": unlabeled.select(rows)}
         sets["validation"] = self.sets["validation"]
+        if not rows:
+            print("Figure 1c has no error on unlabeled images, because no mask of them was hidden.")
         return {name: self.some(dataset, self.arguments.max_images) for name, dataset in sets.items() if len(dataset)}
 
 

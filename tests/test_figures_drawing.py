@@ -168,6 +168,7 @@ def test_bars_have_the_height_of_the_numbers():
         (axes,) = DRAWERS["1c"](arrays, STYLES["dark"]).axes
     heights = sorted(patch.get_height() for patch in axes.patches if patch.get_width() > 0.1)
     np.testing.assert_allclose(heights, np.sort(100 * arrays["error"].ravel()))
+    assert axes.figure.get_suptitle() == "Error on labeled, unlabeled and validation images"
     texts = [text.get_text() for text in axes.texts]
     assert f"{100 * arrays['error'][1, 2]:.1f}\n({100 * arrays['margin'][1, 2]:+.1f})" in texts
 

@@ -151,6 +151,20 @@ def test_a_checkpoint_has_the_lists_of_its_run(folder, monkeypatch, tmp_path):
         np.testing.assert_array_equal(of_run[name], of_checkpoint[name])
 
 
+def test_without_hidden_masks_there_is_no_error_on_unlabeled_images(folder, monkeypatch, capsys, tmp_path):
+    shutil.copytree(folder / "data", tmp_path / "data")
+    kept = (folder / "allspark/labeled_ids.txt").read_text(encoding="utf-8").split()
+    for path in (tmp_path / "data/masks/train").glob("*.png"):
+        if path.stem not in kept:
+            path.unlink()
+    arguments = ["--model", folder / "allspark", "--data_dir", tmp_path / "data", "--figures", "1c"]
+    run_here(monkeypatch, "make_figures.py", *arguments, "--background", "dark", "--output_dir", tmp_path / "new")
+    assert "Figure 1c has no error on unlabeled images" in capsys.readouterr().out
+    arrays, of_all = np.load(tmp_path / "new/figure_1c.npz"), np.load(folder / "all/figure_1c.npz")
+    assert arrays["sets"].tolist() == ["labeled", "validation"]
+    np.testing.assert_array_equal(arrays["mean_iou"][0], of_all["mean_iou"][2, [0, 2]])
+
+
 @pytest.mark.parametrize("figure", ["5", "6", "7"])
 def test_a_plain_segformer_has_no_channels_to_draw(folder, figure, monkeypatch, tmp_path):
     arguments = [*options(folder, "pseudo_label"), "--figures", figure, "--output_dir", tmp_path / "none"]

@@ -29,7 +29,8 @@ LINES = ("-", "--")
 def draw_error_by_set(arrays: Mapping[str, np.ndarray], style: Style) -> "Figure":
     """Figure 1c from the arrays of [`error_by_set`]: error in percent by model and set, with the margins."""
     error, margin = 100 * arrays["error"], 100 * arrays["margin"]
-    figure = new_figure(4.0, "Error on labeled, unlabeled and validation images")
+    *first, last = arrays["sets"]
+    figure = new_figure(4.0, f"Error on {', '.join(first)} and {last} images" if first else f"Error on {last} images")
     axes = figure.subplots()
     num_models, num_sets = error.shape
     width = 0.8 / num_sets

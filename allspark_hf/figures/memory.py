@@ -115,11 +115,9 @@ def memory_contents(
     slots = np.sort(slots[arrays["num_enqueued"][slots] > 0])
     places = np.stack([_places_to_show(arrays, slot, num_shown) for slot in slots])
     pictures = np.zeros((*places.shape, *config.crop_height_width, 3), dtype=np.uint8)
-    for index, (slot, place) in enumerate(zip(np.repeat(slots, num_shown), places.ravel(), strict=True)):
-        if place >= 0:
-            row = int(arrays["source_row"][slot, place])
-            crop = crop_row(images, row, image_processor, config)
-            pictures[divmod(index, num_shown)] = crop.picture
+    for index, column in zip(*np.nonzero(places >= 0), strict=True):
+        row = int(arrays["source_row"][slots[index], places[index, column]])
+        pictures[index, column] = crop_row(images, row, image_processor, config).picture
     names = [config.id2label[index] for index in range(config.num_labels)] if config.use_grouping else ["all classes"]
     return {
         **arrays,
