@@ -1,0 +1,169 @@
+"""Drawing of the figures with axes: error by set (1c), channels per class (6), training curves."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .style import MAX_NAME, WIDTH, Style, crop_note, hex_colors, new_figure, plain
+
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+__all__ = ["draw_channels_per_class", "draw_curves", "draw_error_by_set"]
+
+MAX_BARS = 30
+# Title, unit, and of each line its name in the log, in the legend, and the factor to the unit.
+CURVE_PANELS = (
+    ("Training loss", "cross-entropy", (("loss_x", "labeled", 1), ("loss_u", "unlabeled", 1))),
+    ("Validation", "mIoU (%)", (("eval_mean_iou", "", 100),)),
+    ("Learning rate", "", (("learning_rate", "encoder", 1), ("learning_rate_head", "head", 1))),
+    ("Pixels used", "share (%)", (("used_x", "labeled", 100), ("used_u", "unlabeled", 100))),
+    ("Pseudo-labels", "percent", (("pseudo_mean_iou", "mIoU", 100), ("pseudo_confidence", "confidence", 100))),
+)
+LINES = ("-", "--")
+
+
+def draw_error_by_set(arrays: Mapping[str, np.ndarray], style: Style) -> "Figure":
+    """Figure 1c from the arrays of [`error_by_set`]: error in percent by model and set, with the margins."""
+    error, margin = 100 * arrays["error"], 100 * arrays["margin"]
+    *first, last = arrays["sets"]
+    figure = new_figure(4.0, f"Error on {', '.join(first)} and {last} images" if first else f"Error on {last} images")
+    axes = figure.subplots()
+    num_models, num_sets = error.shape
+    width = 0.8 / num_sets
+    for index, (name, count) in enumerate(zip(arrays["sets"], arrays["num_images"], strict=True)):
+        x = np.arange(num_models) + (index - (num_sets - 1) / 2) * width
+        label = f"{name} ({count} images)"
+        axes.bar(x, error[:, index], 0.92 * width, color=style.series[index], label=plain(label))
+        for model in range(num_models):
+            text = f"{error[model, index]:.1f}" + (f"\n({margin[model, index]:+.1f})" if index else "")
+            place = (x[model], error[model, index])
+            # Its own background keeps grid lines out of the number.
+            box = {"facecolor": style.background, "edgecolor": "none", "pad": 0.6}
+            axes.annotate(text, place, (0, 3), textcoords="offset points", ha="center", va="bottom", bbox=box)
+    for model in range(num_models):
+        ends = model + np.array([-0.4, 0.4])
+        axes.plot(ends, [error[model, 0]] * 2, color=style.foreground, linewidth=1, linestyle=":")
+    axes.set_xticks(range(num_models), [plain(name) for name in arrays["models"]])
+    axes.set_xlim(-0.6, num_models - 0.4)
+    axes.set_ylim(0, 1.18 * max(error.max(), 1))
+    axes.set_ylabel("error, 100 - mIoU (%)")
+    axes.grid(axis="y")
+    note = f"In brackets: margin to the {arrays['sets'][0]} images (dotted line)"
+    axes.set_xlabel(plain(note))
+    figure.legend(loc="outside lower center", ncols=num_sets)
+    return figure
+
+
+def draw_channels_per_class(arrays: Mapping[str, np.ndarray], style: Style) -> "Figure":
+    """Figure 6 from the arrays of [`channels_per_class`]: bars for all classes, or for the MAX_BARS most frequent."""
+    from matplotlib.patches import Patch
+
+    classes = _classes_to_show(arrays)
+    colors = np.array(hex_colors(arrays["palette"]))[classes]
+    pictures = arrays["pictures"]
+    num_images, height, width = pictures.shape[:3]
+    figure = new_figure(
+        1.0 + 1.3 * (num_images + 1), f"Channels that the grouping gives to each class{crop_note(arrays)}"
+    )
+    ratios = [min(1.3 * width / height, WIDTH / 3), WIDTH * 0.7]
+    grid = figure.subplots(num_images + 1, 2, width_ratios=ratios, squeeze=False)
+    for axes in grid[:, 0]:
+        axes.set_axis_off()
+    counted = len(arrays["set_counts"])
+    text = f"mean of {counted}\n{arrays['set_name']} images"
+    grid[0, 0].text(0.5, 0.5, plain(text), ha="center", va="center", transform=grid[0, 0].transAxes)
+    _bars(grid[0, 1], arrays["mean_counts"][classes], colors, np.ones(len(classes), dtype=bool), style)
+    for row in range(num_images):
+        grid[row + 1, 0].imshow(pictures[row])
+        present = arrays["present"][row][classes] | ~arrays["has_mask"][row]
+        _bars(grid[row + 1, 1], arrays["counts"][row][classes], colors, present, style)
+        note = "" if arrays["has_mask"][row] else " (no mask)"
+        grid[row + 1, 0].set_title(plain(arrays["ids"][row], MAX_NAME) + note, fontsize="small")
+    for axes in grid[:-1, 1]:
+        axes.set_xticks([])
+    names = [plain(arrays["class_names"][index], MAX_NAME) for index in classes]
+    grid[-1, 1].set_xticks(range(len(classes)), names, rotation=45, ha="right", rotation_mode="anchor")
+    if len(classes) < len(arrays["class_names"]):
+        grid[-1, 1].set_xlabel(f"{len(classes)} of {len(arrays['class_names'])} classes, those with most channels")
+    handles = [
+        Patch(facecolor=style.muted, edgecolor=style.foreground, label="class is in the image"),
+        Patch(facecolor=style.background, edgecolor=style.foreground, hatch="////", label="class is not in the image"),
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=2)
+    return figure
+
+
+def _classes_to_show(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+    """All class indices, or the MAX_BARS with most channels in the set, ascending."""
+    return np.sort(np.argsort(-arrays["mean_counts"], kind="stable")[:MAX_BARS])
+
+
+def _bars(axes, counts: np.ndarray, colors: np.ndarray, present: np.ndarray, style: Style):
+    """Filled bars for classes in the image, hatched outlines for the others."""
+    for index, (count, color) in enumerate(zip(counts, colors, strict=True)):
+        if present[index]:
+            axes.bar(index, count, color=color, edgecolor=style.foreground, linewidth=0.6)
+        else:
+            axes.bar(index, count, color=style.background, edgecolor=style.foreground, linewidth=0.6, hatch="////")
+        if len(counts) <= 12:
+            text = f"{count:.1f}" if counts.dtype.kind == "f" else str(count)
+            axes.annotate(text, (index, count), (0, 1), textcoords="offset points", ha="center", fontsize="small")
+    axes.set_ylabel("channels")
+    axes.set_ylim(0, 1.2 * max(counts.max(), 1))
+    axes.set_xlim(-0.6, len(counts) - 0.4)
+    axes.grid(axis="y")
+
+
+def draw_curves(arrays: Mapping[str, np.ndarray], style: Style) -> "Figure":
+    """Training curves from the arrays of [`read_curves`]: a panel for each kind of number that some run logged.
+
+    Raises:
+        ValueError: If no run logged any of them.
+    """
+    from matplotlib.lines import Line2D
+
+    panels = [
+        (title, unit, [line for line in lines if line[0] in arrays["series"]]) for title, unit, lines in CURVE_PANELS
+    ]
+    panels = [panel for panel in panels if panel[2]]
+    if not panels:
+        raise ValueError("The runs logged neither losses nor evaluations, so there is no curve to draw: train longer.")
+    runs = list(dict.fromkeys(arrays["run"].tolist()))
+    colors = {run: style.series[index % len(style.series)] for index, run in enumerate(runs)}
+    num_rows = -(-len(panels) // 2)
+    figure = new_figure(0.9 + 2.4 * num_rows, "Training curves")
+    grid = figure.subplots(num_rows, min(2, len(panels)), squeeze=False)
+    for axes in grid.flat[len(panels) :]:
+        axes.remove()
+    for axes, (title, unit, lines) in zip(grid.flat, panels, strict=False):
+        for (series, _, factor), dashes in zip(lines, LINES, strict=False):
+            _curve_of_each_run(axes, arrays, series, factor, colors, dashes)
+        axes.set_title(title, loc="left", fontweight="bold")
+        axes.set_xlabel("epoch")
+        axes.set_ylabel(unit)
+        axes.grid()
+        if len(lines) > 1:
+            keys = [
+                Line2D([], [], color=style.foreground, linestyle=dashes, label=label)
+                for (_, label, _), dashes in zip(lines, LINES, strict=False)
+            ]
+            # On the line of the title, where no data is.
+            axes.legend(handles=keys, loc="lower right", bbox_to_anchor=(1, 1), borderpad=0, ncols=2, handlelength=1.7)
+    keys = [Line2D([], [], color=color, label=plain(run)) for run, color in colors.items()]
+    figure.legend(handles=keys, loc="outside lower center", ncols=min(4, len(runs)))
+    return figure
+
+
+def _curve_of_each_run(axes, arrays: Mapping[str, np.ndarray], series: str, factor: float, colors: dict, dashes: str):
+    logged = [(arrays["run"] == run) & (arrays["series"] == series) for run in colors]
+    points = [np.stack([arrays["epoch"][rows], factor * arrays["value"][rows]]) for rows in logged]
+    for index, ((x, y), color) in enumerate(zip(points, colors.values(), strict=True)):
+        marker = "o" if len(x) <= 12 else None
+        # What later runs cover exactly, such as one learning rate for all, stays visible around them.
+        covered = sum(np.array_equal(points[index], later) for later in points[index + 1 :])
+        width = 1.5 + 2 * covered
+        axes.plot(x, y, color=color, linestyle=dashes, linewidth=width, marker=marker, markersize=2 * width)

@@ -1,0 +1,82 @@
+"""The pictures that the figures of channels are made from: centre crops of the training crop's size."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from datasets import Dataset
+from PIL import Image, ImageOps
+
+from ..configuration_allspark import AllSparkConfig
+from ..data.augmentation import PADDING_COLOR, to_pixel_values
+from ..data.images import to_rgb
+from ..data.labels import read_label
+
+
+__all__ = ["CentreCrop", "centre_crop", "crop_row", "row_ids"]
+
+
+@dataclass
+class CentreCrop:
+    """
+    The middle of an image, in the size of the training crop, which fixes the token grid of the semantic memory.
+
+    Args:
+        picture: uint8 (height, width, 3), red, green and blue.
+        pixel_values: float32 (1, 3, height, width), normalised, what the model gets.
+        label: uint8 (height, width), class or the ignore index; None without a mask.
+    """
+
+    picture: np.ndarray
+    pixel_values: torch.Tensor
+    label: np.ndarray | None
+
+
+def centre_crop(image: Image.Image, mask: Image.Image | None, image_processor, config: AllSparkConfig) -> CentreCrop:
+    """Cut the middle out of an image that the image processor has scaled as for inference.
+
+    Where the scaled image is smaller than the training crop, it is padded at the bottom and the right, black and
+    ignored, as in training.
+
+    Args:
+        image: Image of any mode that `to_rgb` takes.
+        mask: Indexed or grey mask of the image's size, None if there is none.
+        image_processor: Image processor of inference, with `image_mean` and `image_std`.
+        config: The model's configuration; its `crop_size`, `num_labels` and `semantic_loss_ignore_index` count.
+
+    Raises:
+        ValueError: If `to_rgb` refuses the image or `read_label` the mask.
+    """
+    picture = to_rgb(image)
+    ignore_index = config.semantic_loss_ignore_index
+    label = Image.new("L", picture.size, ignore_index)
+    if mask is not None:
+        label = Image.fromarray(read_label(mask, picture.size, config.num_labels, ignore_index, "an image to draw"))
+    (scaled,) = image_processor(images=picture, do_rescale=False, do_normalize=False, return_tensors="np").pixel_values
+    picture = Image.fromarray(scaled.transpose(1, 2, 0))
+    label = label.resize(picture.size, Image.Resampling.NEAREST)
+
+    height, width = config.crop_height_width
+    left, top = max(picture.width - width, 0) // 2, max(picture.height - height, 0) // 2
+    padding = (0, 0, max(width - picture.width, 0), max(height - picture.height, 0))  # left, top, right, bottom
+    box = (left, top, left + width, top + height)
+    picture = ImageOps.expand(picture, padding, fill=PADDING_COLOR).crop(box)
+    label = ImageOps.expand(label, padding, fill=ignore_index).crop(box)
+    pixel_values = to_pixel_values(picture, image_processor.image_mean, image_processor.image_std)
+    return CentreCrop(np.array(picture), pixel_values.unsqueeze(0), None if mask is None else np.array(label))
+
+
+def crop_row(images: Sequence[dict], row: int, image_processor, config: AllSparkConfig) -> CentreCrop:
+    """[`centre_crop`] of a row with `image` and, where there is a mask, `label`."""
+    example = images[row]
+    return centre_crop(example["image"], example.get("label"), image_processor, config)
+
+
+def row_ids(images: Sequence[dict]) -> list[str]:
+    """The `id` of every row of a dataset or list, or its number where there is none."""
+    if isinstance(images, Dataset):  # without decoding the images
+        ids = images["id"] if "id" in images.column_names else range(len(images))
+    else:
+        ids = [example.get("id", row) for row, example in enumerate(images)]
+    return [str(name) for name in ids]
