@@ -77,8 +77,11 @@ class FigureArguments:
 
 
 def run_names(folders: list[str]) -> list[str]:
-    """Last parts of the paths, or the paths as given where two of these are the same."""
-    names = [Path(folder).name for folder in folders]
+    """The last part in which the paths differ: the method's, say, for OUT/<method>/seed_0."""
+    parts = [Path(folder).absolute().parts for folder in folders]
+    while len(folders) > 1 and all(len(path) > 1 for path in parts) and len({path[-1] for path in parts}) == 1:
+        parts = [path[:-1] for path in parts]
+    names = [path[-1] for path in parts]
     return names if len(set(names)) == len(names) else folders
 
 

@@ -215,3 +215,19 @@ def test_missing_matplotlib_is_said_first(folder, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     refusal = refused(monkeypatch, *options(folder), "--output_dir", tmp_path)
     assert refusal.startswith("ImportError: Drawing figures needs matplotlib") and "allspark-hf[figures]" in refusal
+
+
+@pytest.mark.parametrize(
+    ("folders", "names"),
+    [
+        (["a/supervised", "a/allspark"], ["supervised", "allspark"]),
+        (["s/supervised/1_8/seed_0", "s/allspark/1_8/seed_0"], ["supervised", "allspark"]),
+        (["a/x", "b/x/"], ["a", "b"]),
+        (["a/x"], ["x"]),
+        (["a/x", "a/x"], ["a/x", "a/x"]),
+        (["a/x", "b/x", "a/y"], ["a/x", "b/x", "a/y"]),
+    ],
+)
+def test_models_are_named_by_what_differs(folders, names):
+    module = runpy.run_path(str(ROOT / "scripts" / "make_figures.py"))
+    assert module["run_names"](folders) == names
