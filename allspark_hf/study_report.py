@@ -3,14 +3,17 @@
 import json
 import math
 import statistics
-from pathlib import Path
+from typing import TYPE_CHECKING
 
+from .figures.style import STYLES, Style, drawing, new_figure, plain
 from .study import StudyRunner
 
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
 LINE_STYLES = ("-", "--", "-.", ":")
-# Okabe and Ito's colours without black and yellow, which a light or a dark page would swallow.
-LINE_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = "osD^vP"
 
 
@@ -57,46 +60,43 @@ def _cell_text(values: list[float], num_seeds: int) -> str:
     return text if len(values) == num_seeds else f"{text} ({len(values)} of {num_seeds})"
 
 
-def draw(path: Path, runner: StudyRunner, results: dict, dark: bool = False):
+def draw(runner: StudyRunner, results: dict, style: Style) -> "Figure":
     """
     The last mIoU of each row over the columns, with the spread over seeds as bars and every run as a dot.
 
-    Columns whose names are all numbers are drawn to a logarithmic scale.
+    Columns whose names are all numbers are drawn to a logarithmic scale. To be used inside [`drawing`].
     """
-    from matplotlib.figure import Figure
-
     study = runner.study
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    axes = figure.add_subplot()
+    figure = new_figure(4.5, study.title)
+    axes = figure.subplots()
     numbers = _numbers(list(study.columns))
     places = numbers or list(range(len(study.columns)))
     for index, (row, cells) in enumerate(results.items()):
-        color = LINE_COLORS[index % len(LINE_COLORS)]
-        points = [
-            (place, *mean_and_spread([100 * run["last_mean_iou"] for run in runs]))
+        look = {
+            "color": style.series[index % len(style.series)],
+            "linestyle": LINE_STYLES[index % len(LINE_STYLES)] if len(places) > 1 else "",
+            "marker": MARKERS[index % len(MARKERS)],
+        }
+        values = {
+            place: [100 * run["last_mean_iou"] for run in runs]
             for place, runs in zip(places, cells.values(), strict=True)
             if runs
-        ]
-        if not points:
-            continue
-        at, means, spreads = zip(*points, strict=True)
-        bars = [0 if math.isnan(spread) else spread for spread in spreads]
-        style = LINE_STYLES[index % len(LINE_STYLES)] if len(places) > 1 else ""
-        axes.errorbar(
-            at, means, bars, color=color, linestyle=style, marker=MARKERS[index % len(MARKERS)], capsize=3, label=row
-        )
-        for place, runs in zip(places, cells.values(), strict=True):
-            axes.plot([place] * len(runs), [100 * run["last_mean_iou"] for run in runs], ".", color=color, alpha=0.4)
+        }
+        points = [(place, *mean_and_spread(of_seeds)) for place, of_seeds in values.items()]
+        if points:
+            at, means, spreads = zip(*points, strict=True)
+            bars = [0 if math.isnan(spread) else spread for spread in spreads]
+            axes.errorbar(at, means, bars, capsize=3, label=plain(row), **look)
+        for place, of_seeds in values.items():
+            axes.plot([place] * len(of_seeds), of_seeds, ".", color=look["color"], alpha=0.4)
     if numbers:
         axes.set_xscale("log")
-    axes.set_xticks(places, list(study.columns))
+    axes.set_xticks(places, [plain(name) for name in study.columns])
     axes.minorticks_off()
-    axes.set(xlabel=study.column_title, ylabel="mIoU of the last epoch, %", title=study.title)
-    axes.grid(alpha=0.25)
-    axes.legend()
-    if dark:
-        _darken(figure, axes)
-    figure.savefig(path, dpi=150)
+    axes.set(xlabel=plain(study.column_title), ylabel="mIoU of the last epoch (%)")
+    axes.grid()
+    figure.legend(loc="outside lower center", ncols=min(4, len(results)))
+    return figure
 
 
 def _numbers(names: list[str]) -> list[float] | None:
@@ -107,23 +107,8 @@ def _numbers(names: list[str]) -> list[float] | None:
     return numbers if len(numbers) > 1 and min(numbers) > 0 else None
 
 
-def _darken(figure, axes):
-    ink, page = "#e6e6e6", "#16181d"
-    figure.set_facecolor(page)
-    axes.set_facecolor(page)
-    axes.tick_params(colors=ink, which="both")
-    for part in (axes.title, axes.xaxis.label, axes.yaxis.label):
-        part.set_color(ink)
-    for spine in axes.spines.values():
-        spine.set_color(ink)
-    legend = axes.get_legend()
-    legend.get_frame().set(facecolor=page, edgecolor=ink)
-    for text in legend.get_texts():
-        text.set_color(ink)
-
-
 def write_report(runner: StudyRunner) -> str:
-    """Writes `study.json`, `study.md`, `study.png` and `study_dark.png` into the study's folder; returns the table."""
+    """Writes `study.json`, `study.md`, `study_light.png` and `study_dark.png` into its folder; returns the table."""
     results = collect(runner)
     text = table(results, len(runner.study.seeds))
     note = (
@@ -136,8 +121,9 @@ def write_report(runner: StudyRunner) -> str:
     (folder / "study.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     (folder / "study.md").write_text(f"# {runner.study.title}\n\n{text}{note}", encoding="utf-8")
     if any(runs for cells in results.values() for runs in cells.values()):
-        draw(folder / "study.png", runner, results)
-        draw(folder / "study_dark.png", runner, results, dark=True)
+        for name, style in STYLES.items():
+            with drawing(style):
+                draw(runner, results, style).savefig(folder / f"study_{name}.png")
     return text
 
 

@@ -9,7 +9,6 @@ after every cell.
 """
 
 import argparse
-import importlib.util
 import shlex
 import sys
 from pathlib import Path
@@ -34,6 +33,7 @@ def run(study, options, extra: list[str]) -> dict | None:
     Returns:
         `dict`, *optional*: row -> column -> results, None with --list.
     """
+    from allspark_hf.figures import require_matplotlib
     from allspark_hf.study import StudyRunner
     from allspark_hf.study_report import collect, write_report
 
@@ -43,11 +43,10 @@ def run(study, options, extra: list[str]) -> dict | None:
         for cell in study.cells():
             print(shlex.join(runner.command(cell)) if runner.result(cell) is None else f"# finished: {cell.name}")
         return None
-    if importlib.util.find_spec("matplotlib") is None:
-        raise ValueError("The plot of a study needs matplotlib: pip install 'allspark-hf[figures]'.")
+    require_matplotlib()
     failures = runner.run(after_cell=lambda: write_report(runner))
     print(write_report(runner))
-    for name in ("study.md", "study.json", "study.png", "study_dark.png"):
+    for name in ("study.md", "study.json", "study_light.png", "study_dark.png"):
         if (options.output_dir / name).is_file():
             print(options.output_dir / name)
     if failures:
@@ -68,5 +67,5 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except (OSError, ValueError) as error:
+    except (ImportError, OSError, ValueError) as error:
         sys.exit(f"{type(error).__name__}: {error}")

@@ -75,7 +75,7 @@ def test_table_of_mean_and_spread_of_last_and_best(tmp_path, train_script):
     assert [run["seed"] for run in stored] == [1, 2, 4]
     assert stored[2]["last_mean_iou"] == pytest.approx(0.43) and stored[2]["best_epoch"] == 1.0
     assert stored[0]["labeled_images"] == 2 and stored[0]["seconds"] == 3.5 and stored[0]["steps"] == 10
-    for name in ("study.png", "study_dark.png", "study.md"):
+    for name in ("study_light.png", "study_dark.png", "study.md"):
         assert (tmp_path / "out" / name).stat().st_size > 400, name
 
 
