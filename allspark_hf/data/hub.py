@@ -97,12 +97,7 @@ def load_hub_data(
     if validation_split is not None:
         validation = pick_split(splits, validation_split, dataset_name, "validation_split_name")
         validation = _pairs(validation, columns, f"The split {validation_split} of {dataset_name}", validation_split)
-    rows, masked = _rows(train)
-    if not masked:
-        raise ValueError(
-            f"{where} has no mask in the column {label_column!r}, so the labeled set is empty: name another split or "
-            "column."
-        )
+    rows, masked = _rows(train, where, label_column)
     held_out = _hold_out(masked, where, validation_fraction, seed) if validation is None else set()
     masked = [name for name in masked if name not in held_out]
     if labeled_list is not None:
@@ -269,14 +264,19 @@ def _as_images(dataset: Dataset, column: str, where: str) -> Dataset:
     )
 
 
-def _rows(dataset: Dataset) -> tuple[dict[str, int], list[str]]:
-    """Row number by id, and the ids of the rows that have a mask."""
+def _rows(dataset: Dataset, where: str, label_column: str) -> tuple[dict[str, int], list[str]]:
+    """Row number by id, and the ids of the rows that have a mask, at least one."""
     masked: list[bool] = []
     for table in dataset.select_columns(["label"]).with_format("arrow").iter(batch_size=1000):
         label = table["label"]
         stored = pc.or_(*(pc.is_valid(pc.struct_field(label, name)) for name in ("bytes", "path")))
         masked += pc.and_(pc.is_valid(label), stored).to_pylist()
     rows = {name: row for row, name in enumerate(dataset["id"])}
+    if not any(masked):
+        raise ValueError(
+            f"{where} has no mask in the column {label_column!r}, so the labeled set is empty: name another split or "
+            "column."
+        )
     return rows, [name for name, row in rows.items() if masked[row]]
 
 
