@@ -114,7 +114,7 @@ def read_study(path: str | Path) -> Study:
     if unknown:
         raise ValueError(f"{path} has the unknown entries {', '.join(unknown)}: use {', '.join(STUDY_KEYS)}.")
     if content.get("recipe"):
-        recipe = path.parent / content["recipe"]
+        recipe = Path(os.path.normpath(path.parent / content["recipe"]))
         if not recipe.is_file():
             raise FileNotFoundError(f"{path} names the recipe {recipe}, which does not exist: correct it.")
         content["recipe"] = str(recipe)
