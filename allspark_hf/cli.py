@@ -1,8 +1,10 @@
 """What the scripts share: recipes, and the way from arguments to a model; data has [`DataArguments`] of its own."""
 
+import dataclasses
 import json
 import sys
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 
 import yaml
@@ -70,12 +72,26 @@ def parse_arguments(types: tuple[type, ...], argv: list[str] | None = None) -> t
 
     Raises:
         FileNotFoundError: if the recipe, or one it is based on, does not exist.
-        ValueError: if a recipe is not a flat mapping, or is based on itself.
+        ValueError: if a recipe is not a flat mapping or is based on itself, or an argument does not exist.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv and argv[0].endswith(RECIPE_SUFFIXES):
         argv = read_recipe(argv[0]) + argv[1:]
-    return HfArgumentParser(types).parse_args_into_dataclasses(argv)
+    *parsed, unknown = _Parser(types).parse_args_into_dataclasses(argv, return_remaining_strings=True)
+    if unknown:
+        names = [argument for argument in unknown if argument.startswith("--")] or unknown
+        known = [f"--{field.name}" for one in types for field in dataclasses.fields(one)]
+        close = [match for name in names for match in get_close_matches(name, known, n=1)]
+        hint = f"did you mean {', '.join(close)}?" if close else "see --help."
+        raise ValueError(f"There is no argument {', '.join(names)}: {hint}")
+    return tuple(parsed)
+
+
+class _Parser(HfArgumentParser):
+    """Without the usage, which is longer than a screen, before an error."""
+
+    def error(self, message: str):
+        self.exit(2, f"{self.prog}: error: {message}; --help explains all arguments.\n")
 
 
 def read_recipe(path: str | Path) -> list[str]:
@@ -165,7 +181,10 @@ def load_model(
 def check_source(arguments: ModelArguments) -> dict:
     """The geometry fields that were given; ValueError unless there is one source of weights, known, that they fit."""
     if (arguments.model_name_or_path is None) == (arguments.backbone is None):
-        raise ValueError("Give either --model_name_or_path (weights to start from) or --backbone (from scratch).")
+        hint = "; `null` in a recipe removes what its base gives" if arguments.backbone else ""
+        raise ValueError(
+            f"Give either --model_name_or_path (weights to start from) or --backbone (from scratch){hint}."
+        )
     if arguments.backbone not in (None, *MIT_SIZES):
         raise ValueError(
             f"backbone={arguments.backbone!r} is no Mix Transformer, and AllSpark is built on SegFormer's encoder "

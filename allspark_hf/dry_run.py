@@ -122,7 +122,8 @@ def setting_lines(model: ModelArguments, args: AllSparkTrainingArguments) -> lis
     ]
     if METHODS[args.method].needs_bottleneck:
         lines.append(f"  memory: read from epoch {args.memory_warmup_epochs} on, counted from 0")
-    when = {"no": "never", "epoch": "every epoch", "steps": f"every {args.eval_steps} steps"}[args.eval_strategy.value]
+    steps = f"{args.eval_steps:g} of the" if args.eval_steps and args.eval_steps < 1 else f"{args.eval_steps}"
+    when = {"no": "never", "epoch": "every epoch", "steps": f"every {steps} steps"}[args.eval_strategy.value]
     mode = args.eval_mode
     absent = "count as 0" if args.count_absent_classes else "do not count"
     return [*lines, f"  evaluation: {when}; {mode}; absent classes {absent}"]

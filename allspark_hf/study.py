@@ -10,7 +10,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
+from typing import TextIO
 
+import psutil
 import yaml
 
 from .cli import read_recipe, recipe_arguments
@@ -20,6 +22,9 @@ from .trainer import last_complete_checkpoint
 STUDY_KEYS = ("title", "recipe", "arguments", "rows", "columns", "seeds", "seed_arguments", "column_title")
 RESULT_FILE = "cell.json"
 LOG_FILE = "train.log"
+LAST_FILE_OF_A_RUN = "eval_results.json"
+PROCESS_FILE = "process.json"
+SECONDS_TO_END = 20
 SHOWN_LOG_LINES = 3
 
 
@@ -212,19 +217,54 @@ class StudyRunner:
     def _run_cell(self, cell: Cell) -> str | None:
         folder = self.output_dir / cell.folder
         folder.mkdir(parents=True, exist_ok=True)
+        running = _running(folder)
+        if running:
+            return f"{cell.name} is still trained by process {running}: wait for it or end it, then start again"
         _write_whole(folder / "study.json", self._fingerprint(cell))
         command = self.command(cell)
-        if last_complete_checkpoint(folder):
-            command += ["--resume_from_checkpoint", "true"]
-        with open(folder / LOG_FILE, "a", encoding="utf-8") as log:
-            print(f"$ {shlex.join(command)}", file=log, flush=True)
-            code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False).returncode
-        if code != 0:
-            tail = (folder / LOG_FILE).read_text(encoding="utf-8", errors="replace").strip().splitlines()
-            shown = " | ".join(tail[-SHOWN_LOG_LINES:])
-            return f"{cell.name} ended with exit code {code}; the end of {folder / LOG_FILE}: {shown}"
+        if not (folder / LAST_FILE_OF_A_RUN).is_file():
+            if last_complete_checkpoint(folder):
+                command += ["--resume_from_checkpoint", "true"]
+            with open(folder / LOG_FILE, "a", encoding="utf-8") as log:
+                print(f"$ {shlex.join(command)}", file=log, flush=True)
+                code = _run(command, folder, log)
+            if code != 0:
+                tail = (folder / LOG_FILE).read_text(encoding="utf-8", errors="replace").strip().splitlines()
+                shown = " | ".join(tail[-SHOWN_LOG_LINES:])
+                return f"{cell.name} ended with exit code {code}; the end of {folder / LOG_FILE}: {shown}"
         _write_whole(folder / RESULT_FILE, read_run_metrics(folder) | {"command": shlex.join(command)})
         return None
+
+
+def _run(command: list[str], folder: Path, log: TextIO) -> int:
+    """Exit code of a run, which is ended with this process, unless that is killed; then [`_running`] finds it."""
+    process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+    started = {"pid": process.pid, "create_time": psutil.Process(process.pid).create_time()}
+    _write_whole(folder / PROCESS_FILE, started)
+    try:
+        return process.wait()
+    finally:
+        if process.poll() is None:
+            process.terminate()  # a launcher passes it on to its processes
+            try:
+                process.wait(timeout=SECONDS_TO_END)
+            except subprocess.TimeoutExpired:
+                process.kill()
+        (folder / PROCESS_FILE).unlink()
+
+
+def _running(folder: Path) -> int | None:
+    """The process that trains in a folder, left over by a study that was killed; None if there is none."""
+    path = folder / PROCESS_FILE
+    if not path.is_file():
+        return None
+    started = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        process = psutil.Process(started["pid"])
+        same = process.create_time() == started["create_time"] and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return None
+    return started["pid"] if same else None
 
 
 def read_run_metrics(folder: Path) -> dict:

@@ -23,8 +23,9 @@ class ScriptArguments:
     split: str = field(
         default="validation",
         metadata={
-            "help": "validation; labeled: training images with a mask, with --labeled_count and the like those that "
-            "keep it; unlabeled: training images whose mask such an option hides; all: every image with a mask.",
+            "help": "validation; labeled: training images with a mask, those of the model's labeled_ids.txt if its "
+            "folder has one and no --labeled_count or the like is given; unlabeled: training images whose mask is "
+            "hidden so; all: every image with a mask.",
             "choices": list(SPLITS),
         },
     )
@@ -51,6 +52,9 @@ def fit_to_model(data_arguments, config, long_side: int | None):
         given = getattr(data_arguments, name)
         if given is not None and given != value:
             raise ValueError(f"{name}={given} was given, but the model has {value}: leave --{name} out.")
+    if data_arguments.mask_values is None and data_arguments.ignored_mask_values is None:  # as in training
+        stored = {name: getattr(config, name, None) for name in ("mask_values", "ignored_mask_values")}
+        data_arguments = replace(data_arguments, **stored)
     values = data_arguments.mask_values
     if values and len(values) != config.num_labels:
         raise ValueError(f"mask_values lists {len(values)} classes, but the model has {config.num_labels}: list each.")
@@ -67,30 +71,44 @@ def fit_to_model(data_arguments, config, long_side: int | None):
     return replace(data_arguments, ignore_index=ignored)
 
 
-def select_split(arguments, data_arguments, num_labels: int):
+def select_split(arguments, data_arguments, config):
     """The images with masks to evaluate on, with class indices as masks."""
     from datasets import concatenate_datasets
 
-    from allspark_hf.data import find_data, with_class_indices
+    from allspark_hf.data import find_data, split_of_run, with_class_indices
 
     where = data_arguments.data_dir or data_arguments.dataset_name
     no_second_source = {"unlabeled_dir": None, "unlabeled_dataset_name": None, "unlabeled_streaming": False}
+    if arguments.split in ("labeled", "unlabeled"):
+        data_arguments = split_of_run(data_arguments, arguments.model)
     data = find_data(
         replace(data_arguments, **no_second_source),
         image_column=arguments.image_column_name,
         label_column=arguments.label_column_name,
     )
-    if data.classes is not None and data.classes.num_labels != num_labels:
+    if data.classes is not None and data.classes.num_labels != config.num_labels:
         raise ValueError(
-            f"The model has {num_labels} classes, the data {where} names {data.classes.num_labels}: evaluate on data "
-            "with the model's classes, or correct the class list."
+            f"The model has {config.num_labels} classes, the data {where} names {data.classes.num_labels}: evaluate "
+            "on data with the model's classes, or correct the class list."
         )
+    check_names(config, data.classes, where)
     parts = [getattr(data, name) for name in SPLITS[:3] if arguments.split in (name, "all")]
     parts = [part for part in map(rows_with_mask, parts) if len(part)]
     if not parts:
         hint = "give --labeled_count or the like, which hides masks" if arguments.split == "unlabeled" else "add some"
         raise ValueError(f"There is no {arguments.split} image with a mask in {where}: {hint}.")
     return with_class_indices(concatenate_datasets(parts), data, data_arguments)
+
+
+def check_names(config, classes, where: str):
+    """Raises ValueError where a class is called otherwise by the data than by the model, if both name it."""
+    for index, name in {} if classes is None else classes.id2label.items():
+        own = config.id2label[index]
+        if own != name and own not in (f"class_{index}", f"LABEL_{index}"):
+            raise ValueError(
+                f"Class {index} is {own!r} for the model and {name!r} for {where}: evaluate on data with the model's "
+                "classes in the same order, or correct the class list."
+            )
 
 
 def rows_with_mask(dataset):
@@ -119,7 +137,7 @@ def build_trainer(arguments, evaluation_arguments, data_arguments, unused_dir: s
         use_cpu=arguments.use_cpu,
         **asdict(evaluation_arguments),
     )
-    dataset = select_split(arguments, data_arguments, model.config.num_labels)
+    dataset = select_split(arguments, data_arguments, model.config)
     return AllSparkTrainer(model, args, image_processor, eval_dataset=dataset)
 
 

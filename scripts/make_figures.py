@@ -9,7 +9,6 @@ logged. Takes the arguments of the data from scripts/train.py; which images were
 folder.
 """
 
-import dataclasses
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -85,26 +84,11 @@ def run_names(folders: list[str]) -> list[str]:
     return names if len(set(names)) == len(names) else folders
 
 
-def list_path(folder: str, kind: str) -> Path:
-    """The list of the ids of one set of a run: "labeled", "unlabeled" or "validation"; may be missing."""
-    path = Path(folder)
-    return (path.parent if path.name.startswith("checkpoint-") else path) / f"{kind}_ids.txt"
-
-
-def split_of_run(data_arguments, folder: str):
-    """Data arguments by which the images labeled in a run are labeled, unless others were asked for."""
-    asked = (data_arguments.labeled_fraction, data_arguments.labeled_count, data_arguments.labeled_list)
-    path = list_path(folder, "labeled")
-    if not path.is_file() or any(value is not None for value in asked):
-        return data_arguments
-    return dataclasses.replace(data_arguments, labeled_list=str(path))
-
-
 class Material:
     """What the figures are made from: models, and the sets of images with class indices as masks."""
 
     def __init__(self, arguments: FigureArguments, data_arguments):
-        from allspark_hf.data import find_data, with_class_indices
+        from allspark_hf.data import find_data, split_of_run, with_class_indices
         from allspark_hf.inference import load_trained
 
         self.arguments = arguments
@@ -142,6 +126,8 @@ class Material:
 
     def _lists_problem(self) -> str | None:
         """Why it is not known which of the images every model was trained on; None if it is."""
+        from allspark_hf.data import list_path
+
         for folder in self.folders:
             for kind, dataset in self.sets.items():
                 path = list_path(folder, kind)

@@ -10,6 +10,7 @@ after every cell.
 
 import argparse
 import shlex
+import signal
 import sys
 from pathlib import Path
 
@@ -33,6 +34,7 @@ def run(study, options, extra: list[str]) -> dict | None:
     Returns:
         `dict`, *optional*: row -> column -> results, None with --list.
     """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("Terminated; the same command goes on from here."))
     from allspark_hf.figures import require_matplotlib
     from allspark_hf.study import StudyRunner
     from allspark_hf.study_report import collect, write_report
@@ -50,7 +52,7 @@ def run(study, options, extra: list[str]) -> dict | None:
         if (options.output_dir / name).is_file():
             print(options.output_dir / name)
     if failures:
-        sys.exit(f"{len(failures)} cells failed; run the command again to try them again:\n" + "\n".join(failures))
+        sys.exit(f"{len(failures)} of the cells failed; the same command tries them again:\n" + "\n".join(failures))
     return collect(runner)
 
 
@@ -67,5 +69,7 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
+    except KeyboardInterrupt:
+        sys.exit("Interrupted; the same command goes on from here.")
     except (ImportError, OSError, ValueError) as error:
         sys.exit(f"{type(error).__name__}: {error}")

@@ -12,6 +12,7 @@ one step on random pixels and tells what is missing.
 
 import logging
 import sys
+from pathlib import Path
 
 
 def checkpoint_to_resume(args) -> str | None:
@@ -29,6 +30,11 @@ def checkpoint_to_resume(args) -> str | None:
         raise ValueError(
             f"{args.output_dir} holds checkpoints of an earlier run, which this one would replace: go on from {last} "
             "with --resume_from_checkpoint true, or choose another --output_dir."
+        )
+    if asked is None and (Path(args.output_dir) / "eval_results.json").is_file():
+        raise ValueError(
+            f"{args.output_dir} holds the result of an earlier run, which this one would replace: choose another "
+            "--output_dir, or remove that folder."
         )
     return asked
 
@@ -76,8 +82,11 @@ def build_trainer():
 
     set_seed(args.seed)
     plain_segformer = not METHODS[args.method].needs_bottleneck
+    model = load_model(model_arguments, report, data_arguments.ignore_index, plain_segformer)
+    for name in ("mask_values", "ignored_mask_values"):  # what scripts/evaluate.py expects of masks
+        setattr(model.config, name, getattr(data_arguments, name))
     trainer = AllSparkTrainer(
-        model=load_model(model_arguments, report, data_arguments.ignore_index, plain_segformer),
+        model=model,
         args=args,
         processing_class=make_image_processor(data_arguments.image_long_side),
         train_dataset=data.labeled,

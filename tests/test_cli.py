@@ -51,6 +51,15 @@ def test_recipe_and_overrides(tmp_path, suffix):
     assert (args.learning_rate, args.decay_norm_and_bias, args.lr_scheduler_kwargs) == (0.25, False, {"power": 2.0})
 
 
+def test_an_unknown_argument_is_named_with_the_one_meant(tmp_path, capsys):
+    arguments = ["--data_dir", "x", "--output_dir", str(tmp_path)]
+    with pytest.raises(ValueError, match=r"There is no argument --labelled_count: did you mean --labeled_count\?"):
+        parse_arguments(TYPES, [*arguments, "--labelled_count", "8"])
+    with pytest.raises(SystemExit):
+        parse_arguments(TYPES, [*arguments, "--num_train_epochs", "two"])
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
 def test_recipe_that_is_no_mapping(tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("- a\n- b\n")
@@ -116,6 +125,9 @@ def test_train_then_evaluate(data_dir, tmp_path):
     assert len((tmp_path / "out" / "labeled_ids.txt").read_text().split()) == 2
     expected = json.loads((tmp_path / "out" / "eval_results.json").read_text())
     assert {"last_mean_iou", "best_mean_iou"} <= set(json.loads((tmp_path / "out" / "train_results.json").read_text()))
+
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["mask_values"] is None and config["id2label"]["0"] == CLASS_NAMES[0]
 
     again = run("train.py", recipe, *common, "--output_dir", tmp_path / "out")
     assert again.returncode == 1 and "holds checkpoints of an earlier run" in again.stderr.splitlines()[-1]

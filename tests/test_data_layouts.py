@@ -100,6 +100,12 @@ def test_voc_as_unpacked(tmp_path, depth):
     assert (report.num_labels, report.values) == (21, [0, 1, 15])
 
 
+def test_classes_of_ones_own_come_before_those_of_the_layout(tmp_path):
+    make_voc(tmp_path)
+    (tmp_path / "classes.txt").write_text("sky\nroad\n")
+    assert find_data(DataArguments(str(tmp_path))).classes.names == ["sky", "road"]
+
+
 @pytest.mark.parametrize("list_name", ["train_aug.txt", "trainaug.txt"])
 def test_voc_augmented(tmp_path, list_name):
     make_augmented(make_voc(tmp_path), list_name)

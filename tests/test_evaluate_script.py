@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -169,6 +171,39 @@ def test_mask_values(tmp_path, data_dir, model_dir):
     assert scores["confusion_matrix"] == expected["confusion_matrix"]
 
 
+def test_what_training_was_told_of_the_masks_holds_in_evaluation(tmp_path, data_dir, model_dir):
+    other, model = tmp_path / "other", tmp_path / "model"
+    shutil.copytree(data_dir, other)
+    for path in sorted(other.glob("masks/*/*.png")):
+        mask = np.array(Image.open(path))
+        Image.fromarray(np.where(mask == 255, 0, mask + 1).astype(np.uint8)).save(path)  # 0 = void
+    shutil.copytree(model_dir, model)
+    config = json.loads((model / "config.json").read_text())
+    config |= {"mask_values": [1, 2, 3, 4, 5, 6], "ignored_mask_values": [0]}
+    (model / "config.json").write_text(json.dumps(config))
+    expected, _ = evaluate(tmp_path, "--model", model_dir, "--data_dir", data_dir)
+    scores, _ = evaluate(tmp_path, "--model", model, "--data_dir", other)
+    assert scores["confusion_matrix"] == expected["confusion_matrix"]
+
+
+def test_the_labeled_images_are_those_of_the_run(tmp_path, data_dir, model_dir):
+    model = tmp_path / "model"
+    shutil.copytree(model_dir, model)
+    labeled = load_folder(data_dir, labeled_count=1)
+    (model / "labeled_ids.txt").write_text(labeled.labeled["id"][0] + "\n")
+    for split, count in (("labeled", 1), ("unlabeled", 3), ("all", 7)):
+        scores, _ = evaluate(tmp_path, "--model", model, "--data_dir", data_dir, "--split", split)
+        assert scores["num_images"] == count, split
+
+
+def test_other_names_of_the_classes_are_refused(tmp_path, data_dir, model_dir, capsys):
+    classes = tmp_path / "classes.txt"
+    classes.write_text("\n".join(reversed(CLASS_NAMES)) + "\n")
+    with pytest.raises(SystemExit) as end:
+        run_here("--model", model_dir, "--data_dir", data_dir, "--classes", classes)
+    assert f"Class 0 is {CLASS_NAMES[0]!r} for the model and {CLASS_NAMES[-1]!r} for" in str(end.value)
+
+
 def test_an_existing_file_is_kept(tmp_path, data_dir, model_dir):
     output_file = tmp_path / "scores.json"
     output_file.write_text("earlier")
@@ -211,7 +246,9 @@ def test_a_bad_mask_ends_two_processes_with_one_sentence(tmp_path, data_dir, mod
     Image.fromarray(np.full((64, 96), 9, dtype=np.uint8)).save(mask)
     done = run("--model", model_dir, "--data_dir", other, launcher=TORCHRUN)
     assert done.returncode != 0 and done.stdout == ""
-    sentences = [line for line in done.stderr.splitlines() if line.startswith("ValueError: ")]
-    assert len(set(sentences)) == 1 and len(sentences) <= 2  # torchrun kills the slower one, maybe before it speaks
+    # Two processes write to one stream, so a sentence may stand behind half a line of the other's.
+    sentences = re.findall(r"ValueError: The mask of row .*?\(mask_values\)\.", done.stderr)
+    # torchrun kills the slower process, maybe before it speaks.
+    assert len(set(sentences)) == 1 and len(sentences) <= 2, done.stderr
     assert f"The mask of row 1 ({mask.stem}) has the value 9, but the model has" in sentences[0]
     assert 'evaluate.py", line' not in done.stderr  # no traceback of ours; torchrun adds its own words

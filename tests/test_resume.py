@@ -66,3 +66,19 @@ def test_same_seed_gives_the_same_run(tmp_path, uninterrupted):
     trainer = make_trainer(tiny_model(), output_dir=str(tmp_path), **SETTINGS)
     trainer.train()
     assert_same(result_of(trainer), uninterrupted, first_step=0)
+
+
+def test_a_finished_run_is_not_trained_further(tmp_path):
+    """transformers looks at max_steps only after a step; 7 steps end in the middle of an epoch."""
+    settings = {"max_steps": 7, "save_strategy": "steps", "save_steps": 7, "seed": 3, "output_dir": str(tmp_path)}
+    first = make_trainer(tiny_model(), **settings)
+    first.train()
+    again = make_trainer(tiny_model(seed=5), **settings)
+    output = again.train(resume_from_checkpoint=True)
+    assert output.global_step == again.state.global_step == 7
+    assert again.state.log_history == first.state.log_history[: len(again.state.log_history)]
+    for name, value in first.model.state_dict().items():
+        assert torch.equal(again.model.state_dict()[name], value), name
+    longer = make_trainer(tiny_model(seed=5), **{**settings, "max_steps": 8})
+    longer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-7"))
+    assert longer.state.global_step == 8

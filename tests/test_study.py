@@ -3,8 +3,10 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 
@@ -96,6 +98,49 @@ def test_a_killed_cell_fails_alone_and_resumes(tmp_path, train_script):
     for name, found in starts(runner).items():
         assert found == (["anew"] if name.startswith("good") else ["anew", "true"]), name
     assert collect(runner)["killed"]["10"][1]["last_mean_iou"] == pytest.approx(0.23)
+
+
+def test_a_run_that_ended_before_its_cell_was_written_is_not_trained_again(tmp_path, train_script):
+    runner = StudyRunner(make_study(), tmp_path / "out", train_script)
+    runner.run()
+    results = collect(runner)
+    for path in (tmp_path / "out").rglob("cell.json"):
+        path.unlink()
+    again = StudyRunner(make_study(), tmp_path / "out", train_script)
+    assert again.run() == [] and set(map(tuple, starts(again).values())) == {("anew",)}
+    assert collect(again) == results
+
+
+def test_a_terminated_study_ends_its_run(tmp_path):
+    """And one that is killed outright leaves a run that the next start does not double."""
+    study = {"title": "s", "rows": {"a": None}, "columns": {"b": None}, "seeds": [1]}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
+    (tmp_path / "train.py").write_text("import time; time.sleep(120)")
+    for name in ("run_study.py",):
+        (tmp_path / name).write_text((SCRIPTS / name).read_text())
+    command = [sys.executable, "run_study.py", "study.yaml", "--output_dir", "out"]
+    process_file = tmp_path / "out" / "a" / "b" / "seed_1" / "process.json"
+
+    def start() -> tuple[subprocess.Popen, psutil.Process]:
+        study = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        deadline = time.monotonic() + 60
+        while not process_file.is_file():
+            assert study.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+        return study, psutil.Process(json.loads(process_file.read_text())["pid"])
+
+    study, run = start()
+    study.terminate()
+    assert "the same command goes on from here" in study.communicate(timeout=30)[1]
+    assert not run.is_running() and not process_file.is_file()
+
+    study, run = start()
+    study.kill()
+    study.communicate(timeout=30)
+    assert run.is_running()
+    again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert again.returncode == 1 and f"still trained by process {run.pid}" in again.stderr
+    run.kill()
 
 
 def test_a_failing_cell_is_reported_with_the_end_of_its_log(tmp_path, train_script):

@@ -6,7 +6,7 @@ from .folder import load_folder
 from .hub import find_classes, load_hub_data
 from .images import map_mask_values, mask_to_array, to_rgb
 from .layouts import find_layout
-from .loading import DataArguments, find_data, load_data, with_class_indices
+from .loading import DataArguments, find_data, list_path, load_data, split_of_run, with_class_indices
 from .overlap import find_overlap
 from .pairs import SegmentationData
 from .splits import Selection, draw, fraction_to_count, load_layout, write_id_lists
@@ -31,6 +31,7 @@ __all__ = [
     "find_layout",
     "find_overlap",
     "fraction_to_count",
+    "list_path",
     "load_data",
     "load_folder",
     "load_hub_data",
@@ -41,6 +42,7 @@ __all__ = [
     "read_classes",
     "read_image_folder",
     "read_unlabeled_dataset",
+    "split_of_run",
     "to_rgb",
     "with_class_indices",
     "write_classes",

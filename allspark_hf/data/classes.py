@@ -8,6 +8,8 @@ from pathlib import Path
 
 Color = tuple[int, int, int]
 
+CLASS_FILES = ("classes.json", "classes.txt")
+
 _THREE_NUMBERS = re.compile(r"^(?P<name>.*\S)[\s,]+(?P<red>-?\d+)[\s,]+(?P<green>-?\d+)[\s,]+(?P<blue>-?\d+)$")
 _HEX_COLOR = re.compile(r"^(?P<name>.*\S)\s+#(?P<hex>[0-9a-fA-F]{6})$")
 
@@ -109,6 +111,14 @@ def read_classes(path: str | Path) -> Classes:
         raise ValueError(f"{path}: This is not valid JSON ({error}); correct the file.") from error
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def classes_in(folder: Path) -> Classes | None:
+    """The classes of `classes.json` or `classes.txt` in a folder; `None` without either, `ValueError` with both."""
+    found = [folder / name for name in CLASS_FILES if (folder / name).is_file()]
+    if len(found) > 1:
+        raise ValueError(f"{found[0]} and {found[1]} both exist; keep one of them.")
+    return read_classes(found[0]) if found else None
 
 
 def _without_duplicates(pairs: list[tuple]) -> dict:

@@ -4,14 +4,13 @@ import logging
 from functools import cached_property
 from pathlib import Path
 
-from .classes import Classes, read_classes
+from .classes import Classes, classes_in
 from .pairs import IMAGE_SUFFIXES, Layout, Pairs, SegmentationData, accepted_suffixes
 from .splits import Selection, load_layout
 
 
 logger = logging.getLogger(__name__)
 
-CLASS_FILES = ("classes.json", "classes.txt")
 NEED = "the data folder must hold images/ and masks/"
 
 
@@ -82,10 +81,7 @@ class FolderLayout(Layout):
 
     @property
     def classes(self) -> Classes | None:
-        found = [self.root / name for name in CLASS_FILES if (self.root / name).is_file()]
-        if len(found) > 1:
-            raise ValueError(f"{found[0]} and {found[1]} both exist; keep one of them.")
-        return read_classes(found[0]) if found else None
+        return classes_in(self.root)
 
     @cached_property
     def _train(self) -> Pairs:

@@ -36,7 +36,7 @@ def read_label(
     if wrong.any():
         raise ValueError(
             f"The mask of {where} has the value {int(array[wrong][0])}, but the model has classes 0 to "
-            f"{num_labels - 1} and ignores {ignore_index}: correct the mask or set num_labels."
+            f"{num_labels - 1} and ignores {ignore_index}: correct the mask, or list the stored values (mask_values)."
         )
     return array.astype(np.uint8)
 

@@ -2,11 +2,12 @@
 
 import logging
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from datasets import Dataset
 
 from .checks import CheckReport, MaskValueTransform, check_data
-from .classes import read_classes
+from .classes import classes_in, read_classes
 from .hub import load_hub_data
 from .images import check_mask_values
 from .layouts import DATA_FORMATS, VOC_MASKS, find_layout
@@ -171,7 +172,7 @@ def find_data(
         lists = {"unlabeled_list": arguments.unlabeled_list, "validation_list": arguments.validation_list}
         layout = find_layout(arguments.data_dir, arguments.data_format, arguments.voc_masks)
         data = load_layout(layout, Selection(**choice, **lists))
-        data.classes = classes or data.classes
+        data.classes = classes or classes_in(layout.root) or data.classes
     else:
         data = load_hub_data(
             arguments.dataset_name,
@@ -243,4 +244,19 @@ def with_class_indices(dataset: Dataset, data: SegmentationData, arguments: Data
     return dataset.with_transform(transform) if transform.maps else dataset
 
 
-__all__ = ["DataArguments", "find_data", "load_data", "with_class_indices"]
+def list_path(folder: str, kind: str) -> Path:
+    """The list of the ids of one set of a run: "labeled", "unlabeled" or "validation"; may be missing."""
+    path = Path(folder)
+    return (path.parent if path.name.startswith("checkpoint-") else path) / f"{kind}_ids.txt"
+
+
+def split_of_run(arguments: DataArguments, folder: str) -> DataArguments:
+    """Arguments by which the images labeled in a run are labeled, unless others were asked for."""
+    asked = (arguments.labeled_fraction, arguments.labeled_count, arguments.labeled_list)
+    path = list_path(folder, "labeled")
+    if not path.is_file() or any(value is not None for value in asked):
+        return arguments
+    return replace(arguments, labeled_list=str(path))
+
+
+__all__ = ["DataArguments", "find_data", "list_path", "load_data", "split_of_run", "with_class_indices"]
