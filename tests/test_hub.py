@@ -362,7 +362,8 @@ def test_train_from_parquet_with_a_stream_then_evaluate(parquet, tmp_path, monke
     scores = tmp_path / "scores.json"
     done = run("evaluate.py", "--model", tmp_path / "out", *data, "--output_file", scores)
     assert done.returncode == 0, done.stderr
-    assert json.loads(scores.read_text())["eval_mean_iou"] == pytest.approx(expected["eval_mean_iou"], abs=1e-6)
+    metrics = json.loads(scores.read_text())["metrics"]
+    assert metrics["mean_iou"] == pytest.approx(expected["eval_mean_iou"], abs=1e-6)
 
     wrong = run("train.py", *data[:2], *model, "--use_cpu", "--output_dir", tmp_path / "other")
     assert wrong.returncode == 1 and "Traceback" not in wrong.stderr
