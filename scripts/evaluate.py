@@ -206,6 +206,7 @@ def main():
             arguments, *others = parse_arguments((ScriptArguments, EvaluationArguments, DataArguments))
             trainer = build_trainer(arguments, *others, unused_dir)
             metrics = trainer.evaluate()
+            trainer.accelerator.end_training()  # gloo's threads may abort a process that ends before them
         except (OSError, ValueError) as error:
             sys.exit(f"{type(error).__name__}: {error}")
         except OtherProcessError as error:

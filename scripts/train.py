@@ -113,6 +113,7 @@ def main():
     metrics = last_evaluation(trainer)
     trainer.log_metrics("eval", metrics)
     trainer.save_metrics("eval", metrics)
+    trainer.accelerator.end_training()  # gloo's threads may abort a process that ends before them
 
 
 if __name__ == "__main__":

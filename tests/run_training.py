@@ -120,6 +120,7 @@ def main(settings: dict):
         trainer.train(resume_from_checkpoint=resume)
         outcome |= result_of(trainer)
     torch.save(outcome, f"{result}.{trainer.args.process_index}")
+    trainer.accelerator.end_training()  # gloo's threads may abort an interpreter that ends before them
 
 
 if __name__ == "__main__":
