@@ -9,10 +9,9 @@ run of scripts/train.py. Run it again after an interruption: it goes on where it
 
 import argparse
 import shlex
-import sys
 from pathlib import Path
 
-from run_study import run
+from run_study import run, run_script
 
 
 METHODS = ("supervised", "pseudo_label", "allspark")
@@ -78,9 +77,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt:
-        sys.exit("Interrupted; the same command goes on from here.")
-    except (ImportError, OSError, ValueError) as error:
-        sys.exit(f"{type(error).__name__}: {error}")
+    run_script(main)

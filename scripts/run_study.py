@@ -12,6 +12,7 @@ import argparse
 import shlex
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 
@@ -66,10 +67,15 @@ def main() -> None:
     run(study, options, extra)
 
 
-if __name__ == "__main__":
+def run_script(main: Callable[[], None]) -> None:
+    """Calls `main`; an interruption or an error ends the process with one sentence."""
     try:
         main()
     except KeyboardInterrupt:
         sys.exit("Interrupted; the same command goes on from here.")
     except (ImportError, OSError, ValueError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
+
+
+if __name__ == "__main__":
+    run_script(main)
