@@ -130,8 +130,9 @@ class AllSparkConfig(SegformerConfig):
 
     def save_pretrained(self, save_directory, *args, **kwargs):
         """As in transformers; `auto_map` in config.json then names the model's code for every Auto class."""
-        # transformers itself sets one entry for the configuration and one for the model; what is set stays.
-        self.auto_map = {**AUTO_MAP, **(getattr(self, "auto_map", None) or {})}
+        auto_map = {**AUTO_MAP, **(getattr(self, "auto_map", None) or {})}
+        # Saving a model has just set this entry to the model's own class, which may be a user's subclass.
+        self.auto_map = {**auto_map, "AutoModel": auto_map["AutoModelForSemanticSegmentation"]}
         super().save_pretrained(save_directory, *args, **kwargs)
 
     def validate_architecture(self):
