@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import TINY, tiny_model
 from PIL import Image
+from test_auto_classes import needs_auto_image_processor
 from test_loading import Collect
 from transformers import SegformerConfig, SegformerForSemanticSegmentation, pipeline
 from transformers.pipelines.pt_utils import KeyDataset
@@ -19,6 +20,7 @@ from allspark_hf import SegformerForSemiSupervisedSegmentation
 from allspark_hf.inference import load_trained, make_image_processor, predict_mask
 
 
+pytestmark = needs_auto_image_processor
 SIZES = ((71, 57), (53, 95), (60, 60))  # (height, width)
 NAMES = {0: "road", 1: "traffic sign", 2: "sky"}
 
