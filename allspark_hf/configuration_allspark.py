@@ -19,6 +19,14 @@ MIT_SIZES = {
     "b5": ((64, 128, 320, 512), (3, 6, 40, 3), 768),
 }
 
+# What a saved folder tells the Auto classes to load with trust_remote_code=True: "file.class", both files beside it.
+MODEL_REFERENCE = "modeling_allspark.SegformerForSemiSupervisedSegmentation"
+AUTO_MAP = {
+    "AutoConfig": "configuration_allspark.AllSparkConfig",
+    "AutoModel": MODEL_REFERENCE,
+    "AutoModelForSemanticSegmentation": MODEL_REFERENCE,
+}
+
 
 @strict
 class AllSparkConfig(SegformerConfig):
@@ -119,6 +127,13 @@ class AllSparkConfig(SegformerConfig):
         stride = math.prod(self.strides)
         height, width = self.crop_height_width
         return math.ceil(height / stride), math.ceil(width / stride)
+
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        """As in transformers; `auto_map` in config.json then names the model's code for every Auto class."""
+        auto_map = {**AUTO_MAP, **(getattr(self, "auto_map", None) or {})}
+        # Saving a model has just set this entry to the model's own class, which may be a user's subclass.
+        self.auto_map = {**auto_map, "AutoModel": auto_map["AutoModelForSemanticSegmentation"]}
+        super().save_pretrained(save_directory, *args, **kwargs)
 
     def validate_architecture(self):
         """Refuses contradictory settings; called by `@strict` after construction and before saving."""

@@ -15,6 +15,7 @@ from transformers import initialization as init
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 from transformers.core_model_loading import WeightRenaming
 from transformers.modeling_outputs import SemanticSegmenterOutput
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
 from transformers.models.segformer.modeling_segformer import SegformerDecodeHead
 from transformers.utils.generic import can_return_tuple
 
@@ -342,9 +343,8 @@ class SegformerForSemiSupervisedSegmentation(SegformerPreTrainedModel):
             ValueError: if `unlabeled_pixel_values` is given in eval mode or differs in size from `pixel_values`, or
                 `unlabeled_logits` is missing.
         """
-        wants_hidden_states = (
-            self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        )
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
         num_unlabeled = 0
         if unlabeled_pixel_values is not None:
             self._check_unlabeled(pixel_values, unlabeled_pixel_values)
@@ -363,7 +363,7 @@ class SegformerForSemiSupervisedSegmentation(SegformerPreTrainedModel):
             loss=None if labels is None else self._labeled_loss(logits, labels),
             logits=logits,
             unlabeled_logits=of_unlabeled if num_unlabeled else None,
-            hidden_states=encoded.hidden_states if wants_hidden_states else None,
+            hidden_states=encoded.hidden_states if output_hidden_states else None,
             attentions=encoded.attentions,
         )
 
@@ -391,10 +391,10 @@ class SegformerForSemiSupervisedSegmentation(SegformerPreTrainedModel):
 
 
 # Keyed by class name, because a configuration loaded from a SegFormer checkpoint says model_type "segformer".
-register_checkpoint_conversion_mapping(
-    "SegformerForSemiSupervisedSegmentation",
-    [WeightRenaming("decode_head.linear_c", "decode_head.linear_projections")],
-    overwrite=True,
-)
+CLASS_NAME = SegformerForSemiSupervisedSegmentation.__name__
+RENAMING = WeightRenaming("decode_head.linear_c", "decode_head.linear_projections")
+register_checkpoint_conversion_mapping(CLASS_NAME, [RENAMING], overwrite=True)
+# Read by pipeline("image-segmentation") alone, which logs an error for a class that it does not find there.
+MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES[AllSparkConfig.model_type] = CLASS_NAME
 
 __all__ = ["SegformerForSemiSupervisedSegmentation", "SemiSupervisedSegmenterOutput"]
