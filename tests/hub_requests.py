@@ -152,17 +152,19 @@ class Handler(BaseHTTPRequestHandler):
             self._check_write(repo.split("/")[0])
         return found
 
-    def _check_write(self, namespace: str):
+    def _check_account(self):
         if self.user is None:
             raise Refusal(401, "Invalid username or password.")
+
+    def _check_write(self, namespace: str):
+        self._check_account()
         if self.user != namespace or self.sent_token == self.hub.read_token:
             raise Refusal(403, f"You don't have the rights to write to the namespace {namespace}")
 
     # ---- Answers ----
 
     def _whoami(self):
-        if self.user is None:
-            raise Refusal(401, "Invalid username or password.")
+        self._check_account()
         return {"type": "user", "name": self.user, "fullname": self.user, "orgs": [], "auth": {}}
 
     def _create(self):
@@ -214,9 +216,11 @@ class Handler(BaseHTTPRequestHandler):
         return {"files": answers}
 
     def _lfs_batch(self, repo: str):
-        self._repository(repo, write=True)
+        asked = json.loads(self.body)
+        self._repository(repo, write="ref" in asked)  # for a pull request no branch is named
+        self._check_account()
         objects = []
-        for wanted in json.loads(self.body)["objects"]:
+        for wanted in asked["objects"]:
             answer = {"oid": wanted["oid"], "size": wanted["size"]}
             if wanted["oid"] not in self.hub.objects:
                 signature = secrets.token_hex(8)
@@ -236,7 +240,8 @@ class Handler(BaseHTTPRequestHandler):
         return 200, b"", {"ETag": f'"{oid}"'}
 
     def _lfs_verify(self, repo: str):
-        self._repository(repo, write=True)
+        self._repository(repo)
+        self._check_account()
         wanted = json.loads(self.body)
         if len(self.hub.objects.get(wanted["oid"], b"")) != wanted["size"]:
             raise Refusal(404, "the object was not uploaded whole")
@@ -250,8 +255,7 @@ class Handler(BaseHTTPRequestHandler):
     def _commit(self, repo: str, revision: str):
         pull_request = "create_pr" in self.query
         repository = self._repository(repo, write=not pull_request)
-        if self.user is None:
-            raise Refusal(401, "Invalid username or password.")
+        self._check_account()
         message, changes, folders = parse_commit(self.body, self.hub.objects)
         for folder in folders:
             inside = [path for path in repository.at(revision).files if path.startswith(folder.rstrip("/") + "/")]

@@ -119,14 +119,16 @@ def test_broken_connections(hub):
     statuses = [request.status for request in hub.requests if request.method == "PUT"]
     assert statuses == [0, 0, 503, 200]
     hub.fail_next("POST", "/commit/", how="lose")
-    with pytest.raises(Exception, match="disconnected|reset"):
+    with pytest.raises(Exception, match=r"disconnected|reset"):
         commit("tester/model", {"a.txt": b"1"})
     assert hub.files("tester/model")["a.txt"] == b"1"  # done, though the answer was lost
 
 
 def test_a_process_of_its_own(hub):
     hub.add("tester/secret", {"a.txt": b"content", "weights": LARGE}, private=True)
-    code = "from huggingface_hub import snapshot_download as s; p = s('tester/secret'); print(open(p + '/a.txt').read())"
+    code = (
+        "from huggingface_hub import snapshot_download as s; p = s('tester/secret'); print(open(p + '/a.txt').read())"
+    )
     run = {
         token: subprocess.run([sys.executable, "-c", code], env=hub.environment(token), capture_output=True, text=True)
         for token in (hub.token, None)
