@@ -116,6 +116,8 @@ def main():
     from huggingface_hub.errors import StrictDataclassError
 
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+    for name in ("httpx", "httpx2"):  # which tell of every request, with signed addresses
+        logging.getLogger(name).setLevel(logging.WARNING)
     try:
         trainer, checkpoint = build_trainer()
     except (OSError, ValueError, StrictDataclassError) as error:

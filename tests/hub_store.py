@@ -9,7 +9,7 @@ import yaml
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
 
-LARGE = 10_000  # bytes from which a file goes through LFS
+LARGE = 100_000  # bytes from which a text file goes through LFS, too
 ATTRIBUTES = b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n"
 
 

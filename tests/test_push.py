@@ -348,8 +348,7 @@ def test_broken_connections_are_tried_again(hub, output_folder, caplog):
     expected = load_file(output_folder / "model.safetensors")
     published = load(hub.files("tester/roads")["model.safetensors"])
     assert all(value.equal(expected[name]) for name, value in published.items()) and len(published) == len(expected)
-    large = sum(len(content) > 10_000 or b"\0" in content for content in hub.files("tester/roads").values())
-    assert hub.count("PUT", "/lfs/", 0) == 2 and hub.count("PUT", "/lfs/", 200) == large
+    assert hub.count("PUT", "/lfs/", 0) == 2 and hub.count("PUT", "/lfs/", 200) == len(hub.objects) > 0
     assert [request.status for request in hub.requests if "/commit/" in request.path] == [500, 0, 200]
     assert "answered 500; it may be overloaded or down. Trying again" in caplog.text
 
@@ -361,7 +360,7 @@ def test_a_lost_answer_is_no_second_commit(hub, output_folder):
 
 
 @pytest.mark.parametrize(
-    "method, path, how", [("PUT", "/lfs/", "cut"), ("POST", "/commit/", "cut"), ("PUT", "/", 503)]
+    "method, path, how", [("PUT", "/lfs/", "cut"), ("POST", "/commit/", "cut"), ("PUT", "/lfs/", 503)]
 )
 def test_a_push_that_never_gets_through(hub, output_folder, method, path, how):
     before = hashes(output_folder)

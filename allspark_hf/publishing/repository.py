@@ -123,7 +123,7 @@ def stage(folder: str | Path, staging: str | Path, examples: list[Path] = ()):
         shutil.copyfile(folder / "README.md", staging / "README.md")
     for path in sorted(folder.glob("*.json")):
         if path.name not in MODEL_FILES and (path.name in RECORDS or _is_evaluation(path)):
-            _write_json(without_local_paths(_read_json(path)), staging / path.name)
+            _copy_record(path, staging / path.name)
     published = [path for pattern in PATTERNS for path in folder.glob(pattern)]
     for path in [*published, *map(Path, examples)]:
         target = staging / path.relative_to(folder)
@@ -159,8 +159,7 @@ def stage_checkpoint(checkpoint: str | Path, staging: str | Path):
     resumable = [path for pattern in CHECKPOINT_PATTERNS for path in checkpoint.glob(pattern)]
     for path in [*(checkpoint / name for name in MODEL_FILES), *resumable]:
         shutil.copyfile(path, staging / path.name)
-    state = without_local_paths(_read_json(checkpoint / TRAINER_STATE_NAME))
-    _write_json(state, staging / TRAINER_STATE_NAME)
+    _copy_record(checkpoint / TRAINER_STATE_NAME, staging / TRAINER_STATE_NAME)
     add_code(staging)
 
 
@@ -191,6 +190,15 @@ def _stage_weights(source: Path, target: Path):
             save_file({name: file.get_tensor(name) for name in kept}, target, file.metadata())
             return
     shutil.copyfile(source, target)
+
+
+def _copy_record(source: Path, target: Path):
+    content = _read_json(source)
+    shared = without_local_paths(content)
+    if shared == content:
+        shutil.copyfile(source, target)  # byte by byte
+    else:
+        _write_json(shared, target)
 
 
 def _is_evaluation(path: Path) -> bool:

@@ -58,8 +58,7 @@ def prepare_repository(
 
     def prepare() -> str:
         full_name = api.create_repo(repo_id, token=token, private=private, exist_ok=True).repo_id
-        if revision not in (None, constants.DEFAULT_REVISION) and not revision.startswith("refs/"):
-            api.create_branch(full_name, branch=revision, token=token, exist_ok=True)
+        _make_branch(api, full_name, token, revision)
         # Asks how a small file would be sent, which needs the right to write; nothing is sent.
         probe = CommitOperationAdd("config.json", b"{}")
         api.preupload_lfs_files(full_name, [probe], token=token, revision=revision)
@@ -94,7 +93,8 @@ def upload(
         staging (`str` or `Path`): a folder from [`stage`].
         repo_id (`str`): `user/name`, of a repository that exists.
         commit_message, commit_description (`str`): of the commit.
-        token, revision (`str`, *optional*): see [`prepare_repository`].
+        token (`str`, *optional*): see [`prepare_repository`].
+        revision (`str`, *optional*): a branch, made if need be; defaults to "main".
         create_pr (`bool`, *optional*): open a pull request instead of a commit on the branch.
 
     Raises:
@@ -104,6 +104,7 @@ def upload(
     files = sorted(path for path in staging.rglob("*") if path.is_file())
 
     def commit() -> CommitInfo:
+        _make_branch(api, repo_id, token, revision)
         # New operations for each try, so that huggingface_hub looks again at what is there.
         operations = [CommitOperationAdd(path.relative_to(staging).as_posix(), path) for path in files]
         return api.create_commit(
@@ -134,6 +135,11 @@ def scrub(text: str, token: str | None = None) -> str:
     for secret in {token, get_token()} - {None, ""}:
         text = text.replace(secret, "***")
     return " ".join(TOKEN.sub("***", text).split())
+
+
+def _make_branch(api: HfApi, repo_id: str, token: str | None, revision: str | None):
+    if revision not in (None, constants.DEFAULT_REVISION) and not revision.startswith("refs/"):
+        api.create_branch(repo_id, branch=revision, token=token, exist_ok=True)
 
 
 def _patiently(action: Callable[[], Result], token: str | None) -> Result:
