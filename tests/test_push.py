@@ -113,10 +113,11 @@ def test_only_the_list_is_published(output_folder, tmp_path):
     for path in traps + wanted:
         (output_folder / path).parent.mkdir(exist_ok=True)
         (output_folder / path).write_text('{"hidden": 1}')
+    (output_folder / "README.md").write_text("---\nwidget:\n- src: examples/named.png\n---\n")
     (output_folder / "night.json").write_text(json.dumps(EVALUATION))
     staging = tmp_path / "staging"
     staging.mkdir()
-    stage(output_folder, staging, [output_folder / "examples" / "named.png"])
+    stage(output_folder, staging)
     found = {path.relative_to(staging).as_posix() for path in staging.rglob("*") if path.is_file()}
     assert found == MODEL | CODE | {*wanted, "night.json", "trainer_state.json"}
     evaluation = json.loads((staging / "night.json").read_text())
@@ -253,12 +254,12 @@ def test_round_trip_by_id_without_the_package(hub, output_folder, tmp_path):
 
 
 def test_script(hub, output_folder, tmp_path, capsys):
-    photo = tmp_path / "a street.jpg"
+    photo = tmp_path / "street.jpg"
     Image.new("RGB", (40, 30), "green").save(photo)
     push("--model", output_folder, "--repo_id", "tester/roads", "--private", "--example_images", photo)
     assert capsys.readouterr().out == f"Pushed to {hub.url}/tester/roads\n"
     files = hub.files("tester/roads")
-    assert files["examples/a_street.jpg"] == photo.read_bytes()
+    assert files["examples/street.jpg"] == photo.read_bytes()
     assert hub.repositories["tester/roads"].private
     card = ModelCard(files["README.md"].decode())
     assert card.data.license and card.data.pipeline_tag == "image-segmentation" and card.data.library_name
@@ -279,8 +280,6 @@ def test_script(hub, output_folder, tmp_path, capsys):
         (["--create_pr", "--private"], "ValueError: A pull request makes no repository"),
         (["--create_pr", "--revision", "x"], "ValueError: A pull request goes to main"),
         (["--example_images", "none.jpg"], "ValueError: The example image none.jpg cannot be read"),
-        (["--example_images", __file__], "cannot be read"),
-        (["--example_images", "a/x.jpg", "b/x.jpg"], "ValueError: Two example images are called x.jpg"),
         (["--repo_id", "a b"], "PushError: Nothing can be pushed to a b: that is no name of a repository"),
         (["--token", "hf_abc"], "There is no argument --token"),
         (["--hub_token=hf_abc"], "There is no argument --hub_token: "),
@@ -288,9 +287,6 @@ def test_script(hub, output_folder, tmp_path, capsys):
 )
 def test_mistakes_end_in_one_sentence(hub, output_folder, tmp_path, monkeypatch, arguments, sentence):
     monkeypatch.chdir(tmp_path)
-    for name in ("a", "b"):
-        (tmp_path / name).mkdir()
-        Image.new("RGB", (4, 3)).save(tmp_path / name / "x.jpg")
     with pytest.raises(SystemExit) as stopped:
         push("--model", output_folder, "--repo_id", "tester/roads", *arguments)
     assert sentence in stopped.value.code and "\n" not in stopped.value.code and "hf_abc" not in stopped.value.code
@@ -394,7 +390,7 @@ def test_model_and_image_processor_push_themselves(hub, output_folder):
     assert not any("memory" in name for name in load(files["model.safetensors"]))
     assert json.loads(files["config.json"])["auto_map"] == repository.AUTO_MAP
     card = ModelCard(files["README.md"].decode())
-    assert card.data.license == "other" and card.data.pipeline_tag == "image-segmentation"
+    assert card.data.license and card.data.pipeline_tag == "image-segmentation"
     assert "roads" in card.data.tags and hub.repositories["tester/roads"].private
     make_image_processor().push_to_hub("roads")
     assert set(hub.files("tester/roads")) == MODEL | CODE | {"README.md"}
@@ -407,6 +403,6 @@ def test_model_and_image_processor_push_themselves(hub, output_folder):
     make_image_processor().push_to_hub("tester/second")
     assert ModelCard(hub.files("tester/second")["README.md"].decode()).data.license is None
     model.push_to_hub("tester/second")
-    assert ModelCard(hub.files("tester/second")["README.md"].decode()).data.license == "other"
+    assert ModelCard(hub.files("tester/second")["README.md"].decode()).data.license == card.data.license
     with pytest.raises(PushError, match="Nothing can be pushed to other/x: the token in HF_TOKEN may not write there"):
         model.push_to_hub("other/x")

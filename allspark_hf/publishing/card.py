@@ -1,9 +1,11 @@
 """STAND-IN until the branch `cards` is merged, whose file replaces this one: a card with metadata and a heading."""
 
 import json
+import shutil
 from pathlib import Path
 
 import yaml
+from PIL import Image
 
 
 def write_model_card(
@@ -13,6 +15,14 @@ def write_model_card(
     folder = Path(folder)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     scratch = config.get("base_weights") == "none"
+    for image in example_images:
+        try:
+            with Image.open(image) as opened:
+                opened.verify()
+        except OSError as error:
+            raise ValueError(f"The example image {image} cannot be read ({error}): give an image file.") from error
+        (folder / "examples").mkdir(exist_ok=True)
+        shutil.copyfile(image, folder / "examples" / Path(image).name)
     data = {
         "license": "apache-2.0" if scratch else "other",
         "library_name": "transformers",

@@ -9,7 +9,7 @@ from huggingface_hub.errors import EntryNotFoundError
 from ..modeling_allspark import SegformerForSemiSupervisedSegmentation
 from .card import write_model_card
 from .figures import write_run_figures
-from .repository import add_code, check_output_folder, copy_examples, stage
+from .repository import add_code, check_output_folder, stage
 from .upload import PushError, prepare_repository, push_again, upload
 
 
@@ -34,7 +34,8 @@ def publish_folder(
         revision (`str`, *optional*): a branch, made if need be; defaults to "main".
         create_pr (`bool`, *optional*): open a pull request on a repository that exists.
         commit_message (`str`, *optional*): of the commit.
-        example_images (`list[str]`, *optional*): images for the card's widget; they are published as they are.
+        example_images (`list[str]`, *optional*):
+            images for the card's widget; copied to `folder/examples`, and published as they are.
 
     Raises:
         ValueError: if the folder holds no trained model, or an example is no image.
@@ -43,11 +44,10 @@ def publish_folder(
     check_output_folder(folder)
     if not create_pr:
         repo_id = prepare_repository(repo_id, token, private, revision)
-    examples = copy_examples(list(example_images), folder)
     write_run_figures(folder)
-    write_model_card(folder, repo_id=repo_id, example_images=examples)
+    write_model_card(folder, repo_id=repo_id, example_images=example_images)
     with TemporaryDirectory(prefix="allspark-push-") as staging:
-        stage(folder, staging, examples)
+        stage(folder, staging)
         try:
             return upload(staging, repo_id, commit_message, token, revision, create_pr)
         except PushError as error:

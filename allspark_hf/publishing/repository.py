@@ -4,8 +4,8 @@ import json
 import re
 import shutil
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from urllib.parse import quote
 
-from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers.trainer import OPTIMIZER_NAME, SCALER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
@@ -28,7 +28,7 @@ AUTO_MAP = {
     "AutoModel": "modeling_allspark.SegformerForSemiSupervisedSegmentation",
     "AutoModelForSemanticSegmentation": "modeling_allspark.SegformerForSemiSupervisedSegmentation",
 }
-EXAMPLE_FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP"}
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 # A path from the root, the home folder or a drive, wherever a word may begin; not the slashes of an address.
 PATH = re.compile(r"(?<![\w.:/~-])(?:~/|/|[A-Za-z]:[\\/])[^\s'\",;]+")
 
@@ -55,61 +55,18 @@ def check_output_folder(folder: str | Path):
         )
 
 
-def copy_examples(images: list[str | Path], folder: str | Path) -> list[Path]:
-    """
-    Copies images that the user named into `folder/examples`, for the card's widget.
-
-    Args:
-        images (`list[str]`): JPEG, PNG or WebP files.
-        folder (`str` or `Path`): an output folder.
-
-    Returns:
-        `list[Path]`: the copies.
-
-    Raises:
-        ValueError: if a file is missing, no such image, or named like another one.
-    """
-    targets = {}
-    for source in map(Path, images):
-        name = re.sub(r"[^\w.-]+", "_", source.name)
-        if name in targets:
-            raise ValueError(f"Two example images are called {name}: rename one.")
-        expected = EXAMPLE_FORMATS.get(source.suffix.lower())
-        try:
-            with Image.open(source) as opened:
-                found = opened.format
-                opened.verify()
-        # Pillow's decoders raise OSError, SyntaxError, struct.error and others on bad files.
-        except Exception as error:
-            raise ValueError(f"The example image {source} cannot be read ({error}): give another one.") from error
-        if found != expected:
-            raise ValueError(
-                f"The example image {source} is {found}: give JPEG, PNG or WebP files with their usual endings."
-            )
-        targets[name] = source
-    copies = []
-    for name, source in targets.items():
-        target = Path(folder) / "examples" / name
-        target.parent.mkdir(exist_ok=True)
-        if not (target.exists() and target.samefile(source)):
-            shutil.copyfile(source, target)
-        copies.append(target)
-    return copies
-
-
-def stage(folder: str | Path, staging: str | Path, examples: list[Path] = ()):
+def stage(folder: str | Path, staging: str | Path):
     """
     Copies into an empty folder what of an output folder is published, and the code that loads it.
 
     That is: weights without the memory, configuration (with its `auto_map`), image processor, code and handler, card,
     the run's records and evaluations (JSON, in which an absolute path is cut to its last part), `figures/*.png`, an
-    exported `onnx/`, and the examples named here. Nothing else that lies in the folder: no pickle, no checkpoint, no
-    list of the user's files, no log.
+    exported `onnx/`, and of `examples/` the images that the card shows. Nothing else that lies in the folder: no
+    pickle, no checkpoint, no list of the user's files, no log.
 
     Args:
         folder (`str` or `Path`): an output folder, or a checkpoint in it.
         staging (`str` or `Path`): the folder to fill.
-        examples (`list[Path]`): files in `folder/examples`.
 
     Raises:
         ValueError: if the folder holds no trained AllSpark model.
@@ -119,13 +76,14 @@ def stage(folder: str | Path, staging: str | Path, examples: list[Path] = ()):
     _stage_weights(folder / SAFE_WEIGHTS_NAME, staging / SAFE_WEIGHTS_NAME)
     for name in (CONFIG_NAME, PREPROCESSOR_NAME):
         shutil.copyfile(folder / name, staging / name)
+    published = [path for pattern in PATTERNS for path in folder.glob(pattern)]
     if (folder / "README.md").is_file():
         shutil.copyfile(folder / "README.md", staging / "README.md")
+        published += _shown_examples(folder)
     for path in sorted(folder.glob("*.json")):
         if path.name not in MODEL_FILES and (path.name in RECORDS or _is_evaluation(path)):
             _copy_record(path, staging / path.name)
-    published = [path for pattern in PATTERNS for path in folder.glob(pattern)]
-    for path in [*published, *map(Path, examples)]:
+    for path in published:
         target = staging / path.relative_to(folder)
         target.parent.mkdir(exist_ok=True)
         shutil.copyfile(path, target)
@@ -192,6 +150,12 @@ def _stage_weights(source: Path, target: Path):
     shutil.copyfile(source, target)
 
 
+def _shown_examples(folder: Path) -> list[Path]:
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    images = [path for path in folder.glob("examples/*") if path.suffix.lower() in IMAGE_SUFFIXES]
+    return [path for path in images if any(f"examples/{name}" in card for name in (path.name, quote(path.name)))]
+
+
 def _copy_record(source: Path, target: Path):
     content = _read_json(source)
     shared = without_local_paths(content)
@@ -220,4 +184,4 @@ def _write_json(value, path: Path):
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
-__all__ = ["add_code", "check_output_folder", "copy_examples", "stage", "stage_checkpoint", "without_local_paths"]
+__all__ = ["add_code", "check_output_folder", "stage", "stage_checkpoint", "without_local_paths"]
