@@ -265,8 +265,10 @@ def test_script(hub, output_folder, tmp_path, capsys):
     assert card.data.license and card.data.pipeline_tag == "image-segmentation" and card.data.library_name
     if importlib.util.find_spec("matplotlib"):
         assert Image.open(io.BytesIO(files["figures/curves_light.png"])).size[0] == 1200
+    (output_folder / "train_results.json").write_text('{"epoch": 2.0}')
     push("--model", output_folder, "--repo_id", "tester/roads", "--revision", "try")
     assert len(hub.commits("tester/roads", "try")) == 2 and len(hub.commits("tester/roads")) == 1
+    assert hub.files("tester/roads", "try")["train_results.json"] == b'{"epoch": 2.0}'
     hub.add("other/roads", {})
     push("--model", output_folder, "--repo_id", "other/roads", "--create_pr")
     assert capsys.readouterr().out.splitlines()[-1] == f"Pushed to {hub.url}/other/roads/discussions/1"
