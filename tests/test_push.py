@@ -202,7 +202,7 @@ def test_figures_of_a_run(output_folder, monkeypatch):
 LOAD = """
 import sys, torch
 from safetensors.torch import save_file
-from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
+from transformers import AutoModelForSemanticSegmentation
 try:
     import allspark_hf
     sys.exit("the package must not be there")
@@ -214,7 +214,6 @@ for revision in sys.argv[2:]:
     model = AutoModelForSemanticSegmentation.from_pretrained(sys.argv[1], trust_remote_code=True, revision=revision)
     with torch.no_grad():
         logits[revision] = model.eval()(images).logits.contiguous()
-print(type(AutoImageProcessor.from_pretrained(sys.argv[1])).__name__)
 save_file(logits, "logits.safetensors")
 """
 
@@ -244,7 +243,6 @@ def test_round_trip_by_id_without_the_package(hub, output_folder, tmp_path):
     command = [bare_python(tmp_path / "bare"), "-c", LOAD, "tester/roads", first.oid, "main"]
     done = subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1].startswith("SegformerImageProcessor")
     logits = load_file(work / "logits.safetensors")
     images = torch.linspace(-2, 2, 3 * 64 * 96).reshape(1, 3, 64, 96)
     for revision, model in {first.oid: tiny_model(), "main": other}.items():

@@ -148,6 +148,11 @@ def test_a_checkpoint_that_cannot_be_staged(hub, tmp_path, caplog, monkeypatch):
     trainer.train()
     assert trainer.state.global_step == 2
     assert caplog.text.count("is not pushed: No space left on device, token ***") == 2
+    with pytest.raises(
+        PushError, match=r"Nothing was pushed to tester/out: No space left on device, token \*\*\*"
+    ) as failed:
+        trainer.push_to_hub()
+    assert f"Everything is still in {tmp_path / 'out'}; push it again with" in str(failed.value)
 
 
 def test_push_of_a_trainer_that_was_not_told_to(hub, tmp_path):

@@ -1,7 +1,6 @@
 """The figures that a published run carries."""
 
 import importlib.util
-import json
 from pathlib import Path
 
 from transformers.trainer import TRAINER_STATE_NAME
@@ -27,21 +26,11 @@ def write_run_figures(folder: str | Path) -> list[Path]:
     folder = Path(folder)
     if importlib.util.find_spec("matplotlib") is None or not (folder / TRAINER_STATE_NAME).is_file():
         return []
-    arrays = read_curves({_name(folder): folder})
+    arrays = read_curves({folder.resolve().name: folder})
     drawn = {line[0] for _, _, lines in CURVE_PANELS for line in lines}
     if not drawn & set(arrays["series"].tolist()):
         return []
     return write_figure(arrays, draw_curves, folder / "figures", "curves")
-
-
-def _name(folder: Path) -> str:
-    """What the legend calls the run: its method if that is recorded, else its folder."""
-    try:
-        record = json.loads((folder / "run_record.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        record = {}
-    method = record.get("method") if isinstance(record, dict) else None
-    return method if isinstance(method, str) else folder.resolve().name
 
 
 __all__ = ["write_run_figures"]

@@ -98,12 +98,16 @@ class PublishingMixin:
         self.save_model(_internal_call=True)  # on all processes, as in transformers
         if not self.is_world_process_zero():
             return None
+        revision = revision if revision is not None else self.args.hub_revision
         if self.state.log_history:
             self.save_state()
-        self.create_model_card(**kwargs)
         self._finish_current_push()
-        staging = _staged(lambda folder: stage(self.args.output_dir, folder))
-        revision = revision if revision is not None else self.args.hub_revision
+        try:
+            self.create_model_card(**kwargs)
+            staging = _staged(lambda folder: stage(self.args.output_dir, folder))
+        except (OSError, ValueError) as error:
+            failed = PushError(f"Nothing was pushed to {self.hub_model_id}: {scrub(str(error), token)}")
+            raise push_again(failed, self.args.output_dir, self.hub_model_id, revision) from None
         arguments = (staging, self.hub_model_id, commit_message or "End of training", token, revision)
         return self._upload(*arguments) if blocking else self._in_background(self._upload, *arguments)
 
