@@ -62,7 +62,8 @@ class Handler(BaseHTTPRequestHandler):
             fault = self.hub.take_fault(self.command, self.path)
             self.body = self._read_body(half=fault == "cut")
             if isinstance(fault, int):
-                status = self._send(fault, b"<html>broken</html>", {"Content-Type": "text/html"})
+                headers = {"Content-Type": "text/html", "X-Error-Message": "broken" + self._quoted()}
+                status = self._send(fault, b"<html>broken</html>", headers)
                 return
             answer = self._answer()
             if fault == "lose":
@@ -123,11 +124,13 @@ class Handler(BaseHTTPRequestHandler):
                 else:
                     raise Refusal(404, f"there is no {self.command} {parts.path} here")
         except Refusal as refusal:
-            quoted = f" ({self.headers.get('Authorization')})" if self.hub.quote_token else ""
-            headers = {"X-Error-Message": refusal.message + quoted}
-            headers |= {"X-Error-Code": refusal.code} if refusal.code else {}
-            return self._json(refusal.status, {"error": refusal.message + quoted}, headers)
+            message = refusal.message + self._quoted()
+            headers = {"X-Error-Message": message} | ({"X-Error-Code": refusal.code} if refusal.code else {})
+            return self._json(refusal.status, {"error": message}, headers)
         return answer if isinstance(answer, tuple) else self._json(200, answer)
+
+    def _quoted(self) -> str:
+        return f" ({self.headers.get('Authorization')})" if self.hub.quote_token else ""
 
     @staticmethod
     def _json(status: int, value, headers: dict[str, str] | None = None) -> tuple[int, bytes, dict[str, str]]:

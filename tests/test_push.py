@@ -19,7 +19,7 @@ from safetensors.torch import load, load_file
 
 from allspark_hf import SegformerForSemiSupervisedSegmentation
 from allspark_hf.inference import make_image_processor
-from allspark_hf.publishing import repository, upload
+from allspark_hf.publishing import publish, repository, upload
 from allspark_hf.publishing.figures import write_run_figures
 from allspark_hf.publishing.publish import publish_folder
 from allspark_hf.publishing.repository import stage, without_local_paths
@@ -50,6 +50,7 @@ def hub(monkeypatch):
         server.quote_token = True  # the worst that an error can say
         monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
         monkeypatch.setattr(upload, "FIRST_WAIT", 0.0)
+        monkeypatch.setattr(publish, "write_run_figures", lambda folder: [])  # which takes a second
         yield server
 
 
@@ -251,7 +252,8 @@ def test_round_trip_by_id_without_the_package(hub, output_folder, tmp_path):
     assert second.oid == hub.commits("tester/roads")[0].oid
 
 
-def test_script(hub, output_folder, tmp_path, capsys):
+def test_script(hub, output_folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(publish, "write_run_figures", write_run_figures)
     photo = tmp_path / "street.jpg"
     Image.new("RGB", (40, 30), "green").save(photo)
     push("--model", output_folder, "--repo_id", "tester/roads", "--private", "--example_images", photo)
@@ -356,18 +358,20 @@ def test_a_lost_answer_is_no_second_commit(hub, output_folder):
 
 
 @pytest.mark.parametrize(
-    "method, path, how", [("PUT", "/lfs/", "cut"), ("POST", "/commit/", "cut"), ("PUT", "/lfs/", 503)]
+    "method, path, how",
+    [("PUT", "/lfs/", "cut"), ("POST", "/commit/", "cut"), ("PUT", "/lfs/", 503), ("POST", "/commit/", 418)],
 )
 def test_a_push_that_never_gets_through(hub, output_folder, method, path, how):
     before = hashes(output_folder)
     hub.fail_next(method, path, times=99, how=how)
     sentence = told(output_folder, revision="try")
     assert "Pushing to tester/roads failed: " in sentence
-    assert ("answered 503" if how == 503 else f"the connection to {hub.url} broke") in sentence
+    reasons = {"cut": f"the connection to {hub.url} broke", 503: "answered 503", 418: "broken (Bearer ***)"}
+    assert reasons[how] in sentence and hub.token not in sentence
     command = f"python scripts/push.py --model '{output_folder}' --repo_id tester/roads --revision try"
     assert sentence.endswith(f"Everything is still in {output_folder}; push it again with: {command}")
     assert hub.commits("tester/roads", "try") == []
-    assert hub.count("POST", "/commit/") == (upload.TRIES if path == "/commit/" else 0)
+    assert hub.count("POST", "/commit/") == (0 if path == "/lfs/" else 1 if how == 418 else upload.TRIES)
     after = hashes(output_folder)
     assert {name: after[name] for name in before} == before
     hub.faults.clear()
