@@ -221,6 +221,8 @@ def test_one_flag(hub, data_dir, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == f"Pushed to {hub.url}/tester/roads"
+    last, *before = [commit.message for commit in hub.commits("tester/roads")]
+    assert last == "End of training" and before and all("Training in progress" in message for message in before)
     files = hub.files("tester/roads")
     results = {"train_results.json", "eval_results.json", "all_results.json"}
     figures = {path for path in files if path.startswith("figures/")}
