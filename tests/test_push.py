@@ -6,7 +6,6 @@ import io
 import json
 import subprocess
 import sys
-import sysconfig
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ import torch
 from conftest import tiny_model
 from hub_server import HubServer
 from huggingface_hub import ModelCard, constants
+from load_by_id import bare_python
 from PIL import Image
 from safetensors.torch import load, load_file
 
@@ -200,33 +200,6 @@ def test_figures_of_a_run(output_folder, monkeypatch):
 # ---- The way there and back ----
 
 
-LOAD = """
-import sys, torch
-from safetensors.torch import save_file
-from transformers import AutoModelForSemanticSegmentation
-try:
-    import allspark_hf
-    sys.exit("the package must not be there")
-except ImportError:
-    pass
-images = torch.linspace(-2, 2, 3 * 64 * 96).reshape(1, 3, 64, 96)
-logits = {}
-for revision in sys.argv[2:]:
-    model = AutoModelForSemanticSegmentation.from_pretrained(sys.argv[1], trust_remote_code=True, revision=revision)
-    with torch.no_grad():
-        logits[revision] = model.eval()(images).logits.contiguous()
-save_file(logits, "logits.safetensors")
-"""
-
-
-def bare_python(folder: Path) -> Path:
-    """An interpreter with everything that is installed here but this package."""
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
-    site = next(folder.glob("lib/python*/site-packages"))
-    (site / "installed.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    return folder / "bin" / "python"
-
-
 def test_round_trip_by_id_without_the_package(hub, output_folder, tmp_path):
     before = hashes(output_folder)
     first = publish_folder(output_folder, "tester/roads", private=True)
@@ -241,7 +214,13 @@ def test_round_trip_by_id_without_the_package(hub, output_folder, tmp_path):
     work.mkdir()
     environment = hub.environment(hub.token)
     environment.pop("PYTHONPATH", None)
-    command = [bare_python(tmp_path / "bare"), "-c", LOAD, "tester/roads", first.oid, "main"]
+    command = [
+        bare_python(tmp_path / "bare"),
+        Path(__file__).parent / "load_by_id.py",
+        "tester/roads",
+        first.oid,
+        "main",
+    ]
     done = subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     logits = load_file(work / "logits.safetensors")
