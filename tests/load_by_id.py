@@ -1,4 +1,4 @@
-"""Logits of a model of the Hub at some revisions, where this package is not installed: `load_by_id.py ID REVISION ...`.
+"""Logits of a model of the Hub at some revisions, without this package: `load_by_id.py ID REVISION ...`.
 
 They go to logits.safetensors in the working folder.
 """
