@@ -3,6 +3,7 @@
 from .auto_classes import register_auto_classes
 from .configuration_allspark import AllSparkConfig
 from .modeling_allspark import SegformerForSemiSupervisedSegmentation, SemiSupervisedSegmenterOutput
+from .publishing.publish import push_model_to_hub
 from .trainer import AllSparkTrainer
 from .training_args import AllSparkTrainingArguments
 
@@ -10,6 +11,9 @@ from .training_args import AllSparkTrainingArguments
 register_auto_classes()
 
 __version__ = "0.1.0"
+
+# transformers' own sends a card without a licence; published code, which runs without this package, keeps that one.
+SegformerForSemiSupervisedSegmentation.push_to_hub = push_model_to_hub
 
 __all__ = [
     "AllSparkConfig",

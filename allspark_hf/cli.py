@@ -79,7 +79,7 @@ def parse_arguments(types: tuple[type, ...], argv: list[str] | None = None) -> t
         argv = read_recipe(argv[0]) + argv[1:]
     *parsed, unknown = _Parser(types).parse_args_into_dataclasses(argv, return_remaining_strings=True)
     if unknown:
-        names = [argument for argument in unknown if argument.startswith("--")] or unknown
+        names = [argument.split("=")[0] for argument in unknown if argument.startswith("--")] or unknown
         known = [f"--{field.name}" for one in types for field in dataclasses.fields(one)]
         close = [match for name in names for match in get_close_matches(name, known, n=1)]
         hint = f"did you mean {', '.join(close)}?" if close else "see --help."

@@ -19,6 +19,7 @@ from .methods import METHODS, MixedBatch, PixelCounts
 from .metrics import metric_name
 from .modeling_allspark import SegformerForSemiSupervisedSegmentation
 from .pseudo_label_health import PseudoLabelHealth
+from .publishing.trainer_mixin import PublishingMixin
 from .trainer_checks import check_datasets, check_evaluation, check_model, long_side_of
 from .training_args import AllSparkTrainingArguments
 
@@ -33,7 +34,7 @@ class _EpochCallback(TrainerCallback):
         self.sampler.set_epoch(int(state.epoch or 0))
 
 
-class AllSparkTrainer(Trainer):
+class AllSparkTrainer(PublishingMixin, Trainer):
     """
     Trains [`SegformerForSemiSupervisedSegmentation`] on a labeled and an unlabeled dataset.
 

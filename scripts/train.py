@@ -6,6 +6,9 @@
     python scripts/train.py scripts/recipes/camvid_cpu.yaml --data_dir DATA --output_dir OUT --dry_run
     accelerate launch scripts/train.py ...
 
+With --push_to_hub (and --hub_model_id user/name) the model is published when all is done, with its card; the token is
+that of `hf auth login` or HF_TOKEN. scripts/push.py publishes a finished output folder.
+
 A recipe (YAML or JSON) holds arguments; those on the command line override it. --help lists them all. --dry_run takes
 one step on random pixels and tells what is missing.
 """
@@ -96,24 +99,41 @@ def build_trainer():
     return trainer, checkpoint
 
 
+def push(trainer) -> str | None:
+    """Publishes the output folder; why it could not be done, if so."""
+    from allspark_hf.publishing.upload import PushError
+
+    try:
+        commit = trainer.push_to_hub()
+    except PushError as error:
+        return f"PushError: {error}"
+    if commit is not None:
+        print(f"Pushed to {commit.repo_url}")
+    return None
+
+
 def main():
     from huggingface_hub.errors import StrictDataclassError
 
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+    for name in ("httpx", "httpx2"):  # which tell of every request, with signed addresses
+        logging.getLogger(name).setLevel(logging.WARNING)
     try:
         trainer, checkpoint = build_trainer()
     except (OSError, ValueError, StrictDataclassError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
 
     result = trainer.train(resume_from_checkpoint=checkpoint)
-    trainer.save_model()
+    trainer.save_model(_internal_call=True)  # which does not push: there is nothing yet for the card to report
     trainer.save_state()
     trainer.log_metrics("train", result.metrics)
     trainer.save_metrics("train", result.metrics)
     metrics = last_evaluation(trainer)
     trainer.log_metrics("eval", metrics)
     trainer.save_metrics("eval", metrics)
+    failure = push(trainer) if trainer.args.push_to_hub else None
     trainer.accelerator.end_training()  # gloo's threads may abort a process that ends before them
+    sys.exit(failure)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,104 @@
+"""Publishing without a Trainer: an output folder, or a model in memory."""
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from huggingface_hub import CommitInfo, ModelCard, hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
+
+from ..modeling_allspark import SegformerForSemiSupervisedSegmentation
+from .card import write_model_card
+from .figures import write_run_figures
+from .repository import add_code, check_output_folder, stage
+from .upload import PushError, prepare_repository, push_again, upload
+
+
+def publish_folder(
+    folder: str | Path,
+    repo_id: str,
+    token: str | None = None,
+    private: bool | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    commit_message: str = "Upload model",
+    example_images: list[str] = (),
+) -> CommitInfo:
+    """
+    Publishes the output folder of a training: writes its figures and its card, and sends what [`stage`] lists.
+
+    Args:
+        folder (`str` or `Path`): the output folder.
+        repo_id (`str`): `user/name`.
+        token (`str`, *optional*): defaults to the one that this machine is logged in with.
+        private (`bool`, *optional*): of a new repository.
+        revision (`str`, *optional*): a branch, made if need be; defaults to "main".
+        create_pr (`bool`, *optional*): open a pull request on a repository that exists.
+        commit_message (`str`, *optional*): of the commit.
+        example_images (`list[str]`, *optional*):
+            images for the card's widget; copied to `folder/examples`, and published as they are.
+
+    Raises:
+        ValueError: if the folder holds no trained model, or an example is no image.
+        PushError: if the Hub could not be reached or refused, with the reason.
+    """
+    check_output_folder(folder)
+    if not create_pr:
+        repo_id = prepare_repository(repo_id, token, private, revision)
+    write_run_figures(folder)
+    write_model_card(folder, repo_id=repo_id, example_images=example_images)
+    with TemporaryDirectory(prefix="allspark-push-") as staging:
+        stage(folder, staging)
+        try:
+            return upload(staging, repo_id, commit_message, token, revision, create_pr)
+        except PushError as error:
+            raise push_again(error, folder, repo_id, revision) from None
+
+
+def push_model_to_hub(
+    model: SegformerForSemiSupervisedSegmentation,
+    repo_id: str,
+    *,
+    commit_message: str | None = None,
+    commit_description: str | None = None,
+    private: bool | None = None,
+    token: bool | str | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    max_shard_size: int | str | None = "50GB",
+    tags: list[str] | None = None,
+) -> CommitInfo:
+    """
+    `model.push_to_hub` of this package: as [`~transformers.PreTrainedModel.push_to_hub`], and with the arguments of
+    that, but the card states licence and task, and the code travels along. A card that is there and states a licence
+    is kept. The image processor is pushed by its own `push_to_hub`.
+
+    Raises:
+        PushError: if the Hub could not be reached or refused, with the reason.
+    """
+    token = None if token is True else token
+    if not create_pr:
+        repo_id = prepare_repository(repo_id, token, private, revision)
+    with TemporaryDirectory(prefix="allspark-push-") as staging:
+        model.save_pretrained(staging, max_shard_size=max_shard_size)
+        add_code(staging)
+        card = _licensed_card(repo_id, token, revision)
+        if card is None:
+            card = ModelCard.load(write_model_card(staging, repo_id=repo_id))
+        added = [tag for tag in tags or [] if tag not in (card.data.tags or [])]
+        card.data.tags = [*(card.data.tags or []), *added] or None
+        card.save(Path(staging) / "README.md")
+        message = commit_message or "Upload model"
+        return upload(staging, repo_id, message, token, revision, create_pr, commit_description)
+
+
+def _licensed_card(repo_id: str, token: str | None, revision: str | None) -> ModelCard | None:
+    """The repository's card if it states a licence, which transformers' generic one does not."""
+    try:
+        path = hf_hub_download(repo_id, "README.md", token=token, revision=revision)
+    except EntryNotFoundError:
+        return None
+    card = ModelCard.load(path, ignore_metadata_errors=True)
+    return card if card.data.license else None
+
+
+__all__ = ["publish_folder", "push_model_to_hub"]
