@@ -28,6 +28,8 @@ MAX_IMAGE_PIXELS = 40_000_000
 # A model without an input size of its own would get a photo of 12 megapixels whole: minutes and many GB on a CPU.
 MAX_MODEL_PIXELS = 2_000_000
 MAX_SHOWN_SIDE = 1600
+# SegFormer's attention cannot work on less.
+MIN_SIDE = 32
 MAX_LOADED_MODELS = 3
 # Float32 values of upsampled logits held at a time: 256 MB.
 _MAX_LOGIT_VALUES = 64_000_000
@@ -143,7 +145,7 @@ def read_image(path: str) -> Image.Image:
     """A picture of any usual kind as 8-bit RGB, upright, at its own size.
 
     Raises:
-        VisitorError: If the file is gone, is no picture that Pillow reads, is damaged, or has over 40 megapixels.
+        VisitorError: If the file is gone, is no picture that Pillow reads, is damaged, or is too large or too small.
     """
     if not Path(path).is_file():
         raise VisitorError("The image is no longer on the server: please upload it again.")
@@ -155,6 +157,11 @@ def read_image(path: str) -> Image.Image:
                     raise VisitorError(
                         f"The image has {image.width} x {image.height} pixels, over the limit of "
                         f"{MAX_IMAGE_PIXELS // 1_000_000} megapixels: please upload a smaller one."
+                    )
+                if min(image.size) < MIN_SIDE:
+                    raise VisitorError(
+                        f"The image has {image.width} x {image.height} pixels: please upload one with at least "
+                        f"{MIN_SIDE} pixels a side."
                     )
                 return to_rgb(image)
     except VisitorError:
@@ -265,7 +272,7 @@ def predict(loaded: LoadedModel, picture: Image.Image, name: str) -> Prediction:
     except Exception as error:  # out of memory, or code from the repository
         logger.exception("The model %s failed on an image of %d x %d pixels", name, *picture.size)
         raise VisitorError(
-            f"The model {name} failed on this image. The reason is in this Space's log; a smaller image may work."
+            f"The model {name} failed on this image. The reason is in this Space's log; another size may work."
         ) from error
     # No file name: what visitors upload is not the log's business.
     logger.info("predicted %d x %d pixels with %s in %.2f s", *picture.size, name, time.perf_counter() - start)
