@@ -36,17 +36,21 @@ def chromium() -> Iterator:
 
 
 class Watch:
-    """What goes wrong on a page: errors on the console, exceptions, failed answers, requests to other hosts."""
+    """What goes wrong on a page: errors on the console, exceptions, failed answers, requests to other hosts.
 
-    def __init__(self, page):
+    Failed answers to addresses with one of `allowed` in them do not count, nor do their lines on the console.
+    """
+
+    def __init__(self, page, allowed: tuple[str, ...] = ()):
         self.problems: list[str] = []
+        self.allowed = allowed
         page.on("console", self._console)
         page.on("pageerror", lambda error: self.problems.append(f"exception: {error}"))
         page.on("request", self._request)
         page.on("response", self._response)
 
     def _console(self, message):
-        if message.type == "error":
+        if message.type == "error" and not self._is_allowed(message.location.get("url", "")):
             self.problems.append(f"console: {message.text}")
 
     def _request(self, request):
@@ -55,5 +59,8 @@ class Watch:
             self.problems.append(f"request to {request.url}")
 
     def _response(self, response):
-        if response.status >= 400:
+        if response.status >= 400 and not self._is_allowed(response.url):
             self.problems.append(f"{response.status} for {response.url}")
+
+    def _is_allowed(self, url: str) -> bool:
+        return any(text in url for text in self.allowed)

@@ -99,7 +99,8 @@ def open_page(browser, app):
         context = browser.new_context(**options)
         page = context.new_page()
         page.set_default_timeout(WAIT)
-        opened.append((context, Watch(page)))
+        # Gradio answers 404 here where a busy machine has not seen the upload begin within 3 s.
+        opened.append((context, Watch(page, allowed=("/upload_progress",))))
         page.goto(app[0])
         page.locator("#image input[type=file]").wait_for(state="attached")
         return page

@@ -58,10 +58,10 @@ def run_models(shelf: ModelShelf, path: str | None, first: str, second: str | No
     try:
         result = segment(shelf, path, names, previous)
     except VisitorError as error:
-        gr.Warning(html.escape(str(error)), title="No result")
+        gr.Warning(html.escape(str(error)))
         return None, notice(f"<p>{html.escape(str(error))}</p>", "problem")
     if result.warning:
-        gr.Warning(html.escape(result.warning), title="One model is missing")
+        gr.Warning(html.escape(result.warning))
         return result, notice(f"<p>{html.escape(result.warning)}</p>", "problem")
     return result, gr.update(value="", visible=False)
 
