@@ -260,6 +260,18 @@ def test_app_without_a_model_ends_with_a_sentence(monkeypatch):
     assert str(stopped.value.code).startswith("ValueError: No model is given: set the variable ALLSPARK_MODELS")
 
 
+def test_expired_result_says_so(photo, tmp_path):
+    pytest.importorskip("gradio")
+    import app
+
+    result = segmenter.segment(shelf(a=loaded()), photo, ["a"])
+    shown = app.redraw(result, 50, "no such class", str(tmp_path / "cache"))
+    gone = app.redraw(None, 50, None, str(tmp_path / "cache"))
+    assert len(shown) == len(gone) == 11
+    assert shown[0]["visible"] and shown[-2] is None and "value" not in shown[-1]
+    assert not gone[0]["visible"] and "upload the image again" in gone[-1]["value"]
+
+
 def test_loading_with_the_code_of_the_repository(tmp_path, monkeypatch):
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     folder = save_published(tiny_model(num_labels=4), tmp_path / "model")

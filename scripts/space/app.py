@@ -33,6 +33,7 @@ MAX_FILE_SIZE = "40mb"
 MAX_SESSIONS = 100
 KEEP_SECONDS = 3600
 SYSTEM_FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "sans-serif")
+EXPIRED = "<p>This result was deleted after an hour: please upload the image again.</p>"
 EMPTY = (
     "<h2>Your result appears here</h2><p>Upload, drop or paste an image, or choose an example. Every pixel gets a "
     "class; the colours, their share of the image and the mask as a file follow.</p>"
@@ -92,6 +93,11 @@ def draw(result: Result | None, opacity: float, highlight: str | None, cache: st
             sides += [gr.update(visible=False), None, None]
     legend = legend_html(labels, colors, areas, highlight)
     return [gr.update(visible=True), figures_html(figures_of(result)), *sides, legend, highlight]
+
+
+def redraw(result: Result | None, opacity: float, highlight: str | None, cache: str):
+    """Event of another opacity or highlight: `draw`, and the notice, which says so if the result has expired."""
+    return [*draw(result, opacity, highlight, cache), gr.update() if result else notice(EXPIRED, "problem")]
 
 
 def draw_side(result: Result, index: int, colors, opacity: float, highlight: str | None, cache: str):
@@ -171,8 +177,11 @@ def build(shelf: ModelShelf) -> gr.Blocks:
         def on_draw(result, opacity, highlight):
             return draw(result, opacity, highlight, image.GRADIO_CACHE)
 
+        def on_opacity(result, opacity, highlight):
+            return redraw(result, opacity, highlight, image.GRADIO_CACHE)
+
         def on_choose(result, opacity, event: gr.EventData):
-            return draw(result, opacity, event.label or None, image.GRADIO_CACHE)
+            return redraw(result, opacity, event.label or None, image.GRADIO_CACHE)
 
         quiet = {"show_progress": "hidden", "api_visibility": "private", "trigger_mode": "always_last"}
         gr.on(
@@ -185,8 +194,8 @@ def build(shelf: ModelShelf) -> gr.Blocks:
             api_visibility="private",
             trigger_mode="always_last",
         ).then(on_draw, [result, opacity, highlight], outputs, show_progress="hidden", api_visibility="private")
-        opacity.change(on_draw, [result, opacity, highlight], outputs, concurrency_limit=2, **quiet)
-        shown["legend"].select(on_choose, [result, opacity], outputs, concurrency_limit=2, **quiet)
+        opacity.change(on_opacity, [result, opacity, highlight], [*outputs, told], concurrency_limit=2, **quiet)
+        shown["legend"].select(on_choose, [result, opacity], [*outputs, told], concurrency_limit=2, **quiet)
     return page
 
 
