@@ -1,0 +1,211 @@
+"""Colours, overlays, masks as files, and the HTML of legend and figures. NumPy and Pillow only."""
+
+import html
+import io
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+from PIL import Image
+
+
+# Okabe and Ito's colours, told apart by colour-blind readers too.
+_OKABE_ITO = (
+    (0, 0, 0),
+    (230, 159, 0),
+    (86, 180, 233),
+    (0, 158, 115),
+    (240, 228, 66),
+    (0, 114, 178),
+    (213, 94, 0),
+    (204, 121, 167),
+)
+_WHITE = (255, 255, 255)
+# What is left of the picture's brightness outside the highlighted class.
+_DIMMED = 0.35
+_LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
+
+
+def model_colors(palette: Sequence[Sequence[int]] | None, num_labels: int) -> np.ndarray:
+    """Colours of a model's classes: the palette of its configuration, else the default one.
+
+    Args:
+        palette: [red, green, blue] per class, 0 to 255, or None.
+        num_labels: Number of classes.
+
+    Returns:
+        uint8 (num_labels, 3); the default palette repeats after 256 classes.
+
+    Raises:
+        ValueError: If the palette has not one colour of three values in 0..255 per class.
+    """
+    if palette is None:
+        colors = np.array(_default_colors(), dtype=np.uint8)
+        return colors[np.arange(num_labels) % len(colors)]
+    colors = np.asarray(palette)
+    if colors.shape != (num_labels, 3) or colors.min() < 0 or colors.max() > 255:
+        raise ValueError(
+            f"palette in the model's configuration has shape {colors.shape}, but [red, green, blue] from 0 to 255 is "
+            f"needed for each of {num_labels} classes: correct or remove it in config.json."
+        )
+    return colors.astype(np.uint8)
+
+
+@lru_cache(maxsize=1)
+def _default_colors() -> tuple[tuple[int, int, int], ...]:
+    """256 colours, as `allspark_hf` gives them: the safe eight, then always the candidate farthest from all taken."""
+    levels = np.linspace(0, 255, 9).round()
+    candidates = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1).reshape(-1, 3)
+    candidates_lab = _to_lab(candidates)
+    taken = _to_lab(np.array([*_OKABE_ITO, _WHITE], dtype=np.float64))
+    nearest = np.linalg.norm(candidates_lab[:, None] - taken[None], axis=-1).min(axis=1)
+    colors = list(_OKABE_ITO)
+    while len(colors) < 256:
+        farthest = int(nearest.round(6).argmax())
+        colors.append(tuple(int(value) for value in candidates[farthest]))
+        nearest = np.minimum(nearest, np.linalg.norm(candidates_lab - candidates_lab[farthest], axis=-1))
+    return tuple(colors)
+
+
+def _to_lab(rgb: np.ndarray) -> np.ndarray:
+    """CIE L*a*b* (D65) of sRGB colours in 0..255, both (count, 3)."""
+    value = rgb / 255
+    linear = np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)
+    to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+    xyz = linear @ to_xyz.T / np.array([0.9505, 1.0, 1.089])
+    root = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
+    return np.stack([116 * root[:, 1] - 16, 500 * (root[:, 0] - root[:, 1]), 200 * (root[:, 1] - root[:, 2])], axis=-1)
+
+
+def shared_colors(labels: Sequence[Sequence[str]], colors: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """The second model's colours made to fit the first's: one colour a class name, and no colour for two names.
+
+    Args:
+        labels: Class names of one or two models.
+        colors: uint8 (num_labels, 3) of each.
+
+    Returns:
+        Colours of each model; the first model's are never changed.
+    """
+    of_name = {label: tuple(color.tolist()) for label, color in zip(labels[0], colors[0], strict=True)}
+    fitted = [colors[0]]
+    for more_labels, more_colors in zip(labels[1:], colors[1:], strict=True):
+        for label, own in zip(more_labels, more_colors, strict=True):
+            taken = set(of_name.values())
+            choices = [tuple(own.tolist()), *_default_colors()]
+            of_name.setdefault(label, next((color for color in choices if color not in taken), choices[0]))
+        fitted.append(np.array([of_name[label] for label in more_labels], dtype=np.uint8))
+    return fitted
+
+
+def blend(
+    photo: np.ndarray, mask: np.ndarray, colors: np.ndarray, opacity: float, highlight: int | None = None
+) -> Image.Image:
+    """Lay a mask's colours over its picture.
+
+    Args:
+        photo: uint8 (height, width, 3).
+        mask: Integers (height, width), class indices.
+        colors: uint8 (num_labels, 3).
+        opacity: Weight of the colours, 0 (picture only) to 1 (colours only).
+        highlight: Class to show alone: all else is grey and dark. -1 for a class that the model does not know.
+
+    Returns:
+        RGB image of the same size.
+    """
+    picture = photo.astype(np.float32)
+    blended = picture + (colors[mask] - picture) * np.float32(opacity)
+    if highlight is not None:
+        dimmed = (picture @ _LUMA * _DIMMED)[..., None]
+        blended = np.where((mask == highlight)[..., None], blended, dimmed)
+    return Image.fromarray(blended.round().astype(np.uint8))
+
+
+def encode_mask(mask: np.ndarray, colors: np.ndarray) -> bytes:
+    """A mask as PNG whose values are the class indices: indexed with the palette; 16-bit grey over 256 classes."""
+    image = Image.fromarray(np.ascontiguousarray(mask))
+    if len(colors) <= 256:
+        image.putpalette(colors.tobytes())
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def decode_mask(png: bytes) -> np.ndarray:
+    """The class indices (height, width) of `encode_mask`."""
+    with Image.open(io.BytesIO(png)) as image:
+        return np.array(image)
+
+
+def encode_overlay(image: Image.Image) -> bytes:
+    """JPEG in full colour resolution, so that the edges of classes stay sharp."""
+    buffer = io.BytesIO()
+    image.save(buffer, format="JPEG", quality=92, subsampling=0)
+    return buffer.getvalue()
+
+
+def percent(share: float) -> str:
+    """A share of the pixels for people: one decimal, and neither 0.0 for something nor 100.0 for not all."""
+    if share == 0:
+        return "0 %"
+    if share < 0.0005:
+        return "< 0.1 %"
+    if 0.9995 <= share < 1:
+        return "> 99.9 %"
+    return f"{100 * share:.1f} %"
+
+
+def present_classes(labels: Sequence[Sequence[str]], areas: Sequence[np.ndarray]) -> list[tuple[str, list[float]]]:
+    """Name and area per model of every class that some model found, the largest first."""
+    shares = [dict(zip(names, of_model.tolist(), strict=True)) for names, of_model in zip(labels, areas, strict=True)]
+    rows = [(name, [of_model.get(name, 0.0) for of_model in shares]) for name in dict.fromkeys(sum(labels, ()))]
+    return sorted((row for row in rows if max(row[1]) > 0), key=lambda row: -max(row[1]))
+
+
+def legend_html(
+    labels: Sequence[tuple[str, ...]], colors: Sequence[np.ndarray], areas: Sequence[np.ndarray], highlight: str | None
+) -> str:
+    """The legend: one button a class with swatch, name, and area in percent of each model.
+
+    Args:
+        labels: Class names of one or two models.
+        colors: Their colours as `shared_colors` gives them.
+        areas: Their classes' shares of the pixels.
+        highlight: Name of the highlighted class, None if there is none.
+    """
+    color_of = {
+        name: "#{:02x}{:02x}{:02x}".format(*color)
+        for names, of_model in zip(labels, colors, strict=True)
+        for name, color in zip(names, of_model.tolist(), strict=True)
+    }
+    rows = "".join(
+        _legend_row(name, shares, color_of[name], name == highlight) for name, shares in present_classes(labels, areas)
+    )
+    reset = "" if highlight else " hidden"
+    return (
+        '<div class="legend-head"><h2>Classes</h2><p>Choose one to see it alone.</p>'
+        f'<button type="button" class="legend-reset" data-label=""{reset}>Show all</button></div>'
+        f'<ul class="legend" aria-label="Classes found, by area">{rows}</ul>'
+    )
+
+
+def _legend_row(name: str, shares: Sequence[float], color: str, pressed: bool) -> str:
+    text = html.escape(name)
+    bars = "".join(
+        f'<span class="share">{f"<abbr>{letter}</abbr>" if len(shares) > 1 else ""}'
+        f'<span class="bar"><span style="width:{100 * share:.2f}%;background:{color}"></span></span>'
+        f"<span>{html.escape(percent(share))}</span></span>"
+        for letter, share in zip("AB", shares, strict=False)
+    )
+    size = "legend-row two" if len(shares) > 1 else "legend-row"
+    return (
+        f'<li><button type="button" class="{size}" data-label="{text}" aria-pressed="{str(pressed).lower()}">'
+        f'<span class="swatch" style="background:{color}"></span><span class="name">{text}</span>'
+        f'<span class="shares">{bars}</span></button></li>'
+    )
+
+
+def figures_html(figures: Sequence[tuple[str, str]]) -> str:
+    """A row of figures: pairs of what it is, and its value."""
+    tiles = "".join(f"<div><dt>{html.escape(what)}</dt><dd>{html.escape(value)}</dd></div>" for what, value in figures)
+    return f'<dl class="figures">{tiles}</dl>'
