@@ -2,6 +2,7 @@
 
 from .configuration_allspark import AllSparkConfig
 from .modeling_allspark import SegformerForSemiSupervisedSegmentation, SemiSupervisedSegmenterOutput
+from .segmentation import segment
 from .trainer import AllSparkTrainer
 from .training_args import AllSparkTrainingArguments
 
@@ -14,4 +15,5 @@ __all__ = [
     "AllSparkTrainingArguments",
     "SegformerForSemiSupervisedSegmentation",
     "SemiSupervisedSegmenterOutput",
+    "segment",
 ]

@@ -1,0 +1,1 @@
+"""What a repository on the Hub carries beside the weights."""
