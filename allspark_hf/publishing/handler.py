@@ -384,7 +384,8 @@ def classify_pixels(
 def _scaled_logits(logits: torch.Tensor, size: tuple[int, int]) -> Iterator[torch.Tensor]:
     """float (*size) of each class: from one scaling if all fit into memory easily, else one by one."""
     num_labels = logits.shape[1]
-    # torch has a kernel of its own for three channels, which rounds differently: those stay together.
+    # torch has a kernel of its own for three channels, which rounds differently: those stay together. The others are
+    # equal to the last bit in float32; in half precision a pixel between two classes may go to the other one.
     whole = num_labels <= 3 or num_labels * math.prod(size) * logits.element_size() <= WHOLE_LOGITS_BYTES
     for part in [logits] if whole else logits.split(1, dim=1):
         yield from F.interpolate(part, size=size, mode="bilinear", align_corners=False)[0]
