@@ -247,9 +247,9 @@ def _load_cached(
             # Also what the folder held before it changed.
             for outdated in [other for other in _loaded if other[:3] == key[:3]]:
                 del _loaded[outdated]
-            while len(_loaded) >= _CACHED_MODELS:
-                _loaded.popitem(last=False)
             _loaded[key] = load_trained(model_id, device, revision, token)
+            if len(_loaded) > _CACHED_MODELS:
+                _loaded.popitem(last=False)
         _loaded.move_to_end(key)
         return _loaded[key]
 
