@@ -27,7 +27,10 @@ import PIL.Image
 import PIL.ImageOps
 import torch
 from torch.nn import functional as F
-from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
+from transformers import AutoModelForSemanticSegmentation
+
+# From its module: transformers 5.17 hides it at the top level when torchvision is missing, which it does not need.
+from transformers.models.segformer.image_processing_pil_segformer import SegformerImageProcessorPil
 
 
 logger = logging.getLogger(__name__)
@@ -69,10 +72,11 @@ class EndpointHandler:
 
     def __init__(self, path: str | Path = ""):
         folder = Path(path) if path else Path(__file__).parent
-        options = {"trust_remote_code": True, "local_files_only": True}
-        # The Pillow backend, where torchvision is installed too: it is what the model is evaluated with.
-        self.image_processor = AutoImageProcessor.from_pretrained(folder, backend="pil", **options)
-        model, loading = AutoModelForSemanticSegmentation.from_pretrained(folder, output_loading_info=True, **options)
+        # The Pillow variant, where torchvision is installed too: it is what the model is evaluated with.
+        self.image_processor = SegformerImageProcessorPil.from_pretrained(folder, local_files_only=True)
+        model, loading = AutoModelForSemanticSegmentation.from_pretrained(
+            folder, trust_remote_code=True, local_files_only=True, output_loading_info=True
+        )
         missing = sorted(loading["missing_keys"])
         if missing:
             raise ValueError(
