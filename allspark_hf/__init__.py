@@ -4,6 +4,7 @@ from .auto_classes import register_auto_classes
 from .configuration_allspark import AllSparkConfig
 from .modeling_allspark import SegformerForSemiSupervisedSegmentation, SemiSupervisedSegmenterOutput
 from .publishing.publish import push_model_to_hub
+from .segmentation import segment
 from .trainer import AllSparkTrainer
 from .training_args import AllSparkTrainingArguments
 
@@ -21,4 +22,5 @@ __all__ = [
     "AllSparkTrainingArguments",
     "SegformerForSemiSupervisedSegmentation",
     "SemiSupervisedSegmenterOutput",
+    "segment",
 ]

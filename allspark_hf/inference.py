@@ -13,21 +13,24 @@ from transformers.image_processing_utils import BaseImageProcessor
 from transformers.models.segformer.image_processing_pil_segformer import SegformerImageProcessorPil
 
 from .data.images import to_rgb
+from .handler import classify_pixels, model_logits
 from .modeling_allspark import SegformerForSemiSupervisedSegmentation
 from .visualization import default_palette
 
 
-__all__ = ["load_trained", "make_image_processor", "model_palette", "predict_mask"]
+__all__ = ["load_trained", "make_image_processor", "model_palette", "predict_confidence", "predict_mask"]
 
 
 def load_trained(
-    model_id: str, device: str | None = None
+    model_id: str, device: str | None = None, revision: str | None = None, token: str | bool | None = None
 ) -> tuple[SegformerForSemiSupervisedSegmentation, BaseImageProcessor]:
     """Load a trained model and its image processor.
 
     Args:
         model_id: Folder or Hub id.
         device: Such as "cpu" or "cuda:0"; None takes the GPU if there is one.
+        revision: Branch, tag or commit of a Hub id; None for the main branch.
+        token: Access token of a private Hub id; None for the one that is logged in, if any.
 
     Returns:
         The model in eval mode on the device, and the image processor.
@@ -46,8 +49,12 @@ def load_trained(
             f"There is no folder {model_id}: give the output folder of a training, or a Hub id user/name."
         )
     try:
-        model, loading = SegformerForSemiSupervisedSegmentation.from_pretrained(model_id, output_loading_info=True)
-        image_processor = SegformerImageProcessorPil.from_pretrained(model_id)
+        model, loading = SegformerForSemiSupervisedSegmentation.from_pretrained(
+            model_id, revision=revision or "main", token=token, output_loading_info=True
+        )
+        image_processor = SegformerImageProcessorPil.from_pretrained(
+            model_id, revision=revision or "main", token=token
+        )
     except (OSError, ValueError, RuntimeError) as error:
         raise ValueError(f"The model {model_id!r} cannot be loaded: {error}") from error
     missing = sorted(loading["missing_keys"])
@@ -73,13 +80,14 @@ def make_image_processor(long_side: int | None = None) -> SegformerImageProcesso
     return SegformerImageProcessorPil(size={"max_height": long_side, "max_width": long_side})
 
 
-@torch.no_grad()
 def predict_mask(model: PreTrainedModel, image_processor: BaseImageProcessor, image: Image.Image) -> np.ndarray:
     """Predict the class of every pixel of one image.
 
+    The same as the image processor's `post_process_semantic_segmentation` at image size, in less memory.
+
     Args:
-        model: Semantic segmentation model in eval mode, whose output has `logits` (batch, num_labels, height, width).
-        image_processor: The model's image processor, with `post_process_semantic_segmentation`.
+        model: SegFormer, with or without AllSpark, in eval mode.
+        image_processor: The model's image processor.
         image: Image of any size and mode that `to_rgb` takes; turned upright if it has an EXIF orientation.
 
     Returns:
@@ -87,18 +95,38 @@ def predict_mask(model: PreTrainedModel, image_processor: BaseImageProcessor, im
         int32 above.
 
     Raises:
-        ValueError: If the model is in training mode, where dropout makes predictions random, or `to_rgb` refuses
-            the image.
+        ValueError: If the model is in training mode, where dropout makes predictions random, the image is too small
+            or too narrow for the model, or `to_rgb` refuses it.
+        RuntimeError: If the model's output is not finite.
     """
+    return _predict(model, image_processor, image, with_confidence=False)[0]
+
+
+def predict_confidence(
+    model: PreTrainedModel, image_processor: BaseImageProcessor, image: Image.Image
+) -> tuple[np.ndarray, np.ndarray]:
+    """Predict the class of every pixel of one image, and how probable it is.
+
+    Args:
+        model, image_processor, image: As for `predict_mask`.
+
+    Returns:
+        The mask of `predict_mask`, and the probability of each pixel's class, float32 in 0..1 (height, width): the
+        softmax of the logits at image size, with a single class their sigmoid.
+
+    Raises:
+        ValueError, RuntimeError: As `predict_mask`.
+    """
+    return _predict(model, image_processor, image, with_confidence=True)
+
+
+def _predict(model, image_processor, image, with_confidence: bool) -> tuple[np.ndarray, np.ndarray | None]:
     if model.training:
         raise ValueError("The model is in training mode, but prediction needs eval mode: call model.eval() first.")
     picture = to_rgb(image)
-    inputs = image_processor(images=picture, return_tensors="pt").to(device=model.device, dtype=model.dtype)
-    outputs = model(**inputs)
-    (classes,) = image_processor.post_process_semantic_segmentation(
-        outputs, target_sizes=[(picture.height, picture.width)]
-    )
-    return classes.cpu().numpy().astype(np.uint8 if model.config.num_labels <= 256 else np.int32)
+    logits = model_logits(model, image_processor, picture)
+    classes, confidence = classify_pixels(logits, (picture.height, picture.width), with_confidence)
+    return classes.cpu().numpy(), confidence.cpu().numpy() if with_confidence else None
 
 
 def model_palette(model: PreTrainedModel) -> np.ndarray:

@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from .evaluation_args import EvaluationArguments, eval_crop
+from .handler import smallest_side
 from .losses import upsample
 
 
@@ -159,25 +160,6 @@ def window_spans(length: int, crop: int, stride: float = 2 / 3, smallest: int = 
         if spans[-1][1] < length:
             spans.append((length - crop, length))
     return spans
-
-
-def smallest_side(config) -> int:
-    """
-    The fewest pixels a side that a Mix Transformer takes: 29 with the usual geometry, where the first stage reduces
-    its map of a quarter of the size by 8 for the keys, and needs one full step for that.
-    """
-    side = 1
-    while not _fits(side, config):
-        side += 1
-    return side
-
-
-def _fits(side: int, config) -> bool:
-    for patch, stride, reduction in zip(config.patch_sizes, config.strides, config.sr_ratios, strict=True):
-        side = (side + 2 * (patch // 2) - patch) // stride + 1  # the patch embedding, a padded convolution
-        if side < reduction:
-            return False
-    return True
 
 
 def center_crop(images: torch.Tensor, crop: tuple[int, int]) -> torch.Tensor:

@@ -8,6 +8,8 @@ import sysconfig
 import tempfile
 from pathlib import Path
 
+import torch
+
 
 PRELUDE = """
 try:
@@ -53,9 +55,9 @@ def start_without_package(tmp_path: Path, code: str, *args, env: dict[str, str] 
     script = home / "script.py"
     script.write_text(PRELUDE + code, encoding="utf-8")
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "HF_"))}
-    environment = (
-        inherited | {"HF_HOME": str(home / "hf"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"} | (env or {})
-    )
+    home_variables = {"HF_HOME": str(home / "hf"), "HF_HUB_OFFLINE": "1"}
+    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}  # which change the last bits of sums
+    environment = inherited | home_variables | threads | (env or {})
     return subprocess.run(
         [Path(_environment().name) / "bin" / "python", script, *map(str, args)],
         cwd=home / "empty",

@@ -1,1 +1,1 @@
-"""Publishing a trained model: what of an output folder goes to the Hub, its card, and the way there."""
+"""Publishing a trained model: its repository, card and records, and the way to the Hub."""

@@ -17,6 +17,7 @@ from ..pseudo_label_health import FILE_NAME as PSEUDO_LABEL_COUNTS
 
 
 PREPROCESSOR_NAME = "preprocessor_config.json"
+CODE_FILES = ("configuration_allspark.py", "modeling_allspark.py", "handler.py")
 MODEL_FILES = (SAFE_WEIGHTS_NAME, CONFIG_NAME, PREPROCESSOR_NAME)
 RECORDS = ("run_record.json", TRAINER_STATE_NAME, "train_results.json", "eval_results.json", "all_results.json")
 PATTERNS = ("figures/*.png", "onnx/*.onnx", "onnx/*.onnx_data", "onnx/*.onnx.data")
@@ -92,11 +93,8 @@ def add_code(staging: str | Path):
     and names them in its configuration.
     """
     staging = Path(staging)
-    package, publishing = Path(__file__).parents[1], Path(__file__).parent
-    handler = publishing / "handler.py"
-    files = [package / "configuration_allspark.py", package / "modeling_allspark.py"]
-    for path in [*files, handler] if handler.is_file() else files:
-        shutil.copyfile(path, staging / path.name)
+    for name in CODE_FILES:
+        shutil.copyfile(Path(__file__).parents[1] / name, staging / name)
     _write_json(_read_json(staging / CONFIG_NAME) | {"auto_map": AUTO_MAP}, staging / CONFIG_NAME)
 
 

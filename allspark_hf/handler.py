@@ -1,0 +1,396 @@
+"""
+Serves a published model on Hugging Face Inference Endpoints: the file `handler.py` of its repository.
+
+It stands alone: beside the repository's own files it needs torch, transformers, Pillow and NumPy. The rest of the
+package takes the way from an image to classes from here, so that both give the same.
+
+A request is `{"inputs": image, "parameters": {...}}`, the answer a list with an entry per class that occurs, as the
+Hub's image-segmentation task has it; see [`EndpointHandler`].
+
+Errors are raised. Hugging Face's server for custom handlers (huggingface-inference-toolkit, `_predict` in
+`webservice_starlette.py`) answers every exception with status 400 and `{"error": str(exception)}`, and everything that
+is returned with status 200; so a returned error would look like a result. [`BadRequest`] carries one sentence for the
+sender; any other failure goes to the log whole, and to the sender without its inner message.
+"""
+
+import base64
+import binascii
+import io
+import logging
+import math
+import re
+import reprlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import PIL.ImageOps
+import torch
+from torch.nn import functional as F
+from transformers import AutoModelForSemanticSegmentation
+
+# From its module: transformers 5.17 hides it at the top level when torchvision is missing, which it does not need.
+from transformers.models.segformer.image_processing_pil_segformer import SegformerImageProcessorPil
+
+
+logger = logging.getLogger(__name__)
+
+# Pillow's other readers take rare formats only, and one of them (EPS) starts a program.
+IMAGE_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+WHOLE_LOGITS_BYTES = 2**28
+TASK_PARAMETERS = ("mask_threshold", "overlap_mask_area_threshold", "subtask", "threshold")
+
+
+class BadRequest(ValueError):
+    """An input that cannot be used. The message is one sentence for the sender."""
+
+
+class EndpointHandler:
+    """
+    The model of a repository, ready to answer requests. Calls share nothing that changes, so threads may call it at
+    the same time.
+
+    Its limits are class attributes:
+
+    - `max_image_bytes`: size of an image file.
+    - `max_image_pixels`: width times height of an image, read from its header before it is decoded.
+    - `max_model_pixels`: where the image processor does not resize, larger images are scaled down to so many pixels
+      for the model, whose memory and time grow faster than the image. Masks keep the image's size.
+
+    Args:
+        path (`str` or `Path`, *optional*):
+            Folder of the repository: weights, config.json, preprocessor_config.json and the two Python files. By
+            default the folder of this file. The model goes to the GPU if there is one.
+
+    Raises:
+        ValueError: If weights are missing, which would stay random.
+    """
+
+    max_image_bytes = 20 * 2**20
+    max_image_pixels = 50_000_000
+    max_model_pixels = 2**22
+
+    def __init__(self, path: str | Path = ""):
+        folder = Path(path) if path else Path(__file__).parent
+        # The Pillow variant, where torchvision is installed too: it is what the model is evaluated with.
+        self.image_processor = SegformerImageProcessorPil.from_pretrained(folder, local_files_only=True)
+        model, loading = AutoModelForSemanticSegmentation.from_pretrained(
+            folder, trust_remote_code=True, local_files_only=True, output_loading_info=True
+        )
+        missing = sorted(loading["missing_keys"])
+        if missing:
+            raise ValueError(
+                f"The repository has no weights for {len(missing)} parameters of the model (first: {missing[0]}), "
+                "which would stay random: publish the complete model."
+            )
+        self.model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+
+    def __call__(self, data: dict) -> list[dict[str, str | float]]:
+        """
+        Segments one image.
+
+        Args:
+            data (`dict`):
+                `inputs` is the image: a PIL image, the bytes of a file (BMP, GIF, JPEG, PNG, PPM, TIFF or WebP; of an
+                animation the first frame), its base64 text with or without `data:image/...;base64,` in front, or
+                `{"image": one of these}`. A URL is not fetched.
+                `parameters`, optional, may hold of the task's four:
+
+                - `threshold`, 0 to 1: classes of a lower score are left out. Default 0.
+                - `mask_threshold`, 0 to 1: a mask leaves out pixels of its class whose probability is lower. Default
+                  0, where each pixel is in exactly one mask.
+                - `subtask`: "semantic", the only one that the model does.
+                - `overlap_mask_area_threshold`: refused, since the masks of semantic segmentation do not overlap.
+
+        Returns:
+            `list[dict]`: One entry per class with a pixel, in the order of class indices (as in the transformers
+            pipeline). `label`: its name. `mask`: base64 of a grey PNG of the upright image's size, 255 where the class
+            is, else 0. `score`: mean probability of the class over the mask's pixels, 0 to 1: the softmax of the
+            logits at image size; with a single class their sigmoid, and its mask is the whole image unless
+            `mask_threshold` cuts it.
+
+        Raises:
+            BadRequest: If the request cannot be used; one sentence.
+            RuntimeError: If the server fails; the cause is in its log.
+        """
+        try:
+            return self._segment(data)
+        except BadRequest:
+            raise
+        except Exception as error:
+            logger.exception("A request failed.")
+            raise RuntimeError(
+                f"The server failed to segment the image ({type(error).__name__}); its log has the details."
+            ) from None
+
+    def _segment(self, data: dict) -> list[dict[str, str | float]]:
+        if not isinstance(data, dict) or data.get("inputs") is None:
+            raise BadRequest('The request has no "inputs": send {"inputs": the image as base64}, or the bytes of it.')
+        threshold, mask_threshold = read_parameters(data.get("parameters"))
+        picture = self._read_image(data["inputs"])
+        logits = model_logits(self.model, self.image_processor, self._shrink(picture))
+        classes, confidence = classify_pixels(logits, (picture.height, picture.width), with_confidence=True)
+        classes, confidence = classes.cpu().numpy(), confidence.cpu().numpy()
+        entries = []
+        for index in np.unique(classes):
+            own = classes == index
+            if mask_threshold:
+                own &= confidence >= mask_threshold
+            if not own.any():
+                continue
+            score = float(confidence[own].mean(dtype=np.float64))
+            if score >= threshold:
+                label = self.model.config.id2label[int(index)]
+                entries.append({"label": str(label), "score": score, "mask": encode_mask(own)})
+        return entries
+
+    def _read_image(self, inputs) -> PIL.Image.Image:
+        """RGB and upright."""
+        if isinstance(inputs, dict):
+            if set(inputs) != {"image"}:
+                keys = reprlib.repr(sorted(map(str, inputs)))
+                raise BadRequest(f'inputs has the keys {keys}, but {{"image": the image as base64}} is needed.')
+            inputs = inputs["image"]
+        image = inputs if isinstance(inputs, PIL.Image.Image) else self._open(inputs)
+        if image.width * image.height > self.max_image_pixels:
+            raise BadRequest(self._too_large(f"{image.width}x{image.height} pixels"))
+        if not image.width * image.height:
+            raise BadRequest(f"The image has {image.width}x{image.height} pixels: send one with at least one pixel.")
+        try:
+            return to_rgb(image)
+        except BadRequest:
+            raise
+        except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error and others
+            raise BadRequest("The image cannot be decoded: the file is damaged or incomplete.") from error
+
+    def _open(self, inputs) -> PIL.Image.Image:
+        """The image with its header read, nothing decoded."""
+        if isinstance(inputs, str):
+            inputs = self._decode_base64(inputs)
+        if not isinstance(inputs, (bytes, bytearray)):
+            raise BadRequest(f"inputs is of type {type(inputs).__name__}, but an image as base64 or bytes is needed.")
+        if len(inputs) > self.max_image_bytes:
+            raise BadRequest(
+                f"The image has {len(inputs)} bytes, but at most {self.max_image_bytes} are taken: send a smaller one."
+            )
+        if not inputs:
+            raise BadRequest("The image has 0 bytes: send the content of an image file.")
+        try:
+            return PIL.Image.open(io.BytesIO(inputs), formats=IMAGE_FORMATS)
+        except PIL.Image.DecompressionBombError as error:
+            raise BadRequest(self._too_large("far more pixels")) from error
+        except Exception as error:
+            raise BadRequest(f"inputs is not an image of a known format: send {', '.join(IMAGE_FORMATS)}.") from error
+
+    def _decode_base64(self, text: str) -> bytes:
+        if re.match(r"\s*[a-zA-Z][a-zA-Z0-9+.-]*://", text):
+            raise BadRequest("inputs is a URL, but URLs are not fetched: send the image itself, as base64 or bytes.")
+        # A data URL; its type is not looked at, the image's header tells.
+        text = re.sub(r"^\s*data:[\w.+/;=-]*;base64,", "", text, count=1)
+        # Base64 has 4 characters for 3 bytes; checked before anything is decoded.
+        if len(text) * 3 // 4 - 2 > self.max_image_bytes:
+            raise BadRequest(
+                f"The image has about {len(text) * 3 // 4} bytes, but at most {self.max_image_bytes} are taken: send "
+                "a smaller one."
+            )
+        try:
+            return base64.b64decode(re.sub(r"\s+", "", text), validate=True)
+        except (binascii.Error, ValueError) as error:
+            raise BadRequest(
+                "inputs is not base64: send the content of an image file, encoded as base64 with its padding."
+            ) from error
+
+    def _too_large(self, given: str) -> str:
+        return f"The image has {given}, but at most {self.max_image_pixels} pixels are taken: send a smaller one."
+
+    def _shrink(self, picture: PIL.Image.Image) -> PIL.Image.Image:
+        pixels = picture.width * picture.height
+        if getattr(self.image_processor, "do_resize", False) or pixels <= self.max_model_pixels:
+            return picture
+        scale = math.sqrt(self.max_model_pixels / pixels)
+        size = tuple(max(1, int(side * scale)) for side in picture.size)
+        logger.info("An image of %dx%d pixels is scaled to %dx%d for the model.", *picture.size, *size)
+        return picture.resize(size, PIL.Image.Resampling.BILINEAR)
+
+
+def read_parameters(parameters: dict | None) -> tuple[float, float]:
+    """
+    Checks the parameters of the image-segmentation task.
+
+    Args:
+        parameters (`dict`, *optional*): see [`EndpointHandler`]; a number may be text, as in a query string.
+
+    Returns:
+        `tuple[float, float]`: `threshold` and `mask_threshold`, each 0 to 1.
+
+    Raises:
+        BadRequest: If one is unknown, out of range or not for this model.
+    """
+    parameters = {} if parameters is None else parameters
+    if not isinstance(parameters, dict):
+        raise BadRequest(f"parameters is of type {type(parameters).__name__}, but an object is needed.")
+    unknown = sorted(set(map(str, parameters)) - set(TASK_PARAMETERS))
+    if unknown:
+        raise BadRequest(
+            f"Unknown parameters {reprlib.repr(unknown)}: use {' or '.join(('threshold', 'mask_threshold'))}."
+        )
+    if parameters.get("subtask") not in (None, "semantic"):
+        raise BadRequest(
+            f"subtask is {reprlib.repr(parameters['subtask'])}, but the model does semantic segmentation only: send "
+            '"semantic" or leave it out.'
+        )
+    if parameters.get("overlap_mask_area_threshold") is not None:
+        raise BadRequest(
+            "overlap_mask_area_threshold has no meaning, since this model's masks do not overlap: leave it out."
+        )
+    return _read_share(parameters, "threshold"), _read_share(parameters, "mask_threshold")
+
+
+def _read_share(parameters: dict, name: str) -> float:
+    given = parameters.get(name)
+    if given is None:
+        return 0.0
+    try:
+        value = math.nan if isinstance(given, bool) else float(given)
+    except (TypeError, ValueError):
+        value = math.nan
+    if not 0 <= value <= 1:  # NaN too
+        raise BadRequest(f"{name} is {reprlib.repr(given)}, but a number from 0 to 1 is needed.")
+    return value
+
+
+def encode_mask(mask: np.ndarray) -> str:
+    """Base64 of a grey PNG, 255 where the bool (height, width) mask is true and 0 elsewhere."""
+    file = io.BytesIO()
+    PIL.Image.fromarray(mask.astype(np.uint8) * 255).save(file, format="PNG")
+    return base64.b64encode(file.getvalue()).decode("ascii")
+
+
+def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
+    """
+    8-bit RGB as a person sees it, the same as the training code makes of its images: upright by the EXIF orientation,
+    16-bit grey scaled by 1/257, white behind transparent pixels.
+
+    Raises:
+        BadRequest: If the image holds floating-point values, or integers outside 0 to 65535.
+    """
+    image = PIL.ImageOps.exif_transpose(image)
+    if image.mode == "F":
+        raise BadRequest("The image holds floating-point values: save it with 8-bit or 16-bit integers.")
+    if image.mode.startswith("I"):
+        grey = np.asarray(image).astype(np.int64)
+        if grey.min() < 0 or grey.max() > 65535:
+            raise BadRequest("The image holds integers outside 0 to 65535: save it with 8 or 16 bits.")
+        transparent = image.info.get("transparency")
+        if isinstance(transparent, int):
+            grey[grey == transparent] = 65535
+        return PIL.Image.fromarray(((grey + 128) // 257).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return PIL.Image.alpha_composite(PIL.Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")
+
+
+def smallest_side(config) -> int:
+    """
+    The fewest pixels a side that a Mix Transformer takes: 29 with the usual geometry, where the first stage reduces
+    its map of a quarter of the size by 8 for the keys, and needs one full step for that.
+    """
+    side = 1
+    while not _fits(side, config):
+        side += 1
+    return side
+
+
+def _fits(side: int, config) -> bool:
+    for patch, stride, reduction in zip(config.patch_sizes, config.strides, config.sr_ratios, strict=True):
+        side = (side + 2 * (patch // 2) - patch) // stride + 1  # the patch embedding, a padded convolution
+        if side < reduction:
+            return False
+    return True
+
+
+@torch.no_grad()
+def model_logits(model, image_processor, picture: PIL.Image.Image) -> torch.Tensor:
+    """
+    The logits of one picture.
+
+    Args:
+        model ([`PreTrainedModel`]): SegFormer, with or without AllSpark, in eval mode.
+        image_processor ([`BaseImageProcessor`]): The model's image processor.
+        picture (`PIL.Image.Image`): RGB, upright.
+
+    Returns:
+        `torch.Tensor`: (1, num_labels, height, width) at a quarter of the size that the image processor makes of the
+        picture, in the model's type and on its device, finite.
+
+    Raises:
+        BadRequest: If the picture is too small or too narrow for the model.
+        RuntimeError: If the model's output is not finite.
+    """
+    given = f"The image has {picture.width}x{picture.height} pixels (width x height)"
+    try:
+        inputs = image_processor(images=picture, return_tensors="pt")
+    except ValueError as error:  # a side that would be scaled to 0 pixels
+        raise BadRequest(f"{given}, too narrow to be scaled to the model's size: send a less narrow one.") from error
+    height, width = inputs["pixel_values"].shape[2:]
+    smallest = smallest_side(model.config)
+    if min(height, width) < smallest:
+        raise BadRequest(
+            f"{given} and reaches the model with {width}x{height}, which needs at least {smallest} a side: send a "
+            "larger or less narrow one."
+        )
+    logits = model(**inputs.to(device=model.device, dtype=model.dtype)).logits
+    if not logits.isfinite().all():
+        raise RuntimeError("The model's output holds NaN or infinite values: its weights are broken.")
+    return logits
+
+
+@torch.no_grad()
+def classify_pixels(
+    logits: torch.Tensor, size: tuple[int, int], with_confidence: bool = False
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """
+    The class of every pixel, as `post_process_semantic_segmentation` has it, and how probable it is. Class by class,
+    so that memory does not grow with the number of classes: 150 classes of 12 megapixels would be 7 GB.
+
+    Args:
+        logits (`torch.Tensor`): float (1, num_labels, any height, any width), finite.
+        size (`tuple[int, int]`): height and width to scale the logits to, bilinearly.
+        with_confidence (`bool`, *optional*, defaults to `False`): whether to compute the probabilities.
+
+    Returns:
+        `tuple[torch.Tensor, torch.Tensor | None]`: class indices (*size), uint8 up to 256 classes, else int32, the
+        first of equal ones; and, if asked for, the class's probability in [0, 1], float32 (*size): the softmax of the
+        scaled logits, with a single class their sigmoid.
+    """
+    num_labels = logits.shape[1]
+    dtype = torch.uint8 if num_labels <= 256 else torch.int32
+    classes = torch.zeros(size, dtype=dtype, device=logits.device)
+    best = None
+    for index, scaled in enumerate(_scaled_logits(logits, size)):
+        if best is None:
+            best = scaled.clone()
+            continue
+        classes.masked_fill_(scaled > best, index)
+        torch.maximum(best, scaled, out=best)
+    if not with_confidence:
+        return classes, None
+    best = best.float()
+    if num_labels == 1:
+        return classes, best.sigmoid()
+    total = torch.zeros_like(best)
+    for scaled in _scaled_logits(logits, size):
+        total += (scaled.float() - best).exp_()
+    return classes, total.reciprocal_()
+
+
+def _scaled_logits(logits: torch.Tensor, size: tuple[int, int]) -> Iterator[torch.Tensor]:
+    """float (*size) of each class: from one scaling if all fit into memory easily, else one by one."""
+    num_labels = logits.shape[1]
+    # torch has a kernel of its own for three channels, which rounds differently: those stay together. The others are
+    # equal to the last bit in float32; in half precision a pixel between two classes may go to the other one.
+    whole = num_labels <= 3 or num_labels * math.prod(size) * logits.element_size() <= WHOLE_LOGITS_BYTES
+    for part in [logits] if whole else logits.split(1, dim=1):
+        yield from F.interpolate(part, size=size, mode="bilinear", align_corners=False)[0]
