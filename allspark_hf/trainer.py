@@ -19,6 +19,7 @@ from .methods import METHODS, MixedBatch, PixelCounts
 from .metrics import metric_name
 from .modeling_allspark import SegformerForSemiSupervisedSegmentation
 from .pseudo_label_health import PseudoLabelHealth
+from .publishing.record import base_weights_of, write_run_record
 from .trainer_checks import check_datasets, check_evaluation, check_model, long_side_of
 from .training_args import AllSparkTrainingArguments
 
@@ -55,6 +56,7 @@ class AllSparkTrainer(Trainer):
 
     Attributes:
         evaluation ([`Evaluation`], *optional*): the sums behind the last evaluation's metrics, of all processes.
+        run_source (`dict`): of [`run_source`], for the run's record.
 
     Raises:
         ValueError: if model, method, datasets and image processor do not fit each other.
@@ -88,6 +90,8 @@ class AllSparkTrainer(Trainer):
             **kwargs,
         )
         self.evaluation: Evaluation | None = None
+        self.run_source: dict = {}
+        model.config.base_weights = base_weights_of(model.config)
         self._saving_checkpoint = False
         self._terms: dict[str, list[torch.Tensor]] = defaultdict(list)
         self._sampler = self._make_sampler() if train_dataset is not None else None
@@ -293,7 +297,8 @@ class AllSparkTrainer(Trainer):
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
         """
-        Trains; adds `last_` and `best_` of the evaluated `metric_for_best_model` to the metrics.
+        Trains; adds `last_` and `best_` of the evaluated `metric_for_best_model` to the metrics, and writes
+        `run_record.json` into `output_dir`.
 
         Args:
             resume_from_checkpoint (`str` or `bool`, *optional*):
@@ -310,6 +315,7 @@ class AllSparkTrainer(Trainer):
         if output is None:
             output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
         output.metrics.update(self.last_and_best())
+        write_run_record(self, resumed=bool(resume_from_checkpoint))
         return output
 
     def _finished_run(self, checkpoint: str) -> TrainOutput | None:

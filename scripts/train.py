@@ -57,6 +57,7 @@ def build_trainer():
     from allspark_hf.dry_run import DryRunArguments, dry_run
     from allspark_hf.inference import make_image_processor
     from allspark_hf.methods import METHODS
+    from allspark_hf.publishing.record import run_source
 
     types = (DataArguments, ModelArguments, AllSparkTrainingArguments, DryRunArguments)
     data_arguments, model_arguments, args, run = parse_arguments(types)
@@ -93,6 +94,7 @@ def build_trainer():
         unlabeled_dataset=data.unlabeled_stream if streams else data.unlabeled,
         eval_dataset=data.validation,
     )
+    trainer.run_source = run_source(sys.argv, data_arguments, model_arguments, report)
     return trainer, checkpoint
 
 

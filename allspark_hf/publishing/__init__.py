@@ -1,0 +1,1 @@
+"""Publishing a trained model: its record, its card, its licence."""
