@@ -19,7 +19,7 @@ from .methods import METHODS, MixedBatch, PixelCounts
 from .metrics import metric_name
 from .modeling_allspark import SegformerForSemiSupervisedSegmentation
 from .pseudo_label_health import PseudoLabelHealth
-from .publishing.record import base_weights_of, write_run_record
+from .publishing.record import RunRecordCallback, base_weights_of
 from .trainer_checks import check_datasets, check_evaluation, check_model, long_side_of
 from .training_args import AllSparkTrainingArguments
 
@@ -97,6 +97,7 @@ class AllSparkTrainer(Trainer):
         self._sampler = self._make_sampler() if train_dataset is not None else None
         if self._sampler is not None:
             self.add_callback(_EpochCallback(self._sampler))
+        self.add_callback(RunRecordCallback(self))
         self._health = PseudoLabelHealth(self)
         if self.method.uses_unlabeled:
             self.add_callback(self._health)
@@ -315,7 +316,6 @@ class AllSparkTrainer(Trainer):
         if output is None:
             output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
         output.metrics.update(self.last_and_best())
-        write_run_record(self, resumed=bool(resume_from_checkpoint))
         return output
 
     def _finished_run(self, checkpoint: str) -> TrainOutput | None:

@@ -54,8 +54,8 @@ def base_weights_of(config, name_or_path: str | None = None) -> str:
     The weights that a model's training started from.
 
     Args:
-        config (`PreTrainedConfig` or `dict`): its `base_weights` wins, so that a model fine-tuned from a fine-tuned one
-            keeps naming the first.
+        config (`PreTrainedConfig` or `dict`): its `base_weights` wins, so that a model fine-tuned twice keeps naming
+            the first.
         name_or_path (`str`, *optional*): where the weights were loaded from; default: what the configuration says.
 
     Returns:

@@ -15,6 +15,7 @@ from typing import Any
 
 import psutil
 import torch
+from transformers import TrainerCallback
 from transformers.trainer_pt_utils import AcceleratorConfig
 
 from .licences import base_weights_of, weights_name
@@ -187,15 +188,19 @@ def _counts(trainer) -> dict:
     }
 
 
+def checkout() -> dict | None:
+    """Commit of the checkout this code lies in, and whether files differ from it; None without git."""
+    commit, changed = _git("rev-parse", "HEAD"), _git("status", "--porcelain", "--untracked-files=no")
+    return None if commit is None else {"commit": commit, "uncommitted_changes": bool(changed)}
+
+
 def environment(num_processes: int) -> dict:
     """Versions and machine; no name of a machine or a user."""
-    commit, changed = _git("rev-parse", "HEAD"), _git("status", "--porcelain", "--untracked-files=no")
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     versions = {"python": platform.python_version(), "allspark_hf": _own_version()}
     versions |= {name: version(name) for name in PACKAGES}
     return {
         "versions": versions,
-        "git": None if commit is None else {"commit": commit, "uncommitted_changes": bool(changed)},
         "machine": {
             "cpu": _cpu_name(),
             "cores": psutil.cpu_count(logical=False) or os.cpu_count(),
@@ -236,11 +241,10 @@ def _cpu_name() -> str | None:
 # ---- The record ----
 
 
-def run_record(trainer, resumed: bool = False) -> dict:
-    """The content of [`write_run_record`]'s file."""
+def run_record(trainer, resumed: bool = False, git: dict | None = None) -> dict:
+    """The content of the file that [`write_run_record`] writes."""
     args, config, source = trainer.args, trainer.model.config, trainer.run_source
     runtimes = [entry["train_runtime"] for entry in trainer.state.log_history if "train_runtime" in entry]
-    settings = {name: getattr(args, name) for name in SETTINGS}
     training = {
         "steps": trainer.state.global_step,
         "epochs": trainer.state.epoch,
@@ -253,19 +257,20 @@ def run_record(trainer, resumed: bool = False) -> dict:
         "command": source.get("command"),
         "recipe": source.get("recipe"),
         "arguments": source.get("arguments", {}) | non_default(args),
-        "settings": public(settings),
+        "settings": public({name: getattr(args, name) for name in SETTINGS}),
         "model": {
             "base_weights": base_weights_of(config),
             "started_from": weights_name(getattr(config, "_name_or_path", None)),
-            "parameters": trainer.model.num_parameters(),
+            "parameters": trainer.accelerator.unwrap_model(trainer.model).num_parameters(),
         },
         "data": source.get("data", {}) | _counts(trainer) | {"classes": config.num_labels},
         "training": training,
+        "git": git,
         **environment(args.world_size),
     }
 
 
-def write_run_record(trainer, resumed: bool = False) -> Path | None:
+def write_run_record(trainer, resumed: bool = False, git: dict | None = None) -> Path | None:
     """
     Writes `run_record.json` into the trainer's `output_dir`, all of it or nothing; main process only.
 
@@ -276,6 +281,7 @@ def write_run_record(trainer, resumed: bool = False) -> Path | None:
     Args:
         trainer ([`AllSparkTrainer`]): after training.
         resumed (`bool`): whether the training went on from a checkpoint.
+        git (`dict`, *optional*): of [`checkout`], from before the training.
 
     Returns:
         `Path`: the file; None on other processes, and if it could not be written.
@@ -283,13 +289,11 @@ def write_run_record(trainer, resumed: bool = False) -> Path | None:
     if not trainer.is_world_process_zero():
         return None
     path = Path(trainer.args.output_dir) / RECORD_FILE
-    record = run_record(trainer, resumed)
-    if record["training"]["seconds"] is None and path.is_file():
-        return path  # a finished run that was taken up again: the record of its training stays
     part = path.with_name(f"{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        text = json.dumps(run_record(trainer, resumed, git), indent=2, ensure_ascii=False)
+        part.write_text(text + "\n", encoding="utf-8")
         os.replace(part, path)
     except OSError as error:
         logger.warning("%s could not be written (%s): the model card will lack its content.", path, error)
@@ -297,4 +301,29 @@ def write_run_record(trainer, resumed: bool = False) -> Path | None:
     return path
 
 
-__all__ = ["RECORD_FILE", "environment", "non_default", "public", "public_command", "run_source", "write_run_record"]
+class RunRecordCallback(TrainerCallback):
+    """Writes the record at the end of training, with the code's version from its beginning."""
+
+    def __init__(self, trainer):
+        self.trainer = trainer
+        self.resumed, self.git = False, None
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.resumed = state.global_step > 0
+        self.git = checkout() if state.is_world_process_zero else None
+
+    def on_train_end(self, args, state, control, **kwargs):
+        write_run_record(self.trainer, self.resumed, self.git)
+
+
+__all__ = [
+    "RECORD_FILE",
+    "RunRecordCallback",
+    "base_weights_of",
+    "environment",
+    "non_default",
+    "public",
+    "public_command",
+    "run_source",
+    "write_run_record",
+]
