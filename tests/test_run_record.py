@@ -91,8 +91,12 @@ def test_record_of_a_training(tmp_path):
     text = (tmp_path / "out" / "run_record.json").read_text()
     assert SECRET not in text and str(tmp_path) not in text and not list((tmp_path / "out").glob("*.part"))
     assert record["data"] == {
-        **{"labeled": 5, "unlabeled": 10, "unlabeled_stream": False, "unlabeled_used": True},
-        **{"validation": 5, "classes": 3},
+        "labeled": 5,
+        "unlabeled": 10,
+        "unlabeled_stream": False,
+        "unlabeled_used": True,
+        "validation": 5,
+        "classes": 3,
     }
     assert record["training"]["steps"] == 5 and record["training"]["epochs"] == 1.0
     assert 0 < record["training"]["seconds"] < 300 and record["training"]["resumed"] is False

@@ -124,13 +124,13 @@ def pseudo_labels(records: Records) -> str:
 def _curve(records: Records) -> list[list[str]]:
     confident = [entry for entry in records.history if "pseudo_confidence" in entry]
     health = [entry for entry in records.history if any(name.startswith("pseudo_share_") for name in entry)]
-    points = [entry["epoch"] for entry in confident or health]
-    size = max(1, math.ceil(len(points) / PSEUDO_LABEL_ROWS))
-    ends = [*points[size - 1 :: size], *points[-1:]]
+    points = [entry["epoch"] for entry in health or confident]
+    shown = min(PSEUDO_LABEL_ROWS, len(confident) or len(health))
+    ends = points[:: -math.ceil(len(points) / shown)][::-1] if points else []
     rows, start = [], -math.inf
-    for end in dict.fromkeys(ends):
+    for end in ends:
         inside = [entry["pseudo_confidence"] for entry in confident if start < entry["epoch"] <= end]
-        latest = [entry for entry in health if entry["epoch"] <= end + 1e-6][-1:]
+        latest = [entry for entry in health if entry["epoch"] <= end][-1:]
         mean = sum(inside) / len(inside) if inside else None
         rows.append([number(end), percent(mean), *_health(latest[0] if latest else {}, records)])
         start = end
