@@ -1,7 +1,14 @@
-"""Records of a training run, made up, as a folder that a card is rendered from; every number occurs once."""
+"""A folder with made-up records of a training run, every number different, and how its card is read and checked."""
 
 import json
+import re
 from pathlib import Path
+
+import yaml
+from huggingface_hub import ModelCard
+from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
+
+from allspark_hf.publishing.card import is_as_rendered
 
 
 CLASSES = ["sky", "road", "sign symbol"]
@@ -118,3 +125,47 @@ def write_records(folder: Path, names=CLASSES, run=None, config=None, final=True
         means = {"eval_mean_iou": 0.4203, "eval_mean_accuracy": 0.5207, "eval_overall_accuracy": 0.6209}
         write(folder, "eval_results.json", {"epoch": 4.0, "eval_loss": 1.0, **means, **iou})
     return folder
+
+
+def valid(text: str) -> ModelCard:
+    """The card, after the checks that huggingface_hub's classes can make offline, and a few of the Hub's own."""
+    card = ModelCard(text)
+    metadata = yaml.safe_load(text.split("---\n")[1])
+    assert card.data.to_dict() == metadata, "metadata changes on its way through ModelCardData"
+    assert ModelCard(str(card)).data.to_dict() == metadata
+    assert metadata["pipeline_tag"] == "image-segmentation" and metadata["library_name"] == "transformers"
+    assert metadata["license"] in ("apache-2.0", "other", "unknown")
+    assert ("license_name" in metadata) == ("license_link" in metadata) == (metadata["license"] == "other")
+    for entry in metadata.get("widget", []):
+        assert set(entry) == {"src", "example_title"}
+        assert entry["src"].startswith("https://") or re.fullmatch(r"examples/[^/]+", entry["src"])
+    for name in metadata.get("datasets", []):
+        assert re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name)
+    if "model-index" in metadata:
+        name, results = model_index_to_eval_results(metadata["model-index"])
+        assert eval_results_to_model_index(name, results) == metadata["model-index"] and results
+        assert all(0 <= result.metric_value <= 1 for result in results)
+    assert is_as_rendered(text) and "{{" not in re.sub(r"\\\{", "", text).replace("{{AllSpark", "")
+    assert not re.search(r"\bNone\b(?! of)|\bnan\b", text)
+    headings = re.findall(r"^## (.+)$", text, flags=re.MULTILINE)
+    expected = ["How to use", "Classes", "Data", "Training", "Results", "Pseudo-labels", "Figures"]
+    expected += ["Limits and known failure modes", "Environment", "Licence", "Citation"]
+    assert [heading for heading in expected if heading in headings or heading != "Figures"] == headings
+    return card
+
+
+def unescape(cell: str) -> str:
+    cell = re.sub(r"\\([\\`*_{}\[\]|~$])", r"\1", cell)
+    return cell.replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&")
+
+
+def rows_of(text: str, first_header: str) -> list[list[str]]:
+    """Cells of the table whose first column is called so, unescaped."""
+    lines = text.split("\n")
+    start = next(place for place, line in enumerate(lines) if line.startswith(f"| {first_header} |"))
+    rows = []
+    for line in lines[start + 2 :]:
+        if not line.startswith("|"):
+            break
+        rows.append([unescape(cell) for cell in re.split(r"(?<!\\) \| ", line.removeprefix("| ").removesuffix(" |"))])
+    return rows

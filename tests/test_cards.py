@@ -6,14 +6,12 @@ import re
 from pathlib import Path
 
 import pytest
-import yaml
-from card_folders import CLASSES, config_of, evaluation_of, run_of, write, write_records
+from card_folders import CLASSES, config_of, evaluation_of, rows_of, run_of, valid, write, write_records
 from huggingface_hub import ModelCard
-from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
 from PIL import Image
 
 from allspark_hf.publishing import card as card_module
-from allspark_hf.publishing.card import is_as_rendered, write_card, write_model_card
+from allspark_hf.publishing.card import write_card, write_model_card
 from allspark_hf.publishing.card_records import evaluation_mode
 from allspark_hf.publishing.markdown import code, code_block, duration, escape, number, table
 
@@ -42,80 +40,44 @@ def make_folder(tmp_path):
     return make
 
 
-def valid(text: str) -> ModelCard:
-    """The card, after the checks that huggingface_hub's classes can make offline, and a few of the Hub's own."""
-    card = ModelCard(text)
-    metadata = yaml.safe_load(text.split("---\n")[1])
-    assert card.data.to_dict() == metadata, "metadata changes on its way through ModelCardData"
-    assert ModelCard(str(card)).data.to_dict() == metadata
-    assert metadata["pipeline_tag"] == "image-segmentation" and metadata["library_name"] == "transformers"
-    assert metadata["license"] in ("apache-2.0", "other", "unknown")
-    assert ("license_name" in metadata) == ("license_link" in metadata) == (metadata["license"] == "other")
-    for entry in metadata.get("widget", []):
-        assert set(entry) == {"src", "example_title"}
-        assert entry["src"].startswith("https://") or re.fullmatch(r"examples/[^/]+", entry["src"])
-    for name in metadata.get("datasets", []):
-        assert re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name)
-    if "model-index" in metadata:
-        name, results = model_index_to_eval_results(metadata["model-index"])
-        assert eval_results_to_model_index(name, results) == metadata["model-index"] and results
-        assert all(0 <= result.metric_value <= 1 for result in results)
-    assert is_as_rendered(text) and "{{" not in re.sub(r"\\\{", "", text).replace("{{AllSpark", "")
-    assert "None" not in text and "nan" not in re.findall(r"\w+", text)
-    headings = re.findall(r"^## (.+)$", text, flags=re.MULTILINE)
-    expected = ["How to use", "Classes", "Data", "Training", "Results", "Pseudo-labels", "Figures"]
-    expected += ["Limits and known failure modes", "Environment", "Licence", "Citation"]
-    assert [heading for heading in expected if heading in headings or heading != "Figures"] == headings
-    return card
-
-
-def unescape(cell: str) -> str:
-    cell = re.sub(r"\\([\\`*_{}\[\]|~$])", r"\1", cell)
-    return cell.replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&")
-
-
-def rows_of(text: str, first_header: str) -> list[list[str]]:
-    """Cells of the table whose first column is called so, unescaped."""
-    lines = text.split("\n")
-    start = next(place for place, line in enumerate(lines) if line.startswith(f"| {first_header} |"))
-    rows = []
-    for line in lines[start + 2 :]:
-        if not line.startswith("|"):
-            break
-        rows.append([unescape(cell) for cell in re.split(r"(?<!\\) \| ", line.removeprefix("| ").removesuffix(" |"))])
-    return rows
-
-
 # ---- Numbers are the records' ----
 
 
-def test_card_of_a_run(make_folder):
+WINDOW = {"eval_mode": "sliding_window", "eval_crop_size": [64], "eval_stride": 0.5, "eval_flip": True}
+MODE = "sliding windows of 64 x 64 pixels, stride 0.5 of the window, with the mirrored image"
+
+
+@pytest.fixture
+def text(make_folder):
+    """The card of a whole run, with two later evaluations."""
     folder = make_folder(run=run_of())
     write(folder, "eval_train.json", evaluation_of(CLASSES, "labeled", 0.7107))
-    window = {"eval_mode": "sliding_window", "eval_crop_size": [64], "eval_stride": 0.5, "eval_flip": True}
-    write(folder, "eval_window.json", evaluation_of(CLASSES, "validation", 0.4509, **window))
-    text = write_model_card(folder, "jane/street-model").read_text()
+    write(folder, "eval_window.json", evaluation_of(CLASSES, "validation", 0.4509, **WINDOW))
+    return write_model_card(folder, "jane/street-model").read_text()
+
+
+def test_metadata_of_a_run(text):
     card = valid(text)
     assert "/home/jane" not in text
-
     assert card.data.license == "apache-2.0" and card.data.get("base_model") is None and card.data.datasets is None
     assert card.data.model_name == "street-model" and card.data.metrics == ["mean_iou"]
     found = {
         (result.dataset_split, result.metric_type, result.metric_name): result for result in card.data.eval_results
     }
     values = {name: result.metric_value for name, result in found.items()}
-    mode = "sliding windows of 64 x 64 pixels, stride 0.5 of the window, with the mirrored image"
     assert values["validation", "mean_iou", "Mean IoU"] == 0.4203
     assert values["validation", "overall_accuracy", "Overall accuracy"] == 0.6209
     assert values["labeled", "mean_iou", "Mean IoU"] == 0.7107
-    assert values["validation", "mean_iou", f"Mean IoU ({mode})"] == 0.4509 and len(values) == 9
+    assert values["validation", "mean_iou", f"Mean IoU ({MODE})"] == 0.4509 and len(values) == 9
     assert {(result.dataset_type, result.dataset_name) for result in found.values()} == {("street", "street")}
 
+
+def test_tables_of_a_run(text):
     assert rows_of(text, "evaluation") == [["last", "4", "42.03"], ["best", "2", "51.01"]]
     assert rows_of(text, "split") == [
         ["validation", "`street`", "41", "whole images", "42.03", "52.07", "62.09"],
         ["labeled", "`street`", "61", "whole images", "71.07", "81.07", "91.07"],
-        ["validation", "`street`", "61", mode, "45.09", "55.09", "65.09"],
+        ["validation", "`street`", "61", MODE, "45.09", "55.09", "65.09"],
     ]
     assert rows_of(text, "class") == [["sky", "13.01"], ["road", "23.01"], ["sign symbol", "33.01"]]
     assert rows_of(text, "up to epoch") == [
@@ -125,6 +87,9 @@ def test_card_of_a_run(make_folder):
         ["4", "41.23", "34.28", "sign symbol", "64.04", "24.12"],
     ]
     assert rows_of(text, "index") == [[str(i), name, f"`#0{i}0{2 * i}ff`"] for i, name in enumerate(CLASSES)]
+
+
+def test_settings_and_sentences_of_a_run(text):
     settings = dict(rows_of(text, "setting"))
     assert settings["training crop"] == "64 x 96 pixels" and settings["length"] == "43 epochs, 4,321 updates"
     assert settings["unlabeled images of an update"] == "12" and settings["training time"] == "1 h 2 min"

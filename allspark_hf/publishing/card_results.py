@@ -16,20 +16,37 @@ PSEUDO_LABEL_ROWS = 10
 
 def results(records: Records) -> str:
     """Last and best epoch, every evaluation, every class."""
-    final, evaluations = records.final, records.evaluations
-    if final is None and not evaluations:
+    entries = all_evaluations(records)
+    if not entries:
         return "No evaluation of this model was recorded."
-    parts = [_last_and_best(records)]
-    rows = [_evaluation_row(entry) for entry in ([final] if final else []) + evaluations]
     header = ["split", "data", "images", "predicted from", "mean IoU", "mean accuracy", "overall accuracy"]
-    if any("mean_boundary_iou" in entry.metrics for entry in evaluations):
+    columns = ["mean_iou", "mean_accuracy", "overall_accuracy"]
+    if any("mean_boundary_iou" in entry.metrics for entry in entries):
         header.append("boundary IoU")
-        rows = [_evaluation_row(entry, boundary=True) for entry in ([final] if final else []) + evaluations]
-    parts.append("In percent, of the weights in this repository:")
-    parts.append(table(header, rows, words=["data", "predicted from"]))
-    parts.append(_how_averaged(([final] if final else []) + evaluations))
-    parts.append(per_class(class_scores(records)))
+        columns.append("mean_boundary_iou")
+    rows = [_evaluation_row(entry, columns) for entry in entries]
+    parts = [
+        _last_and_best(records),
+        "In percent, of the weights in this repository:",
+        table(header, rows, words=["data", "predicted from"]),
+        _how_averaged(entries),
+        per_class(class_scores(records)),
+    ]
     return "\n\n".join(part for part in parts if part)
+
+
+def all_evaluations(records: Records) -> list[Evaluation]:
+    """Training's own evaluation of the saved model, unless a later one says the same, and the later ones."""
+    final = records.final
+    if final is None or any(_repeats(entry, final) for entry in records.evaluations):
+        return records.evaluations
+    return [final, *records.evaluations]
+
+
+def _repeats(entry: Evaluation, final: Evaluation) -> bool:
+    same = (entry.split, entry.source, entry.mode) == (final.split, final.source, final.mode)
+    means = ("mean_iou", "mean_accuracy", "overall_accuracy")
+    return same and all(percent(entry.metrics.get(name)) == percent(final.metrics.get(name)) for name in means)
 
 
 def _last_and_best(records: Records) -> str:
@@ -52,15 +69,13 @@ def _last_and_best(records: Records) -> str:
     )
 
 
-def _evaluation_row(entry: Evaluation, boundary: bool = False) -> list[str]:
-    source = escape(entry.source) if entry.source == UNKNOWN_DATA or entry.on_hub else code(entry.source)
-    names = ("mean_iou", "mean_accuracy", "overall_accuracy") + (("mean_boundary_iou",) if boundary else ())
+def _evaluation_row(entry: Evaluation, columns: list[str]) -> list[str]:
     return [
         escape(entry.split),
-        source,
+        escape(entry.source) if entry.source == UNKNOWN_DATA or entry.on_hub else code(entry.source),
         number(entry.num_images),
         entry.mode or "not recorded",
-        *(percent(entry.metrics.get(name)) for name in names),
+        *(percent(entry.metrics.get(name)) for name in columns),
     ]
 
 
