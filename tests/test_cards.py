@@ -207,6 +207,18 @@ def test_best_model_and_absent_classes(make_folder):
     assert "counts 0." in text
 
 
+def test_collapsed_pseudo_labels(make_folder):
+    folder = make_folder(run=run_of())
+    state = json.loads((folder / "trainer_state.json").read_text())
+    (last,) = (entry for entry in state["log_history"] if entry["epoch"] == 4.0 and "pseudo_mean_iou" in entry)
+    for share, collapsed in ((0.81, False), (0.8111, True)):  # the others have a quarter of 75.88 % of the labels
+        last["pseudo_share_sign_symbol"] = share
+        write(folder, "trainer_state.json", state)
+        text = write_model_card(folder).read_text()
+        sentence = "collapsed onto sign symbol: 81.11 % of their pixels, 24.12 % of the labels'."
+        assert (sentence in text) == collapsed
+
+
 def test_broken_and_missing_folders(make_folder, tmp_path):
     folder = make_folder()
     (folder / "run_record.json").write_text("{")

@@ -1,5 +1,7 @@
 """What a model's card says of limits: first what its own records show, then what holds for the method."""
 
+from ..metrics import metric_name
+from ..pseudo_label_health import COLLAPSE_RATIO
 from .card_records import Records
 from .card_results import class_scores
 from .card_sections import plural
@@ -23,7 +25,7 @@ def limits(records: Records) -> list[str]:
 
 
 def _from_records(records: Records) -> list[str]:
-    data, points = records.run.get("data", {}), _low_classes(records)
+    data, points = records.run.get("data", {}), [*_low_classes(records), *_collapse(records)]
     if data.get("labeled"):
         points.append(
             f"It has seen {plural(data['labeled'], 'labeled image')}: what does not occur in them, it can only take "
@@ -55,6 +57,24 @@ def _low_classes(records: Records) -> list[str]:
     return [
         f"{plural(len(low), 'class', 'classes')} of {len(rows)} below {100 * LOW_IOU:.0f} % IoU, not to be relied on: "
         f"{shown}{more}."
+    ]
+
+
+def _collapse(records: Records) -> list[str]:
+    """The sentence on pseudo-labels that showed nearly one class only at the end, as the training warned of."""
+    entries = [entry for entry in records.history if any(name.startswith("pseudo_share_") for name in entry)]
+    if not entries:
+        return []
+    shares = {name: value for name, value in entries[-1].items() if name.startswith("pseudo_share_")}
+    top = max(shares, key=shares.get)
+    in_labels = entries[-1].get(top.replace("pseudo_", "label_", 1))
+    if in_labels is None or 1 - shares[top] >= COLLAPSE_RATIO * (1 - in_labels):
+        return []
+    names = {metric_name(name): name for name in records.class_names}
+    name = top.removeprefix("pseudo_share_")
+    return [
+        f"In the last epoch the pseudo-labels had collapsed onto {escape(names.get(name, name))}: "
+        f"{percent(shares[top])} % of their pixels, {percent(in_labels)} % of the labels'."
     ]
 
 

@@ -89,7 +89,9 @@ def licence_of(base_weights: str | None, started_from: str | None = None) -> Lic
 
 
 def _nvidia(name: str) -> Licence:
-    origin = f"[`{name}`](https://huggingface.co/{name})" if HUB_ID.fullmatch(name) else f"`{name}`"
+    origin = (
+        f"[`{name}`](https://huggingface.co/{name})" if HUB_ID.fullmatch(name) else f"`{name}` (by its name NVIDIA's)"
+    )
     return Licence(
         id="other",
         name="nvidia-source-code-license-for-segformer",
