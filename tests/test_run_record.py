@@ -13,6 +13,8 @@ from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
 from allspark_hf import AllSparkTrainingArguments, SegformerForSemiSupervisedSegmentation
 from allspark_hf.cli import ModelArguments, load_model
+from allspark_hf.configuration_allspark import MIT_SIZES
+from allspark_hf.conversion import _base_weights
 from allspark_hf.data import DataArguments, load_data
 from allspark_hf.demo_data import write_demo_data
 from allspark_hf.publishing.licences import base_weights_of, licence_of, weights_name
@@ -236,3 +238,10 @@ def test_base_weights_of_a_configuration():
     assert base_weights_of({"base_weights": "nvidia/mit-b5", "_name_or_path": "x"}, "y") == "nvidia/mit-b5"
     assert base_weights_of({"_name_or_path": "nvidia/mit-b1"}) == "nvidia/mit-b1"
     assert base_weights_of({}) == "none"
+
+
+def test_base_weights_of_the_authors_checkpoints():
+    hidden_sizes, depths, _ = MIT_SIZES["b5"]
+    assert _base_weights({"hidden_sizes": list(hidden_sizes), "depths": list(depths)}) == "nvidia/mit-b5"
+    other = _base_weights({"hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1]})
+    assert other == "authors-checkpoint" and licence_of(other).id == "unknown"
