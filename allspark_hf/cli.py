@@ -13,6 +13,7 @@ from transformers import HfArgumentParser
 from .configuration_allspark import MIT_SIZES, AllSparkConfig
 from .data import CheckReport
 from .modeling_allspark import SegformerForSemiSupervisedSegmentation
+from .publishing.licences import FROM_SCRATCH, base_weights_of
 
 
 RECIPE_SUFFIXES = (".yaml", ".yml", ".json")
@@ -164,11 +165,12 @@ def load_model(
         fields |= AllSparkConfig.plain_segformer_switches()
     fields |= class_fields(report) | {"semantic_loss_ignore_index": ignore_index}
     if arguments.backbone:
-        fields |= geometry
+        fields |= geometry | {"base_weights": FROM_SCRATCH}
         config = AllSparkConfig.mit(arguments.backbone, **fields)
         config._attn_implementation = arguments.attn_implementation
         return SegformerForSemiSupervisedSegmentation(config)
     stored, _ = AllSparkConfig.get_config_dict(arguments.model_name_or_path)
+    fields["base_weights"] = base_weights_of(stored, arguments.model_name_or_path)
     stored = {name: value for name, value in stored.items() if name not in ("model_type", "num_labels")}
     return SegformerForSemiSupervisedSegmentation.from_pretrained(
         arguments.model_name_or_path,

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .configuration_allspark import AllSparkConfig
+from .configuration_allspark import MIT_SIZES, AllSparkConfig
 from .modeling_allspark import SegformerForSemiSupervisedSegmentation
 
 
@@ -150,7 +150,14 @@ def infer_config(renamed: dict[str, torch.Tensor], **kwargs) -> AllSparkConfig:
     fields = {**_encoder_fields(renamed), **_bottleneck_fields(renamed)}
     fields["decoder_hidden_size"] = _shape(renamed, "decode_head.linear_fuse.weight", 4)[0]
     fields["num_labels"] = _shape(renamed, "decode_head.classifier.weight", 4)[0]
-    return AllSparkConfig(**{**fields, **kwargs})
+    return AllSparkConfig(**{**fields, "base_weights": _base_weights(fields), **kwargs})
+
+
+def _base_weights(fields: dict) -> str:
+    """What the authors trained from: SegFormer's ImageNet weights, which are NVIDIA's, and so is their licence."""
+    geometry = tuple(fields["hidden_sizes"]), tuple(fields["depths"])
+    sizes = [size for size, (hidden_sizes, depths, _) in MIT_SIZES.items() if (hidden_sizes, depths) == geometry]
+    return f"nvidia/mit-{sizes[0]}" if sizes else "authors-checkpoint"
 
 
 def _shape(renamed: dict[str, torch.Tensor], name: str, num_axes: int) -> tuple[int, ...]:

@@ -19,6 +19,7 @@ from .methods import METHODS, MixedBatch, PixelCounts
 from .metrics import metric_name
 from .modeling_allspark import SegformerForSemiSupervisedSegmentation
 from .pseudo_label_health import PseudoLabelHealth
+from .publishing.record import RunRecordCallback, base_weights_of
 from .publishing.trainer_mixin import PublishingMixin
 from .trainer_checks import check_datasets, check_evaluation, check_model, long_side_of
 from .training_args import AllSparkTrainingArguments
@@ -56,6 +57,7 @@ class AllSparkTrainer(PublishingMixin, Trainer):
 
     Attributes:
         evaluation ([`Evaluation`], *optional*): the sums behind the last evaluation's metrics, of all processes.
+        run_source (`dict`): of [`run_source`], for the run's record.
 
     Raises:
         ValueError: if model, method, datasets and image processor do not fit each other.
@@ -89,11 +91,14 @@ class AllSparkTrainer(PublishingMixin, Trainer):
             **kwargs,
         )
         self.evaluation: Evaluation | None = None
+        self.run_source: dict = {}
+        model.config.base_weights = base_weights_of(model.config)
         self._saving_checkpoint = False
         self._terms: dict[str, list[torch.Tensor]] = defaultdict(list)
         self._sampler = self._make_sampler() if train_dataset is not None else None
         if self._sampler is not None:
             self.add_callback(_EpochCallback(self._sampler))
+        self.add_callback(RunRecordCallback(self))
         self._health = PseudoLabelHealth(self)
         if self.method.uses_unlabeled:
             self.add_callback(self._health)
@@ -294,7 +299,8 @@ class AllSparkTrainer(PublishingMixin, Trainer):
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
         """
-        Trains; adds `last_` and `best_` of the evaluated `metric_for_best_model` to the metrics.
+        Trains; adds `last_` and `best_` of the evaluated `metric_for_best_model` to the metrics, and writes
+        `run_record.json` into `output_dir`.
 
         Args:
             resume_from_checkpoint (`str` or `bool`, *optional*):

@@ -60,6 +60,7 @@ def build_trainer():
     from allspark_hf.dry_run import DryRunArguments, dry_run
     from allspark_hf.inference import make_image_processor
     from allspark_hf.methods import METHODS
+    from allspark_hf.publishing.record import run_source
 
     types = (DataArguments, ModelArguments, AllSparkTrainingArguments, DryRunArguments)
     data_arguments, model_arguments, args, run = parse_arguments(types)
@@ -96,6 +97,7 @@ def build_trainer():
         unlabeled_dataset=data.unlabeled_stream if streams else data.unlabeled,
         eval_dataset=data.validation,
     )
+    trainer.run_source = run_source(sys.argv, data_arguments, model_arguments, report)
     return trainer, checkpoint
 
 
@@ -133,7 +135,8 @@ def main():
     trainer.save_metrics("eval", metrics)
     failure = push(trainer) if trainer.args.push_to_hub else None
     trainer.accelerator.end_training()  # gloo's threads may abort a process that ends before them
-    sys.exit(failure)
+    if failure:
+        sys.exit(failure)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,8 @@ from allspark_hf.inference import make_image_processor
 from allspark_hf.publishing import publish, repository, upload
 from allspark_hf.publishing.figures import write_run_figures
 from allspark_hf.publishing.publish import publish_folder
-from allspark_hf.publishing.repository import stage, without_local_paths
+from allspark_hf.publishing.record import public
+from allspark_hf.publishing.repository import stage
 from allspark_hf.publishing.upload import PushError, scrub
 
 
@@ -167,7 +168,7 @@ def test_no_memory_in_published_weights(output_folder, tmp_path):
     ],
 )
 def test_paths_of_this_machine_are_cut(text, expected):
-    assert without_local_paths({"a": [text, 3, None]}) == {"a": [expected, 3, None]}
+    assert public({"a": [text, 3, None]}) == {"a": [expected, 3, None]}
 
 
 def test_what_is_no_output_folder_is_refused(output_folder, tmp_path):

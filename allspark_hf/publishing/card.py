@@ -1,41 +1,198 @@
-"""STAND-IN until the branch `cards` is merged, whose file replaces this one: a card with metadata and a heading."""
+"""The card of a trained model, README.md of its repository, rendered from the records in its folder."""
 
+import hashlib
 import json
+import logging
+import os
+import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import quote
 
-import yaml
+import jinja2
+from huggingface_hub import ModelCard
 from PIL import Image
+
+from . import card_limits, card_results, card_sections
+from .card_metadata import card_data
+from .card_records import EXAMPLES_DIR, IMAGE_SUFFIXES, Records, read_records
+from .licences import licence_of
+from .markdown import code, escape, number
+
+
+logger = logging.getLogger(__name__)
+
+CARD_FILE = "README.md"
+MARKER = re.compile(r"\n*<!-- allspark-hf card (\w+) -->\s*$")
+
+
+def template() -> str:
+    """The template: in the package where it is installed, beside it in a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    for folder in (package / "model_cards", package.parent / "model_cards"):
+        if (folder / "template.md").is_file():
+            return (folder / "template.md").read_text(encoding="utf-8")
+    raise FileNotFoundError(f"{package} has no model_cards/template.md: install allspark-hf again.")
+
+
+def fill(**sections) -> str:
+    """
+    The template with its sections, ended by a marker from which a later change by hand shows.
+
+    Args:
+        sections: every variable of the template; a missing one is an error.
+    """
+    options = {"trim_blocks": True, "lstrip_blocks": True, "undefined": jinja2.StrictUndefined}
+    environment = jinja2.Environment(**options, keep_trailing_newline=True, autoescape=False)
+    text = environment.from_string(template()).render(**sections).strip() + "\n"
+    ModelCard(text)  # raises ValueError if the metadata cannot be read back
+    return f"{text}\n<!-- allspark-hf card {_digest(text)} -->\n"
+
+
+def _digest(text: str) -> str:
+    """Of the text alone: line ends and blanks at the end do not count, which editors and git change."""
+    lines = [line.rstrip() for line in text.strip().splitlines()]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+
+
+def is_as_rendered(text: str) -> bool:
+    """Whether a card is as it was rendered, not changed by a person or made by something else."""
+    found = MARKER.search(text)
+    return found is not None and _digest(text[: found.start()]) == found.group(1)
+
+
+def render_card(records: Records, repo_id: str | None = None, model_name: str | None = None) -> str:
+    """
+    The text of a card.
+
+    Args:
+        records ([`Records`]): of the model's folder.
+        repo_id (`str`, *optional*): `user/name` of the repository; without one, examples name the folder.
+        model_name (`str`, *optional*): title; default: the name in `repo_id`, else the folder's.
+    """
+    title = model_name or (repo_id or records.name).rpartition("/")[2]
+    licence = licence_of(records.base_weights, records.started_from)
+    return fill(
+        card_data=card_data(records, licence, title).to_yaml(),
+        title=escape(title),
+        notice=None,
+        model_string=json.dumps(repo_id or records.name, ensure_ascii=False),
+        summary=card_sections.summary(records),
+        classes=card_sections.classes(records),
+        data=card_sections.data(records),
+        training=card_sections.training(records),
+        results=card_results.results(records),
+        pseudo_labels=card_results.pseudo_labels(records),
+        figures=[
+            {"path": quote(path), "title": escape(Path(path).stem.replace("_", " "))} for path in records.figures
+        ],
+        limits=card_limits.limits(records),
+        environment=environment(records.run),
+        licence=f"{licence.title[0].upper()}{licence.title[1:]}. {licence.sentence}",
+    )
+
+
+def environment(run: dict) -> str:
+    """Versions and machine of the training."""
+    if not run.get("versions"):
+        return "Versions and machine were not recorded."
+    versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
+    machine, git = run.get("machine", {}), run.get("git")
+    gpus = machine.get("gpus") or []
+    processes = machine.get("processes", 1)
+    parts = [
+        escape(machine.get("cpu") or "unknown CPU"),
+        f"{number(machine.get('cores'))} cores, {number(machine.get('memory_gib'))} GiB",
+        f"{len(gpus)} x {escape(gpus[0])}" if gpus else "no GPU",
+        f"processes: {processes}, threads of each: {number(machine.get('threads_per_process'))}",
+    ]
+    text = f"Trained with {escape(versions)} on: {'; '.join(parts)}."
+    if git:
+        changed = ", with changes that were not committed" if git.get("uncommitted_changes") else ""
+        text += f" Commit {code(git['commit'][:12])} of the code{changed}."
+    return text
 
 
 def write_model_card(
-    folder: str | Path, repo_id: str | None = None, model_name: str | None = None, example_images=()
+    folder: str | Path,
+    repo_id: str | None = None,
+    model_name: str | None = None,
+    example_images: Sequence[str | Path] = (),
 ) -> Path:
-    """Writes `folder/README.md`."""
+    """
+    Renders `folder/README.md` from the records in the folder; what was not recorded is said to be missing.
+
+    A README.md that a person changed, or that something else made, is kept as README.old.md (or .old.2.md, ...), and a
+    warning says so. Example images are copied to `folder/examples`, and once there stay in the card.
+
+    Args:
+        folder (`str` or `Path`): of a trained model.
+        repo_id (`str`, *optional*): `user/name` of the repository it is to be published in.
+        model_name (`str`, *optional*): title of the card; default: the name in `repo_id`, else the folder's.
+        example_images (`Sequence[str | Path]`): image files or `https://` addresses for the Hub's widget.
+
+    Returns:
+        `Path`: README.md.
+
+    Raises:
+        ValueError: if there is no model in the folder, a record is broken, or an example is no image.
+    """
     folder = Path(folder)
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    scratch = config.get("base_weights") == "none"
-    for image in example_images:
-        try:
-            with Image.open(image) as opened:
-                opened.verify()
-        except OSError as error:
-            raise ValueError(f"The example image {image} cannot be read ({error}): give an image file.") from error
-        (folder / "examples").mkdir(exist_ok=True)
-        shutil.copyfile(image, folder / "examples" / Path(image).name)
-    data = {
-        "license": "apache-2.0" if scratch else "other",
-        "library_name": "transformers",
-        "pipeline_tag": "image-segmentation",
-        "tags": ["allspark"],
-        "widget": [{"src": f"examples/{Path(image).name}"} for image in example_images],
-    }
-    data = {name: value for name, value in data.items() if value}
-    name = model_name or repo_id or folder.resolve().name
-    figures = "".join(f"![{path.stem}](figures/{path.name})\n" for path in sorted(folder.glob("figures/*.png")))
-    path = folder / "README.md"
-    path.write_text(f"---\n{yaml.safe_dump(data, sort_keys=False)}---\n\n# {name}\n\n{figures}", encoding="utf-8")
+    records = read_records(folder)
+    addresses = [str(image) for image in example_images if str(image).startswith("https://")]
+    files = [Path(image) for image in example_images if not str(image).startswith("https://")]
+    for image in files:
+        _check_image(image)
+    examples = [_add_example(folder, image) for image in files]
+    records.examples = list(dict.fromkeys([*records.examples, *examples, *addresses]))
+    return write_card(folder / CARD_FILE, render_card(records, repo_id, model_name))
+
+
+def _check_image(path: Path):
+    if path.suffix.lower() not in IMAGE_SUFFIXES:
+        raise ValueError(f"The example image {path} is none of {', '.join(IMAGE_SUFFIXES)}: give an image file.")
+    try:
+        with Image.open(path) as image:
+            image.verify()
+    except (OSError, SyntaxError) as error:
+        raise ValueError(f"The example image {path} cannot be read ({error}): give an image file.") from error
+
+
+def _add_example(folder: Path, image: Path) -> str:
+    """Path of the image in the folder, where it is copied to unless it is there."""
+    target_dir, content = folder / EXAMPLES_DIR, image.read_bytes()
+    for count in range(1, 1000):
+        name = image.name if count == 1 else f"{image.stem}_{count}{image.suffix}"
+        target = target_dir / name
+        if target.is_file() and target.read_bytes() == content:
+            return f"{EXAMPLES_DIR}/{name}"
+        if not target.exists():
+            target_dir.mkdir(exist_ok=True)
+            shutil.copyfile(image, target)
+            return f"{EXAMPLES_DIR}/{name}"
+    raise ValueError(f"{target_dir} holds 1000 images called {image.name}: rename the example.")
+
+
+def write_card(path: Path, text: str) -> Path:
+    """Writes a rendered card, whole or not at all; one that is not as rendered is kept beside it."""
+    if path.is_file():
+        old = path.read_text(encoding="utf-8", errors="replace")
+        if not is_as_rendered(old):
+            kept = _free_name(path)
+            os.replace(path, kept)
+            logger.warning(
+                "%s was not as this program renders it, changed by hand perhaps: kept as %s.", path, kept.name
+            )
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(text, encoding="utf-8", newline="\n")
+    os.replace(part, path)
     return path
 
 
-__all__ = ["write_model_card"]
+def _free_name(path: Path) -> Path:
+    names = (f"{path.stem}.old{path.suffix}", *(f"{path.stem}.old.{count}{path.suffix}" for count in range(2, 10_000)))
+    return next(path.with_name(name) for name in names if not path.with_name(name).exists())
+
+
+__all__ = ["CARD_FILE", "fill", "is_as_rendered", "render_card", "template", "write_card", "write_model_card"]

@@ -3,7 +3,7 @@
 import json
 import re
 import shutil
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from urllib.parse import quote
 
 from safetensors import safe_open
@@ -14,6 +14,7 @@ from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME
 from ..configuration_allspark import AUTO_MAP
 from ..modeling_allspark import SegformerForSemiSupervisedSegmentation
 from ..pseudo_label_health import FILE_NAME as PSEUDO_LABEL_COUNTS
+from .record import public
 
 
 PREPROCESSOR_NAME = "preprocessor_config.json"
@@ -26,8 +27,6 @@ EVALUATION_ENTRIES = {"metrics", "settings", "per_class", "confusion_matrix", "n
 # Needed to resume, and published only if hub_strategy asks for checkpoints; training_args.bin is not needed.
 CHECKPOINT_PATTERNS = (OPTIMIZER_NAME, SCHEDULER_NAME, SCALER_NAME, "rng_state*.pth", PSEUDO_LABEL_COUNTS)
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
-# A path from the root, the home folder or a drive, wherever a word may begin; not the slashes of an address.
-PATH = re.compile(r"(?<![\w.:/~-])(?:~/|/|[A-Za-z]:[\\/])[^\s'\",;]+")
 
 
 def check_output_folder(folder: str | Path):
@@ -115,23 +114,6 @@ def stage_checkpoint(checkpoint: str | Path, staging: str | Path):
     add_code(staging)
 
 
-def without_local_paths(value):
-    """A JSON value in whose strings every absolute path is cut to its last part: nobody else has these folders."""
-    if isinstance(value, dict):
-        return {name: without_local_paths(entry) for name, entry in value.items()}
-    if isinstance(value, list):
-        return [without_local_paths(entry) for entry in value]
-    if not isinstance(value, str):
-        return value
-    if PATH.match(value) and "\n" not in value and " -" not in value:
-        return _last_part(value)  # as a whole: folder names may hold spaces
-    return PATH.sub(lambda match: _last_part(match[0]), value)
-
-
-def _last_part(path: str) -> str:
-    return (PureWindowsPath(path) if "\\" in path else PurePosixPath(path)).name or path
-
-
 def _stage_weights(source: Path, target: Path):
     """Weights as saved; without the memory, which belongs to training, if they are a checkpoint's."""
     ignored = SegformerForSemiSupervisedSegmentation._keys_to_ignore_on_save
@@ -152,7 +134,7 @@ def _shown_examples(folder: Path) -> list[Path]:
 
 def _copy_record(source: Path, target: Path):
     content = _read_json(source)
-    shared = without_local_paths(content)
+    shared = public(content)
     if shared == content:
         shutil.copyfile(source, target)  # byte by byte
     else:
@@ -178,4 +160,4 @@ def _write_json(value, path: Path):
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
-__all__ = ["add_code", "check_output_folder", "stage", "stage_checkpoint", "without_local_paths"]
+__all__ = ["add_code", "check_output_folder", "stage", "stage_checkpoint"]

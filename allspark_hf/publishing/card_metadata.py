@@ -1,0 +1,108 @@
+"""Metadata of a model's card, as the Hub reads it."""
+
+import re
+from pathlib import PurePosixPath
+from urllib.parse import unquote, urlparse
+
+from huggingface_hub import EvalResult, ModelCardData
+
+from .card_records import Evaluation, Records
+from .licences import FROM_SCRATCH, HUB_ID, Licence
+
+
+METRICS = {"mean_iou": "Mean IoU", "mean_accuracy": "Mean accuracy", "overall_accuracy": "Overall accuracy"}
+TAGS = ["vision", "image-segmentation", "semantic-segmentation", "semi-supervised-learning", "segformer", "allspark"]
+TASK = "image-segmentation"
+
+
+def card_data(records: Records, licence: Licence, model_name: str) -> ModelCardData:
+    """
+    The metadata of a trained model.
+
+    Args:
+        records ([`Records`]): of its folder.
+        licence ([`Licence`]): of its weights.
+        model_name (`str`): what the evaluation panel calls it.
+    """
+    data = records.run.get("data", {})
+    hub_data = [data.get("source")] if data.get("on_hub") else []
+    hub_data += [data.get("unlabeled_dataset")] if data.get("unlabeled_dataset_on_hub") else []
+    found = eval_results(records)
+    base = base_model(records)
+    return ModelCardData(
+        **licence_fields(licence),
+        library_name="transformers",
+        pipeline_tag=TASK,
+        tags=TAGS,
+        datasets=hub_data or None,
+        base_model=base,
+        base_model_relation=None if base is None else "finetune",
+        metrics=["mean_iou"] if found else None,
+        model_name=model_name if found else None,
+        eval_results=found or None,
+        widget=widget(records.examples),
+    )
+
+
+def licence_fields(licence: Licence) -> dict[str, str]:
+    """The fields of the metadata that state the licence."""
+    fields = {"license": licence.id, "license_name": licence.name, "license_link": licence.link}
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def base_model(records: Records) -> str | None:
+    """The Hub id of the model this one came from, the nearest that has one; None from scratch."""
+    for name in (records.started_from, records.base_weights):
+        if name and name != FROM_SCRATCH and "/" in name and HUB_ID.fullmatch(name):
+            return name
+    return None
+
+
+def widget(examples: list[str]) -> list[dict[str, str]] | None:
+    """Example images of the Hub's widget: paths in the repository, or addresses."""
+    entries = []
+    for place in examples:
+        stem = PurePosixPath(unquote(urlparse(place).path) if "://" in place else place).stem
+        entries.append({"src": place, "example_title": " ".join(re.split(r"[\s_]+", stem)).strip() or place})
+    return entries or None
+
+
+def eval_results(records: Records) -> list[EvalResult]:
+    """Mean IoU, mean accuracy and overall accuracy of every evaluation; the same number of the same thing once."""
+    entries = ([records.final] if records.final else []) + records.evaluations
+    found: list[EvalResult] = []
+    for entry in entries:
+        for result in _results(entry):
+            same = [other for other in found if other.is_equal_except_value(result)]
+            if any(other.metric_value == result.metric_value for other in same):
+                continue
+            if same:
+                result.metric_name += f", {entry.file}"
+            found.append(result)
+    return found
+
+
+def _results(entry: Evaluation) -> list[EvalResult]:
+    mode = "" if entry.mode in (None, "whole images") else f" ({entry.mode})"
+    return [
+        EvalResult(
+            task_type=TASK,
+            task_name="Semantic segmentation",
+            dataset_type=entry.source if entry.on_hub else slug(entry.source),
+            dataset_name=entry.source,
+            dataset_split=entry.split,
+            metric_type=name,
+            metric_name=f"{title}{mode}",
+            metric_value=round(entry.metrics[name], 6),
+        )
+        for name, title in METRICS.items()
+        if entry.metrics.get(name) is not None
+    ]
+
+
+def slug(name: str) -> str:
+    """A name as an identifier: letters, digits, dots and dashes."""
+    return re.sub(r"[^\w.]+", "-", name.lower()).strip("-.") or "unknown"
+
+
+__all__ = ["TAGS", "TASK", "base_model", "card_data", "eval_results", "licence_fields", "widget"]
