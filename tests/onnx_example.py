@@ -14,8 +14,8 @@ folder, image_file, mask_file = map(Path, sys.argv[1:])
 settings = json.loads((folder / "preprocessor_config.json").read_text())
 image = resized = Image.open(image_file).convert("RGB")
 if settings["do_resize"]:  # to a long side, as --image_long_side does in training
-    scale = settings["size"]["longest_edge"] / max(image.size)
-    resized = image.resize([round(side * scale) for side in image.size], Image.Resampling.BILINEAR)
+    scale = max(settings["size"].values()) / max(image.size)
+    resized = image.resize([int(side * scale) for side in image.size], Image.Resampling.BILINEAR)
 pixels = (np.asarray(resized) * settings["rescale_factor"] - settings["image_mean"]) / settings["image_std"]
 session = onnxruntime.InferenceSession(folder / "onnx/model.onnx")
 (logits,) = session.run(None, {"pixel_values": pixels.transpose(2, 0, 1)[None].astype(np.float32)})
