@@ -282,3 +282,12 @@ def test_script_refuses_with_one_line(export, tmp_path):
             run_script(*given)
         assert stopped.value.code.startswith(sentence)
     assert not (mixed / "onnx").exists()
+
+
+def test_script_says_that_the_cost_was_not_measured(export, tmp_path, copied_graph):
+    folder = shutil.copytree(export.model_dir, tmp_path / "model")
+    printed = run_script("--model", folder, "--quantize_int8")
+    assert "What 8 bits cost in mIoU was not measured: give --data_dir or --dataset_name" in printed
+    record = json.loads((folder / "onnx" / "export.json").read_text())
+    assert record["cost"] is None and set(record["files"]) == {"model.onnx", "model_quantized.onnx"}
+    assert {path.name for path in folder.iterdir()} == {path.name for path in export.model_dir.iterdir()} | {"onnx"}
