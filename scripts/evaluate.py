@@ -10,7 +10,7 @@ Prints a table; --output_file FILE also writes settings, numbers and the confusi
 import json
 import platform
 import sys
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 
@@ -45,85 +45,10 @@ class ScriptArguments:
             raise ValueError(f"There is no folder for {self.output_file}: make it, or choose another --output_file.")
 
 
-def fit_to_model(data_arguments, config, long_side: int | None):
-    """The data arguments with the model's ignore index; ValueError where they contradict the model."""
-    own = {"num_labels": config.num_labels, "image_long_side": long_side}
-    for name, value in own.items():
-        given = getattr(data_arguments, name)
-        if given is not None and given != value:
-            raise ValueError(f"{name}={given} was given, but the model has {value}: leave --{name} out.")
-    if data_arguments.mask_values is None and data_arguments.ignored_mask_values is None:  # as in training
-        stored = {name: getattr(config, name, None) for name in ("mask_values", "ignored_mask_values")}
-        data_arguments = replace(data_arguments, **stored)
-    values = data_arguments.mask_values
-    if values and len(values) != config.num_labels:
-        raise ValueError(f"mask_values lists {len(values)} classes, but the model has {config.num_labels}: list each.")
-    ignored = config.semantic_loss_ignore_index
-    if data_arguments.ignore_index not in (255, ignored):  # 255 is also what it is when not given
-        raise ValueError(
-            f"ignore_index={data_arguments.ignore_index} was given, but the model ignores {ignored}: leave "
-            "--ignore_index out, and change the masks if they differ."
-        )
-    if data_arguments.skip_bad_files:
-        raise ValueError(
-            "skip_bad_files would leave images out of the score: correct or remove the files, and leave it out."
-        )
-    return replace(data_arguments, ignore_index=ignored)
-
-
-def select_split(arguments, data_arguments, config):
-    """The images with masks to evaluate on, with class indices as masks."""
-    from datasets import concatenate_datasets
-
-    from allspark_hf.data import find_data, split_of_run, with_class_indices
-
-    where = data_arguments.data_dir or data_arguments.dataset_name
-    no_second_source = {"unlabeled_dir": None, "unlabeled_dataset_name": None, "unlabeled_streaming": False}
-    if arguments.split in ("labeled", "unlabeled"):
-        data_arguments = split_of_run(data_arguments, arguments.model)
-    data = find_data(
-        replace(data_arguments, **no_second_source),
-        image_column=arguments.image_column_name,
-        label_column=arguments.label_column_name,
-    )
-    if data.classes is not None and data.classes.num_labels != config.num_labels:
-        raise ValueError(
-            f"The model has {config.num_labels} classes, the data {where} names {data.classes.num_labels}: evaluate "
-            "on data with the model's classes, or correct the class list."
-        )
-    check_names(config, data.classes, where)
-    parts = [getattr(data, name) for name in SPLITS[:3] if arguments.split in (name, "all")]
-    parts = [part for part in map(rows_with_mask, parts) if len(part)]
-    if not parts:
-        hint = "give --labeled_count or the like, which hides masks" if arguments.split == "unlabeled" else "add some"
-        raise ValueError(f"There is no {arguments.split} image with a mask in {where}: {hint}.")
-    return with_class_indices(concatenate_datasets(parts), data, data_arguments)
-
-
-def check_names(config, classes, where: str):
-    """Raises ValueError where a class is called otherwise by the data than by the model, if both name it."""
-    for index, name in {} if classes is None else classes.id2label.items():
-        own = config.id2label[index]
-        if own != name and own not in (f"class_{index}", f"LABEL_{index}"):
-            raise ValueError(
-                f"Class {index} is {own!r} for the model and {name!r} for {where}: evaluate on data with the model's "
-                "classes in the same order, or correct the class list."
-            )
-
-
-def rows_with_mask(dataset):
-    """The rows whose mask is known; nothing is decoded."""
-    from allspark_hf.data.overlap import undecoded
-
-    if "label" not in dataset.column_names:
-        return dataset.select([])
-    labels = undecoded(dataset, "label")
-    return dataset.select([row for row in range(len(dataset)) if labels[row]["label"] is not None])
-
-
 def build_trainer(arguments, evaluation_arguments, data_arguments, unused_dir: str):
     """A trainer that only evaluates."""
     from allspark_hf import AllSparkTrainer, AllSparkTrainingArguments
+    from allspark_hf.evaluation_data import fit_to_model, select_split
     from allspark_hf.inference import load_trained
     from allspark_hf.trainer_checks import long_side_of
 
@@ -137,7 +62,8 @@ def build_trainer(arguments, evaluation_arguments, data_arguments, unused_dir: s
         use_cpu=arguments.use_cpu,
         **asdict(evaluation_arguments),
     )
-    dataset = select_split(arguments, data_arguments, model.config)
+    columns = arguments.image_column_name, arguments.label_column_name
+    dataset = select_split(arguments.split, data_arguments, model.config, arguments.model, *columns)
     return AllSparkTrainer(model, args, image_processor, eval_dataset=dataset)
 
 

@@ -1,0 +1,129 @@
+"""Exports a trained model to ONNX, for onnxruntime and, in browsers, transformers.js.
+
+    python scripts/export_onnx.py --model OUT
+    python scripts/export_onnx.py --model OUT --output_dir OUT_ONNX --quantize_int8 --data_dir DATA
+
+Adds onnx/ to the model's own folder, which then goes with it to the Hub; or, with --output_dir, makes a folder that
+transformers.js opens as it is. With data, also measures what the export costs in mIoU, on the validation images.
+"""
+
+import sys
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+from allspark_hf.data import DataArguments
+
+
+@dataclass
+class ScriptArguments:
+    model: str = field(metadata={"help": "Folder or Hub id of a trained model."})
+    output_dir: str | None = field(
+        default=None, metadata={"help": "Folder to export to; default: the model's own, which gets a folder onnx."}
+    )
+    quantize_int8: bool = field(
+        default=False, metadata={"help": "Also write a variant with 8-bit weights, onnx/model_quantized.onnx."}
+    )
+    image_column_name: str = field(default="image", metadata={"help": "Column of dataset_name with the images."})
+    label_column_name: str = field(default="label", metadata={"help": "Column of dataset_name with the masks."})
+    overwrite: bool = field(default=False, metadata={"help": "Replace an earlier export."})
+
+    def __post_init__(self):
+        if self.output_dir is None and not Path(self.model).is_dir():
+            raise ValueError(f"{self.model} is no folder here: give an --output_dir for the export.")
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.output_dir or self.model)
+
+    @property
+    def in_model_folder(self) -> bool:
+        return self.folder.resolve() == Path(self.model).resolve()
+
+
+@dataclass
+class OptionalDataArguments(DataArguments):
+    """Data to measure the cost on, or none."""
+
+    @property
+    def given(self) -> bool:
+        return (self.data_dir, self.dataset_name) != (None, None)
+
+    def __post_init__(self):
+        if self.given:
+            super().__post_init__()
+            return
+        changed = [one.name for one in fields(self) if getattr(self, one.name) != one.default]
+        if changed:
+            raise ValueError(f"--{changed[0]} is about data, and there is none: give --data_dir or --dataset_name.")
+
+
+def validation_samples(arguments: ScriptArguments, data_arguments, model, image_processor):
+    """The images with masks to measure the cost on, none of them read yet; None without data."""
+    from allspark_hf.evaluation import EvaluationDataset
+    from allspark_hf.evaluation_data import fit_to_model, select_split
+    from allspark_hf.trainer_checks import long_side_of
+
+    if not data_arguments.given:
+        return None
+    config = model.config
+    data_arguments = fit_to_model(data_arguments, config, long_side_of(image_processor))
+    columns = arguments.image_column_name, arguments.label_column_name
+    dataset = select_split("validation", data_arguments, config, arguments.model, *columns)
+    return EvaluationDataset(dataset, image_processor, config.num_labels, config.semantic_loss_ignore_index)
+
+
+def measured(arguments: ScriptArguments, model, samples) -> dict:
+    """What the export costs, on these images."""
+    from allspark_hf.export import OnnxSegmenter
+    from allspark_hf.export_cost import measure_cost
+    from allspark_hf.export_folder import FLOAT_FILE, INT8_FILE, ONNX_FOLDER
+
+    files = {"ONNX": FLOAT_FILE} | ({"int8": INT8_FILE} if arguments.quantize_int8 else {})
+    segmenters = {
+        name: OnnxSegmenter(arguments.folder / ONNX_FOLDER / file, model.config) for name, file in files.items()
+    }
+    return measure_cost({"PyTorch": model, **segmenters}, samples)
+
+
+def report(record: dict) -> str:
+    """Files and differences, to read."""
+    lines = [f"onnx/{name}  {size / 1e6:.2f} MB" for name, size in record["files"].items()]
+    lines.append("batch x height x width: largest difference of a logit from PyTorch's")
+    for difference in record["differences"]:
+        size = f"{difference['batch']} x {difference['height']} x {difference['width']}"
+        lines.append(f"  {size}: {difference['max_difference']:.1e}")
+    return "\n".join(lines)
+
+
+def main():
+    from allspark_hf.cli import parse_arguments
+
+    try:
+        arguments, data_arguments = parse_arguments((ScriptArguments, OptionalDataArguments))
+        from allspark_hf.export import check_exportable, require_onnx
+        from allspark_hf.export_cost import cost_table
+        from allspark_hf.export_folder import check_output, export_onnx, write_record
+        from allspark_hf.inference import load_trained
+
+        require_onnx()
+        check_output(arguments.folder, arguments.in_model_folder, arguments.overwrite)
+        model, image_processor = load_trained(arguments.model, "cpu")
+        model = model.float()
+        check_exportable(model)
+        samples = validation_samples(arguments, data_arguments, model, image_processor)
+        where = arguments.folder, arguments.quantize_int8, arguments.in_model_folder, arguments.overwrite
+        record = export_onnx(model, image_processor, *where)
+        print(f"{arguments.folder}\n{report(record)}", flush=True)
+        if samples is not None:
+            record["cost"] = measured(arguments, model, samples)
+            record["cost"]["data"] = Path(data_arguments.data_dir or data_arguments.dataset_name).name
+            write_record(arguments.folder, record)
+            print(f"{record['cost']['num_images']} validation images\n{cost_table(record['cost'])}")
+        elif arguments.quantize_int8:
+            print("What 8 bits cost in mIoU was not measured: give --data_dir or --dataset_name to measure it.")
+    except (ImportError, OSError, ValueError) as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+
+
+if __name__ == "__main__":
+    main()

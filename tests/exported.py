@@ -1,0 +1,87 @@
+"""One tiny model exported by the script, as a user does it, for all tests that need an export."""
+
+import importlib.util
+import sys
+from contextlib import redirect_stdout
+from functools import cache
+from io import StringIO
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_model
+
+from allspark_hf.demo_data import CLASS_NAMES, write_demo_data
+from allspark_hf.inference import load_trained, make_image_processor
+
+
+SCRIPT = Path(__file__).parents[1] / "scripts" / "export_onnx.py"
+LONG_SIDE = 80
+_kept = []  # folders that live as long as the process
+
+
+def spread(model):
+    """With logits of zero mean, so that every class wins somewhere."""
+    model.eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        logits = model(pixel_values=torch.randn(4, 3, 64, 96, generator=generator)).logits
+        model.decode_head.classifier.bias -= logits.mean(dim=(0, 2, 3))
+    return model
+
+
+def save_model(folder: Path, **kwargs) -> Path:
+    """A tiny model of the demo's classes that scales images to a long side."""
+    names = dict(enumerate(CLASS_NAMES))
+    label2id = {name: index for index, name in names.items()}
+    palette = [[40 * index, 80, 160] for index in names]
+    model = tiny_model(num_labels=len(names), id2label=names, label2id=label2id, palette=palette, **kwargs)
+    spread(model).save_pretrained(folder)
+    make_image_processor(LONG_SIDE).save_pretrained(folder)
+    return folder
+
+
+def run_script(*arguments) -> str:
+    """The script, as if started with these arguments but in this process, which is quicker; what it prints."""
+    specification = importlib.util.spec_from_file_location("export_script", SCRIPT)
+    script = importlib.util.module_from_spec(specification)
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(StringIO()) as printed:
+        patch.setitem(sys.modules, "export_script", script)  # where dataclasses look for the types of their fields
+        patch.setattr(sys, "argv", [str(SCRIPT), *map(str, arguments)])
+        specification.loader.exec_module(script)
+        script.main()
+    return printed.getvalue()
+
+
+@cache
+def tiny_export() -> SimpleNamespace:
+    """
+    `model` and `image_processor` as loaded; the folders `model_dir`, `data_dir` and `folder`, of the export; `printed`
+    by the script; and the validation images' files.
+    """
+    _kept.append(TemporaryDirectory(prefix="exported-"))
+    root = Path(_kept[-1].name)
+    data_dir = root / "data"
+    write_demo_data(data_dir, num_train=2, num_labeled=2, num_validation=3, size=(96, 125))
+    model_dir = save_model(root / "model")
+    where = "--model", model_dir, "--output_dir", root / "export"
+    printed = run_script(*where, "--quantize_int8", "--data_dir", data_dir)
+    model, image_processor = load_trained(str(model_dir), "cpu")
+    return SimpleNamespace(
+        model=model,
+        image_processor=image_processor,
+        model_dir=model_dir,
+        data_dir=data_dir,
+        folder=root / "export",
+        printed=printed,
+        images=sorted((data_dir / "images" / "val").iterdir()),
+    )
+
+
+def equal_share(one: np.ndarray, other: np.ndarray) -> float:
+    """Share of pixels in [0, 1] on which two label maps of one size agree."""
+    assert one.shape == other.shape
+    return float((one == other).mean())

@@ -1,0 +1,293 @@
+"""Export to ONNX: logits, files, the 8-bit variant and its cost, refusals."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_model
+from PIL import Image
+
+
+onnx = pytest.importorskip("onnx", reason="needs onnx: pip install 'allspark-hf[onnx]'")
+pytest.importorskip("onnxruntime", reason="needs onnxruntime: pip install 'allspark-hf[onnx]'")
+pytest.importorskip("onnxscript", reason="needs onnxscript: pip install 'allspark-hf[onnx]'")
+
+from exported import LONG_SIDE, equal_share, run_script, save_model, spread, tiny_export  # noqa: E402
+
+from allspark_hf import AllSparkConfig, export_folder  # noqa: E402
+from allspark_hf.data import load_folder  # noqa: E402
+from allspark_hf.evaluation import EvaluationDataset  # noqa: E402
+from allspark_hf.export import (  # noqa: E402
+    OPSET,
+    OnnxSegmenter,
+    check_exportable,
+    compare_logits,
+    export_graph,
+    quantize_int8,
+    require_onnx,
+    sizes_to_compare,
+)
+from allspark_hf.export_cost import cost_table, measure_cost  # noqa: E402
+from allspark_hf.export_folder import export_files, export_onnx, write_for_transformers_js  # noqa: E402
+from allspark_hf.inference import make_image_processor, predict_mask  # noqa: E402
+from allspark_hf.metrics import ConfusionMatrix  # noqa: E402
+
+
+ONE_STAGE = {
+    "num_encoder_blocks": 1,
+    "hidden_sizes": [8],
+    "num_attention_heads": [1],
+    "depths": [1],
+    "strides": [4],
+    "patch_sizes": [7],
+    "sr_ratios": [8],
+    "mlp_ratios": [4],
+}
+
+
+@pytest.fixture(scope="module")
+def export():
+    return tiny_export()
+
+
+@pytest.fixture
+def copied_graph(export, monkeypatch):
+    """Takes the graph that is there instead of tracing the model again, which takes long."""
+
+    def copy(model, path):
+        check_exportable(model)
+        shutil.copy(export.folder / "onnx" / "model.onnx", path)
+
+    monkeypatch.setattr(export_folder, "export_graph", copy)
+
+
+def load(export, name: str = "model.onnx") -> OnnxSegmenter:
+    return OnnxSegmenter(export.folder / "onnx" / name, export.model.config)
+
+
+@pytest.mark.parametrize("size", [(1, 29, 29), (2, 61, 47), (3, 33, 130), (5, 64, 64), (1, 31, 201), (1, 200, 150)])
+def test_logits_at_any_size(export, size):
+    pixel_values = torch.randn(size[0], 3, *size[1:], generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected = export.model(pixel_values=pixel_values).logits
+    got = load(export)(pixel_values=pixel_values).logits
+    assert got.shape == expected.shape == (size[0], 6, -(-size[1] // 4), -(-size[2] // 4))
+    assert expected.std() > 0.1
+    assert (got - expected).abs().max() < 1e-5
+
+
+def test_image_does_not_depend_on_its_batch(export):
+    pixel_values = torch.randn(3, 3, 61, 47, generator=torch.Generator().manual_seed(2))
+    segmenter = load(export)
+    together = segmenter(pixel_values=pixel_values).logits
+    assert (together[1:2] - segmenter(pixel_values=pixel_values[1:2]).logits).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"num_labels": 1, **AllSparkConfig.plain_segformer_switches()},
+        {"num_labels": 81, "use_memory": False, "use_grouping": False},
+    ],
+    ids=["plain, 1 class", "bottleneck without memory, 81 classes"],
+)
+def test_other_models(tmp_path, fields):
+    model = tiny_model(**ONE_STAGE, **fields).eval()
+    export_graph(model, tmp_path / "model.onnx")
+    segmenter = OnnxSegmenter(tmp_path / "model.onnx", model.config)
+    differences = compare_logits(model, segmenter, sizes_to_compare(model.config))
+    assert [(one.batch, one.height, one.width) for one in differences] == sizes_to_compare(model.config)
+    assert max(one.max_difference for one in differences) < 1e-5
+    other = tiny_model(seed=1, **ONE_STAGE, **fields).eval()
+    assert min(one.max_difference for one in compare_logits(other, segmenter, [(1, 33, 40)])) > 1e-2
+    quantize_int8(tmp_path / "model.onnx", tmp_path / "int8.onnx")
+    (difference,) = compare_logits(model, OnnxSegmenter(tmp_path / "int8.onnx", model.config), [(1, 37, 41)])
+    assert 0 < difference.max_difference < 0.5
+
+
+def test_one_file_without_memory_and_paths(export):
+    path = export.folder / "onnx" / "model.onnx"
+    graph = onnx.load(path, load_external_data=False)
+    assert {one.domain: one.version for one in graph.opset_import} == {"": OPSET}
+    assert not any(onnx.external_data_helper.uses_external_data(one) for one in graph.graph.initializer)
+    used = sum(
+        parameter.numel()
+        for name, parameter in export.model.named_parameters()
+        if not name.startswith("bottleneck.unlabeled_attention")
+    )
+    stored = sum(int(np.prod(one.dims)) for one in graph.graph.initializer)
+    assert 0.95 * used < stored < 1.02 * used  # batch norm is folded into a convolution
+    assert 4 * stored < path.stat().st_size < 4 * stored + 150_000
+    content = path.read_bytes()
+    for trace in (b"site-packages", b"modeling_allspark", str(Path.home()).encode() + b"/", b"unlabeled_attention"):
+        assert trace not in content
+    dims = [one.dim_param or one.dim_value for one in graph.graph.input[0].type.tensor_type.shape.dim]
+    assert [one.name for one in (*graph.graph.input, *graph.graph.output)] == ["pixel_values", "logits"]
+    assert dims == ["batch", 3, "height", "width"]
+
+
+def test_int8_quantizes_weights_of_products_only(export):
+    float_nodes, int8_nodes = (
+        Counter(node.op_type for node in onnx.load(export.folder / "onnx" / name).graph.node)
+        for name in ("model.onnx", "model_quantized.onnx")
+    )
+    assert int8_nodes["MatMulInteger"] > 20
+    assert int8_nodes["MatMulInteger"] + int8_nodes["MatMul"] == float_nodes["MatMul"]
+    assert int8_nodes["Conv"] == float_nodes["Conv"]
+    (difference,) = compare_logits(export.model, load(export, "model_quantized.onnx"), [(2, 61, 97)])
+    assert 1e-3 < difference.max_difference < 0.5
+
+
+def test_script_prints_and_records(export):
+    record = json.loads((export.folder / "onnx" / "export.json").read_text())
+    sizes = {name: (export.folder / "onnx" / name).stat().st_size for name in ("model.onnx", "model_quantized.onnx")}
+    assert record["files"] == sizes
+    assert f"onnx/model.onnx  {sizes['model.onnx'] / 1e6:.2f} MB" in export.printed
+    measured = [(one["batch"], one["height"], one["width"]) for one in record["differences"]]
+    assert measured == sizes_to_compare(export.model.config) == [(1, 29, 29), (2, 65, 97), (3, 117, 32), (1, 64, 64)]
+    assert all(one["max_difference"] < 1e-5 for one in record["differences"])
+    assert f"  2 x 65 x 97: {record['differences'][1]['max_difference']:.1e}" in export.printed
+    assert cost_table(record["cost"]) in export.printed
+    assert record["cost"]["num_images"] == 3 and record["cost"]["data"] == "data"
+    assert str(export.folder.parent) not in json.dumps(record)
+    assert not list(export.folder.glob(".export-*"))
+
+
+def test_cost_is_that_of_the_masks(export):
+    """Scored image by image by predict_mask; ONNX is as good as PyTorch to the pixel."""
+    cost = json.loads((export.folder / "onnx" / "export.json").read_text())["cost"]
+    truth = load_folder(export.data_dir).validation
+    names = {"PyTorch": export.model, "ONNX": load(export), "int8": load(export, "model_quantized.onnx")}
+    for name, model in names.items():
+        confusion = ConfusionMatrix(6)
+        for example in truth:
+            mask = predict_mask(model, export.image_processor, example["image"])
+            confusion.update(torch.from_numpy(mask), torch.from_numpy(np.array(example["label"])))
+        assert cost[name]["mean_iou"] == pytest.approx(confusion.iou().nanmean().item(), abs=2e-3)
+        assert cost[name]["milliseconds"] > 0
+    assert cost["ONNX"]["mean_iou"] == pytest.approx(cost["PyTorch"]["mean_iou"], abs=1e-4)
+    assert cost["int8"]["mean_iou"] != cost["PyTorch"]["mean_iou"]
+    assert cost["PyTorch"]["time_ratio"] == 1
+
+
+def test_cost_table(export):
+    samples = EvaluationDataset(load_folder(export.data_dir).validation, export.image_processor, 6)
+    cost = measure_cost({"PyTorch": export.model, "ONNX": load(export)}, samples)
+    lines = cost_table(cost).splitlines()
+    assert lines[0].split("   ")[0] == "IoU, percent"
+    mean = next(line for line in lines if line.startswith("mean")).split()
+    assert mean == ["mean", *(f"{100 * cost[name]['mean_iou']:.2f}" for name in ("PyTorch", "ONNX")), "+0.00"]
+    cost["ONNX"]["mean_iou"] -= 0.0123
+    assert cost_table(cost).splitlines()[-3].split()[-1] == "-1.23"
+
+
+def test_example_of_readme_gives_the_same_mask(export, tmp_path):
+    example = Path(__file__).with_name("onnx_example.py")
+    done = subprocess.run(
+        [sys.executable, example, export.folder, export.images[0], tmp_path / "mask.png"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    expected = predict_mask(export.model, export.image_processor, Image.open(export.images[0]))
+    assert len(np.unique(expected)) > 2
+    assert equal_share(np.asarray(Image.open(tmp_path / "mask.png")), expected) > 0.999
+
+
+def test_folder_for_transformers_js(export, tmp_path):
+    config = json.loads((export.folder / "config.json").read_text())
+    assert config["model_type"] == "segformer" and config["exported_from"]["model_type"] == "allspark"
+    assert config["id2label"] == {str(index): name for index, name in export.model.config.id2label.items()}
+    assert config["palette"] == export.model.config.palette
+    settings = json.loads((export.folder / "preprocessor_config.json").read_text())
+    assert settings["size"] == {"shortest_edge": LONG_SIDE, "longest_edge": LONG_SIDE}
+    here = type(export.image_processor).from_pretrained(export.folder)
+    image = Image.open(export.images[0])
+    pixels = [one(images=image, return_tensors="pt")["pixel_values"] for one in (here, export.image_processor)]
+    assert torch.equal(*pixels)
+    write_for_transformers_js(tmp_path, export.model.config, make_image_processor())
+    assert json.loads((tmp_path / "preprocessor_config.json").read_text())["do_resize"] is False
+
+
+def test_own_folder_only_gets_onnx(export, tmp_path, copied_graph):
+    folder = shutil.copytree(export.model_dir, tmp_path / "model")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    export_onnx(export.model, export.image_processor, folder, in_model_folder=True)
+    assert {path.name for path in folder.iterdir()} == {*before, "onnx"}
+    assert {name: (folder / name).read_bytes() for name in before} == before
+    assert {path.name for path in (folder / "onnx").iterdir()} == {"model.onnx", "export.json"}
+
+
+def test_overwrite_replaces_the_earlier_export_as_a_whole(export, tmp_path, copied_graph):
+    folder = tmp_path / "a" / "b"
+    export_onnx(export.model, export.image_processor, folder, quantize=True)
+    (folder / "onnx" / "model.onnx").write_text("old")
+    with pytest.raises(ValueError, match=r"model\.onnx exists: pass --overwrite"):
+        export_onnx(export.model, export.image_processor, folder)
+    assert (folder / "onnx" / "model.onnx").read_text() == "old"
+    export_onnx(export.model, export.image_processor, folder, overwrite=True)
+    assert sorted(path for path in folder.rglob("*") if path.is_file()) == sorted(export_files(folder, False, False))
+    assert (folder / "onnx" / "model.onnx").stat().st_size > 1000
+
+
+def test_difference_leaves_nothing_behind(export, tmp_path, copied_graph):
+    other = spread(tiny_model(seed=3, num_labels=6))
+    with pytest.raises(ValueError, match=r"differ by .* in a logit, with . images of .* nothing was written"):
+        export_onnx(other, export.image_processor, tmp_path / "a" / "b", quantize=True)
+    assert not list(tmp_path.iterdir())
+    folder = shutil.copytree(export.folder, tmp_path / "earlier")
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with pytest.raises(ValueError, match="nothing was written"):
+        export_onnx(other, export.image_processor, folder, overwrite=True)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_refusals(export, tmp_path, monkeypatch, copied_graph):
+    def refused(match, output_dir=tmp_path / "out", model=export.model):
+        with pytest.raises(ValueError, match=match):
+            export_onnx(model, export.image_processor, output_dir)
+        assert not (tmp_path / "out").exists()
+
+    refused("mix_images_in_eval=True.*set it to false", model=tiny_model(mix_images_in_eval=True).eval())
+    refused(r"is torch\.bfloat16.*call model\.float", model=tiny_model().eval().bfloat16())
+    refused("holds the weights of a model", output_dir=export.model_dir)
+    (tmp_path / "file").write_text("")
+    refused("is a file, but a folder is needed", output_dir=tmp_path / "file")
+    monkeypatch.setattr("allspark_hf.export.MAX_BYTES", 4 * 64_000)
+    refused("an ONNX file holds 2 GiB at most")
+
+
+def test_missing_package_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(ImportError, match=r"needs onnxruntime, .* pip install 'allspark-hf\[onnx\]'"):
+        require_onnx()
+
+
+def test_script_refuses_with_one_line(export, tmp_path):
+    mixed = save_model(tmp_path / "mixed", mix_images_in_eval=True)
+    arguments = {
+        "ValueError: user/model is no folder here: give an --output_dir": ["--model", "user/model"],
+        "ValueError: --classes is about data, and there is none": ["--model", export.model_dir, "--classes", "c.txt"],
+        "ValueError: The model's configuration has mix_images_in_eval=True": ["--model", mixed],
+    }
+    for sentence, given in arguments.items():
+        with pytest.raises(SystemExit) as stopped:
+            run_script(*given)
+        assert stopped.value.code.startswith(sentence)
+    assert not (mixed / "onnx").exists()
+
+
+def test_script_says_that_the_cost_was_not_measured(export, tmp_path, copied_graph):
+    folder = shutil.copytree(export.model_dir, tmp_path / "model")
+    printed = run_script("--model", folder, "--quantize_int8")
+    assert "What 8 bits cost in mIoU was not measured: give --data_dir or --dataset_name" in printed
+    record = json.loads((folder / "onnx" / "export.json").read_text())
+    assert record["cost"] is None and set(record["files"]) == {"model.onnx", "model_quantized.onnx"}
+    assert {path.name for path in folder.iterdir()} == {path.name for path in export.model_dir.iterdir()} | {"onnx"}
