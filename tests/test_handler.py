@@ -1,77 +1,40 @@
 """The file handler.py of a published repository, loaded from its folder as Hugging Face's server does it."""
 
 import base64
-import contextlib
-import importlib.util
 import io
 import json
 import logging
 import shutil
 import struct
-import sys
-import threading
 import zlib
 from concurrent.futures import ThreadPoolExecutor
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_model
 from huggingface_hub import InferenceClient
 from huggingface_hub.errors import HfHubHTTPError
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from served_model import (
+    NAMES,
+    as_base64,
+    as_bytes,
+    balanced_model,
+    decode,
+    endpoint,
+    load,
+    picture,
+    probabilities,
+    publish,
+    variants,
+)
 from torch.nn import functional as F
 from transformers import dynamic_module_utils
 from without_package import run_without_package
 
-import allspark_hf
-from allspark_hf import handler as package_handler
 from allspark_hf.data.images import to_rgb
-from allspark_hf.demo_data import generate_demo_image
 from allspark_hf.inference import SegformerImageProcessorPil, make_image_processor, predict_mask
-
-
-NAMES = ["ground", "été", "sky", "a/b", "道路"]
-PACKAGE = Path(allspark_hf.__file__).parent
-MODULES = {
-    "AutoConfig": "configuration_allspark.AllSparkConfig",
-    "AutoModel": "modeling_allspark.SegformerForSemiSupervisedSegmentation",
-    "AutoModelForSemanticSegmentation": "modeling_allspark.SegformerForSemiSupervisedSegmentation",
-}
-
-
-def publish(folder: Path, model, image_processor) -> Path:
-    """What a published repository holds, as far as the handler is concerned."""
-    model.save_pretrained(folder)
-    image_processor.save_pretrained(folder)
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "auto_map": MODULES}))
-    for name in ("configuration_allspark.py", "modeling_allspark.py", "handler.py"):
-        shutil.copy(PACKAGE / name, folder)
-    return folder
-
-
-def balanced_model(num_labels: int, **kwargs):
-    """A random model in eval mode, each of whose classes wins somewhere, or nearly."""
-    model = tiny_model(num_labels=num_labels, **kwargs).eval()
-    torch.nn.init.normal_(model.decode_head.classifier.weight)
-    with torch.no_grad():
-        logits = model(pixel_values=torch.randn(4, 3, 64, 96)).logits
-        model.decode_head.classifier.bias -= logits.mean(dim=(0, 2, 3))
-    return model
-
-
-def load(folder: Path):
-    """As huggingface_inference_toolkit.utils.check_and_register_custom_pipeline_from_directory does it."""
-    spec = importlib.util.spec_from_file_location("handler.EndpointHandler", folder / "handler.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module, module.EndpointHandler(str(folder))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -108,36 +71,6 @@ def limits(handler, monkeypatch):
     return lambda **kwargs: [monkeypatch.setattr(type(handler), name, value) for name, value in kwargs.items()]
 
 
-def picture(index: int = 0, size=(50, 71)) -> Image.Image:
-    return generate_demo_image(index, size=size)[0]
-
-
-def as_bytes(image: Image.Image, format: str = "PNG", **options) -> bytes:
-    file = io.BytesIO()
-    image.save(file, format=format, **options)
-    return file.getvalue()
-
-
-def as_base64(image: Image.Image) -> str:
-    return base64.b64encode(as_bytes(image)).decode()
-
-
-def decode(mask: str) -> np.ndarray:
-    with Image.open(io.BytesIO(base64.b64decode(mask, validate=True))) as opened:
-        assert (opened.format, opened.mode) == ("PNG", "L")
-        array = np.asarray(opened)
-    assert set(np.unique(array)) <= {0, 255}
-    return array == 255
-
-
-def probabilities(model, image_processor, image: Image.Image) -> np.ndarray:
-    """Plainly: float64 (num_labels, height, width), the softmax of the logits at image size."""
-    with torch.no_grad():
-        logits = model(**image_processor(images=image, return_tensors="pt")).logits
-    logits = F.interpolate(logits.double(), size=image.size[::-1], mode="bilinear", align_corners=False)
-    return logits[0].softmax(dim=0).numpy()
-
-
 @pytest.mark.parametrize("size", [(50, 71), (131, 97), (96, 96)])
 def test_answer_is_the_prediction_of_the_package(handler, model, size):
     image = picture(1, size)
@@ -151,50 +84,6 @@ def test_answer_is_the_prediction_of_the_package(handler, model, size):
         assert set(entry) == {"label", "score", "mask"}
         np.testing.assert_array_equal(decode(entry["mask"]), expected == index)
         assert entry["score"] == pytest.approx(softmax[index][expected == index].mean(), abs=1e-6)
-
-
-@pytest.mark.parametrize("num_labels", [1, 2, 3, 4, 81, 300])
-@pytest.mark.parametrize(
-    ("whole_bytes", "dtype"),
-    [(2**28, torch.float32), (0, torch.float32), (2**28, torch.bfloat16)],
-    ids=["whole", "class by class", "whole in half precision"],
-)
-def test_classes_are_those_of_post_processing(monkeypatch, num_labels, whole_bytes, dtype):
-    monkeypatch.setattr(package_handler, "WHOLE_LOGITS_BYTES", whole_bytes)
-    logits = torch.randn(1, num_labels, 9, 13, generator=torch.Generator().manual_seed(0)).to(dtype)
-    for size in [(37, 51), (9, 13), (1, 200)]:
-        (expected,) = SegformerImageProcessorPil().post_process_semantic_segmentation(
-            SimpleNamespace(logits=logits), target_sizes=[size]
-        )
-        classes, confidence = package_handler.classify_pixels(logits, size, with_confidence=True)
-        assert classes.dtype == (torch.uint8 if num_labels <= 256 else torch.int32)
-        np.testing.assert_array_equal(classes.numpy(), expected.numpy())
-        scaled = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)[0].double()
-        highest = scaled.sigmoid()[0] if num_labels == 1 else scaled.softmax(dim=0).amax(dim=0)
-        assert confidence.dtype == torch.float32
-        torch.testing.assert_close(confidence.double(), highest, atol=2e-6, rtol=0)
-
-
-def test_first_of_equal_classes_wins():
-    logits = torch.randint(3, (1, 7, 20, 30), generator=torch.Generator().manual_seed(0)).float()
-    classes, confidence = package_handler.classify_pixels(logits, (20, 30), with_confidence=True)
-    np.testing.assert_array_equal(classes.numpy(), logits[0].numpy().argmax(axis=0))
-    torch.testing.assert_close(confidence, logits[0].softmax(dim=0).amax(dim=0))
-
-
-def test_memory_does_not_grow_with_the_number_of_classes(monkeypatch):
-    monkeypatch.setattr(package_handler, "WHOLE_LOGITS_BYTES", 150 * 120 * 160 * 4 - 1)
-    largest = []
-    scale = F.interpolate
-
-    def recording(*args, **kwargs):
-        scaled = scale(*args, **kwargs)
-        largest.append(scaled.numel())
-        return scaled
-
-    monkeypatch.setattr(package_handler.F, "interpolate", recording)
-    package_handler.classify_pixels(torch.zeros(1, 150, 8, 8), (120, 160), with_confidence=True)
-    assert len(largest) == 300 and max(largest) == 120 * 160
 
 
 def test_every_form_of_input_gives_the_same_answer(handler):
@@ -227,31 +116,6 @@ def test_exif_orientation(handler):
     assert handler({"inputs": file}) == expected
     # The server's own decoding of image bodies: convert keeps the orientation's mark.
     assert handler({"inputs": Image.open(io.BytesIO(file)).convert("RGB")}) == expected
-
-
-def variants() -> dict[str, Image.Image]:
-    image = picture()
-    transparent = image.convert("RGBA")
-    transparent.putalpha(Image.linear_gradient("L").resize(image.size))
-    sixteen_bits = (np.asarray(image.convert("L")).astype(np.uint16) * 257)[:, ::-1]
-    indexed = image.convert("P")
-    indexed.info["transparency"] = 3
-    modes = {mode: image.convert(mode) for mode in ("1", "L", "P", "CMYK", "YCbCr", "HSV", "LAB", "RGB")}
-    return {
-        **modes,
-        "RGBA": transparent,
-        "LA": transparent.convert("LA"),
-        "PA": image.convert("PA"),
-        "P transparent": indexed,
-        "I;16": Image.fromarray(sixteen_bits),
-        "I": Image.fromarray(sixteen_bits.astype(np.int32)),
-    }
-
-
-@pytest.mark.parametrize("name", variants())
-def test_modes_are_seen_as_in_training(name):
-    image = variants()[name]
-    np.testing.assert_array_equal(np.asarray(package_handler.to_rgb(image)), np.asarray(to_rgb(image)))
 
 
 @pytest.mark.parametrize(
@@ -479,43 +343,6 @@ def test_threads_do_not_disturb_each_other(handler):
     alone = [handler({"inputs": image}) for image in images]
     with ThreadPoolExecutor(6) as pool:
         assert list(pool.map(lambda image: handler({"inputs": image}), images * 3)) == alone * 3
-
-
-@contextlib.contextmanager
-def endpoint(handler):
-    """
-    A server on this machine that treats requests as huggingface-inference-toolkit does: image bodies become RGB
-    images, JSON is passed on, a result gets status 200 and every exception 400 with its text.
-    """
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self):
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-            try:
-                if self.headers["Content-Type"].startswith("image/"):
-                    data = {"inputs": Image.open(io.BytesIO(body)).convert("RGB")}
-                else:
-                    data = json.loads(body)
-                status, answer = 200, handler(data)
-            except Exception as error:
-                status, answer = 400, {"error": str(error)}
-            answer = json.dumps(answer, allow_nan=False).encode()
-            self.send_response(status)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(answer)))
-            self.end_headers()
-            self.wfile.write(answer)
-
-        def log_message(self, *_):
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        server.server_close()
 
 
 def test_inference_client_reads_the_answer(handler, model, tmp_path):

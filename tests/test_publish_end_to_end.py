@@ -1,0 +1,143 @@
+"""From an empty folder to a stranger: train, push with one flag, load by Hub id without the package."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hub_server import HubServer
+from huggingface_hub import ModelCard, hf_hub_download, snapshot_download
+from PIL import Image
+from without_package import run_without_package
+
+import allspark_hf
+from allspark_hf.demo_data import CLASS_NAMES, write_demo_data
+from allspark_hf.inference import load_trained, predict_mask
+
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+REPO_ID = "tester/allspark-tiny"
+STRANGER = """
+import json, sys
+import numpy as np
+from huggingface_hub import snapshot_download
+from PIL import Image
+from transformers import pipeline
+
+repo_id, image, target = sys.argv[1:]
+segments = pipeline("image-segmentation", model=repo_id, trust_remote_code=True)(image)
+masks = {segment["label"]: np.asarray(segment["mask"]) > 0 for segment in segments}
+sys.path.insert(0, snapshot_download(repo_id))
+from handler import EndpointHandler
+
+answer = EndpointHandler(snapshot_download(repo_id))({"inputs": Image.open(image)})
+np.savez(target, **masks)
+print(json.dumps([[entry["label"], entry["score"]] for entry in answer]))
+"""
+
+
+@pytest.fixture(scope="module")
+def hub():
+    with HubServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data") / "demo"
+    write_demo_data(folder, num_train=6, num_labeled=3, num_validation=2, size=(64, 96))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def output_dir(hub, data_dir, tmp_path_factory):
+    """An empty working folder, in which the README's command has trained and pushed."""
+    empty = tmp_path_factory.mktemp("empty")
+    settings = {
+        "data_dir": data_dir,
+        "output_dir": "out",
+        "backbone": "b0",
+        "crop_size": 64,
+        "max_steps": 3,
+        "eval_strategy": "steps",
+        "eval_steps": 3,
+        "save_strategy": "no",
+        "logging_steps": 1,
+        "hub_model_id": REPO_ID,
+    }
+    arguments = [f"--{name}={value}" for name, value in settings.items()]
+    geometry = ["--hidden_sizes", "8", "16", "24", "32", "--depths", "1", "1", "1", "1", "--decoder_hidden_size", "16"]
+    command = [sys.executable, SCRIPTS / "train.py", *arguments, *geometry, "--use_cpu", "--push_to_hub"]
+    done = subprocess.run(
+        command, cwd=empty, env=hub.environment(hub.token), capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert hub.token not in done.stdout + done.stderr
+    return empty / "out"
+
+
+def test_a_stranger_gets_the_same_mask(hub, data_dir, output_dir, tmp_path):
+    image = sorted((data_dir / "images" / "val").iterdir())[0]
+    printed = run_without_package(
+        tmp_path, STRANGER, REPO_ID, image, tmp_path / "masks.npz", env={**hub.variables(), "HF_HUB_OFFLINE": "0"}
+    )
+    model, image_processor = load_trained(str(output_dir), "cpu")
+    mask = predict_mask(model, image_processor, Image.open(image))
+    masks = np.load(tmp_path / "masks.npz")
+    present = {CLASS_NAMES[index] for index in np.unique(mask)}
+    assert set(masks) == present
+    for label in present:
+        assert np.array_equal(masks[label], mask == CLASS_NAMES.index(label))
+    scores = dict(json.loads(printed.splitlines()[-1]))
+    ours = {
+        entry.label: entry.confidence for entry in allspark_hf.segment(str(output_dir), image, device="cpu").legend
+    }
+    assert scores == pytest.approx(ours, abs=1e-6)
+
+
+def test_by_id_with_the_package(hub, data_dir, output_dir, monkeypatch):
+    hub.use_here(monkeypatch)
+    images = sorted((data_dir / "images" / "val").iterdir())
+    by_id = allspark_hf.segment(REPO_ID, images, device="cpu")
+    local = allspark_hf.segment(str(output_dir), images, device="cpu")
+    assert len(by_id) == 2
+    for one, other in zip(by_id, local, strict=True):
+        assert np.array_equal(one.mask, other.mask) and np.array_equal(one.confidence, other.confidence)
+
+
+def test_the_card_on_the_hub_says_what_was_measured(hub, output_dir, monkeypatch):
+    hub.use_here(monkeypatch)
+    card = ModelCard.load(hf_hub_download(REPO_ID, "README.md"))
+    measured = json.loads((output_dir / "eval_results.json").read_text())
+    assert (card.data.license, card.data.pipeline_tag) == ("apache-2.0", "image-segmentation")
+    assert card.data.library_name == "transformers" and card.data.base_model is None
+    values = {result.metric_type: result.metric_value for result in card.data.eval_results}
+    assert values["mean_iou"] == pytest.approx(measured["eval_mean_iou"], abs=5e-5)
+    assert "3 labeled" in card.content and "3 unlabeled" in card.content and "2 validation" in card.content
+    assert str(output_dir.parent) not in card.content and str(SCRIPTS.parent) not in card.content
+
+
+def test_export_by_id(hub, data_dir, output_dir, tmp_path, monkeypatch):
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install -e '.[onnx]'")
+    from allspark_hf.export import OnnxSegmenter
+
+    command = [sys.executable, SCRIPTS / "export_onnx.py", "--model", REPO_ID, "--output_dir", tmp_path / "onnx"]
+    done = subprocess.run(command, env=hub.environment(), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    model, image_processor = load_trained(str(output_dir), "cpu")
+    exported = OnnxSegmenter(tmp_path / "onnx" / "onnx" / "model.onnx", model.config)
+    image = Image.open(sorted((data_dir / "images" / "val").iterdir())[1])
+    assert np.array_equal(predict_mask(exported, image_processor, image), predict_mask(model, image_processor, image))
+
+
+def test_nothing_private_is_on_the_hub(hub, output_dir, monkeypatch):
+    hub.use_here(monkeypatch)
+    files = hub.files(REPO_ID)
+    assert set(files) >= {"handler.py", "modeling_allspark.py", "configuration_allspark.py", "run_record.json"}
+    assert not any(path.endswith((".bin", ".pt", ".pth", ".txt")) for path in files)
+    folder = Path(snapshot_download(REPO_ID))
+    assert {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} >= set(files)
+    for content in files.values():
+        assert hub.token.encode() not in content and str(output_dir.parent).encode() not in content
