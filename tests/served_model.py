@@ -17,18 +17,9 @@ from PIL import Image
 from torch.nn import functional as F
 
 from allspark_hf.demo_data import generate_demo_image
-from allspark_hf.publishing.repository import add_code
 
 
 NAMES = ["ground", "été", "sky", "a/b", "道路"]
-
-
-def publish(folder: Path, model, image_processor) -> Path:
-    """What a published repository holds, as far as the handler is concerned."""
-    model.save_pretrained(folder)
-    image_processor.save_pretrained(folder)
-    add_code(folder)
-    return folder
 
 
 def balanced_model(num_labels: int, **kwargs):

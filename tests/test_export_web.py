@@ -18,6 +18,7 @@ from PIL import Image
 for package in ("onnx", "onnxruntime", "onnxscript"):
     pytest.importorskip(package, reason=f"needs {package}: pip install 'allspark-hf[onnx]'")
 
+from browser import Watch, chromium  # noqa: E402
 from exported import equal_share, tiny_export  # noqa: E402
 
 from allspark_hf.export import OnnxSegmenter  # noqa: E402
@@ -26,17 +27,6 @@ from allspark_hf.inference import make_image_processor, predict_mask  # noqa: E4
 
 
 WEB = Path(__file__).with_name("web")
-CHROMIUM = Path("/usr/bin/chromium")
-CHROMIUM_FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-
 if shutil.which("node") is None:
     pytest.skip("needs Node.js", allow_module_level=True)
 if not (WEB / "node_modules" / "onnxruntime-web").is_dir():
@@ -142,25 +132,16 @@ def address(unscaled, export):
 
 
 def test_browser_gives_the_mask(export, address, tmp_path):
-    api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install 'allspark-hf[dev]'")
-    if not CHROMIUM.exists():
-        pytest.skip(f"needs Chromium at {CHROMIUM}")
-    complaints, missing = [], []
     query = urlencode({"models": "/models/", "model": "model", "image": "/models/image.png"})
-    with api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=CHROMIUM_FLAGS)
+    with chromium() as browser:
         page = browser.new_page()
-        page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
-        page.on("response", lambda response: missing.append(response.url) if response.status == 404 else None)
-        page.on("pageerror", lambda error: complaints.append(str(error)))
+        watch = Watch(page, allowed=("tokenizer_config.json",))  # transformers.js tries it
         page.goto(f"{address}/page.html?{query}")
         page.wait_for_function("window.result || window.failure", timeout=90_000)
         result, failure = page.evaluate("[window.result, window.failure]")
-        browser.close()
     assert failure is None, failure
     expected = predict_mask(export.model, make_image_processor(), Image.open(export.images[0]))
     classes = np.array(result["classes"], dtype=np.uint8).reshape(result["height"], result["width"])
     assert equal_share(classes, expected) >= 0.9999
     assert result["labels"] == [export.model.config.id2label[index] for index in np.unique(expected)]
-    assert [url.rpartition("/")[2] for url in missing] == ["tokenizer_config.json"]  # transformers.js tries it
-    assert len(complaints) == 1 and "404" in complaints[0]
+    assert watch.problems == []

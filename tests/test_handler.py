@@ -15,6 +15,7 @@ import torch
 from huggingface_hub import InferenceClient
 from huggingface_hub.errors import HfHubHTTPError
 from PIL import Image
+from published_model import publish
 from safetensors.torch import load_file, save_file
 from served_model import (
     NAMES,
@@ -26,7 +27,6 @@ from served_model import (
     load,
     picture,
     probabilities,
-    publish,
     variants,
 )
 from torch.nn import functional as F

@@ -4,7 +4,6 @@ import hashlib
 import importlib.util
 import io
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,9 +12,9 @@ import torch
 from conftest import tiny_model
 from hub_server import HubServer
 from huggingface_hub import ModelCard, constants
-from load_by_id import bare_python
 from PIL import Image
 from safetensors.torch import load, load_file
+from without_package import run_without_package
 
 from allspark_hf import SegformerForSemiSupervisedSegmentation
 from allspark_hf.inference import make_image_processor
@@ -41,6 +40,23 @@ EVALUATION = {
     "num_images": 1,
     "versions": {},
 }
+
+
+LOAD_BY_ID = """
+import sys
+import torch
+from safetensors.torch import save_file
+from transformers import AutoModelForSemanticSegmentation
+
+repo_id, target, *revisions = sys.argv[1:]
+images = torch.linspace(-2, 2, 3 * 64 * 96).reshape(1, 3, 64, 96)
+logits = {}
+for revision in revisions:
+    model = AutoModelForSemanticSegmentation.from_pretrained(repo_id, trust_remote_code=True, revision=revision)
+    with torch.no_grad():
+        logits[revision] = model.eval()(images).logits.contiguous()
+save_file(logits, target)
+"""
 
 
 @pytest.fixture
@@ -210,20 +226,10 @@ def test_round_trip_by_id_without_the_package(hub, output_folder, tmp_path):
     second = publish_folder(output_folder, "roads", commit_message="Trained on")
     assert [commit.message for commit in hub.commits("tester/roads")] == ["Trained on", "Upload model"]
     assert hub.repositories["tester/roads"].private
-    work = tmp_path / "empty"
-    work.mkdir()
-    environment = hub.environment(hub.token)
-    environment.pop("PYTHONPATH", None)
-    command = [
-        bare_python(tmp_path / "bare"),
-        Path(__file__).parent / "load_by_id.py",
-        "tester/roads",
-        first.oid,
-        "main",
-    ]
-    done = subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    logits = load_file(work / "logits.safetensors")
+    target = tmp_path / "logits.safetensors"
+    environment = {**hub.variables(hub.token), "HF_HUB_OFFLINE": "0"}
+    run_without_package(tmp_path, LOAD_BY_ID, "tester/roads", target, first.oid, "main", env=environment)
+    logits = load_file(target)
     images = torch.linspace(-2, 2, 3 * 64 * 96).reshape(1, 3, 64, 96)
     for revision, model in {first.oid: tiny_model(), "main": other}.items():
         with torch.no_grad():

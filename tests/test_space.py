@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import NO_DROPOUT, tiny_model
 from PIL import Image
-from published_model import save_published
+from published_model import publish
 from safetensors.torch import load_file, save_file
 
 from allspark_hf.data.images import to_rgb
@@ -274,7 +274,7 @@ def test_expired_result_says_so(photo, tmp_path):
 
 def test_loading_with_the_code_of_the_repository(tmp_path, monkeypatch):
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
-    folder = save_published(tiny_model(num_labels=4), tmp_path / "model")
+    folder = publish(tmp_path / "model", tiny_model(num_labels=4), make_image_processor())
     model = segmenter.load_model(str(folder))
     assert not model.model.training and model.labels == ("LABEL_0", "LABEL_1", "LABEL_2", "LABEL_3")
     np.testing.assert_array_equal(model.colors, default_palette(4))

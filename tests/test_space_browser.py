@@ -4,8 +4,6 @@ import io
 import os
 import re
 import subprocess
-import sys
-import sysconfig
 import time
 from pathlib import Path
 
@@ -14,9 +12,10 @@ import pytest
 from browser import Watch, chromium
 from conftest import NO_DROPOUT, tiny_model
 from PIL import Image
-from published_model import save_published
+from published_model import publish
+from without_package import bare_python
 
-from allspark_hf.inference import load_trained, predict_mask
+from allspark_hf.inference import load_trained, make_image_processor, predict_mask
 from allspark_hf.visualization import overlay
 
 
@@ -34,8 +33,8 @@ def folder(tmp_path_factory):
     for name, seed in (("model-a", 0), ("model-b", 3)):
         model = tiny_model(seed, num_labels=4, id2label=dict(enumerate(NAMES)), **NO_DROPOUT)
         model.config.palette = PALETTE
-        save_published(model, folder / name)
-    save_published(model, folder / "model-c")
+        publish(folder / name, model, make_image_processor())
+    publish(folder / "model-c", model, make_image_processor())
     (folder / "model-c" / "model.safetensors").unlink()
     values = np.random.default_rng(2).integers(256, size=(6, 8, 3))
     # Uneven patches of one colour: several classes, and little for JPEG to change.
@@ -48,11 +47,6 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def app(folder):
     """The served page: (address, log file). The process can import torch and gradio, but not allspark_hf."""
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / "venv"], check=True)
-    (site_packages,) = (folder / "venv").glob("lib/python*/site-packages")
-    # Read as a plain folder: the .pth file of an editable install inside it is not processed.
-    (site_packages / "borrowed.pth").write_text(sysconfig.get_paths()["purelib"])
-    python = folder / "venv" / "bin" / "python"
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "GRADIO", "HF_"))}
     own = {
         "HF_HOME": str(folder / "hf"),
@@ -61,12 +55,14 @@ def app(folder):
         "ALLSPARK_MODELS": ", ".join(str(folder / name) for name in ("model-a", "model-b", "model-c")),
     }
     (folder / "empty").mkdir()
-    asked = subprocess.run([python, "-c", "import allspark_hf"], cwd=folder / "empty", env=kept, capture_output=True)
+    asked = subprocess.run(
+        [bare_python(), "-c", "import allspark_hf"], cwd=folder / "empty", env=kept, capture_output=True
+    )
     assert b"ModuleNotFoundError" in asked.stderr, "the package can be imported: install it editable, pip install -e ."
     log = folder / "app.log"
     with log.open("w") as output:
         process = subprocess.Popen(
-            [python, "-u", APP], cwd=folder / "empty", env=kept | own, stdout=output, stderr=subprocess.STDOUT
+            [bare_python(), "-u", APP], cwd=folder / "empty", env=kept | own, stdout=output, stderr=subprocess.STDOUT
         )
     try:
         yield address_in(log, process), log

@@ -35,6 +35,11 @@ def _environment() -> tempfile.TemporaryDirectory:
     return folder
 
 
+def bare_python() -> Path:
+    """The interpreter of that environment; PYTHONPATH must not be set where it is started."""
+    return Path(_environment().name) / "bin" / "python"
+
+
 def start_without_package(tmp_path: Path, code: str, *args, env: dict[str, str] | None = None, timeout: float = 300):
     """
     Runs `code` as a script, its `sys.argv[1:]` being `args`, in an empty folder, with Hugging Face's caches empty too.
@@ -59,7 +64,7 @@ def start_without_package(tmp_path: Path, code: str, *args, env: dict[str, str] 
     threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}  # which change the last bits of sums
     environment = inherited | home_variables | threads | (env or {})
     return subprocess.run(
-        [Path(_environment().name) / "bin" / "python", script, *map(str, args)],
+        [bare_python(), script, *map(str, args)],
         cwd=home / "empty",
         env=environment,
         stdin=subprocess.DEVNULL,
