@@ -1,4 +1,4 @@
-"""Records of other weights than those in the folder are neither on the card nor published."""
+"""What the card says and what is published fit each other: no records of other weights, and every example."""
 
 import json
 from pathlib import Path
@@ -7,6 +7,8 @@ import pytest
 import torch
 from card_folders import CLASSES, evaluation_of, history_of, rows_of, run_of, write, write_records
 from conftest import tiny_model
+from huggingface_hub import ModelCard
+from PIL import Image
 
 from allspark_hf.inference import make_image_processor
 from allspark_hf.publishing.card import write_model_card
@@ -113,3 +115,15 @@ def test_what_does_not_tell_is_current(folder):
     (folder / "trainer_state.json").unlink()
     save(folder, seed=1)
     assert outdated_files(folder) == {}
+
+
+def test_every_example_on_the_card_is_published(folder, tmp_path):
+    image = Image.new("RGB", (4, 3))
+    image.save(tmp_path / "named.webp")
+    image.save(tmp_path / "old.bmp")
+    with pytest.raises(ValueError, match=r"old.bmp is none of .jpg, .jpeg, .png, .webp: give an image file"):
+        write_model_card(folder, example_images=[tmp_path / "old.bmp"])
+    write_model_card(folder, example_images=[tmp_path / "named.webp"])
+    (folder / "examples" / "lies there.bmp").write_bytes((tmp_path / "old.bmp").read_bytes())
+    shown = [entry["src"] for entry in ModelCard.load(write_model_card(folder)).data.widget]
+    assert shown == ["examples/named.webp"] and shown[0] in published(folder)

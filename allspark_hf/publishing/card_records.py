@@ -14,7 +14,7 @@ from .record import RECORD_FILE
 logger = logging.getLogger(__name__)
 
 EXAMPLES_DIR = "examples"
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")  # what scripts/push.py says, and a browser shows
 EVALUATION_KEYS = {"data", "settings", "metrics", "per_class", "num_images"}  # of scripts/evaluate.py
 UNKNOWN_DATA = "not recorded"
 

@@ -15,6 +15,7 @@ from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME
 from ..configuration_allspark import AUTO_MAP
 from ..modeling_allspark import SegformerForSemiSupervisedSegmentation
 from ..pseudo_label_health import FILE_NAME as PSEUDO_LABEL_COUNTS
+from .card_records import IMAGE_SUFFIXES
 from .outdated import outdated_files
 from .record import public
 
@@ -30,7 +31,6 @@ PATTERNS = ("figures/*.png", "onnx/*.onnx", "onnx/*.onnx_data", "onnx/*.onnx.dat
 EVALUATION_ENTRIES = {"metrics", "settings", "per_class", "confusion_matrix", "num_images", "versions"}
 # Needed to resume, and published only if hub_strategy asks for checkpoints; training_args.bin is not needed.
 CHECKPOINT_PATTERNS = (OPTIMIZER_NAME, SCHEDULER_NAME, SCALER_NAME, "rng_state*.pth", PSEUDO_LABEL_COUNTS)
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
 
 def check_output_folder(folder: str | Path):
