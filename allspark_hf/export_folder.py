@@ -26,6 +26,7 @@ from .export import (
     sizes_to_compare,
 )
 from .modeling_allspark import SegformerForSemiSupervisedSegmentation
+from .publishing.outdated import DIGEST, weights_digest
 from .trainer_checks import long_side_of
 
 
@@ -108,6 +109,9 @@ def export_onnx(
     try:
         with TemporaryDirectory(prefix=".export-", dir=output_dir) as staging:
             record = _export_into(Path(staging), model, image_processor, quantize, in_model_folder)
+            if in_model_folder:  # so that an export older than the weights shows
+                record[DIGEST] = weights_digest(output_dir)
+                write_record(staging, record)
             for old in export_files(output_dir, True, in_model_folder=True):
                 old.unlink(missing_ok=True)
             (output_dir / ONNX_FOLDER).mkdir(exist_ok=True)

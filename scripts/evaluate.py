@@ -92,6 +92,7 @@ def results(trainer, arguments, data_arguments, seconds: float) -> dict:
 
     import allspark_hf
     from allspark_hf.evaluation_args import EvaluationArguments, eval_crop
+    from allspark_hf.publishing.outdated import DIGEST, weights_digest
 
     evaluation, config = trainer.evaluation, trainer.model.config
     settings = {name: getattr(trainer.args, name) for name in EvaluationArguments.__dataclass_fields__}
@@ -101,6 +102,7 @@ def results(trainer, arguments, data_arguments, seconds: float) -> dict:
     means = ("loss", "mean_iou", "mean_accuracy", "mean_boundary_iou", "overall_accuracy")
     return {
         "model": arguments.model,
+        DIGEST: weights_digest(arguments.model),  # None of a Hub id
         "data": asdict(data_arguments) | {"split": arguments.split},
         "settings": settings,
         "num_images": evaluation.num_images,

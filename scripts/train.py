@@ -133,6 +133,7 @@ def main():
     metrics = last_evaluation(trainer)
     trainer.log_metrics("eval", metrics)
     trainer.save_metrics("eval", metrics)
+    trainer.save_state()  # whose log now has this evaluation
     failure = push(trainer) if trainer.args.push_to_hub else None
     trainer.accelerator.end_training()  # gloo's threads may abort a process that ends before them
     if failure:

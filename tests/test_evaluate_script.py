@@ -20,6 +20,7 @@ from allspark_hf.evaluation import EvaluationDataset
 from allspark_hf.inference import make_image_processor
 from allspark_hf.metrics import BoundaryCounts, ConfusionMatrix
 from allspark_hf.prediction import predict_logits
+from allspark_hf.publishing.outdated import weights_digest
 
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "evaluate.py"
@@ -100,6 +101,7 @@ def test_table_and_file(tmp_path, data_dir, model_dir):
     assert scores["metrics"]["mean_boundary_iou"] == pytest.approx(boundary.iou().nanmean().item(), abs=1e-12)
     assert scores["settings"]["eval_mode"] == "whole" and scores["data"]["split"] == "validation"
     assert set(scores["versions"]) == {"allspark_hf", "torch", "transformers", "python"} and scores["seconds"] > 0
+    assert scores["weights_sha256"] == weights_digest(model_dir)
 
     first, header, *rows = printed.splitlines()
     assert first == "3 images, percent"

@@ -38,6 +38,7 @@ from allspark_hf.export_cost import cost_table, measure_cost  # noqa: E402
 from allspark_hf.export_folder import export_files, export_onnx, write_for_transformers_js  # noqa: E402
 from allspark_hf.inference import make_image_processor, predict_mask  # noqa: E402
 from allspark_hf.metrics import ConfusionMatrix  # noqa: E402
+from allspark_hf.publishing.outdated import weights_digest  # noqa: E402
 
 
 ONE_STAGE = {
@@ -292,5 +293,6 @@ def test_script_says_that_the_cost_was_not_measured(export, tmp_path, copied_gra
     printed = run_script("--model", folder, "--quantize_int8")
     assert "What 8 bits cost in mIoU was not measured: give --data_dir or --dataset_name" in printed
     record = json.loads((folder / "onnx" / "export.json").read_text())
+    assert record["weights_sha256"] == weights_digest(folder)
     assert record["cost"] is None and set(record["files"]) == {"model.onnx", "model_quantized.onnx"}
     assert {path.name for path in folder.iterdir()} == {path.name for path in export.model_dir.iterdir()} | {"onnx"}

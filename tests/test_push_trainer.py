@@ -17,6 +17,7 @@ from test_push import CODE, MODEL, SCRIPTS, hashes, load_script
 
 from allspark_hf.demo_data import write_demo_data
 from allspark_hf.publishing import upload
+from allspark_hf.publishing.outdated import outdated_files
 from allspark_hf.publishing.upload import PushError
 
 
@@ -229,6 +230,7 @@ def test_one_flag(hub, data_dir, tmp_path):
     assert bool(figures) == (importlib.util.find_spec("matplotlib") is not None)
     assert set(files) - figures - {"run_record.json"} == TRAINING | results
     out = tmp_path / "roads"
+    assert outdated_files(out) == {}
     for name in sorted(results | {"preprocessor_config.json", "README.md", "model.safetensors"}):
         assert files[name] == (out / name).read_bytes(), name  # the card, too, is of after the evaluation
     assert (out / "training_args.bin").is_file() and (out / "validation_ids.txt").is_file() and (out / "runs").is_dir()

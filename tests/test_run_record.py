@@ -234,6 +234,12 @@ def test_licence(base, started, expected):
     assert (licence.name, licence.link) == (None, None) or licence.link.startswith("https://github.com/NVlabs/")
 
 
+@pytest.mark.parametrize("base", ["x`<img src=x>", "nvidia/x`<img src=x>"])
+def test_names_of_weights_stay_text(base):
+    assert f"``{base}``" in licence_of(base).sentence
+    assert f"``{base}``" in licence_of("none" if "nvidia" in base else base, base).sentence
+
+
 def test_base_weights_of_a_configuration():
     assert base_weights_of({"base_weights": "nvidia/mit-b5", "_name_or_path": "x"}, "y") == "nvidia/mit-b5"
     assert base_weights_of({"_name_or_path": "nvidia/mit-b1"}) == "nvidia/mit-b1"

@@ -1,16 +1,20 @@
 """What a model's folder says of its training and evaluations."""
 
 import json
+import logging
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..metrics import metric_name
+from .outdated import outdated_files
 from .record import RECORD_FILE
 
 
+logger = logging.getLogger(__name__)
+
 EXAMPLES_DIR = "examples"
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")  # what scripts/push.py says, and a browser shows
 EVALUATION_KEYS = {"data", "settings", "metrics", "per_class", "num_images"}  # of scripts/evaluate.py
 UNKNOWN_DATA = "not recorded"
 
@@ -92,7 +96,7 @@ class Records:
 
 def read_records(folder: str | Path) -> Records:
     """
-    Reads a model's folder.
+    Reads a model's folder, but what [`outdated_files`] tells of other weights, which a warning names.
 
     Raises:
         ValueError: if it has no config.json, or a record in it is no JSON object.
@@ -102,8 +106,11 @@ def read_records(folder: str | Path) -> Records:
         raise ValueError(
             f"{folder} holds no config.json: give the output folder of a training, or of save_pretrained."
         )
+    outdated = outdated_files(folder)
+    for name, reason in outdated.items():
+        logger.warning("%s is left out of the card: %s.", folder / name, reason)
     config, run, state, train, last = (
-        _read(folder / name)
+        {} if name in outdated else _read(folder / name)
         for name in ("config.json", RECORD_FILE, "trainer_state.json", "train_results.json", "eval_results.json")
     )
     records = Records(folder.resolve().name, config, run, state.get("log_history", []), train)
@@ -111,7 +118,7 @@ def read_records(folder: str | Path) -> Records:
         records.final = _final(records, last)
         records.final_epoch = last.get("epoch")
     for path in sorted(folder.glob("*.json")):
-        content = _read(path)
+        content = {} if path.name in outdated else _read(path)
         if content.keys() >= EVALUATION_KEYS:
             records.evaluations.append(_evaluation(path.name, content))
     records.figures = [name for name in _images(folder, "figures") if not name.endswith("_dark.png")]

@@ -51,10 +51,12 @@ def _repeats(entry: Evaluation, final: Evaluation) -> bool:
 
 def _last_and_best(records: Records) -> str:
     """Mean IoU at the last and the best evaluation during training, and what the difference means."""
-    evaluated = [entry for entry in records.history if "eval_mean_iou" in entry]
-    train = records.train
+    train, history = records.train, records.history
+    ends = [place for place, entry in enumerate(history) if "train_runtime" in entry]
+    # What comes after the training's end is the evaluation of the model that was kept.
+    evaluated = [entry for entry in history[: ends[-1] if ends else None] if "eval_mean_iou" in entry]
     if "last_mean_iou" not in train or not evaluated:
-        return "" if evaluated or not records.history else "Nothing was evaluated during the training."
+        return "" if evaluated or not history else "Nothing was evaluated during the training."
     last, best = train["last_mean_iou"], train["best_mean_iou"]
     rows = [
         ["last", number(evaluated[-1].get("epoch")), percent(last)],

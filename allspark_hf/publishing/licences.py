@@ -4,6 +4,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from .markdown import code
+
 
 FROM_SCRATCH = "none"
 HUB_ID = re.compile(r"[\w][\w.-]*/[\w.-]+")
@@ -82,16 +84,15 @@ def licence_of(base_weights: str | None, started_from: str | None = None) -> Lic
     if base_weights is None:
         return _unknown("Nothing in this folder tells which weights the training started from")
     if base_weights != FROM_SCRATCH:
-        return _unknown(f"The training started from `{base_weights}`, whose licence is not known here")
+        return _unknown(f"The training started from {code(base_weights)}, whose licence is not known here")
     if started_from and HUB_ID.fullmatch(started_from):
-        return _unknown(f"The training went on from `{started_from}`, whose licence is not known here")
+        return _unknown(f"The training went on from {code(started_from)}, whose licence is not known here")
     return APACHE
 
 
 def _nvidia(name: str) -> Licence:
-    origin = (
-        f"[`{name}`](https://huggingface.co/{name})" if HUB_ID.fullmatch(name) else f"`{name}` (by its name NVIDIA's)"
-    )
+    on_hub = HUB_ID.fullmatch(name)
+    origin = f"[{code(name)}](https://huggingface.co/{name})" if on_hub else f"{code(name)} (by its name NVIDIA's)"
     return Licence(
         id="other",
         name="nvidia-source-code-license-for-segformer",

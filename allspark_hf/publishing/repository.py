@@ -1,6 +1,7 @@
 """What a published repository holds: an explicit list, collected from an output folder into an empty one."""
 
 import json
+import logging
 import re
 import shutil
 from pathlib import Path
@@ -14,8 +15,12 @@ from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME
 from ..configuration_allspark import AUTO_MAP
 from ..modeling_allspark import SegformerForSemiSupervisedSegmentation
 from ..pseudo_label_health import FILE_NAME as PSEUDO_LABEL_COUNTS
+from .card_records import IMAGE_SUFFIXES
+from .outdated import outdated_files
 from .record import public
 
+
+logger = logging.getLogger(__name__)
 
 PREPROCESSOR_NAME = "preprocessor_config.json"
 CODE_FILES = ("configuration_allspark.py", "modeling_allspark.py", "handler.py")
@@ -26,7 +31,6 @@ PATTERNS = ("figures/*.png", "onnx/*.onnx", "onnx/*.onnx_data", "onnx/*.onnx.dat
 EVALUATION_ENTRIES = {"metrics", "settings", "per_class", "confusion_matrix", "num_images", "versions"}
 # Needed to resume, and published only if hub_strategy asks for checkpoints; training_args.bin is not needed.
 CHECKPOINT_PATTERNS = (OPTIMIZER_NAME, SCHEDULER_NAME, SCALER_NAME, "rng_state*.pth", PSEUDO_LABEL_COUNTS)
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
 
 def check_output_folder(folder: str | Path):
@@ -58,7 +62,7 @@ def stage(folder: str | Path, staging: str | Path):
     That is: weights without the memory, configuration (with its `auto_map`), image processor, code and handler, card,
     the run's records and evaluations (JSON, in which an absolute path is cut to its last part), `figures/*.png`, an
     exported `onnx/`, and of `examples/` the images that the card shows. Nothing else that lies in the folder: no
-    pickle, no checkpoint, no list of the user's files, no log.
+    pickle, no checkpoint, no list of the user's files, no log, and nothing that [`outdated_files`] names.
 
     Args:
         folder (`str` or `Path`): an output folder, or a checkpoint in it.
@@ -72,12 +76,16 @@ def stage(folder: str | Path, staging: str | Path):
     _stage_weights(folder / SAFE_WEIGHTS_NAME, staging / SAFE_WEIGHTS_NAME)
     for name in (CONFIG_NAME, PREPROCESSOR_NAME):
         shutil.copyfile(folder / name, staging / name)
+    outdated = outdated_files(folder)
     published = [path for pattern in PATTERNS for path in folder.glob(pattern)]
+    published = [path for path in published if path.parent.name not in outdated]
     if (folder / "README.md").is_file():
         shutil.copyfile(folder / "README.md", staging / "README.md")
         published += _shown_examples(folder)
+    for name, reason in outdated.items():
+        logger.warning("%s is not published: %s.", folder / name, reason)
     for path in sorted(folder.glob("*.json")):
-        if path.name not in MODEL_FILES and (path.name in RECORDS or _is_evaluation(path)):
+        if path.name not in (*MODEL_FILES, *outdated) and (path.name in RECORDS or _is_evaluation(path)):
             _copy_record(path, staging / path.name)
     for path in published:
         target = staging / path.relative_to(folder)

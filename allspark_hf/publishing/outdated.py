@@ -1,0 +1,108 @@
+"""Which files of an output folder tell of other weights than those that lie in it now."""
+
+import hashlib
+import json
+import re
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.utils import SAFE_WEIGHTS_NAME
+
+from ..modeling_allspark import SegformerForSemiSupervisedSegmentation
+from .markdown import percent
+from .record import RECORD_FILE
+
+
+DIGEST = "weights_sha256"
+MEANS = ("eval_mean_iou", "eval_mean_accuracy", "eval_overall_accuracy")
+
+
+def weights_digest(folder: str | Path) -> str | None:
+    """
+    A name for the weights in a folder: SHA-256 of their names, types, sizes and bytes, without the training's memory,
+    so that a checkpoint, its saved model and its published one have the same.
+
+    Args:
+        folder (`str` or `Path`): with `model.safetensors`.
+
+    Returns:
+        `str`: 64 hexadecimal digits; None if there is no such file.
+    """
+    path = Path(folder) / SAFE_WEIGHTS_NAME
+    if not path.is_file():
+        return None
+    ignored = SegformerForSemiSupervisedSegmentation._keys_to_ignore_on_save
+    digest = hashlib.sha256()
+    with safe_open(path, "pt") as file:
+        for name in sorted(file.keys()):
+            if any(re.search(pattern, name) for pattern in ignored):
+                continue
+            tensor = file.get_tensor(name).contiguous()
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+            digest.update(tensor.flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def outdated_files(folder: str | Path) -> dict[str, str]:
+    """
+    Records of an earlier training or of another model that lie in a folder; they must not be published as this one's.
+
+    A file of scripts/evaluate.py and an export name the weights they were made from; the last evaluation and the
+    training's summary are held against the log in `trainer_state.json`. What does not tell counts as current.
+
+    Args:
+        folder (`str` or `Path`): an output folder.
+
+    Returns:
+        `dict[str, str]`: name in the folder (`"onnx"` for an export) -> what is wrong, and what to do.
+    """
+    folder = Path(folder)
+    found = {}
+    makers = {path.name: (path, "scripts/evaluate.py") for path in sorted(folder.glob("*.json"))}
+    makers["onnx"] = (folder / "onnx" / "export.json", "scripts/export_onnx.py")
+    told = {name: (_read(path).get(DIGEST), script) for name, (path, script) in makers.items()}
+    told = {name: entry for name, entry in told.items() if entry[0] is not None}
+    own = weights_digest(folder) if told else None
+    for name, (digest, script) in told.items():
+        if own is not None and digest != own:
+            found[name] = f"it was made from other weights than those in {folder}: run {script} again"
+    found |= _not_in_log(folder)
+    if found.keys() & {"eval_results.json", "train_results.json"}:
+        found["all_results.json"] = "it repeats them"
+    return found
+
+
+def _not_in_log(folder: Path) -> dict[str, str]:
+    if not (folder / TRAINER_STATE_NAME).is_file():
+        return {}
+    history = _read(folder / TRAINER_STATE_NAME).get("log_history", [])
+    train, last = _read(folder / "train_results.json"), _read(folder / "eval_results.json")
+    found = {}
+    runtimes = [entry["train_runtime"] for entry in history if "train_runtime" in entry]
+    if train.get("train_runtime") is not None and runtimes[-1:] != [train["train_runtime"]]:
+        found["train_results.json"] = "it is of another training than trainer_state.json: save it again, or remove it"
+    evaluated = [entry for entry in history if MEANS[0] in entry]
+    best = _read(folder / RECORD_FILE).get("settings", {}).get("load_best_model_at_end")
+    candidates = evaluated if best else evaluated[-1:]
+    if MEANS[0] in last and not any(_means(entry) == _means(last) for entry in candidates):
+        found["eval_results.json"] = (
+            "it is not the last evaluation in trainer_state.json: evaluate and save both again, or remove it"
+        )
+    return found
+
+
+def _means(entry: dict) -> list[str]:
+    return [percent(entry.get(name)) for name in MEANS]
+
+
+def _read(path: Path) -> dict:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}  # whoever needs the file says what is wrong with it
+    return content if isinstance(content, dict) else {}
+
+
+__all__ = ["DIGEST", "outdated_files", "weights_digest"]
