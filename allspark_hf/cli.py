@@ -1,5 +1,6 @@
 """What the scripts share: recipes, and the way from arguments to a model; data has [`DataArguments`] of its own."""
 
+import argparse
 import dataclasses
 import json
 import sys
@@ -78,7 +79,8 @@ def parse_arguments(types: tuple[type, ...], argv: list[str] | None = None) -> t
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv and argv[0].endswith(RECIPE_SUFFIXES):
         argv = read_recipe(argv[0]) + argv[1:]
-    *parsed, unknown = _Parser(types).parse_args_into_dataclasses(argv, return_remaining_strings=True)
+    parser = _Parser(types, description=sys.modules["__main__"].__doc__, formatter_class=_HelpFormatter)
+    *parsed, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
     if unknown:
         names = [argument.split("=")[0] for argument in unknown if argument.startswith("--")] or unknown
         known = [f"--{field.name}" for one in types for field in dataclasses.fields(one)]
@@ -86,6 +88,10 @@ def parse_arguments(types: tuple[type, ...], argv: list[str] | None = None) -> t
         hint = f"did you mean {', '.join(close)}?" if close else "see --help."
         raise ValueError(f"There is no argument {', '.join(names)}: {hint}")
     return tuple(parsed)
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """The script's own words as they stand, and defaults."""
 
 
 class _Parser(HfArgumentParser):

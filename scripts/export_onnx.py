@@ -29,7 +29,9 @@ class ScriptArguments:
 
     def __post_init__(self):
         if self.output_dir is None and not Path(self.model).is_dir():
-            raise ValueError(f"{self.model} is no folder here: give an --output_dir for the export.")
+            raise ValueError(
+                f"There is no folder {self.model}: correct it, or give an --output_dir to export a Hub id."
+            )
 
     @property
     def folder(self) -> Path:

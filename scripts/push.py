@@ -21,7 +21,7 @@ class PushArguments:
     create_pr: bool = field(default=False, metadata={"help": "Open a pull request on a repository that exists."})
     commit_message: str = field(default="Upload model", metadata={"help": "Of the commit."})
     example_images: list[str] | None = field(
-        default=None, metadata={"help": "Images for the card's widget, published as they are: JPEG, PNG or WebP."}
+        default=None, metadata={"help": "Images for the card's widget, published without EXIF: JPEG, PNG or WebP."}
     )
 
     def __post_init__(self):

@@ -96,7 +96,7 @@ def test_settings_and_sentences_of_a_run(text):
     assert settings["schedule"] == "polynomial, power 0.5, 11 warm-up steps" and settings["seed"] == "19"
     assert dict(rows_of(text, "argument"))["`lr_scheduler_kwargs`"] == '`{"power": 0.5}`'
     for sentence in (
-        "one of 3 classes. It is a SegFormer with a Mix Transformer of widths 8, 16, 24, 32 and AllSpark's bottleneck",
+        "one of 3 classes. It is a SegFormer with a Mix Transformer of widths 8, 16, 24, 32 and the bottleneck",
         "(7.7 million parameters), trained from 31 labeled and 1,234 unlabeled images. Its mean IoU on validation "
         "images is 42.03 %.",
         "31 were drawn as labeled (seed 37). 23 unlabeled images have a mask that was hidden",

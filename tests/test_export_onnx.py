@@ -277,7 +277,7 @@ def test_missing_package_is_named(monkeypatch):
 def test_script_refuses_with_one_line(export, tmp_path):
     mixed = save_model(tmp_path / "mixed", mix_images_in_eval=True)
     arguments = {
-        "ValueError: user/model is no folder here: give an --output_dir": ["--model", "user/model"],
+        "ValueError: There is no folder user/model: correct it, or give an --output_dir": ["--model", "user/model"],
         "ValueError: --classes is about data, and there is none": ["--model", export.model_dir, "--classes", "c.txt"],
         "ValueError: The model's configuration has mix_images_in_eval=True": ["--model", mixed],
     }

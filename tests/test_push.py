@@ -130,6 +130,7 @@ def test_only_the_list_is_published(output_folder, tmp_path):
     for path in traps + wanted:
         (output_folder / path).parent.mkdir(exist_ok=True)
         (output_folder / path).write_text('{"hidden": 1}')
+    Image.new("RGB", (8, 8)).save(output_folder / "examples" / "named.png")
     (output_folder / "README.md").write_text("---\nwidget:\n- src: examples/named.png\n---\n")
     (output_folder / "night.json").write_text(json.dumps(EVALUATION))
     staging = tmp_path / "staging"
@@ -385,13 +386,9 @@ def test_model_and_image_processor_push_themselves(hub, output_folder):
     assert set(hub.files("tester/roads")) == MODEL | CODE | {"README.md"}
     assert hub.files("tester/roads")["README.md"] == files["README.md"]
 
-    # A card with a licence is kept, transformers' generic one is not.
-    hub.add("tester/roads", {"README.md": b"---\nlicense: mit\n---\n# By hand\n"})
-    model.push_to_hub("tester/roads")
-    assert hub.files("tester/roads")["README.md"].endswith(b"# By hand\n")
     make_image_processor().push_to_hub("tester/second")
     assert ModelCard(hub.files("tester/second")["README.md"].decode()).data.license is None
-    model.push_to_hub("tester/second")
+    model.push_to_hub("tester/second")  # transformers' generic card is replaced
     assert ModelCard(hub.files("tester/second")["README.md"].decode()).data.license == card.data.license
     with pytest.raises(PushError, match="Nothing can be pushed to other/x: the token in HF_TOKEN may not write there"):
         model.push_to_hub("other/x")

@@ -47,6 +47,12 @@ def fill(**sections) -> str:
     environment = jinja2.Environment(**options, keep_trailing_newline=True, autoescape=False)
     text = environment.from_string(template()).render(**sections).strip() + "\n"
     ModelCard(text)  # raises ValueError if the metadata cannot be read back
+    return mark(text)
+
+
+def mark(text: str) -> str:
+    """A card's text, ended by the marker that tells a later change by hand, in place of one that it had."""
+    text = MARKER.sub("", text).strip() + "\n"
     return f"{text}\n<!-- allspark-hf card {_digest(text)} -->\n"
 
 
@@ -87,6 +93,7 @@ def render_card(records: Records, repo_id: str | None = None, model_name: str | 
         figures=[
             {"path": quote(path), "title": escape(Path(path).stem.replace("_", " "))} for path in records.figures
         ],
+        onnx=card_results.onnx(records.export),
         limits=card_limits.limits(records),
         environment=environment(records.run),
         licence=f"{licence.title[0].upper()}{licence.title[1:]}. {licence.sentence}",
@@ -149,6 +156,36 @@ def write_model_card(
     return write_card(folder / CARD_FILE, render_card(records, repo_id, model_name))
 
 
+def card_to_publish(
+    folder: str | Path,
+    repo_id: str | None = None,
+    model_name: str | None = None,
+    example_images: Sequence[str | Path] = (),
+) -> Path:
+    """
+    `folder/README.md`: as it is if a person changed a rendered one, with a warning, else rendered anew.
+
+    Args:
+        folder, repo_id, model_name, example_images: as for [`write_model_card`].
+
+    Raises:
+        ValueError: as [`write_model_card`], and if a card changed by hand would need other examples.
+    """
+    path = Path(folder) / CARD_FILE
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    if MARKER.search(text) is None or is_as_rendered(text):
+        return write_model_card(folder, repo_id, model_name, example_images)
+    if example_images:
+        raise ValueError(
+            f"{path} was changed by hand, and example images would render it anew: name them in it yourself, or "
+            "render it first (scripts/render_card.py keeps yours as README.old.md)."
+        )
+    logger.warning(
+        "%s was changed by hand, and is published as it is; scripts/render_card.py renders it from the records.", path
+    )
+    return path
+
+
 def _check_image(path: Path):
     if path.suffix.lower() not in IMAGE_SUFFIXES:
         raise ValueError(f"The example image {path} is none of {', '.join(IMAGE_SUFFIXES)}: give an image file.")
@@ -195,4 +232,14 @@ def _free_name(path: Path) -> Path:
     return next(path.with_name(name) for name in names if not path.with_name(name).exists())
 
 
-__all__ = ["CARD_FILE", "fill", "is_as_rendered", "render_card", "template", "write_card", "write_model_card"]
+__all__ = [
+    "CARD_FILE",
+    "card_to_publish",
+    "fill",
+    "is_as_rendered",
+    "mark",
+    "render_card",
+    "template",
+    "write_card",
+    "write_model_card",
+]

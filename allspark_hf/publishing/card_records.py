@@ -63,6 +63,7 @@ class Records:
         evaluations (`list[Evaluation]`): JSON files of scripts/evaluate.py.
         figures (`list[str]`): paths in the folder.
         examples (`list[str]`): paths in the folder, or addresses.
+        export (`dict`): onnx/export.json.
     """
 
     name: str
@@ -75,6 +76,7 @@ class Records:
     evaluations: list[Evaluation] = field(default_factory=list)
     figures: list[str] = field(default_factory=list)
     examples: list[str] = field(default_factory=list)
+    export: dict = field(default_factory=dict)
 
     @property
     def class_names(self) -> list[str]:
@@ -123,6 +125,7 @@ def read_records(folder: str | Path) -> Records:
             records.evaluations.append(_evaluation(path.name, content))
     records.figures = [name for name in _images(folder, "figures") if not name.endswith("_dark.png")]
     records.examples = _images(folder, EXAMPLES_DIR)
+    records.export = {} if "onnx" in outdated else _read(folder / "onnx" / "export.json")
     return records
 
 

@@ -166,4 +166,20 @@ def _health(entry: dict, records: Records) -> list[str]:
     return [percent(entry.get("pseudo_mean_iou")), escape(names.get(top, top)), percent(shares[top]), percent(labels)]
 
 
-__all__ = ["class_scores", "per_class", "pseudo_labels", "results"]
+def onnx(export: dict) -> str | None:
+    """The files of an export, how far they are from PyTorch, and what 8 bits cost; None without one."""
+    if not export.get("files"):
+        return None
+    files = ", ".join(f"{code(f'onnx/{name}')} ({size / 1e6:.1f} MB)" for name, size in export["files"].items())
+    largest = max((entry["max_difference"] for entry in export.get("differences", [])), default=None)
+    text = f"{files}: batch, height and width are free."
+    if largest is not None:
+        text += f" Logits of the float32 file differ from PyTorch's by {largest:.1e} at most, at the sizes compared."
+    scores = {name: entry["mean_iou"] for name, entry in (export.get("cost") or {}).items() if isinstance(entry, dict)}
+    if scores:
+        values = ", ".join(f"{escape(name)} {percent(score)} %" for name, score in scores.items())
+        return f"{text} Mean IoU of the variants on the same images: {values}."
+    return f"{text} What the 8-bit file costs was not measured." if len(export["files"]) > 1 else text
+
+
+__all__ = ["class_scores", "onnx", "per_class", "pseudo_labels", "results"]

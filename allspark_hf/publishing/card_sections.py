@@ -8,6 +8,7 @@ from .licences import FROM_SCRATCH, HUB_ID
 from .markdown import FOLD_FROM, code, code_block, duration, escape, folded, number, percent, table
 
 
+BOTTLENECK = "the bottleneck of [AllSpark](https://arxiv.org/abs/2403.01818)"
 METHODS = {
     "allspark": "AllSpark (labeled features rebuilt from unlabeled ones through a semantic memory)",
     "pseudo_label": "pseudo-labels (the model's own labels on unlabeled images, without AllSpark's bottleneck)",
@@ -44,7 +45,7 @@ def architecture(config: dict) -> str:
     bottleneck = config.get("use_cross_attention", True)
     name = encoder_name(config)
     encoder = name if name.startswith("a ") else f"the encoder {name}"
-    return f"a SegFormer with {encoder}" + (" and AllSpark's bottleneck" if bottleneck else "")
+    return f"a SegFormer with {encoder}" + (f" and {BOTTLENECK}" if bottleneck else "")
 
 
 def summary(records: Records) -> str:

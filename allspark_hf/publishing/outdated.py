@@ -45,6 +45,15 @@ def weights_digest(folder: str | Path) -> str | None:
     return digest.hexdigest()
 
 
+def holds_weights(folder: str | Path, model: torch.nn.Module) -> bool:
+    """Whether the weights saved in a folder are those of a model in memory, the training's memory aside."""
+    path, own = Path(folder) / SAFE_WEIGHTS_NAME, model.state_dict()
+    if not path.is_file():
+        return False
+    with safe_open(path, "pt") as file:
+        return all(name in own and file.get_tensor(name).equal(own[name].cpu()) for name in file.keys())  # noqa: SIM118
+
+
 def outdated_files(folder: str | Path) -> dict[str, str]:
     """
     Records of an earlier training or of another model that lie in a folder; they must not be published as this one's.
@@ -105,4 +114,4 @@ def _read(path: Path) -> dict:
     return content if isinstance(content, dict) else {}
 
 
-__all__ = ["DIGEST", "outdated_files", "weights_digest"]
+__all__ = ["DIGEST", "holds_weights", "outdated_files", "weights_digest"]

@@ -69,6 +69,7 @@ def render_paper_card(recipes: Sequence[str | Path], name: str, example_images: 
         results=_results(cells),
         pseudo_labels=NOT_TRAINED,
         figures=[],
+        onnx=None,
         limits=[
             "None of the paper's numbers has been reproduced with these recipes.",
             *([MIXING] if config["mix_images_in_eval"] else []),

@@ -3,11 +3,10 @@
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from huggingface_hub import CommitInfo, ModelCard, hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError
+from huggingface_hub import CommitInfo, ModelCard
 
 from ..modeling_allspark import SegformerForSemiSupervisedSegmentation
-from .card import write_model_card
+from .card import CARD_FILE, card_to_publish, mark, write_model_card
 from .figures import write_run_figures
 from .repository import add_code, check_output_folder, stage
 from .upload import PushError, prepare_repository, push_again, upload
@@ -35,7 +34,7 @@ def publish_folder(
         create_pr (`bool`, *optional*): open a pull request on a repository that exists.
         commit_message (`str`, *optional*): of the commit.
         example_images (`list[str]`, *optional*):
-            images for the card's widget; copied to `folder/examples`, and published as they are.
+            images for the card's widget; copied to `folder/examples`, and published without EXIF.
 
     Raises:
         ValueError: if the folder holds no trained model, or an example is no image.
@@ -45,13 +44,14 @@ def publish_folder(
     if not create_pr:
         repo_id = prepare_repository(repo_id, token, private, revision)
     write_run_figures(folder)
-    write_model_card(folder, repo_id=repo_id, example_images=example_images)
+    card_to_publish(folder, repo_id=repo_id, example_images=example_images)
     with TemporaryDirectory(prefix="allspark-push-") as staging:
         stage(folder, staging)
         try:
             return upload(staging, repo_id, commit_message, token, revision, create_pr)
         except PushError as error:
-            raise push_again(error, folder, repo_id, revision) from None
+            flags = [flag for flag, given in (("--create_pr", create_pr), ("--private", private)) if given]
+            raise push_again(error, folder, repo_id, revision, *flags) from None
 
 
 def push_model_to_hub(
@@ -69,8 +69,8 @@ def push_model_to_hub(
 ) -> CommitInfo:
     """
     `model.push_to_hub` of this package: as [`~transformers.PreTrainedModel.push_to_hub`], and with the arguments of
-    that, but the card states licence and task, and the code travels along. A card that is there and states a licence
-    is kept. The image processor is pushed by its own `push_to_hub`.
+    that, but the card states licence and task, and the code travels along. A card that a person wrote or changed on
+    the Hub is kept. The image processor is pushed by its own `push_to_hub`.
 
     Raises:
         PushError: if the Hub could not be reached or refused, with the reason.
@@ -81,24 +81,11 @@ def push_model_to_hub(
     with TemporaryDirectory(prefix="allspark-push-") as staging:
         model.save_pretrained(staging, max_shard_size=max_shard_size)
         add_code(staging)
-        card = _licensed_card(repo_id, token, revision)
-        if card is None:
-            card = ModelCard.load(write_model_card(staging, repo_id=repo_id))
-        added = [tag for tag in tags or [] if tag not in (card.data.tags or [])]
-        card.data.tags = [*(card.data.tags or []), *added] or None
-        card.save(Path(staging) / "README.md")
+        card = ModelCard.load(write_model_card(staging, repo_id=repo_id))
+        card.data.tags = list(dict.fromkeys([*(card.data.tags or []), *(tags or [])]))
+        (Path(staging) / CARD_FILE).write_text(mark(str(card)), encoding="utf-8")
         message = commit_message or "Upload model"
         return upload(staging, repo_id, message, token, revision, create_pr, commit_description)
-
-
-def _licensed_card(repo_id: str, token: str | None, revision: str | None) -> ModelCard | None:
-    """The repository's card if it states a licence, which transformers' generic one does not."""
-    try:
-        path = hf_hub_download(repo_id, "README.md", token=token, revision=revision)
-    except EntryNotFoundError:
-        return None
-    card = ModelCard.load(path, ignore_metadata_errors=True)
-    return card if card.data.license else None
 
 
 __all__ = ["publish_folder", "push_model_to_hub"]

@@ -39,7 +39,7 @@ SETTINGS = (
     *("eval_mode", "eval_crop_size", "eval_stride", "eval_scales", "eval_flip", "count_absent_classes"),
     *("load_best_model_at_end", "metric_for_best_model", "seed", "data_seed", "bf16", "fp16"),
 )
-TOKEN = re.compile(r"\bhf_\w{6,}")
+TOKEN = re.compile(r"\b(?:hf|api_org)_\w{6,}")
 ABSOLUTE = re.compile(r"[/\\~]|[A-Za-z]:[/\\]|file:")
 EMBEDDED_PATH = re.compile(r"(?<![\w.:/~-])(?:~[\w.-]*)?/[^\s'\",;=]+|\b[A-Za-z]:\\[^\s'\",;=]+")
 
@@ -92,8 +92,10 @@ def public_command(arguments: list[str]) -> str:
         if skip and not argument.startswith("--"):
             skip = False
             continue
-        skip = name.startswith("--") and name.endswith("token") and not has_value
-        if name.startswith("--") and name.endswith("token"):
+        # Also as argparse lets it be cut short: --hub_tok.
+        is_token = name.startswith("--") and (name.endswith("token") or name.startswith("--hub_t"))
+        skip = is_token and not has_value
+        if is_token:
             continue
         shown.append(f"{name}={public(value)}" if name.startswith("--") and has_value else public(argument))
     return shlex.join(shown)

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from urllib.parse import quote
 
+from PIL import Image, ImageOps
 from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers.trainer import OPTIMIZER_NAME, SCALER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
@@ -15,7 +16,7 @@ from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME
 from ..configuration_allspark import AUTO_MAP
 from ..modeling_allspark import SegformerForSemiSupervisedSegmentation
 from ..pseudo_label_health import FILE_NAME as PSEUDO_LABEL_COUNTS
-from .card_records import IMAGE_SUFFIXES
+from .card_records import EVALUATION_KEYS, EXAMPLES_DIR, IMAGE_SUFFIXES
 from .outdated import outdated_files
 from .record import public
 
@@ -26,9 +27,9 @@ PREPROCESSOR_NAME = "preprocessor_config.json"
 CODE_FILES = ("configuration_allspark.py", "modeling_allspark.py", "handler.py")
 MODEL_FILES = (SAFE_WEIGHTS_NAME, CONFIG_NAME, PREPROCESSOR_NAME)
 RECORDS = ("run_record.json", TRAINER_STATE_NAME, "train_results.json", "eval_results.json", "all_results.json")
-PATTERNS = ("figures/*.png", "onnx/*.onnx", "onnx/*.onnx_data", "onnx/*.onnx.data")
-# What a file of scripts/evaluate.py says, whatever its name.
-EVALUATION_ENTRIES = {"metrics", "settings", "per_class", "confusion_matrix", "num_images", "versions"}
+PATTERNS = ("figures/*.png", "onnx/*.onnx", "onnx/*.onnx_data", "onnx/*.onnx.data", "onnx/export.json")
+# Entries of records that may name files of this machine; class names elsewhere stay as they are.
+WITH_PATHS = ("best_model_checkpoint", "data", "model")
 # Needed to resume, and published only if hub_strategy asks for checkpoints; training_args.bin is not needed.
 CHECKPOINT_PATTERNS = (OPTIMIZER_NAME, SCHEDULER_NAME, SCALER_NAME, "rng_state*.pth", PSEUDO_LABEL_COUNTS)
 
@@ -90,7 +91,7 @@ def stage(folder: str | Path, staging: str | Path):
     for path in published:
         target = staging / path.relative_to(folder)
         target.parent.mkdir(exist_ok=True)
-        shutil.copyfile(path, target)
+        (_copy_example if path.parent.name == EXAMPLES_DIR else shutil.copyfile)(path, target)
     add_code(staging)
 
 
@@ -136,13 +137,26 @@ def _stage_weights(source: Path, target: Path):
 
 def _shown_examples(folder: Path) -> list[Path]:
     card = (folder / "README.md").read_text(encoding="utf-8")
-    images = [path for path in folder.glob("examples/*") if path.suffix.lower() in IMAGE_SUFFIXES]
+    images = [path for path in folder.glob(f"{EXAMPLES_DIR}/*") if path.suffix.lower() in IMAGE_SUFFIXES]
+    images = [path for path in images if not path.is_symlink()]  # which may lead anywhere
     return [path for path in images if any(f"examples/{name}" in card for name in (path.name, quote(path.name)))]
+
+
+def _copy_example(source: Path, target: Path):
+    """Upright, and without what a camera writes beside the pixels: place, time, owner."""
+    with Image.open(source) as image:
+        if not image.getexif() and not image.info.keys() & {"comment", "xmp", "XML:com.adobe.xmp", "photoshop"}:
+            shutil.copyfile(source, target)
+            return
+        upright = ImageOps.exif_transpose(image)
+        upright.info = {}
+        upright.getexif().clear()
+        upright.save(target, format=image.format, quality=95)
 
 
 def _copy_record(source: Path, target: Path):
     content = _read_json(source)
-    shared = public(content)
+    shared = {name: public(value) if name in WITH_PATHS else value for name, value in content.items()}
     if shared == content:
         shutil.copyfile(source, target)  # byte by byte
     else:
@@ -154,7 +168,7 @@ def _is_evaluation(path: Path) -> bool:
         content = _read_json(path)
     except ValueError:
         return False  # a file of the user's
-    return isinstance(content, dict) and set(content) >= EVALUATION_ENTRIES
+    return isinstance(content, dict) and content.keys() >= EVALUATION_KEYS
 
 
 def _read_json(path: Path):

@@ -10,8 +10,10 @@ from huggingface_hub import CommitInfo
 from transformers.trainer_utils import HubStrategy, SaveStrategy
 from transformers.utils.hub import PushInProgress
 
-from .card import write_model_card
+from .card import card_to_publish, write_model_card
 from .figures import write_run_figures
+from .outdated import holds_weights
+from .record import RECORD_FILE
 from .repository import stage, stage_checkpoint
 from .upload import PushError, prepare_repository, push_again, scrub, upload
 
@@ -62,7 +64,7 @@ class PublishingMixin:
         if unused:
             logger.warning("The card is made from the run's records, without %s as given.", ", ".join(unused))
         write_run_figures(self.args.output_dir)
-        write_model_card(self.args.output_dir, repo_id=self.hub_model_id, model_name=model_name)
+        card_to_publish(self.args.output_dir, repo_id=self.hub_model_id, model_name=model_name)
 
     def push_to_hub(
         self,
@@ -88,13 +90,14 @@ class PublishingMixin:
             [`~huggingface_hub.CommitInfo`]; a `Future` of it unless `blocking`; None on processes other than the main.
 
         Raises:
-            PushError: if it failed, with the reason and how to push again; nothing in the output folder is lost. Not
-                `blocking`, the `Future` raises it.
+            PushError: if the folder's records are of other weights, or if it failed, with the reason and how to push
+                again; nothing in the output folder is lost. Not `blocking`, the `Future` raises the latter.
         """
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         token = token if token is not None else self.args.hub_token
         if self.hub_model_id is None:
             self.init_hf_repo(token=token, private=private)
+        self._check_records()
         self.save_model(_internal_call=True)  # on all processes, as in transformers
         if not self.is_world_process_zero():
             return None
@@ -110,6 +113,17 @@ class PublishingMixin:
             raise push_again(failed, self.args.output_dir, self.hub_model_id, revision) from None
         arguments = (staging, self.hub_model_id, commit_message or "End of training", token, revision)
         return self._upload(*arguments) if blocking else self._in_background(self._upload, *arguments)
+
+    def _check_records(self):
+        """Raises PushError where the output folder's records are of a training of other weights."""
+        folder, trained = Path(self.args.output_dir), self.state.global_step > 0
+        if trained or not (folder / RECORD_FILE).is_file():
+            return
+        if not holds_weights(folder, self.accelerator.unwrap_model(self.model)):
+            raise PushError(
+                f"Nothing was pushed to {self.hub_model_id}: {folder} holds the records of a training, and this model "
+                "is not the one it gave: train, choose another output_dir, or use model.push_to_hub."
+            )
 
     def _upload(self, staging: TemporaryDirectory, repo_id: str, message: str, token, revision) -> CommitInfo:
         with staging:

@@ -3,14 +3,13 @@
 import json
 import logging
 import os
-import re
 import shlex
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, constants, get_token
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, constants, get_token
 from huggingface_hub.errors import (
     HfHubHTTPError,
     HFValidationError,
@@ -20,13 +19,16 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from .card import CARD_FILE
+from .record import TOKEN
+from .remote import has_card_of_a_person, outdated_on_hub
+
 
 logger = logging.getLogger(__name__)
 
 TRIES = 4
 FIRST_WAIT = 1.0  # seconds; doubles from try to try
 TRANSIENT = (408, 429, 500, 502, 503, 504)
-TOKEN = re.compile(r"\b(?:hf|api_org)_\w{8,}")
 # What huggingface_hub raises: its own errors and its HTTP client's, hf_xet's and LFS' (RuntimeError), bad answers'.
 HUB_ERRORS = (HTTPError, OSError, RuntimeError, ValueError)
 Result = TypeVar("Result")
@@ -45,7 +47,7 @@ def prepare_repository(
     Args:
         repo_id (`str`): `user/name`, or a name of one's own.
         token (`str`, *optional*): with the right to write; defaults to the one that this machine is logged in with.
-        private (`bool`, *optional*): whether a new repository is private; without effect on one that exists.
+        private (`bool`, *optional*): whether a new repository is private; with True, one that is public is refused.
         revision (`str`, *optional*): a branch, made if need be; defaults to "main".
 
     Returns:
@@ -70,9 +72,16 @@ def prepare_repository(
             f"token that may write, from {constants.ENDPOINT}/settings/tokens."
         )
     try:
-        return _patiently(prepare, token)
+        full_name = _patiently(prepare, token)
+        is_public = private and not api.model_info(full_name, token=token).private
     except HUB_ERRORS as error:
         raise PushError(f"Nothing can be pushed to {repo_id}: {_reason(error, token)}") from None
+    if is_public:
+        raise PushError(
+            f"{full_name} exists and is public, but private was asked for: make it private in its settings, or choose "
+            "another name."
+        )
+    return full_name
 
 
 def upload(
@@ -85,9 +94,10 @@ def upload(
     commit_description: str | None = None,
 ) -> CommitInfo:
     """
-    Sends all files of a staged folder as one commit. huggingface_hub tries each large file again by itself; the rest
-    is tried again here, up to TRIES times: what arrived before is not sent again, and a commit whose answer got lost
-    is found and not repeated.
+    Sends all files of a staged folder as one commit, which also removes what [`outdated_on_hub`] names. A card that a
+    person wrote or changed on the Hub is kept, with a warning. huggingface_hub tries each large file again by itself;
+    the rest is tried again here, up to TRIES times: what arrived before is not sent again, and a commit whose answer
+    got lost is found and not repeated.
 
     Args:
         staging (`str` or `Path`): a folder from [`stage`].
@@ -105,8 +115,13 @@ def upload(
 
     def commit() -> CommitInfo:
         _make_branch(api, repo_id, token, revision)
+        sent = files
+        if has_card_of_a_person(repo_id, staging, token, revision):
+            logger.warning("The card of %s was written or changed there, and is kept: edit it there.", repo_id)
+            sent = [path for path in files if path != staging / CARD_FILE]
         # New operations for each try, so that huggingface_hub looks again at what is there.
-        operations = [CommitOperationAdd(path.relative_to(staging).as_posix(), path) for path in files]
+        operations = [CommitOperationAdd(path.relative_to(staging).as_posix(), path) for path in sent]
+        operations += [CommitOperationDelete(path) for path in outdated_on_hub(api, repo_id, staging, token, revision)]
         return api.create_commit(
             repo_id,
             operations,
@@ -123,11 +138,13 @@ def upload(
         raise PushError(f"Pushing to {repo_id} failed: {_reason(error, token)}") from None
 
 
-def push_again(error: PushError, folder: str | Path, repo_id: str, revision: str | None = None) -> PushError:
-    """The error of a push from an output folder, plus where everything is and how to send it again."""
+def push_again(
+    error: PushError, folder: str | Path, repo_id: str, revision: str | None = None, *flags: str
+) -> PushError:
+    """The error of a push from an output folder, plus where everything is and how to send it again, with `flags`."""
     command = ["python", "scripts/push.py", "--model", str(folder), "--repo_id", repo_id]
     command += [] if revision is None else ["--revision", revision]
-    return PushError(f"{error} Everything is still in {folder}; push it again with: {shlex.join(command)}")
+    return PushError(f"{error} Everything is still in {folder}; push it again with: {shlex.join([*command, *flags])}")
 
 
 def scrub(text: str, token: str | None = None) -> str:
@@ -203,7 +220,6 @@ def _refusal(error: HfHubHTTPError, told: str, token: str | None) -> str:
 
 
 def _token_source(token: str | None) -> str:
-
     if token is not None:
         return "the token given (hub_token)"
     if os.environ.get("HF_TOKEN") or os.environ.get("HUGGING_FACE_HUB_TOKEN"):

@@ -1,0 +1,87 @@
+"""What a repository of the Hub holds of an earlier model."""
+
+import hashlib
+import json
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from huggingface_hub import HfApi, ModelCard, hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
+from transformers.utils import SAFE_WEIGHTS_NAME
+
+from .card import CARD_FILE, is_as_rendered
+from .card_records import EVALUATION_KEYS
+from .repository import PATTERNS, RECORDS
+
+
+def has_weights(api: HfApi, repo_id: str, staging: Path, token: str | None, revision: str | None) -> bool:
+    """
+    Whether the repository's weights are those of a staged folder, byte by byte.
+
+    Args:
+        api (`HfApi`): to ask with.
+        repo_id (`str`): `user/name`.
+        staging (`Path`): with `model.safetensors`.
+        token (`str`, *optional*): of an account that may read.
+        revision (`str`, *optional*): a branch; defaults to "main".
+    """
+    found = api.get_paths_info(repo_id, [SAFE_WEIGHTS_NAME], revision=revision, token=token)
+    content = (staging / SAFE_WEIGHTS_NAME).read_bytes()
+    if not found:
+        return False
+    if found[0].lfs is not None:
+        return found[0].lfs.sha256 == hashlib.sha256(content).hexdigest()
+    return found[0].blob_id == hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+def has_card_of_a_person(repo_id: str, staging: Path, token: str | None, revision: str | None) -> bool:
+    """
+    Whether the repository's card, which a staged one would replace, has text that no program of ours or transformers'
+    wrote: not as rendered here, and with a licence, which transformers' generic card lacks.
+
+    Args:
+        repo_id, staging, token, revision: as for [`has_weights`].
+    """
+    if not (staging / CARD_FILE).exists():
+        return False
+    try:
+        path = hf_hub_download(repo_id, CARD_FILE, revision=revision, token=token)
+    except EntryNotFoundError:
+        return False
+    content = Path(path).read_text(encoding="utf-8", errors="replace")
+    card = ModelCard(content, ignore_metadata_errors=True)
+    # A repository made on the website has a card of metadata alone.
+    is_own = is_as_rendered(content) or content == (staging / CARD_FILE).read_text(encoding="utf-8")
+    return bool(card.data.license and card.text.strip()) and not is_own
+
+
+def outdated_on_hub(api: HfApi, repo_id: str, staging: Path, token: str | None, revision: str | None) -> list[str]:
+    """
+    Files that an earlier push sent with other weights, and that a new one does not replace: its records, evaluations,
+    figures and ONNX files would be taken for the new model's. Files of the user, and checkpoints, are not among them.
+
+    Args:
+        api, repo_id, staging, token, revision: as for [`has_weights`].
+
+    Returns:
+        `list[str]`: paths in the repository; the history keeps them.
+    """
+    if has_weights(api, repo_id, staging, token, revision):
+        return []
+    there = api.list_repo_files(repo_id, revision=revision, token=token)
+    gone = [path for path in there if not (staging / path).exists()]
+    records = [path for path in gone if path in RECORDS or any(fnmatchcase(path, pattern) for pattern in PATTERNS)]
+    others = [path for path in gone if path.endswith(".json") and "/" not in path and path not in records]
+    return records + [path for path in others if _is_evaluation(repo_id, path, token, revision)]
+
+
+def _is_evaluation(repo_id: str, path: str, token: str | None, revision: str | None) -> bool:
+    file = hf_hub_download(repo_id, path, revision=revision, token=token)
+    try:
+        content = json.loads(Path(file).read_text(encoding="utf-8"))
+    except ValueError:
+        return False  # a file of the user's
+    return isinstance(content, dict) and content.keys() >= EVALUATION_KEYS
+
+
+__all__ = ["has_weights", "outdated_on_hub"]
