@@ -71,6 +71,7 @@ def test_public_command():
     given = ["/home/jane/train.py", f"--hub_token={SECRET}", "--data_dir=/home/jane/data", "--push_to_hub"]
     assert public_command(given) == "python train.py --data_dir=data --push_to_hub"
     assert public_command(["t.py", "--hub_token", "--seed", "3"]) == "python t.py --seed 3"
+    assert public_command(["t.py", "--hub_tok", "secret", "--seed", "3"]) == "python t.py --seed 3"  # cut short
 
 
 def test_arguments_are_those_that_differ(tmp_path):
