@@ -1,5 +1,6 @@
 """A folder with made-up records of a training run, every number different, and how its card is read and checked."""
 
+import copy
 import json
 import re
 from pathlib import Path
@@ -12,6 +13,60 @@ from allspark_hf.publishing.card import is_as_rendered
 
 
 CLASSES = ["sky", "road", "sign symbol"]
+RUN = {
+    "format": 1,
+    "command": "python scripts/train.py r.yaml --data_dir street --seed 3",
+    "recipe": "r.yaml",
+    "arguments": {"data_dir": "street", "crop_size": [64, 96], "lr_scheduler_kwargs": {"power": 0.5}},
+    "settings": {
+        "method": "allspark",
+        "per_device_train_batch_size": 2,
+        "per_device_unlabeled_batch_size": 4,
+        "optim": "sgd",
+        "learning_rate": 0.00125,
+        "head_learning_rate_multiplier": 7.0,
+        "weight_decay": 0.03,
+        "lr_scheduler_type": "polynomial",
+        "lr_scheduler_kwargs": {"power": 0.5},
+        "warmup_steps": 11,
+        "max_grad_norm": 1.5,
+        "labeled_loss": "ohem",
+        "unlabeled_loss_weight": 0.25,
+        "unlabeled_warmup_epochs": 13,
+        "memory_warmup_epochs": 17,
+        "eval_mode": "whole",
+        "seed": 19,
+        "count_absent_classes": False,
+        "load_best_model_at_end": False,
+        "eval_scales": None,
+    },
+    "model": {"base_weights": "none", "started_from": "none", "parameters": 7_654_321},
+    "data": {
+        "source": "street",
+        "on_hub": False,
+        "layout": "folder",
+        "hidden_masks": 23,
+        "files_left_out": 29,
+        "selection": {"labeled_count": 31, "split_seed": 37},
+        "labeled": 31,
+        "unlabeled": 1234,
+        "unlabeled_stream": False,
+        "unlabeled_used": True,
+        "validation": 41,
+        "classes": 3,
+    },
+    "training": {
+        "steps": 4321,
+        "epochs": 43.0,
+        "seconds": 3723.4,
+        "resumed": False,
+        "labeled_images_per_update": 6,
+    },
+    "git": {"commit": "0123456789abcdef", "uncommitted_changes": True},
+    "versions": {"python": "3.11.7", "allspark_hf": "0.1.0", "torch": "2.13.0"},
+    "machine": {"cpu": "A CPU", "cores": 47, "memory_gib": 53.5, "gpus": ["H 200", "H 200"], "processes": 2}
+    | {"threads_per_process": 59},
+}
 
 
 def write(folder: Path, name: str, content: dict):
@@ -26,60 +81,7 @@ def config_of(names: list[str], **fields) -> dict:
 
 
 def run_of(**sections) -> dict:
-    run = {
-        "format": 1,
-        "command": "python scripts/train.py r.yaml --data_dir street --seed 3",
-        "recipe": "r.yaml",
-        "arguments": {"data_dir": "street", "crop_size": [64, 96], "lr_scheduler_kwargs": {"power": 0.5}},
-        "settings": {
-            "method": "allspark",
-            "per_device_train_batch_size": 2,
-            "per_device_unlabeled_batch_size": 4,
-            "optim": "sgd",
-            "learning_rate": 0.00125,
-            "head_learning_rate_multiplier": 7.0,
-            "weight_decay": 0.03,
-            "lr_scheduler_type": "polynomial",
-            "lr_scheduler_kwargs": {"power": 0.5},
-            "warmup_steps": 11,
-            "max_grad_norm": 1.5,
-            "labeled_loss": "ohem",
-            "unlabeled_loss_weight": 0.25,
-            "unlabeled_warmup_epochs": 13,
-            "memory_warmup_epochs": 17,
-            "eval_mode": "whole",
-            "seed": 19,
-            "count_absent_classes": False,
-            "load_best_model_at_end": False,
-            "eval_scales": None,
-        },
-        "model": {"base_weights": "none", "started_from": "none", "parameters": 7_654_321},
-        "data": {
-            "source": "street",
-            "on_hub": False,
-            "layout": "folder",
-            "hidden_masks": 23,
-            "files_left_out": 29,
-            "selection": {"labeled_count": 31, "split_seed": 37},
-            "labeled": 31,
-            "unlabeled": 1234,
-            "unlabeled_stream": False,
-            "unlabeled_used": True,
-            "validation": 41,
-            "classes": 3,
-        },
-        "training": {
-            "steps": 4321,
-            "epochs": 43.0,
-            "seconds": 3723.4,
-            "resumed": False,
-            "labeled_images_per_update": 6,
-        },
-        "git": {"commit": "0123456789abcdef", "uncommitted_changes": True},
-        "versions": {"python": "3.11.7", "allspark_hf": "0.1.0", "torch": "2.13.0"},
-        "machine": {"cpu": "A CPU", "cores": 47, "memory_gib": 53.5, "gpus": ["H 200", "H 200"], "processes": 2},
-    }
-    run["machine"]["threads_per_process"] = 59
+    run = copy.deepcopy(RUN)
     for name, changes in sections.items():
         run[name] = {**run[name], **changes} if isinstance(changes, dict) else changes
     return run

@@ -1,7 +1,6 @@
 """`pipeline("image-segmentation")`: label names and masks at the image's own size, with and without this package."""
 
 import json
-import logging
 
 import datasets
 import numpy as np
@@ -9,11 +8,9 @@ import pytest
 import torch
 from conftest import TINY, tiny_model
 from PIL import Image
-from test_auto_classes import needs_auto_image_processor
-from test_loading import Collect
+from test_auto_classes import needs_auto_image_processor, nothing_is_warned_of  # noqa: F401
 from transformers import SegformerConfig, SegformerForSemanticSegmentation, pipeline
 from transformers.pipelines.pt_utils import KeyDataset
-from transformers.utils import logging as transformers_logging
 from without_package import run_without_package
 
 from allspark_hf import SegformerForSemiSupervisedSegmentation
@@ -23,17 +20,6 @@ from allspark_hf.inference import load_trained, make_image_processor, predict_ma
 pytestmark = needs_auto_image_processor
 SIZES = ((71, 57), (53, 95), (60, 60))  # (height, width)
 NAMES = {0: "road", 1: "traffic sign", 2: "sky"}
-
-
-@pytest.fixture(autouse=True)
-def nothing_is_warned_of():
-    """No test here may make transformers log a warning, which it repeats even if an earlier test had it once."""
-    transformers_logging.warning_once.cache_clear()
-    handler, logger = Collect(), logging.getLogger("transformers")
-    logger.addHandler(handler)
-    yield
-    logger.removeHandler(handler)
-    assert not handler.messages
 
 
 def pictures() -> list[Image.Image]:
