@@ -3,12 +3,15 @@
 import argparse
 import dataclasses
 import json
+import os
 import sys
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 
+import torch
 import yaml
+from accelerate import Accelerator
 from transformers import HfArgumentParser
 
 from .configuration_allspark import MIT_SIZES, AllSparkConfig
@@ -218,10 +221,34 @@ def class_fields(report: CheckReport) -> dict:
     return fields
 
 
+def leave(accelerator: Accelerator, failure: str | None = None):
+    """
+    Ends a script whose work is done, the last thing that it calls.
+
+    Processes on CPUs wait for each other and then end at once: gloo's threads outlive the interpreter, and now and
+    then abort a process that has done its work.
+
+    Args:
+        accelerator (`Accelerator`): of the Trainer.
+        failure (`str`, *optional*): a sentence for the error output; the exit code is then 1.
+    """
+    if accelerator.num_processes > 1 and torch.distributed.get_backend() == "gloo":
+        accelerator.wait_for_everyone()
+        if failure:
+            print(failure, file=sys.stderr)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1 if failure else 0)
+    accelerator.end_training()
+    if failure:
+        sys.exit(failure)
+
+
 __all__ = [
     "ModelArguments",
     "check_source",
     "class_fields",
+    "leave",
     "load_model",
     "parse_arguments",
     "read_recipe",

@@ -124,7 +124,7 @@ def results(trainer, arguments, data_arguments, seconds: float) -> dict:
 def main():
     import tempfile
 
-    from allspark_hf.cli import parse_arguments
+    from allspark_hf.cli import leave, parse_arguments
     from allspark_hf.data import DataArguments
     from allspark_hf.evaluation import OtherProcessError
     from allspark_hf.evaluation_args import EvaluationArguments
@@ -134,19 +134,18 @@ def main():
             arguments, *others = parse_arguments((ScriptArguments, EvaluationArguments, DataArguments))
             trainer = build_trainer(arguments, *others, unused_dir)
             metrics = trainer.evaluate()
-            trainer.accelerator.end_training()  # gloo's threads may abort a process that ends before them
         except (OSError, ValueError) as error:
             sys.exit(f"{type(error).__name__}: {error}")
         except OtherProcessError as error:
             sys.exit(str(error))
-    if not trainer.args.should_save:
-        return
-    print(f"{trainer.evaluation.num_images} images, percent")
-    print(table(trainer.evaluation))
-    print(f"{metrics['eval_samples_per_second']:.1f} images per second")
-    if arguments.output_file:
-        content = results(trainer, arguments, others[1], metrics["eval_runtime"])
-        Path(arguments.output_file).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    if trainer.args.should_save:
+        print(f"{trainer.evaluation.num_images} images, percent")
+        print(table(trainer.evaluation))
+        print(f"{metrics['eval_samples_per_second']:.1f} images per second")
+        if arguments.output_file:
+            content = results(trainer, arguments, others[1], metrics["eval_runtime"])
+            Path(arguments.output_file).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    leave(trainer.accelerator)
 
 
 if __name__ == "__main__":

@@ -117,6 +117,8 @@ def push(trainer) -> str | None:
 def main():
     from huggingface_hub.errors import StrictDataclassError
 
+    from allspark_hf.cli import leave
+
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     for name in ("httpx", "httpx2"):  # which tell of every request, with signed addresses
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -135,9 +137,7 @@ def main():
     trainer.save_metrics("eval", metrics)
     trainer.save_state()  # whose log now has this evaluation
     failure = push(trainer) if trainer.args.push_to_hub else None
-    trainer.accelerator.end_training()  # gloo's threads may abort a process that ends before them
-    if failure:
-        sys.exit(failure)
+    leave(trainer.accelerator, failure)
 
 
 if __name__ == "__main__":

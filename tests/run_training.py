@@ -14,6 +14,7 @@ from conftest import NO_DROPOUT, make_dataset, tiny_model
 from transformers import TrainerCallback
 
 from allspark_hf import AllSparkConfig, AllSparkTrainer, AllSparkTrainingArguments
+from allspark_hf.cli import leave
 from allspark_hf.data import StreamReader
 from allspark_hf.inference import make_image_processor
 
@@ -120,7 +121,7 @@ def main(settings: dict):
         trainer.train(resume_from_checkpoint=resume)
         outcome |= result_of(trainer)
     torch.save(outcome, f"{result}.{trainer.args.process_index}")
-    trainer.accelerator.end_training()  # gloo's threads may abort an interpreter that ends before them
+    leave(trainer.accelerator)
 
 
 if __name__ == "__main__":
