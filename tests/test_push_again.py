@@ -139,3 +139,14 @@ def test_an_export_is_on_the_card(output_folder):  # noqa: F811
     assert "differ from PyTorch's by 3.1e-06 at most" in card and "PyTorch 50.00 %, int8 43.21 %" in card
     (output_folder / "onnx" / "export.json").write_text(json.dumps(export | {"cost": None}))
     assert "What the 8-bit file costs was not measured." in write_model_card(output_folder).read_text()
+
+
+def test_shards_take_the_place_of_whole_weights(hub, output_folder):  # noqa: F811
+    publish_folder(output_folder, "tester/roads")
+    model = tiny_model(seed=1)
+    model.push_to_hub("tester/roads", max_shard_size="60KB")
+    files = hub.files("tester/roads")
+    assert "model.safetensors.index.json" in files and "model.safetensors" not in files
+    model.push_to_hub("tester/roads")
+    files = hub.files("tester/roads")
+    assert "model.safetensors" in files and not any("-of-" in path or "index" in path for path in files)

@@ -7,11 +7,15 @@ from pathlib import Path
 
 from huggingface_hub import HfApi, ModelCard, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
-from transformers.utils import SAFE_WEIGHTS_NAME
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from .card import CARD_FILE, is_as_rendered
 from .card_records import EVALUATION_KEYS
 from .repository import PATTERNS, RECORDS
+
+
+# Whole weights beside new shards, or the other way round, would be loaded in their stead.
+OWN = (*PATTERNS, SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, "model-*-of-*.safetensors")
 
 
 def has_weights(api: HfApi, repo_id: str, staging: Path, token: str | None, revision: str | None) -> bool:
@@ -26,9 +30,9 @@ def has_weights(api: HfApi, repo_id: str, staging: Path, token: str | None, revi
         revision (`str`, *optional*): a branch; defaults to "main".
     """
     found = api.get_paths_info(repo_id, [SAFE_WEIGHTS_NAME], revision=revision, token=token)
+    if not found or not (staging / SAFE_WEIGHTS_NAME).is_file():
+        return False  # also where one of them is in shards
     content = (staging / SAFE_WEIGHTS_NAME).read_bytes()
-    if not found:
-        return False
     if found[0].lfs is not None:
         return found[0].lfs.sha256 == hashlib.sha256(content).hexdigest()
     return found[0].blob_id == hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
@@ -58,7 +62,8 @@ def has_card_of_a_person(repo_id: str, staging: Path, token: str | None, revisio
 def outdated_on_hub(api: HfApi, repo_id: str, staging: Path, token: str | None, revision: str | None) -> list[str]:
     """
     Files that an earlier push sent with other weights, and that a new one does not replace: its records, evaluations,
-    figures and ONNX files would be taken for the new model's. Files of the user, and checkpoints, are not among them.
+    figures, ONNX files and weights in other pieces would be taken for the new model's. Files of the user, and
+    checkpoints, are not among them.
 
     Args:
         api, repo_id, staging, token, revision: as for [`has_weights`].
@@ -70,7 +75,7 @@ def outdated_on_hub(api: HfApi, repo_id: str, staging: Path, token: str | None, 
         return []
     there = api.list_repo_files(repo_id, revision=revision, token=token)
     gone = [path for path in there if not (staging / path).exists()]
-    records = [path for path in gone if path in RECORDS or any(fnmatchcase(path, pattern) for pattern in PATTERNS)]
+    records = [path for path in gone if path in RECORDS or any(fnmatchcase(path, pattern) for pattern in OWN)]
     others = [path for path in gone if path.endswith(".json") and "/" not in path and path not in records]
     return records + [path for path in others if _is_evaluation(repo_id, path, token, revision)]
 
@@ -84,4 +89,4 @@ def _is_evaluation(repo_id: str, path: str, token: str | None, revision: str | N
     return isinstance(content, dict) and content.keys() >= EVALUATION_KEYS
 
 
-__all__ = ["has_weights", "outdated_on_hub"]
+__all__ = ["has_card_of_a_person", "has_weights", "outdated_on_hub"]
