@@ -15,8 +15,8 @@ from typing import TextIO
 import psutil
 import yaml
 
+from .checkpoints import last_complete_checkpoint
 from .cli import read_recipe, recipe_arguments
-from .trainer import last_complete_checkpoint
 
 
 STUDY_KEYS = ("title", "recipe", "arguments", "rows", "columns", "seeds", "seed_arguments", "column_title")

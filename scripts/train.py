@@ -20,7 +20,7 @@ from pathlib import Path
 
 def checkpoint_to_resume(args) -> str | None:
     """The checkpoint asked for; without one, an output folder that holds another run's is refused."""
-    from allspark_hf.trainer import last_complete_checkpoint
+    from allspark_hf.checkpoints import last_complete_checkpoint
 
     asked, last = args.resume_from_checkpoint, last_complete_checkpoint(args.output_dir)
     if str(asked).lower() == "true":

@@ -16,8 +16,8 @@ from allspark_hf import (
     AllSparkTrainingArguments,
     SegformerForSemiSupervisedSegmentation,
 )
+from allspark_hf.checkpoints import last_complete_checkpoint
 from allspark_hf.inference import SegformerImageProcessorPil, make_image_processor
-from allspark_hf.trainer import last_complete_checkpoint
 
 
 PLAIN = AllSparkConfig.plain_segformer_switches()
