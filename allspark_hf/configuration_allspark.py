@@ -60,6 +60,10 @@ class AllSparkConfig(SegformerConfig):
             paper's Eq. 4.
         grouping_source (`str`, *optional*, defaults to `"logits"`):
             What the class maps are: `"logits"` as in the authors' code, `"probabilities"` as in the paper.
+        share_memory (`bool`, *optional*, defaults to `True`):
+            In training on several processes, let labeled images attend to the unlabeled ones of all processes: one
+            memory, the same everywhere, takes their channels in order of the processes. Off: every process has a
+            memory of its own. (In the authors' code, what stays in the memory is the first process's.)
         mix_images_in_eval (`bool`, *optional*, defaults to `False`):
             In eval mode, let every image attend to all images of its batch, as the authors' code does. Meant for
             comparisons only: predictions then depend on the batch.
@@ -88,6 +92,7 @@ class AllSparkConfig(SegformerConfig):
     use_grouping: bool = True
     grouping_similarity: Literal["cosine", "instance_norm"] = "cosine"
     grouping_source: Literal["logits", "probabilities"] = "logits"
+    share_memory: bool = True
     mix_images_in_eval: bool = False
 
     @classmethod

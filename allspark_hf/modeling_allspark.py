@@ -6,10 +6,13 @@ CVPR 2024. The bottleneck works on any feature map; only the model at the end of
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import torch
-from torch import nn
+from torch import distributed, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 from transformers import SegformerModel, SegformerPreTrainedModel
 from transformers import initialization as init
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
@@ -25,6 +28,8 @@ from .configuration_allspark import AllSparkConfig
 BOTTLENECK_NORM_EPS = 1e-6
 INSTANCE_NORM_EPS = 1e-5
 COSINE_EPS = 1e-12
+TILE_ELEMENTS = 2**22  # of an attention map: about so many exist at a time in training
+TOKEN_ALIGNMENT = 8  # CUDA's kernels are fast, and fused, for multiples of it
 
 
 @dataclass
@@ -39,10 +44,42 @@ class SemiSupervisedSegmenterOutput(SemanticSegmenterOutput):
     unlabeled_logits: torch.Tensor | None = None
 
 
-def instance_normalized_softmax(scores: torch.Tensor) -> torch.Tensor:
-    """softmax(IN(scores)) over the last axis; scores are float (batch, maps, queries, keys), each map normalised."""
-    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))  # variance of a whole map needs float32
-    return F.instance_norm(scores, eps=INSTANCE_NORM_EPS).softmax(dim=-1)
+def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def moments(channels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean (..., 1, tokens) and covariance (..., tokens, tokens) of (..., channels, tokens), at least float32."""
+    with torch.autocast(channels.device.type, enabled=False):
+        channels = at_least_float32(channels)
+        mean = channels.mean(dim=-2, keepdim=True)
+        centred = channels - mean
+        return mean, centred.mT @ centred / channels.shape[-2]
+
+
+def pool_moments(parts: list[tuple], sizes: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """[`moments`] of all channels from those of parts, of the given relative sizes."""
+    shares = [size / sum(sizes) for size in sizes]
+    mean = sum(share * part_mean for share, (part_mean, _) in zip(shares, parts, strict=True))
+    spread = [covariance + (part_mean - mean).mT * (part_mean - mean) for part_mean, covariance in parts]
+    return mean, sum(share * covariance for share, covariance in zip(shares, spread, strict=True))
+
+
+def normalize_query(query: torch.Tensor, key_moments: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    """
+    The query with which softmax(query @ key.mT) becomes softmax(IN(query @ key.mT)), IN over each whole map: softmax
+    does not see what is subtracted from a row of it, so only the normalisation's scale counts.
+
+    With q = mean + q' and k alike, the map's variance is that of q'k', plus that of q' mean_k, plus that of mean_q k':
+    it follows from the [`moments`] without the map, and as these are squares, nothing cancels.
+    """
+    query_mean, query_covariance = moments(query)
+    key_mean, key_covariance = key_moments
+    with torch.autocast(query.device.type, enabled=False):
+        variance = (query_covariance * key_covariance).sum(dim=(-2, -1), keepdim=True)
+        variance = variance + key_mean @ query_covariance @ key_mean.mT
+        variance = (variance + query_mean @ key_covariance @ query_mean.mT).clamp(min=0)
+        return (query * (variance + INSTANCE_NORM_EPS).rsqrt()).to(query.dtype)
 
 
 def resize_tokens(tokens: torch.Tensor, grid: tuple[int, int], new_grid: tuple[int, int]) -> torch.Tensor:
@@ -79,6 +116,28 @@ def group_channels(
         class_maps = F.normalize(class_maps, dim=2, eps=COSINE_EPS)
     # Eq. 4 would instance-normalise this map next, which is increasing and cannot change the argmax either.
     return (class_maps @ tokens.to(dtype)).argmax(dim=1)
+
+
+class _GatherImages(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, images):
+        gathered = images.new_empty(distributed.get_world_size() * images.shape[0], *images.shape[1:])
+        distributed.all_gather_into_tensor(gathered, images.contiguous())
+        return gathered
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        grad = grad.contiguous()
+        distributed.all_reduce(grad)  # every process's loss depends on these images
+        return grad.chunk(distributed.get_world_size())[distributed.get_rank()]
+
+
+def gather_images(images: torch.Tensor) -> torch.Tensor:
+    """(batch, ...) of every process -> (processes * batch, ...) in order of their ranks, with gradient."""
+    if not distributed.is_available() or not distributed.is_initialized() or distributed.get_world_size() == 1:
+        return images
+    return _GatherImages.apply(images)
 
 
 class SemanticMemory(nn.Module):
@@ -120,15 +179,17 @@ class SemanticMemory(nn.Module):
         incoming = tokens.transpose(1, 2).flatten(0, 1).to(self.channels.dtype)  # (batch * channels, tokens)
         slots = slots.flatten()
         member = slots[:, None] == torch.arange(num_slots, device=slots.device)  # (batch * channels, num_slots)
-        totals = member.sum(dim=0)
         inside = member.any(dim=1)
         slots = slots.where(inside, 0)
         # Each channel's place in the queue of its own slot, counted from 0.
         rank = member.cumsum(dim=0).gather(1, slots[:, None]).squeeze(1) - 1
-        survives = inside & (rank >= totals[slots] - slot_size)  # the rest would be overwritten by this very call
-        place = (self.num_enqueued[slots] + rank) % slot_size
-        self.channels[slots[survives], place[survives]] = incoming[survives]
-        self.num_enqueued += totals
+        rows = (slots * slot_size + (self.num_enqueued[slots] + rank) % slot_size).where(inside, 0)
+        # More channels than a slot holds meet in one row, where the last one stays; what is skipped changes nothing.
+        order = torch.arange(len(slots), device=slots.device).where(inside, -1)
+        last = order.new_full((num_slots * slot_size,), -1).scatter_reduce(0, rows, order, "amax")[rows]
+        content = self.channels.flatten(0, 1)
+        content[rows] = incoming[last.clamp(min=0)].where((last >= 0)[:, None], content[rows])
+        self.num_enqueued += member.sum(dim=0)
 
     def sources(self, num_channels: int) -> torch.Tensor:
         """
@@ -147,7 +208,11 @@ class ChannelProjection(nn.Linear):
 
 
 class ChannelAttention(nn.Module):
-    """Projections that the two channel-wise attentions share: C channels to C * heads, and back."""
+    """
+    dropout(softmax(IN(query @ key.mT))) @ value without the map, and what comes before and after: C channels are
+    projected to C * heads, and back. A softmax does not see what is subtracted from a row of it, so of the instance
+    normalisation only the scale counts, and that goes into the query. `project` says what the heads are.
+    """
 
     def __init__(self, num_channels: int, num_heads: int, dropout: float):
         super().__init__()
@@ -156,39 +221,92 @@ class ChannelAttention(nn.Module):
         self.k_proj = ChannelProjection(num_channels, num_channels * num_heads, bias=False)
         self.v_proj = ChannelProjection(num_channels, num_channels * num_heads, bias=False)
         self.o_proj = ChannelProjection(num_channels * num_heads, num_channels, bias=False)
-        self.attention_dropout = nn.Dropout(dropout)
-        self.output_dropout = nn.Dropout(dropout)
+        self.dropout = nn.Dropout(dropout)
+
+    def project(self, proj: ChannelProjection, sources: torch.Tensor) -> torch.Tensor:
+        """float (batch, sources, tokens, channels) -> (batch, maps, queries or keys, tokens)."""
+        raise NotImplementedError
+
+    def attend(self, tokens: torch.Tensor, sources: torch.Tensor) -> torch.Tensor:
+        """
+        float (batch, tokens, channels) and (batch or 1, sources, tokens, channels) -> (batch, maps, queries, tokens).
+        """
+        num_tokens = tokens.shape[1]
+        if tokens.is_cuda and num_tokens % TOKEN_ALIGNMENT:
+            padding = (0, 0, 0, -num_tokens % TOKEN_ALIGNMENT)  # zeros, which no product sees
+            tokens, sources = F.pad(tokens, padding), F.pad(sources, padding)
+        query = self.project(self.q_proj, tokens.unsqueeze(1))
+        attend = self._attend_by_tiles if self.training else self._attend_fused
+        return attend(query, sources)[..., :num_tokens]
+
+    def _attend_fused(self, query, sources):
+        """For inference: torch's kernel, which has dropout on some devices only, and holds all keys and values."""
+        key, value = (self.project(proj, sources).contiguous() for proj in (self.k_proj, self.v_proj))
+        query = normalize_query(query, moments(key)).contiguous()
+        if len(key) != len(query):
+            key, value = key.expand(len(query), -1, -1, -1), value.expand(len(query), -1, -1, -1)
+        return F.scaled_dot_product_attention(query, key, value, scale=1.0)
+
+    def _attend_by_tiles(self, query, sources):
+        """
+        For training: some sources at a time, of which nothing is kept. Their keys, values and part of the map are
+        computed again for the gradient, so that these take no memory however many sources there are.
+        """
+        images, elements = len(query), query[..., 0].numel() * self.num_heads * sources.shape[-1]
+        tiles = sources.split(max(1, TILE_ELEMENTS // elements), dim=1)
+        recomputed = partial(checkpoint, use_reentrant=False, preserve_rng_state=self.dropout.p > 0)
+        parts = [recomputed(self._key_moments, tile) for tile in tiles]
+        query = normalize_query(query, pool_moments(parts, [tile.shape[1] for tile in tiles]))
+        shared = len(sources) != images
+        if shared:  # the queries of all images make one map with the keys, which are not repeated
+            query = query.transpose(0, 1).flatten(1, 2).unsqueeze(0)
+        maximum = torch.full_like(at_least_float32(query[..., :1]), -torch.inf)
+        context = total = 0
+        for tile in tiles:
+            part, part_total, higher = recomputed(self._attend_tile, query, tile, maximum)
+            shrink = (maximum - higher).exp()
+            context, total, maximum = context * shrink + part, total * shrink + part_total, higher
+        context = (context / total).to(query.dtype)
+        return context.squeeze(0).unflatten(1, (images, -1)).transpose(0, 1) if shared else context
+
+    def _key_moments(self, tile):
+        return moments(self.project(self.k_proj, tile))
+
+    def _attend_tile(self, query, tile, maximum):
+        """Sums of weighted values and of weights, both relative to the highest score so far, which comes third."""
+        key, value = (self.project(proj, tile) for proj in (self.k_proj, self.v_proj))
+        scores = at_least_float32(query @ key.mT)
+        maximum = torch.maximum(maximum, scores.detach().amax(dim=-1, keepdim=True))
+        weights = (scores - maximum).exp()
+        part = self.dropout(weights).to(value.dtype) @ value
+        return at_least_float32(part), weights.sum(dim=-1, keepdim=True), maximum
 
 
 class ChannelSelfAttention(ChannelAttention):
     """Attention among the channels of one image, head by head (paper, Eq. 1): the unlabeled branch."""
 
+    def project(self, proj, sources):
+        # (batch, 1, tokens, heads * channels) -> (batch, heads, channels, tokens)
+        return proj(sources).squeeze(1).unflatten(2, (self.num_heads, -1)).permute(0, 2, 3, 1)
+
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """float (batch, tokens, channels) -> the same shape; every image by itself."""
-        # (batch, tokens, heads * channels) -> (batch, heads, channels, tokens)
-        query, key, value = (
-            proj(tokens).unflatten(2, (self.num_heads, -1)).permute(0, 2, 3, 1)
-            for proj in (self.q_proj, self.k_proj, self.v_proj)
-        )
-        weights = instance_normalized_softmax(query @ key.transpose(2, 3)).to(value.dtype)
-        context = self.attention_dropout(weights) @ value
+        context = self.attend(tokens, tokens.unsqueeze(1))
         # (batch, heads, channels, tokens) -> (batch, tokens, channels * heads), the head index varying fastest
-        context = context.permute(0, 3, 2, 1).flatten(2)
-        return self.output_dropout(self.o_proj(context))
+        return self.dropout(self.o_proj(context.permute(0, 3, 2, 1).flatten(2)))
 
 
 class ChannelCrossAttention(ChannelAttention):
     """Attention from an image's channels to those of several sources (paper, Eq. 2): the labeled branch."""
 
+    def project(self, proj, sources):
+        # (batch, sources, tokens, channels * heads) -> (batch, 1, sources * channels * heads, tokens): the heads are
+        # not split here, there is one map per image.
+        return proj(sources).transpose(2, 3).flatten(1, 2).unsqueeze(1)
+
     def forward(self, tokens: torch.Tensor, sources: torch.Tensor) -> torch.Tensor:
         """float (batch, tokens, channels) and (batch or 1, sources, tokens, channels) -> the first one's shape."""
-        query = self.q_proj(tokens)
-        # (batch or 1, sources, tokens, channels * heads) -> (batch or 1, tokens, sources * channels * heads)
-        key, value = (proj(sources).transpose(1, 2).flatten(2) for proj in (self.k_proj, self.v_proj))
-        # The heads are not split here: one map (channels * heads, sources * channels * heads) per image.
-        weights = instance_normalized_softmax((query.transpose(1, 2) @ key).unsqueeze(1)).squeeze(1).to(value.dtype)
-        context = self.attention_dropout(weights) @ value.transpose(1, 2)
-        return self.output_dropout(self.o_proj(context.transpose(1, 2)))
+        return self.dropout(self.o_proj(self.attend(tokens, sources).squeeze(1).transpose(1, 2)))
 
 
 class AllSparkBottleneck(nn.Module):
@@ -249,10 +367,12 @@ class AllSparkBottleneck(nn.Module):
 
     def _unlabeled_sources(self, unlabeled, grid, unlabeled_logits, read_memory) -> torch.Tensor:
         """What labeled images attend to, (1, sources, tokens, channels). Writes the memory before it is read."""
+        slots = self._choose_slots(unlabeled, grid, unlabeled_logits)
+        if self.config.share_memory:
+            unlabeled, slots = gather_images(unlabeled), gather_images(slots)
         if self.memory is None:
             return unlabeled.unsqueeze(0)
         memory_grid = self.config.token_grid
-        slots = self._choose_slots(unlabeled, grid, unlabeled_logits)
         self.memory.enqueue(resize_tokens(unlabeled.detach(), grid, memory_grid), slots)
         if not read_memory:
             return unlabeled.unsqueeze(0)
