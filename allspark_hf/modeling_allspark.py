@@ -20,7 +20,7 @@ from transformers.core_model_loading import WeightRenaming
 from transformers.modeling_outputs import SemanticSegmenterOutput
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
 from transformers.models.segformer.modeling_segformer import SegformerDecodeHead
-from transformers.utils.generic import can_return_tuple
+from transformers.utils.generic import can_return_tuple, maybe_autocast
 
 from .configuration_allspark import AllSparkConfig
 
@@ -50,7 +50,7 @@ def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
 
 def moments(channels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean (..., 1, tokens) and covariance (..., tokens, tokens) of (..., channels, tokens), at least float32."""
-    with torch.autocast(channels.device.type, enabled=False):
+    with maybe_autocast(channels.device.type, enabled=False):
         channels = at_least_float32(channels)
         mean = channels.mean(dim=-2, keepdim=True)
         centred = channels - mean
@@ -75,7 +75,7 @@ def normalize_query(query: torch.Tensor, key_moments: tuple[torch.Tensor, torch.
     """
     query_mean, query_covariance = moments(query)
     key_mean, key_covariance = key_moments
-    with torch.autocast(query.device.type, enabled=False):
+    with maybe_autocast(query.device.type, enabled=False):
         variance = (query_covariance * key_covariance).sum(dim=(-2, -1), keepdim=True)
         variance = variance + key_mean @ query_covariance @ key_mean.mT
         variance = (variance + query_mean @ key_covariance @ query_mean.mT).clamp(min=0)

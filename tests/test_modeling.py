@@ -8,11 +8,10 @@ import warnings
 import pytest
 import torch
 from conftest import NO_DROPOUT, TINY, tiny_config, tiny_model
-from oracle import instance_norm, resize
+from oracle import resize
 from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
 from allspark_hf import AllSparkConfig, SegformerForSemiSupervisedSegmentation
-from allspark_hf.modeling_allspark import instance_normalized_softmax
 
 
 PLAIN = AllSparkConfig.plain_segformer_switches()
@@ -293,15 +292,6 @@ def test_bfloat16_autocast_is_close(read_memory):
     assert difference(model.bottleneck.memory.channels, memory) < 0.1
     for name, grad in half.items():
         assert difference(grad, full[name]) < 0.1 * max(full[name].norm().item(), 0.05), name
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_softmax_of_low_precision_scores_is_computed_in_float32(dtype):
-    scores = (20 * torch.randn(2, 3, 24, 200, generator=torch.Generator().manual_seed(0))).to(dtype)
-    weights = instance_normalized_softmax(scores)
-    assert weights.dtype == torch.float32
-    exact = torch.stack([torch.stack([instance_norm(plane).softmax(1) for plane in maps]) for maps in scores.double()])
-    assert difference(weights, exact) <= 1e-7
 
 
 def test_sdpa_equals_eager():
