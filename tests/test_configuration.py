@@ -38,6 +38,7 @@ OTHER_VALUES = {
     "grouping_similarity": "instance_norm",
     "grouping_source": "probabilities",
     "mix_images_in_eval": True,
+    "share_memory": False,
     "use_grouping": False,
     "use_memory": False,
     "use_cross_attention": False,
