@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, TrainerCallback
 
 
 MEMORY_PREFIX = "bottleneck.memory."
+UNLABELED_PREFIX = "bottleneck.unlabeled_attention."
 
 
 class DistributedMixin:
@@ -46,11 +47,13 @@ class DistributedMixin:
         model = self._bare_model()
         # Up to 100 MB a step, and wrong for a local memory; torch.compile puts the prefix before the names.
         names = [name for name, _ in model.named_buffers() if name.startswith(MEMORY_PREFIX)]
+        if not self.method.uses_unlabeled:  # DDP would wait for gradients that never come
+            names += [name for name, _ in model.named_parameters() if name.startswith(UNLABELED_PREFIX)]
         model._ddp_params_and_buffers_to_ignore = [*names, *(f"_orig_mod.{name}" for name in names)]
+        self._share(model.parameters())  # FSDP, say, has each process keep a part of its own
         if self.is_fsdp_enabled:
             # accelerate asks for them to shard them apart, and SegFormer's answer is an exception.
             model.get_input_embeddings = lambda: None
-            self._share(model.parameters())  # of which each process then keeps its own part
 
     def _start(self, checkpoint: str | None):
         """Once the model is wrapped and a checkpoint loaded: makes the processes equal where they should be."""

@@ -9,7 +9,6 @@ Prints a table; --output_file FILE also writes settings, numbers and the confusi
 
 import json
 import platform
-import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
