@@ -188,7 +188,7 @@ def plain_model(model: PreTrainedModel) -> PreTrainedModel:
     """A model of the class that FSDP2 wrapped, without weights, which says no less about what is saved."""
     plain_class = next(one for one in type(model).__mro__ if not issubclass(one, FSDPModule))
     with torch.device("meta"):
-        plain = plain_class(model.config)
+        plain = plain_class(model.config).to(model.dtype)
     plain._keys_to_ignore_on_save = model._keys_to_ignore_on_save
     return plain
 

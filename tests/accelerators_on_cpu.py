@@ -4,6 +4,9 @@ import torch
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
 
+import allspark_hf.trainer
+from allspark_hf.distributed import synchronize_batchnorm
+
 
 def allow_fsdp():
     """FSDP on gloo: accelerate leaves it out on CPUs, although torch has it there."""
@@ -21,6 +24,9 @@ def allow_fsdp():
 
 def allow_sync_batchnorm():
     """torch's SyncBatchNorm with its own communication; of its five CUDA kernels these are plain versions."""
+    allspark_hf.trainer.synchronize_batchnorm = lambda model, world_size, device: synchronize_batchnorm(
+        model, world_size, torch.device("cuda")
+    )
     torch._C._get_privateuse1_backend_name = lambda: "cpu"
     torch.batch_norm_stats = batch_norm_stats
     torch.batch_norm_gather_stats_with_counts = gather_stats

@@ -10,6 +10,7 @@ import sys
 
 import numpy as np
 import torch
+from accelerators_on_cpu import allow_sync_batchnorm
 from conftest import NO_DROPOUT, make_dataset, tiny_model
 from transformers import TrainerCallback
 
@@ -108,14 +109,15 @@ def record_reading() -> list[tuple[int, int]]:
 
 
 def result_of(trainer: AllSparkTrainer) -> dict:
-    """Losses of every step, the pseudo-labels' health of every epoch, and all weights and buffers."""
+    """Losses of every step, the pseudo-labels' health of every epoch, all evaluations, weights and buffers."""
     losses = [
         {name: entry[name] for name in ("loss", "loss_x", "loss_u") if name in entry}
         for entry in trainer.state.log_history
         if "loss_x" in entry
     ]
     health = [entry for entry in trainer.state.log_history if "pseudo_mean_iou" in entry]
-    return {"losses": losses, "health": health, "state": full_state(trainer)}
+    evaluations = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
+    return {"losses": losses, "health": health, "evaluations": evaluations, "state": full_state(trainer)}
 
 
 def full_state(trainer: AllSparkTrainer) -> dict[str, torch.Tensor]:
@@ -126,6 +128,8 @@ def full_state(trainer: AllSparkTrainer) -> dict[str, torch.Tensor]:
 def build_trainer(settings: dict) -> AllSparkTrainer:
     """`exact` takes [`exact_model`], `switches` are fields of the model, `own_weights` differ between processes."""
     exact, switches = settings.pop("exact", False), settings.pop("switches", {})
+    if settings.get("sync_batchnorm"):
+        allow_sync_batchnorm()
     if settings.pop("own_weights", False):
         switches["seed"] = int(os.environ["RANK"]) + 7
     model = exact_model(settings["method"], **switches) if exact else tiny_model(**switches)
@@ -158,8 +162,12 @@ def run(settings: dict) -> AllSparkTrainer:
     return trainer
 
 
-if __name__ == "__main__":
-    settings = json.loads(sys.argv[1])
+def run_all(settings: dict | list[dict]):
+    """One after the other; then the process ends."""
     for one in settings if isinstance(settings, list) else [settings]:
         trainer = run(one)
     leave(trainer.accelerator)
+
+
+if __name__ == "__main__":
+    run_all(json.loads(sys.argv[1]))
