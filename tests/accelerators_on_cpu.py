@@ -27,6 +27,7 @@ def allow_sync_batchnorm():
     allspark_hf.trainer.synchronize_batchnorm = lambda model, world_size, device: synchronize_batchnorm(
         model, world_size, torch.device("cuda")
     )
+    torch.nn.parallel.DistributedDataParallel._passing_sync_batchnorm_handle = lambda self, module: None  # a check
     torch._C._get_privateuse1_backend_name = lambda: "cpu"
     torch.batch_norm_stats = batch_norm_stats
     torch.batch_norm_gather_stats_with_counts = gather_stats

@@ -10,7 +10,10 @@ import pytest
 import torch
 from conftest import tiny_model
 from run_training import build_trainer, make_trainer, result_of
+from safetensors.torch import load_file, save_file
 from transformers import Trainer
+
+from allspark_hf.distributed import saved_memories
 
 
 SCRIPT = Path(__file__).with_name("run_training.py")
@@ -193,6 +196,28 @@ def test_resumed_processes_end_with_the_same_bits(folder, ranks, memory):
         assert resumed["losses"] == whole["losses"] and len(whole["losses"]) == 9
         assert not whole["health"] or resumed["health"] == whole["health"]  # the first process keeps it
         assert differing(whole["state"], resumed["state"]) == []
+
+
+def test_a_checkpoint_with_other_memories_is_refused(tmp_path):
+    """Local memories of one process; those of two, by their file's word."""
+
+    def trainer(**kwargs):
+        return make_trainer(tiny_model(), output_dir=str(tmp_path), max_steps=1, save_strategy="steps", **kwargs)
+
+    trainer(save_steps=1).train()
+    checkpoint = tmp_path / "checkpoint-1"
+    with pytest.raises(ValueError, match="holds one memory for all processes, but local_memory=True gives each its"):
+        trainer(local_memory=True).train(resume_from_checkpoint=str(checkpoint))
+    local = trainer(save_steps=1, local_memory=True)
+    local.train()
+    assert saved_memories(checkpoint) == 1
+    kept = load_file(checkpoint / "memory_0.safetensors")
+    assert torch.equal(kept["channels"], local.model.bottleneck.memory.channels)
+    with pytest.raises(ValueError, match="holds a memory of its own for each of 1 processes, but this run has one fo"):
+        trainer().train(resume_from_checkpoint=str(checkpoint))
+    save_file(kept, checkpoint / "memory_0.safetensors", metadata={"processes": "2"})
+    with pytest.raises(ValueError, match="holds the memories of 2 processes, but this run has 1: start 2, or begin a"):
+        trainer(local_memory=True).train(resume_from_checkpoint=str(checkpoint))
 
 
 @pytest.mark.parametrize("mode", ["whole", "sliding_window"])

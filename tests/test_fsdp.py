@@ -69,7 +69,10 @@ def test_a_checkpoint_loads_as_a_model_without_fsdp(folder, saved):
     config = json.loads((checkpoint / "config.json").read_text())
     assert config["architectures"] == ["SegformerForSemiSupervisedSegmentation"]
     assert config["auto_map"]["AutoModel"] == "modeling_allspark.SegformerForSemiSupervisedSegmentation"
-    assert sorted(path.name for path in checkpoint.glob("*.py")) == ["configuration_allspark.py", "modeling_allspark.py"]
+    assert sorted(path.name for path in checkpoint.glob("*.py")) == [
+        "configuration_allspark.py",
+        "modeling_allspark.py",
+    ]
     loaded = SegformerForSemiSupervisedSegmentation.from_pretrained(checkpoint).state_dict()
     for name, value in saved["allspark"]["state"].items():
         assert torch.equal(loaded[name], value), name
