@@ -166,7 +166,7 @@ class _StartCallback(TrainerCallback):
 @contextmanager
 def gathered(model: nn.Module, plugin: FullyShardedDataParallelPlugin | None) -> Iterator[None]:
     """
-    All weights on every process inside: with FSDP's shards, processes could only predict as many batches as the others.
+    All weights on every process inside, so that each may predict by itself: shards need all processes at each batch.
 
     Args:
         model (`nn.Module`): the model, possibly wrapped by FSDP2.

@@ -28,12 +28,22 @@ def allow_sync_batchnorm():
         model, world_size, torch.device("cuda")
     )
     torch.nn.parallel.DistributedDataParallel._passing_sync_batchnorm_handle = lambda self, module: None  # a check
-    torch._C._get_privateuse1_backend_name = lambda: "cpu"
+    torch.nn.SyncBatchNorm.forward = forward_on_cpu
     torch.batch_norm_stats = batch_norm_stats
     torch.batch_norm_gather_stats_with_counts = gather_stats
     torch.batch_norm_elemt = normalize
     torch.batch_norm_backward_reduce = backward_reduce
     torch.batch_norm_backward_elemt = backward
+
+
+def forward_on_cpu(self, features, forward=torch.nn.SyncBatchNorm.forward):
+    """It takes tensors of GPUs, and of what device this function names; autocast asks it too."""
+    name = torch._C._get_privateuse1_backend_name
+    torch._C._get_privateuse1_backend_name = lambda: "cpu"
+    try:
+        return forward(self, features)
+    finally:
+        torch._C._get_privateuse1_backend_name = name
 
 
 def per_channel(values: torch.Tensor) -> torch.Tensor:

@@ -2,7 +2,6 @@
 
 import os
 from argparse import Namespace
-from pathlib import Path
 from types import SimpleNamespace
 
 import accelerate.utils.launch as launching
