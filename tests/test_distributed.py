@@ -201,14 +201,15 @@ def test_resumed_processes_end_with_the_same_bits(folder, ranks, memory):
 def test_a_checkpoint_with_other_memories_is_refused(tmp_path):
     """Local memories of one process; those of two, by their file's word."""
 
-    def trainer(**kwargs):
-        return make_trainer(tiny_model(), output_dir=str(tmp_path), max_steps=1, save_strategy="steps", **kwargs)
+    def trainer(max_steps=2, **kwargs):
+        settings = {"output_dir": str(tmp_path), "save_strategy": "steps", "save_steps": 1}
+        return make_trainer(tiny_model(), max_steps=max_steps, **settings, **kwargs)
 
-    trainer(save_steps=1).train()
+    trainer(max_steps=1).train()
     checkpoint = tmp_path / "checkpoint-1"
     with pytest.raises(ValueError, match="holds one memory for all processes, but local_memory=True gives each its"):
         trainer(local_memory=True).train(resume_from_checkpoint=str(checkpoint))
-    local = trainer(save_steps=1, local_memory=True)
+    local = trainer(max_steps=1, local_memory=True)
     local.train()
     assert saved_memories(checkpoint) == 1
     kept = load_file(checkpoint / "memory_0.safetensors")
