@@ -13,6 +13,8 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel, TrainerCallback
 
+from .checkpoints import last_complete_checkpoint
+
 
 MEMORY_PREFIX = "bottleneck.memory."
 UNLABELED_PREFIX = "bottleneck.unlabeled_attention."
@@ -20,8 +22,8 @@ UNLABELED_PREFIX = "bottleneck.unlabeled_attention."
 
 class DistributedMixin:
     """
-    Overrides how [`~transformers.Trainer`] starts, saves and resumes on several processes; to be named before it among
-    the base classes.
+    Overrides how [`~transformers.Trainer`] starts, saves and resumes on several processes; to be named before it and
+    [`CheckpointMixin`] among the base classes.
 
     All processes start from the first one's weights and buffers, and each step and each evaluation from its BatchNorm
     statistics, with which the model is saved. A shared memory stays the same everywhere without being sent, because
@@ -30,13 +32,16 @@ class DistributedMixin:
 
     _statistics: tuple[torch.Tensor, ...] = ()
 
-    def train(self, resume_from_checkpoint: str | None = None, **kwargs):
-        """As in transformers; `resume_from_checkpoint` is a folder."""
-        if resume_from_checkpoint:
-            self.check_saved_memory(resume_from_checkpoint)
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
+        """As [`CheckpointMixin.train`]."""
+        checkpoint = resume_from_checkpoint or None
+        if checkpoint is True:
+            checkpoint = last_complete_checkpoint(self.args.output_dir)
+        if checkpoint is not None:
+            self.check_saved_memory(checkpoint)
         if self.args.world_size > 1:
             self._prepare_to_wrap()
-        callback = _StartCallback(self, resume_from_checkpoint)
+        callback = _StartCallback(self, checkpoint)
         self.add_callback(callback)
         try:
             return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
@@ -189,7 +194,6 @@ def plain_model(model: PreTrainedModel) -> PreTrainedModel:
     plain_class = next(one for one in type(model).__mro__ if not issubclass(one, FSDPModule))
     with torch.device("meta"):
         plain = plain_class(model.config).to(model.dtype)
-    plain._keys_to_ignore_on_save = model._keys_to_ignore_on_save
     return plain
 
 

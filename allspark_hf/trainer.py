@@ -34,7 +34,7 @@ class _EpochCallback(TrainerCallback):
         self.sampler.set_epoch(int(state.epoch or 0))
 
 
-class AllSparkTrainer(CheckpointMixin, DistributedMixin, PublishingMixin, Trainer):
+class AllSparkTrainer(DistributedMixin, CheckpointMixin, PublishingMixin, Trainer):
     """
     Trains [`SegformerForSemiSupervisedSegmentation`] on a labeled and an unlabeled dataset.
 
