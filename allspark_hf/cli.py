@@ -253,7 +253,8 @@ def fail(failure: str):
 
 
 def _on_gloo() -> bool:
-    return torch.distributed.is_initialized() and torch.distributed.get_backend() == "gloo"
+    distributed = torch.distributed
+    return distributed.is_available() and distributed.is_initialized() and distributed.get_backend() == "gloo"
 
 
 def _leave_at_once(failure: str | None):

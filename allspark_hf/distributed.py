@@ -10,10 +10,15 @@ from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, pa
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
-from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel, TrainerCallback
 
 from .checkpoints import last_complete_checkpoint
+
+
+try:
+    from torch.distributed.fsdp import FSDPModule
+except ImportError:  # before torch 2.6, where accelerate refuses FSDP2
+    FSDPModule = ()
 
 
 MEMORY_PREFIX = "bottleneck.memory."
@@ -55,6 +60,8 @@ class DistributedMixin:
         if not self.method.uses_unlabeled:  # DDP would wait for gradients that never come
             names += [name for name, _ in model.named_parameters() if name.startswith(UNLABELED_PREFIX)]
         model._ddp_params_and_buffers_to_ignore = [*names, *(f"_orig_mod.{name}" for name in names)]
+        if isinstance(model, FSDPModule):  # trained before
+            return
         self._share(model.parameters())  # FSDP, say, has each process keep a part of its own
         if self.is_fsdp_enabled:
             # accelerate asks for them to shard them apart, and SegFormer's answer is an exception.

@@ -177,6 +177,12 @@ class AllSparkTrainingArguments(TrainingArguments, EvaluationArguments):
     label_names: list[str] | None = field(
         default_factory=lambda: ["labels"], metadata={"help": "Names of the label tensors in a batch."}
     )
+    ddp_find_unused_parameters: bool | None = field(
+        default=False, metadata={"help": "Look for parameters that a step does not use; no method has any."}
+    )
+    ddp_broadcast_buffers: bool | None = field(
+        default=False, metadata={"help": "Let DDP send buffers at each forward pass; the Trainer sends what it needs."}
+    )
     remove_unused_columns: bool | None = field(
         default=False, metadata={"help": "Must stay False: images are transformed when they are read."}
     )
