@@ -54,8 +54,7 @@ class AllSparkTrainingArguments(TrainingArguments, EvaluationArguments):
     `num_train_epochs` 80, `per_device_train_batch_size` 2, `per_device_eval_batch_size` 1, `eval_strategy` and
     `save_strategy` `"epoch"`, `save_total_limit` 2, `metric_for_best_model` `"mean_iou"`, `logging_steps` 10,
     `report_to` `"tensorboard"`, `label_names` `["labels"]`, `remove_unused_columns` `False`,
-    `ddp_find_unused_parameters` `False` (every method uses every parameter in every step), `ddp_broadcast_buffers`
-    `False` ([`DistributedMixin`] shares those that should be, and at the right time).
+    `ddp_find_unused_parameters` `False`.
 
     Raises:
         ValueError: if a value is out of range, or a setting does not fit mixed batches.
@@ -180,9 +179,6 @@ class AllSparkTrainingArguments(TrainingArguments, EvaluationArguments):
     ddp_find_unused_parameters: bool | None = field(
         default=False, metadata={"help": "Look for parameters that a step does not use; no method has any."}
     )
-    ddp_broadcast_buffers: bool | None = field(
-        default=False, metadata={"help": "Let DDP send buffers at each forward pass; the Trainer sends what it needs."}
-    )
     remove_unused_columns: bool | None = field(
         default=False, metadata={"help": "Must stay False: images are transformed when they are read."}
     )
@@ -190,9 +186,7 @@ class AllSparkTrainingArguments(TrainingArguments, EvaluationArguments):
     def __post_init__(self):
         if self.lr_scheduler_type == "polynomial" and self.lr_scheduler_kwargs is None:
             self.lr_scheduler_kwargs = {"power": 0.9, "lr_end": 0.0}
-        for name in ("ddp_find_unused_parameters", "ddp_broadcast_buffers"):
-            if getattr(self, name) is None:
-                setattr(self, name, False)
+        self.ddp_find_unused_parameters = bool(self.ddp_find_unused_parameters)
         super().__post_init__()
         EvaluationArguments.__post_init__(self)  # TrainingArguments' own does not pass on
         if self.per_device_unlabeled_batch_size is None:

@@ -186,6 +186,6 @@ def test_local_memory_is_a_setting_of_the_model(tmp_path):
 
 
 @pytest.mark.parametrize(("given", "expected"), [(None, False), (False, False), (True, True)])
-def test_ddp_defaults(given, expected):
-    args = arguments(ddp_find_unused_parameters=given, ddp_broadcast_buffers=given)
-    assert args.ddp_find_unused_parameters is expected and args.ddp_broadcast_buffers is expected
+def test_unused_parameters_are_looked_for_if_asked(given, expected):
+    assert arguments(ddp_find_unused_parameters=given).ddp_find_unused_parameters is expected
+    assert arguments().ddp_find_unused_parameters is False
