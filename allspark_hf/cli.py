@@ -232,22 +232,44 @@ def leave(accelerator: Accelerator, failure: str | None = None):
         accelerator (`Accelerator`): of the Trainer.
         failure (`str`, *optional*): a sentence for the error output; the exit code is then 1.
     """
-    if accelerator.num_processes > 1 and torch.distributed.get_backend() == "gloo":
+    if _on_gloo():
         accelerator.wait_for_everyone()
-        if failure:
-            print(failure, file=sys.stderr)
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(1 if failure else 0)
+        _leave_at_once(failure)
     accelerator.end_training()
     if failure:
         sys.exit(failure)
+
+
+def fail(failure: str):
+    """
+    Ends a script that cannot go on, without waiting for other processes, which may not have failed.
+
+    Args:
+        failure (`str`): a sentence for the error output; the exit code is 1.
+    """
+    if _on_gloo():
+        _leave_at_once(failure)
+    sys.exit(failure)
+
+
+def _on_gloo() -> bool:
+    distributed = torch.distributed
+    return distributed.is_available() and distributed.is_initialized() and distributed.get_backend() == "gloo"
+
+
+def _leave_at_once(failure: str | None):
+    if failure:
+        print(failure, file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1 if failure else 0)
 
 
 __all__ = [
     "ModelArguments",
     "check_source",
     "class_fields",
+    "fail",
     "leave",
     "load_model",
     "parse_arguments",

@@ -12,6 +12,7 @@ from transformers.training_args import OptimizerNames
 from .checkpoints import CheckpointMixin
 from .data.mixed import MixedBatchCollator, MixedBatchSampler, MixedDataset
 from .data.streaming import StreamReader, whole_steps
+from .distributed import DistributedMixin, check_sharding, synchronize_batchnorm
 from .evaluation import Evaluation, EvaluationDataset, failing_together
 from .methods import METHODS, MixedBatch, PixelCounts
 from .metrics import metric_name
@@ -33,7 +34,7 @@ class _EpochCallback(TrainerCallback):
         self.sampler.set_epoch(int(state.epoch or 0))
 
 
-class AllSparkTrainer(CheckpointMixin, PublishingMixin, Trainer):
+class AllSparkTrainer(DistributedMixin, CheckpointMixin, PublishingMixin, Trainer):
     """
     Trains [`SegformerForSemiSupervisedSegmentation`] on a labeled and an unlabeled dataset.
 
@@ -80,6 +81,10 @@ class AllSparkTrainer(CheckpointMixin, PublishingMixin, Trainer):
         self.method = METHODS[args.method](args, model.config.semantic_loss_ignore_index)
         self.long_side = long_side_of(processing_class)
         check_evaluation(model.config, args, processing_class)
+        if args.sync_batchnorm:
+            synchronize_batchnorm(model, args.world_size, args.device)
+        if args.local_memory:
+            model.config.share_memory = False
         super().__init__(
             model=model,
             args=args,
@@ -88,6 +93,7 @@ class AllSparkTrainer(CheckpointMixin, PublishingMixin, Trainer):
             eval_dataset=eval_dataset,
             **kwargs,
         )
+        check_sharding(self.accelerator)
         self.evaluation: Evaluation | None = None
         self.run_source: dict = {}
         model.config.base_weights = base_weights_of(model.config)

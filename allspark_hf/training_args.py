@@ -1,5 +1,6 @@
 """Arguments of [`AllSparkTrainer`]."""
 
+import os
 from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
@@ -39,6 +40,12 @@ class AllSparkTrainingArguments(TrainingArguments, EvaluationArguments):
         unlabeled_images_per_epoch (`int`, *optional*): what an epoch is if the unlabeled images are a stream; needed
             then, and rounded up to whole steps.
         shuffle_buffer_size (`int`, *optional*, defaults to 1000): images a stream is shuffled within; 0 is its order.
+        sync_batchnorm (`bool`, *optional*, defaults to `False`):
+            the decode head's BatchNorm counts the batches of all processes as one, as in the paper; GPUs only, and
+            without effect on one process.
+        local_memory (`bool`, *optional*, defaults to `False`):
+            each process has a memory of its own, of its own unlabeled images (`config.share_memory=False`), instead of
+            one memory of those of all processes.
         image_column_name (`str`, *optional*, defaults to `"image"`): of the datasets.
         label_column_name (`str`, *optional*, defaults to `"label"`): of the datasets.
 
@@ -46,7 +53,8 @@ class AllSparkTrainingArguments(TrainingArguments, EvaluationArguments):
     `weight_decay` 1e-4, `lr_scheduler_type` `"polynomial"` with power 0.9 and end 0, `max_grad_norm` 0 (off),
     `num_train_epochs` 80, `per_device_train_batch_size` 2, `per_device_eval_batch_size` 1, `eval_strategy` and
     `save_strategy` `"epoch"`, `save_total_limit` 2, `metric_for_best_model` `"mean_iou"`, `logging_steps` 10,
-    `report_to` `"tensorboard"`, `label_names` `["labels"]`, `remove_unused_columns` `False`.
+    `report_to` `"tensorboard"`, `label_names` `["labels"]`, `remove_unused_columns` `False`,
+    `ddp_find_unused_parameters` `False`.
 
     Raises:
         ValueError: if a value is out of range, or a setting does not fit mixed batches.
@@ -129,6 +137,14 @@ class AllSparkTrainingArguments(TrainingArguments, EvaluationArguments):
             "worker; 0 or 1 keeps the stream's order."
         },
     )
+    sync_batchnorm: bool = field(
+        default=False,
+        metadata={"help": "Synchronise the decode head's BatchNorm over processes, as in the paper. GPUs only."},
+    )
+    local_memory: bool = field(
+        default=False,
+        metadata={"help": "Give each process a memory of its own, instead of one with the channels of all."},
+    )
     image_column_name: str = field(default="image", metadata={"help": "Column of the datasets that holds the image."})
     label_column_name: str = field(default="label", metadata={"help": "Column of the datasets that holds the mask."})
 
@@ -160,6 +176,9 @@ class AllSparkTrainingArguments(TrainingArguments, EvaluationArguments):
     label_names: list[str] | None = field(
         default_factory=lambda: ["labels"], metadata={"help": "Names of the label tensors in a batch."}
     )
+    ddp_find_unused_parameters: bool | None = field(
+        default=False, metadata={"help": "Look for parameters that a step does not use; no method has any."}
+    )
     remove_unused_columns: bool | None = field(
         default=False, metadata={"help": "Must stay False: images are transformed when they are read."}
     )
@@ -167,6 +186,7 @@ class AllSparkTrainingArguments(TrainingArguments, EvaluationArguments):
     def __post_init__(self):
         if self.lr_scheduler_type == "polynomial" and self.lr_scheduler_kwargs is None:
             self.lr_scheduler_kwargs = {"power": 0.9, "lr_end": 0.0}
+        self.ddp_find_unused_parameters = bool(self.ddp_find_unused_parameters)
         super().__post_init__()
         EvaluationArguments.__post_init__(self)  # TrainingArguments' own does not pass on
         if self.per_device_unlabeled_batch_size is None:
@@ -174,6 +194,7 @@ class AllSparkTrainingArguments(TrainingArguments, EvaluationArguments):
         self._check_choices()
         self._check_ranges()
         self._check_batches()
+        self._check_processes()
         if self.total_train_batch_size is not None:
             self._set_accumulation()
 
@@ -224,6 +245,14 @@ class AllSparkTrainingArguments(TrainingArguments, EvaluationArguments):
         if self.unlabeled_images_per_epoch is not None and self.unlabeled_images_per_epoch < 1:
             raise ValueError(
                 f"unlabeled_images_per_epoch={self.unlabeled_images_per_epoch}: set at least 1 image, or leave it out."
+            )
+
+    def _check_processes(self):
+        started = int(os.environ.get("WORLD_SIZE", 1)) if "LOCAL_RANK" in os.environ else 1
+        if started > 1 and self.world_size == 1:
+            raise ValueError(
+                f"{started} processes were started, but without a GPU each would train by itself: set use_cpu=True to "
+                "let them train together on CPUs."
             )
 
     def _check_batches(self):

@@ -9,7 +9,6 @@ Prints a table; --output_file FILE also writes settings, numbers and the confusi
 
 import json
 import platform
-import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -124,20 +123,23 @@ def results(trainer, arguments, data_arguments, seconds: float) -> dict:
 def main():
     import tempfile
 
-    from allspark_hf.cli import leave, parse_arguments
+    from allspark_hf.cli import fail, leave, parse_arguments
     from allspark_hf.data import DataArguments
     from allspark_hf.evaluation import OtherProcessError
     from allspark_hf.evaluation_args import EvaluationArguments
 
+    failure = None
     with tempfile.TemporaryDirectory() as unused_dir:
         try:
             arguments, *others = parse_arguments((ScriptArguments, EvaluationArguments, DataArguments))
             trainer = build_trainer(arguments, *others, unused_dir)
             metrics = trainer.evaluate()
         except (OSError, ValueError) as error:
-            sys.exit(f"{type(error).__name__}: {error}")
+            failure = f"{type(error).__name__}: {error}"
         except OtherProcessError as error:
-            sys.exit(str(error))
+            failure = str(error)
+    if failure:  # only now that the folder is gone
+        fail(failure)
     if trainer.args.should_save:
         print(f"{trainer.evaluation.num_images} images, percent")
         print(table(trainer.evaluation))

@@ -97,6 +97,8 @@ def build_trainer():
         unlabeled_dataset=data.unlabeled_stream if streams else data.unlabeled,
         eval_dataset=data.validation,
     )
+    if checkpoint:
+        trainer.check_saved_memory(checkpoint)
     trainer.run_source = run_source(sys.argv, data_arguments, model_arguments, report)
     return trainer, checkpoint
 
@@ -117,7 +119,7 @@ def push(trainer) -> str | None:
 def main():
     from huggingface_hub.errors import StrictDataclassError
 
-    from allspark_hf.cli import leave
+    from allspark_hf.cli import fail, leave
 
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     for name in ("httpx", "httpx2"):  # which tell of every request, with signed addresses
@@ -125,7 +127,7 @@ def main():
     try:
         trainer, checkpoint = build_trainer()
     except (OSError, ValueError, StrictDataclassError) as error:
-        sys.exit(f"{type(error).__name__}: {error}")
+        fail(f"{type(error).__name__}: {error}")
 
     result = trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model(_internal_call=True)  # which does not push: there is nothing yet for the card to report

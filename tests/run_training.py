@@ -1,6 +1,6 @@
 """Trains the tiny model in a process of its own, for tests that kill it or start two of it.
 
-python run_training.py '{"output_dir": ..., "result": ..., ...}'
+python run_training.py '{"output_dir": ..., "result": ..., ...}'    # or a list of several, one after the other
 """
 
 import json
@@ -10,6 +10,7 @@ import sys
 
 import numpy as np
 import torch
+from accelerators_on_cpu import allow_sync_batchnorm
 from conftest import NO_DROPOUT, make_dataset, tiny_model
 from transformers import TrainerCallback
 
@@ -17,6 +18,23 @@ from allspark_hf import AllSparkConfig, AllSparkTrainer, AllSparkTrainingArgumen
 from allspark_hf.cli import leave
 from allspark_hf.data import StreamReader
 from allspark_hf.inference import make_image_processor
+
+
+class StartCallback(TrainerCallback):
+    """Copies of all weights and buffers as the first step finds them, and of how the model is wrapped."""
+
+    def __init__(self, trainer):
+        self.trainer, self.state, self.wrapper = trainer, None, None
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if self.state is None:
+            self.state = {name: value.clone() for name, value in full_state(self.trainer).items()}
+            wrapper = self.trainer.model_wrapped
+            self.wrapper = {
+                "class": type(wrapper).__name__,
+                "find_unused_parameters": getattr(wrapper, "find_unused_parameters", None),
+                "ignored": sorted(getattr(wrapper, "parameters_to_ignore", ())),
+            }
 
 
 class KillCallback(TrainerCallback):
@@ -56,11 +74,12 @@ def make_trainer(model, num_unlabeled=10, stream=False, **kwargs) -> AllSparkTra
     )
 
 
-def exact_model(method: str):
+def exact_model(method: str, batch_norm: bool = False, **kwargs):
     """Float64, no dropout, no batch statistics: what is left must not depend on how the batch is cut."""
     switches = {} if method == "allspark" else AllSparkConfig.plain_segformer_switches()
-    model = tiny_model(**switches, **NO_DROPOUT).double()
-    model.decode_head.batch_norm = torch.nn.Identity()
+    model = tiny_model(**{**switches, **NO_DROPOUT, **kwargs}).double()
+    if not batch_norm:
+        model.decode_head.batch_norm = torch.nn.Identity()
     return model
 
 
@@ -90,24 +109,41 @@ def record_reading() -> list[tuple[int, int]]:
 
 
 def result_of(trainer: AllSparkTrainer) -> dict:
-    """Losses of every step, the pseudo-labels' health of every epoch, and all weights and buffers."""
+    """Losses of every step, the pseudo-labels' health of every epoch, all evaluations, weights and buffers."""
     losses = [
         {name: entry[name] for name in ("loss", "loss_x", "loss_u") if name in entry}
         for entry in trainer.state.log_history
         if "loss_x" in entry
     ]
     health = [entry for entry in trainer.state.log_history if "pseudo_mean_iou" in entry]
-    return {"losses": losses, "health": health, "state": trainer.model.state_dict()}
+    evaluations = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
+    return {"losses": losses, "health": health, "evaluations": evaluations, "state": full_state(trainer)}
 
 
-def main(settings: dict):
-    result, kill_at = settings.pop("result"), settings.pop("kill_at", None)
-    exact, evaluate = settings.pop("exact", False), settings.pop("evaluate", False)
-    resume = settings.pop("resume", None)
-    model = exact_model(settings["method"]) if exact else tiny_model()
+def full_state(trainer: AllSparkTrainer) -> dict[str, torch.Tensor]:
+    """All weights and buffers; under FSDP empty on other processes than the first."""
+    return trainer.accelerator.get_state_dict(trainer.model)
+
+
+def build_trainer(settings: dict) -> AllSparkTrainer:
+    """`exact` takes [`exact_model`], `switches` are fields of the model, `own_weights` differ between processes."""
+    exact, switches = settings.pop("exact", False), settings.pop("switches", {})
+    if settings.get("sync_batchnorm"):
+        allow_sync_batchnorm()
+    if settings.pop("own_weights", False):
+        switches["seed"] = int(os.environ["RANK"]) + 7
+    model = exact_model(settings["method"], **switches) if exact else tiny_model(**switches)
     trainer = make_trainer(model, **settings)
     if exact:
         feed_doubles(trainer)
+    return trainer
+
+
+def run(settings: dict) -> AllSparkTrainer:
+    """One training or evaluation; what came of it is saved to the file that `result` and the process's rank name."""
+    result, kill_at = settings.pop("result"), settings.pop("kill_at", None)
+    evaluate, resume = settings.pop("evaluate", False), settings.pop("resume", None)
+    trainer = build_trainer(settings)
     if kill_at is not None:
         trainer.add_callback(KillCallback(kill_at))
     outcome = {}
@@ -118,11 +154,20 @@ def main(settings: dict):
         outcome["num_images"] = trainer.evaluation.num_images
     else:
         outcome["read"] = record_reading()
+        start = StartCallback(trainer)
+        trainer.add_callback(start)
         trainer.train(resume_from_checkpoint=resume)
-        outcome |= result_of(trainer)
+        outcome |= {"start": start.state, "wrapper": start.wrapper, **result_of(trainer)}
     torch.save(outcome, f"{result}.{trainer.args.process_index}")
+    return trainer
+
+
+def run_all(settings: dict | list[dict]):
+    """One after the other; then the process ends."""
+    for one in settings if isinstance(settings, list) else [settings]:
+        trainer = run(one)
     leave(trainer.accelerator)
 
 
 if __name__ == "__main__":
-    main(json.loads(sys.argv[1]))
+    run_all(json.loads(sys.argv[1]))

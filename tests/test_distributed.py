@@ -1,4 +1,4 @@
-"""Two processes under `accelerate launch` on CPU (gloo)."""
+"""Two processes under `accelerate launch` on CPU (gloo). One launch does everything, since starting takes longest."""
 
 import inspect
 import json
@@ -9,100 +9,225 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import tiny_model
-from run_training import exact_model, feed_doubles, make_trainer, result_of
+from run_training import build_trainer, make_trainer, result_of
+from safetensors.torch import load_file, save_file
 from transformers import Trainer
+
+from allspark_hf.distributed import saved_memories
 
 
 SCRIPT = Path(__file__).with_name("run_training.py")
-LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1", "--mixed_precision", "no"]
-LAUNCH += ["--dynamo_backend", "no", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
+LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0", "--config_file"]
+CONFIG = Path(__file__).resolve().parents[1] / "scripts" / "accelerate" / "ddp_cpu.yaml"
+MEMORY = ["bottleneck.memory.channels", "bottleneck.memory.num_enqueued"]
+
+# transformers 5.17 maps the optimizer's state to "cpu:0", which torch cannot restore; 5.23 does not.
+CPU_RESUME_IS_BROKEN = "map_location = self.args.device if" in inspect.getsource(Trainer._load_optimizer_and_scheduler)
+
+# Where batch statistics and dropout are out of the way, two processes equal one with twice the batch.
+EQUAL = {
+    "supervised": {"method": "supervised", "num_unlabeled": 12, "max_steps": 3},
+    "pseudo_label": {"method": "pseudo_label", "num_unlabeled": 12, "max_steps": 3},
+    # Two steps before the memory is read and two that read it.
+    "allspark": {"method": "allspark", "num_unlabeled": 8, "num_train_epochs": 2, "memory_warmup_epochs": 1},
+}
+EQUAL["sync_batchnorm"] = {**EQUAL["pseudo_label"], "switches": {"batch_norm": True}, "sync_batchnorm": True}
+EQUAL = {name: {**job, "exact": True, "seed": 1} for name, job in EQUAL.items()}
+STREAM = {"method": "pseudo_label", "num_unlabeled": 12, "stream": True, "num_train_epochs": 2, "seed": 1}
+STREAM |= {"unlabeled_images_per_epoch": 11, "shuffle_buffer_size": 5, "exact": True}
+# With all that training has: dropout, batch statistics, a memory that is read. 3 steps an epoch.
+PLAIN = {"method": "allspark", "num_unlabeled": 12, "num_train_epochs": 2, "seed": 2}
+STEPWISE = {**PLAIN, "num_train_epochs": 3, "save_strategy": "steps", "save_steps": 4}
+UNWEIGHTED = {**PLAIN, "max_steps": 3, "unlabeled_warmup_epochs": 9}
+UNWEIGHTED["switches"] = {"use_memory": False, "use_grouping": False}
+EVALUATION = {"method": "allspark", "evaluate": True, "eval_boundary_iou": True}
+JOBS = {
+    **EQUAL,
+    "stream": STREAM,
+    "plain": PLAIN,
+    "checkpointing": {**PLAIN, "gradient_checkpointing": True},
+    "reentrant": {
+        **PLAIN,
+        "gradient_checkpointing": True,
+        "gradient_checkpointing_kwargs": {"use_reentrant": True},
+    },
+    "own_weights": {**PLAIN, "max_steps": 1, "own_weights": True},
+    "own_memory": {**PLAIN, "max_steps": 1, "own_weights": True, "local_memory": True},
+    # Every method with a bottleneck in the model; an unused parameter ends a run in its second step.
+    "bottleneck_supervised": {**PLAIN, "method": "supervised", "max_steps": 3},
+    "bottleneck_pseudo_label": {**UNWEIGHTED, "method": "pseudo_label"},
+    "bottleneck_no_memory": UNWEIGHTED,
+    "find_unused": {**PLAIN, "max_steps": 1, "ddp_find_unused_parameters": True},
+    "whole": {**EVALUATION, "eval_mode": "whole"},
+    "sliding_window": {**EVALUATION, "eval_mode": "sliding_window", "eval_crop_size": [48, 60], "eval_flip": True},
+}
+if not CPU_RESUME_IS_BROKEN:
+    for name, local in (("shared", False), ("local", True)):
+        JOBS[f"{name}_uninterrupted"] = {**STEPWISE, "local_memory": local}
+        # Other weights in each process, all of which must be replaced.
+        JOBS[f"{name}_resumed"] = {**STEPWISE, "local_memory": local, "own_weights": True}
 
 
-def launch(tmp_path, **settings) -> list[dict]:
-    """Runs two processes and returns what each of them saved."""
-    settings = {"output_dir": str(tmp_path / "run"), "result": str(tmp_path / "result"), **settings}
-    done = subprocess.run([*LAUNCH, SCRIPT, json.dumps(settings)], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return [torch.load(tmp_path / f"result.{rank}") for rank in range(2)]
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("two")
 
 
-@pytest.mark.parametrize("method", ["supervised", "pseudo_label"])
-def test_two_processes_equal_one_with_the_doubled_batch(tmp_path, method):
-    """Where batch statistics and the bottleneck's view of its own batch are out of the way."""
-    shared = {"method": method, "num_unlabeled": 12, "max_steps": 3, "seed": 1}
-    ranks = launch(tmp_path, exact=True, per_device_train_batch_size=2, **shared)
-    trainer = make_trainer(
-        exact_model(method), output_dir=str(tmp_path / "one"), per_device_train_batch_size=4, **shared
-    )
-    feed_doubles(trainer)
+@pytest.fixture(scope="module")
+def ranks(folder) -> dict[str, list[dict]]:
+    """What each of the two processes saved of every job."""
+    jobs = []
+    for name, job in JOBS.items():
+        job = {**job, "output_dir": str(folder / name), "result": str(folder / f"{name}.result")}
+        if name.endswith("_resumed"):
+            job["resume"] = str(folder / name.replace("resumed", "uninterrupted") / "checkpoint-4")
+        jobs.append({"per_device_train_batch_size": 2, **job})
+    command = [*LAUNCH, CONFIG, SCRIPT, json.dumps(jobs)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-9000:-2500]
+    return {name: [torch.load(folder / f"{name}.result.{rank}") for rank in range(2)] for name in JOBS}
+
+
+def one_process(folder, name: str) -> dict:
+    """The job in this process, with twice the batch."""
+    job = {setting: value for setting, value in JOBS[name].items() if setting != "sync_batchnorm"}
+    trainer = build_trainer({**job, "output_dir": str(folder / "one"), "per_device_train_batch_size": 4})
     trainer.train()
-    one = result_of(trainer)
-    for step, (losses, expected) in enumerate(zip(ranks[0]["losses"], one["losses"], strict=True)):
+    return result_of(trainer)
+
+
+def differing(first: dict, second: dict) -> list[str]:
+    """Names of weights and buffers that are not the same bits."""
+    assert first.keys() == second.keys()
+    return [name for name, value in first.items() if not torch.equal(value, second[name])]
+
+
+@pytest.mark.parametrize("method", EQUAL)
+def test_two_processes_equal_one_with_the_doubled_batch(folder, ranks, method):
+    one = one_process(folder, method)
+    for step, (losses, expected) in enumerate(zip(ranks[method][0]["losses"], one["losses"], strict=True)):
         assert losses == pytest.approx(expected, rel=1e-5), step
-    assert len(one["health"]) == (method == "pseudo_label")
-    for entry, expected in zip(ranks[0]["health"], one["health"], strict=True):
+    assert len(one["health"]) == {"supervised": 0, "allspark": 2}.get(method, 1)
+    for entry, expected in zip(ranks[method][0]["health"], one["health"], strict=True):
         assert entry == pytest.approx(expected, rel=1e-6)
     for name, value in one["state"].items():
-        for rank in ranks:
+        for rank in ranks[method]:
             assert torch.allclose(rank["state"][name], value, rtol=0, atol=1e-7), name
 
 
-def test_two_processes_share_out_a_stream(tmp_path):
+def test_two_processes_share_out_a_stream(folder, ranks):
     """12 images, 11 an epoch that become 12: every image once an epoch, as one process draws them."""
-    shared = {"method": "pseudo_label", "num_unlabeled": 12, "stream": True, "num_train_epochs": 2, "seed": 1}
-    shared |= {"unlabeled_images_per_epoch": 11, "shuffle_buffer_size": 5}
-    ranks = launch(tmp_path, exact=True, per_device_train_batch_size=2, **shared)
-    read = [rank["read"] for rank in ranks]
+    read = [rank["read"] for rank in ranks["stream"]]
     for epoch in range(2):
         positions, images = zip(*(entry for one in read for entry in one[6 * epoch : 6 * epoch + 6]), strict=True)
         assert sorted(positions) == list(range(12 * epoch, 12 * epoch + 12))
         assert len(set(images)) == 12
     assert [len(one) for one in read] == [12, 12]
-    trainer = make_trainer(
-        exact_model("pseudo_label"), output_dir=str(tmp_path / "one"), per_device_train_batch_size=4, **shared
-    )
-    feed_doubles(trainer)
-    trainer.train()
-    for losses, expected in zip(ranks[0]["losses"], result_of(trainer)["losses"], strict=True):
+    for losses, expected in zip(ranks["stream"][0]["losses"], one_process(folder, "stream")["losses"], strict=True):
         assert losses == pytest.approx(expected, rel=1e-5)
 
 
-def test_allspark_trains_and_stays_in_step(tmp_path):
-    ranks = launch(
-        tmp_path, method="allspark", num_train_epochs=2, per_device_train_batch_size=2, memory_warmup_epochs=1
-    )
-    assert len(ranks[0]["losses"]) == 6  # 5 batches of 2 unlabeled images, evened out over 2 processes, twice
-    for name, value in ranks[0]["state"].items():
-        if not name.startswith("bottleneck.memory.") and "running" not in name:
-            assert torch.equal(value, ranks[1]["state"][name]), name
+def test_allspark_stays_in_step_with_one_memory(ranks):
+    first, second = ranks["plain"]
+    assert len(first["losses"]) == 6
+    assert not [name for name in differing(first["state"], second["state"]) if "running" not in name]
 
 
-# transformers 5.17 maps the optimizer's state to "cpu:0", which torch cannot restore; 5.23 does not.
-CPU_RESUME_IS_BROKEN = "map_location = self.args.device if" in inspect.getsource(Trainer._load_optimizer_and_scheduler)
+@pytest.mark.parametrize("variant", ["checkpointing", "reentrant"])
+def test_gradient_checkpointing_changes_nothing(ranks, variant):
+    """The memory of 6 steps of 2 images with 32 channels, in one process or all, is written once."""
+    for rank, plain in zip(ranks[variant], ranks["plain"], strict=True):
+        assert rank["losses"] == plain["losses"]
+        assert differing(rank["state"], plain["state"]) == []
+        assert rank["state"]["bottleneck.memory.num_enqueued"].sum() in (6 * 2 * 32, 2 * 6 * 2 * 32)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_gradient_checkpointing_in_one_process(tmp_path, reentrant):
+    settings = {**PLAIN, "output_dir": str(tmp_path)}
+    results = []
+    for checkpointing in ({}, {"gradient_checkpointing": True}):
+        if checkpointing:
+            checkpointing["gradient_checkpointing_kwargs"] = {"use_reentrant": reentrant}
+        trainer = make_trainer(tiny_model(), **settings, **checkpointing)
+        trainer.train()
+        assert trainer.model.is_gradient_checkpointing == bool(checkpointing)
+        results.append(result_of(trainer))
+    assert results[0]["losses"] == results[1]["losses"]
+    assert differing(results[0]["state"], results[1]["state"]) == []
+
+
+@pytest.mark.parametrize("name", ["supervised", "pseudo_label", "no_memory"])
+def test_no_parameter_is_waited_for_in_vain(ranks, name):
+    first, second = ranks[f"bottleneck_{name}"]
+    assert first["wrapper"]["class"] == "DistributedDataParallel"
+    assert first["wrapper"]["find_unused_parameters"] is False and len(first["losses"]) == 3
+    for name, value in first["state"].items():
+        if "running" not in name and name not in MEMORY:
+            assert torch.equal(value, second["state"][name]), name
+
+
+def test_what_the_user_says_of_unused_parameters_holds(ranks):
+    assert ranks["plain"][0]["wrapper"]["find_unused_parameters"] is False
+    assert ranks["find_unused"][0]["wrapper"]["find_unused_parameters"] is True
+
+
+def test_processes_start_with_the_first_ones_weights_and_memory(ranks):
+    first, second = (rank["start"] for rank in ranks["own_weights"])
+    assert differing(first, second) == []
+    assert set(MEMORY) < set(ranks["own_weights"][0]["wrapper"]["ignored"])  # which DDP would send at every step
+    assert differing(first, ranks["plain"][0]["start"])  # so that the comparison can fail
+
+
+def test_local_memories_stay_apart(ranks):
+    first, second = (rank["start"] for rank in ranks["own_memory"])
+    assert differing(first, second) == [MEMORY[0]]
+    first, second = (rank["state"] for rank in ranks["own_memory"])
+    assert [name for name in differing(first, second) if "running" not in name] == MEMORY
 
 
 @pytest.mark.skipif(CPU_RESUME_IS_BROKEN, reason="this transformers cannot resume several CPU processes")
-def test_resumed_processes_continue_in_the_right_epoch(tmp_path):
-    """accelerate does not tell a resumed, sharded batch sampler its epoch; the Trainer here does."""
-    settings = {"method": "pseudo_label", "num_train_epochs": 3, "save_strategy": "steps", "save_steps": 4, "seed": 2}
-    settings |= {"exact": True, "num_unlabeled": 12}
-    whole = launch(tmp_path, **settings)
-    resumed = launch(tmp_path, resume=str(tmp_path / "run" / "checkpoint-4"), **settings)
-    assert resumed[0]["losses"] == whole[0]["losses"]
-    for name, value in whole[0]["state"].items():
-        assert torch.equal(resumed[0]["state"][name], value), name
+@pytest.mark.parametrize("memory", ["shared", "local"])
+def test_resumed_processes_end_with_the_same_bits(folder, ranks, memory):
+    """In the middle of the second epoch; accelerate does not tell a resumed batch sampler its epoch, ours does."""
+    checkpoint = folder / f"{memory}_uninterrupted" / "checkpoint-4"
+    assert len(list(checkpoint.glob("memory_*.safetensors"))) == (2 if memory == "local" else 0)
+    for whole, resumed in zip(ranks[f"{memory}_uninterrupted"], ranks[f"{memory}_resumed"], strict=True):
+        assert resumed["losses"] == whole["losses"] and len(whole["losses"]) == 9
+        assert not whole["health"] or resumed["health"] == whole["health"]  # the first process keeps it
+        assert differing(whole["state"], resumed["state"]) == []
+
+
+def test_a_checkpoint_with_other_memories_is_refused(tmp_path):
+    """Local memories of one process; those of two, by their file's word."""
+
+    def trainer(max_steps=2, **kwargs):
+        settings = {"output_dir": str(tmp_path), "save_strategy": "steps", "save_steps": 1}
+        return make_trainer(tiny_model(), max_steps=max_steps, **settings, **kwargs)
+
+    trainer(max_steps=1).train()
+    checkpoint = tmp_path / "checkpoint-1"
+    with pytest.raises(ValueError, match="holds one memory for all processes, but local_memory=True gives each its"):
+        trainer(local_memory=True).train(resume_from_checkpoint=str(checkpoint))
+    local = trainer(max_steps=1, local_memory=True)
+    local.train()
+    assert saved_memories(checkpoint) == 1
+    kept = load_file(checkpoint / "memory_0.safetensors")
+    assert torch.equal(kept["channels"], local.model.bottleneck.memory.channels)
+    with pytest.raises(ValueError, match="holds a memory of its own for each of 1 processes, but this run has one fo"):
+        trainer().train(resume_from_checkpoint=str(checkpoint))
+    save_file(kept, checkpoint / "memory_0.safetensors", metadata={"processes": "2"})
+    with pytest.raises(ValueError, match="holds the memories of 2 processes, but this run has 1: start 2, or begin a"):
+        trainer(local_memory=True).train(resume_from_checkpoint=str(checkpoint))
 
 
 @pytest.mark.parametrize("mode", ["whole", "sliding_window"])
-def test_evaluation_counts_every_image_once(tmp_path, mode):
+def test_evaluation_counts_every_image_once(folder, ranks, mode):
     """Five images in two processes."""
-    settings = {"eval_mode": mode, "eval_boundary_iou": True}
-    if mode == "sliding_window":
-        settings |= {"eval_crop_size": [48, 60], "eval_flip": True}
-    ranks = launch(tmp_path, method="allspark", evaluate=True, **settings)
-    trainer = make_trainer(tiny_model(), output_dir=str(tmp_path / "one"), **settings)
+    settings = {name: value for name, value in JOBS[mode].items() if name != "evaluate"}
+    trainer = build_trainer({**settings, "output_dir": str(folder / "one")})
     one = trainer.evaluate()
-    for rank in ranks:
+    for rank in ranks[mode]:
         assert torch.equal(rank["confusion"], trainer.evaluation.confusion.counts)
         assert torch.equal(rank["boundary"], trainer.evaluation.boundary.counts)
         assert rank["num_images"] == 5
