@@ -1,0 +1,185 @@
+"""What is measured: sizes, and the models and images that belong to them."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import product
+
+import datasets
+import numpy as np
+import torch
+from PIL import Image
+from transformers.utils import logging
+
+from allspark_hf import AllSparkConfig, SegformerForSemiSupervisedSegmentation
+from allspark_hf.configuration_allspark import MEMORY_SIZES, MIT_SIZES
+
+from .textbook import TextbookBottleneck
+
+
+# Name in the results -> training method; the last two are one method with two bottlenecks.
+VARIANTS = {
+    "supervised": "supervised",
+    "pseudo_label": "pseudo_label",
+    "allspark": "allspark",
+    "textbook": "allspark",
+}
+OURS, TEXTBOOK = "allspark", "textbook"
+TINY = "tiny"  # to try the script, and to load every library before something is measured
+TINY_GEOMETRY = {
+    "hidden_sizes": [8, 16, 24, 32],
+    "num_attention_heads": [1, 2, 3, 4],
+    "depths": [1, 1, 1, 1],
+    "decoder_hidden_size": 16,
+}
+SIZES = (*MIT_SIZES, TINY)
+PRECISIONS = ("fp32", "bf16")
+SMALLEST_CROP = 32
+
+
+@dataclass(frozen=True)
+class Case:
+    """
+    One point of the grid.
+
+    Args:
+        size: "b0" to "b5", or "tiny".
+        crop: Side of the square training crop in pixels.
+        num_labels: K.
+        memory_size: Slot of the memory as a multiple of C.
+        precision: "fp32", or "bf16" under autocast.
+        batch_size: Labeled images of a step, and as many unlabeled ones.
+    """
+
+    size: str
+    crop: int
+    num_labels: int
+    memory_size: float
+    precision: str
+    batch_size: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.size} crop {self.crop} K={self.num_labels} memory {self.memory_size:g}C {self.precision} "
+            f"batch {self.batch_size}+{self.batch_size}"
+        )
+
+    def record(self) -> dict:
+        """For the JSON file."""
+        return asdict(self)
+
+
+def star(
+    sizes: Sequence[str],
+    crops: Sequence[int],
+    num_labels: Sequence[int],
+    memory_sizes: Sequence[float],
+    precisions: Sequence[str],
+    batch_size: int,
+    all_combinations: bool = False,
+) -> list[Case]:
+    """
+    The reference case, made of the first value of each list, and for each other value the reference with it; or all
+    combinations.
+
+    Raises:
+        ValueError: if a value is out of range.
+    """
+    known = {"sizes": (sizes, SIZES), "memory_sizes": (memory_sizes, MEMORY_SIZES), "precisions": (precisions, PRECISIONS)}
+    for name, (values, choices) in known.items():
+        for value in values:
+            if value not in choices:
+                raise ValueError(f"{name} has {value}, which is unknown: choose from {', '.join(map(str, choices))}.")
+    for name, values, least in (("crops", crops, SMALLEST_CROP), ("num_labels", num_labels, 2)):
+        if min(values) < least or (name == "num_labels" and max(values) > 254):
+            raise ValueError(f"{name} has {min(values)} to {max(values)}: set {least} or more (num_labels: up to 254).")
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size}: set at least 1 labeled image.")
+    if all_combinations:
+        grid = product(sizes, crops, num_labels, memory_sizes, precisions)
+        return [Case(*values, batch_size) for values in grid]
+    reference = Case(sizes[0], crops[0], num_labels[0], memory_sizes[0], precisions[0], batch_size)
+    lists = {
+        "size": sizes,
+        "crop": crops,
+        "num_labels": num_labels,
+        "memory_size": memory_sizes,
+        "precision": precisions,
+    }
+    others = [replace(reference, **{name: value}) for name, values in lists.items() for value in values[1:]]
+    return list(dict.fromkeys([reference, *others]))
+
+
+def memory_grid(cases: Sequence[Case], num_labels: Sequence[int], memory_sizes: Sequence[float]) -> list[Case]:
+    """Every class count with every memory size, at the reference case, then what else `cases` tell apart without K."""
+    grid = [replace(cases[0], num_labels=k, memory_size=m) for m, k in product(memory_sizes, num_labels)]
+    return list(dict.fromkeys([*grid, *cases]))
+
+
+def find_device(use_cpu: bool) -> torch.device:
+    """The GPU if there is one and it is not declined."""
+    return torch.device("cpu" if use_cpu or not torch.cuda.is_available() else "cuda")
+
+
+def make_config(case: Case, plain: bool) -> AllSparkConfig:
+    """Of the case; `plain` leaves the bottleneck out."""
+    fields = {"num_labels": case.num_labels, "crop_size": case.crop, "memory_size": case.memory_size}
+    if plain:
+        fields |= AllSparkConfig.plain_segformer_switches()
+    if case.size == TINY:
+        return AllSparkConfig(**TINY_GEOMETRY, **fields)
+    return AllSparkConfig.mit(case.size, **fields)
+
+
+def make_model(case: Case, variant: str, seed: int) -> SegformerForSemiSupervisedSegmentation:
+    """A variant of [`VARIANTS`] with random weights, the same in ours and the textbook's; on the CPU."""
+    torch.manual_seed(seed)
+    model = SegformerForSemiSupervisedSegmentation(make_config(case, plain=VARIANTS[variant] != "allspark"))
+    if variant == TEXTBOOK:
+        model.bottleneck = TextbookBottleneck.like(model.bottleneck)
+    return model
+
+
+def autocast(case: Case, device: torch.device) -> torch.autocast:
+    """Of the case's precision."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=case.precision == "bf16")
+
+
+def generated_rows(num_rows: int, num_labels: int, size: tuple[int, int], seed: int) -> Iterator[dict]:
+    """Noise in blocks that are brighter for higher classes, and the mask; `size` is (height, width)."""
+    rng = np.random.default_rng(seed)
+    blocks = [-(-side // 32) for side in size]
+    for _ in range(num_rows):
+        mask = rng.integers(num_labels, size=blocks).repeat(32, 0).repeat(32, 1)[: size[0], : size[1]]
+        image = mask[..., None] * (200 // num_labels) + rng.integers(56, size=(*size, 3))
+        yield {"image": Image.fromarray(image.astype(np.uint8)), "label": Image.fromarray(mask.astype(np.uint8))}
+
+
+def generated_data(num_rows: int, num_labels: int, size: tuple[int, int], seed: int) -> datasets.Dataset:
+    """[`generated_rows`] as a dataset in memory, encoded as PNG."""
+    rows = list(generated_rows(num_rows, num_labels, size, seed))
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Image()})
+    return datasets.Dataset.from_dict({name: [row[name] for row in rows] for name in features}, features=features)
+
+
+def silence():
+    """No progress bars and no advice from libraries between the lines of the report."""
+    datasets.disable_progress_bars()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+__all__ = [
+    "OURS",
+    "TEXTBOOK",
+    "TINY",
+    "VARIANTS",
+    "Case",
+    "autocast",
+    "find_device",
+    "generated_data",
+    "make_config",
+    "make_model",
+    "memory_grid",
+    "silence",
+    "star",
+]

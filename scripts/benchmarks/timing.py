@@ -1,0 +1,84 @@
+"""Times of several variants of one piece of work, taken in turns."""
+
+import time
+from collections.abc import Callable
+from statistics import median
+
+import torch
+
+
+def seconds_of(work: Callable[[], object], device: torch.device, calls: int = 1) -> float:
+    """Seconds of one call, the mean over `calls` in a row; with CUDA of events around them, on an idle device."""
+    if device.type != "cuda":
+        start = time.perf_counter()
+        for _ in range(calls):
+            work()
+        return (time.perf_counter() - start) / calls
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    torch.cuda.synchronize(device)
+    start.record()
+    for _ in range(calls):
+        work()
+    end.record()
+    torch.cuda.synchronize(device)
+    return start.elapsed_time(end) / 1000 / calls
+
+
+def take_turns(
+    variants: dict[str, Callable[[], object]],
+    device: torch.device,
+    repeats: int,
+    warmup: int = 1,
+    calls: int = 1,
+) -> dict[str, list[float] | str]:
+    """
+    Times variants A, B, C as A B C A B C ..., so that what else the machine does touches all of them.
+
+    Args:
+        variants (`dict[str, Callable]`): by name, what to run.
+        device (`torch.device`): where it runs.
+        repeats (`int`): rounds that count.
+        warmup (`int`): rounds before that do not.
+        calls (`int`): of each variant in a row per round, for work that is too short for the clock.
+
+    Returns:
+        `dict`: by name, seconds of a call in each round, or the error of a variant that ran out of memory, which ends
+        its turns but not those of the others.
+    """
+    result: dict[str, list[float] | str] = {name: [] for name in variants}
+    for turn in range(warmup + repeats):
+        for name in variants:
+            if isinstance(result[name], str):
+                continue
+            try:
+                seconds = seconds_of(variants[name], device, calls)
+            except RuntimeError as error:
+                result[name] = out_of_memory(error, device)
+                continue
+            if turn >= warmup:
+                result[name].append(seconds)
+    return result
+
+
+def out_of_memory(error: RuntimeError, device: torch.device) -> str:
+    """One line about an error that says that memory ran out, which is given back; any other is raised again."""
+    text = str(error)
+    if not isinstance(error, torch.cuda.OutOfMemoryError) and "can't allocate memory" not in text:
+        raise error
+    error.__traceback__ = None  # its frames hold the tensors of the failed call
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    return "out of memory"
+
+
+def summary(seconds: list[float]) -> dict[str, float | list[float]]:
+    """`median`, `lowest` and `highest` of some times, and all of them in the order they were taken."""
+    return {"median": median(seconds), "lowest": min(seconds), "highest": max(seconds), "all": seconds}
+
+
+def ratio(own: list[float], other: list[float]) -> float:
+    """How many times as long as the other one takes: median over the rounds, each with the other of the same round."""
+    return median(first / second for first, second in zip(own, other, strict=True))
+
+
+__all__ = ["out_of_memory", "ratio", "seconds_of", "summary", "take_turns"]

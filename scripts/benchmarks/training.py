@@ -1,0 +1,181 @@
+"""Measurements of training: the whole step, the bottleneck alone, the memory update alone."""
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+
+from allspark_hf import AllSparkTrainer, AllSparkTrainingArguments
+from allspark_hf.inference import make_image_processor
+
+from .cases import OURS, TEXTBOOK, TINY, VARIANTS, Case, autocast, generated_data, make_model
+from .peak import bytes_in_use, make_memory_exact, measure_peak
+from .timing import out_of_memory, seconds_of, summary, take_turns
+
+
+SHORTEST_SAMPLE = 0.05  # seconds; shorter work is called several times in a row
+
+
+class TrainingStep:
+    """
+    One update of [`AllSparkTrainer`], as its training loop does it, on one batch again and again: pixels counted,
+    pseudo-label pass, forward, losses, backward, optimizer.
+
+    Args:
+        case ([`Case`]): sizes.
+        variant (`str`): of `VARIANTS`.
+        device (`torch.device`): where to train.
+        seed (`int`): of weights, images and augmentation.
+    """
+
+    def __init__(self, case: Case, variant: str, device: torch.device, seed: int):
+        with tempfile.TemporaryDirectory() as unused_dir:
+            args = AllSparkTrainingArguments(
+                output_dir=unused_dir,
+                method=VARIANTS[variant],
+                per_device_train_batch_size=case.batch_size,
+                memory_warmup_epochs=0,  # the memory is read from the first step on
+                bf16=case.precision == "bf16",
+                use_cpu=device.type == "cpu",
+                seed=seed,
+                eval_strategy="no",
+                save_strategy="no",
+                report_to="none",
+            )
+        size = (case.crop, case.crop)
+        self.trainer = AllSparkTrainer(
+            make_model(case, variant, seed),
+            args,
+            make_image_processor(),
+            train_dataset=generated_data(case.batch_size, case.num_labels, size, seed),
+            unlabeled_dataset=generated_data(case.batch_size, case.num_labels, size, seed + 1).remove_columns("label"),
+        )
+        self.trainer.current_gradient_accumulation_steps = 1  # what Trainer.train sets
+        self.batch = next(iter(self.trainer.get_train_dataloader()))
+        self.trainer.create_optimizer()
+        prepared = self.trainer.accelerator.prepare(self.trainer.model, self.trainer.optimizer)
+        self.model, self.optimizer = prepared
+
+    def __call__(self):
+        trainer = self.trainer
+        (batch,), pixels = trainer.get_batch_samples(iter([self.batch]), 1, trainer.args.device)
+        trainer.training_step(self.model, dict(batch), pixels)
+        self.optimizer.step()
+        self.model.zero_grad()
+
+
+def warm_up(case: Case, device: torch.device):
+    """Loads what PyTorch and its libraries load late, by steps of a tiny model in the case's precision."""
+    tiny = replace(case, size=TINY, crop=64, num_labels=3, memory_size=1, batch_size=2)
+    for variant in VARIANTS:
+        TrainingStep(tiny, variant, device, seed=0)()
+
+
+def step_times(case: Case, device: torch.device, seed: int, repeats: int, variants: list[str]) -> dict:
+    """By variant, `seconds` of an update ([`summary`]), or its `error`."""
+    warm_up(case, device)
+    steps, results = {}, {}
+    for variant in variants:
+        try:
+            steps[variant] = TrainingStep(case, variant, device, seed)
+        except RuntimeError as error:
+            results[variant] = {"error": out_of_memory(error, device)}
+    return results | _as_results(take_turns(steps, device, repeats))
+
+
+def step_memory(case: Case, device: torch.device, seed: int, variant: str) -> dict:
+    """
+    `peak_bytes` of training: weights, memory, optimizer, batch and all that a step needs; `extra_bytes`: of these what
+    is there only during a step.
+    """
+    warm_up(case, device)
+    if device.type == "cpu":
+        make_memory_exact()
+    start = bytes_in_use(device)
+    try:
+        step = TrainingStep(case, variant, device, seed)
+        step()  # makes the optimizer's state
+        peak = measure_peak(step, device)
+    except RuntimeError as error:
+        return {"error": out_of_memory(error, device)}
+    return {"peak_bytes": peak.peak - start, "extra_bytes": peak.extra}
+
+
+def bottleneck_pass(case: Case, variant: str, device: torch.device, seed: int) -> Callable[[], None]:
+    """Forward and backward of the bottleneck alone in training, reading the memory; gradients add up in place."""
+    bottleneck = make_model(case, variant, seed).bottleneck.to(device).train()
+    grid, channels = bottleneck.config.token_grid, bottleneck.config.hidden_sizes[-1]
+    generator = torch.Generator().manual_seed(seed)
+
+    def noise(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator).to(device)
+
+    features = noise(2 * case.batch_size, channels, *grid).requires_grad_()
+    logits = noise(case.batch_size, case.num_labels, -(-case.crop // 4), -(-case.crop // 4))
+    gradient = noise(*features.shape)
+
+    def work():
+        with autocast(case, device):
+            output = bottleneck(features, case.batch_size, logits)
+        output.backward(gradient.to(output.dtype))
+
+    return work
+
+
+def bottleneck_times(case: Case, device: torch.device, seed: int, repeats: int) -> dict:
+    """By "allspark" and "textbook", `seconds` of forward and backward of the bottleneck alone, or the `error`."""
+    warm_up(case, device)
+    passes, results = {}, {}
+    for variant in (OURS, TEXTBOOK):
+        try:
+            passes[variant] = bottleneck_pass(case, variant, device, seed)
+        except RuntimeError as error:
+            results[variant] = {"error": out_of_memory(error, device)}
+    return results | _as_results(take_turns(passes, device, repeats))
+
+
+def bottleneck_memory(case: Case, device: torch.device, seed: int, variant: str) -> dict:
+    """`extra_bytes` at the peak of forward and backward of the bottleneck alone, over weights, gradients and inputs."""
+    warm_up(case, device)
+    if device.type == "cpu":
+        make_memory_exact()
+    try:
+        work = bottleneck_pass(case, variant, device, seed)
+        work()  # makes the gradients
+        return {"extra_bytes": measure_peak(work, device).extra}
+    except RuntimeError as error:
+        return {"error": out_of_memory(error, device)}
+
+
+def memory_update_times(case: Case, device: torch.device, seed: int, repeats: int) -> dict:
+    """By "allspark" and "textbook", `seconds` of one enqueueing: the batch's channels, of classes drawn at random."""
+    generator = torch.Generator().manual_seed(seed)
+    updates = {}
+    for variant in (OURS, TEXTBOOK):
+        bottleneck = make_model(case, variant, seed).bottleneck.to(device)
+        num_slots, _, num_tokens = bottleneck.memory.channels.shape
+        shape = (case.batch_size, bottleneck.config.hidden_sizes[-1])
+        slots = torch.randint(num_slots, shape, generator=generator.manual_seed(seed)).to(device)
+        tokens = torch.randn(case.batch_size, num_tokens, shape[1], generator=generator).to(device)
+        updates[variant] = lambda memory=bottleneck.memory, tokens=tokens, slots=slots: memory.enqueue(tokens, slots)
+    once = min(seconds_of(update, device, calls=2) for update in updates.values())
+    return _as_results(take_turns(updates, device, repeats, calls=max(1, round(SHORTEST_SAMPLE / once))))
+
+
+def _as_results(times: dict[str, list[float] | str]) -> dict[str, dict]:
+    return {
+        name: {"error": taken} if isinstance(taken, str) else {"seconds": summary(taken)}
+        for name, taken in times.items()
+    }
+
+
+__all__ = [
+    "TrainingStep",
+    "bottleneck_memory",
+    "bottleneck_pass",
+    "bottleneck_times",
+    "memory_update_times",
+    "step_memory",
+    "step_times",
+]
