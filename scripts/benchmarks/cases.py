@@ -8,10 +8,12 @@ import datasets
 import numpy as np
 import torch
 from PIL import Image
+from torch import nn
 from transformers.utils import logging
 
 from allspark_hf import AllSparkConfig, SegformerForSemiSupervisedSegmentation
 from allspark_hf.configuration_allspark import MEMORY_SIZES, MIT_SIZES
+from allspark_hf.modeling_allspark import AllSparkBottleneck
 
 from .textbook import TextbookBottleneck
 
@@ -34,6 +36,7 @@ TINY_GEOMETRY = {
 SIZES = (*MIT_SIZES, TINY)
 PRECISIONS = ("fp32", "bf16")
 SMALLEST_CROP = 32
+MOST_LABELS = 254  # what an 8-bit mask has room for beside the ignore index
 
 
 @dataclass(frozen=True)
@@ -68,36 +71,22 @@ class Case:
         return asdict(self)
 
 
-def star(
+def make_cases(
     sizes: Sequence[str],
     crops: Sequence[int],
     num_labels: Sequence[int],
     memory_sizes: Sequence[float],
     precisions: Sequence[str],
     batch_size: int,
-    all_combinations: bool = False,
+    grid: str,
 ) -> list[Case]:
     """
-    The reference case, made of the first value of each list, and for each other value the reference with it; or all
-    combinations.
+    The reference case, which is made of the first value of each list; with the `grid` "star" also, for each other
+    value, the reference with it; with "all" all combinations.
 
     Raises:
         ValueError: if a value is out of range.
     """
-    known = {"sizes": (sizes, SIZES), "memory_sizes": (memory_sizes, MEMORY_SIZES), "precisions": (precisions, PRECISIONS)}
-    for name, (values, choices) in known.items():
-        for value in values:
-            if value not in choices:
-                raise ValueError(f"{name} has {value}, which is unknown: choose from {', '.join(map(str, choices))}.")
-    for name, values, least in (("crops", crops, SMALLEST_CROP), ("num_labels", num_labels, 2)):
-        if min(values) < least or (name == "num_labels" and max(values) > 254):
-            raise ValueError(f"{name} has {min(values)} to {max(values)}: set {least} or more (num_labels: up to 254).")
-    if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size}: set at least 1 labeled image.")
-    if all_combinations:
-        grid = product(sizes, crops, num_labels, memory_sizes, precisions)
-        return [Case(*values, batch_size) for values in grid]
-    reference = Case(sizes[0], crops[0], num_labels[0], memory_sizes[0], precisions[0], batch_size)
     lists = {
         "size": sizes,
         "crop": crops,
@@ -105,12 +94,32 @@ def star(
         "memory_size": memory_sizes,
         "precision": precisions,
     }
+    _check(lists, batch_size)
+    if grid == "all":
+        return [Case(*values, batch_size) for values in product(*lists.values())]
+    reference = Case(*(values[0] for values in lists.values()), batch_size)
+    if grid == "reference":
+        return [reference]
     others = [replace(reference, **{name: value}) for name, values in lists.items() for value in values[1:]]
     return list(dict.fromkeys([reference, *others]))
 
 
+def _check(lists: dict[str, Sequence], batch_size: int):
+    for name, choices in (("size", SIZES), ("memory_size", MEMORY_SIZES), ("precision", PRECISIONS)):
+        for value in lists[name]:
+            if value not in choices:
+                known = ", ".join(map(str, choices))
+                raise ValueError(f"{name}s has {value}, which is unknown: choose from {known}.")
+    if min(lists["crop"]) < SMALLEST_CROP:
+        raise ValueError(f"crops has {min(lists['crop'])}: set at least {SMALLEST_CROP} pixels.")
+    if not 2 <= min(lists["num_labels"]) <= max(lists["num_labels"]) <= MOST_LABELS:
+        raise ValueError(f"num_labels has {lists['num_labels']}: set 2 to {MOST_LABELS} classes.")
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size}: set at least 1 labeled image.")
+
+
 def memory_grid(cases: Sequence[Case], num_labels: Sequence[int], memory_sizes: Sequence[float]) -> list[Case]:
-    """Every class count with every memory size, at the reference case, then what else `cases` tell apart without K."""
+    """Every class count with every memory size at the reference, the first of `cases`; then the others."""
     grid = [replace(cases[0], num_labels=k, memory_size=m) for m, k in product(memory_sizes, num_labels)]
     return list(dict.fromkeys([*grid, *cases]))
 
@@ -137,6 +146,14 @@ def make_model(case: Case, variant: str, seed: int) -> SegformerForSemiSupervise
     if variant == TEXTBOOK:
         model.bottleneck = TextbookBottleneck.like(model.bottleneck)
     return model
+
+
+def make_bottleneck(case: Case, variant: str, seed: int) -> nn.Module:
+    """The bottleneck of "allspark" or "textbook" without a model around it, random; on the CPU."""
+    torch.manual_seed(seed)
+    config = make_config(case, plain=False)
+    bottleneck = AllSparkBottleneck(config, config.hidden_sizes[-1])
+    return TextbookBottleneck.like(bottleneck) if variant == TEXTBOOK else bottleneck
 
 
 def autocast(case: Case, device: torch.device) -> torch.autocast:
@@ -177,9 +194,10 @@ __all__ = [
     "autocast",
     "find_device",
     "generated_data",
+    "make_bottleneck",
+    "make_cases",
     "make_config",
     "make_model",
     "memory_grid",
     "silence",
-    "star",
 ]

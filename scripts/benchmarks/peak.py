@@ -2,11 +2,11 @@
 
 CUDA: the peak of PyTorch's allocator (`torch.cuda.max_memory_allocated`).
 
-CPU: PyTorch's CPU allocator keeps no peak, so it is the kernel's: the peak resident set of the process
-(`VmHWM` of /proc/self/status), set back to the present one before the work (`5` to /proc/self/clear_refs). Unlike a
-profile of PyTorch's allocations it also sees the scratch buffers of oneDNN and the BLAS, and what is allocated but never
-touched does not count, as in reality. Resident memory is the live memory only if freed blocks go back to the kernel and
-pages are small: [`make_memory_exact`] sees to both, which costs time, so that times are measured in other processes.
+CPU: PyTorch's CPU allocator keeps no peak, so it is the kernel's: the peak resident set of the process (`VmHWM` of
+/proc/self/status), set back to the present one before the work (`5` to /proc/self/clear_refs). Unlike a profile of
+PyTorch's allocations it also sees the scratch buffers of oneDNN and the BLAS, and what is allocated but never touched
+does not count, as in reality. Resident memory is the live memory only if freed blocks go back to the kernel and pages
+are small: [`make_memory_exact`] sees to both, which costs time, so that times are measured in other processes.
 Libraries that are loaded late would count too: run the work once, or a small case of it, before.
 """
 

@@ -7,6 +7,11 @@ from statistics import median
 import torch
 
 
+OUT_OF_MEMORY = "out of memory"
+# Of PyTorch's CPU allocator, of C++ and of oneDNN.
+NO_MEMORY = ("can't allocate memory", "bad_alloc", "could not create a memory", "out of memory")
+
+
 def seconds_of(work: Callable[[], object], device: torch.device, calls: int = 1) -> float:
     """Seconds of one call, the mean over `calls` in a row; with CUDA of events around them, on an idle device."""
     if device.type != "cuda":
@@ -52,7 +57,7 @@ def take_turns(
                 continue
             try:
                 seconds = seconds_of(variants[name], device, calls)
-            except RuntimeError as error:
+            except (RuntimeError, MemoryError) as error:
                 result[name] = out_of_memory(error, device)
                 continue
             if turn >= warmup:
@@ -60,15 +65,15 @@ def take_turns(
     return result
 
 
-def out_of_memory(error: RuntimeError, device: torch.device) -> str:
-    """One line about an error that says that memory ran out, which is given back; any other is raised again."""
-    text = str(error)
-    if not isinstance(error, torch.cuda.OutOfMemoryError) and "can't allocate memory" not in text:
+def out_of_memory(error: Exception, device: torch.device) -> str:
+    """What to record for an error that says that memory ran out; any other error is raised again."""
+    told = isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError))
+    if not told and not any(phrase in str(error) for phrase in NO_MEMORY):
         raise error
     error.__traceback__ = None  # its frames hold the tensors of the failed call
     if device.type == "cuda":
         torch.cuda.empty_cache()
-    return "out of memory"
+    return OUT_OF_MEMORY
 
 
 def summary(seconds: list[float]) -> dict[str, float | list[float]]:
@@ -81,4 +86,4 @@ def ratio(own: list[float], other: list[float]) -> float:
     return median(first / second for first, second in zip(own, other, strict=True))
 
 
-__all__ = ["out_of_memory", "ratio", "seconds_of", "summary", "take_turns"]
+__all__ = ["OUT_OF_MEMORY", "out_of_memory", "ratio", "seconds_of", "summary", "take_turns"]

@@ -3,18 +3,59 @@
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
+import datasets
 import torch
 
 from allspark_hf import AllSparkTrainer, AllSparkTrainingArguments
 from allspark_hf.inference import make_image_processor
 
-from .cases import OURS, TEXTBOOK, TINY, VARIANTS, Case, autocast, generated_data, make_model
+from .cases import (
+    OURS,
+    TEXTBOOK,
+    TINY,
+    VARIANTS,
+    Case,
+    autocast,
+    generated_data,
+    make_bottleneck,
+    make_config,
+    make_model,
+)
 from .peak import bytes_in_use, make_memory_exact, measure_peak
 from .timing import out_of_memory, seconds_of, summary, take_turns
 
 
 SHORTEST_SAMPLE = 0.05  # seconds; shorter work is called several times in a row
+
+
+def make_trainer(
+    case: Case,
+    variant: str,
+    device: torch.device,
+    seed: int,
+    labeled: datasets.Dataset,
+    unlabeled: datasets.Dataset,
+    **settings,
+) -> AllSparkTrainer:
+    """As scripts/train.py makes it, with `settings` of [`AllSparkTrainingArguments`]; it writes nothing."""
+    with tempfile.TemporaryDirectory() as unused_dir:
+        args = AllSparkTrainingArguments(
+            output_dir=unused_dir,
+            method=VARIANTS[variant],
+            per_device_train_batch_size=case.batch_size,
+            memory_warmup_epochs=0,  # the memory is read from the first step on
+            bf16=case.precision == "bf16",
+            use_cpu=device.type == "cpu",
+            seed=seed,
+            eval_strategy="no",
+            save_strategy="no",
+            report_to="none",
+            **settings,
+        )
+    model = make_model(case, variant, seed)
+    return AllSparkTrainer(model, args, make_image_processor(), train_dataset=labeled, unlabeled_dataset=unlabeled)
 
 
 class TrainingStep:
@@ -30,27 +71,10 @@ class TrainingStep:
     """
 
     def __init__(self, case: Case, variant: str, device: torch.device, seed: int):
-        with tempfile.TemporaryDirectory() as unused_dir:
-            args = AllSparkTrainingArguments(
-                output_dir=unused_dir,
-                method=VARIANTS[variant],
-                per_device_train_batch_size=case.batch_size,
-                memory_warmup_epochs=0,  # the memory is read from the first step on
-                bf16=case.precision == "bf16",
-                use_cpu=device.type == "cpu",
-                seed=seed,
-                eval_strategy="no",
-                save_strategy="no",
-                report_to="none",
-            )
         size = (case.crop, case.crop)
-        self.trainer = AllSparkTrainer(
-            make_model(case, variant, seed),
-            args,
-            make_image_processor(),
-            train_dataset=generated_data(case.batch_size, case.num_labels, size, seed),
-            unlabeled_dataset=generated_data(case.batch_size, case.num_labels, size, seed + 1).remove_columns("label"),
-        )
+        labeled = generated_data(case.batch_size, case.num_labels, size, seed)
+        unlabeled = generated_data(case.batch_size, case.num_labels, size, seed + 1).remove_columns("label")
+        self.trainer = make_trainer(case, variant, device, seed, labeled, unlabeled)
         self.trainer.current_gradient_accumulation_steps = 1  # what Trainer.train sets
         self.batch = next(iter(self.trainer.get_train_dataloader()))
         self.trainer.create_optimizer()
@@ -79,9 +103,9 @@ def step_times(case: Case, device: torch.device, seed: int, repeats: int, varian
     for variant in variants:
         try:
             steps[variant] = TrainingStep(case, variant, device, seed)
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             results[variant] = {"error": out_of_memory(error, device)}
-    return results | _as_results(take_turns(steps, device, repeats))
+    return results | as_results(take_turns(steps, device, repeats))
 
 
 def step_memory(case: Case, device: torch.device, seed: int, variant: str) -> dict:
@@ -97,15 +121,15 @@ def step_memory(case: Case, device: torch.device, seed: int, variant: str) -> di
         step = TrainingStep(case, variant, device, seed)
         step()  # makes the optimizer's state
         peak = measure_peak(step, device)
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         return {"error": out_of_memory(error, device)}
     return {"peak_bytes": peak.peak - start, "extra_bytes": peak.extra}
 
 
 def bottleneck_pass(case: Case, variant: str, device: torch.device, seed: int) -> Callable[[], None]:
     """Forward and backward of the bottleneck alone in training, reading the memory; gradients add up in place."""
-    bottleneck = make_model(case, variant, seed).bottleneck.to(device).train()
-    grid, channels = bottleneck.config.token_grid, bottleneck.config.hidden_sizes[-1]
+    bottleneck, config = make_bottleneck(case, variant, seed).to(device).train(), make_config(case, plain=False)
+    grid, channels = config.token_grid, config.hidden_sizes[-1]
     generator = torch.Generator().manual_seed(seed)
 
     def noise(*shape: int) -> torch.Tensor:
@@ -130,13 +154,13 @@ def bottleneck_times(case: Case, device: torch.device, seed: int, repeats: int) 
     for variant in (OURS, TEXTBOOK):
         try:
             passes[variant] = bottleneck_pass(case, variant, device, seed)
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             results[variant] = {"error": out_of_memory(error, device)}
-    return results | _as_results(take_turns(passes, device, repeats))
+    return results | as_results(take_turns(passes, device, repeats))
 
 
 def bottleneck_memory(case: Case, device: torch.device, seed: int, variant: str) -> dict:
-    """`extra_bytes` at the peak of forward and backward of the bottleneck alone, over weights, gradients and inputs."""
+    """`extra_bytes`: peak of the bottleneck's forward and backward, over weights, gradients and inputs."""
     warm_up(case, device)
     if device.type == "cpu":
         make_memory_exact()
@@ -144,7 +168,7 @@ def bottleneck_memory(case: Case, device: torch.device, seed: int, variant: str)
         work = bottleneck_pass(case, variant, device, seed)
         work()  # makes the gradients
         return {"extra_bytes": measure_peak(work, device).extra}
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         return {"error": out_of_memory(error, device)}
 
 
@@ -153,17 +177,18 @@ def memory_update_times(case: Case, device: torch.device, seed: int, repeats: in
     generator = torch.Generator().manual_seed(seed)
     updates = {}
     for variant in (OURS, TEXTBOOK):
-        bottleneck = make_model(case, variant, seed).bottleneck.to(device)
-        num_slots, _, num_tokens = bottleneck.memory.channels.shape
-        shape = (case.batch_size, bottleneck.config.hidden_sizes[-1])
+        memory = make_bottleneck(case, variant, seed).to(device).memory
+        num_slots, _, num_tokens = memory.channels.shape
+        shape = (case.batch_size, make_config(case, plain=False).hidden_sizes[-1])
         slots = torch.randint(num_slots, shape, generator=generator.manual_seed(seed)).to(device)
         tokens = torch.randn(case.batch_size, num_tokens, shape[1], generator=generator).to(device)
-        updates[variant] = lambda memory=bottleneck.memory, tokens=tokens, slots=slots: memory.enqueue(tokens, slots)
+        updates[variant] = partial(memory.enqueue, tokens, slots)
     once = min(seconds_of(update, device, calls=2) for update in updates.values())
-    return _as_results(take_turns(updates, device, repeats, calls=max(1, round(SHORTEST_SAMPLE / once))))
+    return as_results(take_turns(updates, device, repeats, calls=max(1, round(SHORTEST_SAMPLE / once))))
 
 
-def _as_results(times: dict[str, list[float] | str]) -> dict[str, dict]:
+def as_results(times: dict[str, list[float] | str]) -> dict[str, dict]:
+    """Of [`take_turns`], for the results."""
     return {
         name: {"error": taken} if isinstance(taken, str) else {"seconds": summary(taken)}
         for name, taken in times.items()
@@ -172,9 +197,11 @@ def _as_results(times: dict[str, list[float] | str]) -> dict[str, dict]:
 
 __all__ = [
     "TrainingStep",
+    "as_results",
     "bottleneck_memory",
     "bottleneck_pass",
     "bottleneck_times",
+    "make_trainer",
     "memory_update_times",
     "step_memory",
     "step_times",
