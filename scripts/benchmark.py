@@ -177,7 +177,7 @@ def _jobs_of(measure: str, case, device, options: BenchmarkArguments, with_memor
     return jobs
 
 
-def run(jobs: list[Job], results) -> None:
+def run(jobs: list[Job], results, device) -> None:
     """Runs the jobs in turn, with a line before and after each; Ctrl-C ends it early, with what there is."""
     from benchmarks.children import in_fresh_process
 
@@ -187,7 +187,7 @@ def run(jobs: list[Job], results) -> None:
         about = f"{job.measure}, {job.case}" + (f", {job.variant}" if job.variant else "")
         print(f"[{number}/{len(jobs)}, {elapsed}] {job.what}: {about}", flush=True)
         try:
-            result = in_fresh_process(job.function, *job.arguments)
+            result = in_fresh_process(device, job.function, *job.arguments)
         except KeyboardInterrupt:
             print("Stopped; what was measured follows.", flush=True)
             return
@@ -235,7 +235,7 @@ def main():
 
         device = cases.find_device(options.use_cpu)
         jobs = plan(options, device)
-        machine = children.in_fresh_process(results.describe_machine, device)
+        machine = children.in_fresh_process(device, results.describe_machine, device)
         if "error" in machine:
             raise ValueError(f"The device {device} cannot be used: {machine['error']}")
         output_file = Path(options.output_file)
@@ -245,7 +245,7 @@ def main():
     if not peak.can_measure(device):
         print("Peak memory is not measured: that needs a GPU, or Linux with glibc.")
     measured = results.Results(asdict(options), machine, output_file)
-    run(jobs, measured)
+    run(jobs, measured, device)
     finish(measured)
     failures = measured.failures()
     if failures:

@@ -125,8 +125,20 @@ def memory_grid(cases: Sequence[Case], num_labels: Sequence[int], memory_sizes: 
 
 
 def find_device(use_cpu: bool) -> torch.device:
-    """The GPU if there is one and it is not declined."""
-    return torch.device("cpu" if use_cpu or not torch.cuda.is_available() else "cuda")
+    """
+    The GPU if there is one and it is not declined.
+
+    Raises:
+        ValueError: if there are several.
+    """
+    if use_cpu or not torch.cuda.is_available():
+        return torch.device("cpu")
+    if torch.cuda.device_count() > 1:
+        raise ValueError(
+            f"{torch.cuda.device_count()} GPUs are visible and one is measured: set CUDA_VISIBLE_DEVICES to one of "
+            "them."
+        )
+    return torch.device("cuda")
 
 
 def make_config(case: Case, plain: bool) -> AllSparkConfig:

@@ -57,9 +57,10 @@ def make_memory_exact():
 def limit_memory():
     """
     From now on this process gets an error instead of more memory than the machine has free, so that a case that is too
-    large ends with a record and not with a machine that swaps or kills. Linux, without CUDA.
+    large ends with a record and not with a machine that swaps or kills. On Linux; elsewhere nothing happens. Not for
+    CUDA, which reserves far more than it uses.
     """
-    if sys.platform == "linux" and not torch.cuda.is_initialized():
+    if sys.platform == "linux":
         import resource  # not on Windows
 
         free = psutil.virtual_memory().available * (1 - KEPT_FREE)

@@ -21,8 +21,8 @@ LABEL_GAP = 0.055  # of the axis' height, that labels keep from each other
 
 def memory_curves(results: Results) -> tuple[Case | None, dict[tuple[str, float], list[tuple[int, int]]]]:
     """
-    The case whose size, crop, precision and batch the curves share, the one with most points; and by variant and memory
-    size the points (class count, bytes), by ascending class count.
+    The case whose size, crop, precision and batch the curves share, of several the one with most points; and by
+    variant and memory size the points (class count, bytes), by ascending class count.
     """
     groups = defaultdict(lambda: defaultdict(list))
     for case in results.cases("bottleneck"):

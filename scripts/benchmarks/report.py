@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from .cases import OURS, TEXTBOOK, VARIANTS, Case
 from .results import Results
 from .targets import memory_ratio, time_ratio, update_share
+from .timing import OUT_OF_MEMORY
 
 
 TITLES = {
@@ -44,9 +45,9 @@ def report(results: Results) -> str:
         ("Evaluation, images per second", _rates(results, "evaluation")),
         ("Data loader, one image on one core, milliseconds (mean)", _stages(results)),
         ("Data loader, images per second", _rates(results, "loader")),
-        ("Targets (* the case that the target was set for)", _targets(results)),
     ]
-    return "\n\n".join(f"{title}\n{table(rows)}" for title, rows in parts if len(rows) > 1)
+    tables = [f"{title}\n{table(rows)}" for title, rows in parts if len(rows) > 1]
+    return "\n\n".join([*tables, _targets(results)])
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
@@ -62,7 +63,9 @@ def table(rows: Sequence[Sequence[str]]) -> str:
 def _number(value: float | str | None, form: str = ".3g") -> str:
     if value is None:
         return "-"
-    return "no memory" if isinstance(value, str) else format(value, form)
+    if isinstance(value, str):
+        return "no memory" if OUT_OF_MEMORY in value else "failed"
+    return format(value, form)
 
 
 def _step_time(results: Results, case: Case, own: str, other: str) -> float | str | None:
@@ -138,8 +141,8 @@ def _memory(results: Results, measure: str) -> list[list[str]]:
 def _gigabytes(entry: dict) -> str:
     if "extra_bytes" not in entry:
         return _number(entry.get("memory_error"))
-    extra = f"{entry['extra_bytes'] / 1e9:.3f}"
-    return f"{entry['peak_bytes'] / 1e9:.3f} ({extra})" if "peak_bytes" in entry else extra
+    extra = f"{entry['extra_bytes'] / 1e9:.3g}"
+    return f"{entry['peak_bytes'] / 1e9:.3g} ({extra})" if "peak_bytes" in entry else extra
 
 
 def _rates(results: Results, measure: str) -> list[list[str]]:
@@ -167,13 +170,16 @@ def _stages(results: Results) -> list[list[str]]:
     return rows
 
 
-def _targets(results: Results) -> list[list[str]]:
-    rows = [["", "at most", "case", "result"]]
+def _targets(results: Results) -> str:
+    lines, title = [], None
     for row in results.targets:
-        limit = f"{row['limit'] / 1e9:.0f} GB" if row["limit"] > 1e6 else f"{row['limit']:g}"
-        star = "* " if row["as_set"] and row["case"] else ""
-        rows.append([row["target"], limit, star + (row["case"] or ""), row["verdict"]])
-    return rows
+        if row["target"] != title:
+            title = row["target"]
+            limit = f"{row['limit'] / 1e9:.0f} GB" if row["limit"] > 1e6 else f"{row['limit']:g}"
+            lines.append(f"  {title}: at most {limit}")
+        star = "*" if row["as_set"] else " "
+        lines.append(f"    {star} {row['case'] + ': ' if row['case'] else ''}{row['verdict']}")
+    return "\n".join(["Targets (* measured where the target was set)", *lines])
 
 
 __all__ = ["machine_lines", "report", "table"]

@@ -145,11 +145,15 @@ def _whole_samples(case: Case, seed: int, rows: datasets.Dataset) -> dict:
 def loader_times(
     case: Case, seed: int, repeats: int, data_dir: str | None, num_images: int, workers: list[int] | None
 ) -> dict:
-    """By "N workers", `seconds` of one image of the trainer's data loader, half of them labeled; default: 0, all cores."""
+    """
+    By number of workers, `seconds` of one image of the trainer's data loader, half of them labeled; by default without
+    workers and with one per core.
+    """
     torch.set_num_threads(1)
     workers = workers or [0, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()]
     rows, num_labels = photographs(data_dir, num_images, seed)
-    loaders = {f"{n} workers": _loader(replace(case, num_labels=num_labels), seed, rows, n) for n in workers}
+    case = replace(case, num_labels=num_labels)
+    loaders = {f"{n} worker{'s' if n != 1 else ''}": _loader(case, seed, rows, n) for n in workers}
 
     def reader(loader) -> Callable[[], None]:
         def read():

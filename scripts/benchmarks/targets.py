@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from .cases import OURS, TEXTBOOK, Case
+from .cases import OURS, TEXTBOOK, TINY, Case
 from .results import Results
 from .timing import ratio
 
@@ -17,7 +17,7 @@ class Target:
         name: To print.
         limit: The most that is allowed.
         where: What the target was set for: fields of a case, each with its value; empty for every case.
-        counts: Whether a case says anything about it.
+        counts: Whether a case says anything about it; one of size "tiny" never does.
         measure: Under which the results have it.
         value: The figure from results and case; a string says why there is none, None that it was not measured.
         gigabytes: Whether limit and value are bytes and not ratios.
@@ -132,7 +132,8 @@ def check_targets(results: Results) -> list[dict]:
     for target in TARGETS:
         measured = []
         for case in results.cases(target.measure):
-            value = target.value(results, case) if target.counts(case) else None
+            counts = case.size != TINY and target.counts(case)
+            value = target.value(results, case) if counts else None
             if value is None:
                 continue
             measured.append(case)
@@ -147,7 +148,7 @@ def check_targets(results: Results) -> list[dict]:
                 }
             )
         if not any(target.is_set_for(case) for case in measured):
-            where = ", ".join(f"{name} {value}" for name, value in target.where.items()) or "any case"
+            where = ", ".join(f"{name} {value}" for name, value in target.where.items()) or "any size"
             missing = {
                 "case": None,
                 "as_set": True,

@@ -24,10 +24,7 @@ from .cases import (
     make_model,
 )
 from .peak import bytes_in_use, make_memory_exact, measure_peak
-from .timing import out_of_memory, seconds_of, summary, take_turns
-
-
-SHORTEST_SAMPLE = 0.05  # seconds; shorter work is called several times in a row
+from .timing import out_of_memory, summary, take_turns
 
 
 def make_trainer(
@@ -183,8 +180,7 @@ def memory_update_times(case: Case, device: torch.device, seed: int, repeats: in
         slots = torch.randint(num_slots, shape, generator=generator.manual_seed(seed)).to(device)
         tokens = torch.randn(case.batch_size, num_tokens, shape[1], generator=generator).to(device)
         updates[variant] = partial(memory.enqueue, tokens, slots)
-    once = min(seconds_of(update, device, calls=2) for update in updates.values())
-    return as_results(take_turns(updates, device, repeats, calls=max(1, round(SHORTEST_SAMPLE / once))))
+    return as_results(take_turns(updates, device, repeats))
 
 
 def as_results(times: dict[str, list[float] | str]) -> dict[str, dict]:
