@@ -6,6 +6,7 @@ import os
 import runpy
 import signal
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from benchmarks import serving  # noqa: E402
 from benchmarks.cases import Case, make_cases, make_model, memory_grid  # noqa: E402
 from benchmarks.children import in_fresh_process  # noqa: E402
 from benchmarks.peak import make_memory_exact, measure_peak  # noqa: E402
-from benchmarks.plot import memory_curves  # noqa: E402
+from benchmarks.plot import Curve, memory_curves  # noqa: E402
 from benchmarks.results import Results  # noqa: E402
 from benchmarks.targets import check_targets  # noqa: E402
 from benchmarks.textbook import TextbookBottleneck  # noqa: E402
@@ -300,10 +301,13 @@ def test_curves_of_the_plot_are_those_of_one_group():
     results = Results({}, {})
     for k in (81, 2, 21):
         results.add("bottleneck", replace(CASE, num_labels=k), "allspark", {"extra_bytes": k * 10})
+    results.add("bottleneck", replace(CASE, num_labels=2), "textbook", {"extra_bytes": 50})
     results.add("bottleneck", CASE, "textbook", {"memory_error": "out of memory"})
     results.add("bottleneck", replace(CASE, crop=801), "allspark", {"extra_bytes": 7})
     example, curves = memory_curves(results)
-    assert example.crop == 513 and curves == {("allspark", 1): [(2, 20), (21, 210), (81, 810)]}
+    assert example.crop == 513 and list(curves) == [("textbook", 1), ("allspark", 1)]
+    assert curves["allspark", 1] == Curve([(2, 20), (21, 210), (81, 810)])
+    assert curves["textbook", 1] == Curve([(2, 50)], out=[21])
 
 
 # ---- The script ----
