@@ -10,6 +10,7 @@ figures and the project's targets; writes them as JSON after every measurement, 
 that runs out of memory is recorded as such. Random weights, generated images unless --data_dir is given.
 """
 
+import json
 import sys
 import time
 from collections.abc import Callable
@@ -82,6 +83,13 @@ class BenchmarkArguments:
             "choices": list(GRIDS),
         },
     )
+    training_arguments: str | None = field(
+        default=None,
+        metadata={
+            "help": "Further training arguments of the step as JSON, for example "
+            '\'{"gradient_checkpointing": true, "tf32": true}\'.'
+        },
+    )
     batch_size: int = field(default=2, metadata={"help": "Labeled images of a step, and as many unlabeled ones."})
     repeats: int | None = field(default=None, metadata={"help": "Rounds that count; one more comes before."})
     data_dir: str | None = field(
@@ -112,6 +120,7 @@ class BenchmarkArguments:
             for value in getattr(self, name):
                 if value not in known:
                     raise ValueError(f"{name} has {value!r}, which is unknown: choose from {', '.join(known)}.")
+        self.settings = _read_settings(self.training_arguments)
         for name in ("repeats", "num_images"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: set at least 1.")
@@ -121,6 +130,17 @@ class BenchmarkArguments:
             raise ValueError(f"output_file={self.output_file}: give a name that ends in .json.")
         if Path(self.output_file).exists() and not self.overwrite:
             raise ValueError(f"{self.output_file} exists: pass --overwrite, or choose another --output_file.")
+
+
+def _read_settings(text: str | None) -> dict:
+    """Training arguments beyond those of the case."""
+    try:
+        settings = json.loads(text or "{}")
+    except json.JSONDecodeError:
+        settings = None
+    if not isinstance(settings, dict):
+        raise ValueError(f'training_arguments={text} is no JSON object: write {{"name": value}}.')
+    return settings
 
 
 class Job(NamedTuple):
@@ -136,10 +156,11 @@ class Job(NamedTuple):
 
 def plan(options: BenchmarkArguments, device) -> list[Job]:
     """All jobs; the least costly kinds come last, and what the targets need first."""
-    from benchmarks import cases, peak
+    from benchmarks import cases, peak, training
 
     lists = (options.sizes, options.crops, options.num_labels, options.memory_sizes, options.precisions)
     grid = cases.make_cases(*lists, batch_size=options.batch_size, grid=options.grid)
+    training.check_settings(options.settings)
     with_memory = peak.can_measure(device)
     jobs = []
     for measure in options.cases:
@@ -157,8 +178,12 @@ def _jobs_of(measure: str, case, device, options: BenchmarkArguments, with_memor
 
     common, repeats, images = (case, device, options.seed), options.repeats, (options.data_dir, options.num_images)
     if measure == "step":
-        jobs = [Job("step", case, None, "time", training.step_times, (*common, repeats, options.variants))]
-        variants, function = options.variants, training.step_memory
+        jobs = [
+            Job(
+                "step", case, None, "time", training.step_times, (*common, options.settings, repeats, options.variants)
+            )
+        ]
+        variants, function, common = options.variants, training.step_memory, (*common, options.settings)
     elif measure == "bottleneck":
         jobs = [Job("bottleneck", case, None, "time", training.bottleneck_times, (*common, repeats))]
         variants, function = ("allspark", "textbook"), training.bottleneck_memory

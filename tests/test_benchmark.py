@@ -323,7 +323,8 @@ def test_script_from_arguments_to_files(tmp_path, monkeypatch, capfd):
     file = tmp_path / "new" / "tiny.json"
     lists = ["--sizes", "tiny", "--crops", 64, "--num_labels", 3, "--memory_sizes", 1, "--repeats", 2]
     chosen = ["--cases", "step", "memory_update", "bottleneck", "--variants", "pseudo_label", "allspark"]
-    run_script(monkeypatch, *lists, *chosen, "--use_cpu", "--output_file", file)
+    settings = ["--training_arguments", '{"sgd_momentum": 0.5}']
+    run_script(monkeypatch, *lists, *chosen, *settings, "--use_cpu", "--output_file", file)
     written = json.loads(file.read_text(encoding="utf-8"))
     found = {(entry["measure"], entry["variant"]): entry for entry in written["measurements"]}
     both_forms = [(measure, name) for measure in ("memory_update", "bottleneck") for name in ("allspark", "textbook")]
@@ -358,7 +359,9 @@ def svg_text(path: Path) -> str:
         (["--data_dir", "no_such_folder"], "ValueError: There is no folder no_such_folder"),
         (["--output_file", "out.txt"], "ValueError: output_file=out.txt: give a name that ends in .json"),
         (["--sizes", "b9"], "ValueError: sizes has b9"),
-        (["--repeat", "0"], "ValueError: repeats=0"),
+        (["--repeats", "0"], "ValueError: repeats=0"),
+        (["--training_arguments", "{fp16"], "ValueError: training_arguments={fp16 is no JSON object"),
+        (["--training_arguments", '{"tf31": true}'], "ValueError: training_arguments has 'tf31'"),
     ],
 )
 def test_bad_arguments_end_with_a_sentence(monkeypatch, arguments, sentence):

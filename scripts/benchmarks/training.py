@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 
 import datasets
@@ -27,6 +27,14 @@ from .peak import bytes_in_use, make_memory_exact, measure_peak
 from .timing import out_of_memory, summary, take_turns
 
 
+def check_settings(settings: dict):
+    """Raises ValueError for a name that [`AllSparkTrainingArguments`] does not have."""
+    known = {field.name for field in fields(AllSparkTrainingArguments)}
+    for name in settings:
+        if name not in known:
+            raise ValueError(f"training_arguments has {name!r}, which is no training argument: correct it.")
+
+
 def make_trainer(
     case: Case,
     variant: str,
@@ -36,21 +44,20 @@ def make_trainer(
     unlabeled: datasets.Dataset,
     **settings,
 ) -> AllSparkTrainer:
-    """As scripts/train.py makes it, with `settings` of [`AllSparkTrainingArguments`]; it writes nothing."""
+    """As scripts/train.py makes it, with further `settings` of [`AllSparkTrainingArguments`]; it writes nothing."""
+    own = {
+        "method": VARIANTS[variant],
+        "per_device_train_batch_size": case.batch_size,
+        "memory_warmup_epochs": 0,  # the memory is read from the first step on
+        "bf16": case.precision == "bf16",
+        "use_cpu": device.type == "cpu",
+        "seed": seed,
+        "eval_strategy": "no",
+        "save_strategy": "no",
+        "report_to": "none",
+    }
     with tempfile.TemporaryDirectory() as unused_dir:
-        args = AllSparkTrainingArguments(
-            output_dir=unused_dir,
-            method=VARIANTS[variant],
-            per_device_train_batch_size=case.batch_size,
-            memory_warmup_epochs=0,  # the memory is read from the first step on
-            bf16=case.precision == "bf16",
-            use_cpu=device.type == "cpu",
-            seed=seed,
-            eval_strategy="no",
-            save_strategy="no",
-            report_to="none",
-            **settings,
-        )
+        args = AllSparkTrainingArguments(output_dir=unused_dir, **(own | settings))
     model = make_model(case, variant, seed)
     return AllSparkTrainer(model, args, make_image_processor(), train_dataset=labeled, unlabeled_dataset=unlabeled)
 
@@ -65,13 +72,14 @@ class TrainingStep:
         variant (`str`): of `VARIANTS`.
         device (`torch.device`): where to train.
         seed (`int`): of weights, images and augmentation.
+        settings: of [`AllSparkTrainingArguments`].
     """
 
-    def __init__(self, case: Case, variant: str, device: torch.device, seed: int):
+    def __init__(self, case: Case, variant: str, device: torch.device, seed: int, **settings):
         size = (case.crop, case.crop)
         labeled = generated_data(case.batch_size, case.num_labels, size, seed)
         unlabeled = generated_data(case.batch_size, case.num_labels, size, seed + 1).remove_columns("label")
-        self.trainer = make_trainer(case, variant, device, seed, labeled, unlabeled)
+        self.trainer = make_trainer(case, variant, device, seed, labeled, unlabeled, **settings)
         self.trainer.current_gradient_accumulation_steps = 1  # what Trainer.train sets
         self.batch = next(iter(self.trainer.get_train_dataloader()))
         self.trainer.create_optimizer()
@@ -93,19 +101,19 @@ def warm_up(case: Case, device: torch.device):
         TrainingStep(tiny, variant, device, seed=0)()
 
 
-def step_times(case: Case, device: torch.device, seed: int, repeats: int, variants: list[str]) -> dict:
+def step_times(case: Case, device: torch.device, seed: int, settings: dict, repeats: int, variants: list[str]) -> dict:
     """By variant, `seconds` of an update ([`summary`]), or its `error`."""
     warm_up(case, device)
     steps, results = {}, {}
     for variant in variants:
         try:
-            steps[variant] = TrainingStep(case, variant, device, seed)
+            steps[variant] = TrainingStep(case, variant, device, seed, **settings)
         except (RuntimeError, MemoryError) as error:
             results[variant] = {"error": out_of_memory(error, device)}
     return results | as_results(take_turns(steps, device, repeats))
 
 
-def step_memory(case: Case, device: torch.device, seed: int, variant: str) -> dict:
+def step_memory(case: Case, device: torch.device, seed: int, settings: dict, variant: str) -> dict:
     """
     `peak_bytes` of training: weights, memory, optimizer, batch and all that a step needs; `extra_bytes`: of these what
     is there only during a step.
@@ -115,7 +123,7 @@ def step_memory(case: Case, device: torch.device, seed: int, variant: str) -> di
         make_memory_exact()
     start = bytes_in_use(device)
     try:
-        step = TrainingStep(case, variant, device, seed)
+        step = TrainingStep(case, variant, device, seed, **settings)
         step()  # makes the optimizer's state
         peak = measure_peak(step, device)
     except (RuntimeError, MemoryError) as error:
@@ -197,6 +205,7 @@ __all__ = [
     "bottleneck_memory",
     "bottleneck_pass",
     "bottleneck_times",
+    "check_settings",
     "make_trainer",
     "memory_update_times",
     "step_memory",
