@@ -206,6 +206,9 @@ def test_variants_take_turns_and_one_that_has_no_memory_leaves_the_others():
     assert "".join(counted) == "abcabcabcac"
     assert times["b"] == "out of memory" and [len(times[name]) for name in "ac"] == [3, 3]
     assert min(times["a"]) > 0
+    calls = []
+    assert len(take_turns({"short": lambda: calls.append(0)}, CPU, repeats=2)["short"]) == 2
+    assert len(calls) > 1000  # in one turn as often as the clock needs
     with pytest.raises(RuntimeError, match="something else"):
         take_turns({"d": raising("something else")}, CPU, repeats=1)
 
