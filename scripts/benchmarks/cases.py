@@ -1,0 +1,215 @@
+"""What is measured: sizes, and the models and images that belong to them."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import product
+
+import datasets
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+from transformers.utils import logging
+
+from allspark_hf import AllSparkConfig, SegformerForSemiSupervisedSegmentation
+from allspark_hf.configuration_allspark import MEMORY_SIZES, MIT_SIZES
+from allspark_hf.modeling_allspark import AllSparkBottleneck
+
+from .textbook import TextbookBottleneck
+
+
+# Name in the results -> training method; the last two are one method with two bottlenecks.
+VARIANTS = {
+    "supervised": "supervised",
+    "pseudo_label": "pseudo_label",
+    "allspark": "allspark",
+    "textbook": "allspark",
+}
+OURS, TEXTBOOK = "allspark", "textbook"
+TINY = "tiny"  # to try the script, and to load every library before something is measured
+TINY_GEOMETRY = {
+    "hidden_sizes": [8, 16, 24, 32],
+    "num_attention_heads": [1, 2, 3, 4],
+    "depths": [1, 1, 1, 1],
+    "decoder_hidden_size": 16,
+}
+SIZES = (*MIT_SIZES, TINY)
+PRECISIONS = ("fp32", "bf16")
+SMALLEST_CROP = 32
+MOST_LABELS = 254  # what an 8-bit mask has room for beside the ignore index
+
+
+@dataclass(frozen=True)
+class Case:
+    """
+    One point of the grid.
+
+    Args:
+        size: "b0" to "b5", or "tiny".
+        crop: Side of the square training crop in pixels.
+        num_labels: K.
+        memory_size: Slot of the memory as a multiple of C.
+        precision: "fp32", or "bf16" under autocast.
+        batch_size: Labeled images of a step, and as many unlabeled ones.
+    """
+
+    size: str
+    crop: int
+    num_labels: int
+    memory_size: float
+    precision: str
+    batch_size: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.size} crop {self.crop} K={self.num_labels} memory {self.memory_size:g}C {self.precision} "
+            f"batch {self.batch_size}+{self.batch_size}"
+        )
+
+    def record(self) -> dict:
+        """For the JSON file."""
+        return asdict(self)
+
+
+def make_cases(
+    sizes: Sequence[str],
+    crops: Sequence[int],
+    num_labels: Sequence[int],
+    memory_sizes: Sequence[float],
+    precisions: Sequence[str],
+    batch_size: int,
+    grid: str,
+) -> list[Case]:
+    """
+    The reference case, which is made of the first value of each list; with the `grid` "star" also, for each other
+    value, the reference with it; with "all" all combinations.
+
+    Raises:
+        ValueError: if a value is out of range.
+    """
+    lists = {
+        "size": sizes,
+        "crop": crops,
+        "num_labels": num_labels,
+        "memory_size": memory_sizes,
+        "precision": precisions,
+    }
+    _check(lists, batch_size)
+    if grid == "all":
+        return [Case(*values, batch_size) for values in product(*lists.values())]
+    reference = Case(*(values[0] for values in lists.values()), batch_size)
+    if grid == "reference":
+        return [reference]
+    others = [replace(reference, **{name: value}) for name, values in lists.items() for value in values[1:]]
+    return list(dict.fromkeys([reference, *others]))
+
+
+def _check(lists: dict[str, Sequence], batch_size: int):
+    for name, choices in (("size", SIZES), ("memory_size", MEMORY_SIZES), ("precision", PRECISIONS)):
+        for value in lists[name]:
+            if value not in choices:
+                known = ", ".join(map(str, choices))
+                raise ValueError(f"{name}s has {value}, which is unknown: choose from {known}.")
+    if min(lists["crop"]) < SMALLEST_CROP:
+        raise ValueError(f"crops has {min(lists['crop'])}: set at least {SMALLEST_CROP} pixels.")
+    if not 2 <= min(lists["num_labels"]) <= max(lists["num_labels"]) <= MOST_LABELS:
+        raise ValueError(f"num_labels has {lists['num_labels']}: set 2 to {MOST_LABELS} classes.")
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size}: set at least 1 labeled image.")
+
+
+def memory_grid(cases: Sequence[Case], num_labels: Sequence[int], memory_sizes: Sequence[float]) -> list[Case]:
+    """Every class count with every memory size at the reference, the first of `cases`; then the others."""
+    grid = [replace(cases[0], num_labels=k, memory_size=m) for m, k in product(memory_sizes, num_labels)]
+    return list(dict.fromkeys([*grid, *cases]))
+
+
+def find_device(use_cpu: bool) -> torch.device:
+    """
+    The GPU if there is one and it is not declined.
+
+    Raises:
+        ValueError: if there are several.
+    """
+    if use_cpu or not torch.cuda.is_available():
+        return torch.device("cpu")
+    if torch.cuda.device_count() > 1:
+        raise ValueError(
+            f"{torch.cuda.device_count()} GPUs are visible and one is measured: set CUDA_VISIBLE_DEVICES to one of "
+            "them."
+        )
+    return torch.device("cuda")
+
+
+def make_config(case: Case, plain: bool) -> AllSparkConfig:
+    """Of the case; `plain` leaves the bottleneck out."""
+    fields = {"num_labels": case.num_labels, "crop_size": case.crop, "memory_size": case.memory_size}
+    if plain:
+        fields |= AllSparkConfig.plain_segformer_switches()
+    if case.size == TINY:
+        return AllSparkConfig(**TINY_GEOMETRY, **fields)
+    return AllSparkConfig.mit(case.size, **fields)
+
+
+def make_model(case: Case, variant: str, seed: int) -> SegformerForSemiSupervisedSegmentation:
+    """A variant of [`VARIANTS`] with random weights, the same in ours and the textbook's; on the CPU."""
+    torch.manual_seed(seed)
+    model = SegformerForSemiSupervisedSegmentation(make_config(case, plain=VARIANTS[variant] != "allspark"))
+    if variant == TEXTBOOK:
+        model.bottleneck = TextbookBottleneck.like(model.bottleneck)
+    return model
+
+
+def make_bottleneck(case: Case, variant: str, seed: int) -> nn.Module:
+    """The bottleneck of "allspark" or "textbook" without a model around it, random; on the CPU."""
+    torch.manual_seed(seed)
+    config = make_config(case, plain=False)
+    bottleneck = AllSparkBottleneck(config, config.hidden_sizes[-1])
+    return TextbookBottleneck.like(bottleneck) if variant == TEXTBOOK else bottleneck
+
+
+def autocast(case: Case, device: torch.device) -> torch.autocast:
+    """Of the case's precision."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=case.precision == "bf16")
+
+
+def generated_rows(num_rows: int, num_labels: int, size: tuple[int, int], seed: int) -> Iterator[dict]:
+    """Noise in blocks that are brighter for higher classes, and the mask; `size` is (height, width)."""
+    rng = np.random.default_rng(seed)
+    blocks = [-(-side // 32) for side in size]
+    for _ in range(num_rows):
+        mask = rng.integers(num_labels, size=blocks).repeat(32, 0).repeat(32, 1)[: size[0], : size[1]]
+        image = mask[..., None] * (200 // num_labels) + rng.integers(56, size=(*size, 3))
+        yield {"image": Image.fromarray(image.astype(np.uint8)), "label": Image.fromarray(mask.astype(np.uint8))}
+
+
+def generated_data(num_rows: int, num_labels: int, size: tuple[int, int], seed: int) -> datasets.Dataset:
+    """[`generated_rows`] as a dataset in memory, encoded as PNG."""
+    rows = list(generated_rows(num_rows, num_labels, size, seed))
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Image()})
+    return datasets.Dataset.from_dict({name: [row[name] for row in rows] for name in features}, features=features)
+
+
+def silence():
+    """No progress bars and no advice from libraries between the lines of the report."""
+    datasets.disable_progress_bars()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+__all__ = [
+    "OURS",
+    "TEXTBOOK",
+    "TINY",
+    "VARIANTS",
+    "Case",
+    "autocast",
+    "find_device",
+    "generated_data",
+    "make_bottleneck",
+    "make_cases",
+    "make_config",
+    "make_model",
+    "memory_grid",
+    "silence",
+]
