@@ -16,10 +16,11 @@ from .evaluation import Evaluation, EvaluationDataset, failing_together
 from .methods import METHODS, MixedBatch, PixelCounts
 from .metrics import metric_name
 from .modeling_allspark import SegformerForSemiSupervisedSegmentation
+from .nan_guard import FiniteGuard, NonFiniteMixin, finite_mean
 from .pseudo_label_health import PseudoLabelHealth
 from .publishing.record import RunRecordCallback, base_weights_of
 from .publishing.trainer_mixin import PublishingMixin
-from .trainer_checks import check_datasets, check_evaluation, check_model, long_side_of
+from .trainer_checks import check_datasets, check_evaluation, check_model, check_output_dir, long_side_of
 from .training_args import AllSparkTrainingArguments
 
 
@@ -33,7 +34,7 @@ class _EpochCallback(TrainerCallback):
         self.sampler.set_epoch(int(state.epoch or 0))
 
 
-class AllSparkTrainer(CheckpointMixin, PublishingMixin, Trainer):
+class AllSparkTrainer(CheckpointMixin, NonFiniteMixin, PublishingMixin, Trainer):
     """
     Trains [`SegformerForSemiSupervisedSegmentation`] on a labeled and an unlabeled dataset.
 
@@ -77,6 +78,7 @@ class AllSparkTrainer(CheckpointMixin, PublishingMixin, Trainer):
         check_model(model, args)
         if train_dataset is not None:
             check_datasets(args, train_dataset, self.unlabeled_dataset, eval_dataset)
+            check_output_dir(args, model)
         self.method = METHODS[args.method](args, model.config.semantic_loss_ignore_index)
         self.long_side = long_side_of(processing_class)
         check_evaluation(model.config, args, processing_class)
@@ -99,6 +101,8 @@ class AllSparkTrainer(CheckpointMixin, PublishingMixin, Trainer):
         self._health = PseudoLabelHealth(self)
         if self.method.uses_unlabeled:
             self.add_callback(self._health)
+        self._finite = FiniteGuard(self)
+        self.add_callback(self._finite)
 
     # ---- Mixed batches ----
 
@@ -142,6 +146,7 @@ class AllSparkTrainer(CheckpointMixin, PublishingMixin, Trainer):
             ignore_index=config.semantic_loss_ignore_index,
             image_column=self.args.image_column_name,
             label_column=self.args.label_column_name,
+            on_bad_image=self.args.on_bad_image,
         )
         settings = self._loader_settings()
         if self._streams:
@@ -187,6 +192,7 @@ class AllSparkTrainer(CheckpointMixin, PublishingMixin, Trainer):
         """One step of the method; `num_items_in_batch` is the [`PixelCounts`] of `get_batch_samples`."""
         pixels = num_items_in_batch if num_items_in_batch is not None else self._count_pixels([inputs])
         losses = self.method.step(model, MixedBatch(**inputs), pixels, epoch=int(self.state.epoch or 0))
+        self._finite.note_loss(losses.loss, losses.terms)
         for name, value in losses.terms.items():
             self._terms[name].append(value.detach())
         if losses.pseudo_labels is not None:
@@ -231,8 +237,10 @@ class AllSparkTrainer(CheckpointMixin, PublishingMixin, Trainer):
         if "learning_rate" in logs:
             logs["learning_rate_head"] = logs["learning_rate"] * self.args.head_learning_rate_multiplier
             for name, values in self._terms.items():
-                logs[name] = self.accelerator.gather(torch.stack(values).mean().reshape(1)).mean().item()
+                logs[name] = finite_mean(list(self.accelerator.gather(finite_mean(values).reshape(1)))).item()
             self._terms.clear()
+            if self._finite.skips:
+                logs["skipped_steps"] = int(self._finite.skipped)
             logs.update(self._memory_fill())
         super().log(logs, start_time)
 
