@@ -14,7 +14,15 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
 from . import storage
 from .faults import telling_faults, telling_of_saving
-from .resuming import OPTIMIZER_FILE, RNG_FILE, SCALER_FILE, SCHEDULER_FILE, check_resume, describe_run, names_of_images
+from .resuming import (
+    OPTIMIZER_FILE,
+    RNG_FILE,
+    SCALER_FILE,
+    SCHEDULER_FILE,
+    check_resume,
+    describe_run,
+    names_of_images,
+)
 from .storage import last_complete_checkpoint, load_state, save_state
 
 
@@ -151,8 +159,8 @@ class CheckpointMixin:
         self.state.stateful_callbacks = {name: all_ if len(all_) > 1 else all_[0] for name, all_ in exported.items()}
         self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
         (folder / storage.IDS_FILE).write_text(json.dumps(names_of_images(self)), encoding="utf-8")
-        newest = [storage.read_json(path / storage.RUN_FILE) for path in storage.sorted_checkpoints(folder.parent)[-1:]]
-        order = 1 + max(((run or {}).get("order", 0) for run in newest), default=0)
+        last = last_complete_checkpoint(folder.parent)
+        order = 1 + (0 if last is None else storage.read_json(Path(last) / storage.RUN_FILE).get("order", 0))
         counted = {"order": order, "skipped_steps": int(self._finite.skipped)}
         storage.write_run_file(folder, {**describe_run(self), **counted})
 

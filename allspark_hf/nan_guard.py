@@ -134,7 +134,7 @@ class FiniteGuard(TrainerCallback):
         # Of the process whose own loss it was, if it was one's.
         step, longest, loss_x, loss_u = max(found, key=lambda row: (row[0], not math.isfinite(sum(row))))
         self.longest.zero_()
-        if self.skips and longest < MAX_SKIPPED or not self.skips and step < 0:
+        if longest < MAX_SKIPPED if self.skips else step < 0:
             return
         args = self.trainer.args
         terms = f"loss_x {loss_x:g}" + (f", loss_u {loss_u:g}" if self.trainer.method.uses_unlabeled else "")
@@ -142,8 +142,8 @@ class FiniteGuard(TrainerCallback):
         advice = "Lower the learning rate, set --max_grad_norm 1, use --bf16 instead of --fp16, or look at the data"
         if self.skips:
             raise NonFiniteError(
-                f"{int(longest)} updates in a row had a loss or gradient that is not finite ({rate}), the first of all "
-                f"at step {int(step)} ({terms}), and were left out: {going_on(args.output_dir)}. {advice}."
+                f"{int(longest)} updates in a row had a loss or gradient that is not finite ({rate}), the first of "
+                f"all at step {int(step)} ({terms}), and were left out: {going_on(args.output_dir)}. {advice}."
             )
         raise NonFiniteError(
             f"The loss or its gradient was not finite at step {int(step)} ({terms}; {rate}), and nothing was saved "
@@ -178,7 +178,7 @@ class NonFiniteMixin:
     _finite: FiniteGuard
 
     def training_step(self, *args, **kwargs) -> torch.Tensor:
-        """With `nan_loss="skip"` the logged loss has the mean so far for one that is not finite, as in transformers."""
+        """With `nan_loss="skip"` the logged loss has the mean so far instead of one that is not finite."""
         loss = super().training_step(*args, **kwargs)
         if not self._finite.skips:
             return loss

@@ -147,9 +147,9 @@ def _read_run(trainer, checkpoint: Path) -> dict:
     run = storage.read_json(checkpoint / storage.RUN_FILE)
     if run is None or run.get("format") != FORMAT:
         raise ValueError(
-            f"{checkpoint} has no readable {storage.RUN_FILE} of format {FORMAT}: it was not written to its end, or by "
-            "another version or program, whose optimizer state is a pickle and is not loaded; begin a new training "
-            f"from its weights (--model_name_or_path {checkpoint} and another --output_dir)."
+            f"{checkpoint} has no readable {storage.RUN_FILE} of format {FORMAT}: it was not written to its end, or "
+            "by another version or program, whose optimizer state is a pickle and is not loaded; begin a new "
+            f"training from its weights (--model_name_or_path {checkpoint} and another --output_dir)."
         )
     if not storage.is_complete(checkpoint):
         raise ValueError(

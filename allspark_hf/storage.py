@@ -39,7 +39,8 @@ def save_state(state: Any, path: str | Path):
     """
     tensors: dict[int, tuple[str, torch.Tensor]] = {}
     structure = json.dumps(_encode(state, tensors))
-    save_file({name: tensor.detach().contiguous() for name, tensor in tensors.values()}, path, {"structure": structure})
+    contents = {name: tensor.detach().contiguous() for name, tensor in tensors.values()}
+    save_file(contents, path, {"structure": structure})
 
 
 def load_state(path: str | Path) -> Any:
@@ -53,7 +54,7 @@ def load_state(path: str | Path) -> Any:
         with safe_open(path, "pt") as file:
             return _decode(json.loads((file.metadata() or {})["structure"]), file.get_tensor)
     except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} holds no training state of this package ({error}): use another checkpoint.") from None
+        raise ValueError(f"{path} holds no training state of this package ({error}): use another one.") from None
 
 
 def _encode(value: Any, tensors: dict[int, tuple[str, torch.Tensor]]) -> Any:
