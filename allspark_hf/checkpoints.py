@@ -13,7 +13,7 @@ from transformers.trainer_callback import ExportableState, TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
 from . import storage
-from .faults import telling_faults, telling_of_saving
+from .faults import Saving, telling_faults, telling_of_saving
 from .resuming import (
     OPTIMIZER_FILE,
     RNG_FILE,
@@ -115,8 +115,8 @@ class CheckpointMixin:
         self._health.gather()
         self._saving_checkpoint = True
         try:
-            with telling_of_saving(str(folder), unfinished, run_dir):
-                self._write_checkpoint(unfinished, folder)
+            with telling_of_saving(str(folder), unfinished, run_dir) as saving:
+                self._write_checkpoint(unfinished, folder, saving)
         finally:
             self._saving_checkpoint = False
         if self.args.push_to_hub:
@@ -124,18 +124,22 @@ class CheckpointMixin:
         if self.args.should_save:
             self._remove_old_checkpoints(run_dir)
 
-    def _write_checkpoint(self, unfinished: Path, folder: Path):
+    def _write_checkpoint(self, unfinished: Path, folder: Path, saving: Saving):
         """The files of all processes, then the name."""
         if self.args.should_save:
             storage.remove_leftovers(folder.parent)
             unfinished.mkdir(parents=True)
         self.accelerator.wait_for_everyone()
         unfinished.mkdir(parents=True, exist_ok=True)  # on the disk of another machine
+        saving.part = "the model"
         self.save_model(str(unfinished), _internal_call=True)
         if not self.args.save_only_model:
+            saving.part = "the state of the optimizer and the schedule"
             self._save_optimizer_and_scheduler(str(unfinished))
             self._save_scaler(str(unfinished))
+            saving.part = "the state of the random numbers"
             self._save_rng_state(str(unfinished))
+        saving.part = "the run's records"
         self._note_best_checkpoint(folder)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
@@ -191,8 +195,9 @@ class CheckpointMixin:
                 self._health.save(folder)
             return
         unfinished = folder / f"{storage.UNFINISHED}model"
-        with telling_of_saving(f"The model in {folder}", unfinished, self.args.output_dir):
+        with telling_of_saving(f"The model in {folder}", unfinished, self.args.output_dir) as saving:
             storage.remove_leftovers(folder)
+            saving.part = "the weights"
             self._save_model_files(model, unfinished, state_dict)
             storage.put_model_in_place(unfinished, folder)
 

@@ -7,6 +7,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -70,8 +71,15 @@ def telling_faults(output_dir: str | Path) -> Iterator[None]:
         ) from error
 
 
+@dataclass
+class Saving:
+    """What is being written just now, for the sentence if it fails."""
+
+    part: str = "its folder"
+
+
 @contextmanager
-def telling_of_saving(name: str, unfinished: Path, output_dir: str | Path) -> Iterator[None]:
+def telling_of_saving(name: str, unfinished: Path, output_dir: str | Path) -> Iterator[Saving]:
     """
     Saving inside: if it fails, what was written of `unfinished` is removed again, and nothing else.
 
@@ -83,21 +91,21 @@ def telling_of_saving(name: str, unfinished: Path, output_dir: str | Path) -> It
     Raises:
         SavingFailedError: if the file system refuses.
     """
+    saving = Saving()
     try:
-        yield
+        yield saving
     except (OSError, SafetensorError) as error:
         cause, number = str(error).strip(), getattr(error, "errno", None)
         if isinstance(error, SafetensorError):
             found = ERRNO.search(cause)
             number = int(found.group(1)) if found else None
         written = [path for path in unfinished.rglob("*") if path.is_file()] if unfinished.is_dir() else []
-        last = max(written, key=lambda path: path.stat().st_mtime_ns).name if written else "its folder"
         size = sum(path.stat().st_size for path in written)
         shutil.rmtree(unfinished, ignore_errors=True)
         room = f"{megabytes(free_bytes(output_dir))} free with what was written of it ({megabytes(size)}) removed"
         advice = "make room there" if number in FULL else "see to it that this folder can be written to"
         raise SavingFailedError(
-            f"{name} could not be saved: writing {last} failed ({cause}), {output_dir} has {room}; nothing that was "
+            f"{name} could not be saved: writing {saving.part} failed ({cause}), {output_dir} has {room}; nothing that was "
             f"complete is touched, {advice}: {going_on(output_dir)}."
         ) from error
 
