@@ -105,8 +105,8 @@ def telling_of_saving(name: str, unfinished: Path, output_dir: str | Path) -> It
         room = f"{megabytes(free_bytes(output_dir))} free with what was written of it ({megabytes(size)}) removed"
         advice = "make room there" if number in FULL else "see to it that this folder can be written to"
         raise SavingFailedError(
-            f"{name} could not be saved: writing {saving.part} failed ({cause}), {output_dir} has {room}; nothing that was "
-            f"complete is touched, {advice}: {going_on(output_dir)}."
+            f"{name} could not be saved: writing {saving.part} failed ({cause}), {output_dir} has {room}; nothing "
+            f"that was complete is touched, {advice}: {going_on(output_dir)}."
         ) from error
 
 

@@ -54,7 +54,7 @@ def main(settings: dict):
     if nan is not None and rank == nan[0]:
         poison(trainer, [nan[1]])
     if kill_worker == rank:
-        kill_workers(position=5)
+        kill_workers(position=6)  # of the second step
     try:
         trainer.train(resume_from_checkpoint=resume)
     except TrainingFault as error:
