@@ -153,9 +153,11 @@ class FiniteGuard(TrainerCallback):
     def check_weights(self):
         """Raises [`NonFiniteError`] if a weight or a buffer is not finite; before each save, in all processes."""
         self.check()
-        names = [name for name, tensor in self._tensors().items() if tensor.is_floating_point()]
-        tensors = self._tensors()
-        finite = torch.stack([torch.isfinite(tensors[name]).all() for name in names])
+        tensors = {name: tensor for name, tensor in self._tensors().items() if tensor.is_floating_point()}
+        names = list(tensors)
+        # Of a weight that FSDP has cut, each process looks at its own part.
+        parts = [tensor.to_local() if hasattr(tensor, "to_local") else tensor for tensor in tensors.values()]
+        finite = torch.stack([torch.isfinite(part.detach()).all() for part in parts])
         if self.trainer.accelerator.reduce((~finite).sum(), reduction="sum").item() == 0:
             return
         bad = [name for name, is_finite in zip(names, finite.tolist(), strict=True) if not is_finite]

@@ -164,7 +164,7 @@ def sorted_checkpoints(output_dir: str | Path) -> list[Path]:
 
     def key(path: Path) -> tuple[int, int]:
         order = read_json(path / RUN_FILE).get("order", 0) if is_complete(path) else -1
-        return order, int(CHECKPOINT.fullmatch(path.name).group(1))
+        return order if isinstance(order, int) else 0, int(CHECKPOINT.fullmatch(path.name).group(1))
 
     return sorted(folders, key=key)
 

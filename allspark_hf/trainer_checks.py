@@ -135,6 +135,11 @@ def check_stream(
         )
     if not METHODS[args.method].uses_unlabeled:
         return
+    if args.on_bad_image == "skip":
+        raise ValueError(
+            "on_bad_image='skip' takes the next image, but a stream of unlabeled images has no other one at hand: "
+            "filter broken images out of the stream, or set it to 'stop'."
+        )
     read_first_image(unlabeled_dataset, args.image_column_name)
     if args.should_log:
         logger.warning(

@@ -178,6 +178,25 @@ def test_nan_stops_and_is_not_saved(tmp_path):
     assert not torch.isfinite(trainer.model.decode_head.classifier.weight).all()  # it was not prevented, but found
 
 
+@pytest.mark.parametrize("nan_loss", ["stop", "skip"])
+def test_a_gradient_that_is_not_finite_counts_as_well(tmp_path, nan_loss):
+    trainer = make_trainer(tiny_model(), output_dir=str(tmp_path), max_steps=3, nan_loss=nan_loss)
+    bias = trainer.model.decode_head.classifier.bias
+    bias.register_hook(lambda gradient: gradient * torch.inf if trainer.state.global_step == 1 else gradient)
+    if nan_loss == "stop":
+        with pytest.raises(NonFiniteError, match=r"at step 2 \(loss_x [0-9.]+, loss_u [0-9.]+; learning"):
+            trainer.train()
+        return
+    trainer.train()
+    assert int(trainer._finite.skipped) == 1 and torch.isfinite(bias).all()
+
+
+def test_a_stream_cannot_skip_images(tmp_path):
+    settings = {"stream": True, "unlabeled_images_per_epoch": 4, "output_dir": str(tmp_path)}
+    with pytest.raises(ValueError, match="on_bad_image='skip' takes the next image, but a stream"):
+        make_trainer(tiny_model(), **settings, on_bad_image="skip")
+
+
 def test_nan_in_the_last_update_is_found(tmp_path):
     trainer = make_trainer(tiny_model(), output_dir=str(tmp_path), max_steps=3, logging_strategy="no")
     poison(trainer, [3])
