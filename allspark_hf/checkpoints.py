@@ -1,16 +1,40 @@
 """[`CheckpointMixin`]: what [`AllSparkTrainer`] saves on the way, and how it goes on from there."""
 
+import json
+import random
+from collections import defaultdict
 from pathlib import Path
 
+import numpy as np
+import torch
+from transformers import set_seed
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_callback import TrainerState
+from transformers.trainer_callback import ExportableState, TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
+
+from . import storage
+from .faults import Saving, telling_faults, telling_of_saving
+from .resuming import (
+    OPTIMIZER_FILE,
+    RNG_FILE,
+    SCALER_FILE,
+    SCHEDULER_FILE,
+    check_resume,
+    describe_run,
+    names_of_images,
+)
+from .storage import last_complete_checkpoint, load_state, save_state
 
 
 class CheckpointMixin:
     """
-    Overrides how [`~transformers.Trainer`] saves and resumes; to be named before it among the base classes. A
-    checkpoint carries the memory and the pseudo-labels' counts, so that a resumed run equals an uninterrupted one.
+    Overrides how [`~transformers.Trainer`] saves and resumes; to be named before it among the base classes.
+
+    A checkpoint carries the memory and the pseudo-labels' counts, so that a resumed run equals an uninterrupted one.
+    It is written into `unfinished-checkpoint-N`, and gets its name when all of it, of all processes, is on the disk;
+    older ones are deleted after that. Whenever a process is killed, what is called `checkpoint-N` is complete. There
+    is no pickle in it and none is loaded: states are safetensors and JSON (but those of FSDP and DeepSpeed, which
+    have formats of their own).
     """
 
     _saving_checkpoint = False
@@ -23,19 +47,34 @@ class CheckpointMixin:
         Args:
             resume_from_checkpoint (`str` or `bool`, *optional*):
                 A checkpoint folder, or True for the last complete one in `output_dir`.
+
+        Raises:
+            ValueError: if there is no such checkpoint, or it does not fit the run, see [`check_resume`].
+            TrainingFault: if training cannot go on, see there.
+            BadImageError: if an image cannot be read.
         """
+        if self.args.should_save:
+            storage.remove_leftovers(self.args.output_dir)
+        self.accelerator.wait_for_everyone()
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir)
             if resume_from_checkpoint is None:
                 raise ValueError(f"No complete checkpoint in {self.args.output_dir}: train without resuming.")
         output = None
         if resume_from_checkpoint:
+            run = self.check_resume(resume_from_checkpoint)
+            self._finite.skipped.fill_(run.get("skipped_steps", 0))
             self._health.load(resume_from_checkpoint)
             output = self._finished_run(resume_from_checkpoint)
         if output is None:
-            output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+            with telling_faults(self.args.output_dir):
+                output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
         output.metrics.update(self.last_and_best())
         return output
+
+    def check_resume(self, checkpoint: str | Path) -> dict:
+        """What a checkpoint was made with; ValueError if this run cannot go on from it, see [`check_resume`]."""
+        return check_resume(self, checkpoint)
 
     def _finished_run(self, checkpoint: str) -> TrainOutput | None:
         """Takes up a checkpoint that has all of `max_steps`; transformers would train a step more."""
@@ -64,31 +103,173 @@ class CheckpointMixin:
             "best_epoch": best["epoch"],
         }
 
+    # ---- Saving ----
+
     def _save_checkpoint(self, model, trial):
-        self._saving_checkpoint = True
+        self._finite.check_weights()
+        run_dir = Path(self._get_output_dir(trial))
+        folder = run_dir / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        unfinished = run_dir / f"{storage.UNFINISHED}{folder.name}"
+        if trial is None:
+            self.store_flos()
         self._health.gather()
+        self._saving_checkpoint = True
         try:
-            super()._save_checkpoint(model, trial)
+            with telling_of_saving(str(folder), unfinished, run_dir) as saving:
+                self._write_checkpoint(unfinished, folder, saving)
         finally:
             self._saving_checkpoint = False
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(folder))
+        if self.args.should_save:
+            self._remove_old_checkpoints(run_dir)
+
+    def _write_checkpoint(self, unfinished: Path, folder: Path, saving: Saving):
+        """The files of all processes, then the name."""
+        if self.args.should_save:
+            storage.remove_leftovers(folder.parent)
+            unfinished.mkdir(parents=True)
+        self.accelerator.wait_for_everyone()
+        unfinished.mkdir(parents=True, exist_ok=True)  # on the disk of another machine
+        saving.part = "the model"
+        self.save_model(str(unfinished), _internal_call=True)
+        if not self.args.save_only_model:
+            saving.part = "the state of the optimizer and the schedule"
+            self._save_optimizer_and_scheduler(str(unfinished))
+            self._save_scaler(str(unfinished))
+            saving.part = "the state of the random numbers"
+            self._save_rng_state(str(unfinished))
+        saving.part = "the run's records"
+        self._note_best_checkpoint(folder)
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            self._write_records(unfinished)
+            storage.put_in_place(unfinished, folder)
+        self.accelerator.wait_for_everyone()
+        if self.args.local_process_index == 0 and unfinished.is_dir():  # of a machine with a disk of its own
+            storage.put_in_place(unfinished, folder)
+
+    def _note_best_checkpoint(self, folder: Path):
+        best = self.state.best_global_step
+        if best and (best == self.state.global_step or (folder.parent / f"{PREFIX_CHECKPOINT_DIR}-{best}").is_dir()):
+            self.state.best_model_checkpoint = str(folder.parent / f"{PREFIX_CHECKPOINT_DIR}-{best}")
+
+    def _write_records(self, folder: Path):
+        """The Trainer's state, and what the run was made with, which closes the checkpoint."""
+        exported = defaultdict(list)
+        for callback in [*self.callback_handler.callbacks, self.control]:
+            if isinstance(callback, ExportableState):
+                exported[type(callback).__name__].append(callback.state())
+        self.state.stateful_callbacks = {name: all_ if len(all_) > 1 else all_[0] for name, all_ in exported.items()}
+        self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
+        (folder / storage.IDS_FILE).write_text(json.dumps(names_of_images(self)), encoding="utf-8")
+        last = last_complete_checkpoint(folder.parent)
+        order = 1 + (0 if last is None else storage.read_json(Path(last) / storage.RUN_FILE).get("order", 0))
+        counted = {"order": order, "skipped_steps": int(self._finite.skipped)}
+        storage.write_run_file(folder, {**describe_run(self), **counted})
+
+    def _remove_old_checkpoints(self, run_dir: Path):
+        """Down to `save_total_limit`, the newest and the best among them."""
+        limit, kept = self.args.save_total_limit, storage.sorted_checkpoints(run_dir)
+        if not limit or limit < 1:
+            return
+        protected = {kept[-1].name, Path(self.state.best_model_checkpoint or kept[-1]).name}
+        for folder in list(kept):
+            if len(kept) > max(limit, len(protected)) and folder.name not in protected:
+                kept.remove(folder)
+                storage.remove_checkpoint(folder)
 
     def _save(self, output_dir=None, state_dict=None):
-        """A checkpoint carries the memory; a model saved for use does not."""
+        """A checkpoint carries the memory; a model saved for use does not. Neither has a pickle of the arguments."""
+        if not self.args.should_save:
+            return
+        folder = Path(output_dir if output_dir is not None else self.args.output_dir)
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         if self._saving_checkpoint:
             model._keys_to_ignore_on_save = None  # shadows the class attribute
-        try:
-            super()._save(output_dir, state_dict)
-            if self._saving_checkpoint and self.method.uses_unlabeled and self.args.should_save:
-                self._health.save(output_dir)
-        finally:
-            model.__dict__.pop("_keys_to_ignore_on_save", None)
+            try:
+                self._save_model_files(model, folder, state_dict)
+            finally:
+                del model._keys_to_ignore_on_save
+            if self.method.uses_unlabeled:
+                self._health.save(folder)
+            return
+        unfinished = folder / f"{storage.UNFINISHED}model"
+        with telling_of_saving(f"The model in {folder}", unfinished, self.args.output_dir) as saving:
+            storage.remove_leftovers(folder)
+            saving.part = "the weights"
+            self._save_model_files(model, unfinished, state_dict)
+            storage.put_model_in_place(unfinished, folder)
 
+    def _save_model_files(self, model, folder: Path, state_dict):
+        folder.mkdir(parents=True, exist_ok=True)
+        model.save_pretrained(folder, state_dict=state_dict)
+        if self.processing_class is not None:
+            self.processing_class.save_pretrained(folder)
 
-def last_complete_checkpoint(output_dir: str | Path) -> str | None:
-    """The newest `checkpoint-*` folder that was written to its end: its trainer state is the last file to come."""
-    complete = [path.parent for path in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*/{TRAINER_STATE_NAME}")]
-    return str(max(complete, key=lambda path: int(path.name.rpartition("-")[2]))) if complete else None
+    # ---- States: what a checkpoint has beside the model ----
+
+    @property
+    def _states_are_sharded(self) -> bool:
+        return self.is_fsdp_enabled or self.is_deepspeed_enabled
+
+    def _save_optimizer_and_scheduler(self, output_dir):
+        if self._states_are_sharded:
+            super()._save_optimizer_and_scheduler(output_dir)
+        elif self.args.should_save:
+            save_state(self.optimizer.state_dict(), Path(output_dir) / OPTIMIZER_FILE)
+            save_state(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_FILE)
+
+    def _load_optimizer_and_scheduler(self, checkpoint):
+        if self._states_are_sharded:
+            super()._load_optimizer_and_scheduler(checkpoint)
+        elif checkpoint is not None:
+            self.optimizer.load_state_dict(load_state(Path(checkpoint) / OPTIMIZER_FILE))
+            self.lr_scheduler.load_state_dict(load_state(Path(checkpoint) / SCHEDULER_FILE))
+
+    def _save_scaler(self, output_dir):
+        if getattr(self.accelerator, "scaler", None) is not None and self.args.should_save:
+            save_state(self.accelerator.scaler.state_dict(), Path(output_dir) / SCALER_FILE)
+
+    def _load_scaler(self, checkpoint):
+        path = Path(checkpoint or "") / SCALER_FILE
+        if getattr(self.accelerator, "scaler", None) is not None and checkpoint is not None and path.is_file():
+            self.accelerator.scaler.load_state_dict(load_state(path))
+
+    def _save_rng_state(self, output_dir):
+        states = {"python": random.getstate(), "numpy": np.random.get_state(), "cpu": torch.get_rng_state()}
+        device = torch.get_device_module(self.args.device)
+        if self.args.device.type != "cpu" and hasattr(device, "get_rng_state"):
+            states["device"] = device.get_rng_state()
+        save_state(states, Path(output_dir) / RNG_FILE.format(rank=self.args.process_index))
+
+    def _load_rng_state(self, checkpoint):
+        """Another number of processes draws anew, but the same at each resume."""
+        if checkpoint is None:
+            return
+        processes = (storage.read_json(Path(checkpoint) / storage.RUN_FILE) or {}).get("processes")
+        if processes != self.args.world_size:
+            set_seed(self.args.seed + self.state.global_step * self.args.world_size + self.args.process_index)
+            return
+        states = load_state(Path(checkpoint) / RNG_FILE.format(rank=self.args.process_index))
+        random.setstate(states["python"])
+        np.random.set_state(states["numpy"])
+        torch.set_rng_state(states["cpu"])
+        device = torch.get_device_module(self.args.device)
+        if "device" in states and hasattr(device, "set_rng_state"):
+            device.set_rng_state(states["device"])
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        if self._states_are_sharded:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            storage.load_weights(self.model if model is None else model, resume_from_checkpoint)
+
+    def _load_best_model(self):
+        if self._states_are_sharded:
+            super()._load_best_model()
+        else:
+            storage.load_weights(self.model, self.state.best_model_checkpoint)
 
 
 __all__ = ["CheckpointMixin", "last_complete_checkpoint"]

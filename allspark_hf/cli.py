@@ -242,12 +242,13 @@ def leave(accelerator: Accelerator, failure: str | None = None):
 
 def fail(failure: str):
     """
-    Ends a script that cannot go on, without waiting for other processes, which may not have failed.
+    Ends a script that cannot go on. One of several processes ends at once: the others may wait for it in a collective
+    operation, until the launcher (torchrun, accelerate launch) sees that one is gone and ends them.
 
     Args:
         failure (`str`): a sentence for the error output; the exit code is 1.
     """
-    if _on_gloo():
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
         _leave_at_once(failure)
     sys.exit(failure)
 

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from .data.images import to_rgb
 from .data.labels import read_label
+from .data.reading import read_or_replace
 from .evaluation_args import EvaluationArguments, eval_crop
 from .losses import cross_entropy_sum
 from .metrics import BoundaryCounts, ConfusionMatrix
@@ -55,7 +56,13 @@ class EvaluationDataset(Dataset):
         Returns:
             `dict[str, torch.Tensor]`: `pixel_values` float32 (3, height, width) as processed, `labels` int64 (mask
             height, mask width).
+
+        Raises:
+            BadImageError: if the image or its mask cannot be read; an evaluation leaves none out.
         """
+        return read_or_replace(self._read, row, self.dataset, (self.image_column, self.label_column))
+
+    def _read(self, row: int) -> dict[str, torch.Tensor]:
         example = self.dataset[row]
         image = to_rgb(example[self.image_column])
         where = f"row {row}" + (f" ({example['id']})" if "id" in example else "")

@@ -81,6 +81,12 @@ class PseudoLabelHealth(TrainerCallback):
             known = (truth != self.ignore_index) & (pseudo_labels != self.ignore_index)
             self.counts["confusion"] += histogram((truth * num_labels + pseudo_labels).where(known, -1), num_labels**2)
 
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        """A run resumed at the very end of an epoch has not logged it yet; its first step would already count."""
+        if int(state.epoch or 0) != self.epoch:
+            self.log()
+            self.epoch = int(state.epoch or 0)
+
     def on_epoch_end(self, args, state, control, **kwargs):
         self.log()
 

@@ -15,8 +15,8 @@ from typing import TextIO
 import psutil
 import yaml
 
-from .checkpoints import last_complete_checkpoint
 from .cli import read_recipe, recipe_arguments
+from .storage import finish_renaming, last_complete_checkpoint
 
 
 STUDY_KEYS = ("title", "recipe", "arguments", "rows", "columns", "seeds", "seed_arguments", "column_title")
@@ -223,6 +223,7 @@ class StudyRunner:
         _write_whole(folder / "study.json", self._fingerprint(cell))
         command = self.command(cell)
         if not (folder / LAST_FILE_OF_A_RUN).is_file():
+            finish_renaming(folder)
             if last_complete_checkpoint(folder):
                 command += ["--resume_from_checkpoint", "true"]
             with open(folder / LOG_FILE, "a", encoding="utf-8") as log:

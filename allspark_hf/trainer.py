@@ -17,10 +17,11 @@ from .evaluation import Evaluation, EvaluationDataset, failing_together
 from .methods import METHODS, MixedBatch, PixelCounts
 from .metrics import metric_name
 from .modeling_allspark import SegformerForSemiSupervisedSegmentation
+from .nan_guard import FiniteGuard, NonFiniteMixin, finite_mean
 from .pseudo_label_health import PseudoLabelHealth
 from .publishing.record import RunRecordCallback, base_weights_of
 from .publishing.trainer_mixin import PublishingMixin
-from .trainer_checks import check_datasets, check_evaluation, check_model, long_side_of
+from .trainer_checks import check_datasets, check_evaluation, check_model, check_output_dir, long_side_of
 from .training_args import AllSparkTrainingArguments
 
 
@@ -34,7 +35,7 @@ class _EpochCallback(TrainerCallback):
         self.sampler.set_epoch(int(state.epoch or 0))
 
 
-class AllSparkTrainer(DistributedMixin, CheckpointMixin, PublishingMixin, Trainer):
+class AllSparkTrainer(DistributedMixin, CheckpointMixin, NonFiniteMixin, PublishingMixin, Trainer):
     """
     Trains [`SegformerForSemiSupervisedSegmentation`] on a labeled and an unlabeled dataset.
 
@@ -78,6 +79,7 @@ class AllSparkTrainer(DistributedMixin, CheckpointMixin, PublishingMixin, Traine
         check_model(model, args)
         if train_dataset is not None:
             check_datasets(args, train_dataset, self.unlabeled_dataset, eval_dataset)
+            check_output_dir(args, model)
         self.method = METHODS[args.method](args, model.config.semantic_loss_ignore_index)
         self.long_side = long_side_of(processing_class)
         check_evaluation(model.config, args, processing_class)
@@ -105,6 +107,8 @@ class AllSparkTrainer(DistributedMixin, CheckpointMixin, PublishingMixin, Traine
         self._health = PseudoLabelHealth(self)
         if self.method.uses_unlabeled:
             self.add_callback(self._health)
+        self._finite = FiniteGuard(self)
+        self.add_callback(self._finite)
 
     # ---- Mixed batches ----
 
@@ -148,6 +152,7 @@ class AllSparkTrainer(DistributedMixin, CheckpointMixin, PublishingMixin, Traine
             ignore_index=config.semantic_loss_ignore_index,
             image_column=self.args.image_column_name,
             label_column=self.args.label_column_name,
+            on_bad_image=self.args.on_bad_image,
         )
         settings = self._loader_settings()
         if self._streams:
@@ -193,6 +198,7 @@ class AllSparkTrainer(DistributedMixin, CheckpointMixin, PublishingMixin, Traine
         """One step of the method; `num_items_in_batch` is the [`PixelCounts`] of `get_batch_samples`."""
         pixels = num_items_in_batch if num_items_in_batch is not None else self._count_pixels([inputs])
         losses = self.method.step(model, MixedBatch(**inputs), pixels, epoch=int(self.state.epoch or 0))
+        self._finite.note_loss(losses.loss, losses.terms)
         for name, value in losses.terms.items():
             self._terms[name].append(value.detach())
         if losses.pseudo_labels is not None:
@@ -237,8 +243,10 @@ class AllSparkTrainer(DistributedMixin, CheckpointMixin, PublishingMixin, Traine
         if "learning_rate" in logs:
             logs["learning_rate_head"] = logs["learning_rate"] * self.args.head_learning_rate_multiplier
             for name, values in self._terms.items():
-                logs[name] = self.accelerator.gather(torch.stack(values).mean().reshape(1)).mean().item()
+                logs[name] = finite_mean(list(self.accelerator.gather(finite_mean(values).reshape(1)))).item()
             self._terms.clear()
+            if self._finite.skips:
+                logs["skipped_steps"] = int(self._finite.skipped)
             logs.update(self._memory_fill())
         super().log(logs, start_time)
 

@@ -1,6 +1,8 @@
 """What [`AllSparkTrainer`] refuses, each with one sentence: parts that do not fit each other."""
 
 import logging
+import tempfile
+from pathlib import Path
 
 import datasets
 
@@ -8,9 +10,11 @@ from .configuration_allspark import AllSparkConfig
 from .data.overlap import find_overlap
 from .data.streaming import read_first_image
 from .evaluation_args import EvaluationArguments, eval_crop
+from .faults import free_bytes, megabytes
 from .methods import METHODS
 from .modeling_allspark import SegformerForSemiSupervisedSegmentation
 from .prediction import smallest_side
+from .storage import sorted_checkpoints
 from .training_args import AllSparkTrainingArguments
 
 
@@ -131,11 +135,48 @@ def check_stream(
         )
     if not METHODS[args.method].uses_unlabeled:
         return
+    if args.on_bad_image == "skip":
+        raise ValueError(
+            "on_bad_image='skip' takes the next image, but a stream of unlabeled images has no other one at hand: "
+            "filter broken images out of the stream, or set it to 'stop'."
+        )
     read_first_image(unlabeled_dataset, args.image_column_name)
     if args.should_log:
         logger.warning(
             "The unlabeled images are a stream: its files are not checked before they are read, and images of the "
             "validation set are not looked for in it. See to it yourself that there are none."
+        )
+
+
+def check_output_dir(args: AllSparkTrainingArguments, model: SegformerForSemiSupervisedSegmentation):
+    """
+    Raises ValueError if nothing can be written into `output_dir`; warns where there is less room on its disk than
+    training will need: the model, its optimizer's state, and one checkpoint more than are kept, since an older one is
+    deleted only when the new one is complete.
+    """
+    if not args.should_save:
+        return
+    try:
+        Path(args.output_dir).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=args.output_dir) as file:
+            file.write(b"1")
+    except OSError as error:
+        raise ValueError(
+            f"Nothing can be written into output_dir={args.output_dir} ({error}): choose another one, or make room."
+        ) from None
+    weights = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+    trained = sum(tensor.numel() * tensor.element_size() for tensor in model.parameters() if tensor.requires_grad)
+    per_weight = 1 if args.optim == "sgd" else 2  # as Adam's, the largest of the usual ones
+    checkpoint = 0 if args.save_strategy == "no" else weights + per_weight * trained * (not args.save_only_model)
+    there = len(sorted_checkpoints(args.output_dir))
+    checkpoints = max((args.save_total_limit or 1) + 1 - there, 1)
+    needed, free = checkpoints * checkpoint + weights, free_bytes(args.output_dir)
+    if free < needed:
+        logger.warning(
+            "There are %s free for output_dir=%s, but training saves %s: %d checkpoints of %s (one more than "
+            "save_total_limit keeps) and the model of %s. Make room, or lower save_total_limit.",
+            *(megabytes(free), args.output_dir, megabytes(needed)),
+            *(checkpoints, megabytes(checkpoint), megabytes(weights)),
         )
 
 
@@ -158,4 +199,4 @@ def _check_overlap(name: str, dataset: datasets.Dataset | None, eval_name: str, 
         )
 
 
-__all__ = ["check_datasets", "check_evaluation", "check_model", "long_side_of"]
+__all__ = ["check_datasets", "check_evaluation", "check_model", "check_output_dir", "long_side_of"]

@@ -5,8 +5,10 @@ from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
 
+from .data.reading import ON_BAD_IMAGE
 from .evaluation_args import EvaluationArguments
 from .methods import METHODS
+from .nan_guard import MAX_SKIPPED, NAN_LOSS
 
 
 LABELED_LOSSES = ("cross_entropy", "ohem")
@@ -46,6 +48,11 @@ class AllSparkTrainingArguments(TrainingArguments, EvaluationArguments):
         local_memory (`bool`, *optional*, defaults to `False`):
             each process has a memory of its own, of its own unlabeled images (`config.share_memory=False`), instead of
             one memory of those of all processes.
+        nan_loss (`str`, *optional*, defaults to `"stop"`):
+            what a loss that is NaN or infinite does: `"stop"` ends training without saving, `"skip"` leaves that
+            update out, see [`FiniteGuard`].
+        on_bad_image (`str`, *optional*, defaults to `"stop"`):
+            what an image does that cannot be read in the midst of training: `"stop"`, or `"skip"` takes the next one.
         image_column_name (`str`, *optional*, defaults to `"image"`): of the datasets.
         label_column_name (`str`, *optional*, defaults to `"label"`): of the datasets.
 
@@ -53,8 +60,8 @@ class AllSparkTrainingArguments(TrainingArguments, EvaluationArguments):
     `weight_decay` 1e-4, `lr_scheduler_type` `"polynomial"` with power 0.9 and end 0, `max_grad_norm` 0 (off),
     `num_train_epochs` 80, `per_device_train_batch_size` 2, `per_device_eval_batch_size` 1, `eval_strategy` and
     `save_strategy` `"epoch"`, `save_total_limit` 2, `metric_for_best_model` `"mean_iou"`, `logging_steps` 10,
-    `report_to` `"tensorboard"`, `label_names` `["labels"]`, `remove_unused_columns` `False`,
-    `ddp_find_unused_parameters` `False`.
+    `report_to` `"tensorboard"`, `label_names` `["labels"]`, `remove_unused_columns` `False`, `logging_nan_inf_filter`
+    `False`, `ddp_find_unused_parameters` `False`.
 
     Raises:
         ValueError: if a value is out of range, or a setting does not fit mixed batches.
@@ -145,6 +152,22 @@ class AllSparkTrainingArguments(TrainingArguments, EvaluationArguments):
         default=False,
         metadata={"help": "Give each process a memory of its own, instead of one with the channels of all."},
     )
+    nan_loss: str = field(
+        default="stop",
+        metadata={
+            "help": "When a loss is NaN or infinite: stop (nothing is saved; the last checkpoint is named), or skip "
+            f"(that update leaves no trace, skipped_steps counts it; {MAX_SKIPPED} in a row stop).",
+            "choices": list(NAN_LOSS),
+        },
+    )
+    on_bad_image: str = field(
+        default="stop",
+        metadata={
+            "help": "When an image cannot be read in the midst of training: stop (the file is named), or skip (the "
+            "next readable one is taken and that is logged; always the same one).",
+            "choices": list(ON_BAD_IMAGE),
+        },
+    )
     image_column_name: str = field(default="image", metadata={"help": "Column of the datasets that holds the image."})
     label_column_name: str = field(default="label", metadata={"help": "Column of the datasets that holds the mask."})
 
@@ -172,6 +195,10 @@ class AllSparkTrainingArguments(TrainingArguments, EvaluationArguments):
     logging_steps: float = field(default=10, metadata={"help": "Steps between two log entries."})
     report_to: None | str | list[str] = field(  # noqa: RUF036 (the order HfArgumentParser can read)
         default="tensorboard", metadata={"help": "Where to log besides trainer_state.json; none for nowhere."}
+    )
+    logging_nan_inf_filter: bool = field(
+        default=False,
+        metadata={"help": "Hide NaN and infinite losses in the log, at the price of waiting for each step's loss."},
     )
     label_names: list[str] | None = field(
         default_factory=lambda: ["labels"], metadata={"help": "Names of the label tensors in a batch."}
@@ -221,6 +248,7 @@ class AllSparkTrainingArguments(TrainingArguments, EvaluationArguments):
 
     def _check_choices(self):
         choices_of = {"method": METHODS, "labeled_loss": LABELED_LOSSES, "epoch_length": EPOCH_LENGTHS}
+        choices_of |= {"nan_loss": NAN_LOSS, "on_bad_image": ON_BAD_IMAGE}
         for name, choices in choices_of.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}={getattr(self, name)!r} is unknown: choose one of {', '.join(choices)}.")

@@ -20,8 +20,11 @@ from pathlib import Path
 
 def checkpoint_to_resume(args) -> str | None:
     """The checkpoint asked for; without one, an output folder that holds another run's is refused."""
-    from allspark_hf.checkpoints import last_complete_checkpoint
+    from allspark_hf.storage import finish_renaming, last_complete_checkpoint, sorted_checkpoints
 
+    with args.main_process_first(desc="looking for checkpoints"):
+        if args.should_save:
+            finish_renaming(args.output_dir)
     asked, last = args.resume_from_checkpoint, last_complete_checkpoint(args.output_dir)
     if str(asked).lower() == "true":
         if last is None:
@@ -34,12 +37,25 @@ def checkpoint_to_resume(args) -> str | None:
             f"{args.output_dir} holds checkpoints of an earlier run, which this one would replace: go on from {last} "
             "with --resume_from_checkpoint true, or choose another --output_dir."
         )
+    incomplete = sorted_checkpoints(args.output_dir)
+    if asked is None and incomplete:
+        raise ValueError(
+            f"{args.output_dir} holds {incomplete[0].name} of an earlier run, which is not complete or of another "
+            "version: choose another --output_dir, or remove that checkpoint."
+        )
     if asked is None and (Path(args.output_dir) / "eval_results.json").is_file():
         raise ValueError(
             f"{args.output_dir} holds the result of an earlier run, which this one would replace: choose another "
             "--output_dir, or remove that folder."
         )
     return asked
+
+
+def keeps_lists(args, checkpoint: str | None) -> bool:
+    """Whether to write the lists of images; a resume does not replace those of the run, which it may yet refuse."""
+    from allspark_hf.data import list_path
+
+    return checkpoint is None or not list_path(args.output_dir, "labeled").is_file()
 
 
 def last_evaluation(trainer) -> dict[str, float]:
@@ -70,7 +86,7 @@ def build_trainer():
     with args.main_process_first(desc="checking the data"):
         report = load_data(
             data_arguments,
-            args.output_dir if args.should_save else None,
+            args.output_dir if args.should_save and keeps_lists(args, checkpoint) else None,
             image_column=args.image_column_name,
             label_column=args.label_column_name,
         )
@@ -100,7 +116,21 @@ def build_trainer():
     if checkpoint:
         trainer.check_saved_memory(checkpoint)
     trainer.run_source = run_source(sys.argv, data_arguments, model_arguments, report)
+    if checkpoint is not None:
+        trainer.check_resume(checkpoint)
     return trainer, checkpoint
+
+
+def train_and_evaluate(trainer, checkpoint: str | None):
+    result = trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.save_model(_internal_call=True)  # which does not push: there is nothing yet for the card to report
+    trainer.save_state()
+    trainer.log_metrics("train", result.metrics)
+    trainer.save_metrics("train", result.metrics)
+    metrics = last_evaluation(trainer)
+    trainer.log_metrics("eval", metrics)
+    trainer.save_metrics("eval", metrics)
+    trainer.save_state()  # whose log now has this evaluation
 
 
 def push(trainer) -> str | None:
@@ -120,6 +150,8 @@ def main():
     from huggingface_hub.errors import StrictDataclassError
 
     from allspark_hf.cli import fail, leave
+    from allspark_hf.data.reading import BadImageError
+    from allspark_hf.faults import TrainingFault
 
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     for name in ("httpx", "httpx2"):  # which tell of every request, with signed addresses
@@ -129,15 +161,10 @@ def main():
     except (OSError, ValueError, StrictDataclassError) as error:
         fail(f"{type(error).__name__}: {error}")
 
-    result = trainer.train(resume_from_checkpoint=checkpoint)
-    trainer.save_model(_internal_call=True)  # which does not push: there is nothing yet for the card to report
-    trainer.save_state()
-    trainer.log_metrics("train", result.metrics)
-    trainer.save_metrics("train", result.metrics)
-    metrics = last_evaluation(trainer)
-    trainer.log_metrics("eval", metrics)
-    trainer.save_metrics("eval", metrics)
-    trainer.save_state()  # whose log now has this evaluation
+    try:
+        train_and_evaluate(trainer, checkpoint)
+    except (TrainingFault, BadImageError, OSError) as error:
+        fail(f"{type(error).__name__}: {error}")
     failure = push(trainer) if trainer.args.push_to_hub else None
     leave(trainer.accelerator, failure)
 

@@ -32,6 +32,7 @@ if arguments.get("--behaviour") == "fail":
 if arguments.get("--behaviour") == "kill" and "--resume_from_checkpoint" not in arguments:
     (out / "checkpoint-5").mkdir()
     (out / "checkpoint-5" / "trainer_state.json").write_text("{}")
+    (out / "checkpoint-5" / "allspark_run.json").write_text('{"files": {"trainer_state.json": 2}}')
     os.kill(os.getpid(), signal.SIGKILL)
 last = int(arguments["--seed"]) / 10 + int(arguments["--width"]) / 100
 history = [{"eval_mean_iou": last + 0.05, "epoch": 1.0, "step": 5}, {"eval_mean_iou": last, "epoch": 2.0, "step": 10}]

@@ -18,6 +18,7 @@ from allspark_hf import (
 )
 from allspark_hf.checkpoints import last_complete_checkpoint
 from allspark_hf.inference import SegformerImageProcessorPil, make_image_processor
+from allspark_hf.storage import write_run_file
 
 
 PLAIN = AllSparkConfig.plain_segformer_switches()
@@ -270,6 +271,7 @@ def test_incomplete_checkpoints_are_passed_over(tmp_path):
         folder.mkdir()
         if complete:
             (folder / "trainer_state.json").write_text("{}")
+            write_run_file(folder, {})
     assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
     assert last_complete_checkpoint(tmp_path / "nothing") is None
     with pytest.raises(ValueError, match="No complete checkpoint in"):

@@ -15,6 +15,7 @@ from torch.utils.data import BatchSampler, Dataset
 from .augmentation import random_geometry, random_photometry, to_pixel_values
 from .images import to_rgb
 from .labels import read_label
+from .reading import read_or_replace
 from .streaming import StreamReader
 
 
@@ -134,6 +135,7 @@ class MixedDataset(Dataset):
         ignore_index (`int`): label of padding and of pixels that do not count.
         image_column (`str`): name of the image column.
         label_column (`str`): name of the mask column.
+        on_bad_image (`str`): "stop" or "skip", see [`read_or_replace`].
     """
 
     def __init__(
@@ -149,7 +151,9 @@ class MixedDataset(Dataset):
         ignore_index: int = 255,
         image_column: str = "image",
         label_column: str = "label",
+        on_bad_image: str = "stop",
     ):
+        self.on_bad_image = on_bad_image
         self.labeled = labeled
         self.unlabeled = unlabeled
         self.has_truth = isinstance(unlabeled, datasets.Dataset) and label_column in unlabeled.column_names
@@ -172,11 +176,15 @@ class MixedDataset(Dataset):
             `dict[str, torch.Tensor]`: `pixel_values` float32 (3, height, width), and for a labeled draw `labels` int64
             (height, width), for an unlabeled one `pixel_mask` bool (height, width), False on padding, and, if there
             is a mask column, `truth` int64 (height, width), the ignore index where it is not known.
+
+        Raises:
+            BadImageError: if the image or its mask cannot be read.
         """
         rng = np.random.default_rng([self.seed, draw.epoch, draw.labeled, draw.position])
-        example = (self.labeled if draw.labeled else self.unlabeled)[draw.row]
-        image = to_rgb(example[self.image_column])
-        label = self._label(example, image, draw)
+        dataset, columns = self.labeled if draw.labeled else self.unlabeled, (self.image_column, self.label_column)
+        image, label = read_or_replace(
+            lambda row: self._read(draw._replace(row=row)), draw.row, dataset, columns, self.on_bad_image
+        )
         padding = self.ignore_index if draw.labeled else PADDING
         image, label = random_geometry(image, label, self.crop, rng, self.long_side, padding)
         if draw.labeled:
@@ -189,6 +197,11 @@ class MixedDataset(Dataset):
         if self.has_truth:
             sample["truth"] = label.where(sample["pixel_mask"], self.ignore_index)
         return sample
+
+    def _read(self, draw: Draw) -> tuple[Image.Image, Image.Image]:
+        example = (self.labeled if draw.labeled else self.unlabeled)[draw.row]
+        image = to_rgb(example[self.image_column])
+        return image, self._label(example, image, draw)
 
     def _label(self, example: dict, image: Image.Image, draw: Draw) -> Image.Image:
         """Mode L for a labeled draw, mode I, which has room for PADDING, for an unlabeled one."""

@@ -10,12 +10,14 @@ from urllib.parse import quote
 from PIL import Image, ImageOps
 from safetensors import safe_open
 from safetensors.torch import save_file
-from transformers.trainer import OPTIMIZER_NAME, SCALER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME
 
 from ..configuration_allspark import AUTO_MAP
 from ..modeling_allspark import SegformerForSemiSupervisedSegmentation
 from ..pseudo_label_health import FILE_NAME as PSEUDO_LABEL_COUNTS
+from ..resuming import STATE_PATTERNS
+from ..storage import RUN_FILE, read_json, write_run_file
 from .card_records import EVALUATION_KEYS, EXAMPLES_DIR, IMAGE_SUFFIXES
 from .outdated import outdated_files
 from .record import public
@@ -30,8 +32,8 @@ RECORDS = ("run_record.json", TRAINER_STATE_NAME, "train_results.json", "eval_re
 PATTERNS = ("figures/*.png", "onnx/*.onnx", "onnx/*.onnx_data", "onnx/*.onnx.data", "onnx/export.json")
 # Entries of records that may name files of this machine; class names elsewhere stay as they are.
 WITH_PATHS = ("best_model_checkpoint", "data", "model")
-# Needed to resume, and published only if hub_strategy asks for checkpoints; training_args.bin is not needed.
-CHECKPOINT_PATTERNS = (OPTIMIZER_NAME, SCHEDULER_NAME, SCALER_NAME, "rng_state*.pth", PSEUDO_LABEL_COUNTS)
+# Needed to resume, and published only if hub_strategy asks for checkpoints.
+CHECKPOINT_PATTERNS = (*STATE_PATTERNS, PSEUDO_LABEL_COUNTS)
 
 
 def check_output_folder(folder: str | Path):
@@ -121,6 +123,7 @@ def stage_checkpoint(checkpoint: str | Path, staging: str | Path):
         shutil.copyfile(path, staging / path.name)
     _copy_record(checkpoint / TRAINER_STATE_NAME, staging / TRAINER_STATE_NAME)
     add_code(staging)
+    write_run_file(staging, read_json(checkpoint / RUN_FILE) or {})  # whose list has the files as they are now
 
 
 def _stage_weights(source: Path, target: Path):

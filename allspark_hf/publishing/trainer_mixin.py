@@ -26,8 +26,7 @@ class PublishingMixin:
     Overrides what [`~transformers.Trainer`] does with the Hub; to be named before it among the base classes. What is
     published is the list of [`stage`], as one commit, with the card of [`write_model_card`]. The arguments
     `push_to_hub`, `hub_model_id`, `hub_token`, `hub_private_repo`, `hub_revision`, `hub_strategy` and
-    `hub_always_push` keep their meaning, except that `hub_revision` is made if it does not exist, and that
-    `training_args.bin` is never uploaded.
+    `hub_always_push` keep their meaning, except that `hub_revision` is made if it does not exist.
     """
 
     _uploads: ThreadPoolExecutor | None = None
@@ -174,14 +173,6 @@ class PublishingMixin:
                 upload(staging.name, repo_id, message, token, revision)
             except PushError as error:
                 logger.warning("%s Training goes on, and everything is pushed when it ends.", error)
-
-    def _save(self, output_dir=None, state_dict=None):
-        """As in transformers, but `training_args.bin` does not get the token."""
-        token, self.args.hub_token = self.args.hub_token, None
-        try:
-            super()._save(output_dir, state_dict)
-        finally:
-            self.args.hub_token = token
 
 
 def _staged(fill: Callable[[str], None]) -> TemporaryDirectory:

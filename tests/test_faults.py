@@ -1,0 +1,379 @@
+"""Faults in the midst of training: a full disk, a dead worker, NaN, a broken image; each has its answer."""
+
+import contextlib
+import json
+import logging
+import os
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import datasets
+import pytest
+import torch
+from conftest import make_dataset, tiny_model
+from faulty_training import kill_workers, poison
+from run_training import make_trainer
+from safetensors.torch import load_file
+from transformers import TrainerCallback
+
+from allspark_hf.data.mixed import MixedDataset
+from allspark_hf.data.reading import BadImageError
+from allspark_hf.faults import NonFiniteError, SavingFailedError, WorkerDiedError
+from allspark_hf.inference import make_image_processor
+from allspark_hf.trainer import AllSparkTrainer
+
+
+SCRIPT = Path(__file__).with_name("faulty_training.py")
+LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+SAVING = {"num_train_epochs": 2, "save_strategy": "steps", "save_steps": 2, "seed": 3}
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def losses_of(trainer) -> list[float]:
+    return [entry["loss"] for entry in trainer.state.log_history if "loss_x" in entry]
+
+
+# ---- A full disk ----
+
+
+@contextlib.contextmanager
+def files_of_at_most(size: int):
+    """The kernel refuses to write further than that into any file, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+class _Limit(TrainerCallback):
+    def __init__(self, stack, step: int, size: int):
+        self.stack, self.step, self.size = stack, step, size
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            self.stack.enter_context(files_of_at_most(self.size))
+
+
+@pytest.mark.parametrize("size, part", [(200_000, "the model"), (308_000, "the state of the optimizer and the sched")])
+def test_full_disk_in_the_midst_of_a_checkpoint(tmp_path, size, part):
+    settings = {**SAVING, "output_dir": str(tmp_path), "save_total_limit": 1}
+    trainer = make_trainer(tiny_model(), **settings)
+    with contextlib.ExitStack() as stack:
+        trainer.add_callback(_Limit(stack, 4, size))
+        with pytest.raises(SavingFailedError) as error:
+            trainer.train()
+    sentence = str(error.value)
+    assert sentence.startswith(f"{tmp_path}/checkpoint-6 could not be saved: writing {part}")
+    assert "File too large" in sentence and f"{tmp_path} has " in sentence and " GB free" in sentence
+    assert f"the last complete checkpoint is {tmp_path}/checkpoint-4, from which" in sentence
+    assert "\n" not in sentence and sentence.count(". ") == 0
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["checkpoint-4"]
+    resumed = make_trainer(tiny_model(seed=5), **settings)
+    resumed.train(resume_from_checkpoint=True)
+    whole = make_trainer(tiny_model(), **{**settings, "output_dir": str(tmp_path / "whole")})
+    whole.train()
+    assert losses_of(resumed) == losses_of(whole) and len(losses_of(whole)) == 10
+
+
+def test_full_file_system(tmp_path):
+    """A file system of 1 MB, where one checkpoint has room and a second one has not."""
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", tmp_path], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("mounting a file system is not allowed here")
+    try:
+        trainer = make_trainer(tiny_model(), **SAVING, output_dir=str(tmp_path / "out"))
+        with pytest.raises(SavingFailedError, match="No space left on device") as error:
+            trainer.train()
+        assert f"make room there: the last complete checkpoint is {tmp_path}/out/checkpoint-2" in str(error.value)
+        assert [path.name for path in (tmp_path / "out").iterdir()] == ["checkpoint-2"]
+        load_file(tmp_path / "out" / "checkpoint-2" / "optimizer.safetensors")
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
+
+
+def test_full_disk_leaves_the_model_saved_before(tmp_path):
+    trainer = make_trainer(tiny_model(), output_dir=str(tmp_path))
+    trainer.save_model()
+    before = contents(tmp_path)
+    with torch.no_grad():
+        trainer.model.decode_head.classifier.bias.add_(1)
+    with files_of_at_most(100_000), pytest.raises(SavingFailedError, match=f"The model in {tmp_path} could not be"):
+        trainer.save_model()
+    assert contents(tmp_path) == before
+    trainer.save_model()
+    after = contents(tmp_path)
+    assert after.keys() == before.keys()
+    assert {name for name in after if after[name] != before[name]} == {"model.safetensors"}
+
+
+def test_output_folder_is_tried_before_training(tmp_path, monkeypatch, caplog):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"Nothing can be written into output_dir=.*/file/out \(.*choose another one"):
+        make_trainer(tiny_model(), output_dir=str(tmp_path / "file" / "out"))
+    monkeypatch.setattr("allspark_hf.trainer_checks.free_bytes", lambda folder: 900_000)
+    make_trainer(tiny_model(), output_dir=str(tmp_path), save_strategy="epoch", save_total_limit=2)
+    assert "There are 0.9 MB free" in caplog.text and "3 checkpoints of 0.6 MB" in caplog.text
+    caplog.clear()
+    make_trainer(tiny_model(), output_dir=str(tmp_path), save_strategy="no")
+    assert "free" not in caplog.text
+
+
+# ---- A dead worker ----
+
+
+def test_a_worker_that_is_killed(tmp_path):
+    read = kill_workers(position=8)  # of the fifth step
+    try:
+        trainer = make_trainer(tiny_model(), **SAVING, output_dir=str(tmp_path), dataloader_num_workers=1)
+        begun = time.perf_counter()
+        with pytest.raises(WorkerDiedError) as error:
+            trainer.train()
+    finally:
+        MixedDataset.__getitem__ = read
+    assert time.perf_counter() - begun < 60
+    sentence = str(error.value)
+    assert sentence.startswith("A data loading worker died (DataLoader worker (pid") and "Killed" in sentence
+    assert "set fewer --dataloader_num_workers" in sentence and "\n" not in sentence
+    assert "there is no complete checkpoint in" in sentence or f"{tmp_path}/checkpoint-" in sentence
+
+
+def launch(tmp_path: Path, **settings) -> subprocess.CompletedProcess:
+    settings = {"output_dir": str(tmp_path / "run"), "result": str(tmp_path / "result"), **settings}
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [*LAUNCH, str(SCRIPT), json.dumps(settings)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=200, env=environment)
+
+
+def test_a_worker_of_one_of_two_processes(tmp_path):
+    """Without a hang: the launcher ends the process that waits for the other one."""
+    done = launch(tmp_path, **SAVING, num_unlabeled=16, dataloader_num_workers=1, kill_worker=1)
+    assert done.returncode != 0
+    assert sum(line.startswith("WorkerDiedError: A data load") for line in done.stderr.splitlines()) == 1, done.stderr
+    assert not list(tmp_path.glob("result*"))
+
+
+# ---- NaN ----
+
+
+def test_nan_stops_and_is_not_saved(tmp_path):
+    trainer = make_trainer(tiny_model(), **{**SAVING, "logging_steps": 3}, output_dir=str(tmp_path))
+    poison(trainer, [5])
+    with pytest.raises(NonFiniteError) as error:
+        trainer.train()
+    assert trainer.state.global_step == 6  # where it was to be saved and logged
+    sentence = str(error.value)
+    assert "not finite at step 5 (loss_x nan, loss_u " in sentence and "learning rate 0.00" in sentence
+    assert f"the last complete checkpoint is {tmp_path}/checkpoint-4" in sentence and "--nan_loss skip" in sentence
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-2", "checkpoint-4"]
+    for tensor in load_file(tmp_path / "checkpoint-4" / "model.safetensors").values():
+        assert torch.isfinite(tensor.float()).all()
+    assert not torch.isfinite(trainer.model.decode_head.classifier.weight).all()  # it was not prevented, but found
+
+
+@pytest.mark.parametrize("nan_loss", ["stop", "skip"])
+def test_a_gradient_that_is_not_finite_counts_as_well(tmp_path, nan_loss):
+    trainer = make_trainer(tiny_model(), output_dir=str(tmp_path), max_steps=3, nan_loss=nan_loss)
+    bias = trainer.model.decode_head.classifier.bias
+    bias.register_hook(lambda gradient: gradient * torch.inf if trainer.state.global_step == 1 else gradient)
+    if nan_loss == "stop":
+        with pytest.raises(NonFiniteError, match=r"at step 2 \(loss_x [0-9.]+, loss_u [0-9.]+; learning"):
+            trainer.train()
+        return
+    trainer.train()
+    assert int(trainer._finite.skipped) == 1 and torch.isfinite(bias).all()
+
+
+def test_a_stream_cannot_skip_images(tmp_path):
+    settings = {"stream": True, "unlabeled_images_per_epoch": 4, "output_dir": str(tmp_path)}
+    with pytest.raises(ValueError, match="on_bad_image='skip' takes the next image, but a stream"):
+        make_trainer(tiny_model(), **settings, on_bad_image="skip")
+
+
+def test_nan_in_the_last_update_is_found(tmp_path):
+    trainer = make_trainer(tiny_model(), output_dir=str(tmp_path), max_steps=3, logging_strategy="no")
+    poison(trainer, [3])
+    with pytest.raises(NonFiniteError, match=r"at step 3 .*there is no complete checkpoint in"):
+        trainer.train()
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path):
+    trainer = make_trainer(tiny_model(), **SAVING, output_dir=str(tmp_path))
+
+    class Break(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == 4:
+                trainer.model.decode_head.batch_norm.running_var[1] = torch.inf
+
+    trainer.add_callback(Break())
+    with pytest.raises(NonFiniteError, match=r"not finite after step 4 \(decode_head.batch_norm.running_var.*point-2"):
+        trainer.train()
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-2"]
+
+
+class _Record(TrainerCallback):
+    """Weights, buffers and the optimizer's tensors around updates."""
+
+    def __init__(self, trainer):
+        self.trainer, self.begin, self.end = trainer, {}, {}
+
+    def _now(self) -> dict[str, torch.Tensor]:
+        found = {name: value.clone() for name, value in self.trainer.model.state_dict().items()}
+        for number, state in enumerate(self.trainer.optimizer.state.values()):
+            tensors = {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
+            found |= {f"{number}.{name}": value.clone() for name, value in tensors.items()}
+        return found
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self.begin[state.global_step + 1] = self._now()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.end[state.global_step] = self._now()
+
+
+@pytest.mark.parametrize("optim, accumulation", [("sgd", 1), ("sgd", 2), ("adamw_torch", 1)])
+def test_nan_is_skipped_without_a_trace(tmp_path, optim, accumulation):
+    settings = {"max_steps": 5, "optim": optim, "gradient_accumulation_steps": accumulation, "seed": 3}
+    trainer = make_trainer(tiny_model(), output_dir=str(tmp_path), nan_loss="skip", **settings)
+    poison(trainer, [1, 3])  # the first brings the optimizer's state into being
+    record = _Record(trainer)
+    trainer.add_callback(record)
+    trainer.train()
+    for step in range(1, 6):
+        begin, end = record.begin[step], record.end[step]
+        changed = {name for name, value in end.items() if name in begin and not torch.equal(value, begin[name])}
+        expected = step not in (1, 3)
+        for name in (
+            "bottleneck.memory.channels",
+            "decode_head.batch_norm.running_mean",
+            "decode_head.classifier.bias",
+        ):
+            assert (name in changed) == expected, (step, name)
+        assert bool(changed) == expected
+        assert all(torch.isfinite(value.float()).all() for value in end.values())
+    newborn = [value for name, value in record.end[1].items() if name not in record.begin[1]]
+    assert newborn and not any(value.any() for value in newborn)
+    entries = [entry for entry in trainer.state.log_history if "loss_x" in entry]
+    assert [entry["skipped_steps"] for entry in entries] == [1, 1, 2, 2, 2]
+    assert all(torch.isfinite(torch.tensor(entry["loss"])) for entry in entries)
+
+
+def test_skipping_changes_nothing_without_nan(tmp_path):
+    runs = []
+    for nan_loss in ("stop", "skip"):
+        trainer = make_trainer(tiny_model(), output_dir=str(tmp_path), max_steps=4, seed=3, nan_loss=nan_loss)
+        trainer.train()
+        runs.append((losses_of(trainer), trainer.model.state_dict()))
+    assert runs[0][0] == runs[1][0]
+    assert all(torch.equal(value, runs[1][1][name]) for name, value in runs[0][1].items())
+
+
+def test_skipped_updates_are_counted_over_a_resume_and_too_many_stop(tmp_path):
+    settings = {**SAVING, "output_dir": str(tmp_path), "nan_loss": "skip", "save_total_limit": 9}
+    trainer = make_trainer(tiny_model(), **settings)
+    poison(trainer, [3])
+    trainer.train()
+    resumed = make_trainer(tiny_model(seed=5), **settings)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert losses_of(resumed) == losses_of(trainer)
+    assert [entry["skipped_steps"] for entry in resumed.state.log_history if "skipped_steps" in entry][-1] == 1
+    stuck = make_trainer(tiny_model(), **{**settings, "output_dir": str(tmp_path / "stuck"), "num_train_epochs": 4})
+    poison(stuck, list(range(4, 99)))
+    with pytest.raises(NonFiniteError, match=r"10 updates in a row .* first of all at step 4 .* were left out"):
+        stuck.train()
+    assert stuck.state.global_step == 13
+
+
+def test_two_processes_skip_alike_and_go_on_from_one(tmp_path):
+    """A checkpoint of one process with two batches an update, taken up by two; NaN in one of them only."""
+    settings = {**SAVING, "nan_loss": "skip", "num_unlabeled": 16, "output_dir": str(tmp_path / "run")}
+    first = make_trainer(tiny_model(), **settings, gradient_accumulation_steps=2)
+    first.train()
+    before = load_file(tmp_path / "run" / "checkpoint-2" / "model.safetensors")
+    done = launch(tmp_path, **settings, resume=str(tmp_path / "run" / "checkpoint-2"), nan=[1, 4])
+    assert done.returncode == 0, done.stderr[-3000:]
+    told = [
+        line for line in done.stderr.splitlines() if "processes 1 -> 2, gradient_accumulation_steps 2 -> 1" in line
+    ]
+    assert len(told) == 1
+    ranks = [torch.load(tmp_path / f"result.{rank}") for rank in range(2)]
+    assert [rank["skipped"] for rank in ranks] == [1, 1]
+    for name, value in ranks[0]["state"].items():
+        assert torch.isfinite(value.float()).all(), name
+        if not name.startswith("bottleneck.memory.") and "running" not in name:
+            assert torch.equal(value, ranks[1]["state"][name]), name
+    assert not torch.equal(ranks[0]["state"]["decode_head.classifier.bias"], before["decode_head.classifier.bias"])
+
+
+# ---- A broken image ----
+
+
+def trainer_on_files(tmp_path: Path, **kwargs) -> tuple[AllSparkTrainer, list[str]]:
+    """A trainer whose unlabeled images are PNG files, and their paths."""
+    folder = tmp_path / "images"
+    folder.mkdir(exist_ok=True)
+    paths = [str(folder / f"{row}.png") for row in range(6)]
+    for row, path in enumerate(paths):
+        make_dataset(6, seed=2)[row]["image"].save(path)
+    trainer = make_trainer(tiny_model(), **{"output_dir": str(tmp_path / "out"), "seed": 3, "max_steps": 6} | kwargs)
+    unlabeled = datasets.Dataset.from_dict({"image": paths}).cast_column("image", datasets.Image())
+    data = {"train_dataset": trainer.train_dataset, "unlabeled_dataset": unlabeled}
+    return AllSparkTrainer(tiny_model(), trainer.args, make_image_processor(), **data), paths
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_broken_image_is_named(tmp_path, workers):
+    settings = {"save_strategy": "steps", "save_steps": 1, "dataloader_num_workers": workers}
+    trainer, paths = trainer_on_files(tmp_path, **settings)
+    Path(paths[2]).write_bytes(Path(paths[2]).read_bytes()[:2000])
+    with pytest.raises(BadImageError) as error:
+        trainer.train()
+    sentence = str(error.value)
+    assert sentence.startswith(f"{paths[2]} cannot be read (") and "restore the file" in sentence
+    assert "\n" not in sentence and "Caught" not in sentence
+    assert "Training has stopped; " in sentence and ("checkpoint-" in sentence or "no complete" in sentence)
+
+
+def test_broken_images_are_skipped_the_same_way_each_time(tmp_path, caplog):
+    runs = []
+    for attempt in range(2):
+        trainer, paths = trainer_on_files(tmp_path, on_bad_image="skip", output_dir=str(tmp_path / f"out{attempt}"))
+        os.remove(paths[5])
+        Path(paths[2]).write_bytes(b"")
+        with caplog.at_level(logging.WARNING):
+            trainer.train()
+        runs.append(losses_of(trainer))
+        for row, path in enumerate(paths):
+            logged = [line for line in caplog.messages if line.startswith(f"{path} cannot be read")]
+            # Two epochs; each draws row 2 once, and row 5 once.
+            assert len(logged) == (2 * (attempt + 1) if row in (2, 5) else 0), (row, caplog.messages)
+    assert runs[0] == runs[1] and len(runs[0]) == 6
+    shifted, paths = trainer_on_files(tmp_path, output_dir=str(tmp_path / "shifted"))
+    for broken, following in ((2, 3), (5, 0)):
+        Path(paths[broken]).write_bytes(Path(paths[following]).read_bytes())
+    shifted.train()
+    assert losses_of(shifted) == runs[0]  # the next image, and the last one's is the first
+
+
+def test_a_disk_that_is_gone_stops_a_run_that_skips(tmp_path):
+    trainer, paths = trainer_on_files(tmp_path, on_bad_image="skip")
+    for path in paths:
+        os.remove(path)
+    with pytest.raises(BadImageError, match="16 images in a row cannot be read: is the disk still there"):
+        trainer.train()
+
+
+def test_broken_image_in_an_evaluation_is_named(tmp_path):
+    trainer, paths = trainer_on_files(tmp_path, on_bad_image="skip")
+    rows = make_dataset(6, seed=2).remove_columns("image").add_column("image", paths)
+    rows = rows.cast_column("image", datasets.Image())
+    Path(paths[1]).write_bytes(b"no image")
+    with pytest.raises(BadImageError, match=f"^{paths[1]} cannot be read"):
+        trainer.evaluate(rows)
