@@ -11,8 +11,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 
-# Float32 values of upsampled logits held at a time, where images are smaller than that: 64 MiB.
-VALUES_AT_A_TIME = 2**24
+# Values of upsampled logits held at a time, where an image has no more than that: 16 MiB in float32.
+VALUES_AT_A_TIME = 2**22
 
 
 def upsample(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

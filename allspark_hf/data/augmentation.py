@@ -60,9 +60,7 @@ def draw_photometry(rng: np.random.Generator) -> Photometry:
     """Color jitter in random order, grey and Gaussian blur, each with its probability."""
     jitter, sigma = (), None
     if rng.random() < JITTER_PROBABILITY:
-        jitter = tuple(
-            (str(name), rng.uniform(-JITTER[name], JITTER[name])) for name in rng.permutation(list(JITTER))
-        )
+        jitter = tuple((str(name), rng.uniform(-JITTER[name], JITTER[name])) for name in rng.permutation(list(JITTER)))
     grey = bool(rng.random() < GREY_PROBABILITY)
     if rng.random() < BLUR_PROBABILITY:
         sigma = rng.uniform(*BLUR_SIGMA)
