@@ -73,7 +73,7 @@ def _losses(logits, labels, ignore_index) -> Iterator[tuple[torch.Tensor, torch.
 
 
 class _UpsampledCrossEntropy(torch.autograd.Function):
-    """The gradient of a sum needs nothing of what comes after it but a factor: forward computes it, backward scales."""
+    """Of what comes after it, the gradient of a sum needs but a factor: forward computes it, backward scales."""
 
     @staticmethod
     def forward(ctx, logits, labels, ignore_index):

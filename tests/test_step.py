@@ -151,7 +151,6 @@ def step_losses(trainer):
 
 
 OPTIONS = [
-    ({"bf16": True}, 0.02),
     ({"channels_last": True}, 1e-4),
     ({"bf16": True, "channels_last": True, "augment_on_device": True}, 0.02),
 ]

@@ -1,4 +1,4 @@
-"""Photometry and normalisation of a whole batch on its device, what `--augment_on_device` moves there from the workers.
+"""Photometry and normalisation of a whole batch on its device: what `--augment_on_device` takes from the workers.
 
 A worker draws as ever and hands over 8-bit pixels and the numbers drawn, [`pack_photometry`]. The definitions are
 Pillow's, rounding included, so that an image gets the very levels that the worker would have given it, whatever else

@@ -68,7 +68,7 @@ def _read(logits, size, config) -> tuple[torch.Tensor, torch.Tensor, torch.Tenso
 
 
 def _on_token_grid(full: torch.Tensor, config) -> torch.Tensor | None:
-    """float (images, num_labels, *grid): what the model's grouping would make of `full`, which it then need not see."""
+    """float (images, num_labels, *grid): what the model's grouping would make of `full`, which it need not see."""
     if not (config.use_cross_attention and config.use_memory and config.use_grouping):
         return None
     stride = math.prod(config.strides)
