@@ -54,7 +54,6 @@ def pseudo_label_pass(model: nn.Module, pixel_values: torch.Tensor) -> PseudoLab
         logits = at_least_float32(module(pixel_values=pixel_values).logits)
         number = images_at_a_time(logits.shape[1], pixel_values.shape[2:])
         parts = [_read(images, pixel_values.shape[2:], module.config) for images in logits.split(number)]
-    torch.clear_autocast_cache()  # of casts of the weights, if the caller's autocast keeps them
     labels, confidence, on_grid = zip(*parts, strict=True)
     # Joined outside, for the copies to be ordinary tensors, which a backward pass may keep.
     return PseudoLabels(torch.cat(labels), torch.cat(confidence), None if on_grid[0] is None else torch.cat(on_grid))
