@@ -1,12 +1,33 @@
-"""Losses on full-resolution logits, each a sum over pixels so that the caller chooses what to divide by."""
+"""Losses on full-resolution logits, each a sum over pixels so that the caller chooses what to divide by.
+
+Logits at full resolution are the largest thing of a training step (COCO: 81 classes x 513 x 513, 85 MB an image in
+float32, and as much again for each of softmax and gradient), so what is computed from them goes image by image.
+"""
+
+from collections.abc import Iterator
 
 import torch
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+
+
+# Values of upsampled logits held at a time, where an image has no more than that: 16 MiB in float32.
+VALUES_AT_A_TIME = 2**22
 
 
 def upsample(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """Bilinear resize of float logits (batch, num_labels, height, width) to `size` (height, width)."""
     return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+
+
+def images_at_a_time(num_labels: int, size: tuple[int, int]) -> int:
+    """How many images' logits at `size` (height, width) `VALUES_AT_A_TIME` holds; at least one."""
+    return max(1, VALUES_AT_A_TIME // (num_labels * size[0] * size[1]))
+
+
+def at_least_float32(logits: torch.Tensor) -> torch.Tensor:
+    """The same values, in float32 if they were less precise: softmax and sums over a map need it."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def cross_entropy_sum(logits: torch.Tensor, labels: torch.Tensor, ignore_index: int = 255) -> torch.Tensor:
@@ -24,6 +45,53 @@ def cross_entropy_sum(logits: torch.Tensor, labels: torch.Tensor, ignore_index: 
     return F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="sum")
 
 
+def upsampled_cross_entropy_sum(logits: torch.Tensor, labels: torch.Tensor, ignore_index: int = 255) -> torch.Tensor:
+    """
+    [`cross_entropy_sum`] of the logits resized bilinearly to the labels' size, without ever holding those of the whole
+    batch: images go one by one (small ones a few at a time), and of each one the gradient is taken at once, so that
+    nothing at full resolution is kept for the backward pass or computed again in it.
+
+    Args:
+        logits (`torch.Tensor`): float (batch, num_labels, any height, any width); differentiable once.
+        labels (`torch.Tensor`): int64 (batch, height, width), in [0, num_labels) or `ignore_index`.
+        ignore_index (`int`): label of pixels that do not count.
+
+    Returns:
+        `torch.Tensor`: scalar, float32 or as precise as the logits; 0 with zero gradient if every pixel is ignored.
+    """
+    if torch.is_grad_enabled() and logits.requires_grad:
+        return _UpsampledCrossEntropy.apply(logits, labels, ignore_index)
+    return torch.stack([loss for _, loss in _losses(at_least_float32(logits), labels, ignore_index)]).sum()
+
+
+def _losses(logits, labels, ignore_index) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """The images that are taken together, and their summed cross-entropy."""
+    size = labels.shape[1:]
+    number = images_at_a_time(logits.shape[1], size)
+    for images, their_labels in zip(logits.split(number), labels.split(number), strict=True):
+        yield images, cross_entropy_sum(upsample(images, size), their_labels, ignore_index)
+
+
+class _UpsampledCrossEntropy(torch.autograd.Function):
+    """Of what comes after it, the gradient of a sum needs but a factor: forward computes it, backward scales."""
+
+    @staticmethod
+    def forward(ctx, logits, labels, ignore_index):
+        losses, gradients = [], []
+        with torch.enable_grad():
+            for images, loss in _losses(at_least_float32(logits.detach()).requires_grad_(), labels, ignore_index):
+                gradients.append(torch.autograd.grad(loss, images)[0])  # and frees what is at full resolution
+                losses.append(loss.detach())
+        ctx.save_for_backward(torch.cat(gradients).to(logits.dtype))
+        return torch.stack(losses).sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient_of_loss):
+        (gradient,) = ctx.saved_tensors
+        return (gradient * gradient_of_loss).to(gradient.dtype), None, None
+
+
 @torch.no_grad()
 def ohem_labels(
     logits: torch.Tensor,
@@ -37,9 +105,10 @@ def ohem_labels(
 
     A pixel is kept when the probability of its true class is at most `threshold`, or at most the `min_kept`-th
     smallest such probability of the batch. With `min_kept` 0, or more than there are valid pixels, all are kept.
+    The host does not wait for the device.
 
     Args:
-        logits (`torch.Tensor`): float (batch, num_labels, height, width).
+        logits (`torch.Tensor`): float (batch, num_labels, any height, any width), resized to the labels' size.
         labels (`torch.Tensor`): int64 (batch, height, width), in [0, num_labels) or `ignore_index`.
         threshold (`float`): probability in [0, 1].
         min_kept (`int`): pixels of the batch to keep at least.
@@ -48,14 +117,31 @@ def ohem_labels(
     Returns:
         `torch.Tensor`: int64 (batch, height, width).
     """
-    valid = labels != ignore_index
-    num_valid = int(valid.sum())
-    if min_kept == 0 or min_kept > num_valid:
+    if min_kept == 0 or min_kept > labels.numel():
         return labels
-    true_class = labels.where(valid, 0).unsqueeze(1)
-    probability = logits.softmax(dim=1).gather(1, true_class).squeeze(1)
-    kth_smallest = probability[valid].kthvalue(min_kept).values
-    return labels.where(probability <= kth_smallest.clamp(min=threshold), ignore_index)
+    valid = labels != ignore_index
+    probability = _true_class_probability(at_least_float32(logits), labels.where(valid, 0))
+    # Ignored pixels come last in the order: with too few valid ones the limit is infinite, and all are kept.
+    limit = probability.where(valid, torch.inf).flatten().kthvalue(min_kept).values.clamp(min=threshold)
+    return labels.where(~(probability > limit), ignore_index)  # a NaN is kept, so that the loss shows it
 
 
-__all__ = ["cross_entropy_sum", "ohem_labels", "upsample"]
+def _true_class_probability(logits, labels) -> torch.Tensor:
+    """float (batch, height, width), of labels that are all classes; without gradient, images as for the loss."""
+    size = labels.shape[1:]
+    number = images_at_a_time(logits.shape[1], size)
+    of_images = [
+        upsample(images, size).softmax(dim=1).gather(1, their_labels.unsqueeze(1)).squeeze(1)
+        for images, their_labels in zip(logits.split(number), labels.split(number), strict=True)
+    ]
+    return torch.cat(of_images)
+
+
+__all__ = [
+    "at_least_float32",
+    "cross_entropy_sum",
+    "images_at_a_time",
+    "ohem_labels",
+    "upsample",
+    "upsampled_cross_entropy_sum",
+]

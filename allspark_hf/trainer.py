@@ -10,6 +10,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from transformers.training_args import OptimizerNames
 
 from .checkpoints import CheckpointMixin
+from .data.device_augmentation import finish_on_device
 from .data.mixed import MixedBatchCollator, MixedBatchSampler, MixedDataset
 from .data.streaming import StreamReader, whole_steps
 from .distributed import DistributedMixin, check_sharding, synchronize_batchnorm
@@ -87,6 +88,8 @@ class AllSparkTrainer(DistributedMixin, CheckpointMixin, NonFiniteMixin, Publish
             synchronize_batchnorm(model, args.world_size, args.device)
         if args.local_memory:
             model.config.share_memory = False
+        if args.channels_last:
+            model.to(memory_format=torch.channels_last)
         super().__init__(
             model=model,
             args=args,
@@ -153,6 +156,7 @@ class AllSparkTrainer(DistributedMixin, CheckpointMixin, NonFiniteMixin, Publish
             image_column=self.args.image_column_name,
             label_column=self.args.label_column_name,
             on_bad_image=self.args.on_bad_image,
+            augment_on_device=self.args.augment_on_device,
         )
         settings = self._loader_settings()
         if self._streams:
@@ -197,6 +201,7 @@ class AllSparkTrainer(DistributedMixin, CheckpointMixin, NonFiniteMixin, Publish
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """One step of the method; `num_items_in_batch` is the [`PixelCounts`] of `get_batch_samples`."""
         pixels = num_items_in_batch if num_items_in_batch is not None else self._count_pixels([inputs])
+        inputs = self._finish_images(inputs)
         losses = self.method.step(model, MixedBatch(**inputs), pixels, epoch=int(self.state.epoch or 0))
         self._finite.note_loss(losses.loss, losses.terms)
         for name, value in losses.terms.items():
@@ -205,6 +210,15 @@ class AllSparkTrainer(DistributedMixin, CheckpointMixin, NonFiniteMixin, Publish
             epoch, truth = int(self.state.epoch or 0), inputs.get("unlabeled_truth")
             self._health.update(epoch, inputs["labels"], losses.pseudo_labels, truth)
         return (losses.loss, None) if return_outputs else losses.loss
+
+    def _finish_images(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """What is left to do on the device."""
+        if "photometry" in inputs:
+            inputs = finish_on_device(inputs, self.processing_class.image_mean, self.processing_class.image_std)
+        if self.args.channels_last:
+            images = [name for name in inputs if name.endswith("pixel_values")]
+            inputs = {**inputs, **{name: inputs[name].to(memory_format=torch.channels_last) for name in images}}
+        return inputs
 
     # ---- Optimizer ----
 
@@ -227,6 +241,11 @@ class AllSparkTrainer(DistributedMixin, CheckpointMixin, NonFiniteMixin, Publish
         if self.optimizer is not None:
             return super().create_optimizer(model)
         optimizer = super().create_optimizer(model)
+        # Parameters on a device mesh (FSDP) have no fused SGD, and DeepSpeed brings its own step.
+        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        if self.args.optim == OptimizerNames.SGD and self.args.device.type in ("cpu", "cuda") and not sharded:
+            for group in optimizer.param_groups:
+                group["fused"] = True  # the same numbers in one kernel
         encoder = {id(parameter) for parameter in (model or self.model).base_model.parameters()}
         groups, optimizer.param_groups = optimizer.param_groups, []
         for is_encoder, multiplier in ((True, 1.0), (False, self.args.head_learning_rate_multiplier)):

@@ -53,6 +53,10 @@ class AllSparkTrainingArguments(TrainingArguments, EvaluationArguments):
             update out, see [`FiniteGuard`].
         on_bad_image (`str`, *optional*, defaults to `"stop"`):
             what an image does that cannot be read in the midst of training: `"stop"`, or `"skip"` takes the next one.
+        augment_on_device (`bool`, *optional*, defaults to `False`):
+            run colour jitter, grey, blur and normalisation batched on the device instead of in the workers, with the
+            same pixels as result; not on MPS, which has no float64.
+        channels_last (`bool`, *optional*, defaults to `False`): keep images and weights channels-last.
         image_column_name (`str`, *optional*, defaults to `"image"`): of the datasets.
         label_column_name (`str`, *optional*, defaults to `"label"`): of the datasets.
 
@@ -167,6 +171,17 @@ class AllSparkTrainingArguments(TrainingArguments, EvaluationArguments):
             "next readable one is taken and that is logged; always the same one).",
             "choices": list(ON_BAD_IMAGE),
         },
+    )
+    augment_on_device: bool = field(
+        default=False,
+        metadata={
+            "help": "Run colour jitter, grey, blur and normalisation batched on the device instead of in the workers; "
+            "the pixels are the same."
+        },
+    )
+    channels_last: bool = field(
+        default=False,
+        metadata={"help": "Keep images and weights channels-last in memory, which suits convolutions on GPUs."},
     )
     image_column_name: str = field(default="image", metadata={"help": "Column of the datasets that holds the image."})
     label_column_name: str = field(default="label", metadata={"help": "Column of the datasets that holds the mask."})
@@ -284,6 +299,8 @@ class AllSparkTrainingArguments(TrainingArguments, EvaluationArguments):
             )
 
     def _check_batches(self):
+        if self.augment_on_device and self.device.type == "mps":
+            raise ValueError("augment_on_device=True needs float64, which MPS does not have: leave it out.")
         if self.accelerator_config.split_batches:
             raise ValueError(
                 "split_batches=True cuts a mixed batch so that one process gets its labeled and another its unlabeled "

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from allspark_hf.conversion import convert_state_dict
+from allspark_hf.losses import upsample
 
 
 F64_TOLERANCE = 1e-9
@@ -40,3 +41,12 @@ def assert_near(actual: torch.Tensor, expected: torch.Tensor, tolerance: float, 
     assert actual.shape == expected.shape, what
     difference = (actual.detach().double() - expected.double()).abs().max().item()
     assert difference <= tolerance, f"{what}: largest difference {difference:.3g}, allowed {tolerance:.3g}"
+
+
+def predict_full_size(model, pixel_values: torch.Tensor) -> torch.Tensor:
+    """The authors' pseudo-label pass: eval mode, full resolution; leaves the model in train mode."""
+    model.eval()
+    with torch.no_grad():
+        logits = upsample(model(pixel_values=pixel_values).logits, pixel_values.shape[2:])
+    model.train()
+    return logits

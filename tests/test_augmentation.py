@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from allspark_hf.data.augmentation import random_geometry, random_photometry, to_pixel_values
+from allspark_hf.data.geometry import crop_image, crop_label, draw_geometry, shown_pixels
 
 
 def checkerboard(size=(40, 60), cell=10):
@@ -75,3 +76,53 @@ def test_pixel_values_are_normalised():
     values = to_pixel_values(image, mean=(0.5, 0.5, 0.1), std=(0.5, 0.25, 0.1))
     assert values.shape == (3, 2, 3)
     assert values[:, 0, 0].tolist() == pytest.approx([1.0, -2.0, 1.0])
+
+
+def resized_whole(image, label, geometry, padding):
+    """The plain way: resize all, pad, crop, mirror."""
+    resized = image.resize(geometry.size, Image.Resampling.BILINEAR)
+    classes = label.resize(geometry.size, Image.Resampling.NEAREST)
+    height, width = geometry.crop
+    space = (0, 0, max(width - resized.width, 0), max(height - resized.height, 0))
+    box = (geometry.left, geometry.top, geometry.left + width, geometry.top + height)
+    resized = ImageOps.expand(resized, space, fill=(0, 0, 0)).crop(box)
+    classes = ImageOps.expand(classes, space, fill=padding).crop(box)
+    if geometry.mirrored:
+        resized, classes = ImageOps.mirror(resized), ImageOps.mirror(classes)
+    return np.asarray(resized), np.asarray(classes)
+
+
+def test_a_crop_is_bit_for_bit_that_of_the_whole_resized_image():
+    draw, padded, cut = np.random.default_rng(0), 0, 0
+    for seed in range(300):
+        size = draw.integers(1, 150, size=2)
+        noise = draw.integers(256, size=(*size, 4)).astype(np.uint8)
+        image, label = Image.fromarray(noise[..., :3]), Image.fromarray(noise[..., 3])
+        crop, long_side = tuple(draw.integers(1, 120, size=2).tolist()), int(draw.integers(2, 250))
+        geometry = draw_geometry(image.size, crop, np.random.default_rng(seed), long_side if seed % 2 else None)
+        pixels, classes = resized_whole(image, label, geometry, 255)
+        assert np.array_equal(crop_image(image, geometry), pixels), geometry
+        assert np.array_equal(crop_label(noise[..., 3], geometry, 255), classes), geometry
+        ones = Image.new("L", image.size, 1)
+        assert np.array_equal(shown_pixels(geometry), resized_whole(image, ones, geometry, 0)[1] == 1), geometry
+        padded += not shown_pixels(geometry).all()
+        cut += geometry.size[0] > crop[1] and geometry.size[1] > crop[0]
+    assert padded > 50 and cut > 50
+
+
+@pytest.mark.parametrize(("size", "crop"), [((2048, 1024), (801, 801)), ((640, 480), (513, 513))])
+def test_large_images_too(size, crop):
+    noise = np.random.default_rng(0).integers(256, size=(*size[::-1], 4)).astype(np.uint8)
+    image, label = Image.fromarray(noise[..., :3]), Image.fromarray(noise[..., 3])
+    for seed in range(3):
+        geometry = draw_geometry(size, crop, np.random.default_rng(seed))
+        pixels, classes = resized_whole(image, label, geometry, 255)
+        assert np.array_equal(crop_image(image, geometry), pixels)
+        assert np.array_equal(crop_label(noise[..., 3], geometry, 255), classes)
+
+
+def test_pixel_values_are_those_of_the_arithmetic():
+    pixels = np.random.default_rng(0).integers(256, size=(13, 21, 3)).astype(np.uint8)
+    mean, std = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
+    expected = ((pixels.astype(np.float32) / 255 - mean) / std).transpose(2, 0, 1)
+    assert np.array_equal(to_pixel_values(Image.fromarray(pixels), tuple(mean), tuple(std)), expected)

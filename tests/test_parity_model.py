@@ -2,13 +2,12 @@
 
 import pytest
 import torch
-from parity import PRECISIONS, Reference, assert_near
+from parity import PRECISIONS, Reference, assert_near, predict_full_size
 
 from allspark_hf import AllSparkTrainingArguments
 from allspark_hf.conversion import rename
 from allspark_hf.losses import upsample
 from allspark_hf.methods import AllSpark, MixedBatch, PixelCounts
-from allspark_hf.methods.base import predict_full_size
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +83,7 @@ def test_one_training_step(reference, method, precision, case):
     model.decode_head.register_forward_hook(lambda module, args, output: seen.update(logits=output))
     losses = method.step(model, batch, count_pixels(batch), epoch=0 if case == "nomem" else 1)
     losses.loss.backward()
+    assert torch.equal(losses.pseudo_labels, stored["nomem.pseudo_label"].long())
 
     tolerance = reference.tolerance(precision, "train logits_lowres")
     assert_near(seen["logits"], stored[f"{precision}.{case}.logits_lowres"], tolerance, "logits")
@@ -141,6 +141,7 @@ def test_six_sgd_steps(reference, method, precision):
         prediction = predict_full_size(model, batch.unlabeled_pixel_values)
         assert torch.equal(prediction.argmax(1), stored["pseudo_label"][step].long())
         losses = method.step(model, batch, count_pixels(batch), epoch=int(stored["using_SMem"][step]))
+        assert torch.equal(losses.pseudo_labels, stored["pseudo_label"][step].long())
         optimizer.zero_grad()
         losses.loss.backward()
         optimizer.step()

@@ -37,7 +37,7 @@ def test_schedule_settings_can_be_replaced():
 def test_every_field_has_help_text():
     inherited = {field.name for field in fields(TrainingArguments)}
     own = [field for field in fields(AllSparkTrainingArguments) if field.name not in inherited]
-    assert len(own) == 31
+    assert len(own) == 33
     assert all(len(field.metadata.get("help", "")) > 15 for field in own)
 
 

@@ -1,24 +1,23 @@
 """Training augmentation (paper, Section 4.1), on one image at a time, in Pillow.
 
-Photometry runs here and not batched on the device: all of it takes 14 ms for a 513 x 513 image on one CPU core of the
-development machine, where kornia takes 120 ms, and a worker that draws everything from one generator gives the same
-pixels for any batch size, worker count or device.
+A worker draws everything from one generator, which gives the same pixels for any batch size, worker count or device.
+Photometry runs here too unless `--augment_on_device`: see device_augmentation.py.
 """
 
-import math
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageEnhance, ImageFilter, ImageOps
+from PIL import Image, ImageEnhance, ImageFilter
+
+from .geometry import PADDING_COLOR, crop_image, crop_label, draw_geometry
 
 
-SCALE_RANGE = (0.5, 2.0)
 JITTER = {"brightness": 0.5, "contrast": 0.5, "saturation": 0.5, "hue": 0.25}
 JITTER_PROBABILITY = 0.8
 GREY_PROBABILITY = 0.2
 BLUR_PROBABILITY = 0.5
 BLUR_SIGMA = (0.1, 2.0)
-PADDING_COLOR = (0, 0, 0)
 
 
 def random_geometry(
@@ -44,42 +43,50 @@ def random_geometry(
     Returns:
         `tuple[PIL.Image.Image, PIL.Image.Image]`: RGB image and label of the crop's size.
     """
-    label = Image.new("L", image.size) if label is None else label
-    longest = max(image.size)
-    base = long_side or longest
-    drawn = rng.integers(math.floor(base * SCALE_RANGE[0]), math.floor(base * SCALE_RANGE[1]), endpoint=True)
-    size = tuple(max(1, round(side * drawn / longest)) for side in image.size)
-    image, label = image.resize(size, Image.Resampling.BILINEAR), label.resize(size, Image.Resampling.NEAREST)
+    geometry = draw_geometry(image.size, crop, rng, long_side)
+    label = np.zeros(image.size[::-1], dtype=np.uint8) if label is None else np.asarray(label)
+    return crop_image(image, geometry), Image.fromarray(crop_label(label, geometry, ignore_index))
 
-    height, width = crop
-    padding = (0, 0, max(width - size[0], 0), max(height - size[1], 0))  # left, top, right, bottom
-    image = ImageOps.expand(image, padding, fill=PADDING_COLOR)
-    label = ImageOps.expand(label, padding, fill=ignore_index)
-    left = int(rng.integers(image.width - width, endpoint=True))
-    top = int(rng.integers(image.height - height, endpoint=True))
-    box = (left, top, left + width, top + height)
-    image, label = image.crop(box), label.crop(box)
-    if rng.random() < 0.5:
-        image, label = ImageOps.mirror(image), ImageOps.mirror(label)
-    return image, label
+
+class Photometry(NamedTuple):
+    """What an image's photometry has drawn."""
+
+    jitter: tuple[tuple[str, float], ...]  # names of JITTER and amounts, in the order they are applied; maybe none
+    grey: bool
+    sigma: float | None  # of the Gaussian blur in pixels
+
+
+def draw_photometry(rng: np.random.Generator) -> Photometry:
+    """Color jitter in random order, grey and Gaussian blur, each with its probability."""
+    jitter, sigma = (), None
+    if rng.random() < JITTER_PROBABILITY:
+        jitter = tuple((str(name), rng.uniform(-JITTER[name], JITTER[name])) for name in rng.permutation(list(JITTER)))
+    grey = bool(rng.random() < GREY_PROBABILITY)
+    if rng.random() < BLUR_PROBABILITY:
+        sigma = rng.uniform(*BLUR_SIGMA)
+    return Photometry(jitter, grey, sigma)
+
+
+def apply_photometry(image: Image.Image, drawn: Photometry) -> Image.Image:
+    """RGB in and out."""
+    for name, amount in drawn.jitter:
+        image = _jitter(image, name, amount)
+    if drawn.grey:
+        image = image.convert("L").convert("RGB")
+    if drawn.sigma is not None:
+        image = image.filter(ImageFilter.GaussianBlur(drawn.sigma))
+    return image
 
 
 def random_photometry(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Color jitter in random order, grey and Gaussian blur, each with its probability; RGB in and out."""
-    if rng.random() < JITTER_PROBABILITY:
-        for name in rng.permutation(list(JITTER)):
-            image = _jitter(image, str(name), rng.uniform(-JITTER[name], JITTER[name]))
-    if rng.random() < GREY_PROBABILITY:
-        image = image.convert("L").convert("RGB")
-    if rng.random() < BLUR_PROBABILITY:
-        image = image.filter(ImageFilter.GaussianBlur(rng.uniform(*BLUR_SIGMA)))
-    return image
+    """[`apply_photometry`] of what [`draw_photometry`] draws."""
+    return apply_photometry(image, draw_photometry(rng))
 
 
 def _jitter(image: Image.Image, name: str, amount: float) -> Image.Image:
     if name == "hue":
         hue, saturation, value = image.convert("HSV").split()
-        shift = round(amount * 255)
+        shift = hue_shift(amount)
         hue = hue.point([(level + shift) % 256 for level in range(256)])
         return Image.merge("HSV", (hue, saturation, value)).convert("RGB")
     enhancers = {
@@ -90,11 +97,29 @@ def _jitter(image: Image.Image, name: str, amount: float) -> Image.Image:
     return enhancers[name](image).enhance(1 + amount)
 
 
+def hue_shift(amount: float) -> int:
+    """Levels of an 8-bit hue that an amount of jitter adds, modulo 256."""
+    return round(amount * 255)
+
+
 def to_pixel_values(image: Image.Image, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
     """RGB image -> float32 (3, height, width), scaled to [0, 1] and normalised."""
-    pixels = np.asarray(image, dtype=np.float32) / 255
-    pixels = (pixels - np.asarray(mean, dtype=np.float32)) / np.asarray(std, dtype=np.float32)
-    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+    levels = np.arange(256, dtype=np.float32)[:, None] / 255
+    levels = (levels - np.asarray(mean, dtype=np.float32)) / np.asarray(std, dtype=np.float32)
+    pixels = np.empty((3, image.height, image.width), dtype=np.float32)
+    # One look-up per value instead of three operations on each.
+    for channel, band in enumerate(image.split()):
+        np.take(levels[:, channel], np.asarray(band), out=pixels[channel], mode="clip")
+    return torch.from_numpy(pixels)
 
 
-__all__ = ["random_geometry", "random_photometry", "to_pixel_values"]
+__all__ = [
+    "PADDING_COLOR",
+    "Photometry",
+    "apply_photometry",
+    "draw_photometry",
+    "hue_shift",
+    "random_geometry",
+    "random_photometry",
+    "to_pixel_values",
+]

@@ -12,14 +12,13 @@ import torch
 from PIL import Image
 from torch.utils.data import BatchSampler, Dataset
 
-from .augmentation import random_geometry, random_photometry, to_pixel_values
+from .augmentation import apply_photometry, draw_photometry, to_pixel_values
+from .device_augmentation import pack_photometry
+from .geometry import crop_image, crop_label, draw_geometry, shown_pixels
 from .images import to_rgb
 from .labels import read_label
 from .reading import read_or_replace
 from .streaming import StreamReader
-
-
-PADDING = 256  # a value that no 8-bit mask has
 
 
 class Draw(NamedTuple):
@@ -129,13 +128,14 @@ class MixedDataset(Dataset):
         crop (`tuple[int, int]`): (height, width).
         seed (`int`): of the augmentation.
         num_labels (`int`): classes.
-        long_side (`int`, *optional*): see [`random_geometry`].
+        long_side (`int`, *optional*): see [`draw_geometry`].
         image_mean (`tuple[float, ...]`): of the normalisation.
         image_std (`tuple[float, ...]`): of the normalisation.
         ignore_index (`int`): label of padding and of pixels that do not count.
         image_column (`str`): name of the image column.
         label_column (`str`): name of the mask column.
         on_bad_image (`str`): "stop" or "skip", see [`read_or_replace`].
+        augment_on_device (`bool`): leave photometry and normalisation to [`~device_augmentation.finish_on_device`].
     """
 
     def __init__(
@@ -152,6 +152,7 @@ class MixedDataset(Dataset):
         image_column: str = "image",
         label_column: str = "label",
         on_bad_image: str = "stop",
+        augment_on_device: bool = False,
     ):
         self.on_bad_image = on_bad_image
         self.labeled = labeled
@@ -166,6 +167,7 @@ class MixedDataset(Dataset):
         self.ignore_index = ignore_index
         self.image_column = image_column
         self.label_column = label_column
+        self.augment_on_device = augment_on_device
 
     def __len__(self) -> int:
         return len(self.labeled) + (0 if self.unlabeled is None else len(self.unlabeled))
@@ -175,7 +177,8 @@ class MixedDataset(Dataset):
         Returns:
             `dict[str, torch.Tensor]`: `pixel_values` float32 (3, height, width), and for a labeled draw `labels` int64
             (height, width), for an unlabeled one `pixel_mask` bool (height, width), False on padding, and, if there
-            is a mask column, `truth` int64 (height, width), the ignore index where it is not known.
+            is a mask column, `truth` int64 (height, width), the ignore index where it is not known. With
+            `augment_on_device`, `pixel_values` are uint8, and a labeled draw has `photometry`, float32 (12,).
 
         Raises:
             BadImageError: if the image or its mask cannot be read.
@@ -185,32 +188,35 @@ class MixedDataset(Dataset):
         image, label = read_or_replace(
             lambda row: self._read(draw._replace(row=row)), draw.row, dataset, columns, self.on_bad_image
         )
-        padding = self.ignore_index if draw.labeled else PADDING
-        image, label = random_geometry(image, label, self.crop, rng, self.long_side, padding)
-        if draw.labeled:
-            image = random_photometry(image, rng)
-        pixel_values = to_pixel_values(image, self.image_mean, self.image_std)
-        label = torch.from_numpy(np.array(label)).long()
-        if draw.labeled:
-            return {"pixel_values": pixel_values, "labels": label}
-        sample = {"pixel_values": pixel_values, "pixel_mask": label != PADDING}
-        if self.has_truth:
-            sample["truth"] = label.where(sample["pixel_mask"], self.ignore_index)
+        geometry = draw_geometry(image.size, self.crop, rng, self.long_side)
+        sample = self._pixels(crop_image(image, geometry), draw.labeled, rng)
+        if not draw.labeled:
+            sample["pixel_mask"] = torch.from_numpy(shown_pixels(geometry).copy())
+        if label is not None:
+            label = crop_label(label, geometry, self.ignore_index)
+            sample["labels" if draw.labeled else "truth"] = torch.from_numpy(label.astype(np.int64))
         return sample
 
-    def _read(self, draw: Draw) -> tuple[Image.Image, Image.Image]:
+    def _pixels(self, image: Image.Image, labeled: bool, rng: np.random.Generator) -> dict[str, torch.Tensor]:
+        drawn = draw_photometry(rng) if labeled else None
+        if self.augment_on_device:
+            sample = {"pixel_values": torch.from_numpy(np.array(image).transpose(2, 0, 1).copy())}
+            return sample if drawn is None else {**sample, "photometry": pack_photometry(drawn)}
+        image = image if drawn is None else apply_photometry(image, drawn)
+        return {"pixel_values": to_pixel_values(image, self.image_mean, self.image_std)}
+
+    def _read(self, draw: Draw) -> tuple[Image.Image, np.ndarray | None]:
         example = (self.labeled if draw.labeled else self.unlabeled)[draw.row]
         image = to_rgb(example[self.image_column])
-        return image, self._label(example, image, draw)
+        return image, self._label(example, image.size, draw) if draw.labeled or self.has_truth else None
 
-    def _label(self, example: dict, image: Image.Image, draw: Draw) -> Image.Image:
-        """Mode L for a labeled draw, mode I, which has room for PADDING, for an unlabeled one."""
-        mask = example.get(self.label_column) if self.has_truth or draw.labeled else None
+    def _label(self, example: dict, size: tuple[int, int], draw: Draw) -> np.ndarray:
+        """uint8 (height, width) of an image of `size` (width, height)."""
+        mask = example.get(self.label_column)
         if mask is None and not draw.labeled:
-            return Image.new("I", image.size, self.ignore_index)
+            return np.full(size[::-1], self.ignore_index, dtype=np.uint8)
         where = f"labeled row {draw.row}" if draw.labeled else f"unlabeled row {draw.row}"
-        label = Image.fromarray(read_label(mask, image.size, self.num_labels, self.ignore_index, where))
-        return label if draw.labeled else label.convert("I")
+        return read_label(mask, size, self.num_labels, self.ignore_index, where)
 
 
 @dataclass
@@ -234,6 +240,8 @@ class MixedBatchCollator:
             "pixel_values": torch.stack([sample["pixel_values"] for sample in labeled]),
             "labels": torch.stack([sample["labels"] for sample in labeled]),
         }
+        if "photometry" in labeled[0]:
+            batch["photometry"] = torch.stack([sample["photometry"] for sample in labeled])
         if unlabeled:
             batch["unlabeled_pixel_values"] = torch.stack([sample["pixel_values"] for sample in unlabeled])
             batch["unlabeled_pixel_mask"] = torch.stack([sample["pixel_mask"] for sample in unlabeled])

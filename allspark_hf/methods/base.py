@@ -1,12 +1,12 @@
 """What the training methods share: the batch, the losses they return, and a few steps with one right way."""
 
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from ..losses import cross_entropy_sum, ohem_labels, upsample
+from ..losses import ohem_labels, upsampled_cross_entropy_sum
+from .labeling import CONFIDENCE_STEP
 
 
 @dataclass
@@ -88,7 +88,6 @@ class Method:
         L_x, cross-entropy per labeled pixel or per kept one with `--labeled_loss ohem`, and the share of pixels used:
         float scalars, from float (labeled, num_labels, any height, any width) and int64 (labeled, height, width).
         """
-        logits = upsample(logits, labels.shape[1:])
         count = pixels.labeled
         if self.args.labeled_loss == "ohem":
             labels = ohem_labels(logits, labels, self.args.ohem_threshold, self.args.ohem_min_kept, self.ignore_index)
@@ -97,55 +96,28 @@ class Method:
 
     def unlabeled_loss(self, logits, pseudo_labels, pixels: PixelCounts) -> tuple[torch.Tensor, torch.Tensor]:
         """L_u, cross-entropy per pixel against the pseudo-labels, and the share of pixels used; shapes as for L_x."""
-        return self._per_pixel(upsample(logits, pseudo_labels.shape[1:]), pseudo_labels, pixels.unlabeled)
+        return self._per_pixel(logits, pseudo_labels, pixels.unlabeled)
 
     def _per_pixel(self, logits, labels, count) -> tuple[torch.Tensor, torch.Tensor]:
-        loss = cross_entropy_sum(logits, labels, self.ignore_index) / count.clamp(min=1)
+        loss = upsampled_cross_entropy_sum(logits, labels, self.ignore_index) / count.clamp(min=1)
         return loss, (labels != self.ignore_index).float().mean()
 
-    def pseudo_labels(self, logits: torch.Tensor, pixel_mask: torch.Tensor) -> torch.Tensor:
+    def without_padding(self, labels: torch.Tensor, pixel_mask: torch.Tensor) -> torch.Tensor:
         """
-        int64 (unlabeled, height, width): argmax class, padding ignored unless `--train_on_padding`, from float
-        (unlabeled, num_labels, height, width) and bool (unlabeled, height, width), False on padding.
+        int64 (unlabeled, height, width): pseudo-labels, padding ignored unless `--train_on_padding`, from int64 and
+        bool (unlabeled, height, width), False on padding.
         """
-        labels = logits.argmax(dim=1)
         return labels if self.args.train_on_padding else labels.where(pixel_mask, self.ignore_index)
 
-    def confidence(self, logits: torch.Tensor, pseudo_labels: torch.Tensor) -> torch.Tensor:
+    def confidence(self, confidence: torch.Tensor, pseudo_labels: torch.Tensor) -> torch.Tensor:
         """
-        Mean probability in [0, 1] of the pseudo-labels: float scalar, from float (unlabeled, num_labels, height,
-        width) and int64 (unlabeled, height, width). Every fourth row and column is enough for a mean.
+        Mean probability in [0, 1] of the pseudo-labels: float scalar, from that of [`PseudoLabels`] and int64
+        (unlabeled, height, width).
         """
-        probability = logits[:, :, ::4, ::4].softmax(dim=1).amax(dim=1)
-        counted = pseudo_labels[:, ::4, ::4] != self.ignore_index
-        return (probability * counted).sum() / counted.sum().clamp(min=1)
+        counted = pseudo_labels[:, ::CONFIDENCE_STEP, ::CONFIDENCE_STEP] != self.ignore_index
+        return (confidence * counted).sum() / counted.sum().clamp(min=1)
 
     def total(self, loss_x: torch.Tensor, loss_u: torch.Tensor, epoch: int) -> torch.Tensor:
         """(L_x + weight * L_u) / (1 + weight): the paper's mean of the two for a weight of 1."""
         weight = self.args.unlabeled_loss_weight if epoch >= self.args.unlabeled_warmup_epochs else 0.0
         return (loss_x + weight * loss_u) / (1 + weight)
-
-
-@contextmanager
-def evaluating(model: nn.Module):
-    """Eval mode and no gradient inside, train mode again outside."""
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        model.train()
-
-
-def predict_full_size(model: nn.Module, pixel_values: torch.Tensor) -> torch.Tensor:
-    """
-    The pseudo-label pass: eval mode, no gradient, full resolution.
-
-    Returns:
-        `torch.Tensor`: float logits (batch, num_labels, height, width).
-    """
-    # Beneath DDP or torch.compile: this pass takes no part in gradient synchronisation.
-    module = getattr(model, "module", model)
-    module = getattr(module, "_orig_mod", module)
-    with evaluating(module):
-        return upsample(module(pixel_values=pixel_values).logits, pixel_values.shape[2:])

@@ -1,0 +1,221 @@
+"""The training step around the model: the pseudo-label pass, precision, memory format, optimizers, compilation."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_model
+from parity import predict_full_size
+from run_training import make_trainer, result_of
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from allspark_hf import AllSparkConfig, AllSparkTrainingArguments, losses
+from allspark_hf.data.augmentation import draw_photometry
+from allspark_hf.data.device_augmentation import finish_on_device, pack_photometry
+from allspark_hf.methods import METHODS, MixedBatch, PixelCounts
+from allspark_hf.methods.labeling import pseudo_label_pass
+from allspark_hf.modeling_allspark import group_channels
+
+
+PLAIN = AllSparkConfig.plain_segformer_switches()
+
+
+def images(number, size, seed=0):
+    return torch.randn(number, 3, *size, generator=torch.Generator().manual_seed(seed))
+
+
+def make_batch(num_labels=3, size=(64, 64)):
+    labels = torch.randint(num_labels, (2, *size), generator=torch.Generator().manual_seed(1))
+    mask = torch.ones(2, *size, dtype=torch.bool)
+    mask[0, 40:] = False
+    return MixedBatch(images(2, size, 2), labels, images(2, size, 3), mask)
+
+
+def make_method(name, folder, **kwargs):
+    settings = {"output_dir": str(folder), "use_cpu": True, "eval_strategy": "no", "memory_warmup_epochs": 0}
+    return METHODS[name](AllSparkTrainingArguments(method=name, **settings, **kwargs), 255)
+
+
+def take_step(model, method):
+    batch = make_batch()
+    pixels = PixelCounts(torch.tensor(batch.labels.numel()), batch.unlabeled_pixel_mask.sum())
+    return method.step(model, batch, pixels, epoch=1)
+
+
+# ---- Pseudo-label pass ----
+
+
+@pytest.mark.parametrize(("num_labels", "number", "size"), [(2, 3, (65, 101)), (3, 1, (64, 64)), (81, 5, (67, 93))])
+@pytest.mark.parametrize("at_a_time", [1, 2, 99])
+def test_the_pass_is_that_of_the_whole_full_resolution(monkeypatch, num_labels, number, size, at_a_time):
+    monkeypatch.setattr(losses, "VALUES_AT_A_TIME", at_a_time * num_labels * size[0] * size[1])
+    model, pixel_values = tiny_model(num_labels=num_labels), images(number, size)
+    full = predict_full_size(model, pixel_values)
+    predicted = pseudo_label_pass(model, pixel_values)
+    assert torch.equal(predicted.labels, full.argmax(1)) and predicted.labels.unique().numel() > 1
+    confidence = full[:, :, ::4, ::4].softmax(1).amax(1)  # whose last bit depends on how threads cut the batch
+    assert (predicted.confidence - confidence).abs().max() < 1e-6
+    grid = (-(-size[0] // 32), -(-size[1] // 32))
+    assert torch.equal(predicted.logits, F.interpolate(full, size=grid, mode="bilinear", align_corners=False))
+    assert model.training
+
+
+@pytest.mark.parametrize("source", ["logits", "probabilities"])
+@pytest.mark.parametrize("similarity", ["cosine", "instance_norm"])
+def test_channels_are_grouped_as_from_the_full_resolution(source, similarity):
+    model, pixel_values = tiny_model(num_labels=7, grouping_source=source), images(2, (96, 130))
+    full, grid = predict_full_size(model, pixel_values), (3, 5)
+    tokens = torch.randn(2, 15, 32, generator=torch.Generator().manual_seed(0))
+    expected = group_channels(tokens, full, grid, similarity, source)
+    assert expected.unique().numel() > 3
+    on_grid = pseudo_label_pass(model, pixel_values).logits
+    assert on_grid.shape == (2, 7, 3, 5)
+    assert torch.equal(group_channels(tokens, on_grid, grid, similarity, source), expected)
+    if source == "probabilities":
+        probabilities = F.interpolate(full.softmax(1), size=grid, mode="bilinear", align_corners=False)
+        assert torch.allclose(on_grid.softmax(1), probabilities, atol=1e-6)
+
+
+def test_a_model_that_does_not_group_gets_no_logits():
+    for switches in (PLAIN, {"use_grouping": False}, {"use_memory": False, "use_grouping": False}):
+        assert pseudo_label_pass(tiny_model(**switches), images(1, (64, 64))).logits is None
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_inference_mode_is_left_with_ordinary_tensors(sharded):
+    """What a sharding wrapper gathers in inference mode could not be trained on, so there it is no_grad."""
+    model, seen = tiny_model(), []
+    if sharded:
+        next(model.parameters()).ds_id = 0
+    model.decode_head.register_forward_hook(lambda *_: seen.append(torch.is_inference_mode_enabled()))
+    predicted = pseudo_label_pass(model, images(2, (64, 64)))
+    assert seen == [not sharded]
+    for tensor in (predicted.labels, predicted.confidence, predicted.logits):
+        assert not tensor.is_inference() and not tensor.requires_grad
+
+
+def test_a_cast_of_the_weights_is_not_kept_from_the_pass(tmp_path):
+    """An autocast around the whole step keeps casts of the weights: those of inference mode have no gradient."""
+    model = tiny_model().train()
+    with torch.autocast("cpu", torch.bfloat16):
+        step = take_step(model, make_method("allspark", tmp_path))
+    step.loss.backward()
+    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
+class NoSync(TorchDispatchMode):
+    """Fails at what makes a host wait for its device: a number read, or a shape that depends on values."""
+
+    WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "bincount", "repeat_interleave", "equal")
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        assert name not in self.WAITING and not name.startswith("_unique"), name
+        indices = args[1] if name in ("index", "index_put", "index_put_") else ()
+        assert not any(index is not None and index.dtype == torch.bool for index in indices), f"{name} by a mask"
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("labeled_loss", ["cross_entropy", "ohem"])
+def test_the_host_never_waits_in_a_step(tmp_path, name, labeled_loss):
+    model = tiny_model(**({} if name == "allspark" else PLAIN)).train()
+    method = make_method(name, tmp_path, labeled_loss=labeled_loss, ohem_min_kept=9)
+    with NoSync():
+        take_step(model, method).loss.backward()
+    with pytest.raises(AssertionError, match="_local_scalar_dense"), NoSync():
+        torch.ones(()).item()
+
+
+def test_the_host_never_waits_in_the_augmentation():
+    photometry = torch.stack([pack_photometry(draw_photometry(np.random.default_rng(seed))) for seed in range(2)])
+    batch = {"pixel_values": torch.randint(256, (2, 3, 9, 7)).byte(), "photometry": photometry}
+    with NoSync():
+        finish_on_device(batch, (0.5,) * 3, (0.5,) * 3)
+
+
+# ---- What TrainingArguments offer ----
+
+
+def train(folder, method="allspark", model=None, **kwargs):
+    model = tiny_model(**({} if method == "allspark" else PLAIN)) if model is None else model
+    settings = {"max_steps": 2, "memory_warmup_epochs": 0, "seed": 1, **kwargs}
+    trainer = make_trainer(model, output_dir=str(folder), method=method, **settings)
+    trainer.train(resume_from_checkpoint=kwargs.get("resume_from_checkpoint"))
+    return trainer
+
+
+def step_losses(trainer):
+    return [entry["loss"] for entry in result_of(trainer)["losses"]]
+
+
+OPTIONS = [
+    ({"channels_last": True}, 1e-4),
+    ({"bf16": True, "channels_last": True, "augment_on_device": True}, 0.02),
+]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_precision_and_memory_format_train_every_parameter_to_the_same_losses(tmp_path, method):
+    expected = step_losses(train(tmp_path, method))
+    for options, tolerance in OPTIONS:
+        before = tiny_model(**({} if method == "allspark" else PLAIN)).state_dict()
+        trainer = train(tmp_path, method, **options)
+        assert step_losses(trainer) == pytest.approx(expected, rel=tolerance), options
+        for name, parameter in trainer.model.named_parameters():
+            silent = "linear_projections" in name and name.endswith("bias")  # BatchNorm removes these constants
+            assert silent or not torch.equal(parameter, before[name]), (options, name)
+            assert parameter.dtype == torch.float32 and parameter.isfinite().all()
+
+
+@pytest.mark.parametrize("optim", ["adamw_torch", "sgd"])
+def test_fused_optimizers_are_used_and_equal(tmp_path, optim):
+    fused = train(tmp_path, optim="adamw_torch_fused" if optim == "adamw_torch" else optim)
+    assert all(group["fused"] for group in fused.optimizer.param_groups)
+    settings = {"max_steps": 2, "memory_warmup_epochs": 0, "seed": 1, "output_dir": str(tmp_path)}
+    plain = make_trainer(tiny_model(), **settings, optim=optim)
+    for group in plain.create_optimizer().param_groups:
+        group["fused"] = False
+    plain.train()
+    assert step_losses(plain) == pytest.approx(step_losses(fused), rel=1e-6)
+    for name, value in fused.model.named_parameters():
+        if optim == "sgd":
+            assert torch.equal(plain.model.get_parameter(name), value), name
+        elif not name.endswith("bias"):  # some have a gradient of rounding noise alone, which AdamW makes large
+            assert torch.allclose(plain.model.get_parameter(name), value, rtol=1e-4, atol=1e-5), name
+
+
+def test_channels_last_is_saved_and_resumed_to_the_bit(tmp_path):
+    settings = {"channels_last": True, "max_steps": 4, "save_strategy": "steps", "save_steps": 2}
+    whole = train(tmp_path, **settings)
+    checkpoint = str(tmp_path / "checkpoint-2")
+    resumed = train(tmp_path, model=tiny_model(seed=5), **settings, resume_from_checkpoint=checkpoint)
+    for trainer in (whole, resumed):
+        weight = trainer.model.segformer.stages[1].patch_embeddings.proj.weight
+        assert weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(resumed.model.state_dict()[name], value), name
+
+
+def test_images_are_channels_last_where_asked(tmp_path):
+    seen = []
+    for channels_last in (False, True):
+        model = tiny_model()
+        model.segformer.register_forward_pre_hook(lambda module, args, kwargs=None: seen.append(args[0]))
+        train(tmp_path, model=model, channels_last=channels_last, max_steps=1)
+    assert [image.is_contiguous(memory_format=torch.channels_last) for image in seen] == [False] * 2 + [True] * 2
+
+
+def test_compiled_training_has_the_same_losses(tmp_path, monkeypatch):
+    """With the backend that traces and differentiates, but needs no C++ compiler."""
+    expected = step_losses(train(tmp_path))
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "no")  # what transformers sets is undone afterwards
+    trainer = train(tmp_path, torch_compile=True, torch_compile_backend="aot_eager")
+    assert step_losses(trainer) == pytest.approx(expected, rel=1e-3)
+
+
+def test_tf32_without_such_a_device_is_refused(tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("a GPU may have TF32")
+    with pytest.raises(ValueError, match="--tf32 requires Ampere"):
+        AllSparkTrainingArguments(output_dir=str(tmp_path), use_cpu=True, eval_strategy="no", tf32=True)
