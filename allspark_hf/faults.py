@@ -3,6 +3,7 @@
 import errno
 import re
 import shutil
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -59,14 +60,21 @@ def telling_faults(output_dir: str | Path) -> Iterator[None]:
         yield
     except BadImageError as error:
         raise BadImageError(f"{error} Training has stopped; {going_on(output_dir)}.") from error
-    except RuntimeError as error:
-        if not WORKER_DIED.search(str(error)):
+    except (RuntimeError, ConnectionError, EOFError, FileNotFoundError) as error:
+        if not (WORKER_DIED.search(str(error)) or _while_taking_over(error)):
             raise
+        cause = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(". ")
         raise WorkerDiedError(
-            f"A data loading worker died ({str(error).strip().splitlines()[0].rstrip('. ')}), mostly for want of "
+            f"A data loading worker died ({cause}), mostly for want of "
             "memory: set fewer --dataloader_num_workers, a smaller batch or --dataloader_prefetch_factor 1, or with "
             f"'Bus error' give /dev/shm more room; {going_on(output_dir)}."
         ) from error
+
+
+def _while_taking_over(error: BaseException) -> bool:
+    """Whether a tensor was being taken over from a worker, which was gone before the DataLoader noticed."""
+    names = {frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__)}
+    return bool(names & {"rebuild_storage_fd", "rebuild_storage_filename"})
 
 
 @dataclass

@@ -21,7 +21,7 @@ from transformers import TrainerCallback
 
 from allspark_hf.data.mixed import MixedDataset
 from allspark_hf.data.reading import BadImageError
-from allspark_hf.faults import NonFiniteError, SavingFailedError, WorkerDiedError
+from allspark_hf.faults import NonFiniteError, SavingFailedError, WorkerDiedError, telling_faults
 from allspark_hf.inference import make_image_processor
 from allspark_hf.trainer import AllSparkTrainer
 
@@ -140,9 +140,23 @@ def test_a_worker_that_is_killed(tmp_path):
         MixedDataset.__getitem__ = read
     assert time.perf_counter() - begun < 60
     sentence = str(error.value)
-    assert sentence.startswith("A data loading worker died (DataLoader worker (pid") and "Killed" in sentence
+    assert sentence.startswith("A data loading worker died (")  # then how that was noticed, which is a race
     assert "set fewer --dataloader_num_workers" in sentence and "\n" not in sentence
     assert "there is no complete checkpoint in" in sentence or f"{tmp_path}/checkpoint-" in sentence
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError(104, "Connection reset by peer"), EOFError()])
+def test_a_worker_that_dies_while_a_tensor_is_taken_over_from_it(tmp_path, error):
+    """The DataLoader has not noticed yet: what comes is the error of a pipe."""
+
+    def rebuild_storage_fd():
+        raise error
+
+    with pytest.raises(WorkerDiedError, match="A data loading worker died") as told, telling_faults(tmp_path):
+        rebuild_storage_fd()
+    assert ("Connection reset" in str(told.value)) == isinstance(error, ConnectionError)
+    with pytest.raises(type(error)), telling_faults(tmp_path):
+        raise error.__class__("of something else")
 
 
 def launch(tmp_path: Path, **settings) -> subprocess.CompletedProcess:
