@@ -80,8 +80,12 @@ def read_checkpoint(path: str | Path) -> dict[str, torch.Tensor]:
     try:
         with torch.serialization.safe_globals(NUMPY_SCALARS):
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
-        if "global" in str(error).lower():  # torch's word for a class or function in a pickle
+    except OSError:
+        raise
+    # A damaged file makes the unpickler raise nearly anything, among others KeyError, TypeError and struct.error.
+    except Exception as error:
+        refused = isinstance(error, pickle.UnpicklingError | RuntimeError)
+        if refused and "global" in str(error).lower():  # torch's word for a class or function in a pickle
             raise ValueError(
                 f"{path} holds Python objects besides tensors, which are not loaded because they could run code: "
                 "save its state dict alone and convert that."
@@ -91,7 +95,8 @@ def read_checkpoint(path: str | Path) -> dict[str, torch.Tensor]:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
             break
-    if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
+    named = isinstance(content, dict) and all(isinstance(name, str) for name in content)
+    if not named or not all(isinstance(value, torch.Tensor) for value in content.values()):
         raise ValueError(
             f"{path} holds no state dict: give a file whose content, or whose entry {' or '.join(WRAPPER_KEYS)}, "
             "maps names to tensors."
