@@ -30,11 +30,6 @@ def loading(name: str, keep: tuple[type[Exception], ...] = ()) -> Iterator[None]
         yield
     except keep:
         raise
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"The model {name!r} cannot be loaded: its weights are a pickle with more than tensors in it, which could "
-            "run code and is not read, or are damaged: give weights in safetensors."
-        ) from error
     # transformers checks little of what a file says, and lets KeyError, TypeError, SafetensorError and others through.
     except Exception as error:
         raise ValueError(f"The model {name!r} cannot be loaded: {one_line(error)}") from error
@@ -42,6 +37,8 @@ def loading(name: str, keep: tuple[type[Exception], ...] = ()) -> Iterator[None]
 
 def one_line(error: Exception) -> str:
     """An error's message without line breaks; its type where there is none, or where it is a bare name or number."""
+    if isinstance(error, pickle.UnpicklingError):  # torch's own message tells how to run the file
+        return "a pickle in it is damaged, or holds more than tensors, which could run code and is not read"
     text = " ".join(str(error).split())
     plain = isinstance(error, OSError | ValueError | RuntimeError | StrictDataclassError)
     return text if text and plain else f"{type(error).__name__} {text}".strip()

@@ -7,10 +7,10 @@ from pathlib import Path
 import datasets
 import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset, Image, IterableDataset, LargeList, List, Value
-from datasets.exceptions import DatasetsError
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
+from ..pretrained import one_line
 from .classes import Classes, read_classes
 from .lists import read_lines
 from .pairs import SegmentationData
@@ -191,9 +191,10 @@ def open_dataset(
         if config_name is not None:
             raise ValueError(f"a folder of save_to_disk has no configuration {config_name!r}")
         stored = datasets.load_from_disk(dataset_name)
-    # RuntimeError: the data set is a Python script, which datasets no longer runs.
-    except (DatasetsError, OSError, RuntimeError, ValueError) as error:
-        raise ValueError(f"The data set {dataset_name} cannot be loaded: {error}") from error
+    # Among others RuntimeError for a Python script, which datasets no longer runs, and pickle.UnpicklingError for a
+    # pickle of more than tensors in an archive; a broken file raises nearly anything.
+    except Exception as error:
+        raise ValueError(f"The data set {dataset_name} cannot be loaded: {one_line(error)}") from error
     splits = {"train": stored} if isinstance(stored, Dataset) else dict(stored)
     return {name: split.to_iterable_dataset() for name, split in splits.items()} if streaming else splits
 
