@@ -117,7 +117,7 @@ def read_study(path: str | Path) -> Study:
     content = read_yaml(path)
     if not isinstance(content, dict) or not {"title", "rows", "columns"} <= set(content):
         raise ValueError(f"{path} is no study: it needs title, rows and columns, see scripts/studies.")
-    unknown = sorted(map(str, set(content) - set(STUDY_KEYS)))
+    unknown = sorted(" ".join(str(name).split()) for name in set(content) - set(STUDY_KEYS))
     if unknown:
         raise ValueError(f"{path} has the unknown entries {', '.join(unknown)}: use {', '.join(STUDY_KEYS)}.")
     _check_types(content, path)
@@ -135,7 +135,7 @@ def _check_types(content: dict, path: Path):
     """ValueError unless every entry of a study is of its kind, and every argument can stand on a command line."""
     for name, kind in STUDY_KINDS.items():
         value = content.get(name)
-        if value is not None and not isinstance(value, kind):
+        if not isinstance(value, kind) and (value is not None or name == "title"):
             raise ValueError(f"{path} gives {name} as {value!r}, not as {kind.__name__}: see scripts/studies.")
     seeds, seed_arguments = content.get("seeds") or [], content.get("seed_arguments") or []
     if not all(type(seed) is int for seed in seeds) or not all(isinstance(name, str) for name in seed_arguments):

@@ -13,7 +13,7 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from ..pretrained import one_line
 from .classes import Classes, read_classes
 from .lists import read_lines
-from .pairs import SegmentationData
+from .pairs import SegmentationData, can_be_listed
 from .splits import Selection, draw, fraction_to_count
 
 
@@ -146,7 +146,7 @@ def _draw_labeled(masked: list[str], where: str, fraction: float | None, count: 
 
 
 def _read_ids(path: Path, rows: dict[str, int], masked: list[str], held_out: set[str]) -> set[str]:
-    ids = [line for _, line in read_lines(path)]
+    ids = [line if line in rows else line.strip() for _, line in read_lines(path)]
     if not ids:
         raise ValueError(f"{path} names no id, so the labeled set is empty; list at least one id per line.")
     usable = set(masked)
@@ -247,9 +247,10 @@ def standard_columns(dataset: Dataset, columns: dict[str, str], where: str, spli
 def _ids(dataset: Dataset, where: str, split: str) -> list[str]:
     if "id" in dataset.column_names:
         ids = [str(name) for name in dataset.with_format(None).select_columns(["id"])[:]["id"]]
-        if len(set(ids)) == len(ids):
+        if len(set(ids)) == len(ids) and all(map(can_be_listed, ids)):
             return ids
-        logger.warning("%s names several rows with one id; its rows are numbered instead.", where)
+        reason = "several rows with one id" if len(set(ids)) < len(ids) else "a row with a blank or broken line"
+        logger.warning("%s names %s; its rows are numbered instead.", where, reason)
     width = len(str(max(len(dataset) - 1, 0)))
     return [f"{split}-{row:0{width}d}" for row in range(len(dataset))]
 
