@@ -120,7 +120,7 @@ def resolve_recipe(path: str | Path, derived: tuple[Path, ...] = ()) -> dict:
     base = entries.pop("base", None)
     if base is None:
         return entries
-    if not isinstance(base, str):
+    if not isinstance(base, str) or not base.isprintable():
         raise ValueError(f"The recipe {path} has base {base!r}: name another recipe, relative to its own folder.")
     return {**resolve_recipe(path.parent / base, chain), **entries}
 

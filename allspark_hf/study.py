@@ -145,9 +145,9 @@ def _check_types(content: dict, path: Path):
     cells = {name: arguments for part in ("rows", "columns") for name, arguments in (content[part] or {}).items()}
     for name, arguments in {"arguments": content.get("arguments"), **cells}.items():
         if not isinstance(arguments, dict | NoneType):
-            raise ValueError(f"{path} gives {name} as {arguments!r}, where arguments are needed: write a mapping.")
+            raise ValueError(f"{path} gives {name!r} as {arguments!r}, where arguments are needed: write a mapping.")
         for argument, value in (arguments or {}).items():
-            check_entry(argument, value, f"{name} of {path}")
+            check_entry(argument, value, f"{name!r} of {path}")
 
 
 class StudyRunner:
