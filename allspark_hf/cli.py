@@ -98,7 +98,7 @@ class _Parser(HfArgumentParser):
     """Without the usage, which is longer than a screen, before an error."""
 
     def error(self, message: str):
-        self.exit(2, f"{self.prog}: error: {" ".join(message.split())}; --help explains all arguments.\n")
+        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}; --help explains all arguments.\n")
 
 
 def load_model(

@@ -12,7 +12,16 @@ import PIL.Image
 from datasets import Dataset
 from tqdm.auto import tqdm
 
-from .images import check_mask_values, describe_values, map_mask_values, mask_to_array, to_rgb
+from ..pretrained import one_line
+from .images import (
+    InexactMaskError,
+    check_mask_values,
+    describe_values,
+    map_mask_values,
+    mask_to_array,
+    require_readable,
+    to_rgb,
+)
 from .overlap import row_name, undecoded
 from .pairs import SegmentationData
 
@@ -263,10 +272,13 @@ def _check_row(stored: dict, decoders: dict, find_values) -> _Row:
         if content is None:
             return _Row(column=column, problem="The entry is empty; give it a file or remove the row.")
         try:
+            require_readable(content, is_mask=column == "label")
             picture = decoders[column].decode_example(content)
+        except InexactMaskError as error:
+            return _Row(column=column, problem=str(error))
         # Broken files make Pillow raise nearly anything, among others SyntaxError and struct.error.
         except Exception as error:
-            return _Row(column=column, problem=f"The file cannot be read ({error}); replace or remove it.")
+            return _Row(column=column, problem=f"The file cannot be read ({one_line(error)}); replace or remove it.")
         try:
             if column == "image":
                 sizes[column] = to_rgb(picture).size
