@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import os
+import re
 import sys
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -54,6 +55,8 @@ class ModelArguments:
     attn_implementation: str | None = field(default=None, metadata={"help": "Encoder attention: eager or sdpa."})
 
 
+# What other classes, crops or bottleneck settings may start anew.
+REPLACEABLE = re.compile(r"decode_head\.classifier\.|bottleneck\.")
 GEOMETRY_FIELDS = ("hidden_sizes", "depths", "decoder_hidden_size")
 CONFIG_FIELDS = (
     "memory_size",
@@ -135,12 +138,20 @@ def load_model(
         stored, _ = AllSparkConfig.get_config_dict(name)
         fields["base_weights"] = base_weights_of(stored, name)
         stored = {name: value for name, value in stored.items() if name not in ("model_type", "num_labels")}
-        return SegformerForSemiSupervisedSegmentation.from_pretrained(
+        model, info = SegformerForSemiSupervisedSegmentation.from_pretrained(
             name,
+            output_loading_info=True,
             config=AllSparkConfig.from_dict({**stored, **fields}),
             ignore_mismatched_sizes=True,  # a head for other classes starts anew, and from_pretrained says so
             attn_implementation=arguments.attn_implementation,
         )
+    misfits = sorted(str(entry[0]) for entry in info["mismatched_keys"] if not REPLACEABLE.match(str(entry[0])))
+    if misfits:
+        raise ValueError(
+            f"{len(misfits)} weights of {name!r} (first: {misfits[0]}) have other shapes than its config.json says, and "
+            "would start anew: get the checkpoint again."
+        )
+    return model
 
 
 def check_source(arguments: ModelArguments) -> dict:

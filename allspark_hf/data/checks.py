@@ -313,7 +313,7 @@ def _find_values(array: np.ndarray, num_labels: int | None, transform: MaskValue
     # Counting is several times faster than sorting where the values are few.
     small = array.dtype == np.uint8
     found = np.flatnonzero(np.bincount(array.ravel(), minlength=256)) if small else np.unique(array)
-    highest = np.inf if num_labels is None else num_labels - 1
+    highest = 255 if num_labels is None else num_labels - 1  # labels have 8 bits
     wrong = found[((found < 0) | (found > highest)) & (found != ignore_index)]
     if not len(wrong):
         return frozenset(found.tolist())
@@ -322,7 +322,7 @@ def _find_values(array: np.ndarray, num_labels: int | None, transform: MaskValue
             "The mask holds only 0 and 255, so it is a binary mask and not class indices; give the option "
             "--mask_values 0 255."
         )
-    allowed = "0 and above" if num_labels is None else f"0 to {num_labels - 1} (for {num_labels} classes)"
+    allowed = "0 to 255" if num_labels is None else f"0 to {num_labels - 1} (for {num_labels} classes)"
     raise ValueError(
         f"The mask holds {describe_values(wrong)}, but only {allowed} and the ignore index {ignore_index} are "
         "allowed; correct the mask or the number of classes, or list the value of each class with --mask_values and "

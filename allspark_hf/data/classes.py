@@ -45,6 +45,8 @@ class Classes:
             _require_text(index, name)
         _require_own_metrics(self.names)
         if self.colors is not None:
+            if not isinstance(self.colors, list | tuple):
+                raise ValueError(f"The colours are {self.colors!r}; give a list with a colour for each class.")
             if len(self.colors) != len(self.names):
                 raise ValueError(
                     f"There are {len(self.names)} class names but {len(self.colors)} colours; give every class a "

@@ -192,7 +192,7 @@ def _list_files(folder: Path) -> tuple[dict[str, Path], list[Path]]:
             others.append(path)
             continue
         name = relative.with_suffix("").as_posix()
-        require_usable_name(path)
+        require_usable_name(path, name)
         if name in found:
             raise ValueError(f"{found[name]} and {path} have the same name but for the extension; keep one of them.")
         found[name] = path

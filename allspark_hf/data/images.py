@@ -203,7 +203,8 @@ def map_mask_values(
     if mask_values is None:
         fits = array.dtype == np.uint8 and 0 <= ignore_index <= 255
         ignored = np.isin(array, ignored_mask_values)
-        return np.where(ignored, ignore_index, array).astype(np.uint8 if fits else np.int32)
+        # In 64 bits first: beside 8-bit values, NumPy would turn an ignore index of 256 into 0.
+        return np.where(ignored, ignore_index, array.astype(np.int64)).astype(np.uint8 if fits else np.int32)
     num_ignored = len(ignored_mask_values) + 1
     stored = np.array([*mask_values, *ignored_mask_values, ignore_index], dtype=np.int64)
     classes = np.array([*range(len(mask_values)), *[ignore_index] * num_ignored], dtype=np.int64)

@@ -115,7 +115,8 @@ def read_list(path: str | Path, layout: Layout, split: str, need_masks: bool) ->
         if is_file(mask):
             pairs.masks[name] = mask
         elif need_masks:
-            raise ValueError(f"{where} names {line}, but there is no mask {mask}; add it or correct the list.")
+            place = _shown(str(mask))
+            raise ValueError(f"{where} names {line}, but there is no mask {place}; add it or correct the list.")
     if need_masks and not pairs.images:
         raise ValueError(f"{path} names no image; list at least one.")
     if replaced:

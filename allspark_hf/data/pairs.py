@@ -171,7 +171,7 @@ class Layout:
 
 def can_be_listed(name: str) -> bool:
     """Whether an id can stand on a line of a list, in UTF-8."""
-    return bool(name.strip()) and not set("\r\n") & set(name) and _encodes(name)
+    return bool(name.strip()) and name[0] != "\ufeff" and not set("\r\n") & set(name) and _encodes(name)
 
 
 def _encodes(name: str) -> bool:
@@ -182,11 +182,12 @@ def _encodes(name: str) -> bool:
     return True
 
 
-def require_usable_name(path: Path) -> None:
-    """`ValueError` for a file whose name no list of ids, and no data set, can hold."""
-    if not can_be_listed(path.stem) or not _encodes(str(path)):
+def require_usable_name(path: Path, name: str) -> None:
+    """`ValueError` for a file whose id no list, or whose path no data set can hold."""
+    if not can_be_listed(name) or not _encodes(str(path)):
         raise ValueError(
-            f"The name of the file {str(path)!a} is blank, has a line break in it or is not in UTF-8; rename it."
+            f"The name of the file {str(path)!a} is blank, has a line break or a byte order mark, or is not in "
+            "UTF-8; rename it."
         )
 
 

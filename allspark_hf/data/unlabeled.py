@@ -42,7 +42,7 @@ def read_image_folder(folder: str | Path) -> Dataset:
         accepted = ", ".join(suffix[1:] for suffix in IMAGE_SUFFIXES)
         raise ValueError(f"{folder} holds no image; put some there (accepted: {accepted}).")
     for path in paths:
-        require_usable_name(path)
+        require_usable_name(path, path.relative_to(folder).with_suffix("").as_posix())
     columns = {"id": [path.relative_to(folder).as_posix() for path in paths], "image": list(map(str, paths))}
     features = Features({name: Value("string") for name in columns})
     return Dataset.from_dict(columns, features=features).cast_column("image", Image())
