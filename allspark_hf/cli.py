@@ -148,8 +148,8 @@ def load_model(
     misfits = sorted(str(entry[0]) for entry in info["mismatched_keys"] if not REPLACEABLE.match(str(entry[0])))
     if misfits:
         raise ValueError(
-            f"{len(misfits)} weights of {name!r} (first: {misfits[0]}) have other shapes than its config.json says, and "
-            "would start anew: get the checkpoint again."
+            f"{len(misfits)} weights of {name!r} (first: {misfits[0]}) have other shapes than its config.json says, "
+            "and would start anew: get the checkpoint again."
         )
     return model
 
