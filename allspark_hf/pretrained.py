@@ -38,7 +38,7 @@ def loading(name: str, keep: tuple[type[Exception], ...] = ()) -> Iterator[None]
 def one_line(error: Exception) -> str:
     """An error's message without line breaks; its type where there is none, or where it is a bare name or number."""
     if isinstance(error, pickle.UnpicklingError):  # torch's own message tells how to run the file
-        return "a pickle in it is damaged, or holds more than tensors, which could run code and is not read"
+        return "a pickle in it is damaged or holds more than tensors, which could run code: save its tensors alone"
     text = " ".join(str(error).split())
     plain = isinstance(error, OSError | ValueError | RuntimeError | StrictDataclassError)
     return text if text and plain else f"{type(error).__name__} {text}".strip()
