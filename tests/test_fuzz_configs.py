@@ -195,6 +195,25 @@ def test_image_processors(saved, folder, restore, fields):
     predicts(folder)
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"palette": [[0, 0, 0.5]] * 3},
+        {"palette": [[math.nan] * 3] * 3},
+        {"palette": [[True, False, True]] * 3},
+        {"palette": [[1, 2], [3], []]},
+        {"mask_values": [1.5]},
+        {"mask_values": "123"},
+        {"ignored_mask_values": 3},
+        {"id2label": {"0": "a", "1": "b", "5": "c"}},
+    ],
+    ids=str,
+)
+def test_classes_that_are_refused(saved, folder, restore, fields):
+    change(saved, folder, "config.json", fields)
+    assert not predicts(folder)
+
+
 def change(saved, folder, name: str, fields: dict):
     content = json.loads((saved / name).read_text())
     (folder / name).write_text(json.dumps({**content, **fields}))

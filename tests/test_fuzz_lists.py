@@ -90,6 +90,15 @@ def test_lines_never_lead_out(roots, tmp_path, name):
     check()
 
 
+@pytest.mark.parametrize("line", ["..\\secret\\s.png", "a\\..\\..\\s.png", "C:\\s.png", "\\s.png", "/s.png", "../s"])
+def test_paths_out_of_the_folder_are_told_as_such(roots, tmp_path, line):
+    """Those of Windows too, where a list must not mean more than here."""
+    for text in (line, f"images/train/a.png {line}"):
+        (tmp_path / "list.txt").write_text(text)
+        with pytest.raises(ValueError, match="which is outside"):
+            read_list(tmp_path / "list.txt", roots["folder"], "train", need_masks=False)
+
+
 @fuzz(60)
 @given(st.binary(max_size=80))
 @example("\ufeffa\n".encode())

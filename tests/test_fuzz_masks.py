@@ -5,6 +5,7 @@ import warnings
 
 import datasets
 import numpy as np
+import PIL
 import pytest
 from fuzzing import fuzz, is_one_sentence
 from hypothesis import assume, example, given
@@ -153,6 +154,7 @@ def test_four_bits_of_grey_are_not_seventeen_times_the_class():
     st.none() | st.integers(-1, 400),
 )
 @example([0, 300], None, [], 255, 301)
+@example([0, 1], None, [1], 256, 1)  # beside 8-bit values, NumPy's 256 is 0
 @example([0, 300], None, [], 301, 301)
 @example([0, 255], [0, 255], [], 255, None)
 def test_values_and_their_mapping(stored, mask_values, ignored, ignore_index, num_labels):
@@ -277,6 +279,13 @@ def check_damaged(content: bytes) -> bool:
             with open_image(io.BytesIO(content)) as opened:
                 assert to_rgb(opened).mode == "RGB"
     return taken
+
+
+def test_no_file_starts_a_program():
+    """Pillow would give EPS to Ghostscript."""
+    assert b"%!PS-Adobe" in STRANGE[2] and Image.open(io.BytesIO(STRANGE[2])).format == "EPS"
+    with pytest.raises(PIL.UnidentifiedImageError):
+        open_image(io.BytesIO(STRANGE[2]))
 
 
 @fuzz(15)

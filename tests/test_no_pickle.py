@@ -103,6 +103,21 @@ def test_weights(saved, tmp_path, mark, name, form):
     one_sentence(str(refused.value))
 
 
+def test_the_bombs_are_where_weights_are_loaded_from(saved, tmp_path, monkeypatch):
+    """So that the tests here can fail: with a torch.load that runs pickles, they go off."""
+    load = torch.load
+    monkeypatch.setattr(torch, "load", lambda *args, **kwargs: load(*args, **{**kwargs, "weights_only": False}))
+    for form in ("zip", "legacy", "nested"):
+        mark = tmp_path / form
+        folder = bombed(saved, tmp_path / f"model_{form}", mark, "pytorch_model.bin", form)
+        with pytest.raises(ValueError, match="cannot be loaded"):
+            load_trained(str(folder), "cpu")
+        assert mark.is_file()
+        with pytest.raises(ValueError):
+            EndpointHandler(bombed(saved, tmp_path / f"other_{form}", tmp_path / "never", "pytorch_model.bin", form))
+        assert not (tmp_path / "never").exists()  # an Endpoint opens no pickle at all
+
+
 @pytest.mark.parametrize("shards", ["pytorch_model.bin.index.json", "model.safetensors.index.json"])
 def test_shards(saved, tmp_path, mark, shards):
     folder = bombed(saved, tmp_path / "model", mark, "shard.bin", "nested")
