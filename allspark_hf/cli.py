@@ -2,25 +2,23 @@
 
 import argparse
 import dataclasses
-import json
 import os
+import re
 import sys
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from pathlib import Path
 
 import torch
-import yaml
 from accelerate import Accelerator
+from huggingface_hub.errors import StrictDataclassError
 from transformers import HfArgumentParser
 
 from .configuration_allspark import MIT_SIZES, AllSparkConfig
 from .data import CheckReport
 from .modeling_allspark import SegformerForSemiSupervisedSegmentation
+from .pretrained import loading
 from .publishing.licences import FROM_SCRATCH, base_weights_of
-
-
-RECIPE_SUFFIXES = (".yaml", ".yml", ".json")
+from .recipes import RECIPE_SUFFIXES, read_recipe, recipe_arguments, resolve_recipe
 
 
 @dataclass
@@ -57,6 +55,8 @@ class ModelArguments:
     attn_implementation: str | None = field(default=None, metadata={"help": "Encoder attention: eager or sdpa."})
 
 
+# What other classes, crops or bottleneck settings may start anew.
+REPLACEABLE = re.compile(r"decode_head\.classifier\.|bottleneck\.")
 GEOMETRY_FIELDS = ("hidden_sizes", "depths", "decoder_hidden_size")
 CONFIG_FIELDS = (
     "memory_size",
@@ -101,53 +101,7 @@ class _Parser(HfArgumentParser):
     """Without the usage, which is longer than a screen, before an error."""
 
     def error(self, message: str):
-        self.exit(2, f"{self.prog}: error: {message}; --help explains all arguments.\n")
-
-
-def read_recipe(path: str | Path) -> list[str]:
-    """The entries of a YAML or JSON recipe, and of those it is based on, as command-line arguments."""
-    return recipe_arguments(resolve_recipe(path))
-
-
-def recipe_arguments(entries: dict) -> list[str]:
-    """Entries of a recipe as command-line arguments; an entry of `None` gives none."""
-    arguments = []
-    for name, value in entries.items():
-        if value is None:
-            continue
-        values = value if isinstance(value, list) else [json.dumps(value) if isinstance(value, dict) else value]
-        arguments += [f"--{name}", *map(str, values)]
-    return arguments
-
-
-def resolve_recipe(path: str | Path, derived: tuple[Path, ...] = ()) -> dict:
-    """
-    The entries of a recipe on top of those of its `base`, which is another recipe, named relative to its own folder.
-
-    Args:
-        path (`str` or `Path`): a YAML or JSON file.
-        derived (`tuple[Path, ...]`): the recipes that led here, to notice a circle.
-
-    Returns:
-        `dict`: entries without `base`; `None` stands for one that a derived recipe removes.
-
-    Raises:
-        FileNotFoundError: if the recipe, or one it is based on, does not exist.
-        ValueError: if a recipe is not a flat mapping, or is based on itself.
-    """
-    path = Path(path)
-    chain = (*derived, path.resolve())
-    if path.resolve() in derived:
-        names = " -> ".join(recipe.name for recipe in chain)
-        raise ValueError(f"The recipe {path} is based on itself ({names}): remove one `base`.")
-    if not path.is_file():
-        named = f", which {derived[-1]} names as its `base` (relative to its own folder)," if derived else ""
-        raise FileNotFoundError(f"The recipe {path}{named} does not exist: correct the path.")
-    entries = yaml.safe_load(path.read_text(encoding="utf-8"))  # YAML contains JSON
-    if not isinstance(entries, dict):
-        raise ValueError(f"The recipe {path} holds no `name: value` lines: write one argument per line.")
-    base = entries.pop("base", None)
-    return entries if base is None else {**resolve_recipe(path.parent / str(base), chain), **entries}
+        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}; --help explains all arguments.\n")
 
 
 def load_model(
@@ -164,7 +118,8 @@ def load_model(
 
     Raises:
         ValueError: unless exactly one of `model_name_or_path` and `backbone` is given, if the backbone is no Mix
-            Transformer, and if a checkpoint is to get another geometry.
+            Transformer, if a checkpoint is to get another geometry, and if it cannot be loaded, unless that is an
+            `OSError` or a `StrictDataclassError`.
     """
     geometry = check_source(arguments)
     fields = {name: getattr(arguments, name) for name in CONFIG_FIELDS if getattr(arguments, name) is not None}
@@ -178,15 +133,25 @@ def load_model(
         config = AllSparkConfig.mit(arguments.backbone, **fields)
         config._attn_implementation = arguments.attn_implementation
         return SegformerForSemiSupervisedSegmentation(config)
-    stored, _ = AllSparkConfig.get_config_dict(arguments.model_name_or_path)
-    fields["base_weights"] = base_weights_of(stored, arguments.model_name_or_path)
-    stored = {name: value for name, value in stored.items() if name not in ("model_type", "num_labels")}
-    return SegformerForSemiSupervisedSegmentation.from_pretrained(
-        arguments.model_name_or_path,
-        config=AllSparkConfig.from_dict({**stored, **fields}),
-        ignore_mismatched_sizes=True,  # a head for other classes starts anew, and from_pretrained says so
-        attn_implementation=arguments.attn_implementation,
-    )
+    name = arguments.model_name_or_path
+    with loading(name, keep=(OSError, StrictDataclassError)):
+        stored, _ = AllSparkConfig.get_config_dict(name)
+        fields["base_weights"] = base_weights_of(stored, name)
+        stored = {name: value for name, value in stored.items() if name not in ("model_type", "num_labels")}
+        model, info = SegformerForSemiSupervisedSegmentation.from_pretrained(
+            name,
+            output_loading_info=True,
+            config=AllSparkConfig.from_dict({**stored, **fields}),
+            ignore_mismatched_sizes=True,  # a head for other classes starts anew, and from_pretrained says so
+            attn_implementation=arguments.attn_implementation,
+        )
+    misfits = sorted(str(entry[0]) for entry in info["mismatched_keys"] if not REPLACEABLE.match(str(entry[0])))
+    if misfits:
+        raise ValueError(
+            f"{len(misfits)} weights of {name!r} (first: {misfits[0]}) have other shapes than its config.json says, "
+            "and would start anew: get the checkpoint again."
+        )
+    return model
 
 
 def check_source(arguments: ModelArguments) -> dict:

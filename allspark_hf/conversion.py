@@ -10,6 +10,7 @@ import torch
 
 from .configuration_allspark import MIT_SIZES, AllSparkConfig
 from .modeling_allspark import SegformerForSemiSupervisedSegmentation
+from .pretrained import one_line
 
 
 MIT_ATTENTION_HEADS = (1, 2, 5, 8)  # heads leave no trace in the shapes
@@ -80,8 +81,14 @@ def read_checkpoint(path: str | Path) -> dict[str, torch.Tensor]:
     try:
         with torch.serialization.safe_globals(NUMPY_SCALARS):
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
-        if "global" in str(error).lower():  # torch's word for a class or function in a pickle
+    # A damaged file makes the unpickler raise nearly anything, among others KeyError, TypeError and struct.error.
+    except Exception as error:
+        if (
+            isinstance(error, OSError) and error.filename is not None
+        ):  # not there, say; torch's own errors name no file
+            raise
+        refused = isinstance(error, pickle.UnpicklingError | RuntimeError)
+        if refused and "global" in str(error).lower():  # torch's word for a class or function in a pickle
             raise ValueError(
                 f"{path} holds Python objects besides tensors, which are not loaded because they could run code: "
                 "save its state dict alone and convert that."
@@ -91,7 +98,8 @@ def read_checkpoint(path: str | Path) -> dict[str, torch.Tensor]:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
             break
-    if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
+    named = isinstance(content, dict) and all(isinstance(name, str) for name in content)
+    if not named or not all(isinstance(value, torch.Tensor) for value in content.values()):
         raise ValueError(
             f"{path} holds no state dict: give a file whose content, or whose entry {' or '.join(WRAPPER_KEYS)}, "
             "maps names to tensors."
@@ -105,11 +113,18 @@ def rename(reference: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor],
 
     Returns:
         `tuple[dict[str, torch.Tensor], list[str]]`: the renamed tensors, and the names that fit no rule.
+
+    Raises:
+        ValueError: if a joint projection cannot be halved.
     """
     split = {}
     for name, tensor in reference.items():
         match = re.fullmatch(r"(backbone\.block\d\.\d+\.attn\.)kv\.(weight|bias)", name)
         if match:
+            if tensor.ndim == 0 or not tensor.shape[0] or tensor.shape[0] % 2:
+                raise ValueError(
+                    f"{name!r} has shape {tuple(tensor.shape)}, which cannot be halved into key and value."
+                )
             key, value = tensor.chunk(2)
             split[f"{match[1]}k.{match[2]}"] = key
             split[f"{match[1]}v.{match[2]}"] = value
@@ -147,7 +162,10 @@ def infer_config(renamed: dict[str, torch.Tensor], **kwargs) -> AllSparkConfig:
     Raises:
         ValueError: if a tensor that the geometry is read from is absent or has another number of axes.
     """
-    fields = {**_encoder_fields(renamed), **_bottleneck_fields(renamed)}
+    try:
+        fields = {**_encoder_fields(renamed), **_bottleneck_fields(renamed)}
+    except ZeroDivisionError as error:
+        raise ValueError("A tensor that the model's geometry is read from has an axis of size 0.") from error
     fields["decoder_hidden_size"] = _shape(renamed, "decode_head.linear_fuse.weight", 4)[0]
     fields["num_labels"] = _shape(renamed, "decode_head.classifier.weight", 4)[0]
     return AllSparkConfig(**{**fields, "base_weights": _base_weights(fields), **kwargs})
@@ -225,7 +243,10 @@ def convert_state_dict(
             )
         config.id2label = dict(enumerate(class_names))
         config.label2id = {name: index for index, name in enumerate(class_names)}
-    model = SegformerForSemiSupervisedSegmentation(config)
+    try:
+        model = SegformerForSemiSupervisedSegmentation(config)
+    except (ArithmeticError, LookupError, RuntimeError, TypeError) as error:  # sizes of 0, or too large for the memory
+        raise ValueError(f"No model can be built from the checkpoint's shapes ({one_line(error)}).") from error
     own = model.state_dict()
     problems += [f"{name} is missing" for name in own if name not in renamed]
     problems += [f"{name} is not part of the model" for name in renamed if name not in own]

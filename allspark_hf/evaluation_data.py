@@ -5,7 +5,9 @@ from dataclasses import replace
 from datasets import Dataset, concatenate_datasets
 
 from .data import DataArguments, find_data, split_of_run, with_class_indices
-from .data.overlap import undecoded
+from .data.images import require_readable
+from .data.overlap import row_name, undecoded
+from .pretrained import one_line
 
 
 EVALUATION_SPLITS = ("labeled", "unlabeled", "validation", "all")
@@ -100,11 +102,18 @@ def _check_names(config, classes, where: str):
 
 
 def _rows_with_mask(dataset: Dataset) -> Dataset:
-    """The rows whose mask is known; nothing is decoded."""
+    """The rows whose mask is known; nothing is decoded, but a mask that has lost its values is a `ValueError`."""
     if "label" not in dataset.column_names:
         return dataset.select([])
-    labels = undecoded(dataset, "label")
-    return dataset.select([row for row in range(len(dataset)) if labels[row]["label"] is not None])
+    stored = [row["label"] for row in undecoded(dataset, "label")]
+    for row, label in enumerate(stored):
+        try:
+            if label is not None:
+                require_readable(label, is_mask=True)
+        except (OSError, ValueError) as error:
+            where = label["path"] or f"The mask of {row_name(dataset, row, None)}"
+            raise ValueError(f"{where}: {one_line(error)}") from error
+    return dataset.select([row for row, label in enumerate(stored) if label is not None])
 
 
 __all__ = ["EVALUATION_SPLITS", "fit_to_model", "select_split"]

@@ -64,7 +64,7 @@ class EndpointHandler:
             default the folder of this file. The model goes to the GPU if there is one.
 
     Raises:
-        ValueError: If weights are missing, which would stay random.
+        ValueError: If the model cannot be loaded (weights in safetensors, never a pickle), or weights are missing.
     """
 
     max_image_bytes = 20 * 2**20
@@ -73,11 +73,15 @@ class EndpointHandler:
 
     def __init__(self, path: str | Path = ""):
         folder = Path(path) if path else Path(__file__).parent
-        # The Pillow variant, where torchvision is installed too: it is what the model is evaluated with.
-        self.image_processor = SegformerImageProcessorPil.from_pretrained(folder, local_files_only=True)
-        model, loading = AutoModelForSemanticSegmentation.from_pretrained(
-            folder, trust_remote_code=True, local_files_only=True, output_loading_info=True
-        )
+        try:
+            # The Pillow variant, where torchvision is installed too: it is what the model is evaluated with.
+            self.image_processor = SegformerImageProcessorPil.from_pretrained(folder, local_files_only=True)
+            model, loading = AutoModelForSemanticSegmentation.from_pretrained(
+                folder, trust_remote_code=True, local_files_only=True, use_safetensors=True, output_loading_info=True
+            )
+            self.labels = [str(model.config.id2label[index]) for index in range(model.config.num_labels)]
+        except Exception as error:  # a broken file raises KeyError, SafetensorError and others
+            raise ValueError(f"The repository cannot be loaded: {' '.join(repr(error).split())}") from error
         missing = sorted(loading["missing_keys"])
         if missing:
             raise ValueError(
@@ -141,8 +145,7 @@ class EndpointHandler:
                 continue
             score = float(confidence[own].mean(dtype=np.float64))
             if score >= threshold:
-                label = self.model.config.id2label[int(index)]
-                entries.append({"label": str(label), "score": score, "mask": encode_mask(own)})
+                entries.append({"label": self.labels[index], "score": score, "mask": encode_mask(own)})
         return entries
 
     def _read_image(self, inputs) -> PIL.Image.Image:

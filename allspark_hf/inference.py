@@ -15,6 +15,13 @@ from transformers.models.segformer.image_processing_pil_segformer import Segform
 from .data.images import to_rgb
 from .handler import classify_pixels, model_logits
 from .modeling_allspark import SegformerForSemiSupervisedSegmentation
+from .pretrained import (
+    check_image_processor,
+    check_labels,
+    check_stored_mask_values,
+    loading,
+    stored_palette,
+)
 from .visualization import default_palette
 
 
@@ -48,16 +55,17 @@ def load_trained(
         raise ValueError(
             f"There is no folder {model_id}: give the output folder of a training, or a Hub id user/name."
         )
-    try:
-        model, loading = SegformerForSemiSupervisedSegmentation.from_pretrained(
-            model_id, revision=revision or "main", token=token, output_loading_info=True
+    source = {"revision": revision or "main", "token": token}
+    with loading(model_id):
+        model, info = SegformerForSemiSupervisedSegmentation.from_pretrained(
+            model_id, output_loading_info=True, **source
         )
-        image_processor = SegformerImageProcessorPil.from_pretrained(
-            model_id, revision=revision or "main", token=token
-        )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ValueError(f"The model {model_id!r} cannot be loaded: {error}") from error
-    missing = sorted(loading["missing_keys"])
+        image_processor = SegformerImageProcessorPil.from_pretrained(model_id, **source)
+        check_labels(model.config)
+        stored_palette(model.config)
+        check_stored_mask_values(model.config)
+        check_image_processor(image_processor)
+    missing = sorted(info["missing_keys"])
     if missing:
         raise ValueError(
             f"{model_id!r} has no weights for {len(missing)} parameters of the model (first: {missing[0]}), which "
@@ -142,13 +150,5 @@ def model_palette(model: PreTrainedModel) -> np.ndarray:
         ValueError: If `config.palette` is not one colour of three values in 0..255 per class, or there is none and
             the model has over 256 classes.
     """
-    palette = getattr(model.config, "palette", None)
-    if palette is None:
-        return default_palette(model.config.num_labels)
-    colors = np.asarray(palette)
-    if colors.shape != (model.config.num_labels, 3) or colors.min() < 0 or colors.max() > 255:
-        raise ValueError(
-            f"palette in the model's configuration has shape {colors.shape}, but [red, green, blue] from 0 to 255 is "
-            f"needed for each of {model.config.num_labels} classes: correct or remove it in config.json."
-        )
-    return colors.astype(np.uint8)
+    palette = stored_palette(model.config)
+    return default_palette(model.config.num_labels) if palette is None else palette

@@ -15,7 +15,7 @@ from PIL import Image
 from transformers import PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
-from .data.images import to_rgb
+from .data.images import open_image, to_rgb
 from .inference import load_trained, model_palette, predict_confidence
 from .visualization import legend, overlay
 
@@ -209,7 +209,7 @@ def _read(image: ImageInput) -> Image.Image:
         if not Path(image).is_file():
             raise ValueError(f"There is no file {image}: give the path of an image, a PIL image or an array.")
         try:
-            with Image.open(image) as opened:
+            with open_image(image) as opened:
                 return to_rgb(opened)
         # Pillow's decoders raise OSError, SyntaxError, struct.error, zlib.error and others on bad files.
         except Exception as error:

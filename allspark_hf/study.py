@@ -10,16 +10,18 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
+from types import NoneType
 from typing import TextIO
 
 import psutil
-import yaml
 
-from .cli import read_recipe, recipe_arguments
+from .recipes import check_entry, read_recipe, read_yaml, recipe_arguments
 from .storage import finish_renaming, last_complete_checkpoint
 
 
 STUDY_KEYS = ("title", "recipe", "arguments", "rows", "columns", "seeds", "seed_arguments", "column_title")
+STUDY_KINDS = {"title": str, "recipe": str, "arguments": dict, "rows": dict, "columns": dict, "column_title": str}
+STUDY_KINDS |= {"seeds": list, "seed_arguments": list}
 RESULT_FILE = "cell.json"
 LOG_FILE = "train.log"
 LAST_FILE_OF_A_RUN = "eval_results.json"
@@ -112,12 +114,13 @@ def read_study(path: str | Path) -> Study:
         ValueError: if the file is no mapping of [`Study`]'s fields.
     """
     path = Path(path)
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    content = read_yaml(path)
     if not isinstance(content, dict) or not {"title", "rows", "columns"} <= set(content):
         raise ValueError(f"{path} is no study: it needs title, rows and columns, see scripts/studies.")
-    unknown = sorted(set(content) - set(STUDY_KEYS))
+    unknown = sorted(" ".join(str(name).split()) for name in set(content) - set(STUDY_KEYS))
     if unknown:
         raise ValueError(f"{path} has the unknown entries {', '.join(unknown)}: use {', '.join(STUDY_KEYS)}.")
+    _check_types(content, path)
     if content.get("recipe"):
         recipe = Path(os.path.normpath(path.parent / content["recipe"]))
         if not recipe.is_file():
@@ -125,7 +128,26 @@ def read_study(path: str | Path) -> Study:
         content["recipe"] = str(recipe)
     for name in ("rows", "columns"):  # YAML reads 92 as a number
         content[name] = {str(key): value or {} for key, value in (content[name] or {}).items()}
-    return Study(**content)
+    return Study(**{name: value for name, value in content.items() if value is not None})
+
+
+def _check_types(content: dict, path: Path):
+    """ValueError unless every entry of a study is of its kind, and every argument can stand on a command line."""
+    for name, kind in STUDY_KINDS.items():
+        value = content.get(name)
+        if not isinstance(value, kind) and (value is not None or name == "title"):
+            raise ValueError(f"{path} gives {name} as {value!r}, not as {kind.__name__}: see scripts/studies.")
+    seeds, seed_arguments = content.get("seeds") or [], content.get("seed_arguments") or []
+    if not all(type(seed) is int for seed in seeds) or not all(isinstance(name, str) for name in seed_arguments):
+        raise ValueError(
+            f"{path} gives seeds {seeds} to {seed_arguments}: list whole numbers, and names of arguments."
+        )
+    cells = {name: arguments for part in ("rows", "columns") for name, arguments in (content[part] or {}).items()}
+    for name, arguments in {"arguments": content.get("arguments"), **cells}.items():
+        if not isinstance(arguments, dict | NoneType):
+            raise ValueError(f"{path} gives {name!r} as {arguments!r}, where arguments are needed: write a mapping.")
+        for argument, value in (arguments or {}).items():
+            check_entry(argument, value, f"{name!r} of {path}")
 
 
 class StudyRunner:

@@ -96,7 +96,7 @@ def check(options: argparse.Namespace) -> int:
     if len(options.check) < 2:
         raise ValueError("--check was given one list; give at least two.")
     if options.data_dir is None:
-        lists = {path: [line for _, line in read_lines(path)] for path in options.check}
+        lists = {path: [line.strip() for _, line in read_lines(path)] for path in options.check}
     else:
         layout = find_layout(options.data_dir, options.data_format, options.voc_masks)
         lists = {path: read_either(path, layout) for path in options.check}

@@ -155,14 +155,12 @@ def predict_file(file: Path, results: tuple[Path, Path], model, image_processor,
         ValueError: If the file cannot be read as an image.
         OSError: If a result cannot be written.
     """
-    from PIL import Image
-
-    from allspark_hf.data.images import to_rgb
+    from allspark_hf.data.images import open_image, to_rgb
     from allspark_hf.inference import model_palette, predict_mask
     from allspark_hf.visualization import index_image, overlay
 
     try:
-        with Image.open(file) as opened:
+        with open_image(file) as opened:
             image = to_rgb(opened)
     # Pillow's decoders raise OSError, SyntaxError, struct.error, zlib.error and others on bad files.
     except Exception as error:

@@ -12,7 +12,16 @@ import PIL.Image
 from datasets import Dataset
 from tqdm.auto import tqdm
 
-from .images import check_mask_values, describe_values, map_mask_values, mask_to_array, to_rgb
+from ..pretrained import one_line
+from .images import (
+    InexactMaskError,
+    check_mask_values,
+    describe_values,
+    map_mask_values,
+    mask_to_array,
+    require_readable,
+    to_rgb,
+)
 from .overlap import row_name, undecoded
 from .pairs import SegmentationData
 
@@ -263,10 +272,13 @@ def _check_row(stored: dict, decoders: dict, find_values) -> _Row:
         if content is None:
             return _Row(column=column, problem="The entry is empty; give it a file or remove the row.")
         try:
+            require_readable(content, is_mask=column == "label")
             picture = decoders[column].decode_example(content)
+        except InexactMaskError as error:
+            return _Row(column=column, problem=str(error))
         # Broken files make Pillow raise nearly anything, among others SyntaxError and struct.error.
         except Exception as error:
-            return _Row(column=column, problem=f"The file cannot be read ({error}); replace or remove it.")
+            return _Row(column=column, problem=f"The file cannot be read ({one_line(error)}); replace or remove it.")
         try:
             if column == "image":
                 sizes[column] = to_rgb(picture).size
@@ -301,7 +313,7 @@ def _find_values(array: np.ndarray, num_labels: int | None, transform: MaskValue
     # Counting is several times faster than sorting where the values are few.
     small = array.dtype == np.uint8
     found = np.flatnonzero(np.bincount(array.ravel(), minlength=256)) if small else np.unique(array)
-    highest = np.inf if num_labels is None else num_labels - 1
+    highest = 255 if num_labels is None else num_labels - 1  # labels have 8 bits
     wrong = found[((found < 0) | (found > highest)) & (found != ignore_index)]
     if not len(wrong):
         return frozenset(found.tolist())
@@ -310,7 +322,7 @@ def _find_values(array: np.ndarray, num_labels: int | None, transform: MaskValue
             "The mask holds only 0 and 255, so it is a binary mask and not class indices; give the option "
             "--mask_values 0 255."
         )
-    allowed = "0 and above" if num_labels is None else f"0 to {num_labels - 1} (for {num_labels} classes)"
+    allowed = "0 to 255" if num_labels is None else f"0 to {num_labels - 1} (for {num_labels} classes)"
     raise ValueError(
         f"The mask holds {describe_values(wrong)}, but only {allowed} and the ignore index {ignore_index} are "
         "allowed; correct the mask or the number of classes, or list the value of each class with --mask_values and "

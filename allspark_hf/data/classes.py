@@ -26,8 +26,8 @@ class Classes:
             One red, green, blue triple per class, each 0 to 255, for pictures of the result.
 
     Raises:
-        ValueError: If there is no class, a name is empty or used twice, the two lists differ in length, or a colour is
-            not three whole numbers from 0 to 255.
+        ValueError: If there is no class, a name is empty, no Unicode text or used twice (blanks and underscores count
+            as the same), the two lists differ in length, or a colour is not three whole numbers from 0 to 255.
     """
 
     names: list[str]
@@ -42,7 +42,11 @@ class Classes:
             first = self.names.index(name)
             if first != index:
                 raise ValueError(f"The classes {first} and {index} are both named {name!r}; give each its own name.")
+            _require_text(index, name)
+        _require_own_metrics(self.names)
         if self.colors is not None:
+            if not isinstance(self.colors, list | tuple):
+                raise ValueError(f"The colours are {self.colors!r}; give a list with a colour for each class.")
             if len(self.colors) != len(self.names):
                 raise ValueError(
                     f"There are {len(self.names)} class names but {len(self.colors)} colours; give every class a "
@@ -64,6 +68,25 @@ class Classes:
     def label2id(self) -> dict[str, int]:
         """`dict[str, int]`: The class index of each name."""
         return {name: index for index, name in enumerate(self.names)}
+
+
+def _require_text(index: int, name: str) -> None:
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        raise ValueError(f"Class {index} has the name {name!a}, which is no Unicode text; correct it.") from None
+
+
+def _require_own_metrics(names: list[str]) -> None:
+    """Metrics are called after the classes, with underscores for blanks: the second of two would replace the first."""
+    first: dict[str, str] = {}
+    for name in names:
+        other = first.setdefault("_".join(name.split()), name)
+        if other != name:
+            raise ValueError(
+                f"The classes {other!r} and {name!r} differ in blanks and underscores only, so that their metrics "
+                "would share a name; rename one."
+            )
 
 
 def _check_color(color, name: str) -> Color:
@@ -109,6 +132,8 @@ def read_classes(path: str | Path) -> Classes:
         raise ValueError("A file of classes must end in .json or .txt; rename it.")
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}: This is not valid JSON ({error}); correct the file.") from error
+    except RecursionError as error:
+        raise ValueError(f"{path}: The JSON is nested too deeply for a list of classes; correct the file.") from error
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 

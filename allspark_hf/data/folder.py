@@ -5,7 +5,7 @@ from functools import cached_property
 from pathlib import Path
 
 from .classes import Classes, classes_in
-from .pairs import IMAGE_SUFFIXES, Layout, Pairs, SegmentationData, accepted_suffixes
+from .pairs import IMAGE_SUFFIXES, Layout, Pairs, SegmentationData, accepted_suffixes, require_usable_name
 from .splits import Selection, load_layout
 
 
@@ -19,7 +19,9 @@ def load_folder(data_dir: str | Path, output_dir: str | Path | None = None, **se
     Reads a folder of images and masks.
 
     Either the folder holds `images/train`, `images/val`, `masks/train` and `masks/val`, or `images` and `masks` hold
-    the files directly; then some of the images with masks are held out for validation. Subfolders are read too. A mask
+    the files directly; then some of the images with masks are held out for validation. Subfolders are read too. Links
+    to files, and `images/train` and the like as links to folders, are followed wherever they lead; a link to a folder
+    further down is refused. A mask
     has the path of its image but for the extension, which may be any of jpg, jpeg, png, bmp, tif, tiff and webp, in
     upper or lower case. A training image without a mask is unlabeled. A `classes.json` or `classes.txt` in the folder
     is read ([`read_classes`]).
@@ -38,7 +40,8 @@ def load_folder(data_dir: str | Path, output_dir: str | Path | None = None, **se
     Raises:
         FileNotFoundError: If a folder or a list is missing.
         ValueError: If the options contradict each other or are out of range, there is no image or no mask to train
-            on, a mask has no image, a validation image has no mask, or two files claim one id.
+            on, a mask has no image, a validation image has no mask, two files claim one id, or a file has a name that
+            cannot be listed.
     """
     selection = Selection(**selection)
     return load_layout(FolderLayout(data_dir), selection, output_dir)
@@ -177,12 +180,19 @@ def _list_files(folder: Path) -> tuple[dict[str, Path], list[Path]]:
     found, others = {}, []
     for path in sorted(folder.rglob("*")):
         relative = path.relative_to(folder)
-        if any(part.startswith(".") for part in relative.parts) or not path.is_file():
+        if any(part.startswith(".") for part in relative.parts):
+            continue
+        if path.is_symlink() and path.is_dir():
+            raise ValueError(
+                f"{path} is a link to a folder, whose files would not be found; link the files, or all of {folder}."
+            )
+        if not path.is_file():
             continue
         if path.suffix.lower() not in IMAGE_SUFFIXES:
             others.append(path)
             continue
         name = relative.with_suffix("").as_posix()
+        require_usable_name(path, name)
         if name in found:
             raise ValueError(f"{found[name]} and {path} have the same name but for the extension; keep one of them.")
         found[name] = path

@@ -7,13 +7,13 @@ from pathlib import Path
 import datasets
 import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset, Image, IterableDataset, LargeList, List, Value
-from datasets.exceptions import DatasetsError
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
+from ..pretrained import one_line
 from .classes import Classes, read_classes
 from .lists import read_lines
-from .pairs import SegmentationData
+from .pairs import SegmentationData, can_be_listed
 from .splits import Selection, draw, fraction_to_count
 
 
@@ -146,7 +146,7 @@ def _draw_labeled(masked: list[str], where: str, fraction: float | None, count: 
 
 
 def _read_ids(path: Path, rows: dict[str, int], masked: list[str], held_out: set[str]) -> set[str]:
-    ids = [line for _, line in read_lines(path)]
+    ids = [line if line in rows else line.strip() for _, line in read_lines(path)]
     if not ids:
         raise ValueError(f"{path} names no id, so the labeled set is empty; list at least one id per line.")
     usable = set(masked)
@@ -191,9 +191,10 @@ def open_dataset(
         if config_name is not None:
             raise ValueError(f"a folder of save_to_disk has no configuration {config_name!r}")
         stored = datasets.load_from_disk(dataset_name)
-    # RuntimeError: the data set is a Python script, which datasets no longer runs.
-    except (DatasetsError, OSError, RuntimeError, ValueError) as error:
-        raise ValueError(f"The data set {dataset_name} cannot be loaded: {error}") from error
+    # Among others RuntimeError for a Python script, which datasets no longer runs, and pickle.UnpicklingError for a
+    # pickle of more than tensors in an archive; a broken file raises nearly anything.
+    except Exception as error:
+        raise ValueError(f"The data set {dataset_name} cannot be loaded: {one_line(error)}") from error
     splits = {"train": stored} if isinstance(stored, Dataset) else dict(stored)
     return {name: split.to_iterable_dataset() for name, split in splits.items()} if streaming else splits
 
@@ -246,9 +247,10 @@ def standard_columns(dataset: Dataset, columns: dict[str, str], where: str, spli
 def _ids(dataset: Dataset, where: str, split: str) -> list[str]:
     if "id" in dataset.column_names:
         ids = [str(name) for name in dataset.with_format(None).select_columns(["id"])[:]["id"]]
-        if len(set(ids)) == len(ids):
+        if len(set(ids)) == len(ids) and all(map(can_be_listed, ids)):
             return ids
-        logger.warning("%s names several rows with one id; its rows are numbered instead.", where)
+        reason = "several rows with one id" if len(set(ids)) < len(ids) else "a row with a blank or broken line"
+        logger.warning("%s names %s; its rows are numbered instead.", where, reason)
     width = len(str(max(len(dataset) - 1, 0)))
     return [f"{split}-{row:0{width}d}" for row in range(len(dataset))]
 

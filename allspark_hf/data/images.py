@@ -1,6 +1,10 @@
 """Pictures and masks of any usual PNG, JPEG or TIFF kind, brought to one form."""
 
+import io
+import os
 from collections.abc import Sequence
+from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import PIL.Image
@@ -8,6 +12,78 @@ import PIL.ImageOps
 
 
 SHOWN_VALUES = 10
+MAX_VALUE = 2**31 - 1  # of a mask
+STARTS_A_PROGRAM = ("EPS",)
+LOSSY = ("JPEG", "MPO", "JPEG2000", "AVIF")
+
+
+class InexactMaskError(ValueError):
+    """A mask whose values are not those that were stored."""
+
+
+def open_image(file: str | Path | BinaryIO) -> PIL.Image.Image:
+    """
+    Opens a picture or a mask of any format that Pillow reads by itself, nothing decoded: for EPS it would start a
+    program, Ghostscript, on the file.
+
+    Raises:
+        OSError: If the file cannot be opened, or is of no such format.
+    """
+    PIL.Image.init()
+    return PIL.Image.open(file, formats=[name for name in PIL.Image.OPEN if name not in STARTS_A_PROGRAM])
+
+
+def require_exact_values(mask: PIL.Image.Image) -> None:
+    """
+    Refuses a mask whose values are not those that were stored, which later cannot be told any more: compression that
+    loses some, and grey of fewer bits than 8 or of another maximum, which Pillow scales to 0 to 255.
+
+    Args:
+        mask (`PIL.Image.Image`):
+            Of [`open_image`], not decoded yet.
+
+    Raises:
+        InexactMaskError: If it is such a mask; a `ValueError`.
+    """
+    compression = mask.info.get("compression") if mask.format == "TIFF" else None
+    if mask.format in LOSSY or compression in ("jpeg", "tiff_jpeg", "webp"):
+        kind = "TIFF file with JPEG or WebP compression" if compression else f"{mask.format} file"
+        raise InexactMaskError(f"The mask is a {kind}, whose compression changes class indices; save it as PNG.")
+    if mask.format == "GIF":
+        raise InexactMaskError(
+            "The mask is a GIF file, whose values programs renumber when they write it; save it as PNG."
+        )
+    for tile in mask.tile:
+        arguments = tile.args if isinstance(tile.args, tuple) else (tile.args,)
+        scaled = any(isinstance(name, str) and name.startswith("L;") for name in arguments)
+        largest = arguments[1] if tile.codec_name in ("ppm", "ppm_plain") and len(arguments) > 1 else None
+        if scaled or (mask.mode != "1" and largest not in (None, 255, 65535)):
+            raise InexactMaskError(
+                "The mask is grey with other than 8 bits, or inverted, so that its values change when it is read "
+                "(with 4 bits, 1 becomes 17); save it as indexed or 8-bit grey PNG."
+            )
+
+
+def require_readable(stored: dict, is_mask: bool) -> None:
+    """
+    Looks at the beginning of an image file or a mask, as it is stored; nothing is decoded.
+
+    Args:
+        stored (`dict`):
+            `bytes` and `path`, of which one is `None`. Addresses on a network are passed over.
+        is_mask (`bool`):
+            Whether its values must be exact: see [`require_exact_values`].
+
+    Raises:
+        OSError: If it is no image.
+        InexactMaskError: If a mask has lost its values.
+    """
+    content, path = stored.get("bytes"), stored.get("path")
+    if content is None and (path is None or not os.path.isfile(path)):
+        return
+    with open_image(path if content is None else io.BytesIO(content)) as opened:
+        if is_mask:
+            require_exact_values(opened)
 
 
 def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
@@ -127,7 +203,8 @@ def map_mask_values(
     if mask_values is None:
         fits = array.dtype == np.uint8 and 0 <= ignore_index <= 255
         ignored = np.isin(array, ignored_mask_values)
-        return np.where(ignored, ignore_index, array).astype(np.uint8 if fits else np.int32)
+        # In 64 bits first: beside 8-bit values, NumPy would turn an ignore index of 256 into 0.
+        return np.where(ignored, ignore_index, array.astype(np.int64)).astype(np.uint8 if fits else np.int32)
     num_ignored = len(ignored_mask_values) + 1
     stored = np.array([*mask_values, *ignored_mask_values, ignore_index], dtype=np.int64)
     classes = np.array([*range(len(mask_values)), *[ignore_index] * num_ignored], dtype=np.int64)
@@ -162,9 +239,14 @@ def check_mask_values(
             Further stored values that do not count.
 
     Raises:
-        ValueError: If the list of classes is empty, names a value twice or one that is ignored too, or is so long that
-            `ignore_index` is a class index.
+        ValueError: If a value is none that a mask can hold, or the list of classes is empty, names a value twice or
+            one that is ignored too, or is so long that `ignore_index` is a class index.
     """
+    for value in (ignore_index, *ignored_mask_values, *(mask_values or ())):
+        if not -MAX_VALUE <= value <= MAX_VALUE:
+            raise ValueError(
+                f"{value} is named as a value of masks, which hold {-MAX_VALUE} to {MAX_VALUE}; correct it."
+            )
     if mask_values is None:
         return
     listed = list(mask_values)

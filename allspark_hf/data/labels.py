@@ -23,7 +23,7 @@ def read_label(
         `np.ndarray`: uint8 (height, width), in [0, num_labels) or `ignore_index`.
 
     Raises:
-        ValueError: if the sizes differ or a value is no class.
+        ValueError: if the sizes differ, or a value is no class or does not fit into 8 bits.
     """
     array = mask_to_array(mask)
     height, width = array.shape
@@ -37,6 +37,12 @@ def read_label(
         raise ValueError(
             f"The mask of {where} has the value {int(array[wrong][0])}, but the model has classes 0 to "
             f"{num_labels - 1} and ignores {ignore_index}: correct the mask, or list the stored values (mask_values)."
+        )
+    large = (array < 0) | (array > 255)
+    if large.any():
+        raise ValueError(
+            f"The mask of {where} has the value {int(array[large][0])}, but labels have 8 bits: number classes and "
+            "ignored pixels from 0 to 255."
         )
     return array.astype(np.uint8)
 

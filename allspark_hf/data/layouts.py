@@ -6,7 +6,7 @@ from pathlib import Path
 
 from .folder import FolderLayout
 from .lists import read_list
-from .pairs import Layout, Pairs
+from .pairs import Layout, Pairs, require_usable_name
 from .published_classes import (
     CITYSCAPES_CLASSES,
     CITYSCAPES_IGNORED_LABEL_IDS,
@@ -89,6 +89,8 @@ class PublishedLayout(Layout):
         files = {self.name_of(image): image for image in images if not image.name.startswith(".")}
         if not files:
             raise ValueError(f"{folder} holds no image of the form {self.image_form}; unpack the images there.")
+        for name, image in files.items():
+            require_usable_name(image, name)
         masks = {name: self.mask_of(image) for name, image in files.items()}
         return Pairs(files, {name: mask for name, mask in masks.items() if mask.is_file()})
 

@@ -10,6 +10,7 @@ from .pairs import IMAGE_SUFFIXES, Layout, Pairs, some
 
 logger = logging.getLogger(__name__)
 
+SHOWN_CHARACTERS = 300
 _SUFFIX = "|".join(re.escape(suffix) for suffix in IMAGE_SUFFIXES)
 # A path may hold blanks, so what ends the first one is its extension.
 _PAIR = re.compile(rf"^(?P<image>.+?(?:{_SUFFIX}))\s+(?P<mask>\S.*)$", re.IGNORECASE)
@@ -24,18 +25,31 @@ def read_lines(path: str | Path) -> list[tuple[int, str]]:
             A text file in UTF-8.
 
     Returns:
-        `list[tuple[int, str]]`: The lines that are not blank, stripped, each with its number, counted from 1.
+        `list[tuple[int, str]]`: The lines that are not blank, each with its number, counted from 1. Blanks around a
+        line are kept: an id may begin or end with them.
 
     Raises:
         FileNotFoundError: If there is no such file.
+        ValueError: If it is not text in UTF-8.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(
             f"There is no list {path}; give a text file with an image and a mask, an image or an id a line."
         )
-    lines = path.read_text(encoding="utf-8-sig").splitlines()
-    return [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # and not where Unicode has line ends, as in names
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not text in UTF-8 ({error.reason}); save the list as UTF-8.") from error
+    return [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is such a file; there is none whose name no file can have."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # too long, or with a zero byte
+        return False
 
 
 def split_line(line: str) -> tuple[str, str | None]:
@@ -58,7 +72,8 @@ def read_list(path: str | Path, layout: Layout, split: str, need_masks: bool) ->
     Reads a split file, as UniMatch, AllSpark and U2PL publish them or as a run writes them.
 
     A line is `image mask` or an image path, relative to the root of the data set with slashes, or a bare id. The mask
-    of an image path or an id lies where the data set keeps it.
+    of an image path or an id lies where the data set keeps it. No line leads out of the data set's folder. A link in
+    that folder is part of it, wherever it leads: whoever made it chose what to read.
 
     Args:
         path (`str` or `Path`):
@@ -76,13 +91,14 @@ def read_list(path: str | Path, layout: Layout, split: str, need_masks: bool) ->
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If a line names an image that does not exist, an image twice, or a path outside the data set, or a
-            mask is needed that does not exist.
+        ValueError: If the file is not in UTF-8, a line names an image that does not exist, an image twice, or a path
+            outside the data set, or a mask is needed that does not exist.
     """
     pairs, first_line, replaced = Pairs({}, {}), {}, []
     for number, line in read_lines(path):
         where = f"Line {number} of {path}"
         image, mask = _resolve(line, layout, split, where)
+        line = _shown(line)
         if image in first_line:
             raise ValueError(f"{where} names {line}, as line {first_line[image]} does; name every image once.")
         first_line[image] = number
@@ -96,10 +112,11 @@ def read_list(path: str | Path, layout: Layout, split: str, need_masks: bool) ->
                 raise ValueError(f"{where} names {line}, but {layout.name} has no masks named so; correct the list.")
             if mask != listed:
                 replaced.append((listed, mask))
-        if mask.is_file():
+        if is_file(mask):
             pairs.masks[name] = mask
         elif need_masks:
-            raise ValueError(f"{where} names {line}, but there is no mask {mask}; add it or correct the list.")
+            place = _shown(str(mask))
+            raise ValueError(f"{where} names {line}, but there is no mask {place}; add it or correct the list.")
     if need_masks and not pairs.images:
         raise ValueError(f"{path} names no image; list at least one.")
     if replaced:
@@ -109,30 +126,40 @@ def read_list(path: str | Path, layout: Layout, split: str, need_masks: bool) ->
 
 def _resolve(line: str, layout: Layout, split: str, where: str) -> tuple[Path, Path | None]:
     """The image that a line names, which exists, and the mask, if it names one."""
+    # An id may look like a path or a pair, or end in a blank; that there is such an image settles it.
+    for name in (line, line.strip()):
+        if not _leaves(name) and is_file(image := layout.image_of(name, split)):
+            return image, None
+    line = line.strip()
     first, second = split_line(line)
     is_path = second is not None or first.lower().endswith(IMAGE_SUFFIXES)
-    # An id may look like a path or a pair; that there is such an image settles it.
-    if not _leaves(line) and (image := layout.image_of(line, split)).is_file():
-        return image, None
     for path in (first, second):
         if path is not None and _leaves(path):
             raise ValueError(
-                f"{where} names {path}, which is outside {layout.root}; paths must be relative to that folder."
+                f"{where} names {_shown(path)}, which is outside {layout.root}; paths must be relative to that folder."
             )
     image = layout.root / first if is_path else layout.image_of(first, split)
-    if not image.is_file():
+    if not is_file(image):
         other = "validation" if split == "train" else "train"
-        if not is_path and layout.image_of(first, other).is_file():
-            raise ValueError(
-                f"{where} names {first}, which is a {'training' if other == 'train' else other} image; correct it."
-            )
-        raise ValueError(f"{where} names {line}, but there is no image {image}; correct the line or add the image.")
+        if not is_path and is_file(layout.image_of(first, other)):
+            kind = "training" if other == "train" else other
+            raise ValueError(f"{where} names {_shown(first)}, which is a {kind} image; correct it.")
+        place = _shown(str(image))
+        raise ValueError(
+            f"{where} names {_shown(line)}, but there is no image {place}; correct the line or add the image."
+        )
     return image, None if second is None else layout.root / second
 
 
 def _leaves(path: str) -> bool:
-    parts = PurePosixPath(path)
-    return parts.is_absolute() or ".." in parts.parts or bool(re.match(r"[A-Za-z]:[\\/]", path))
+    parts = re.split(r"[\\/]", path)  # both, so that a list means the same on every system
+    return not parts[0] or ".." in parts or re.match(r"[A-Za-z]:[\\/]", path) is not None
+
+
+def _shown(text: str) -> str:
+    """A piece of a line for an error message: the start of a long one, and what cannot be printed as its code."""
+    text = "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+    return text if len(text) <= SHOWN_CHARACTERS else text[:SHOWN_CHARACTERS] + "..."
 
 
 def list_text(pairs: Pairs, root: Path) -> str:

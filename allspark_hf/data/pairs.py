@@ -169,6 +169,28 @@ class Layout:
         return name if self.image_of(name, split) == image else image.relative_to(self.root).as_posix()
 
 
+def can_be_listed(name: str) -> bool:
+    """Whether an id can stand on a line of a list, in UTF-8."""
+    return bool(name.strip()) and name[0] != "\ufeff" and not set("\r\n") & set(name) and _encodes(name)
+
+
+def _encodes(name: str) -> bool:
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:  # a file's name in another encoding
+        return False
+    return True
+
+
+def require_usable_name(path: Path, name: str) -> None:
+    """`ValueError` for a file whose id no list, or whose path no data set can hold."""
+    if not can_be_listed(name) or not _encodes(str(path)):
+        raise ValueError(
+            f"The name of the file {str(path)!a} is blank, has a line break or a byte order mark, or is not in "
+            "UTF-8; rename it."
+        )
+
+
 def some(ids: list[str]) -> str:
     """The first few ids for an error message, and the number of the others."""
     rest = len(ids) - SHOWN_IDS

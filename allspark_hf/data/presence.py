@@ -5,7 +5,7 @@ from pathlib import Path
 
 from .classes import Classes, read_classes
 from .layouts import CityscapesLayout, CocoLayout, VocLayout, find_layout
-from .lists import read_lines, split_line
+from .lists import is_file, read_lines, split_line
 from .loading import DataArguments, find_data
 from .pairs import Layout, SegmentationData
 
@@ -79,18 +79,24 @@ def _look_through_list(found: DataPresence, name: str, path: Path, layout: Layou
         found.problems.append(f"There is no list {path} ({name}).")
         return
     # Only images: a mask may lie elsewhere than a list says, which is for find_data to find out.
-    images = [split_line(line)[0] for _, line in read_lines(path)]
-    found.counts[name.removesuffix("_list")] = len(images)
+    try:
+        lines = [line for _, line in read_lines(path)]
+    except ValueError as error:
+        found.problems.append(str(error))
+        return
+    images = {line: split_line(line.strip())[0] for line in lines}
+    found.counts[name.removesuffix("_list")] = len(lines)
     if layout is None:
         return
     missing = [
         image
-        for image in images
-        if not (layout.root / image).is_file() and not layout.image_of(image, LISTS[name]).is_file()
+        for line, image in images.items()
+        if not is_file(layout.root / image)
+        and not any(is_file(layout.image_of(given, LISTS[name])) for given in (line, image))
     ]
     if missing:
         shown = ", ".join(missing[:SHOWN_FILES]) + (", ..." if len(missing) > SHOWN_FILES else "")
-        counts = f"{len(missing)} of the {len(images)} images of {path}"
+        counts = f"{len(missing)} of the {len(lines)} images of {path}"
         found.problems.append(f"{counts} are not in {layout.root}: {shown}")
 
 

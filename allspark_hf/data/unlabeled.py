@@ -8,7 +8,7 @@ from datasets import Dataset, Features, Image, IterableDataset, Value, concatena
 
 from .hub import open_dataset, pick_split, require_columns, standard_columns
 from .overlap import find_overlap
-from .pairs import IMAGE_SUFFIXES, SegmentationData
+from .pairs import IMAGE_SUFFIXES, SegmentationData, require_usable_name
 from .streaming import undecoded_stream
 
 
@@ -31,7 +31,7 @@ def read_image_folder(folder: str | Path) -> Dataset:
 
     Raises:
         FileNotFoundError: If there is no such folder.
-        ValueError: If it holds no image.
+        ValueError: If it holds no image, or a file has a name that cannot be listed.
     """
     folder = Path(folder).absolute()
     if not folder.is_dir():
@@ -41,6 +41,8 @@ def read_image_folder(folder: str | Path) -> Dataset:
     if not paths:
         accepted = ", ".join(suffix[1:] for suffix in IMAGE_SUFFIXES)
         raise ValueError(f"{folder} holds no image; put some there (accepted: {accepted}).")
+    for path in paths:
+        require_usable_name(path, path.relative_to(folder).with_suffix("").as_posix())
     columns = {"id": [path.relative_to(folder).as_posix() for path in paths], "image": list(map(str, paths))}
     features = Features({name: Value("string") for name in columns})
     return Dataset.from_dict(columns, features=features).cast_column("image", Image())

@@ -1,14 +1,16 @@
 """What a model's folder says of its training and evaluations."""
 
-import json
 import logging
+import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..metrics import metric_name
+from .markdown import escape
 from .outdated import outdated_files
 from .record import RECORD_FILE
+from .record_shapes import EVALUATION, checked, history_of, numbers_of, read_json, read_record
 
 
 logger = logging.getLogger(__name__)
@@ -101,7 +103,7 @@ def read_records(folder: str | Path) -> Records:
     Reads a model's folder, but what [`outdated_files`] tells of other weights, which a warning names.
 
     Raises:
-        ValueError: if it has no config.json, or a record in it is no JSON object.
+        ValueError: if it has no config.json, or a record in it is not as this package writes it.
     """
     folder = Path(folder)
     if not (folder / "config.json").is_file():
@@ -112,31 +114,23 @@ def read_records(folder: str | Path) -> Records:
     for name, reason in outdated.items():
         logger.warning("%s is left out of the card: %s.", folder / name, reason)
     config, run, state, train, last = (
-        {} if name in outdated else _read(folder / name)
+        {} if name in outdated else read_record(folder / name)
         for name in ("config.json", RECORD_FILE, "trainer_state.json", "train_results.json", "eval_results.json")
     )
-    records = Records(folder.resolve().name, config, run, state.get("log_history", []), train)
+    train, last = numbers_of(train), numbers_of(last)
+    records = Records(folder.resolve().name, config, run, history_of(state), train)
     if last:
         records.final = _final(records, last)
         records.final_epoch = last.get("epoch")
     for path in sorted(folder.glob("*.json")):
-        content = {} if path.name in outdated else _read(path)
-        if content.keys() >= EVALUATION_KEYS:
+        content = {} if path.name in outdated else read_json(path)
+        if isinstance(content, dict) and content.keys() >= EVALUATION_KEYS:
+            content = dict.fromkeys(EVALUATION_KEYS) | checked(content, EVALUATION, path)
             records.evaluations.append(_evaluation(path.name, content))
     records.figures = [name for name in _images(folder, "figures") if not name.endswith("_dark.png")]
     records.examples = _images(folder, EXAMPLES_DIR)
-    records.export = {} if "onnx" in outdated else _read(folder / "onnx" / "export.json")
+    records.export = {} if "onnx" in outdated else read_record(folder / "onnx" / "export.json")
     return records
-
-
-def _read(path: Path) -> dict:
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON ({error}): remove it, or make it anew.") from error
-    return content if isinstance(content, dict) else {}
 
 
 def _images(folder: Path, name: str) -> list[str]:
@@ -163,18 +157,18 @@ def _final(records: Records, last: dict) -> Evaluation:
 
 
 def _evaluation(name: str, content: dict) -> Evaluation:
-    data, settings = content["data"], content["settings"]
+    data, settings = content["data"] or {}, content["settings"] or {}
     folder, dataset = data.get("data_dir"), data.get("dataset_name")
     source = str(folder or dataset or UNKNOWN_DATA)
-    on_hub = folder is None and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source) is not None and not Path(source).exists()
+    on_hub = folder is None and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source) is not None and not os.path.exists(source)
     on_hub = on_hub and dataset is not None
     return Evaluation(
         file=name,
         split=data.get("split") or "validation",
         source=source if on_hub else re.split(r"[/\\]", source.rstrip("/\\"))[-1] or UNKNOWN_DATA,
         on_hub=on_hub,
-        metrics=content["metrics"],
-        per_class=content["per_class"],
+        metrics=numbers_of(content["metrics"]),
+        per_class=content["per_class"] or [],
         mode=evaluation_mode(settings),
         count_absent=settings.get("count_absent_classes"),
         num_images=content["num_images"],
@@ -196,7 +190,7 @@ def evaluation_mode(settings: dict) -> str:
         extra.append("scales " + ", ".join(f"{scale:g}" for scale in settings["eval_scales"]))
     if settings.get("eval_flip"):
         extra.append("with the mirrored image")
-    return ", ".join([words.get(mode, mode), *extra])
+    return ", ".join([words.get(mode) or escape(mode), *extra])
 
 
 __all__ = ["EXAMPLES_DIR", "Evaluation", "Records", "evaluation_mode", "read_records"]

@@ -6,6 +6,7 @@ from ..metrics import metric_name
 from .card_records import UNKNOWN_DATA, Evaluation, Records
 from .card_sections import plural
 from .markdown import FOLD_FROM, code, escape, folded, number, percent, table
+from .record_shapes import numbers_of
 
 
 PSEUDO_LABEL_ROWS = 10
@@ -55,7 +56,7 @@ def _last_and_best(records: Records) -> str:
     ends = [place for place, entry in enumerate(history) if "train_runtime" in entry]
     # What comes after the training's end is the evaluation of the model that was kept.
     evaluated = [entry for entry in history[: ends[-1] if ends else None] if "eval_mean_iou" in entry]
-    if "last_mean_iou" not in train or not evaluated:
+    if not {"last_mean_iou", "best_mean_iou"} <= train.keys() or not evaluated:
         return "" if evaluated or not history else "Nothing was evaluated during the training."
     last, best = train["last_mean_iou"], train["best_mean_iou"]
     rows = [
@@ -175,7 +176,8 @@ def onnx(export: dict) -> str | None:
     text = f"{files}: batch, height and width are free."
     if largest is not None:
         text += f" Logits of the float32 file differ from PyTorch's by {largest:.1e} at most, at the sizes compared."
-    scores = {name: entry["mean_iou"] for name, entry in (export.get("cost") or {}).items() if isinstance(entry, dict)}
+    variants = {name: numbers_of(entry) for name, entry in (export.get("cost") or {}).items()}
+    scores = {name: entry["mean_iou"] for name, entry in variants.items() if "mean_iou" in entry}
     if scores:
         values = ", ".join(f"{escape(name)} {percent(score)} %" for name, score in scores.items())
         return f"{text} Mean IoU of the variants on the same images: {values}."

@@ -1,6 +1,7 @@
 """Sections of a model's card, from its records; a record that is missing is said to be missing."""
 
 import json
+import re
 
 from ..configuration_allspark import MIT_SIZES
 from .card_records import Records
@@ -8,6 +9,7 @@ from .licences import FROM_SCRATCH, HUB_ID
 from .markdown import FOLD_FROM, code, code_block, duration, escape, folded, number, percent, table
 
 
+DATASET_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
 BOTTLENECK = "the bottleneck of [AllSpark](https://arxiv.org/abs/2403.01818)"
 METHODS = {
     "allspark": "AllSpark (labeled features rebuilt from unlabeled ones through a semantic memory)",
@@ -94,7 +96,7 @@ def data(records: Records) -> str:
     lines = [_source(data)]
     validation = data.get("validation")
     if isinstance(validation, dict):
-        validation = ", ".join(f"{name}: {count:,}" for name, count in validation.items())
+        validation = ", ".join(f"{escape(name)}: {count:,}" for name, count in validation.items())
     unlabeled = "a stream, not counted" if data.get("unlabeled_stream") else number(data.get("unlabeled"))
     unused = "" if data.get("unlabeled_used") else " (not used by this method)"
     rows = [
@@ -111,8 +113,8 @@ def _source(data: dict) -> str:
     source = data.get("source")
     if source is None:
         return "The data were given as datasets in Python; their names were not recorded."
-    layout = LAYOUTS.get(data.get("layout"), str(data.get("layout")))
-    if data.get("on_hub"):
+    layout = LAYOUTS.get(data.get("layout")) or escape(data.get("layout"))
+    if data.get("on_hub") and DATASET_ID.fullmatch(source):
         text = f"[{escape(source)}](https://huggingface.co/datasets/{source})"
         config = data.get("dataset_config_name")
         text += f", configuration {code(config)}" if config else ""
@@ -190,7 +192,7 @@ def _settings(records: Records) -> list[list[str]]:
     """Rows of the settings that make the model; only those that were recorded."""
     run, config = records.run, records.config
     settings, training = run.get("settings", {}), run.get("training", {})
-    rows = {"method": METHODS.get(records.method, records.method), "starting weights": _weights(records)}
+    rows = {"method": METHODS.get(records.method) or _escaped(records.method), "starting weights": _weights(records)}
     crop = config.get("crop_size")
     if crop is not None:
         height, width = (crop, crop) if isinstance(crop, int) else crop
@@ -199,8 +201,9 @@ def _settings(records: Records) -> list[list[str]]:
     per_update = training.get("labeled_images_per_update")
     rows["labeled images of an update"] = number(per_update)
     uses_unlabeled = run.get("data", {}).get("unlabeled_used")
-    if uses_unlabeled and per_update and settings.get("per_device_train_batch_size"):
-        ratio = settings["per_device_unlabeled_batch_size"] / settings["per_device_train_batch_size"]
+    sizes = settings.get("per_device_unlabeled_batch_size"), settings.get("per_device_train_batch_size")
+    if uses_unlabeled and per_update and all(sizes):
+        ratio = sizes[0] / sizes[1]
         rows["unlabeled images of an update"] = number(round(per_update * ratio))
     rows |= _optimisation(settings)
     if uses_unlabeled:
@@ -214,7 +217,7 @@ def _settings(records: Records) -> list[list[str]]:
 
 
 def _optimisation(settings: dict) -> dict:
-    schedule = settings.get("lr_scheduler_type")
+    schedule = _escaped(settings.get("lr_scheduler_type"))
     power = (settings.get("lr_scheduler_kwargs") or {}).get("power")
     warmup = settings.get("warmup_steps")
     if schedule and power is not None:
@@ -223,14 +226,19 @@ def _optimisation(settings: dict) -> dict:
         schedule += f", {number(warmup)} warm-up " + ("steps" if warmup >= 1 else "of all steps")
     clip = settings.get("max_grad_norm")
     return {
-        "optimizer": settings.get("optim"),
+        "optimizer": _escaped(settings.get("optim")),
         "learning rate of the encoder": number(settings.get("learning_rate")),
         "multiple for bottleneck and head": number(settings.get("head_learning_rate_multiplier")),
         "schedule": schedule,
         "weight decay": number(settings.get("weight_decay")),
         "gradient norm clipped at": number(clip) if clip else None,
-        "labeled loss": settings.get("labeled_loss"),
+        "labeled loss": _escaped(settings.get("labeled_loss")),
     }
+
+
+def _escaped(text: str | None) -> str | None:
+    """A word stays as it is: an underscore between letters has no meaning."""
+    return text if text is None or re.fullmatch(r"[A-Za-z0-9][\w.-]*", text) else escape(text)
 
 
 def _weights(records: Records) -> str:

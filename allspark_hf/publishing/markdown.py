@@ -16,7 +16,10 @@ def escape(text: object) -> str:
 
 def code(text: object) -> str:
     """Text in a code span, also one that holds backticks; in a table its pipes are escaped."""
-    text = " ".join(str(text).split()).replace("|", r"\|")
+    text = " ".join(str(text).split())
+    if r"\|" in text:  # in a table, a backslash before an escaped pipe ends the cell, and with it the code span
+        return f"<code>{escape(text)}</code>"
+    text = text.replace("|", r"\|")
     ticks = "`" * (1 + max((len(run) for run in re.findall("`+", text)), default=0))
     pad = " " if text.startswith("`") or text.endswith("`") or not text else ""
     return f"{ticks}{pad}{text}{pad}{ticks}"

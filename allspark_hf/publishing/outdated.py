@@ -1,18 +1,18 @@
 """Which files of an output folder tell of other weights than those that lie in it now."""
 
 import hashlib
-import json
 import re
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from ..modeling_allspark import SegformerForSemiSupervisedSegmentation
 from .markdown import percent
 from .record import RECORD_FILE
+from .record_shapes import history_of, numbers_of, read_json
 
 
 DIGEST = "weights_sha256"
@@ -29,13 +29,16 @@ def weights_digest(folder: str | Path) -> str | None:
 
     Returns:
         `str`: 64 hexadecimal digits; None if there is no such file.
+
+    Raises:
+        ValueError: if it is damaged.
     """
     path = Path(folder) / SAFE_WEIGHTS_NAME
     if not path.is_file():
         return None
     ignored = SegformerForSemiSupervisedSegmentation._keys_to_ignore_on_save
     digest = hashlib.sha256()
-    with safe_open(path, "pt") as file:
+    with _opened(path) as file:
         for name in sorted(file.keys()):
             if any(re.search(pattern, name) for pattern in ignored):
                 continue
@@ -43,6 +46,13 @@ def weights_digest(folder: str | Path) -> str | None:
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
             digest.update(tensor.flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def _opened(path: Path):
+    try:
+        return safe_open(path, "pt")
+    except SafetensorError as error:
+        raise ValueError(f"{path} holds no weights in safetensors ({error}): save the model again.") from error
 
 
 def holds_weights(folder: str | Path, model: torch.nn.Module) -> bool:
@@ -86,14 +96,15 @@ def outdated_files(folder: str | Path) -> dict[str, str]:
 def _not_in_log(folder: Path) -> dict[str, str]:
     if not (folder / TRAINER_STATE_NAME).is_file():
         return {}
-    history = _read(folder / TRAINER_STATE_NAME).get("log_history", [])
-    train, last = _read(folder / "train_results.json"), _read(folder / "eval_results.json")
+    history = history_of(_read(folder / TRAINER_STATE_NAME))
+    train, last = (numbers_of(_read(folder / name)) for name in ("train_results.json", "eval_results.json"))
     found = {}
     runtimes = [entry["train_runtime"] for entry in history if "train_runtime" in entry]
     if train.get("train_runtime") is not None and runtimes[-1:] != [train["train_runtime"]]:
         found["train_results.json"] = "it is of another training than trainer_state.json: save it again, or remove it"
     evaluated = [entry for entry in history if MEANS[0] in entry]
-    best = _read(folder / RECORD_FILE).get("settings", {}).get("load_best_model_at_end")
+    settings = _read(folder / RECORD_FILE).get("settings")
+    best = isinstance(settings, dict) and settings.get("load_best_model_at_end")
     candidates = evaluated if best else evaluated[-1:]
     if MEANS[0] in last and not any(_means(entry) == _means(last) for entry in candidates):
         found["eval_results.json"] = (
@@ -108,7 +119,7 @@ def _means(entry: dict) -> list[str]:
 
 def _read(path: Path) -> dict:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except (OSError, ValueError):
         return {}  # whoever needs the file says what is wrong with it
     return content if isinstance(content, dict) else {}

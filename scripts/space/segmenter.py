@@ -94,7 +94,9 @@ def load_model(model_id: str) -> LoadedModel:
     if not Path(model_id).is_dir():
         name, _, revision = model_id.partition("@")
     options = {"trust_remote_code": True, "revision": revision or "main"}
-    model, loading = AutoModelForSemanticSegmentation.from_pretrained(name, output_loading_info=True, **options)
+    model, loading = AutoModelForSemanticSegmentation.from_pretrained(
+        name, use_safetensors=True, output_loading_info=True, **options
+    )
     if loading["missing_keys"]:
         raise ValueError(
             f"{model_id!r} has no weights for {len(loading['missing_keys'])} parameters of the model (first: "

@@ -1,0 +1,146 @@
+"""Loading what others have saved: every failure is one sentence, and nothing in a file is run."""
+
+import math
+import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+from huggingface_hub.errors import StrictDataclassError
+
+
+MAX_SIDE = 100_000
+MAX_NUMBER = 1e30  # float32 holds it
+
+
+@contextmanager
+def loading(name: str, keep: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+    """
+    Turns whatever goes wrong while a model is loaded into a `ValueError` of one sentence.
+
+    Weights in safetensors are read where there are any. Others (`pytorch_model.bin`) are pickles, which transformers
+    reads with `torch.load(weights_only=True)` alone: tensors and plain containers, and an error for anything that
+    could run code.
+
+    Args:
+        name (`str`): the folder or Hub id.
+        keep (`tuple[type[Exception], ...]`): errors that pass as they are.
+    """
+    try:
+        yield
+    except keep:
+        raise
+    # transformers checks little of what a file says, and lets KeyError, TypeError, SafetensorError and others through.
+    except Exception as error:
+        raise ValueError(f"The model {name!r} cannot be loaded: {one_line(error)}") from error
+
+
+def one_line(error: Exception) -> str:
+    """An error's message without line breaks; its type where there is none, or where it is a bare name or number."""
+    if isinstance(error, pickle.UnpicklingError):  # torch's own message tells how to run the file
+        return "a pickle in it is damaged or holds more than tensors, which could run code: save its tensors alone"
+    text = " ".join(str(error).split())
+    plain = isinstance(error, OSError | ValueError | RuntimeError | StrictDataclassError)
+    return text if text and plain else f"{type(error).__name__} {text}".strip()
+
+
+def check_labels(config) -> None:
+    """
+    Refuses class names that do not name the model's classes.
+
+    Args:
+        config ([`AllSparkConfig`]): of a model.
+
+    Raises:
+        ValueError: unless `id2label` has a text for each of 0 to `num_labels - 1`, and nothing else.
+    """
+    names = config.id2label
+    if sorted(names) != list(range(config.num_labels)) or not all(isinstance(name, str) for name in names.values()):
+        raise ValueError(
+            f"id2label in the model's configuration does not name the classes 0 to {config.num_labels - 1}, each with "
+            "a text: correct it in config.json."
+        )
+
+
+def stored_palette(config) -> np.ndarray | None:
+    """
+    `config.palette`, the colours of a model's classes.
+
+    Returns:
+        `np.ndarray`: uint8 (num_labels, 3), red, green and blue in 0..255; None if the configuration has none.
+
+    Raises:
+        ValueError: If it is not one colour of three whole numbers in 0..255 per class.
+    """
+    palette = getattr(config, "palette", None)
+    if palette is None:
+        return None
+    try:
+        colors = np.asarray(palette)
+    except ValueError:  # rows of different lengths
+        colors = np.empty(0)
+    whole = colors.dtype.kind in "iu"
+    if colors.shape != (config.num_labels, 3) or not whole or colors.min() < 0 or colors.max() > 255:
+        raise ValueError(
+            f"palette in the model's configuration has shape {colors.shape}, but [red, green, blue], whole numbers "
+            f"from 0 to 255, is needed for each of {config.num_labels} classes: correct or remove it in config.json."
+        )
+    return colors.astype(np.uint8)
+
+
+def check_stored_mask_values(config) -> None:
+    """ValueError unless `mask_values` and `ignored_mask_values` of a model's configuration are whole numbers."""
+    for name in ("mask_values", "ignored_mask_values"):
+        values = getattr(config, name, None)
+        whole = isinstance(values, list | tuple) and all(type(value) is int for value in values)
+        if values is not None and not whole:
+            raise ValueError(
+                f"{name} in the model's configuration is {values!r}, but a list of whole numbers is needed: "
+                "correct or remove it in config.json."
+            )
+
+
+def check_image_processor(image_processor) -> None:
+    """
+    Refuses an image processor that would fail, or give the model noise, with the first image.
+
+    Args:
+        image_processor ([`SegformerImageProcessorPil`]): as loaded.
+
+    Raises:
+        ValueError: naming the entry of preprocessor_config.json, its value, and what is needed.
+    """
+    needed = dict.fromkeys(("do_resize", "do_rescale", "do_normalize"), "true or false")
+    right = {name: isinstance(getattr(image_processor, name), bool) for name in needed}
+    for name in ("image_mean", "image_std"):
+        needed[name] = "a number for each of red, green and blue" + (", above 0" if name == "image_std" else "")
+        value, lowest = getattr(image_processor, name), 0 if name == "image_std" else -math.inf
+        right[name] = isinstance(value, list | tuple) and len(value) == 3 and all(_finite(v, lowest) for v in value)
+    needed["rescale_factor"], right["rescale_factor"] = "a number above 0", _finite(image_processor.rescale_factor, 0)
+    needed["resample"], right["resample"] = "0 to 5", image_processor.resample in range(6)
+    needed["size"], right["size"] = f"sides of 1 to {MAX_SIDE} pixels", _is_size(image_processor.size)
+    for name, fits in right.items():
+        if not fits:
+            raise ValueError(
+                f"{name} in preprocessor_config.json is {getattr(image_processor, name)!r}, but {needed[name]} is "
+                "needed: correct it."
+            )
+
+
+def _finite(value: object, lowest: float) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and lowest < value < MAX_NUMBER
+
+
+def _is_size(size) -> bool:
+    sides = {} if size is None else {name: side for name, side in dict(size).items() if side is not None}
+    return bool(sides) and all(type(side) is int and 1 <= side <= MAX_SIDE for side in sides.values())
+
+
+__all__ = [
+    "check_image_processor",
+    "check_labels",
+    "check_stored_mask_values",
+    "loading",
+    "one_line",
+    "stored_palette",
+]

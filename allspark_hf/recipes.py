@@ -1,0 +1,161 @@
+"""Recipes: files of command-line arguments. What is in one is data, and nothing in it is run."""
+
+import json
+import math
+import re
+from datetime import date
+from pathlib import Path
+
+import yaml
+
+
+RECIPE_SUFFIXES = (".yaml", ".yml", ".json")
+MAX_ENTRIES = 10_000  # of a file, what aliases repeat included
+MAX_DEPTH = 20
+_NAME = re.compile(r"[A-Za-z][\w-]*")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's plain data, with a bound on what aliases multiply, and no name twice: the second would win silently."""
+
+    def flatten_mapping(self, node: yaml.MappingNode):
+        names = [(key.tag, key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        twice = next((name for name in names if names.count(name) > 1), None) if len(set(names)) < len(names) else None
+        if twice is not None and twice[0] != "tag:yaml.org,2002:merge":
+            raise yaml.constructor.ConstructorError(None, None, f"{twice[1]!r} is there twice", node.start_mark)
+        super().flatten_mapping(node)
+        if len(node.value) > MAX_ENTRIES:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"aliases make more than {MAX_ENTRIES} entries", node.start_mark
+            )
+
+
+def read_yaml(path: Path) -> object:
+    """
+    The content of a YAML or JSON file, as plain data.
+
+    Raises:
+        OSError: if it cannot be read.
+        ValueError: if it is neither, not in UTF-8, or more than plain data: a tag such as `!!python/object`, an alias
+            to itself, or aliases that multiply to more than [`MAX_ENTRIES`] entries.
+    """
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8-sig"), Loader=_Loader)  # YAML contains JSON
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not text in UTF-8 ({error.reason}): save it as UTF-8.") from error
+    except OSError:
+        raise
+    # Beside its own errors, PyYAML lets those of int(), dict lookups and deep recursion through.
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{path} is no YAML or JSON of plain data ({reason[:300]}): correct it.") from error
+    _check_size(content, path)
+    return content
+
+
+def _check_size(content: object, path: Path) -> None:
+    """ValueError where aliases make much of little; nothing is copied to find out."""
+    waiting, count = [(content, 0)], 0
+    while waiting:
+        value, depth = waiting.pop()
+        count += 1
+        if count > MAX_ENTRIES or depth > MAX_DEPTH:
+            raise ValueError(
+                f"{path} holds more than {MAX_ENTRIES} entries, or more than {MAX_DEPTH} levels, aliases counted as "
+                "often as they are used: write one argument per line."
+            )
+        if isinstance(value, dict):
+            waiting += [(part, depth + 1) for pair in value.items() for part in pair]
+        elif isinstance(value, list | tuple | set):
+            waiting += [(part, depth + 1) for part in value]
+
+
+def read_recipe(path: str | Path) -> list[str]:
+    """The entries of a YAML or JSON recipe, and of those it is based on, as command-line arguments."""
+    return recipe_arguments(resolve_recipe(path))
+
+
+def recipe_arguments(entries: dict) -> list[str]:
+    """Entries of a recipe as command-line arguments; an entry of `None` gives none."""
+    arguments = []
+    for name, value in entries.items():
+        if value is None:
+            continue
+        values = value if isinstance(value, list) else [json.dumps(value) if isinstance(value, dict) else value]
+        if not isinstance(value, list) and str(values[0]).startswith("-"):  # no option of its own: -1e-05
+            arguments.append(f"--{name}={values[0]}")
+        else:
+            arguments += [f"--{name}", *map(str, values)]
+    return arguments
+
+
+def resolve_recipe(path: str | Path, derived: tuple[Path, ...] = ()) -> dict:
+    """
+    The entries of a recipe on top of those of its `base`, which is another recipe, named relative to its own folder.
+
+    Args:
+        path (`str` or `Path`): a YAML or JSON file.
+        derived (`tuple[Path, ...]`): the recipes that led here, to notice a circle.
+
+    Returns:
+        `dict`: entries without `base`; `None` stands for one that a derived recipe removes.
+
+    Raises:
+        FileNotFoundError: if the recipe, or one it is based on, does not exist.
+        ValueError: if a recipe is not a flat mapping, or is based on itself.
+    """
+    path = Path(path)
+    chain = (*derived, path.resolve())
+    if path.resolve() in derived:
+        names = " -> ".join(recipe.name for recipe in chain)
+        raise ValueError(f"The recipe {path} is based on itself ({names}): remove one `base`.")
+    if not path.is_file():
+        named = f", which {derived[-1]} names as its `base` (relative to its own folder)," if derived else ""
+        raise FileNotFoundError(f"The recipe {path}{named} does not exist: correct the path.")
+    entries = read_yaml(path)
+    if not isinstance(entries, dict):
+        raise ValueError(f"The recipe {path} holds no `name: value` lines: write one argument per line.")
+    for name, value in entries.items():
+        check_entry(name, value, f"The recipe {path}")
+    base = entries.pop("base", None)
+    if base is None:
+        return entries
+    if not isinstance(base, str) or not base.isprintable():
+        raise ValueError(f"The recipe {path} has base {base!r}: name another recipe, relative to its own folder.")
+    return {**resolve_recipe(path.parent / base, chain), **entries}
+
+
+def check_entry(name: object, value: object, where: str) -> None:
+    """
+    ValueError unless an entry can stand on a command line and means there what it means here.
+
+    Args:
+        name (`object`): the argument, without dashes.
+        value (`object`): text, a number, yes or no, `None`, a list of these, or a mapping for an argument in JSON.
+        where (`str`): what to call the file in an error.
+    """
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise ValueError(f"{where} has the entry {name!r}, which is no name of an argument: correct it.")
+    if isinstance(value, dict):
+        try:
+            json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{where} gives {name} a mapping that JSON cannot hold ({error}): correct it.") from error
+        return
+    for part in value if isinstance(value, list) else [value]:
+        if not isinstance(part, str | int | float | date) and not (part is None and part is value):
+            raise ValueError(
+                f"{where} gives {name} a value of type {type(part).__name__}, where text, a number, yes or no, or a "
+                "list of these is needed: correct it."
+            )
+        if isinstance(value, list) and str(part).startswith("-") and not _is_plain_negative(part):
+            raise ValueError(f"{where} gives {name} the list entry {part!r}, which would be an option: correct it.")
+
+
+def _is_plain_negative(value: object) -> bool:
+    """Whether argparse takes it for a value: -1 and -0.5, not -1e-05."""
+    number = isinstance(value, int | float) and math.isfinite(value)
+    return number and re.fullmatch(r"-\d+|-\d*\.\d+", str(value)) is not None
+
+
+__all__ = ["RECIPE_SUFFIXES", "check_entry", "read_recipe", "read_yaml", "recipe_arguments", "resolve_recipe"]
