@@ -5,8 +5,13 @@ from typing import Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import SegformerConfig
+from transformers.activations import ACT2FN
 
 
+MAX_SIZE = 100_000
+MAX_LAYERS = 1000
+STAGE_FIELDS = ("hidden_sizes", "depths", "num_attention_heads", "sr_ratios", "patch_sizes", "strides", "mlp_ratios")
+DROPOUT_FIELDS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout_prob", "drop_path_rate")
 MEMORY_SIZES = (0.5, 1, 2, 4)
 
 # Mix Transformer geometry (SegFormer paper, Table 6): hidden_sizes, depths, decoder_hidden_size.
@@ -145,6 +150,43 @@ class AllSparkConfig(SegformerConfig):
         super().validate_architecture()
         self._validate_switches()
         self._validate_sizes()
+        self._validate_stages()
+        self._validate_numbers()
+
+    def _validate_stages(self):
+        """What SegformerConfig takes of the encoder's stages and no model can be built from."""
+        for name in STAGE_FIELDS:
+            values = getattr(self, name)
+            fits = len(values) == self.num_encoder_blocks and all(1 <= value <= MAX_SIZE for value in values)
+            if not fits or not values:
+                raise ValueError(
+                    f"{name}={values} does not give each of num_encoder_blocks={self.num_encoder_blocks} stages a "
+                    "number above 0: set as many, and at least one."
+                )
+        for width, heads in zip(self.hidden_sizes, self.num_attention_heads, strict=True):
+            if width % heads:
+                raise ValueError(
+                    f"hidden_sizes has {width}, which num_attention_heads={heads} of that stage does not divide: "
+                    "change one of them."
+                )
+        if sum(self.depths) > MAX_LAYERS:
+            raise ValueError(f"depths={self.depths} are more than {MAX_LAYERS} layers: set fewer.")
+
+    def _validate_numbers(self):
+        """Single numbers, and names, that no model can be built from."""
+        for name in ("num_channels", "decoder_hidden_size", "num_labels", "channel_attention_heads"):
+            if not 1 <= getattr(self, name) <= MAX_SIZE:
+                raise ValueError(f"{name}={getattr(self, name)}: set it from 1 to {MAX_SIZE}.")
+        for name in DROPOUT_FIELDS:
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: set it in [0, 1).")
+        for name in ("layer_norm_eps", "initializer_range"):
+            if not 0 < getattr(self, name) < 1e6:
+                raise ValueError(f"{name}={getattr(self, name)}: set a number above 0.")
+        if max(self.crop_height_width, default=0) > MAX_SIZE:
+            raise ValueError(f"crop_size={self.crop_size}: set sides of at most {MAX_SIZE} pixels.")
+        if isinstance(self.hidden_act, str) and self.hidden_act not in ACT2FN:
+            raise ValueError(f"hidden_act={self.hidden_act!r} is no activation of transformers: set 'gelu', say.")
 
     def _validate_switches(self):
         if self.use_memory and not self.use_cross_attention:
@@ -163,7 +205,7 @@ class AllSparkConfig(SegformerConfig):
     def _validate_sizes(self):
         if self.memory_size not in MEMORY_SIZES:
             raise ValueError(f"memory_size={self.memory_size} is not one of {MEMORY_SIZES}: choose one of them.")
-        if self.hidden_sizes[-1] % 2 and self.memory_size == 0.5:
+        if self.hidden_sizes and self.hidden_sizes[-1] % 2 and self.memory_size == 0.5:
             raise ValueError(
                 f"memory_size=0.5 needs an even number of channels, but hidden_sizes[-1]={self.hidden_sizes[-1]}: "
                 "set memory_size=1 or change hidden_sizes."

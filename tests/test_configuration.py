@@ -15,13 +15,13 @@ from allspark_hf import AllSparkConfig, SegformerForSemiSupervisedSegmentation
 OTHER_VALUES = {
     "num_channels": 4,
     "num_encoder_blocks": 3,
-    "depths": [1, 2, 1],
-    "sr_ratios": [4, 2, 1],
-    "hidden_sizes": [8, 16, 24],
-    "patch_sizes": [5, 3, 3],
-    "strides": [2, 2, 2],
-    "num_attention_heads": [1, 2, 3],
-    "mlp_ratios": [2, 3, 4],
+    "depths": [1, 2, 1, 3],
+    "sr_ratios": [4, 2, 1, 1],
+    "hidden_sizes": [8, 16, 40, 64],
+    "patch_sizes": [5, 3, 3, 3],
+    "strides": [2, 2, 2, 2],
+    "num_attention_heads": [1, 2, 4, 8],
+    "mlp_ratios": [2, 3, 4, 4],
     "hidden_act": "relu",
     "hidden_dropout_prob": 0.05,
     "attention_probs_dropout_prob": 0.15,
@@ -44,6 +44,7 @@ OTHER_VALUES = {
     "use_cross_attention": False,
 }
 FIXED = {"reshape_last_stage"}  # has one allowed value
+STAGES = ("depths", "sr_ratios", "hidden_sizes", "patch_sizes", "strides", "num_attention_heads", "mlp_ratios")
 
 # SegFormer paper, Table 1(a) (parameters in millions: encoder, decoder at 150 classes) and Table 6 (geometry).
 PAPER = {
@@ -72,6 +73,7 @@ def test_each_field_alone_survives_json(name, tmp_path):
     switches = {
         "use_cross_attention": AllSparkConfig.plain_segformer_switches(),
         "use_memory": {"use_memory": False, "use_grouping": False},
+        "num_encoder_blocks": {"num_encoder_blocks": 3, **{stages: OTHER_VALUES[stages][:3] for stages in STAGES}},
     }
     fields = switches.get(name, {name: OTHER_VALUES[name]})
     AllSparkConfig(**fields).save_pretrained(tmp_path)
@@ -84,11 +86,12 @@ def test_each_field_alone_survives_json(name, tmp_path):
 
 
 def test_all_fields_together_survive_json(tmp_path):
-    config = AllSparkConfig(**OTHER_VALUES, id2label={0: "sky", 1: "sea"}, label2id={"sky": 0, "sea": 1})
+    values = {**OTHER_VALUES, **{stages: OTHER_VALUES[stages][:3] for stages in STAGES}}  # as num_encoder_blocks says
+    config = AllSparkConfig(**values, id2label={0: "sky", 1: "sea"}, label2id={"sky": 0, "sea": 1})
     config.save_pretrained(tmp_path)
     loaded = AllSparkConfig.from_pretrained(tmp_path)
     assert loaded.to_dict() == config.to_dict() and loaded.model_type == "allspark"
-    assert {name: getattr(loaded, name) for name in OTHER_VALUES} == OTHER_VALUES
+    assert {name: getattr(loaded, name) for name in values} == values
     assert loaded.id2label == {0: "sky", 1: "sea"} and loaded.num_labels == 2
 
 
