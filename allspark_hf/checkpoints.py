@@ -38,6 +38,7 @@ class CheckpointMixin:
     """
 
     _saving_checkpoint = False
+    _resumed_from: str | None = None
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
         """
@@ -60,7 +61,8 @@ class CheckpointMixin:
             resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir)
             if resume_from_checkpoint is None:
                 raise ValueError(f"No complete checkpoint in {self.args.output_dir}: train without resuming.")
-        output = None
+        output, self._resumed_from = None, resume_from_checkpoint or None
+        self._finite.skipped.zero_()
         if resume_from_checkpoint:
             run = self.check_resume(resume_from_checkpoint)
             self._finite.skipped.fill_(run.get("skipped_steps", 0))
