@@ -26,6 +26,12 @@ def checkpoint_to_resume(args) -> str | None:
         if args.should_save:
             finish_renaming(args.output_dir)
     asked, last = args.resume_from_checkpoint, last_complete_checkpoint(args.output_dir)
+    incomplete = sorted_checkpoints(args.output_dir) if last is None else []
+    if incomplete and (asked is None or str(asked).lower() == "true"):
+        raise ValueError(
+            f"{args.output_dir} holds {incomplete[0].name} of an earlier run, which is not complete or of another "
+            "version, so that no run can go on from it: choose another --output_dir, or remove that checkpoint."
+        )
     if str(asked).lower() == "true":
         if last is None:
             raise ValueError(
@@ -36,12 +42,6 @@ def checkpoint_to_resume(args) -> str | None:
         raise ValueError(
             f"{args.output_dir} holds checkpoints of an earlier run, which this one would replace: go on from {last} "
             "with --resume_from_checkpoint true, or choose another --output_dir."
-        )
-    incomplete = sorted_checkpoints(args.output_dir)
-    if asked is None and incomplete:
-        raise ValueError(
-            f"{args.output_dir} holds {incomplete[0].name} of an earlier run, which is not complete or of another "
-            "version: choose another --output_dir, or remove that checkpoint."
         )
     if asked is None and (Path(args.output_dir) / "eval_results.json").is_file():
         raise ValueError(
@@ -113,8 +113,6 @@ def build_trainer():
         unlabeled_dataset=data.unlabeled_stream if streams else data.unlabeled,
         eval_dataset=data.validation,
     )
-    if checkpoint:
-        trainer.check_saved_memory(checkpoint)
     trainer.run_source = run_source(sys.argv, data_arguments, model_arguments, report)
     if checkpoint is not None:
         trainer.check_resume(checkpoint)
@@ -151,6 +149,7 @@ def main():
 
     from allspark_hf.cli import fail, leave
     from allspark_hf.data.reading import BadImageError
+    from allspark_hf.evaluation import OtherProcessError
     from allspark_hf.faults import TrainingFault
 
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
@@ -165,6 +164,8 @@ def main():
         train_and_evaluate(trainer, checkpoint)
     except (TrainingFault, BadImageError, OSError) as error:
         fail(f"{type(error).__name__}: {error}")
+    except OtherProcessError as error:
+        fail(str(error))
     failure = push(trainer) if trainer.args.push_to_hub else None
     leave(trainer.accelerator, failure)
 
