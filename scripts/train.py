@@ -58,6 +58,16 @@ def keeps_lists(args, checkpoint: str | None) -> bool:
     return checkpoint is None or not list_path(args.output_dir, "labeled").is_file()
 
 
+def summary(report) -> str:
+    """How much there is of what."""
+    data = report.data
+    return (
+        f"{len(data.labeled)} labeled, {len(data.unlabeled) if data.unlabeled_stream is None else 'streamed'} "
+        f"unlabeled, {len(data.validation)} validation images, {report.num_labels} classes, {len(report.left_out)} "
+        "files left out"
+    )
+
+
 def last_evaluation(trainer) -> dict[str, float]:
     """Metrics of the model as saved: training's own last evaluation if it was of this model, else a new one."""
     entry = next((entry for entry in reversed(trainer.state.log_history) if "eval_mean_iou" in entry), {})
@@ -94,11 +104,7 @@ def build_trainer():
     data = report.data
     streams = data.unlabeled_stream is not None
     if args.should_save:
-        print(
-            f"{len(data.labeled)} labeled, {'streamed' if streams else len(data.unlabeled)} unlabeled, "
-            f"{len(data.validation)} validation images, {report.num_labels} classes, {len(report.left_out)} files "
-            f"left out, processes: {args.world_size}"
-        )
+        print(f"{summary(report)}, processes: {args.world_size}")
 
     set_seed(args.seed)
     plain_segformer = not METHODS[args.method].needs_bottleneck
