@@ -38,6 +38,7 @@ class CheckpointMixin:
     """
 
     _saving_checkpoint = False
+    _resumed_from: str | None = None
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
         """
@@ -60,7 +61,8 @@ class CheckpointMixin:
             resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir)
             if resume_from_checkpoint is None:
                 raise ValueError(f"No complete checkpoint in {self.args.output_dir}: train without resuming.")
-        output = None
+        output, self._resumed_from = None, resume_from_checkpoint or None
+        self._finite.skipped.zero_()
         if resume_from_checkpoint:
             run = self.check_resume(resume_from_checkpoint)
             self._finite.skipped.fill_(run.get("skipped_steps", 0))
@@ -74,7 +76,14 @@ class CheckpointMixin:
 
     def check_resume(self, checkpoint: str | Path) -> dict:
         """What a checkpoint was made with; ValueError if this run cannot go on from it, see [`check_resume`]."""
-        return check_resume(self, checkpoint)
+        run = check_resume(self, checkpoint)
+        best = _best_checkpoint(TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME)), checkpoint)
+        if self.args.load_best_model_at_end and best is not None and not best.is_dir():
+            raise ValueError(
+                f"{checkpoint} is of a run whose best checkpoint was {best.name}, which is not beside it, but "
+                "load_best_model_at_end=True may need it: copy that too, or leave load_best_model_at_end out."
+            )
+        return run
 
     def _finished_run(self, checkpoint: str) -> TrainOutput | None:
         """Takes up a checkpoint that has all of `max_steps`; transformers would train a step more."""
@@ -266,10 +275,19 @@ class CheckpointMixin:
             storage.load_weights(self.model if model is None else model, resume_from_checkpoint)
 
     def _load_best_model(self):
+        self.state.best_model_checkpoint = str(_best_checkpoint(self.state, self._resumed_from))
         if self._states_are_sharded:
             super()._load_best_model()
         else:
             storage.load_weights(self.model, self.state.best_model_checkpoint)
+
+
+def _best_checkpoint(state: TrainerState, resumed_from: str | Path | None) -> Path | None:
+    """Where the best checkpoint is, or should be, although its folder was perhaps moved before a resume."""
+    if state.best_model_checkpoint is None:
+        return None
+    best = Path(state.best_model_checkpoint)
+    return best if best.is_dir() or resumed_from is None else Path(resumed_from).with_name(best.name)
 
 
 __all__ = ["CheckpointMixin", "last_complete_checkpoint"]

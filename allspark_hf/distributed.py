@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel, TrainerCallback
 
-from .checkpoints import last_complete_checkpoint
+from .resuming import MEMORY_FILE
 
 
 try:
@@ -39,14 +39,9 @@ class DistributedMixin:
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
         """As [`CheckpointMixin.train`]."""
-        checkpoint = resume_from_checkpoint or None
-        if checkpoint is True:
-            checkpoint = last_complete_checkpoint(self.args.output_dir)
-        if checkpoint is not None:
-            self.check_saved_memory(checkpoint)
         if self.args.world_size > 1:
             self._prepare_to_wrap()
-        callback = _StartCallback(self, checkpoint)
+        callback = _StartCallback(self)
         self.add_callback(callback)
         try:
             return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
@@ -67,11 +62,11 @@ class DistributedMixin:
             # accelerate asks for them to shard them apart, and SegFormer's answer is an exception.
             model.get_input_embeddings = lambda: None
 
-    def _start(self, checkpoint: str | None):
+    def _start(self):
         """Once the model is wrapped and a checkpoint loaded: makes the processes equal where they should be."""
         model = self._bare_model()
-        if checkpoint and self._has_local_memory:
-            self._load_memory(Path(checkpoint))
+        if self._resumed_from and self._has_local_memory:
+            self._load_memory(Path(self._resumed_from))
         if self.args.world_size == 1:
             return
         named = list(model.named_buffers())
@@ -138,6 +133,12 @@ class DistributedMixin:
     def _memory(self) -> nn.Module:
         return self._bare_model().bottleneck.memory
 
+    def check_resume(self, checkpoint: str | Path) -> dict:
+        """As [`CheckpointMixin.check_resume`]; refuses memories that are not those of this run's processes, too."""
+        run = super().check_resume(checkpoint)
+        self.check_saved_memory(checkpoint)
+        return run
+
     def check_saved_memory(self, checkpoint: str | Path):
         """
         Args:
@@ -168,11 +169,11 @@ class DistributedMixin:
 class _StartCallback(TrainerCallback):
     """The one moment between loading a checkpoint and the first step that transformers lets others into."""
 
-    def __init__(self, trainer: DistributedMixin, checkpoint: str | None):
-        self.trainer, self.checkpoint = trainer, checkpoint
+    def __init__(self, trainer: DistributedMixin):
+        self.trainer = trainer
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.trainer._start(self.checkpoint)
+        self.trainer._start()
 
 
 @contextmanager
@@ -206,7 +207,7 @@ def plain_model(model: PreTrainedModel) -> PreTrainedModel:
 
 def memory_file(process_index: int) -> str:
     """Name of a process's own memory in a checkpoint folder."""
-    return f"memory_{process_index}.safetensors"
+    return MEMORY_FILE.format(rank=process_index)
 
 
 def saved_memories(checkpoint: Path) -> int:

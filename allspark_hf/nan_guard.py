@@ -68,6 +68,12 @@ class FiniteGuard(TrainerCallback):
         if norm is not None and getattr(self.trainer.accelerator, "scaler", None) is None:
             self.bad = self.bad | ~torch.isfinite(torch.as_tensor(norm, device=self.bad.device))
 
+    def on_train_begin(self, args, state, control, **kwargs):
+        """What an earlier training with the same trainer ended by is no fault of this one."""
+        self.in_a_row.zero_()
+        self.longest.zero_()
+        self.first_step.fill_(-1)
+
     def on_step_begin(self, args, state, control, **kwargs):
         self.bad = torch.zeros_like(self.bad)
         self.terms = torch.zeros_like(self.terms)

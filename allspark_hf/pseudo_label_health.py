@@ -30,9 +30,10 @@ class PseudoLabelHealth(TrainerCallback):
     Counts over an epoch of training, logged at its end and kept in checkpoints.
 
     The entry has `pseudo_share_<class>` and `label_share_<class>`, shares of the pixels of pseudo-labels and labels;
-    with a grouping memory `channel_share_<class>`, share of the unlabeled channels that its slot got on the main
-    process; and where the truth of unlabeled images is known, `pseudo_mean_iou`. All are of the augmented crops as
-    trained on. The confidence is a term of each step, see [`Method`].
+    with a grouping memory `channel_share_<class>`, share of the unlabeled channels that its slot got (of all
+    processes, or with local memories in that of the main process); and where the truth of unlabeled images is known,
+    `pseudo_mean_iou`. All are of the augmented crops as trained on. The confidence is a term of each step, see
+    [`Method`].
 
     Args:
         trainer ([`AllSparkTrainer`]): whose model and log it uses.

@@ -20,7 +20,9 @@ OPTIMIZER_FILE = "optimizer.safetensors"
 SCHEDULER_FILE = "scheduler.safetensors"
 SCALER_FILE = "scaler.safetensors"
 RNG_FILE = "rng_state_{rank}.safetensors"
-STATE_PATTERNS = (OPTIMIZER_FILE, SCHEDULER_FILE, SCALER_FILE, RNG_FILE.format(rank="*"), storage.RUN_FILE)
+MEMORY_FILE = "memory_{rank}.safetensors"  # of a process with a memory of its own
+OF_PROCESSES = (RNG_FILE.format(rank="*"), MEMORY_FILE.format(rank="*"))
+STATE_PATTERNS = (OPTIMIZER_FILE, SCHEDULER_FILE, SCALER_FILE, *OF_PROCESSES, storage.RUN_FILE)
 
 # Configuration fields that decide the shape or the meaning of weights and memory.
 MODEL_FIELDS = (

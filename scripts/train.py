@@ -26,6 +26,12 @@ def checkpoint_to_resume(args) -> str | None:
         if args.should_save:
             finish_renaming(args.output_dir)
     asked, last = args.resume_from_checkpoint, last_complete_checkpoint(args.output_dir)
+    incomplete = sorted_checkpoints(args.output_dir) if last is None else []
+    if incomplete and (asked is None or str(asked).lower() == "true"):
+        raise ValueError(
+            f"{args.output_dir} holds {incomplete[0].name} of an earlier run, which is not complete or of another "
+            "version, so that no run can go on from it: choose another --output_dir, or remove that checkpoint."
+        )
     if str(asked).lower() == "true":
         if last is None:
             raise ValueError(
@@ -36,12 +42,6 @@ def checkpoint_to_resume(args) -> str | None:
         raise ValueError(
             f"{args.output_dir} holds checkpoints of an earlier run, which this one would replace: go on from {last} "
             "with --resume_from_checkpoint true, or choose another --output_dir."
-        )
-    incomplete = sorted_checkpoints(args.output_dir)
-    if asked is None and incomplete:
-        raise ValueError(
-            f"{args.output_dir} holds {incomplete[0].name} of an earlier run, which is not complete or of another "
-            "version: choose another --output_dir, or remove that checkpoint."
         )
     if asked is None and (Path(args.output_dir) / "eval_results.json").is_file():
         raise ValueError(
@@ -56,6 +56,16 @@ def keeps_lists(args, checkpoint: str | None) -> bool:
     from allspark_hf.data import list_path
 
     return checkpoint is None or not list_path(args.output_dir, "labeled").is_file()
+
+
+def summary(report) -> str:
+    """How much there is of what."""
+    data = report.data
+    return (
+        f"{len(data.labeled)} labeled, {len(data.unlabeled) if data.unlabeled_stream is None else 'streamed'} "
+        f"unlabeled, {len(data.validation)} validation images, {report.num_labels} classes, {len(report.left_out)} "
+        "files left out"
+    )
 
 
 def last_evaluation(trainer) -> dict[str, float]:
@@ -94,11 +104,7 @@ def build_trainer():
     data = report.data
     streams = data.unlabeled_stream is not None
     if args.should_save:
-        print(
-            f"{len(data.labeled)} labeled, {'streamed' if streams else len(data.unlabeled)} unlabeled, "
-            f"{len(data.validation)} validation images, {report.num_labels} classes, {len(report.left_out)} files "
-            f"left out, processes: {args.world_size}"
-        )
+        print(f"{summary(report)}, processes: {args.world_size}")
 
     set_seed(args.seed)
     plain_segformer = not METHODS[args.method].needs_bottleneck
@@ -113,8 +119,6 @@ def build_trainer():
         unlabeled_dataset=data.unlabeled_stream if streams else data.unlabeled,
         eval_dataset=data.validation,
     )
-    if checkpoint:
-        trainer.check_saved_memory(checkpoint)
     trainer.run_source = run_source(sys.argv, data_arguments, model_arguments, report)
     if checkpoint is not None:
         trainer.check_resume(checkpoint)
@@ -151,6 +155,7 @@ def main():
 
     from allspark_hf.cli import fail, leave
     from allspark_hf.data.reading import BadImageError
+    from allspark_hf.evaluation import OtherProcessError
     from allspark_hf.faults import TrainingFault
 
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
@@ -165,6 +170,8 @@ def main():
         train_and_evaluate(trainer, checkpoint)
     except (TrainingFault, BadImageError, OSError) as error:
         fail(f"{type(error).__name__}: {error}")
+    except OtherProcessError as error:
+        fail(str(error))
     failure = push(trainer) if trainer.args.push_to_hub else None
     leave(trainer.accelerator, failure)
 

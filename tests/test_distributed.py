@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -219,6 +220,28 @@ def test_a_checkpoint_with_other_memories_is_refused(tmp_path):
     save_file(kept, checkpoint / "memory_0.safetensors", metadata={"processes": "2"})
     with pytest.raises(ValueError, match="holds the memories of 2 processes, but this run has 1: start 2, or begin a"):
         trainer(local_memory=True).train(resume_from_checkpoint=str(checkpoint))
+
+
+def test_a_memory_comes_from_the_checkpoint_that_the_rest_comes_from(tmp_path):
+    """Killed between writing a checkpoint's last byte and giving it its name, which the resume then does."""
+
+    def trainer():
+        settings = {"save_strategy": "steps", "save_steps": 1, "save_total_limit": 9, "local_memory": True}
+        return make_trainer(tiny_model(), output_dir=str(tmp_path), max_steps=3, **settings)
+
+    whole = trainer()
+    whole.train()
+    (tmp_path / "checkpoint-2").rename(tmp_path / "unfinished-checkpoint-2")
+    shutil.rmtree(tmp_path / "checkpoint-3")
+    resumed = trainer()
+    resumed.train(resume_from_checkpoint=True)
+    assert differing(resumed.model.state_dict(), whole.model.state_dict()) == []
+
+
+def test_a_missing_checkpoint_is_said_to_be_missing(tmp_path):
+    trainer = make_trainer(tiny_model(), output_dir=str(tmp_path), local_memory=True)
+    with pytest.raises(ValueError, match=r"There is no checkpoint .*/checkpoint-7"):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-7"))
 
 
 @pytest.mark.parametrize("mode", ["whole", "sliding_window"])

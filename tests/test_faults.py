@@ -211,6 +211,14 @@ def test_a_stream_cannot_skip_images(tmp_path):
         make_trainer(tiny_model(), **settings, on_bad_image="skip")
 
 
+def test_a_training_after_one_that_nan_ended(tmp_path):
+    trainer = make_trainer(tiny_model(), **SAVING, output_dir=str(tmp_path))
+    poison(trainer, [5])
+    with pytest.raises(NonFiniteError):
+        trainer.train()
+    assert trainer.train(resume_from_checkpoint=True).global_step == 10
+
+
 def test_nan_in_the_last_update_is_found(tmp_path):
     trainer = make_trainer(tiny_model(), output_dir=str(tmp_path), max_steps=3, logging_strategy="no")
     poison(trainer, [3])
@@ -350,7 +358,7 @@ def test_broken_image_is_named(tmp_path, workers):
     with pytest.raises(BadImageError) as error:
         trainer.train()
     sentence = str(error.value)
-    assert sentence.startswith(f"{paths[2]} cannot be read (") and "restore the file" in sentence
+    assert sentence.startswith(f"{paths[2]} cannot be read (") and "--on_bad_image skip. Training has" in sentence
     assert "\n" not in sentence and "Caught" not in sentence
     assert "Training has stopped; " in sentence and ("checkpoint-" in sentence or "no complete" in sentence)
 
@@ -380,8 +388,9 @@ def test_a_disk_that_is_gone_stops_a_run_that_skips(tmp_path):
     trainer, paths = trainer_on_files(tmp_path, on_bad_image="skip")
     for path in paths:
         os.remove(path)
-    with pytest.raises(BadImageError, match="16 images in a row cannot be read: is the disk still there"):
+    with pytest.raises(BadImageError, match="16 images in a row cannot be read: is the disk still there") as error:
         trainer.train()
+    assert "--on_bad_image" not in str(error.value)  # which it does
 
 
 def test_broken_image_in_an_evaluation_is_named(tmp_path):
@@ -389,5 +398,6 @@ def test_broken_image_in_an_evaluation_is_named(tmp_path):
     rows = make_dataset(6, seed=2).remove_columns("image").add_column("image", paths)
     rows = rows.cast_column("image", datasets.Image())
     Path(paths[1]).write_bytes(b"no image")
-    with pytest.raises(BadImageError, match=f"^{paths[1]} cannot be read"):
+    with pytest.raises(BadImageError, match=f"^{paths[1]} cannot be read") as error:
         trainer.evaluate(rows)
+    assert str(error.value).endswith("): restore the file, or take the image out of the data.")

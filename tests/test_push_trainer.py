@@ -89,9 +89,10 @@ def test_every_save_and_the_end(hub, tmp_path, caplog):
     assert_nowhere(hub.token, hub, caplog.text, folder=tmp_path)
 
 
-@pytest.mark.parametrize("strategy, folders", [("checkpoint", 1), ("all_checkpoints", 2)])
-def test_checkpoints_only_if_asked_for(hub, tmp_path, strategy, folders):
-    trainer = short_trainer(tmp_path / "out", hub, hub_strategy=strategy, hub_always_push=True, hub_model_id="a-model")
+@pytest.mark.parametrize("strategy, folders, local", [("checkpoint", 1, False), ("all_checkpoints", 2, True)])
+def test_checkpoints_only_if_asked_for(hub, tmp_path, strategy, folders, local):
+    settings = {"hub_strategy": strategy, "hub_always_push": True, "hub_model_id": "a-model", "local_memory": local}
+    trainer = short_trainer(tmp_path / "out", hub, **settings)
     trainer.train()
     files = hub.files("tester/a-model")
     assert {path for path in files if "/" not in path} == TRAINING
@@ -100,6 +101,7 @@ def test_checkpoints_only_if_asked_for(hub, tmp_path, strategy, folders):
     newest = "last-checkpoint" if strategy == "checkpoint" else "checkpoint-2"
     resumable = {"optimizer.safetensors", "scheduler.safetensors", "rng_state_0.safetensors", "trainer_state.json"}
     resumable |= {"pseudo_label_counts.safetensors", "allspark_run.json"}
+    resumable |= {"memory_0.safetensors"} if local else set()
     inside = {path.removeprefix(f"{newest}/") for path in files if path.startswith(f"{newest}/")}
     assert inside == MODEL | resumable | CODE
     for name, content in files.items():
@@ -107,7 +109,7 @@ def test_checkpoints_only_if_asked_for(hub, tmp_path, strategy, folders):
             path = tmp_path / "resumed" / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
-    again = short_trainer(tmp_path / "again", hub, push_to_hub=False, max_steps=3)
+    again = short_trainer(tmp_path / "again", hub, push_to_hub=False, max_steps=3, local_memory=local)
     again.train(resume_from_checkpoint=str(tmp_path / "resumed" / newest))
     assert again.state.global_step == 3
     assert_nowhere(hub.token, hub, folder=tmp_path)

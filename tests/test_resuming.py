@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import NO_DROPOUT, make_dataset, tiny_model
 from run_training import make_trainer
+from safetensors.torch import load_file
 
 from allspark_hf import AllSparkConfig, AllSparkTrainer
 from allspark_hf.checkpoints import last_complete_checkpoint
@@ -196,6 +197,26 @@ def test_the_best_checkpoint_is_kept_and_known(tmp_path):
     assert trainer.state.best_model_checkpoint == str(tmp_path / f"checkpoint-{best}")
     assert is_complete(tmp_path / f"checkpoint-{best}")
     assert trainer.evaluate()["eval_loss"] == pytest.approx(losses[best], abs=1e-9)
+
+
+def test_the_best_checkpoint_of_a_run_whose_folder_was_moved(tmp_path):
+    settings = {"max_steps": 9, "eval_steps": 3, "save_steps": 3, "eval_strategy": "steps", "save_strategy": "steps"}
+    settings |= {"load_best_model_at_end": True, "save_total_limit": 2, "seed": 3}
+    settings |= {"metric_for_best_model": "loss", "greater_is_better": True}  # the highest one is not the last
+    run, moved = tmp_path / "run", tmp_path / "moved"
+    trainer = make_trainer(tiny_model(), **settings, output_dir=str(run))
+    trainer.train()
+    best = Path(trainer.state.best_model_checkpoint)
+    assert best.name != "checkpoint-9"
+    run.rename(moved)
+    again = make_trainer(tiny_model(), **settings, output_dir=str(moved))
+    again.train(resume_from_checkpoint=True)
+    expected = load_file(moved / best.name / "model.safetensors")
+    assert all(torch.equal(value, expected[name]) for name, value in again.model.state_dict().items())
+    best = moved / best.name
+    best.rename(tmp_path / best.name)
+    with pytest.raises(ValueError, match=rf"whose best checkpoint was {best.name}, which is not beside it, but load_"):
+        make_trainer(tiny_model(), **settings, output_dir=str(moved)).train(resume_from_checkpoint=True)
 
 
 # ---- What changes between two starts ----

@@ -13,6 +13,12 @@ logger = logging.getLogger(__name__)
 
 ON_BAD_IMAGE = ("stop", "skip")
 MAX_REPLACED = 16  # neighbours that are tried: where all of them are bad, the disk is, and not a file
+ADVICE = {
+    None: ": restore the file, or take the image out of the data.",
+    "stop": ", though it could when the data was checked: restore the file, or remove it and begin a new training, or "
+    "take another image in its place with --on_bad_image skip.",
+    "skip": ".",
+}
 
 T = TypeVar("T")
 
@@ -31,7 +37,7 @@ class BadImageError(ValueError):
 
 
 def read_or_replace(
-    read: Callable[[int], T], row: int, dataset, columns: tuple[str, ...], on_bad_image: str = "stop"
+    read: Callable[[int], T], row: int, dataset, columns: tuple[str, ...], on_bad_image: str | None = None
 ) -> T:
     """
     Reads a row of a data set, or tells which file cannot be read.
@@ -41,7 +47,9 @@ def read_or_replace(
         row (`int`): of `dataset`.
         dataset (`datasets.Dataset` or [`StreamReader`]): where it is from, to name the file.
         columns (`tuple[str, ...]`): of image and mask.
-        on_bad_image (`str`): "stop", or "skip" to take the next readable row instead, and log it.
+        on_bad_image (`str`, *optional*):
+            "skip" takes the next readable row instead, and logs it; "stop" stops and says so; None just stops, for an
+            evaluation, which leaves nothing out.
 
     Returns:
         What `read` does. With "skip" it depends on the data set and `row` alone: the same run, the same images.
@@ -56,7 +64,7 @@ def read_or_replace(
             return read(place)
         # Broken files make Pillow raise nearly anything, among others SyntaxError and struct.error.
         except Exception as error:
-            problem = describe_bad_row(dataset, place, columns, error)
+            problem = describe_bad_row(dataset, place, columns, error, ADVICE[on_bad_image])
             if offset + 1 == tries:
                 more = f" ({tries} images in a row cannot be read: is the disk still there?)" if tries > 1 else ""
                 raise BadImageError(problem + more) from error
@@ -64,8 +72,8 @@ def read_or_replace(
     raise AssertionError("unreachable")
 
 
-def describe_bad_row(dataset, row: int, columns: tuple[str, ...], error: Exception) -> str:
-    """One sentence: the file of the row that cannot be read, why, and what to do."""
+def describe_bad_row(dataset, row: int, columns: tuple[str, ...], error: Exception, advice: str) -> str:
+    """One sentence: the file of the row that cannot be read, why, and what to do, of [`ADVICE`]."""
     reason = " ".join(str(error).split()) or type(error).__name__
     if not isinstance(dataset, datasets.Dataset):  # a stream, which names it itself
         return reason
@@ -76,10 +84,7 @@ def describe_bad_row(dataset, row: int, columns: tuple[str, ...], error: Excepti
         if stored is None or _decodes(stored):
             continue
         where = stored.get("path") or f"The {column} of row {row_name(dataset, row, stored)}"
-        return (
-            f"{where} cannot be read ({reason}), though it could when the data was checked: restore the file, or "
-            "remove it and begin a new training, or take another image in its place with --on_bad_image skip."
-        )
+        return f"{where} cannot be read ({reason}){advice}"
     stored = undecoded(dataset, columns[0])[row][columns[0]]
     return f"{row_name(dataset, row, stored)} cannot be used: {reason}"
 
