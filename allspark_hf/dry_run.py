@@ -20,6 +20,7 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from .cli import ModelArguments, check_source, load_model
 from .data import CheckReport, DataArguments, SegmentationData
 from .data.presence import DataPresence, look_for_data
+from .faults import NonFiniteError
 from .inference import make_image_processor
 from .methods import METHODS
 from .trainer import AllSparkTrainer, make_sampler
@@ -81,10 +82,10 @@ def dry_run(data: DataArguments, model: ModelArguments, args: AllSparkTrainingAr
             say(*model_lines(trainer))
             reading = ", reading the memory" if METHODS[args.method].needs_bottleneck else ""
             say(f"One step on random pixels{reading}")
-            step = take_step(trainer)
-        say(*step_lines(step, args))
-        if not math.isfinite(step.loss):
-            problems.append(f"The loss of the step on random pixels is {step.loss}: lower the learning rate.")
+            try:
+                say(*step_lines(take_step(trainer), args))
+            except NonFiniteError:
+                problems.append("The loss of the step on random pixels is not finite: lower the learning rate.")
     else:
         say("  not built, and no step taken: see below")
     if problems:

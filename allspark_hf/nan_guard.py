@@ -65,6 +65,8 @@ class FiniteGuard(TrainerCallback):
     @torch.no_grad()
     def note_gradient(self, norm: torch.Tensor | float | None):
         """Looks at the norm of an update's gradient, which is that of all processes."""
+        if hasattr(norm, "full_tensor"):  # of FSDP
+            norm = norm.full_tensor()
         if norm is not None and getattr(self.trainer.accelerator, "scaler", None) is None:
             self.bad = self.bad | ~torch.isfinite(torch.as_tensor(norm, device=self.bad.device))
 

@@ -18,7 +18,8 @@ import traceback
 from pathlib import Path
 
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # what is forked must not have threads of its own
+if __name__ == "__main__":  # what is forked must not have threads of its own
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 from conftest import tiny_model

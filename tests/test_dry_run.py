@@ -146,7 +146,7 @@ def test_what_is_missing_is_told(data_dir, capsys, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(Method, "total", lambda self, loss_x, loss_u, epoch: loss_x * math.nan)
         assert not dry_run(DataArguments(str(data_dir)), TINY, arguments())
-    assert "  - The loss of the step on random pixels is nan" in capsys.readouterr().out
+    assert "  - The loss of the step on random pixels is not finite" in capsys.readouterr().out
     unknown = ModelArguments(model_name_or_path="someone/segmenter")
     assert not dry_run(DataArguments(str(data_dir), labeled_count=3), unknown, arguments())
     assert "not built, and no step taken" in capsys.readouterr().out
