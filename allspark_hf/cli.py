@@ -57,6 +57,8 @@ class ModelArguments:
 
 # What other classes, crops or bottleneck settings may start anew.
 REPLACEABLE = re.compile(r"decode_head\.classifier\.|bottleneck\.")
+# Of a checkpoint's config.json; the last one is for --local_memory to say, anew in each training.
+NOT_TAKEN_OVER = ("model_type", "num_labels", "share_memory")
 GEOMETRY_FIELDS = ("hidden_sizes", "depths", "decoder_hidden_size")
 CONFIG_FIELDS = (
     "memory_size",
@@ -137,7 +139,7 @@ def load_model(
     with loading(name, keep=(OSError, StrictDataclassError)):
         stored, _ = AllSparkConfig.get_config_dict(name)
         fields["base_weights"] = base_weights_of(stored, name)
-        stored = {name: value for name, value in stored.items() if name not in ("model_type", "num_labels")}
+        stored = {name: value for name, value in stored.items() if name not in NOT_TAKEN_OVER}
         model, info = SegformerForSemiSupervisedSegmentation.from_pretrained(
             name,
             output_loading_info=True,

@@ -6,6 +6,7 @@ import os
 import runpy
 import signal
 import sys
+import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -110,9 +111,11 @@ def test_textbook_is_the_full_method_only():
         TextbookBottleneck(tiny_config(use_grouping=False), 32)
 
 
-def test_a_training_step_moves_the_model_and_the_two_forms_move_alike():
+def test_a_training_step_moves_the_model_and_the_two_forms_move_alike(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     case = Case("tiny", 64, 3, 1, "fp32", 2)
     steps = {name: TrainingStep(case, name, CPU, seed=0) for name in ("allspark", "textbook")}
+    assert not list(tmp_path.iterdir())
     before = copy.deepcopy(steps["allspark"].model.state_dict())
     losses = {}
     for name, step in steps.items():

@@ -205,12 +205,6 @@ def test_a_gradient_that_is_not_finite_counts_as_well(tmp_path, nan_loss):
     assert int(trainer._finite.skipped) == 1 and torch.isfinite(bias).all()
 
 
-def test_a_stream_cannot_skip_images(tmp_path):
-    settings = {"stream": True, "unlabeled_images_per_epoch": 4, "output_dir": str(tmp_path)}
-    with pytest.raises(ValueError, match="on_bad_image='skip' takes the next image, but a stream"):
-        make_trainer(tiny_model(), **settings, on_bad_image="skip")
-
-
 def test_a_training_after_one_that_nan_ended(tmp_path):
     trainer = make_trainer(tiny_model(), **SAVING, output_dir=str(tmp_path))
     poison(trainer, [5])

@@ -253,6 +253,12 @@ def test_the_stream_decides_the_losses(tmp_path, uninterrupted):
     assert result_of(trainer)["losses"][0] != uninterrupted["losses"][0]
 
 
+def test_a_stream_cannot_skip_images(tmp_path):
+    settings = {"stream": True, "unlabeled_images_per_epoch": 4, "output_dir": str(tmp_path)}
+    with pytest.raises(ValueError, match="on_bad_image='skip' takes the next image, but a stream"):
+        make_trainer(tiny_model(), **settings, on_bad_image="skip")
+
+
 def stream_trainer(tmp_path, stream, train=None, evaluated=None, **kwargs):
     args = AllSparkTrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none", **kwargs)
     from allspark_hf.inference import make_image_processor

@@ -56,10 +56,11 @@ def make_trainer(
         "save_strategy": "no",
         "report_to": "none",
     }
-    with tempfile.TemporaryDirectory() as unused_dir:
-        args = AllSparkTrainingArguments(output_dir=unused_dir, **(own | settings))
     model = make_model(case, variant, seed)
-    return AllSparkTrainer(model, args, make_image_processor(), train_dataset=labeled, unlabeled_dataset=unlabeled)
+    data = {"train_dataset": labeled, "unlabeled_dataset": unlabeled}
+    with tempfile.TemporaryDirectory() as unused_dir:  # which the trainer tries to write into
+        args = AllSparkTrainingArguments(output_dir=unused_dir, **(own | settings))
+        return AllSparkTrainer(model, args, make_image_processor(), **data)
 
 
 class TrainingStep:
