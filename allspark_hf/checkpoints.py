@@ -1,8 +1,10 @@
 """[`CheckpointMixin`]: what [`AllSparkTrainer`] saves on the way, and how it goes on from there."""
 
 import json
+import logging
 import random
 from collections import defaultdict
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,7 @@ from transformers.trainer_callback import ExportableState, TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
 from . import storage
-from .faults import Saving, telling_faults, telling_of_saving
+from .faults import Saving, sole_training, telling_faults, telling_of_saving
 from .resuming import (
     OPTIMIZER_FILE,
     RNG_FILE,
@@ -24,6 +26,9 @@ from .resuming import (
     names_of_images,
 )
 from .storage import last_complete_checkpoint, load_state, save_state
+
+
+logger = logging.getLogger(__name__)
 
 
 class CheckpointMixin:
@@ -54,6 +59,10 @@ class CheckpointMixin:
             TrainingFault: if training cannot go on, see there.
             BadImageError: if an image cannot be read.
         """
+        with sole_training(self.args.output_dir) if self.args.should_save else nullcontext():
+            return self._train(resume_from_checkpoint, **kwargs)
+
+    def _train(self, resume_from_checkpoint, **kwargs) -> TrainOutput:
         if self.args.should_save:
             storage.remove_leftovers(self.args.output_dir)
         self.accelerator.wait_for_everyone()
@@ -65,6 +74,7 @@ class CheckpointMixin:
         self._finite.skipped.zero_()
         if resume_from_checkpoint:
             run = self.check_resume(resume_from_checkpoint)
+            self._tell_where_it_goes_on(Path(resume_from_checkpoint))
             self._finite.skipped.fill_(run.get("skipped_steps", 0))
             self._health.load(resume_from_checkpoint)
             output = self._finished_run(resume_from_checkpoint)
@@ -73,6 +83,14 @@ class CheckpointMixin:
                 output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
         output.metrics.update(self.last_and_best())
         return output
+
+    def _tell_where_it_goes_on(self, checkpoint: Path):
+        if not self.is_world_process_zero():
+            return
+        for other in storage.sorted_checkpoints(checkpoint.parent):
+            if not storage.is_complete(other):
+                logger.warning("%s is passed over: files of it are missing, or not as long as they were.", other)
+        logger.info("Going on from %s.", checkpoint)
 
     def check_resume(self, checkpoint: str | Path) -> dict:
         """What a checkpoint was made with; ValueError if this run cannot go on from it, see [`check_resume`]."""
@@ -116,6 +134,9 @@ class CheckpointMixin:
 
     def _save_checkpoint(self, model, trial):
         self._finite.check_weights()
+        if self._finite.in_streak:  # or the last good checkpoints would be deleted while nothing is learned
+            logger.warning("Step %d was left out, so that no checkpoint is saved of it.", self.state.global_step)
+            return
         run_dir = Path(self._get_output_dir(trial))
         folder = run_dir / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         unfinished = run_dir / f"{storage.UNFINISHED}{folder.name}"

@@ -84,7 +84,9 @@ def parse_arguments(types: tuple[type, ...], argv: list[str] | None = None) -> t
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv and argv[0].endswith(RECIPE_SUFFIXES):
         argv = read_recipe(argv[0]) + argv[1:]
-    parser = _Parser(types, description=sys.modules["__main__"].__doc__, formatter_class=_HelpFormatter)
+    parser = _Parser(
+        types, description=sys.modules["__main__"].__doc__, formatter_class=_HelpFormatter, allow_abbrev=False
+    )
     *parsed, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
     if unknown:
         names = [argument.split("=")[0] for argument in unknown if argument.startswith("--")] or unknown

@@ -15,7 +15,14 @@ from .data.reading import BadImageError
 from .storage import last_complete_checkpoint
 
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+
 WORKER_DIED = re.compile(r"DataLoader worker \(pid")
+LOCK_FILE = "training.lock"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 ERRNO = re.compile(r"os error (\d+)")  # of safetensors, whose errors are no OSError
 
@@ -30,6 +37,10 @@ class SavingFailedError(TrainingFault):
 
 class WorkerDiedError(TrainingFault):
     """A process that loads data is gone, e.g. killed for want of memory."""
+
+
+class FolderInUseError(TrainingFault):
+    """Another training writes into the same folder."""
 
 
 class NonFiniteError(TrainingFault):
@@ -116,6 +127,35 @@ def telling_of_saving(name: str, unfinished: Path, output_dir: str | Path) -> It
         ) from error
 
 
+@contextmanager
+def sole_training(output_dir: str | Path) -> Iterator[None]:
+    """
+    Training inside, and no other in this folder meanwhile. The lock is the process's and ends with it, however that
+    ends; where the file system or the system (Windows) has no locks, there is none.
+
+    Args:
+        output_dir (`str` or `Path`): an existing folder.
+
+    Raises:
+        FolderInUseError: if a training of another process is in it.
+    """
+    path = Path(output_dir) / LOCK_FILE
+    with open(path, "w") as file:
+        try:
+            if fcntl is not None:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                raise FolderInUseError(
+                    f"Another process is training in {output_dir}: choose another output_dir, or wait for it, or end "
+                    "it (processes may live on when their launcher was killed)."
+                ) from None
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
 def free_bytes(folder: str | Path) -> int:
     """Room on the disk of a folder, or of the nearest one above that exists."""
     folder = Path(folder).absolute()
@@ -130,6 +170,7 @@ def megabytes(count: int) -> str:
 
 
 __all__ = [
+    "FolderInUseError",
     "NonFiniteError",
     "SavingFailedError",
     "TrainingFault",
@@ -137,6 +178,7 @@ __all__ = [
     "free_bytes",
     "going_on",
     "megabytes",
+    "sole_training",
     "telling_faults",
     "telling_of_saving",
 ]

@@ -147,7 +147,10 @@ class FiniteGuard(TrainerCallback):
         args = self.trainer.args
         terms = f"loss_x {loss_x:g}" + (f", loss_u {loss_u:g}" if self.trainer.method.uses_unlabeled else "")
         rate = f"learning rate {self.trainer._get_learning_rate():.3g}"
-        advice = "Lower the learning rate, set --max_grad_norm 1, use --bf16 instead of --fp16, or look at the data"
+        advice = (
+            "Set --max_grad_norm 1, use --bf16 instead of --fp16, or look at the data; a resume keeps its learning "
+            "rate, so for a lower one begin a new training, from a checkpoint's weights (--model_name_or_path) or anew"
+        )
         if self.skips:
             raise NonFiniteError(
                 f"{int(longest)} updates in a row had a loss or gradient that is not finite ({rate}), the first of "
@@ -157,6 +160,11 @@ class FiniteGuard(TrainerCallback):
             f"The loss or its gradient was not finite at step {int(step)} ({terms}; {rate}), and nothing was saved "
             f"since: {going_on(args.output_dir)}. {advice}; --nan_loss skip leaves single updates out."
         )
+
+    @property
+    def in_streak(self) -> bool:
+        """Whether the last update was left out; reads the device."""
+        return bool(self.in_a_row)
 
     def check_weights(self):
         """Raises [`NonFiniteError`] if a weight or a buffer is not finite; before each save, in all processes."""
@@ -172,7 +180,8 @@ class FiniteGuard(TrainerCallback):
         where = f"{bad[0]} and {len(bad) - 1} others" if bad else "one of another process"
         raise NonFiniteError(
             f"The weights are not finite after step {self.trainer.state.global_step} ({where}), and are not saved: "
-            f"{going_on(self.trainer.args.output_dir)}. Lower the learning rate, or set --max_grad_norm 1."
+            f"{going_on(self.trainer.args.output_dir)}. Set --max_grad_norm 1, or begin anew with a lower learning "
+            "rate."
         )
 
 

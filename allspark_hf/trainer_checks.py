@@ -42,6 +42,12 @@ def check_model(model: SegformerForSemiSupervisedSegmentation, args: AllSparkTra
             f"method={args.method!r} needs the bottleneck, but the model's configuration has "
             "use_cross_attention=False: set it to True, or choose another method."
         )
+    smallest = smallest_side(model.config)
+    if min(model.config.crop_height_width) < smallest:
+        raise ValueError(
+            f"crop_size={model.config.crop_size} is too small for the encoder, which needs {smallest} pixels a side: "
+            "set a larger one."
+        )
     ignore_index = model.config.semantic_loss_ignore_index
     if not model.config.num_labels <= ignore_index <= 255:
         raise ValueError(
@@ -150,9 +156,9 @@ def check_stream(
 
 def check_output_dir(args: AllSparkTrainingArguments, model: SegformerForSemiSupervisedSegmentation):
     """
-    Raises ValueError if nothing can be written into `output_dir`; warns where there is less room on its disk than
-    training will need: the model, its optimizer's state, and one checkpoint more than are kept, since an older one is
-    deleted only when the new one is complete.
+    Raises ValueError if nothing, or not even one checkpoint, can be written into `output_dir`; warns where there is
+    less room on its disk than training will need: the model, its optimizer's state, and one checkpoint more than are
+    kept, since an older one is deleted only when the new one is complete.
     """
     if not args.should_save:
         return
@@ -171,6 +177,12 @@ def check_output_dir(args: AllSparkTrainingArguments, model: SegformerForSemiSup
     there = len(sorted_checkpoints(args.output_dir))
     checkpoints = max((args.save_total_limit or 1) + 1 - there, 1)
     needed, free = checkpoints * checkpoint + weights, free_bytes(args.output_dir)
+    if free < max(checkpoint, weights):
+        raise ValueError(
+            f"There are {megabytes(free)} free for output_dir={args.output_dir}, which is not enough to save once: a "
+            f"checkpoint takes {megabytes(checkpoint)}, the model {megabytes(weights)}. Make room, or choose another "
+            "output_dir."
+        )
     if free < needed:
         logger.warning(
             "There are %s free for output_dir=%s, but training saves %s: %d checkpoints of %s (one more than "

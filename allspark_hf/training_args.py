@@ -1,5 +1,6 @@
 """Arguments of [`AllSparkTrainer`]."""
 
+import math
 import os
 from dataclasses import dataclass, field
 
@@ -280,6 +281,8 @@ class AllSparkTrainingArguments(TrainingArguments, EvaluationArguments):
                 raise ValueError(f"{name}={getattr(self, name)} is negative: set 0 or more.")
         if not 0 <= self.ohem_threshold <= 1:
             raise ValueError(f"ohem_threshold={self.ohem_threshold} is no probability: set it in [0, 1].")
+        if not 0 <= self.learning_rate < math.inf:
+            raise ValueError(f"learning_rate={self.learning_rate} is no step size: set a finite number, 0 or more.")
         if self.head_learning_rate_multiplier <= 0:
             raise ValueError(f"head_learning_rate_multiplier={self.head_learning_rate_multiplier}: set more than 0.")
         for name in ("per_device_train_batch_size", "per_device_unlabeled_batch_size"):

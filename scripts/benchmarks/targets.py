@@ -148,7 +148,7 @@ def check_targets(results: Results) -> list[dict]:
                 }
             )
         if not any(target.is_set_for(case) for case in measured):
-            where = ", ".join(f"{name} {value}" for name, value in target.where.items()) or "any size"
+            where = ", ".join(f"{name} {value}" for name, value in target.where.items()) or "any of b0 to b5"
             missing = {
                 "case": None,
                 "as_set": True,
