@@ -58,6 +58,14 @@ def make_dataset(num_rows: int, num_labels: int = 3, seed: int = 0, size=(72, 96
     return dataset
 
 
+@pytest.fixture(autouse=True)
+def same_threads():
+    """A test that changes their number must not change the last bits of the next one's sums."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture
 def image_processor():
     return make_image_processor()
