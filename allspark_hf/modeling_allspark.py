@@ -71,7 +71,8 @@ def normalize_query(query: torch.Tensor, key_moments: tuple[torch.Tensor, torch.
     does not see what is subtracted from a row of it, so only the normalisation's scale counts.
 
     With q = mean + q' and k alike, the map's variance is that of q'k', plus that of q' mean_k, plus that of mean_q k':
-    it follows from the [`moments`] without the map, and as these are squares, nothing cancels.
+    it follows from the [`moments`] without the map, and as these are squares, nothing cancels. `query` is float
+    (batch, maps, queries, tokens), as is the result; `key_moments` are those of (batch or 1, maps, keys, tokens).
     """
     query_mean, query_covariance = moments(query)
     key_mean, key_covariance = key_moments

@@ -12,13 +12,13 @@ from huggingface_hub.errors import StrictDataclassError
 from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
+from published_model import publish
 
 from allspark_hf import AllSparkConfig, SegformerForSemiSupervisedSegmentation
 from allspark_hf.cli import ModelArguments, load_model
 from allspark_hf.data.checks import CheckReport
 from allspark_hf.handler import EndpointHandler
 from allspark_hf.inference import load_trained, make_image_processor, model_palette, predict_mask
-from allspark_hf.publishing.repository import add_code
 
 
 REFUSED = (ValueError, StrictDataclassError)
@@ -44,11 +44,7 @@ PROCESSOR = (
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("saved")
-    tiny_model().save_pretrained(folder)
-    make_image_processor().save_pretrained(folder)
-    add_code(folder)
-    return folder
+    return publish(tmp_path_factory.mktemp("saved"), tiny_model(), make_image_processor())
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ from conftest import tiny_config, tiny_model
 from hub_server import HubServer
 from pickles import goes_off, write_bomb
 from PIL import Image
+from published_model import publish
 from run_training import make_trainer
 from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
@@ -27,7 +28,6 @@ from allspark_hf.data.hub import open_dataset
 from allspark_hf.handler import EndpointHandler
 from allspark_hf.inference import load_trained, make_image_processor
 from allspark_hf.publishing.publish import publish_folder
-from allspark_hf.publishing.repository import add_code
 
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
@@ -46,11 +46,7 @@ def mark(tmp_path):
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("saved")
-    tiny_model().save_pretrained(folder)
-    make_image_processor().save_pretrained(folder)
-    add_code(folder)
-    return folder
+    return publish(tmp_path_factory.mktemp("saved"), tiny_model(), make_image_processor())
 
 
 def bombed(saved: Path, folder: Path, mark: Path, name: str, form: str) -> Path:
