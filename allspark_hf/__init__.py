@@ -1,12 +1,12 @@
 """AllSpark (CVPR 2024): semi-supervised semantic segmentation for transformers."""
 
-from .auto_classes import register_auto_classes
-from .configuration_allspark import AllSparkConfig
-from .modeling_allspark import SegformerForSemiSupervisedSegmentation, SemiSupervisedSegmenterOutput
+from .inference.segmentation import segment
+from .models.auto_classes import register_auto_classes
+from .models.configuration_allspark import AllSparkConfig
+from .models.modeling_allspark import SegformerForSemiSupervisedSegmentation, SemiSupervisedSegmenterOutput
 from .publishing.publish import push_model_to_hub
-from .segmentation import segment
-from .trainer import AllSparkTrainer
-from .training_args import AllSparkTrainingArguments
+from .training.arguments import AllSparkTrainingArguments
+from .training.trainer import AllSparkTrainer
 
 
 register_auto_classes()

@@ -252,7 +252,7 @@ def finish(results) -> None:
 
 
 def main():
-    from allspark_hf.cli import parse_arguments
+    from allspark_hf.cli.arguments import parse_arguments
 
     try:
         (options,) = parse_arguments((BenchmarkArguments,))

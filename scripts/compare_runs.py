@@ -72,7 +72,7 @@ def check_same_budget(runs: dict[str, dict]) -> None:
 
 def table(runs: dict[str, dict], class_names: list[str]) -> str:
     """Markdown table of both runs, IoU in percent."""
-    from allspark_hf.metrics import metric_name
+    from allspark_hf.evaluation.metrics import metric_name
 
     def percent(value: float | None) -> str:
         return "absent" if value is None else f"{100 * value:.1f}"
@@ -120,8 +120,8 @@ def draw_comparison(
     """Writes `comparison.png`, a row for each of some validation images, evenly spread, and `legend.png`."""
     from allspark_hf.data import load_folder
     from allspark_hf.data.images import mask_to_array, to_rgb
-    from allspark_hf.inference import model_palette, predict_mask
-    from allspark_hf.visualization import colorize, contact_sheet, legend, side_by_side
+    from allspark_hf.inference.prediction import model_palette, predict_mask
+    from allspark_hf.inference.visualization import colorize, contact_sheet, legend, side_by_side
 
     first_model = next(iter(models.values()))[0]
     palette = model_palette(first_model)
@@ -163,7 +163,7 @@ def main() -> None:
     if unknown:
         raise ValueError(f"{', '.join(unknown)} is not named like a method: rename it to one of {', '.join(TITLES)}.")
 
-    from allspark_hf.inference import load_trained
+    from allspark_hf.inference.prediction import load_trained
 
     runs = {folder.name: read_run(folder) for folder in options.runs}
     check_same_budget(runs)

@@ -17,9 +17,9 @@ def main():
 
     from huggingface_hub.errors import StrictDataclassError
 
-    from allspark_hf.conversion import convert_state_dict, read_checkpoint
     from allspark_hf.data import read_classes
-    from allspark_hf.inference import make_image_processor
+    from allspark_hf.inference.prediction import make_image_processor
+    from allspark_hf.models.conversion import convert_state_dict, read_checkpoint
 
     try:
         names = read_classes(args.classes).names if args.classes else None

@@ -15,7 +15,7 @@ source "$ROOT/scripts/environment.sh"
 
 COUNTS=(--num_train 400 --num_labeled 24 --num_validation 60)
 # What the data are made of; kept in the folder, it also marks the folder as this script's own.
-MADE="${COUNTS[*]} $(cat allspark_hf/demo_data.py allspark_hf/demo_textures.py | cksum)"
+MADE="${COUNTS[*]} $(cat allspark_hf/demo/data.py allspark_hf/demo/textures.py | cksum)"
 if [ -f "$MARK" ] && [ "$(cat "$MARK")" = "$MADE" ] && [ -f "$OUT/data/classes.json" ]; then
     echo "Using the data in $OUT/data."
 else

@@ -47,9 +47,9 @@ class ScriptArguments:
 def build_trainer(arguments, evaluation_arguments, data_arguments, unused_dir: str):
     """A trainer that only evaluates."""
     from allspark_hf import AllSparkTrainer, AllSparkTrainingArguments
-    from allspark_hf.evaluation_data import fit_to_model, select_split
-    from allspark_hf.inference import load_trained
-    from allspark_hf.trainer_checks import long_side_of
+    from allspark_hf.evaluation.selection import fit_to_model, select_split
+    from allspark_hf.inference.prediction import load_trained
+    from allspark_hf.training.checks import long_side_of
 
     model, image_processor = load_trained(arguments.model, "cpu")  # the Trainer moves it
     data_arguments = fit_to_model(data_arguments, model.config, long_side_of(image_processor))
@@ -90,7 +90,7 @@ def results(trainer, arguments, data_arguments, seconds: float) -> dict:
     import transformers
 
     import allspark_hf
-    from allspark_hf.evaluation_args import EvaluationArguments, eval_crop
+    from allspark_hf.evaluation.arguments import EvaluationArguments, eval_crop
     from allspark_hf.publishing.outdated import DIGEST, weights_digest
 
     evaluation, config = trainer.evaluation, trainer.model.config
@@ -123,10 +123,10 @@ def results(trainer, arguments, data_arguments, seconds: float) -> dict:
 def main():
     import tempfile
 
-    from allspark_hf.cli import fail, leave, parse_arguments
+    from allspark_hf.cli.arguments import fail, leave, parse_arguments
     from allspark_hf.data import DataArguments
-    from allspark_hf.evaluation import OtherProcessError
-    from allspark_hf.evaluation_args import EvaluationArguments
+    from allspark_hf.evaluation.arguments import EvaluationArguments
+    from allspark_hf.evaluation.evaluator import OtherProcessError
 
     failure = None
     with tempfile.TemporaryDirectory() as unused_dir:

@@ -61,9 +61,9 @@ class OptionalDataArguments(DataArguments):
 
 def validation_samples(arguments: ScriptArguments, data_arguments, model, image_processor):
     """The images with masks to measure the cost on, none of them read yet; None without data."""
-    from allspark_hf.evaluation import EvaluationDataset
-    from allspark_hf.evaluation_data import fit_to_model, select_split
-    from allspark_hf.trainer_checks import long_side_of
+    from allspark_hf.evaluation.evaluator import EvaluationDataset
+    from allspark_hf.evaluation.selection import fit_to_model, select_split
+    from allspark_hf.training.checks import long_side_of
 
     if not data_arguments.given:
         return None
@@ -76,9 +76,9 @@ def validation_samples(arguments: ScriptArguments, data_arguments, model, image_
 
 def measured(arguments: ScriptArguments, model, samples) -> dict:
     """What the export costs, on these images."""
-    from allspark_hf.export import OnnxSegmenter
-    from allspark_hf.export_cost import measure_cost
-    from allspark_hf.export_folder import FLOAT_FILE, INT8_FILE, ONNX_FOLDER
+    from allspark_hf.export.cost import measure_cost
+    from allspark_hf.export.folder import FLOAT_FILE, INT8_FILE, ONNX_FOLDER
+    from allspark_hf.export.onnx import OnnxSegmenter
 
     files = {"ONNX": FLOAT_FILE} | ({"int8": INT8_FILE} if arguments.quantize_int8 else {})
     segmenters = {
@@ -98,14 +98,14 @@ def report(record: dict) -> str:
 
 
 def main():
-    from allspark_hf.cli import parse_arguments
+    from allspark_hf.cli.arguments import parse_arguments
 
     try:
         arguments, data_arguments = parse_arguments((ScriptArguments, OptionalDataArguments))
-        from allspark_hf.export import check_exportable, require_onnx
-        from allspark_hf.export_cost import cost_table
-        from allspark_hf.export_folder import check_output, export_onnx, write_record
-        from allspark_hf.inference import load_trained
+        from allspark_hf.export.cost import cost_table
+        from allspark_hf.export.folder import check_output, export_onnx, write_record
+        from allspark_hf.export.onnx import check_exportable, require_onnx
+        from allspark_hf.inference.prediction import load_trained
 
         require_onnx()
         check_output(arguments.folder, arguments.in_model_folder, arguments.overwrite)

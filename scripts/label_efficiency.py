@@ -34,7 +34,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def make_study(options: argparse.Namespace):
     """Methods as rows, numbers of labels as columns."""
-    from allspark_hf.study import Study
+    from allspark_hf.studies.study import Study
 
     counts = sorted(options.labeled_counts)
     if counts[0] < 1 or len(set(counts)) != len(counts):
@@ -52,7 +52,7 @@ def make_study(options: argparse.Namespace):
 
 def advice(results: dict[str, dict[str, list[dict]]]) -> list[str]:
     """One sentence per method: what the last step in labels brought, against the spread over seeds."""
-    from allspark_hf.study_report import mean_and_spread
+    from allspark_hf.studies.report import mean_and_spread
 
     sentences = []
     for method, cells in results.items():

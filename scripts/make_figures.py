@@ -89,7 +89,7 @@ class Material:
 
     def __init__(self, arguments: FigureArguments, data_arguments):
         from allspark_hf.data import find_data, split_of_run, with_class_indices
-        from allspark_hf.inference import load_trained
+        from allspark_hf.inference.prediction import load_trained
 
         self.arguments = arguments
         self.folders = [*(arguments.baseline or []), arguments.model]
@@ -220,7 +220,7 @@ def check_existing(arguments: FigureArguments):
 
 def main():
     from allspark_hf import figures
-    from allspark_hf.cli import parse_arguments
+    from allspark_hf.cli.arguments import parse_arguments
     from allspark_hf.data import DataArguments
 
     try:

@@ -31,9 +31,9 @@ def parse_fraction(text: str) -> tuple[str, float]:
 def make_splits(options: argparse.Namespace) -> None:
     """Draws, checks and writes the lists."""
     from allspark_hf.data import Selection, find_layout, find_overlap
-    from allspark_hf.data.lists import list_text
-    from allspark_hf.data.pairs import some
-    from allspark_hf.data.splits import select_pairs
+    from allspark_hf.data.sources.lists import list_text
+    from allspark_hf.data.sources.pairs import some
+    from allspark_hf.data.sources.splits import select_pairs
 
     layout = find_layout(options.data_dir, options.data_format, options.voc_masks)
     parts = {str(count): {"labeled_count": count} for count in options.labeled_counts or ()}
@@ -76,7 +76,7 @@ def write_texts(texts: dict[Path, str]) -> None:
 
 def read_either(path: Path, layout):
     """A split file of training or of validation images."""
-    from allspark_hf.data.lists import read_list
+    from allspark_hf.data.sources.lists import read_list
 
     try:
         return read_list(path, layout, "train", need_masks=False)
@@ -90,8 +90,8 @@ def read_either(path: Path, layout):
 def check(options: argparse.Namespace) -> int:
     """Prints what any two of the lists share; the number of pairs of lists that share something."""
     from allspark_hf.data import find_layout, find_overlap
-    from allspark_hf.data.lists import read_lines, shared_images
-    from allspark_hf.data.pairs import some
+    from allspark_hf.data.sources.lists import read_lines, shared_images
+    from allspark_hf.data.sources.pairs import some
 
     if len(options.check) < 2:
         raise ValueError("--check was given one list; give at least two.")

@@ -156,8 +156,8 @@ def predict_file(file: Path, results: tuple[Path, Path], model, image_processor,
         OSError: If a result cannot be written.
     """
     from allspark_hf.data.images import open_image, to_rgb
-    from allspark_hf.inference import model_palette, predict_mask
-    from allspark_hf.visualization import index_image, overlay
+    from allspark_hf.inference.prediction import model_palette, predict_mask
+    from allspark_hf.inference.visualization import index_image, overlay
 
     try:
         with open_image(file) as opened:
@@ -182,8 +182,8 @@ def main() -> int:
     from tqdm import tqdm
     from transformers import HfArgumentParser
 
-    from allspark_hf.inference import load_trained, model_palette
-    from allspark_hf.visualization import legend
+    from allspark_hf.inference.prediction import load_trained, model_palette
+    from allspark_hf.inference.visualization import legend
 
     parser = HfArgumentParser(PredictArguments, description="Segments images with a trained model.")
     try:

@@ -56,7 +56,7 @@ def read_sbd_mask(path: Path) -> np.ndarray:
 
 def write_mask(array: np.ndarray, path: Path) -> None:
     """An indexed PNG with VOC's palette, complete or not at all."""
-    from allspark_hf.data.published_classes import voc_colormap
+    from allspark_hf.data.sources.published_classes import voc_colormap
 
     image = Image.fromarray(array)
     image.putpalette([channel for color in voc_colormap() for channel in color])

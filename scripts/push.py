@@ -32,7 +32,7 @@ class PushArguments:
 
 
 def main():
-    from allspark_hf.cli import parse_arguments
+    from allspark_hf.cli.arguments import parse_arguments
     from allspark_hf.publishing.publish import publish_folder
 
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")

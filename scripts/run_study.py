@@ -37,8 +37,8 @@ def run(study, options, extra: list[str]) -> dict | None:
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("Terminated; the same command goes on from here."))
     from allspark_hf.figures import require_matplotlib
-    from allspark_hf.study import StudyRunner
-    from allspark_hf.study_report import collect, write_report
+    from allspark_hf.studies.report import collect, write_report
+    from allspark_hf.studies.study import StudyRunner
 
     train_script = Path(__file__).with_name("train.py")
     runner = StudyRunner(study, options.output_dir, train_script, extra, options.launcher)
@@ -58,7 +58,7 @@ def run(study, options, extra: list[str]) -> dict | None:
 
 
 def main() -> None:
-    from allspark_hf.study import read_study
+    from allspark_hf.studies.study import read_study
 
     options, extra = make_parser().parse_known_args()
     study = read_study(options.study)

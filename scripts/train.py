@@ -20,7 +20,7 @@ from pathlib import Path
 
 def checkpoint_to_resume(args) -> str | None:
     """The checkpoint asked for; without one, an output folder that holds another run's is refused."""
-    from allspark_hf.storage import finish_renaming, last_complete_checkpoint, sorted_checkpoints
+    from allspark_hf.training.storage import finish_renaming, last_complete_checkpoint, sorted_checkpoints
 
     with args.main_process_first(desc="looking for checkpoints"):
         if args.should_save:
@@ -81,10 +81,10 @@ def build_trainer():
     from transformers import set_seed
 
     from allspark_hf import AllSparkTrainer, AllSparkTrainingArguments
-    from allspark_hf.cli import ModelArguments, load_model, parse_arguments
+    from allspark_hf.cli.arguments import ModelArguments, load_model, parse_arguments
+    from allspark_hf.cli.dry_run import DryRunArguments, dry_run
     from allspark_hf.data import DataArguments, load_data
-    from allspark_hf.dry_run import DryRunArguments, dry_run
-    from allspark_hf.inference import make_image_processor
+    from allspark_hf.inference.prediction import make_image_processor
     from allspark_hf.methods import METHODS
     from allspark_hf.publishing.record import run_source
 
@@ -153,10 +153,10 @@ def push(trainer) -> str | None:
 def main():
     from huggingface_hub.errors import StrictDataclassError
 
-    from allspark_hf.cli import fail, leave
+    from allspark_hf.cli.arguments import fail, leave
     from allspark_hf.data.reading import BadImageError
-    from allspark_hf.evaluation import OtherProcessError
-    from allspark_hf.faults import TrainingFault
+    from allspark_hf.evaluation.evaluator import OtherProcessError
+    from allspark_hf.training.faults import TrainingFault
 
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     for name in ("httpx", "httpx2"):  # which tell of every request, with signed addresses

@@ -4,8 +4,8 @@ import torch
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
 
-import allspark_hf.trainer
-from allspark_hf.distributed import synchronize_batchnorm
+import allspark_hf.training.trainer
+from allspark_hf.training.processes import synchronize_batchnorm
 
 
 def allow_fsdp():
@@ -24,7 +24,7 @@ def allow_fsdp():
 
 def allow_sync_batchnorm():
     """torch's SyncBatchNorm with its own communication; of its five CUDA kernels these are plain versions."""
-    allspark_hf.trainer.synchronize_batchnorm = lambda model, world_size, device: synchronize_batchnorm(
+    allspark_hf.training.trainer.synchronize_batchnorm = lambda model, world_size, device: synchronize_batchnorm(
         model, world_size, torch.device("cuda")
     )
     torch.nn.parallel.DistributedDataParallel._passing_sync_batchnorm_handle = lambda self, module: None  # a check

@@ -13,9 +13,9 @@ from conftest import tiny_model
 from run_training import make_trainer
 from torch.utils.data import get_worker_info
 
-from allspark_hf.cli import fail, leave
+from allspark_hf.cli.arguments import fail, leave
 from allspark_hf.data.mixed import MixedDataset
-from allspark_hf.faults import TrainingFault
+from allspark_hf.training.faults import TrainingFault
 
 
 def poison(trainer, steps: list[int], batch_number: int = 0):

@@ -26,7 +26,7 @@ from conftest import tiny_model
 from run_training import make_trainer
 from safetensors.torch import load_file
 
-from allspark_hf.storage import finish_renaming, is_complete, last_complete_checkpoint, load_state
+from allspark_hf.training.storage import finish_renaming, is_complete, last_complete_checkpoint, load_state
 
 
 # 10 unlabeled images in batches of 2: 5 steps an epoch, 10 checkpoints of which 2 are kept.

@@ -16,7 +16,7 @@ from conftest import tiny_model
 from PIL import Image
 from torch.nn import functional as F
 
-from allspark_hf.demo_data import generate_demo_image
+from allspark_hf.demo.data import generate_demo_image
 
 
 NAMES = ["ground", "été", "sky", "a/b", "道路"]

@@ -17,7 +17,7 @@ from run_training import make_trainer
 from test_distributed import CONFIG
 from test_training_args import arguments
 
-from allspark_hf.distributed import check_sharding, synchronize_batchnorm
+from allspark_hf.training.processes import check_sharding, synchronize_batchnorm
 
 
 FOLDER = CONFIG.parent

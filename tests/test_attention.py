@@ -7,8 +7,8 @@ import torch
 from conftest import NO_DROPOUT, tiny_config, tiny_model
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from allspark_hf import modeling_allspark
-from allspark_hf.modeling_allspark import (
+from allspark_hf.models import modeling_allspark
+from allspark_hf.models.modeling_allspark import (
     INSTANCE_NORM_EPS,
     AllSparkBottleneck,
     ChannelCrossAttention,

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from allspark_hf.data.augmentation import random_geometry, random_photometry, to_pixel_values
 from allspark_hf.data.geometry import crop_image, crop_label, draw_geometry, shown_pixels
+from allspark_hf.data.photometry import random_geometry, random_photometry, to_pixel_values
 
 
 def checkerboard(size=(40, 60), cell=10):

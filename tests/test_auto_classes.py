@@ -28,7 +28,7 @@ from transformers.utils import logging as transformers_logging
 
 import allspark_hf
 from allspark_hf import AllSparkConfig, SegformerForSemiSupervisedSegmentation
-from allspark_hf.inference import make_image_processor
+from allspark_hf.inference.prediction import make_image_processor
 
 
 CODE = ("configuration_allspark.py", "modeling_allspark.py")
@@ -79,7 +79,7 @@ def assert_complete(folder):
     assert {path.name for path in folder.iterdir()} == COMPLETE
     assert json.loads((folder / "config.json").read_text())["auto_map"] == AUTO_MAP
     for name in CODE:
-        assert (folder / name).read_bytes() == (Path(allspark_hf.__file__).parent / name).read_bytes()
+        assert (folder / name).read_bytes() == (Path(allspark_hf.__file__).parent / "models" / name).read_bytes()
 
 
 @pytest.mark.parametrize("num_labels", [1, 3, 81])
@@ -205,7 +205,7 @@ def test_plain_segformer_is_left_alone(tmp_path):
 def test_registering_again_changes_nothing(folder):
     before = logits_of(AutoModel.from_pretrained(folder))
     allspark_hf.register_auto_classes()
-    importlib.reload(importlib.import_module("allspark_hf.auto_classes"))
+    importlib.reload(importlib.import_module("allspark_hf.models.auto_classes"))
     importlib.reload(allspark_hf)
     model = AutoModel.from_pretrained(folder)
     assert type(model) is SegformerForSemiSupervisedSegmentation is allspark_hf.SegformerForSemiSupervisedSegmentation

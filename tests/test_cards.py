@@ -10,7 +10,6 @@ from card_folders import CLASSES, config_of, evaluation_of, rows_of, run_of, val
 from huggingface_hub import ModelCard
 from PIL import Image
 
-from allspark_hf.publishing import card as card_module
 from allspark_hf.publishing.card import write_card, write_model_card
 from allspark_hf.publishing.card_records import evaluation_mode
 from allspark_hf.publishing.markdown import code, code_block, duration, escape, number, table
@@ -363,28 +362,6 @@ def test_example_images_and_figures(make_folder, tmp_path):
     for wrong in (tmp_path / "no.png", tmp_path / "missing.png", folder / "config.json"):
         with pytest.raises(ValueError, match=r"The example image .*: give an image file"):
             write_model_card(folder, example_images=[wrong])
-
-
-def test_template_of_a_checkout_and_of_an_installed_package(tmp_path, monkeypatch):
-    checkout = (ROOT / "model_cards" / "template.md").read_text()
-    assert card_module.template() == checkout
-    module = tmp_path / "site" / "allspark_hf" / "publishing" / "card.py"
-    monkeypatch.setattr(card_module, "__file__", str(module))
-    with pytest.raises(FileNotFoundError, match=r"has no model_cards/template.md: install allspark-hf again"):
-        card_module.template()
-    (module.parents[1] / "model_cards").mkdir(parents=True)
-    (module.parents[1] / "model_cards" / "template.md").write_text("installed")
-    assert card_module.template() == "installed"
-
-
-def test_an_installed_package_has_all_its_parts():
-    text = (ROOT / "pyproject.toml").read_text()
-    listed = set(re.findall(r'^    "(allspark_hf[\w.]*)",$', text, flags=re.MULTILINE))
-    folders = {path.parent.relative_to(ROOT) for path in (ROOT / "allspark_hf").rglob("__init__.py")}
-    assert listed == {".".join(folder.parts) for folder in folders} | {"allspark_hf.model_cards"}
-    assert (
-        '"allspark_hf.model_cards" = ["template.md"]' in text and '"allspark_hf.model_cards" = "model_cards"' in text
-    )
 
 
 def test_write_card_refuses_nothing_silently(tmp_path):

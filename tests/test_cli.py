@@ -9,9 +9,9 @@ import pytest
 from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
 from allspark_hf import AllSparkTrainingArguments
-from allspark_hf.cli import ModelArguments, load_model, parse_arguments, read_recipe
+from allspark_hf.cli.arguments import ModelArguments, load_model, parse_arguments, read_recipe
 from allspark_hf.data import DataArguments, load_data
-from allspark_hf.demo_data import CLASS_NAMES, write_demo_data
+from allspark_hf.demo.data import CLASS_NAMES, write_demo_data
 
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from allspark_hf.demo_data import CLASS_NAMES, generate_demo_image, write_demo_data
-from allspark_hf.visualization import default_palette, legend
+from allspark_hf.demo.data import CLASS_NAMES, generate_demo_image, write_demo_data
+from allspark_hf.inference.visualization import default_palette, legend
 
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -19,7 +19,7 @@ from layout_folders import (
 )
 
 from allspark_hf.data import BadDataError, DataArguments, check_data, find_data, find_layout, load_data, mask_to_array
-from allspark_hf.data.published_classes import (
+from allspark_hf.data.sources.published_classes import (
     CITYSCAPES_CLASSES,
     CITYSCAPES_IGNORED_LABEL_IDS,
     CITYSCAPES_LABEL_IDS,

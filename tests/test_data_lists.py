@@ -17,7 +17,7 @@ from layout_folders import (
 )
 
 from allspark_hf.data import DataArguments, find_data, load_data, mask_to_array
-from allspark_hf.data.lists import shared_images, split_line
+from allspark_hf.data.sources.lists import shared_images, split_line
 
 
 JENA = "leftImg8bit/train/jena/jena_00000{}_000019_leftImg8bit.png"

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from allspark_hf.demo_data import CLASS_NAMES, generate_demo_image, main, write_demo_data
-from allspark_hf.visualization import default_palette
+from allspark_hf.demo.data import CLASS_NAMES, generate_demo_image, main, write_demo_data
+from allspark_hf.inference.visualization import default_palette
 
 
 def files_under(folder):
@@ -125,7 +125,7 @@ def test_command_line(tmp_path, capsys):
 
 
 def test_the_folder_loads_as_ones_own_data(tmp_path):
-    folder = pytest.importorskip("allspark_hf.data.folder")
+    folder = pytest.importorskip("allspark_hf.data.sources.folder")
     write_demo_data(tmp_path / "demo", num_train=5, num_labeled=2, num_validation=3, size=(48, 64))
     data = folder.load_folder(tmp_path / "demo")
     assert (len(data.labeled), len(data.unlabeled), len(data.validation)) == (2, 3, 3)

@@ -8,10 +8,10 @@ from PIL import Image
 from run_training import make_trainer, result_of
 from test_mixed_batches import mixed_dataset, sampler
 
-from allspark_hf.data import device_augmentation
-from allspark_hf.data.augmentation import JITTER, Photometry, apply_photometry, draw_photometry, to_pixel_values
-from allspark_hf.data.device_augmentation import finish_on_device, normalise, pack_photometry
+from allspark_hf.data import device_photometry as device_augmentation
+from allspark_hf.data.device_photometry import finish_on_device, normalise, pack_photometry
 from allspark_hf.data.mixed import MixedBatchCollator
+from allspark_hf.data.photometry import JITTER, Photometry, apply_photometry, draw_photometry, to_pixel_values
 
 
 NOTHING = Photometry((), False, None)

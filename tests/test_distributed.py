@@ -14,7 +14,7 @@ from run_training import build_trainer, make_trainer, result_of
 from safetensors.torch import load_file, save_file
 from transformers import Trainer
 
-from allspark_hf.distributed import saved_memories
+from allspark_hf.training.processes import saved_memories
 
 
 SCRIPT = Path(__file__).with_name("run_training.py")

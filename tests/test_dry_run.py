@@ -13,12 +13,12 @@ from huggingface_hub import constants
 from PIL import Image
 
 from allspark_hf import AllSparkTrainingArguments, SegformerForSemiSupervisedSegmentation
-from allspark_hf import dry_run as module
-from allspark_hf.cli import ModelArguments
+from allspark_hf.cli.arguments import ModelArguments
+from allspark_hf.cli import dry_run as module
+from allspark_hf.cli.dry_run import batch_lines, choose_weights, dry_run, update_text
 from allspark_hf.data import DataArguments
 from allspark_hf.data.presence import look_for_data
-from allspark_hf.demo_data import write_demo_data
-from allspark_hf.dry_run import batch_lines, choose_weights, dry_run, update_text
+from allspark_hf.demo.data import write_demo_data
 from allspark_hf.methods import Method
 
 

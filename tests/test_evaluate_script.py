@@ -15,11 +15,11 @@ from conftest import tiny_model
 from PIL import Image
 
 from allspark_hf.data import load_folder
-from allspark_hf.demo_data import CLASS_NAMES, write_demo_data
-from allspark_hf.evaluation import EvaluationDataset
-from allspark_hf.inference import make_image_processor
-from allspark_hf.metrics import BoundaryCounts, ConfusionMatrix
-from allspark_hf.prediction import predict_logits
+from allspark_hf.demo.data import CLASS_NAMES, write_demo_data
+from allspark_hf.evaluation.evaluator import EvaluationDataset
+from allspark_hf.evaluation.metrics import BoundaryCounts, ConfusionMatrix
+from allspark_hf.evaluation.prediction import predict_logits
+from allspark_hf.inference.prediction import make_image_processor
 from allspark_hf.publishing.outdated import weights_digest
 
 
@@ -78,8 +78,8 @@ def evaluate(tmp_path, *arguments, launcher=None) -> tuple[dict, str]:
 
 def expected_counts(model_dir, dataset):
     """One image after the other, whole."""
-    from allspark_hf.evaluation_args import EvaluationArguments
-    from allspark_hf.inference import load_trained
+    from allspark_hf.evaluation.arguments import EvaluationArguments
+    from allspark_hf.inference.prediction import load_trained
 
     model, image_processor = load_trained(str(model_dir), "cpu")
     confusion, boundary = ConfusionMatrix(len(CLASS_NAMES)), BoundaryCounts(len(CLASS_NAMES))

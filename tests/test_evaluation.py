@@ -8,12 +8,12 @@ from conftest import make_dataset, tiny_model
 from PIL import Image
 
 from allspark_hf import AllSparkTrainer, AllSparkTrainingArguments
-from allspark_hf.evaluation import Evaluation, EvaluationDataset
-from allspark_hf.evaluation_args import EvaluationArguments
-from allspark_hf.inference import make_image_processor
-from allspark_hf.losses import cross_entropy_sum, upsample
-from allspark_hf.metrics import BoundaryCounts, ConfusionMatrix
-from allspark_hf.prediction import center_crop, predict_logits, sliding_window_sum
+from allspark_hf.evaluation.arguments import EvaluationArguments
+from allspark_hf.evaluation.evaluator import Evaluation, EvaluationDataset
+from allspark_hf.evaluation.metrics import BoundaryCounts, ConfusionMatrix
+from allspark_hf.evaluation.prediction import center_crop, predict_logits, sliding_window_sum
+from allspark_hf.inference.prediction import make_image_processor
+from allspark_hf.methods.losses import cross_entropy_sum, upsample
 
 
 SLIDING = {"eval_mode": "sliding_window", "eval_crop_size": [48, 56]}

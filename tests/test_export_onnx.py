@@ -21,10 +21,14 @@ pytest.importorskip("onnxscript", reason="needs onnxscript: pip install 'allspar
 
 from exported import LONG_SIDE, equal_share, run_script, save_model, spread, tiny_export  # noqa: E402
 
-from allspark_hf import AllSparkConfig, export_folder  # noqa: E402
+from allspark_hf import AllSparkConfig  # noqa: E402
 from allspark_hf.data import load_folder  # noqa: E402
-from allspark_hf.evaluation import EvaluationDataset  # noqa: E402
-from allspark_hf.export import (  # noqa: E402
+from allspark_hf.evaluation.evaluator import EvaluationDataset  # noqa: E402
+from allspark_hf.evaluation.metrics import ConfusionMatrix  # noqa: E402
+from allspark_hf.export import folder as export_folder  # noqa: E402
+from allspark_hf.export.cost import cost_table, measure_cost  # noqa: E402
+from allspark_hf.export.folder import export_files, export_onnx, write_for_transformers_js  # noqa: E402
+from allspark_hf.export.onnx import (  # noqa: E402
     OPSET,
     OnnxSegmenter,
     check_exportable,
@@ -34,10 +38,7 @@ from allspark_hf.export import (  # noqa: E402
     require_onnx,
     sizes_to_compare,
 )
-from allspark_hf.export_cost import cost_table, measure_cost  # noqa: E402
-from allspark_hf.export_folder import export_files, export_onnx, write_for_transformers_js  # noqa: E402
-from allspark_hf.inference import make_image_processor, predict_mask  # noqa: E402
-from allspark_hf.metrics import ConfusionMatrix  # noqa: E402
+from allspark_hf.inference.prediction import make_image_processor, predict_mask  # noqa: E402
 from allspark_hf.publishing.outdated import weights_digest  # noqa: E402
 
 
@@ -264,7 +265,7 @@ def test_refusals(export, tmp_path, monkeypatch, copied_graph):
     refused("holds the weights of a model", output_dir=export.model_dir)
     (tmp_path / "file").write_text("")
     refused("is a file, but a folder is needed", output_dir=tmp_path / "file")
-    monkeypatch.setattr("allspark_hf.export.MAX_BYTES", 4 * 64_000)
+    monkeypatch.setattr("allspark_hf.export.onnx.MAX_BYTES", 4 * 64_000)
     refused("an ONNX file holds 2 GiB at most")
 
 

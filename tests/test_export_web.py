@@ -21,9 +21,9 @@ for package in ("onnx", "onnxruntime", "onnxscript"):
 from browser import Watch, chromium  # noqa: E402
 from exported import equal_share, tiny_export  # noqa: E402
 
-from allspark_hf.export import OnnxSegmenter  # noqa: E402
-from allspark_hf.export_folder import write_for_transformers_js  # noqa: E402
-from allspark_hf.inference import make_image_processor, predict_mask  # noqa: E402
+from allspark_hf.export.folder import write_for_transformers_js  # noqa: E402
+from allspark_hf.export.onnx import OnnxSegmenter  # noqa: E402
+from allspark_hf.inference.prediction import make_image_processor, predict_mask  # noqa: E402
 
 
 WEB = Path(__file__).with_name("web")

@@ -21,9 +21,9 @@ from transformers import TrainerCallback
 
 from allspark_hf.data.mixed import MixedDataset
 from allspark_hf.data.reading import BadImageError
-from allspark_hf.faults import NonFiniteError, SavingFailedError, WorkerDiedError, telling_faults
-from allspark_hf.inference import make_image_processor
-from allspark_hf.trainer import AllSparkTrainer
+from allspark_hf.inference.prediction import make_image_processor
+from allspark_hf.training.faults import NonFiniteError, SavingFailedError, WorkerDiedError, telling_faults
+from allspark_hf.training.trainer import AllSparkTrainer
 
 
 SCRIPT = Path(__file__).with_name("faulty_training.py")
@@ -118,7 +118,7 @@ def test_output_folder_is_tried_before_training(tmp_path, monkeypatch, caplog):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match=r"Nothing can be written into output_dir=.*/file/out \(.*choose another one"):
         make_trainer(tiny_model(), output_dir=str(tmp_path / "file" / "out"))
-    monkeypatch.setattr("allspark_hf.trainer_checks.free_bytes", lambda folder: 900_000)
+    monkeypatch.setattr("allspark_hf.training.checks.free_bytes", lambda folder: 900_000)
     make_trainer(tiny_model(), output_dir=str(tmp_path), save_strategy="epoch", save_total_limit=2)
     assert "There are 0.9 MB free" in caplog.text and "3 checkpoints of 0.6 MB" in caplog.text
     caplog.clear()

@@ -9,7 +9,7 @@ from PIL import Image
 from allspark_hf.figures import DRAWERS, STYLES, require_matplotlib, write_figure
 from allspark_hf.figures.pictures import paint_difference
 from allspark_hf.figures.style import DPI, WIDTH, drawing, plain
-from allspark_hf.visualization import default_palette
+from allspark_hf.inference.visualization import default_palette
 
 
 matplotlib = pytest.importorskip("matplotlib")

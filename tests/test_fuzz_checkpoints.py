@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from test_conversion import reference_model, to_reference
 
-from allspark_hf.conversion import convert_state_dict, read_checkpoint
+from allspark_hf.models.conversion import convert_state_dict, read_checkpoint
 
 
 SHAPES = st.lists(st.sampled_from([0, 1, 2, 3, 7, 8, 16, 40, 64]), max_size=5).filter(lambda s: math.prod(s) < 10**6)

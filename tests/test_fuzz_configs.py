@@ -15,10 +15,10 @@ from PIL import Image
 from published_model import publish
 
 from allspark_hf import AllSparkConfig, SegformerForSemiSupervisedSegmentation
-from allspark_hf.cli import ModelArguments, load_model
+from allspark_hf.cli.arguments import ModelArguments, load_model
 from allspark_hf.data.checks import CheckReport
-from allspark_hf.handler import EndpointHandler
-from allspark_hf.inference import load_trained, make_image_processor, model_palette, predict_mask
+from allspark_hf.inference.handler import EndpointHandler
+from allspark_hf.inference.prediction import load_trained, make_image_processor, model_palette, predict_mask
 
 
 REFUSED = (ValueError, StrictDataclassError)

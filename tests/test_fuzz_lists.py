@@ -12,12 +12,12 @@ from layout_folders import make_cityscapes, make_coco, make_voc, write_image, wr
 from PIL import Image
 
 from allspark_hf.data import DataArguments, Selection, load_folder, read_classes
-from allspark_hf.data.classes import Classes, write_classes
-from allspark_hf.data.layouts import find_layout
-from allspark_hf.data.lists import list_text, read_list, shared_images
 from allspark_hf.data.presence import look_for_data
-from allspark_hf.data.splits import load_layout, write_id_lists
-from allspark_hf.data.unlabeled import read_image_folder
+from allspark_hf.data.sources.classes import Classes, write_classes
+from allspark_hf.data.sources.layouts import find_layout
+from allspark_hf.data.sources.lists import list_text, read_list, shared_images
+from allspark_hf.data.sources.splits import load_layout, write_id_lists
+from allspark_hf.data.sources.unlabeled import read_image_folder
 
 
 NAMES = ("a", "b c", "sub/d", " e", "f ", "g\u2028h", "i\x85j", "k.l", "ü", "x.png", "m\ufeff")

@@ -15,9 +15,9 @@ from PIL import Image
 
 from allspark_hf.data import BadDataError, check_data, load_folder
 from allspark_hf.data.images import map_mask_values, mask_to_array, open_image, to_rgb
-from allspark_hf.data.labels import read_label
-from allspark_hf.data.pairs import SegmentationData
-from allspark_hf.evaluation_data import _rows_with_mask
+from allspark_hf.data.masks import read_label
+from allspark_hf.data.sources.pairs import SegmentationData
+from allspark_hf.evaluation.selection import _rows_with_mask
 
 
 def pillow(form: str, **options):

@@ -14,9 +14,10 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Va
 from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled, RemoteEntryNotFoundError
 
 from allspark_hf import AllSparkTrainer, AllSparkTrainingArguments
-from allspark_hf.data import DataArguments, find_classes, find_data, hub, load_data, load_hub_data
-from allspark_hf.data.unlabeled import open_unlabeled_stream, read_image_folder
-from allspark_hf.inference import make_image_processor
+from allspark_hf.data import DataArguments, find_classes, find_data, load_data, load_hub_data
+from allspark_hf.data.sources import hub
+from allspark_hf.data.sources.unlabeled import open_unlabeled_stream, read_image_folder
+from allspark_hf.inference.prediction import make_image_processor
 
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"

@@ -5,8 +5,8 @@ import torch
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from allspark_hf import losses
-from allspark_hf.losses import ohem_labels, upsampled_cross_entropy_sum
+from allspark_hf.methods import losses
+from allspark_hf.methods.losses import ohem_labels, upsampled_cross_entropy_sum
 
 
 def make_logits(num_labels, dtype=torch.float64, images=3, grid=(5, 7), scale=3.0):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from allspark_hf.demo_data import write_demo_data
+from allspark_hf.demo.data import write_demo_data
 
 
 pytest.importorskip("matplotlib")

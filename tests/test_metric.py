@@ -9,8 +9,8 @@ import torch
 from parity import Reference
 from PIL import Image
 
-from allspark_hf.metric import MeanIoU
-from allspark_hf.metrics import ConfusionMatrix
+from allspark_hf.evaluation.metric import MeanIoU
+from allspark_hf.evaluation.metrics import ConfusionMatrix
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from parity import Reference
 
-from allspark_hf.metrics import BoundaryCounts, ConfusionMatrix, boundary_distance, on_boundary
+from allspark_hf.evaluation.metrics import BoundaryCounts, ConfusionMatrix, boundary_distance, on_boundary
 
 
 NAMES = {0: "road", 1: "sign symbol", 2: "sky"}

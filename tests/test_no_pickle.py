@@ -20,13 +20,13 @@ from run_training import make_trainer
 from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
 import allspark_hf
-from allspark_hf.cli import ModelArguments, load_model
-from allspark_hf.conversion import read_checkpoint
+from allspark_hf.cli.arguments import ModelArguments, load_model
 from allspark_hf.data import load_folder
 from allspark_hf.data.checks import CheckReport, check_data
-from allspark_hf.data.hub import open_dataset
-from allspark_hf.handler import EndpointHandler
-from allspark_hf.inference import load_trained, make_image_processor
+from allspark_hf.data.sources.hub import open_dataset
+from allspark_hf.inference.handler import EndpointHandler
+from allspark_hf.inference.prediction import load_trained, make_image_processor
+from allspark_hf.models.conversion import read_checkpoint
 from allspark_hf.publishing.publish import publish_folder
 
 
@@ -191,7 +191,7 @@ def test_scripts_with_a_model(saved, tmp_path, mark, monkeypatch, capsys, form):
 
 
 def test_train_script(saved, tmp_path, mark, monkeypatch):
-    from allspark_hf.demo_data import write_demo_data
+    from allspark_hf.demo.data import write_demo_data
 
     write_demo_data(tmp_path / "data", num_train=4, num_labeled=2, num_validation=1, size=(64, 64))
     folder = bombed(saved, tmp_path / "model", mark, "pytorch_model.bin", "nested")

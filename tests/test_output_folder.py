@@ -10,9 +10,9 @@ from conftest import tiny_model
 from run_training import make_trainer
 
 from allspark_hf import AllSparkTrainingArguments
-from allspark_hf.cli import parse_arguments
-from allspark_hf.faults import LOCK_FILE, FolderInUseError, sole_training
-from allspark_hf.storage import sorted_checkpoints
+from allspark_hf.cli.arguments import parse_arguments
+from allspark_hf.training.faults import LOCK_FILE, FolderInUseError, sole_training
+from allspark_hf.training.storage import sorted_checkpoints
 
 
 SAVING = {"max_steps": 6, "save_strategy": "steps", "save_steps": 2, "seed": 3}
@@ -43,7 +43,7 @@ def test_one_training_at_a_time(tmp_path):
 
 
 def test_no_room_for_one_checkpoint_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("allspark_hf.trainer_checks.free_bytes", lambda folder: 100_000)
+    monkeypatch.setattr("allspark_hf.training.checks.free_bytes", lambda folder: 100_000)
     with pytest.raises(ValueError, match=r"There are 0.1 MB free .* not enough to save once: a checkpoint takes 0\."):
         make_trainer(tiny_model(), **SAVING, output_dir=str(tmp_path))
 

@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 
 from allspark_hf import AllSparkConfig, SegformerForSemiSupervisedSegmentation
-from allspark_hf.demo_data import generate_demo_image
-from allspark_hf.inference import SegformerImageProcessorPil, model_palette, predict_mask
-from allspark_hf.visualization import default_palette
+from allspark_hf.demo.data import generate_demo_image
+from allspark_hf.inference.prediction import SegformerImageProcessorPil, model_palette, predict_mask
+from allspark_hf.inference.visualization import default_palette
 
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "predict.py"

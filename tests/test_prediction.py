@@ -9,10 +9,16 @@ from parity import PRECISIONS, Reference, assert_near
 from torch.nn import functional as F
 
 from allspark_hf import AllSparkConfig, SegformerForSemiSupervisedSegmentation
-from allspark_hf.evaluation_args import EvaluationArguments
-from allspark_hf.losses import upsample
-from allspark_hf.metrics import ConfusionMatrix
-from allspark_hf.prediction import center_crop, predict_logits, sliding_window_sum, smallest_side, window_spans
+from allspark_hf.evaluation.arguments import EvaluationArguments
+from allspark_hf.evaluation.metrics import ConfusionMatrix
+from allspark_hf.evaluation.prediction import (
+    center_crop,
+    predict_logits,
+    sliding_window_sum,
+    smallest_side,
+    window_spans,
+)
+from allspark_hf.methods.losses import upsample
 
 
 @pytest.fixture(scope="module")

@@ -11,10 +11,10 @@ from PIL import Image
 from run_training import make_trainer
 
 from allspark_hf import AllSparkConfig
-from allspark_hf.data.augmentation import random_geometry
 from allspark_hf.data.mixed import Draw, MixedBatchCollator, MixedDataset
+from allspark_hf.data.photometry import random_geometry
 from allspark_hf.methods import MixedBatch, PixelCounts
-from allspark_hf.pseudo_label_health import histogram
+from allspark_hf.training.pseudo_label_health import histogram
 
 
 def dataset_of(unlabeled, num_labels=3, crop=(64, 80)) -> MixedDataset:

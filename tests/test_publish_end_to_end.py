@@ -14,8 +14,8 @@ from test_auto_classes import needs_auto_image_processor
 from without_package import run_without_package
 
 import allspark_hf
-from allspark_hf.demo_data import CLASS_NAMES, write_demo_data
-from allspark_hf.inference import load_trained, predict_mask
+from allspark_hf.demo.data import CLASS_NAMES, write_demo_data
+from allspark_hf.inference.prediction import load_trained, predict_mask
 
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
@@ -123,7 +123,7 @@ def test_the_card_on_the_hub_says_what_was_measured(hub, output_dir, monkeypatch
 
 def test_export_by_id(hub, data_dir, output_dir, tmp_path, monkeypatch):
     pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install -e '.[onnx]'")
-    from allspark_hf.export import OnnxSegmenter
+    from allspark_hf.export.onnx import OnnxSegmenter
 
     command = [sys.executable, SCRIPTS / "export_onnx.py", "--model", REPO_ID, "--output_dir", tmp_path / "onnx"]
     done = subprocess.run(command, env=hub.environment(), capture_output=True, text=True, timeout=300)

@@ -14,7 +14,7 @@ from run_training import make_trainer
 from safetensors.torch import load, load_file
 from test_push import CODE, MODEL, SCRIPTS, hashes, load_script
 
-from allspark_hf.demo_data import write_demo_data
+from allspark_hf.demo.data import write_demo_data
 from allspark_hf.publishing import upload
 from allspark_hf.publishing.outdated import outdated_files
 from allspark_hf.publishing.upload import PushError

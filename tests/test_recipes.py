@@ -7,7 +7,7 @@ import pytest
 from transformers import HfArgumentParser
 
 from allspark_hf import AllSparkTrainingArguments
-from allspark_hf.cli import ModelArguments, parse_arguments, read_recipe, recipe_arguments, resolve_recipe
+from allspark_hf.cli.arguments import ModelArguments, parse_arguments, read_recipe, recipe_arguments, resolve_recipe
 from allspark_hf.data import DataArguments
 
 

@@ -15,9 +15,16 @@ from run_training import make_trainer
 from safetensors.torch import load_file
 
 from allspark_hf import AllSparkConfig, AllSparkTrainer
-from allspark_hf.checkpoints import last_complete_checkpoint
-from allspark_hf.inference import make_image_processor
-from allspark_hf.storage import finish_renaming, is_complete, load_state, load_weights, remove_leftovers, save_state
+from allspark_hf.inference.prediction import make_image_processor
+from allspark_hf.training.checkpoints import last_complete_checkpoint
+from allspark_hf.training.storage import (
+    finish_renaming,
+    is_complete,
+    load_state,
+    load_weights,
+    remove_leftovers,
+    save_state,
+)
 
 
 SETTINGS = {"num_train_epochs": 2, "save_strategy": "steps", "save_steps": 3, "seed": 3}

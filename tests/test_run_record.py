@@ -12,11 +12,11 @@ from run_training import make_trainer
 from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
 from allspark_hf import AllSparkTrainingArguments, SegformerForSemiSupervisedSegmentation
-from allspark_hf.cli import ModelArguments, load_model
-from allspark_hf.configuration_allspark import MIT_SIZES
-from allspark_hf.conversion import _base_weights
+from allspark_hf.cli.arguments import ModelArguments, load_model
 from allspark_hf.data import DataArguments, load_data
-from allspark_hf.demo_data import write_demo_data
+from allspark_hf.demo.data import write_demo_data
+from allspark_hf.models.configuration_allspark import MIT_SIZES
+from allspark_hf.models.conversion import _base_weights
 from allspark_hf.publishing.licences import base_weights_of, licence_of, weights_name
 from allspark_hf.publishing.record import REPOSITORY, checkout, non_default, public, public_command
 

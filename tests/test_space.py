@@ -14,8 +14,8 @@ from published_model import publish
 from safetensors.torch import load_file, save_file
 
 from allspark_hf.data.images import to_rgb
-from allspark_hf.inference import make_image_processor, predict_mask
-from allspark_hf.visualization import default_palette, overlay
+from allspark_hf.inference.prediction import make_image_processor, predict_mask
+from allspark_hf.inference.visualization import default_palette, overlay
 
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "scripts" / "space"))

@@ -23,7 +23,7 @@ from layout_folders import (
 from PIL import Image
 
 from allspark_hf.data import DataArguments, draw, find_data, load_data, mask_to_array
-from allspark_hf.data.published_classes import voc_colormap
+from allspark_hf.data.sources.published_classes import voc_colormap
 
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"

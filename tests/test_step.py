@@ -9,12 +9,12 @@ from run_training import make_trainer, result_of
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from allspark_hf import AllSparkConfig, AllSparkTrainingArguments, losses
-from allspark_hf.data.augmentation import draw_photometry
-from allspark_hf.data.device_augmentation import finish_on_device, pack_photometry
-from allspark_hf.methods import METHODS, MixedBatch, PixelCounts
-from allspark_hf.methods.labeling import pseudo_label_pass
-from allspark_hf.modeling_allspark import group_channels
+from allspark_hf import AllSparkConfig, AllSparkTrainingArguments
+from allspark_hf.data.device_photometry import finish_on_device, pack_photometry
+from allspark_hf.data.photometry import draw_photometry
+from allspark_hf.methods import METHODS, MixedBatch, PixelCounts, losses
+from allspark_hf.methods.pseudo_labels import pseudo_label_pass
+from allspark_hf.models.modeling_allspark import group_channels
 
 
 PLAIN = AllSparkConfig.plain_segformer_switches()

@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader
 
 from allspark_hf import AllSparkTrainer, AllSparkTrainingArguments
 from allspark_hf.data.mixed import MixedBatchCollator, MixedBatchSampler, MixedDataset
+from allspark_hf.data.sources.unlabeled import open_unlabeled_stream
 from allspark_hf.data.streaming import StreamReader, whole_steps
-from allspark_hf.data.unlabeled import open_unlabeled_stream
 
 
 def picture(number: int) -> Image.Image:
@@ -261,7 +261,7 @@ def test_a_stream_cannot_skip_images(tmp_path):
 
 def stream_trainer(tmp_path, stream, train=None, evaluated=None, **kwargs):
     args = AllSparkTrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none", **kwargs)
-    from allspark_hf.inference import make_image_processor
+    from allspark_hf.inference.prediction import make_image_processor
 
     train = make_dataset(3, seed=1) if train is None else train
     data = {"train_dataset": train, "unlabeled_dataset": stream, "eval_dataset": evaluated}

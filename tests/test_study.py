@@ -10,8 +10,8 @@ import psutil
 import pytest
 import yaml
 
-from allspark_hf.study import Study, StudyRunner, read_study
-from allspark_hf.study_report import collect, mean_and_spread, table, write_report
+from allspark_hf.studies.report import collect, mean_and_spread, table, write_report
+from allspark_hf.studies.study import Study, StudyRunner, read_study
 
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
@@ -255,7 +255,7 @@ def test_the_studies_here_can_be_read(path):
 
 def test_label_efficiency_end_to_end(tmp_path):
     """The real training script, twice, on generated images."""
-    from allspark_hf.demo_data import main as make_data
+    from allspark_hf.demo.data import main as make_data
 
     make_data([str(tmp_path / "data"), "--num_train", "12", "--num_labeled", "6", "--num_validation", "3"])
     command = [sys.executable, SCRIPTS / "label_efficiency.py", "--data_dir", tmp_path / "data", "--max_steps", "2"]

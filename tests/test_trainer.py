@@ -16,9 +16,9 @@ from allspark_hf import (
     AllSparkTrainingArguments,
     SegformerForSemiSupervisedSegmentation,
 )
-from allspark_hf.checkpoints import last_complete_checkpoint
-from allspark_hf.inference import SegformerImageProcessorPil, make_image_processor
-from allspark_hf.storage import write_run_file
+from allspark_hf.inference.prediction import SegformerImageProcessorPil, make_image_processor
+from allspark_hf.training.checkpoints import last_complete_checkpoint
+from allspark_hf.training.storage import write_run_file
 
 
 PLAIN = AllSparkConfig.plain_segformer_switches()

@@ -9,7 +9,7 @@ from run_training import make_trainer
 from transformers import HfArgumentParser, TrainingArguments
 
 from allspark_hf import AllSparkConfig, AllSparkTrainingArguments
-from allspark_hf.trainer import make_sampler
+from allspark_hf.training.trainer import make_sampler
 
 
 def arguments(**kwargs):

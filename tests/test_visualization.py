@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from allspark_hf.visualization import (
+from allspark_hf.inference.visualization import (
     colorize,
     contact_sheet,
     default_palette,

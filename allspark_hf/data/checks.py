@@ -12,7 +12,7 @@ import PIL.Image
 from datasets import Dataset
 from tqdm.auto import tqdm
 
-from ..pretrained import one_line
+from ..models.pretrained import one_line
 from .images import (
     InexactMaskError,
     check_mask_values,
@@ -23,7 +23,7 @@ from .images import (
     to_rgb,
 )
 from .overlap import row_name, undecoded
-from .pairs import SegmentationData
+from .sources.pairs import SegmentationData
 
 
 logger = logging.getLogger(__name__)

@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 from torch.utils.data import BatchSampler, Dataset
 
-from .augmentation import apply_photometry, draw_photometry, to_pixel_values
-from .device_augmentation import pack_photometry
+from .device_photometry import pack_photometry
 from .geometry import crop_image, crop_label, draw_geometry, shown_pixels
 from .images import to_rgb
-from .labels import read_label
+from .masks import read_label
+from .photometry import apply_photometry, draw_photometry, to_pixel_values
 from .reading import read_or_replace
 from .streaming import StreamReader
 

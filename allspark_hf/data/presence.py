@@ -3,11 +3,11 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .classes import Classes, read_classes
-from .layouts import CityscapesLayout, CocoLayout, VocLayout, find_layout
-from .lists import is_file, read_lines, split_line
-from .loading import DataArguments, find_data
-from .pairs import Layout, SegmentationData
+from .sources.classes import Classes, read_classes
+from .sources.layouts import CityscapesLayout, CocoLayout, VocLayout, find_layout
+from .sources.lists import is_file, read_lines, split_line
+from .sources.loading import DataArguments, find_data
+from .sources.pairs import Layout, SegmentationData
 
 
 LISTS = {"labeled_list": "train", "unlabeled_list": "train", "validation_list": "validation"}

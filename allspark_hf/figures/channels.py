@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from ..inference import model_palette
-from ..losses import upsample
-from ..modeling_allspark import SegformerForSemiSupervisedSegmentation, group_channels
+from ..inference.prediction import model_palette
+from ..methods.losses import upsample
+from ..models.modeling_allspark import SegformerForSemiSupervisedSegmentation, group_channels
 from .crops import crop_row, row_ids
 
 

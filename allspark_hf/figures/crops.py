@@ -8,10 +8,10 @@ import torch
 from datasets import Dataset
 from PIL import Image, ImageOps
 
-from ..configuration_allspark import AllSparkConfig
-from ..data.augmentation import PADDING_COLOR, to_pixel_values
 from ..data.images import to_rgb
-from ..data.labels import read_label
+from ..data.masks import read_label
+from ..data.photometry import PADDING_COLOR, to_pixel_values
+from ..models.configuration_allspark import AllSparkConfig
 
 
 __all__ = ["CentreCrop", "centre_crop", "crop_row", "row_ids"]

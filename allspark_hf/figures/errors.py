@@ -7,8 +7,8 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from ..evaluation import Evaluation, EvaluationDataset
-from ..evaluation_args import EvaluationArguments
+from ..evaluation.arguments import EvaluationArguments
+from ..evaluation.evaluator import Evaluation, EvaluationDataset
 
 
 __all__ = ["error_by_set", "evaluate_set"]

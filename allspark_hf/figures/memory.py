@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from ..modeling_allspark import SegformerForSemiSupervisedSegmentation, SemanticMemory
+from ..models.modeling_allspark import SegformerForSemiSupervisedSegmentation, SemanticMemory
 from .channels import bottleneck_pass, choose_slots
 from .crops import crop_row, row_ids
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from ..visualization import colorize
+from ..inference.visualization import colorize
 from .predictions import BASELINE_WRONG, BOTH_WRONG, IGNORED, MODEL_WRONG
 from .style import FEATURE_COLORS, MAX_NAME, WIDTH, Style, crop_note, hex_colors, new_figure, plain
 

@@ -6,8 +6,8 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from ..data.images import to_rgb
-from ..data.labels import read_label
-from ..inference import model_palette, predict_mask
+from ..data.masks import read_label
+from ..inference.prediction import model_palette, predict_mask
 from .crops import row_ids
 
 

@@ -1,7 +1,7 @@
 """AllSpark: pseudo-labels, and labeled features rebuilt from unlabeled ones through the semantic memory."""
 
 from .base import Method, StepLosses
-from .labeling import pseudo_label_pass
+from .pseudo_labels import pseudo_label_pass
 
 
 class AllSpark(Method):

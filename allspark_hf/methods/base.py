@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from ..losses import ohem_labels, upsampled_cross_entropy_sum
-from .labeling import CONFIDENCE_STEP
+from .losses import ohem_labels, upsampled_cross_entropy_sum
+from .pseudo_labels import CONFIDENCE_STEP
 
 
 @dataclass

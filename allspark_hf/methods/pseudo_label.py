@@ -1,7 +1,7 @@
 """SemiBaseline: the model's own argmax on unlabeled images is their label."""
 
 from .base import Method, StepLosses
-from .labeling import pseudo_label_pass
+from .pseudo_labels import pseudo_label_pass
 
 
 class PseudoLabel(Method):

@@ -1,1 +1,1 @@
-"""Publishing a trained model: its repository, card and records, and the way to the Hub."""
+"""Publishing: records of a run, the model card made of them, and the upload. Reads folders, never a Trainer."""

@@ -28,12 +28,8 @@ MARKER = re.compile(r"\n*<!-- allspark-hf card (\w+) -->\s*$")
 
 
 def template() -> str:
-    """The template: in the package where it is installed, beside it in a checkout."""
-    package = Path(__file__).resolve().parents[1]
-    for folder in (package / "model_cards", package.parent / "model_cards"):
-        if (folder / "template.md").is_file():
-            return (folder / "template.md").read_text(encoding="utf-8")
-    raise FileNotFoundError(f"{package} has no model_cards/template.md: install allspark-hf again.")
+    """The text of the card's Jinja template."""
+    return Path(__file__).with_name("template.md").read_text(encoding="utf-8")
 
 
 def fill(**sections) -> str:

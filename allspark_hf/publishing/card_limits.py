@@ -1,7 +1,7 @@
 """What a model's card says of limits: first what its own records show, then what holds for the method."""
 
-from ..metrics import metric_name
-from ..pseudo_label_health import COLLAPSE_RATIO
+from ..evaluation.metrics import metric_name
+from ..training.pseudo_label_health import COLLAPSE_RATIO
 from .card_records import Records
 from .card_results import class_scores
 from .card_sections import plural

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..metrics import metric_name
+from ..evaluation.metrics import metric_name
 from .markdown import escape
 from .outdated import outdated_files
 from .record import RECORD_FILE

@@ -2,7 +2,7 @@
 
 import math
 
-from ..metrics import metric_name
+from ..evaluation.metrics import metric_name
 from .card_records import UNKNOWN_DATA, Evaluation, Records
 from .card_sections import plural
 from .markdown import FOLD_FROM, code, escape, folded, number, percent, table

@@ -3,7 +3,7 @@
 import json
 import re
 
-from ..configuration_allspark import MIT_SIZES
+from ..models.configuration_allspark import MIT_SIZES
 from .card_records import Records
 from .licences import FROM_SCRATCH, HUB_ID
 from .markdown import FOLD_FROM, code, code_block, duration, escape, folded, number, percent, table

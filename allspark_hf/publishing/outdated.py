@@ -9,7 +9,7 @@ from safetensors import SafetensorError, safe_open
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import SAFE_WEIGHTS_NAME
 
-from ..modeling_allspark import SegformerForSemiSupervisedSegmentation
+from ..models.modeling_allspark import SegformerForSemiSupervisedSegmentation
 from .markdown import percent
 from .record import RECORD_FILE
 from .record_shapes import history_of, numbers_of, read_json

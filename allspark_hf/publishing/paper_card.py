@@ -7,8 +7,8 @@ from pathlib import Path
 
 from huggingface_hub import ModelCardData
 
-from ..cli import resolve_recipe
-from ..data.published_classes import CITYSCAPES_CLASSES, COCO_CLASSES, VOC_CLASSES
+from ..cli.arguments import resolve_recipe
+from ..data.sources.published_classes import CITYSCAPES_CLASSES, COCO_CLASSES, VOC_CLASSES
 from . import card_sections
 from .card import fill
 from .card_limits import MIXING, general
@@ -117,7 +117,7 @@ def _shared(cells: list[dict]) -> dict:
 
 def _config(shared: dict) -> dict:
     """What config.json will say of the model, as far as the card needs it."""
-    from ..configuration_allspark import MIT_SIZES
+    from ..models.configuration_allspark import MIT_SIZES
 
     hidden_sizes, depths, _ = MIT_SIZES[shared["model_name_or_path"].rpartition("-")[2]]
     classes = CLASSES[shared["data_format"]]

@@ -5,7 +5,7 @@ from tempfile import TemporaryDirectory
 
 from huggingface_hub import CommitInfo, ModelCard
 
-from ..modeling_allspark import SegformerForSemiSupervisedSegmentation
+from ..models.modeling_allspark import SegformerForSemiSupervisedSegmentation
 from .card import CARD_FILE, card_to_publish, mark, write_model_card
 from .figures import write_run_figures
 from .repository import add_code, check_output_folder, stage

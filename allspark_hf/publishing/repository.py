@@ -13,11 +13,11 @@ from safetensors.torch import save_file
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME
 
-from ..configuration_allspark import AUTO_MAP
-from ..modeling_allspark import SegformerForSemiSupervisedSegmentation
-from ..pseudo_label_health import FILE_NAME as PSEUDO_LABEL_COUNTS
-from ..resuming import STATE_PATTERNS
-from ..storage import RUN_FILE, read_json, write_run_file
+from ..models.configuration_allspark import AUTO_MAP
+from ..models.modeling_allspark import SegformerForSemiSupervisedSegmentation
+from ..training.pseudo_label_health import FILE_NAME as PSEUDO_LABEL_COUNTS
+from ..training.resuming import STATE_PATTERNS
+from ..training.storage import RUN_FILE, read_json, write_run_file
 from .card_records import EVALUATION_KEYS, EXAMPLES_DIR, IMAGE_SUFFIXES
 from .outdated import outdated_files
 from .record import public
@@ -26,7 +26,12 @@ from .record import public
 logger = logging.getLogger(__name__)
 
 PREPROCESSOR_NAME = "preprocessor_config.json"
-CODE_FILES = ("configuration_allspark.py", "modeling_allspark.py", "handler.py")
+PACKAGE = Path(__file__).resolve().parents[1]
+CODE_FILES = (
+    PACKAGE / "models" / "configuration_allspark.py",
+    PACKAGE / "models" / "modeling_allspark.py",
+    PACKAGE / "inference" / "handler.py",
+)
 MODEL_FILES = (SAFE_WEIGHTS_NAME, CONFIG_NAME, PREPROCESSOR_NAME)
 RECORDS = ("run_record.json", TRAINER_STATE_NAME, "train_results.json", "eval_results.json", "all_results.json")
 PATTERNS = ("figures/*.png", "onnx/*.onnx", "onnx/*.onnx_data", "onnx/*.onnx.data", "onnx/export.json")
@@ -103,8 +108,8 @@ def add_code(staging: str | Path):
     and names them in its configuration.
     """
     staging = Path(staging)
-    for name in CODE_FILES:
-        shutil.copyfile(Path(__file__).parents[1] / name, staging / name)
+    for path in CODE_FILES:
+        shutil.copyfile(path, staging / path.name)
     _write_json(_read_json(staging / CONFIG_NAME) | {"auto_map": AUTO_MAP}, staging / CONFIG_NAME)
 
 

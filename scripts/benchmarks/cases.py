@@ -12,8 +12,8 @@ from torch import nn
 from transformers.utils import logging
 
 from allspark_hf import AllSparkConfig, SegformerForSemiSupervisedSegmentation
-from allspark_hf.configuration_allspark import MEMORY_SIZES, MIT_SIZES
-from allspark_hf.modeling_allspark import AllSparkBottleneck
+from allspark_hf.models.configuration_allspark import MEMORY_SIZES, MIT_SIZES
+from allspark_hf.models.modeling_allspark import AllSparkBottleneck
 
 from .textbook import TextbookBottleneck
 

@@ -17,7 +17,7 @@ LONGEST_ERROR = 300
 
 
 # Processes are forked from a server that has imported these and done nothing else.
-PRELOADED = ["torch", "datasets", "transformers.trainer", "allspark_hf.trainer", "benchmarks.serving"]
+PRELOADED = ["torch", "datasets", "transformers.trainer", "allspark_hf.training.trainer", "benchmarks.serving"]
 
 
 def _context(device: torch.device):

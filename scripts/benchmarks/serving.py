@@ -13,12 +13,12 @@ import torch
 from PIL import Image
 
 from allspark_hf.data import DataArguments, load_data, to_rgb
-from allspark_hf.data.augmentation import random_geometry, random_photometry, to_pixel_values
-from allspark_hf.data.labels import read_label
-from allspark_hf.demo_data import CLASS_NAMES, generate_demo_image
-from allspark_hf.evaluation import Evaluation, EvaluationDataset
-from allspark_hf.evaluation_args import EvaluationArguments
-from allspark_hf.inference import make_image_processor
+from allspark_hf.data.masks import read_label
+from allspark_hf.data.photometry import random_geometry, random_photometry, to_pixel_values
+from allspark_hf.demo.data import CLASS_NAMES, generate_demo_image
+from allspark_hf.evaluation.arguments import EvaluationArguments
+from allspark_hf.evaluation.evaluator import Evaluation, EvaluationDataset
+from allspark_hf.inference.prediction import make_image_processor
 
 from .cases import Case, autocast, make_model
 from .timing import summary, take_turns

@@ -1,0 +1,1 @@
+"""The command line: arguments, recipes, and the dry run. Nothing else imports this folder."""

@@ -1,0 +1,1 @@
+"""Where images come from: an own folder, published data sets, lists of ids, the Hub, streams."""

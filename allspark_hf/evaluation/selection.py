@@ -1,0 +1,119 @@
+"""Which images with masks a trained model is evaluated on."""
+
+from dataclasses import replace
+
+from datasets import Dataset, concatenate_datasets
+
+from ..data import DataArguments, find_data, split_of_run, with_class_indices
+from ..data.images import require_readable
+from ..data.overlap import row_name, undecoded
+from ..models.pretrained import one_line
+
+
+EVALUATION_SPLITS = ("labeled", "unlabeled", "validation", "all")
+
+
+def fit_to_model(data_arguments: DataArguments, config, long_side: int | None) -> DataArguments:
+    """
+    The data arguments with what the model was trained with: its ignore index and, unless given, its mask values.
+
+    Args:
+        data_arguments ([`DataArguments`]): as given.
+        config ([`AllSparkConfig`]): of the model.
+        long_side (`int`, *optional*): what the model's image processor scales the long side to, if anything.
+
+    Raises:
+        ValueError: where they contradict the model.
+    """
+    own = {"num_labels": config.num_labels, "image_long_side": long_side}
+    for name, value in own.items():
+        given = getattr(data_arguments, name)
+        if given is not None and given != value:
+            raise ValueError(f"{name}={given} was given, but the model has {value}: leave --{name} out.")
+    if data_arguments.mask_values is None and data_arguments.ignored_mask_values is None:  # as in training
+        stored = {name: getattr(config, name, None) for name in ("mask_values", "ignored_mask_values")}
+        data_arguments = replace(data_arguments, **stored)
+    values = data_arguments.mask_values
+    if values and len(values) != config.num_labels:
+        raise ValueError(f"mask_values lists {len(values)} classes, but the model has {config.num_labels}: list each.")
+    ignored = config.semantic_loss_ignore_index
+    if data_arguments.ignore_index not in (255, ignored):  # 255 is also what it is when not given
+        raise ValueError(
+            f"ignore_index={data_arguments.ignore_index} was given, but the model ignores {ignored}: leave "
+            "--ignore_index out, and change the masks if they differ."
+        )
+    if data_arguments.skip_bad_files:
+        raise ValueError(
+            "skip_bad_files would leave images out of the score: correct or remove the files, and leave it out."
+        )
+    return replace(data_arguments, ignore_index=ignored)
+
+
+def select_split(
+    split: str,
+    data_arguments: DataArguments,
+    config,
+    model_folder: str,
+    image_column: str = "image",
+    label_column: str = "label",
+) -> Dataset:
+    """
+    The images with masks to evaluate on, with class indices as masks.
+
+    Args:
+        split (`str`): one of `EVALUATION_SPLITS`.
+        data_arguments ([`DataArguments`]): of [`fit_to_model`].
+        config ([`AllSparkConfig`]): of the model.
+        model_folder (`str`): where the lists of a run's labeled images may lie; or a Hub id.
+        image_column (`str`): column of images, of a data set of the Hub.
+        label_column (`str`): column of masks, of a data set of the Hub.
+
+    Raises:
+        ValueError: if the data's classes are not the model's, or there is no such image.
+    """
+    where = data_arguments.data_dir or data_arguments.dataset_name
+    no_second_source = {"unlabeled_dir": None, "unlabeled_dataset_name": None, "unlabeled_streaming": False}
+    if split in ("labeled", "unlabeled"):
+        data_arguments = split_of_run(data_arguments, model_folder)
+    data = find_data(replace(data_arguments, **no_second_source), image_column=image_column, label_column=label_column)
+    if data.classes is not None and data.classes.num_labels != config.num_labels:
+        raise ValueError(
+            f"The model has {config.num_labels} classes, the data {where} names {data.classes.num_labels}: evaluate "
+            "on data with the model's classes, or correct the class list."
+        )
+    _check_names(config, data.classes, where)
+    parts = [getattr(data, name) for name in EVALUATION_SPLITS[:3] if split in (name, "all")]
+    parts = [part for part in map(_rows_with_mask, parts) if len(part)]
+    if not parts:
+        hint = "give --labeled_count or the like, which hides masks" if split == "unlabeled" else "add some"
+        raise ValueError(f"There is no {split} image with a mask in {where}: {hint}.")
+    return with_class_indices(concatenate_datasets(parts), data, data_arguments)
+
+
+def _check_names(config, classes, where: str):
+    """Raises ValueError where a class is called otherwise by the data than by the model, if both name it."""
+    for index, name in {} if classes is None else classes.id2label.items():
+        own = config.id2label[index]
+        if own != name and own not in (f"class_{index}", f"LABEL_{index}"):
+            raise ValueError(
+                f"Class {index} is {own!r} for the model and {name!r} for {where}: evaluate on data with the model's "
+                "classes in the same order, or correct the class list."
+            )
+
+
+def _rows_with_mask(dataset: Dataset) -> Dataset:
+    """The rows whose mask is known; nothing is decoded, but a mask that has lost its values is a `ValueError`."""
+    if "label" not in dataset.column_names:
+        return dataset.select([])
+    stored = [row["label"] for row in undecoded(dataset, "label")]
+    for row, label in enumerate(stored):
+        try:
+            if label is not None:
+                require_readable(label, is_mask=True)
+        except (OSError, ValueError) as error:
+            where = label["path"] or f"The mask of {row_name(dataset, row, None)}"
+            raise ValueError(f"{where}: {one_line(error)}") from error
+    return dataset.select([row for row, label in enumerate(stored) if label is not None])
+
+
+__all__ = ["EVALUATION_SPLITS", "fit_to_model", "select_split"]

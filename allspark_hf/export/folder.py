@@ -1,0 +1,205 @@
+"""The exported folder: what onnxruntime and transformers.js read, and a record of the export."""
+
+import json
+import os
+import platform
+from dataclasses import asdict
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from transformers import SegformerConfig
+from transformers.image_processing_utils import BaseImageProcessor
+
+from ..models.configuration_allspark import AllSparkConfig
+from ..models.modeling_allspark import SegformerForSemiSupervisedSegmentation
+from ..publishing.outdated import DIGEST, weights_digest
+from ..training.checks import long_side_of
+from .onnx import (
+    INT8_OPERATORS,
+    OPSET,
+    TOLERANCE,
+    OnnxSegmenter,
+    check_differences,
+    check_exportable,
+    compare_logits,
+    export_graph,
+    quantize_int8,
+    require_onnx,
+    sizes_to_compare,
+)
+
+
+ONNX_FOLDER = "onnx"
+# As transformers.js names them: dtype "fp32" and dtype "q8".
+FLOAT_FILE, INT8_FILE = "model.onnx", "model_quantized.onnx"
+RECORD_FILE = "export.json"
+
+
+def export_files(folder: str | Path, quantize: bool, in_model_folder: bool) -> list[Path]:
+    """The files that [`export_onnx`] writes to a folder."""
+    names = [FLOAT_FILE, *([INT8_FILE] if quantize else []), RECORD_FILE]
+    files = [Path(folder) / ONNX_FOLDER / name for name in names]
+    if not in_model_folder:
+        files += [Path(folder) / "config.json", Path(folder) / "preprocessor_config.json"]
+    return files
+
+
+def check_output(folder: str | Path, in_model_folder: bool, overwrite: bool):
+    """
+    Raises ValueError if an export is in the folder already, unless it may be overwritten, or if the folder holds
+    another model, whose configuration would be replaced.
+
+    Args:
+        folder (`str` or `Path`): where to export to; need not exist.
+        in_model_folder (`bool`): whether it is the exported model's own.
+        overwrite (`bool`): whether an earlier export may be replaced.
+    """
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file, but a folder is needed: choose another output_dir.")
+    if not in_model_folder and (folder / "model.safetensors").exists():
+        raise ValueError(
+            f"{folder} holds the weights of a model, whose config.json the export would replace: choose another "
+            "output_dir, or the exported model's own folder."
+        )
+    existing = [file for file in export_files(folder, True, in_model_folder) if file.exists()]
+    if existing and not overwrite:
+        raise ValueError(f"{existing[0]} exists: pass --overwrite, or choose another --output_dir.")
+
+
+def export_onnx(
+    model: SegformerForSemiSupervisedSegmentation,
+    image_processor: BaseImageProcessor,
+    output_dir: str | Path,
+    quantize: bool = False,
+    in_model_folder: bool = False,
+    overwrite: bool = False,
+) -> dict:
+    """
+    Exports a model, and writes nothing unless its logits are PyTorch's at all [`sizes_to_compare`].
+
+    `output_dir` gets onnx/model.onnx, with `quantize` onnx/model_quantized.onnx, and onnx/export.json; an earlier
+    export is replaced as a whole. Where it is not the model's own folder, it also gets the two files of
+    [`write_for_transformers_js`].
+
+    Args:
+        model ([`SegformerForSemiSupervisedSegmentation`]): on the CPU, in eval mode.
+        image_processor ([`SegformerImageProcessor`]): of the model.
+        output_dir (`str` or `Path`): made if need be.
+        quantize (`bool`): whether to write the 8-bit variant too.
+        in_model_folder (`bool`): whether `output_dir` is the model's own folder, of which all else stays as it is.
+        overwrite (`bool`): whether an earlier export may be replaced.
+
+    Returns:
+        `dict`: what is in onnx/export.json.
+
+    Raises:
+        ImportError: if onnx or what belongs to it is missing.
+        ValueError: if the model cannot be exported, ONNX differs from PyTorch, or there is something in the way.
+    """
+    require_onnx()
+    check_exportable(model)
+    check_output(output_dir, in_model_folder, overwrite)
+    if model.dtype != torch.float32:
+        raise ValueError(f"The model is {model.dtype}, but the export compares with float32: call model.float().")
+    output_dir = Path(output_dir)
+    made = [folder for folder in (output_dir, *output_dir.parents) if not folder.exists()]
+    output_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        with TemporaryDirectory(prefix=".export-", dir=output_dir) as staging:
+            record = _export_into(Path(staging), model, image_processor, quantize, in_model_folder)
+            if in_model_folder:  # so that an export older than the weights shows
+                record[DIGEST] = weights_digest(output_dir)
+                write_record(staging, record)
+            for old in export_files(output_dir, True, in_model_folder=True):
+                old.unlink(missing_ok=True)
+            (output_dir / ONNX_FOLDER).mkdir(exist_ok=True)
+            for file in export_files("", quantize, in_model_folder):
+                os.replace(Path(staging) / file, output_dir / file)
+    except BaseException:
+        for folder in made:
+            folder.rmdir()
+        raise
+    return record
+
+
+def _export_into(folder: Path, model, image_processor, quantize: bool, in_model_folder: bool) -> dict:
+    (folder / ONNX_FOLDER).mkdir()
+    path = folder / ONNX_FOLDER / FLOAT_FILE
+    export_graph(model, path)
+    differences = compare_logits(model, OnnxSegmenter(path, model.config), sizes_to_compare(model.config))
+    check_differences(differences)
+    if quantize:
+        quantize_int8(path, path.with_name(INT8_FILE))
+    if not in_model_folder:
+        write_for_transformers_js(folder, model.config, image_processor)
+    names = (FLOAT_FILE, INT8_FILE) if quantize else (FLOAT_FILE,)
+    record = {
+        "opset": OPSET,
+        "files": {name: path.with_name(name).stat().st_size for name in names},  # bytes
+        "tolerance": TOLERANCE,
+        "differences": [asdict(difference) for difference in differences],
+        "int8_operators": list(INT8_OPERATORS) if quantize else None,
+        "cost": None,
+        "versions": _versions(),
+        "machine": {"architecture": platform.machine(), "threads": torch.get_num_threads()},
+    }
+    write_record(folder, record)
+    return record
+
+
+def write_record(output_dir: str | Path, record: dict):
+    """Writes onnx/export.json."""
+    path = Path(output_dir) / ONNX_FOLDER / RECORD_FILE
+    path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def _versions() -> dict[str, str]:
+    import onnx
+    import onnxruntime
+    import onnxscript
+    import transformers
+
+    modules = (torch, transformers, onnx, onnxscript, onnxruntime)
+    return {module.__name__: module.__version__ for module in modules} | {"python": platform.python_version()}
+
+
+def write_for_transformers_js(
+    folder: str | Path, config: AllSparkConfig, image_processor: BaseImageProcessor
+) -> list[Path]:
+    """
+    The two files by which transformers.js opens an exported folder. It does not know the model type allspark, but the
+    graph takes and gives what SegFormer's does, and this is what config.json says. The size to resize to is written
+    in the form that both libraries read.
+
+    Args:
+        folder (`str` or `Path`): where to.
+        config ([`AllSparkConfig`]): of the model.
+        image_processor ([`SegformerImageProcessor`]): of the model.
+
+    Returns:
+        `list[Path]`: config.json and preprocessor_config.json.
+    """
+    stored = config.to_dict()
+    fields = {name: stored[name] for name in SegformerConfig().to_dict() if name in stored}
+    fields |= {name: stored[name] for name in ("id2label", "label2id", "palette") if name in stored}
+    fields |= {
+        "architectures": ["SegformerForSemanticSegmentation"],
+        "model_type": "segformer",
+        "exported_from": {"architectures": stored.get("architectures"), "model_type": stored["model_type"]},
+        "transformers.js_config": {"dtype": "fp32"},  # its own default in a browser is q8
+    }
+    fields.pop("_name_or_path", None)
+    settings = json.loads(image_processor.to_json_string())
+    settings["image_processor_type"] = "SegformerImageProcessor"
+    if image_processor.do_resize and "max_height" in dict(image_processor.size):
+        long_side = long_side_of(image_processor)
+        settings["size"] = {"shortest_edge": long_side, "longest_edge": long_side}
+    paths = [Path(folder) / "config.json", Path(folder) / "preprocessor_config.json"]
+    for path, content in zip(paths, (fields, settings), strict=True):
+        path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    return paths
+
+
+__all__ = ["check_output", "export_files", "export_onnx", "write_for_transformers_js", "write_record"]

@@ -1,0 +1,260 @@
+"""One call from an image to its segmentation, for a notebook."""
+
+import base64
+import difflib
+import html
+import io
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from transformers import PreTrainedModel
+from transformers.image_processing_utils import BaseImageProcessor
+
+from ..data.images import open_image, to_rgb
+from .prediction import load_trained, model_palette, predict_confidence
+from .visualization import legend, overlay
+
+
+__all__ = ["LegendEntry", "Segmentation", "segment"]
+
+_CACHED_MODELS = 2
+_NOTEBOOK_SIDE = 800
+_MODEL_FILES = ("config.json", "preprocessor_config.json", "*.safetensors", "*.safetensors.index.json")
+_loaded = OrderedDict()
+_lock = threading.Lock()
+
+ImageInput = Image.Image | str | Path | np.ndarray
+
+
+@dataclass(frozen=True)
+class LegendEntry:
+    """A class of a segmentation.
+
+    Args:
+        index: Class index.
+        label: Name of the class.
+        color: Red, green and blue, 0 to 255.
+        share: Share of the image's pixels, over 0, up to 1.
+        confidence: Mean probability, 0 to 1, that the model gives the class on those pixels.
+    """
+
+    index: int
+    label: str
+    color: tuple[int, int, int]
+    share: float
+    confidence: float
+
+
+@dataclass(frozen=True, eq=False)
+class Segmentation:
+    """A segmented image. As the last line of a notebook's cell it shows its overlay and legend.
+
+    Args:
+        image: RGB, upright.
+        mask: Class indices 0 to num_labels - 1 (height, width), the size of `image`: uint8 up to 256 classes, int32
+            above.
+        confidence: Probability of each pixel's class, float32 in 0..1 (height, width).
+        id2label: Name of every class index.
+        palette: Colours of all classes, uint8 (num_labels, 3), red, green and blue in 0..255.
+    """
+
+    image: Image.Image
+    mask: np.ndarray
+    confidence: np.ndarray
+    id2label: dict[int, str]
+    palette: np.ndarray
+
+    @property
+    def legend(self) -> list[LegendEntry]:
+        """The classes that occur, the largest area first, of equal ones the lower index."""
+        classes = self.mask.ravel()
+        pixels = np.bincount(classes, minlength=len(self.palette))
+        confidence = np.bincount(classes, weights=self.confidence.ravel(), minlength=len(self.palette))
+        present = sorted(np.flatnonzero(pixels).tolist(), key=lambda index: (-pixels[index], index))
+        return [
+            LegendEntry(
+                index=index,
+                label=self.id2label[index],
+                color=tuple(self.palette[index].tolist()),
+                share=float(pixels[index] / classes.size),
+                confidence=float(confidence[index] / pixels[index]),
+            )
+            for index in present
+        ]
+
+    def overlay(self, alpha: float = 0.5) -> Image.Image:
+        """The image under the classes' colours.
+
+        Args:
+            alpha: Weight of the colours, 0 (image only) to 1 (colours only).
+
+        Returns:
+            RGB image of the same size.
+
+        Raises:
+            ValueError: If `alpha` is out of range.
+        """
+        return overlay(self.image, self.mask, self.palette, alpha, ignore_index=None)
+
+    def legend_image(self) -> Image.Image:
+        """Swatch and name of the classes that occur, in the order of class indices: RGB image on white."""
+        names = [self.id2label[index] for index in range(len(self.palette))]
+        return legend(names, self.palette, present=np.unique(self.mask))
+
+    def class_mask(self, label: str | int) -> np.ndarray:
+        """Where one class is.
+
+        Args:
+            label: Name or index of the class; a name that several classes have stands for all of them.
+
+        Returns:
+            bool (height, width); all False if the class does not occur.
+
+        Raises:
+            ValueError: If the model has no such class.
+        """
+        indices = [index for index, name in self.id2label.items() if label in (name, index)]
+        if not indices:
+            names = [str(name) for name in self.id2label.values()]
+            close = difflib.get_close_matches(str(label), names, n=1)
+            advice = f"did you mean {close[0]!r}?" if close else f"the classes are {', '.join(names)}."
+            raise ValueError(f"The model has no class {label!r}: {advice}")
+        return np.isin(self.mask, indices)
+
+    def __repr__(self) -> str:
+        entries = self.legend
+        shown = ", ".join(f"{entry.label} {entry.share:.1%}" for entry in entries[:3])
+        more = f", {len(entries) - 3} more" if len(entries) > 3 else ""
+        return f"Segmentation({self.image.width}x{self.image.height} pixels: {shown}{more})"
+
+    def _repr_html_(self) -> str:
+        picture = self.overlay()
+        picture.thumbnail((_NOTEBOOK_SIDE, _NOTEBOOK_SIDE))  # the notebook's file holds it
+        content = io.BytesIO()
+        picture.save(content, format="PNG")
+        source = f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode('ascii')}"
+        rows = "".join(_html_row(entry) for entry in self.legend)
+        return (
+            '<div style="display:flex;flex-wrap:wrap;gap:1em;align-items:flex-start">'
+            f'<img src="{source}" alt="{html.escape(repr(self))}" style="max-width:100%"/>'
+            "<table><thead><tr><th></th><th>class</th><th>area</th><th>confidence</th></tr></thead>"
+            f"<tbody>{rows}</tbody></table></div>"
+        )
+
+
+def _html_row(entry: LegendEntry) -> str:
+    swatch = f"display:inline-block;width:1.6em;height:1em;border:1px solid #606060;background:rgb{entry.color}"
+    return (
+        f'<tr><td><span style="{swatch}"></span></td><td style="text-align:left">{html.escape(entry.label)}</td>'
+        f"<td>{entry.share:.1%}</td><td>{entry.confidence:.2f}</td></tr>"
+    )
+
+
+def segment(
+    model: str | Path | tuple[PreTrainedModel, BaseImageProcessor],
+    image: ImageInput | Sequence[ImageInput],
+    *,
+    device: str | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+) -> Segmentation | list[Segmentation]:
+    """Segment an image, or several.
+
+    The mask is that of `predict_mask`. The last two models are kept in memory, so that another call with the same
+    name does not load again; a folder whose model has changed is loaded anew, a Hub id is not asked again.
+
+    Args:
+        model: Hub id or folder of a model trained by this library, or a pair of model (in eval mode) and image
+            processor, as `load_trained` gives it.
+        image: A PIL image, the path of an image file, or an array uint8 (height, width, 3) of red, green and blue in
+            0..255; or a list or tuple of these.
+        device: Such as "cpu" or "cuda:0"; None takes the GPU if there is one. Not for a loaded model.
+        revision: Branch, tag or commit of a Hub id; None for the main branch. Not for a loaded model.
+        token: Access token of a private Hub id; None for the one that is logged in, if any. Not for a loaded model.
+
+    Returns:
+        The segmentation; a list of them, in order, for a list or tuple.
+
+    Raises:
+        ValueError: If the model cannot be loaded, or an image cannot be read or is too small for the model.
+    """
+    many = isinstance(image, (list, tuple))
+    # All are read first, so that a bad one is told before the model has worked on the others.
+    pictures = [_read(item) for item in (image if many else [image])]
+    if isinstance(model, (str, Path)):
+        network, image_processor = _load_cached(str(model), device, revision, token)
+    else:
+        network, image_processor = _loaded_pair(model)
+        if (device, revision, token) != (None, None, None):
+            raise ValueError(
+                "device, revision and token are for a model's name, but a loaded model is given: leave them out, and "
+                "move the model with model.to(device)."
+            )
+    palette, id2label = model_palette(network), dict(network.config.id2label)
+    results = []
+    for picture in pictures:
+        mask, confidence = predict_confidence(network, image_processor, picture)
+        results.append(Segmentation(picture, mask, confidence, id2label, palette))
+    return results if many else results[0]
+
+
+def _read(image: ImageInput) -> Image.Image:
+    """RGB and upright."""
+    if isinstance(image, (str, Path)):
+        if not Path(image).is_file():
+            raise ValueError(f"There is no file {image}: give the path of an image, a PIL image or an array.")
+        try:
+            with open_image(image) as opened:
+                return to_rgb(opened)
+        # Pillow's decoders raise OSError, SyntaxError, struct.error, zlib.error and others on bad files.
+        except Exception as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise ValueError(f"{image} cannot be read as an image: {reason}") from error
+    if isinstance(image, Image.Image):
+        return to_rgb(image)
+    if not isinstance(image, np.ndarray):
+        raise ValueError(
+            f"An image is of type {type(image).__name__}, but a PIL image, a path or a NumPy array is needed."
+        )
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+        raise ValueError(
+            f"An array is {image.dtype} of shape {image.shape}, but uint8 (height, width, 3) with red, green and blue "
+            "in 0 to 255 is needed."
+        )
+    return Image.fromarray(image)
+
+
+def _loaded_pair(model) -> tuple[PreTrainedModel, BaseImageProcessor]:
+    if isinstance(model, tuple) and len(model) == 2 and isinstance(model[0], PreTrainedModel):
+        return model
+    raise ValueError(
+        f"model is of type {type(model).__name__}, but a Hub id, a folder, or a pair (model, image_processor) is "
+        "needed: the image comes second."
+    )
+
+
+def _load_cached(
+    model_id: str, device: str | None, revision: str | None, token: str | bool | None
+) -> tuple[PreTrainedModel, BaseImageProcessor]:
+    key = (model_id, device, revision, _model_files(Path(model_id)))
+    with _lock:  # a second thread waits for the load instead of repeating it
+        if key not in _loaded:
+            # Also what the folder held before it changed.
+            for outdated in [other for other in _loaded if other[:3] == key[:3]]:
+                del _loaded[outdated]
+            _loaded[key] = load_trained(model_id, device, revision, token)
+            if len(_loaded) > _CACHED_MODELS:
+                _loaded.popitem(last=False)
+        _loaded.move_to_end(key)
+        return _loaded[key]
+
+
+def _model_files(folder: Path) -> tuple[tuple[str, int, int], ...]:
+    """Name, modification time and size of a folder's model files; empty for a Hub id."""
+    found = [(file, file.stat()) for pattern in _MODEL_FILES for file in sorted(folder.glob(pattern))]
+    return tuple((str(file.resolve()), stat.st_mtime_ns, stat.st_size) for file, stat in found)

@@ -1,0 +1,107 @@
+"""The pseudo-label pass: what the model itself says of unlabeled images, before it trains on them."""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.nn import functional as F
+
+from .losses import at_least_float32, images_at_a_time, upsample
+
+
+CONFIDENCE_STEP = 4  # every fourth row and column is enough for a mean
+
+
+@dataclass
+class PseudoLabels:
+    """
+    Result of the pseudo-label pass. None of it takes part in a gradient.
+
+    Args:
+        labels (`torch.Tensor`): int64 (unlabeled, height, width), the most probable class.
+        confidence (`torch.Tensor`):
+            float (unlabeled, height / 4, width / 4), sides rounded up: probability in [0, 1] of that class, at every
+            fourth row and column.
+        logits (`torch.Tensor`, *optional*):
+            float (unlabeled, num_labels, height, width) at the size of the encoder's last stage, for the model's
+            `unlabeled_logits`; None for a model that does not group channels.
+    """
+
+    labels: torch.Tensor
+    confidence: torch.Tensor
+    logits: torch.Tensor | None
+
+
+def pseudo_label_pass(model: nn.Module, pixel_values: torch.Tensor) -> PseudoLabels:
+    """
+    Predicts unlabeled images in eval mode, without gradient, and with the labeled branch alone, as in inference.
+
+    All is computed from the logits at full resolution (as in the authors' code, which takes its labels from there and
+    resizes from there to the token grid), of a few images at a time: see [`images_at_a_time`].
+
+    Args:
+        model (`nn.Module`): the model as wrapped for training (DDP, FSDP, compiled, ...), in train mode.
+        pixel_values (`torch.Tensor`): float (unlabeled, 3, height, width), normalised.
+    """
+    module = _beneath_wrappers(model)
+    # What FSDP and ZeRO-3 gather is used again in training, which an inference tensor cannot be.
+    no_gradient = torch.no_grad() if _is_sharded(module) else torch.inference_mode()
+    with _evaluating(module), no_gradient:
+        logits = at_least_float32(module(pixel_values=pixel_values).logits)
+        number = images_at_a_time(logits.shape[1], pixel_values.shape[2:])
+        parts = [_read(images, pixel_values.shape[2:], module.config) for images in logits.split(number)]
+    labels, confidence, on_grid = zip(*parts, strict=True)
+    # Joined outside, for the copies to be ordinary tensors, which a backward pass may keep.
+    return PseudoLabels(torch.cat(labels), torch.cat(confidence), None if on_grid[0] is None else torch.cat(on_grid))
+
+
+def _read(logits, size, config) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """The three of [`PseudoLabels`], from float (images, num_labels, any height, any width)."""
+    full = upsample(logits, size)
+    every = full[:, :, ::CONFIDENCE_STEP, ::CONFIDENCE_STEP]
+    return full.argmax(dim=1), every.softmax(dim=1).amax(dim=1), _on_token_grid(full, config)
+
+
+def _on_token_grid(full: torch.Tensor, config) -> torch.Tensor | None:
+    """float (images, num_labels, *grid): what the model's grouping would make of `full`, which it need not see."""
+    if not (config.use_cross_attention and config.use_memory and config.use_grouping):
+        return None
+    stride = math.prod(config.strides)
+    grid = [math.ceil(side / stride) for side in full.shape[2:]]
+    if config.grouping_source == "logits":
+        return F.interpolate(full, size=grid, mode="bilinear", align_corners=False)
+    # The model takes the softmax before it resizes. That of logarithms of probabilities are the probabilities.
+    probabilities = F.interpolate(full.softmax(dim=1), size=grid, mode="bilinear", align_corners=False)
+    return probabilities.clamp(min=torch.finfo(full.dtype).tiny).log()
+
+
+def _beneath_wrappers(model: nn.Module) -> nn.Module:
+    """Beneath DDP or torch.compile, as this pass takes no part in gradient synchronisation; FSDP has to gather."""
+    module = getattr(model, "_orig_mod", model)
+    if not isinstance(module, FullyShardedDataParallel):
+        module = getattr(module, "module", module)
+    return getattr(module, "_orig_mod", module)
+
+
+def _is_sharded(module: nn.Module) -> bool:
+    """Whether FSDP (1: a wrapper, 2: parameters on a device mesh) or DeepSpeed's ZeRO-3 holds the parameters."""
+    return isinstance(module, FullyShardedDataParallel) or any(
+        hasattr(parameter, "device_mesh") or hasattr(parameter, "ds_id") for parameter in module.parameters()
+    )
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode inside, train mode again outside."""
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train()
+
+
+__all__ = ["PseudoLabels", "pseudo_label_pass"]

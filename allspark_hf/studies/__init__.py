@@ -1,0 +1,1 @@
+"""Studies: tables of several runs that differ in one thing."""

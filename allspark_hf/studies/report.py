@@ -1,0 +1,130 @@
+"""The table and the plot of a study: mean and spread over seeds, last and best epoch."""
+
+import json
+import math
+import statistics
+from typing import TYPE_CHECKING
+
+from ..figures.style import STYLES, Style, drawing, new_figure, plain
+from .study import StudyRunner
+
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+LINE_STYLES = ("-", "--", "-.", ":")
+MARKERS = "osD^vP"
+
+
+def collect(runner: StudyRunner) -> dict[str, dict[str, list[dict]]]:
+    """Row -> column -> the results of its finished seeds, each [`read_run_metrics`] plus `seed`."""
+    results = {row: {column: [] for column in runner.study.columns} for row in runner.study.rows}
+    for cell in runner.study.cells():
+        result = runner.result(cell)
+        if result is not None:
+            results[cell.row][cell.column].append({"seed": cell.seed, **result})
+    return results
+
+
+def mean_and_spread(values: list[float]) -> tuple[float, float]:
+    """Mean and sample standard deviation; the deviation of one value is NaN, both are of none."""
+    if not values:
+        return math.nan, math.nan
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else math.nan
+
+
+def table(results: dict[str, dict[str, list[dict]]], num_seeds: int) -> str:
+    """Markdown table, IoU in percent: last and best epoch of each cell."""
+    columns = list(next(iter(results.values())))
+    lines = [["", *(f"{column}, {kind}" for column in columns for kind in ("last", "best"))]]
+    for row, cells in results.items():
+        line = [row]
+        for column in columns:
+            for kind in ("last_mean_iou", "best_mean_iou"):
+                line.append(_cell_text([run[kind] for run in cells[column]], num_seeds))
+        lines.append(line)
+    widths = [max(len(line[index]) for line in lines) for index in range(len(lines[0]))]
+    text = [
+        "| " + " | ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) + " |" for line in lines
+    ]
+    text.insert(1, "|" + "|".join(["-" * (widths[0] + 2), *("-" * (width + 1) + ":" for width in widths[1:])]) + "|")
+    return "\n".join(text) + "\n"
+
+
+def _cell_text(values: list[float], num_seeds: int) -> str:
+    if not values:
+        return "-"
+    mean, spread = mean_and_spread(values)
+    text = f"{100 * mean:.1f}" if math.isnan(spread) else f"{100 * mean:.1f} ± {100 * spread:.1f}"
+    return text if len(values) == num_seeds else f"{text} ({len(values)} of {num_seeds})"
+
+
+def draw(runner: StudyRunner, results: dict, style: Style) -> "Figure":
+    """
+    The last mIoU of each row over the columns, with the spread over seeds as bars and every run as a dot.
+
+    Columns whose names are all numbers are drawn to a logarithmic scale. To be used inside [`drawing`].
+    """
+    study = runner.study
+    figure = new_figure(4.5, study.title)
+    axes = figure.subplots()
+    numbers = _numbers(list(study.columns))
+    places = numbers or list(range(len(study.columns)))
+    for index, (row, cells) in enumerate(results.items()):
+        look = {
+            "color": style.series[index % len(style.series)],
+            "linestyle": LINE_STYLES[index % len(LINE_STYLES)] if len(places) > 1 else "",
+            "marker": MARKERS[index % len(MARKERS)],
+        }
+        values = {
+            place: [100 * run["last_mean_iou"] for run in runs]
+            for place, runs in zip(places, cells.values(), strict=True)
+            if runs
+        }
+        points = [(place, *mean_and_spread(of_seeds)) for place, of_seeds in values.items()]
+        if points:
+            at, means, spreads = zip(*points, strict=True)
+            bars = [0 if math.isnan(spread) else spread for spread in spreads]
+            axes.errorbar(at, means, bars, capsize=3, label=plain(row), **look)
+        for place, of_seeds in values.items():
+            axes.plot([place] * len(of_seeds), of_seeds, ".", color=look["color"], alpha=0.4)
+    if numbers:
+        axes.set_xscale("log")
+    axes.set_xticks(places, [plain(name) for name in study.columns])
+    axes.minorticks_off()
+    axes.set(xlabel=plain(study.column_title), ylabel="mIoU of the last epoch (%)")
+    axes.grid()
+    figure.legend(loc="outside lower center", ncols=min(4, len(results)))
+    return figure
+
+
+def _numbers(names: list[str]) -> list[float] | None:
+    try:
+        numbers = [float(name) for name in names]
+    except ValueError:
+        return None
+    return numbers if len(numbers) > 1 and min(numbers) > 0 else None
+
+
+def write_report(runner: StudyRunner) -> str:
+    """Writes `study.json`, `study.md`, `study_light.png` and `study_dark.png` into its folder; returns the table."""
+    results = collect(runner)
+    text = table(results, len(runner.study.seeds))
+    note = (
+        f"\nmIoU in percent, mean ± standard deviation over the seeds {', '.join(map(str, runner.study.seeds))}, of "
+        "the last and of the best evaluation; the best is picked on the same images.\n"
+    )
+    folder = runner.output_dir
+    folder.mkdir(parents=True, exist_ok=True)
+    content = {"title": runner.study.title, "seeds": runner.study.seeds, "results": results}
+    (folder / "study.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    (folder / "study.md").write_text(f"# {runner.study.title}\n\n{text}{note}", encoding="utf-8")
+    if any(runs for cells in results.values() for runs in cells.values()):
+        for name, style in STYLES.items():
+            with drawing(style):
+                draw(runner, results, style).savefig(folder / f"study_{name}.png")
+    return text
+
+
+__all__ = ["collect", "draw", "mean_and_spread", "table", "write_report"]

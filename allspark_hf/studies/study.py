@@ -1,0 +1,324 @@
+"""Studies: a grid of training runs, each in a process of its own, that survives whatever happens to one of them."""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+from types import NoneType
+from typing import TextIO
+
+import psutil
+
+from ..cli.recipes import check_entry, read_recipe, read_yaml, recipe_arguments
+from ..training.storage import finish_renaming, last_complete_checkpoint
+
+
+STUDY_KEYS = ("title", "recipe", "arguments", "rows", "columns", "seeds", "seed_arguments", "column_title")
+STUDY_KINDS = {"title": str, "recipe": str, "arguments": dict, "rows": dict, "columns": dict, "column_title": str}
+STUDY_KINDS |= {"seeds": list, "seed_arguments": list}
+RESULT_FILE = "cell.json"
+LOG_FILE = "train.log"
+LAST_FILE_OF_A_RUN = "eval_results.json"
+PROCESS_FILE = "process.json"
+SECONDS_TO_END = 20
+SHOWN_LOG_LINES = 3
+
+
+@dataclass
+class Study:
+    """
+    A table of training runs: every row in every column, with every seed.
+
+    Args:
+        title (`str`): what table and plot are headed with.
+        rows (`dict[str, dict]`): name -> arguments of scripts/train.py; a method, say.
+        columns (`dict[str, dict]`): the same; a number of labels, say.
+        arguments (`dict`): arguments of all runs; those of a row and a column win, the column's last.
+        recipe (`str`, *optional*): recipe that the arguments go on top of.
+        seeds (`list[int]`): one run of each cell for each.
+        seed_arguments (`list[str]`): the arguments that get the seed.
+        column_title (`str`): what the columns are, for the plot's axis.
+
+    Raises:
+        ValueError: if there is no row, column or seed, a seed or a folder name occurs twice, or an argument of a cell
+            is one that the study sets itself.
+    """
+
+    title: str
+    rows: dict[str, dict]
+    columns: dict[str, dict]
+    arguments: dict = field(default_factory=dict)
+    recipe: str | None = None
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    seed_arguments: list[str] = field(default_factory=lambda: ["seed"])
+    column_title: str = ""
+
+    def __post_init__(self):
+        for name in ("rows", "columns"):
+            entries = getattr(self, name)
+            if not entries or not all(isinstance(arguments, dict) for arguments in entries.values()):
+                raise ValueError(f"{name} of the study {self.title!r} must map at least one name to arguments.")
+            folders = [_folder_name(entry) for entry in entries]
+            if len(set(folders)) != len(folders):
+                raise ValueError(f"Two {name} of the study {self.title!r} share a folder: rename one of {folders}.")
+        if not self.seeds or len(set(self.seeds)) != len(self.seeds):
+            raise ValueError(f"seeds is {self.seeds}: give at least one, each once.")
+        own = {"output_dir", "resume_from_checkpoint", *self.seed_arguments}
+        for arguments in (self.arguments, *self.rows.values(), *self.columns.values()):
+            if own & set(arguments):
+                raise ValueError(f"The study sets {', '.join(sorted(own & set(arguments)))} itself: leave it out.")
+
+    def cells(self) -> Iterator["Cell"]:
+        """All runs, seed by seed, so that a study that is stopped early has whole rows and columns."""
+        for seed, column, row in product(self.seeds, self.columns, self.rows):
+            arguments = {**self.arguments, **self.rows[row], **self.columns[column]}
+            arguments |= dict.fromkeys(self.seed_arguments, seed)
+            yield Cell(row, column, seed, arguments)
+
+
+@dataclass
+class Cell:
+    """One run: its place in the table and its arguments on top of the study's recipe."""
+
+    row: str
+    column: str
+    seed: int
+    arguments: dict
+
+    @property
+    def folder(self) -> Path:
+        """Where it is written, relative to the study's output folder."""
+        return Path(_folder_name(self.row), _folder_name(self.column), f"seed_{self.seed}")
+
+    @property
+    def name(self) -> str:
+        return f"{self.row}, {self.column}, seed {self.seed}"
+
+
+def _folder_name(name: str) -> str:
+    return re.sub(r"[^\w.+-]+", "_", str(name)).strip("_.") or "_"
+
+
+def read_study(path: str | Path) -> Study:
+    """
+    Reads a study from YAML; `recipe` in it is relative to the file.
+
+    Raises:
+        FileNotFoundError: if the file, or its recipe, is missing.
+        ValueError: if the file is no mapping of [`Study`]'s fields.
+    """
+    path = Path(path)
+    content = read_yaml(path)
+    if not isinstance(content, dict) or not {"title", "rows", "columns"} <= set(content):
+        raise ValueError(f"{path} is no study: it needs title, rows and columns, see scripts/studies.")
+    unknown = sorted(" ".join(str(name).split()) for name in set(content) - set(STUDY_KEYS))
+    if unknown:
+        raise ValueError(f"{path} has the unknown entries {', '.join(unknown)}: use {', '.join(STUDY_KEYS)}.")
+    _check_types(content, path)
+    if content.get("recipe"):
+        recipe = Path(os.path.normpath(path.parent / content["recipe"]))
+        if not recipe.is_file():
+            raise FileNotFoundError(f"{path} names the recipe {recipe}, which does not exist: correct it.")
+        content["recipe"] = str(recipe)
+    for name in ("rows", "columns"):  # YAML reads 92 as a number
+        content[name] = {str(key): value or {} for key, value in (content[name] or {}).items()}
+    return Study(**{name: value for name, value in content.items() if value is not None})
+
+
+def _check_types(content: dict, path: Path):
+    """ValueError unless every entry of a study is of its kind, and every argument can stand on a command line."""
+    for name, kind in STUDY_KINDS.items():
+        value = content.get(name)
+        if not isinstance(value, kind) and (value is not None or name == "title"):
+            raise ValueError(f"{path} gives {name} as {value!r}, not as {kind.__name__}: see scripts/studies.")
+    seeds, seed_arguments = content.get("seeds") or [], content.get("seed_arguments") or []
+    if not all(type(seed) is int for seed in seeds) or not all(isinstance(name, str) for name in seed_arguments):
+        raise ValueError(
+            f"{path} gives seeds {seeds} to {seed_arguments}: list whole numbers, and names of arguments."
+        )
+    cells = {name: arguments for part in ("rows", "columns") for name, arguments in (content[part] or {}).items()}
+    for name, arguments in {"arguments": content.get("arguments"), **cells}.items():
+        if not isinstance(arguments, dict | NoneType):
+            raise ValueError(f"{path} gives {name!r} as {arguments!r}, where arguments are needed: write a mapping.")
+        for argument, value in (arguments or {}).items():
+            check_entry(argument, value, f"{name!r} of {path}")
+
+
+class StudyRunner:
+    """
+    Runs the cells of a study that are not finished, one after the other.
+
+    A cell is finished when its folder holds `cell.json`, which is written last. An unfinished one resumes from its
+    last complete checkpoint, if it has one. What a run prints goes to `train.log` in its folder.
+
+    Args:
+        study ([`Study`]): the study.
+        output_dir (`str` or `Path`): its folder.
+        train_script (`str` or `Path`): scripts/train.py.
+        extra (`Sequence[str]`): command-line arguments for every run, such as `--data_dir DATA`.
+        launcher (`Sequence[str]`, *optional*): command before the script, e.g. `accelerate launch`; else Python.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        output_dir: str | Path,
+        train_script: str | Path,
+        extra: Sequence[str] = (),
+        launcher: Sequence[str] | None = None,
+    ):
+        self.study = study
+        self.output_dir = Path(output_dir)
+        self.train_script = str(train_script)
+        self.extra = list(extra)
+        self.launcher = list(launcher) if launcher else [sys.executable]
+
+    def run(self, after_cell: Callable[[], object] | None = None) -> list[str]:
+        """
+        Args:
+            after_cell (`Callable`, *optional*): called after every cell that ran, e.g. to write the table so far.
+
+        Returns:
+            `list[str]`: a sentence for each cell that failed; the others have run to their end.
+
+        Raises:
+            ValueError: before anything runs, if a finished or begun cell was made with other arguments.
+        """
+        cells = list(self.study.cells())
+        for cell in cells:
+            self._check_unchanged(cell)
+        failures = []
+        for number, cell in enumerate(cells, start=1):
+            if self.result(cell) is not None:
+                print(f"[{number}/{len(cells)}] {cell.name}: finished before", flush=True)
+                continue
+            print(f"[{number}/{len(cells)}] {cell.name}: running", flush=True)
+            failure = self._run_cell(cell)
+            if failure:
+                print(f"  {failure}", flush=True)
+                failures.append(failure)
+            if after_cell is not None:
+                after_cell()
+        return failures
+
+    def result(self, cell: Cell) -> dict | None:
+        """What `cell.json` says: the metrics of the run, None if it is not finished."""
+        path = self.output_dir / cell.folder / RESULT_FILE
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+    def command(self, cell: Cell) -> list[str]:
+        """The command of a cell, without resuming."""
+        recipe = [self.study.recipe] if self.study.recipe else []
+        output_dir = ["--output_dir", str(self.output_dir / cell.folder)]
+        arguments = recipe_arguments(cell.arguments)
+        return [*self.launcher, self.train_script, *recipe, *self.extra, *arguments, *output_dir]
+
+    def _fingerprint(self, cell: Cell) -> dict:
+        """What must not change between two parts of a study: all that decides a cell's numbers."""
+        recipe = read_recipe(self.study.recipe) if self.study.recipe else []
+        extra = list(self.extra)
+        if "--data_dir" in extra:  # where the data lie may change between two parts of a study
+            place = extra.index("--data_dir")
+            del extra[place : place + 2]
+        return {"arguments": cell.arguments, "recipe": recipe, "extra": extra}
+
+    def _check_unchanged(self, cell: Cell):
+        path = self.output_dir / cell.folder / "study.json"
+        if path.is_file() and json.loads(path.read_text(encoding="utf-8")) != self._fingerprint(cell):
+            raise ValueError(
+                f"{path.parent} was made with other arguments or another recipe, so that its number does not belong "
+                "in this table: choose another --output_dir, or remove that folder to train it anew."
+            )
+
+    def _run_cell(self, cell: Cell) -> str | None:
+        folder = self.output_dir / cell.folder
+        folder.mkdir(parents=True, exist_ok=True)
+        running = _running(folder)
+        if running:
+            return f"{cell.name} is still trained by process {running}: wait for it or end it, then start again"
+        _write_whole(folder / "study.json", self._fingerprint(cell))
+        command = self.command(cell)
+        if not (folder / LAST_FILE_OF_A_RUN).is_file():
+            finish_renaming(folder)
+            if last_complete_checkpoint(folder):
+                command += ["--resume_from_checkpoint", "true"]
+            with open(folder / LOG_FILE, "a", encoding="utf-8") as log:
+                print(f"$ {shlex.join(command)}", file=log, flush=True)
+                code = _run(command, folder, log)
+            if code != 0:
+                tail = (folder / LOG_FILE).read_text(encoding="utf-8", errors="replace").strip().splitlines()
+                shown = " | ".join(tail[-SHOWN_LOG_LINES:])
+                return f"{cell.name} ended with exit code {code}; the end of {folder / LOG_FILE}: {shown}"
+        _write_whole(folder / RESULT_FILE, read_run_metrics(folder) | {"command": shlex.join(command)})
+        return None
+
+
+def _run(command: list[str], folder: Path, log: TextIO) -> int:
+    """Exit code of a run, which is ended with this process, unless that is killed; then [`_running`] finds it."""
+    process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+    started = {"pid": process.pid, "create_time": psutil.Process(process.pid).create_time()}
+    _write_whole(folder / PROCESS_FILE, started)
+    try:
+        return process.wait()
+    finally:
+        if process.poll() is None:
+            process.terminate()  # a launcher passes it on to its processes
+            try:
+                process.wait(timeout=SECONDS_TO_END)
+            except subprocess.TimeoutExpired:
+                process.kill()
+        (folder / PROCESS_FILE).unlink()
+
+
+def _running(folder: Path) -> int | None:
+    """The process that trains in a folder, left over by a study that was killed; None if there is none."""
+    path = folder / PROCESS_FILE
+    if not path.is_file():
+        return None
+    started = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        process = psutil.Process(started["pid"])
+        same = process.create_time() == started["create_time"] and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return None
+    return started["pid"] if same else None
+
+
+def read_run_metrics(folder: Path) -> dict:
+    """
+    What a finished run of scripts/train.py says about itself.
+
+    Returns:
+        `dict`: `last_mean_iou` and `best_mean_iou` in [0, 1], `best_epoch`, `steps`, `seconds`, `labeled_images`.
+    """
+    last, train, state = (
+        json.loads((folder / name).read_text(encoding="utf-8"))
+        for name in ("eval_results.json", "train_results.json", "trainer_state.json")
+    )
+    evaluations = [entry for entry in state["log_history"] if "eval_mean_iou" in entry]
+    evaluations = evaluations or [last | {"epoch": train["epoch"]}]  # without evaluations on the way
+    best = max(evaluations, key=lambda entry: entry["eval_mean_iou"])
+    return {
+        "last_mean_iou": evaluations[-1]["eval_mean_iou"],
+        "best_mean_iou": best["eval_mean_iou"],
+        "best_epoch": best["epoch"],
+        "steps": state["global_step"],
+        "seconds": train["train_runtime"],
+        "labeled_images": len((folder / "labeled_ids.txt").read_text(encoding="utf-8").splitlines()),
+    }
+
+
+def _write_whole(path: Path, content: dict):
+    """JSON that is either there to its end or not at all."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    os.replace(part, path)
+
+
+__all__ = ["Cell", "Study", "StudyRunner", "read_run_metrics", "read_study"]

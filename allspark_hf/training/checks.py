@@ -1,0 +1,214 @@
+"""What [`AllSparkTrainer`] refuses, each with one sentence: parts that do not fit each other."""
+
+import logging
+import tempfile
+from pathlib import Path
+
+import datasets
+
+from ..data.overlap import find_overlap
+from ..data.streaming import read_first_image
+from ..evaluation.arguments import EvaluationArguments, eval_crop
+from ..evaluation.prediction import smallest_side
+from ..methods import METHODS
+from ..models.configuration_allspark import AllSparkConfig
+from ..models.modeling_allspark import SegformerForSemiSupervisedSegmentation
+from .arguments import AllSparkTrainingArguments
+from .faults import free_bytes, megabytes
+from .storage import sorted_checkpoints
+
+
+logger = logging.getLogger(__name__)
+
+
+def long_side_of(image_processor) -> int | None:
+    """What the image processor makes of an image's long side; None if it leaves the size alone."""
+    if not image_processor.do_resize:
+        return None
+    size = dict(image_processor.size)
+    if size.get("max_height") and size.get("max_height") == size.get("max_width"):
+        return size["max_height"]
+    given = {name: value for name, value in size.items() if value}
+    raise ValueError(
+        f"The image processor resizes to {given}, which training cannot follow: set do_resize=False, or "
+        'size={"max_height": n, "max_width": n} to scale the long side to n pixels.'
+    )
+
+
+def check_model(model: SegformerForSemiSupervisedSegmentation, args: AllSparkTrainingArguments):
+    """Raises ValueError for a model that the method, or training on 8-bit masks, cannot work with."""
+    if METHODS[args.method].needs_bottleneck and not model.config.use_cross_attention:
+        raise ValueError(
+            f"method={args.method!r} needs the bottleneck, but the model's configuration has "
+            "use_cross_attention=False: set it to True, or choose another method."
+        )
+    smallest = smallest_side(model.config)
+    if min(model.config.crop_height_width) < smallest:
+        raise ValueError(
+            f"crop_size={model.config.crop_size} is too small for the encoder, which needs {smallest} pixels a side: "
+            "set a larger one."
+        )
+    ignore_index = model.config.semantic_loss_ignore_index
+    if not model.config.num_labels <= ignore_index <= 255:
+        raise ValueError(
+            f"semantic_loss_ignore_index={ignore_index} is not between num_labels={model.config.num_labels} and 255, "
+            "the values that an 8-bit mask has left: set it to 255."
+        )
+    if model.config.num_labels < 2:
+        raise ValueError(
+            "The model has 1 class, whose prediction is always the same: give background a class of its own "
+            "(num_labels=2)."
+        )
+    if args.n_gpu > 1:
+        raise ValueError(
+            f"One process sees {args.n_gpu} GPUs, and nn.DataParallel would lose the memory: start one process per "
+            "GPU with `accelerate launch`, or set CUDA_VISIBLE_DEVICES to one of them."
+        )
+
+
+def check_evaluation(config: AllSparkConfig, args: EvaluationArguments, image_processor):
+    """Raises ValueError for a way of evaluation that the model or the image processor does not allow."""
+    if args.eval_mode == "whole":
+        return
+    if args.eval_mode == "center_crop" and image_processor.do_resize:
+        raise ValueError(
+            "eval_mode='center_crop' cuts image and mask alike, but the image processor resizes the image: choose "
+            "whole or sliding_window, or an image processor with do_resize=False (image_long_side left out)."
+        )
+    crop, smallest = eval_crop(args, config), smallest_side(config)
+    if min(crop) < smallest:
+        raise ValueError(
+            f"Evaluation would crop to {crop[0]}x{crop[1]} pixels (height x width), but the encoder needs {smallest} "
+            "a side: set a larger eval_crop_size."
+        )
+    if config.mix_images_in_eval and args.eval_windows_per_batch > 1:
+        raise ValueError(
+            f"eval_windows_per_batch={args.eval_windows_per_batch} would mix the windows of an image, because the "
+            "model's configuration has mix_images_in_eval=True: set one of the two off."
+        )
+
+
+def check_datasets(
+    args: AllSparkTrainingArguments,
+    train_dataset: datasets.Dataset,
+    unlabeled_dataset: datasets.Dataset | datasets.IterableDataset | None,
+    eval_dataset: datasets.Dataset | dict[str, datasets.Dataset] | None,
+):
+    """
+    Raises ValueError for empty sets, missing columns, and images that are both trained and evaluated on. Of a stream
+    the first image is read, and a warning says what cannot be known of the others.
+    """
+    evaluated = eval_dataset if isinstance(eval_dataset, dict) else {"eval_dataset": eval_dataset}
+    for name, dataset in {"train_dataset": train_dataset, **evaluated}.items():
+        if isinstance(dataset, datasets.IterableDataset):
+            raise ValueError(f"{name} is an IterableDataset, which only unlabeled_dataset may be: give a Dataset.")
+    if len(train_dataset) == 0:
+        raise ValueError("The labeled dataset (train_dataset) is empty: give at least one image with a mask.")
+    if METHODS[args.method].uses_unlabeled and unlabeled_dataset is None:
+        raise ValueError(
+            f"method={args.method!r} needs unlabeled images, but unlabeled_dataset is missing or empty: give some "
+            "(to the script: training images without a mask, or --labeled_count to hide masks), or set "
+            "method='supervised'."
+        )
+    _check_columns("train_dataset", train_dataset, [args.image_column_name, args.label_column_name])
+    check_stream(args, unlabeled_dataset)
+    if isinstance(unlabeled_dataset, datasets.IterableDataset):
+        unlabeled_dataset = None  # what follows needs to know the files
+    if unlabeled_dataset is not None:
+        _check_columns("unlabeled_dataset", unlabeled_dataset, [args.image_column_name])
+    for name, dataset in evaluated.items():
+        if dataset is not None:
+            _check_columns(name, dataset, [args.image_column_name, args.label_column_name])
+            _check_overlap("train_dataset", train_dataset, name, dataset, args.image_column_name)
+            _check_overlap("unlabeled_dataset", unlabeled_dataset, name, dataset, args.image_column_name)
+
+
+def check_stream(
+    args: AllSparkTrainingArguments, unlabeled_dataset: datasets.Dataset | datasets.IterableDataset | None
+):
+    """Raises ValueError for a stream without an epoch, an epoch without a stream, and if there is no first image."""
+    if not isinstance(unlabeled_dataset, datasets.IterableDataset):
+        if args.unlabeled_images_per_epoch is not None:
+            raise ValueError(
+                f"unlabeled_images_per_epoch={args.unlabeled_images_per_epoch} is for a stream of unlabeled images, "
+                "and there is none: leave it out, or give an IterableDataset (to the script: --unlabeled_streaming)."
+            )
+        return
+    if args.unlabeled_images_per_epoch is None:
+        raise ValueError(
+            "The unlabeled images are a stream, which has no known length: set unlabeled_images_per_epoch to the "
+            "number of images that are to count as an epoch."
+        )
+    if not METHODS[args.method].uses_unlabeled:
+        return
+    if args.on_bad_image == "skip":
+        raise ValueError(
+            "on_bad_image='skip' takes the next image, but a stream of unlabeled images has no other one at hand: "
+            "filter broken images out of the stream, or set it to 'stop'."
+        )
+    read_first_image(unlabeled_dataset, args.image_column_name)
+    if args.should_log:
+        logger.warning(
+            "The unlabeled images are a stream: its files are not checked before they are read, and images of the "
+            "validation set are not looked for in it. See to it yourself that there are none."
+        )
+
+
+def check_output_dir(args: AllSparkTrainingArguments, model: SegformerForSemiSupervisedSegmentation):
+    """
+    Raises ValueError if nothing, or not even one checkpoint, can be written into `output_dir`; warns where there is
+    less room on its disk than training will need: the model, its optimizer's state, and one checkpoint more than are
+    kept, since an older one is deleted only when the new one is complete.
+    """
+    if not args.should_save:
+        return
+    try:
+        Path(args.output_dir).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=args.output_dir) as file:
+            file.write(b"1")
+    except OSError as error:
+        raise ValueError(
+            f"Nothing can be written into output_dir={args.output_dir} ({error}): choose another one, or make room."
+        ) from None
+    weights = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+    trained = sum(tensor.numel() * tensor.element_size() for tensor in model.parameters() if tensor.requires_grad)
+    per_weight = 1 if args.optim == "sgd" else 2  # as Adam's, the largest of the usual ones
+    checkpoint = 0 if args.save_strategy == "no" else weights + per_weight * trained * (not args.save_only_model)
+    there = len(sorted_checkpoints(args.output_dir))
+    checkpoints = max((args.save_total_limit or 1) + 1 - there, 1)
+    needed, free = checkpoints * checkpoint + weights, free_bytes(args.output_dir)
+    if free < max(checkpoint, weights):
+        raise ValueError(
+            f"There are {megabytes(free)} free for output_dir={args.output_dir}, which is not enough to save once: a "
+            f"checkpoint takes {megabytes(checkpoint)}, the model {megabytes(weights)}. Make room, or choose another "
+            "output_dir."
+        )
+    if free < needed:
+        logger.warning(
+            "There are %s free for output_dir=%s, but training saves %s: %d checkpoints of %s (one more than "
+            "save_total_limit keeps) and the model of %s. Make room, or lower save_total_limit.",
+            *(megabytes(free), args.output_dir, megabytes(needed)),
+            *(checkpoints, megabytes(checkpoint), megabytes(weights)),
+        )
+
+
+def _check_columns(name: str, dataset: datasets.Dataset, needed: list[str]):
+    missing = [column for column in needed if column not in dataset.column_names]
+    if missing:
+        raise ValueError(
+            f"{name} has the columns {dataset.column_names} but lacks {missing}: rename them "
+            "(dataset.rename_column), or set image_column_name and label_column_name."
+        )
+
+
+def _check_overlap(name: str, dataset: datasets.Dataset | None, eval_name: str, evaluated, image_column: str):
+    pairs = [] if dataset is None else find_overlap(dataset, evaluated, image_column)
+    if pairs:
+        shown = ", ".join(f"{trained} = {validated}" for trained, validated in pairs[:5])
+        raise ValueError(
+            f"{len(pairs)} images are in both {name} and {eval_name} ({shown}{', ...' if len(pairs) > 5 else ''}): "
+            "remove them from one, or the evaluation measures memorising."
+        )
+
+
+__all__ = ["check_datasets", "check_evaluation", "check_model", "check_output_dir", "long_side_of"]

@@ -1,0 +1,184 @@
+"""What can go wrong in the midst of training, each with one sentence, and how a script ends then."""
+
+import errno
+import re
+import shutil
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from ..data.reading import BadImageError
+from .storage import last_complete_checkpoint
+
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+
+WORKER_DIED = re.compile(r"DataLoader worker \(pid")
+LOCK_FILE = "training.lock"
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+ERRNO = re.compile(r"os error (\d+)")  # of safetensors, whose errors are no OSError
+
+
+class TrainingFault(RuntimeError):
+    """Training cannot go on; the message is one sentence with the reason, what is left, and what to do."""
+
+
+class SavingFailedError(TrainingFault):
+    """A checkpoint or a model could not be written, e.g. because the disk is full."""
+
+
+class WorkerDiedError(TrainingFault):
+    """A process that loads data is gone, e.g. killed for want of memory."""
+
+
+class FolderInUseError(TrainingFault):
+    """Another training writes into the same folder."""
+
+
+class NonFiniteError(TrainingFault):
+    """The loss, or a weight, is NaN or infinite."""
+
+
+def going_on(output_dir: str | Path) -> str:
+    """Which checkpoint is left, and how to go on from it."""
+    last = last_complete_checkpoint(output_dir)
+    if last is None:
+        return f"there is no complete checkpoint in {output_dir} yet, so start again"
+    return f"the last complete checkpoint is {last}, from which --resume_from_checkpoint true goes on"
+
+
+@contextmanager
+def telling_faults(output_dir: str | Path) -> Iterator[None]:
+    """
+    Training inside: an image that cannot be read and a worker that died are told with what is left of the run.
+
+    Args:
+        output_dir (`str` or `Path`): with the run's checkpoints.
+
+    Raises:
+        BadImageError: with the file, see [`read_example`].
+        WorkerDiedError: a process of a DataLoader is gone.
+    """
+    try:
+        yield
+    except BadImageError as error:
+        raise BadImageError(f"{error} Training has stopped; {going_on(output_dir)}.") from error
+    except (RuntimeError, ConnectionError, EOFError, FileNotFoundError) as error:
+        if not (WORKER_DIED.search(str(error)) or _while_taking_over(error)):
+            raise
+        cause = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(". ")
+        raise WorkerDiedError(
+            f"A data loading worker died ({cause}), mostly for want of "
+            "memory: set fewer --dataloader_num_workers, a smaller batch or --dataloader_prefetch_factor 1, or with "
+            f"'Bus error' give /dev/shm more room; {going_on(output_dir)}."
+        ) from error
+
+
+def _while_taking_over(error: BaseException) -> bool:
+    """Whether a tensor was being taken over from a worker, which was gone before the DataLoader noticed."""
+    names = {frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__)}
+    return bool(names & {"rebuild_storage_fd", "rebuild_storage_filename"})
+
+
+@dataclass
+class Saving:
+    """What is being written just now, for the sentence if it fails."""
+
+    part: str = "its folder"
+
+
+@contextmanager
+def telling_of_saving(name: str, unfinished: Path, output_dir: str | Path) -> Iterator[Saving]:
+    """
+    Saving inside: if it fails, what was written of `unfinished` is removed again, and nothing else.
+
+    Args:
+        name (`str`): what is saved.
+        unfinished (`Path`): the folder that it is written to.
+        output_dir (`str` or `Path`): with the run's checkpoints.
+
+    Raises:
+        SavingFailedError: if the file system refuses.
+    """
+    saving = Saving()
+    try:
+        yield saving
+    except (OSError, SafetensorError) as error:
+        cause, number = str(error).strip(), getattr(error, "errno", None)
+        if isinstance(error, SafetensorError):
+            found = ERRNO.search(cause)
+            number = int(found.group(1)) if found else None
+        written = [path for path in unfinished.rglob("*") if path.is_file()] if unfinished.is_dir() else []
+        size = sum(path.stat().st_size for path in written)
+        shutil.rmtree(unfinished, ignore_errors=True)
+        room = f"{megabytes(free_bytes(output_dir))} free with what was written of it ({megabytes(size)}) removed"
+        advice = "make room there" if number in FULL else "see to it that this folder can be written to"
+        raise SavingFailedError(
+            f"{name} could not be saved: writing {saving.part} failed ({cause}), {output_dir} has {room}; nothing "
+            f"that was complete is touched, {advice}: {going_on(output_dir)}."
+        ) from error
+
+
+@contextmanager
+def sole_training(output_dir: str | Path) -> Iterator[None]:
+    """
+    Training inside, and no other in this folder meanwhile. The lock is the process's and ends with it, however that
+    ends; where the file system or the system (Windows) has no locks, there is none.
+
+    Args:
+        output_dir (`str` or `Path`): an existing folder.
+
+    Raises:
+        FolderInUseError: if a training of another process is in it.
+    """
+    path = Path(output_dir) / LOCK_FILE
+    with open(path, "w") as file:
+        try:
+            if fcntl is not None:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                raise FolderInUseError(
+                    f"Another process is training in {output_dir}: choose another output_dir, or wait for it, or end "
+                    "it (processes may live on when their launcher was killed)."
+                ) from None
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def free_bytes(folder: str | Path) -> int:
+    """Room on the disk of a folder, or of the nearest one above that exists."""
+    folder = Path(folder).absolute()
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+def megabytes(count: int) -> str:
+    """Bytes for a person."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+
+
+__all__ = [
+    "FolderInUseError",
+    "NonFiniteError",
+    "SavingFailedError",
+    "TrainingFault",
+    "WorkerDiedError",
+    "free_bytes",
+    "going_on",
+    "megabytes",
+    "sole_training",
+    "telling_faults",
+    "telling_of_saving",
+]

@@ -1,0 +1,179 @@
+"""Health of the pseudo-labels, epoch by epoch: what they say, whether it is right, and whether they collapse."""
+
+import logging
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import TrainerCallback
+
+from ..evaluation.metrics import ConfusionMatrix, metric_name
+
+
+logger = logging.getLogger(__name__)
+
+FILE_NAME = "pseudo_label_counts.safetensors"
+COLLAPSE_RATIO = 0.25  # of what the other classes have in the labels
+
+
+def histogram(classes: torch.Tensor, num_classes: int) -> torch.Tensor:
+    """int64 (num_classes,): how often each class occurs in int64 `classes`; other values do not count."""
+    inside = (classes >= 0) & (classes < num_classes)
+    index = classes.where(inside, num_classes).flatten()
+    counts = torch.zeros(num_classes + 1, dtype=torch.int64, device=classes.device)
+    # Not bincount, which makes the host wait for the device.
+    return counts.scatter_add_(0, index, torch.ones_like(index))[:num_classes]
+
+
+class PseudoLabelHealth(TrainerCallback):
+    """
+    Counts over an epoch of training, logged at its end and kept in checkpoints.
+
+    The entry has `pseudo_share_<class>` and `label_share_<class>`, shares of the pixels of pseudo-labels and labels;
+    with a grouping memory `channel_share_<class>`, share of the unlabeled channels that its slot got (of all
+    processes, or with local memories in that of the main process); and where the truth of unlabeled images is known,
+    `pseudo_mean_iou`. All are of the augmented crops as trained on. The confidence is a term of each step, see
+    [`Method`].
+
+    Args:
+        trainer ([`AllSparkTrainer`]): whose model and log it uses.
+    """
+
+    def __init__(self, trainer):
+        self.trainer = trainer
+        config = trainer.model.config
+        self.id2label = config.id2label
+        self.ignore_index = config.semantic_loss_ignore_index
+        self.epoch = 0
+        self.counts: dict[str, torch.Tensor] = {}
+        self.reset()
+
+    def reset(self):
+        num_labels, device = len(self.id2label), self.trainer.args.device
+        sizes = {"labels": num_labels, "pseudo_labels": num_labels, "confusion": num_labels**2}
+        self.counts = {name: torch.zeros(size, dtype=torch.int64, device=device) for name, size in sizes.items()}
+        self.enqueued_before = self._enqueued().clone()
+
+    def _enqueued(self) -> torch.Tensor:
+        """int64 (num_labels,): channels that each class slot has ever got; zeros without such slots."""
+        bottleneck = self.trainer.accelerator.unwrap_model(self.trainer.model).bottleneck
+        memory = None if bottleneck is None else bottleneck.memory
+        if memory is None or len(memory.num_enqueued) != len(self.id2label):
+            return torch.zeros(len(self.id2label), dtype=torch.int64)
+        return memory.num_enqueued.cpu()
+
+    def update(self, epoch: int, labels: torch.Tensor, pseudo_labels: torch.Tensor, truth: torch.Tensor | None):
+        """
+        Adds one batch.
+
+        Args:
+            epoch (`int`): counted from 0; a new one logs what is left of the one before.
+            labels (`torch.Tensor`): int64 (labeled, height, width), class or the ignore index.
+            pseudo_labels (`torch.Tensor`): int64 (unlabeled, height, width), class or the ignore index.
+            truth (`torch.Tensor`, *optional*): int64 (unlabeled, height, width), class or the ignore index.
+        """
+        if epoch != self.epoch:
+            self.log()  # a run resumed at the very end of an epoch has not logged it yet
+            self.epoch = epoch
+        num_labels = len(self.id2label)
+        self.counts["labels"] += histogram(labels, num_labels)
+        self.counts["pseudo_labels"] += histogram(pseudo_labels, num_labels)
+        if truth is not None:
+            known = (truth != self.ignore_index) & (pseudo_labels != self.ignore_index)
+            self.counts["confusion"] += histogram((truth * num_labels + pseudo_labels).where(known, -1), num_labels**2)
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        """A run resumed at the very end of an epoch has not logged it yet; its first step would already count."""
+        if int(state.epoch or 0) != self.epoch:
+            self.log()
+            self.epoch = int(state.epoch or 0)
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        self.log()
+
+    def log(self):
+        """Logs the epoch so far and starts anew; nothing without a pseudo-label. Called by every process."""
+        self.gather()
+        entry = self.summary()
+        counted = torch.tensor(float(bool(entry)), device=self.trainer.args.device)
+        # Only the main process holds counts, but every process takes part in logging.
+        if self.trainer.accelerator.reduce(counted, reduction="sum").item() == 0:
+            return
+        self._warn_of_collapse()
+        self.trainer.log(entry)
+        self.reset()
+
+    def gather(self):
+        """Moves the counts of all processes to the main one."""
+        if self.trainer.args.world_size == 1:
+            return
+        for name, counts in self.counts.items():
+            total = self.trainer.accelerator.reduce(counts, reduction="sum")
+            self.counts[name] = total if self.trainer.accelerator.is_main_process else torch.zeros_like(counts)
+
+    def summary(self) -> dict[str, float]:
+        """The entry to log, values in [0, 1]; empty if there was no pseudo-label."""
+        if not self.counts["pseudo_labels"].sum():
+            return {}
+        entry = {}
+        if self.counts["confusion"].sum():
+            confusion = ConfusionMatrix(len(self.id2label), self.ignore_index)
+            confusion.counts = self.counts["confusion"].cpu().view_as(confusion.counts)
+            count_absent = self.trainer.args.count_absent_classes
+            entry["pseudo_mean_iou"] = confusion.metrics(self.id2label, count_absent)["mean_iou"]
+        enqueued = self._enqueued() - self.enqueued_before
+        for prefix, counts in (
+            ("pseudo_share", self.counts["pseudo_labels"]),
+            ("label_share", self.counts["labels"]),
+            ("channel_share", enqueued),
+        ):
+            if counts.sum():
+                shares = (counts.double() / counts.sum()).tolist()
+                entry |= {f"{prefix}_{metric_name(self.id2label[index])}": share for index, share in enumerate(shares)}
+        return entry
+
+    def collapsed_onto(self) -> int | None:
+        """The class that nearly all pseudo-labels show, other than the labels do; None if there is none."""
+        pseudo_labels, labels = self.counts["pseudo_labels"], self.counts["labels"]
+        if not pseudo_labels.sum() or not labels.sum():
+            return None
+        top = int(pseudo_labels.argmax())
+        others, others_in_labels = (1 - (counts[top] / counts.sum()).item() for counts in (pseudo_labels, labels))
+        return top if others < COLLAPSE_RATIO * others_in_labels else None
+
+    def _warn_of_collapse(self):
+        top = self.collapsed_onto()
+        if top is None:
+            return
+        in_pseudo, in_labels = (
+            (self.counts[name][top] / self.counts[name].sum()).item() for name in ("pseudo_labels", "labels")
+        )
+        logger.warning(
+            "The pseudo-labels of epoch %d collapse onto %s: %.0f %% of their pixels, %.0f %% of the labeled ones. "
+            "Start from pre-trained weights, lower unlabeled_loss_weight, or raise unlabeled_warmup_epochs.",
+            self.epoch + 1,
+            self.id2label[top],
+            100 * in_pseudo,
+            100 * in_labels,
+        )
+
+    def save(self, folder: str | Path):
+        """Keeps the counts in a checkpoint folder; those of the other processes only after [`gather`]."""
+        state = {name: counts.cpu() for name, counts in self.counts.items()}
+        state |= {"enqueued_before": self.enqueued_before, "epoch": torch.tensor(self.epoch)}
+        save_file(state, Path(folder) / FILE_NAME)
+
+    def load(self, folder: str | Path):
+        """Takes up the counts of a checkpoint, if it has any."""
+        path = Path(folder) / FILE_NAME
+        if not path.is_file():  # of a supervised run, say
+            return
+        state = load_file(path)
+        self.epoch = int(state.pop("epoch"))
+        self.enqueued_before = state.pop("enqueued_before")
+        if self.trainer.accelerator.is_main_process:
+            # In the order of the other processes, which meet in gather.
+            self.counts = {name: state[name].to(self.trainer.args.device) for name in self.counts}
+
+
+__all__ = ["PseudoLabelHealth", "histogram"]

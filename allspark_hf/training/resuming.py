@@ -1,0 +1,248 @@
+"""What a checkpoint was made with, and which changes between two starts of a run have which answer."""
+
+import hashlib
+import json
+import logging
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import datasets
+
+from ..data.overlap import undecoded
+from . import storage
+
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1
+OPTIMIZER_FILE = "optimizer.safetensors"
+SCHEDULER_FILE = "scheduler.safetensors"
+SCALER_FILE = "scaler.safetensors"
+RNG_FILE = "rng_state_{rank}.safetensors"
+MEMORY_FILE = "memory_{rank}.safetensors"  # of a process with a memory of its own
+OF_PROCESSES = (RNG_FILE.format(rank="*"), MEMORY_FILE.format(rank="*"))
+STATE_PATTERNS = (OPTIMIZER_FILE, SCHEDULER_FILE, SCALER_FILE, *OF_PROCESSES, storage.RUN_FILE)
+
+# Configuration fields that decide the shape or the meaning of weights and memory.
+MODEL_FIELDS = (
+    *("num_labels", "hidden_sizes", "depths", "num_attention_heads", "decoder_hidden_size"),
+    *("channel_attention_heads", "use_cross_attention", "use_memory", "use_grouping", "memory_size"),
+)
+# Arguments whose change cannot be continued: other losses of another model, or an optimizer whose state does not fit.
+FIXED = ("method", "optim", "lr_scheduler_type")
+# Those that the checkpoint's optimizer and schedule carry, so that a new value has no effect.
+KEPT = ("learning_rate", "head_learning_rate_multiplier", "weight_decay", "sgd_momentum", "decay_norm_and_bias")
+# Those whose new value holds from here on.
+FROM_HERE = (
+    *("num_train_epochs", "max_steps", "warmup_steps", "labeled_loss", "ohem_threshold", "ohem_min_kept"),
+    *("unlabeled_loss_weight", "unlabeled_warmup_epochs", "memory_warmup_epochs", "train_on_padding", "max_grad_norm"),
+    *("seed", "data_seed", "shuffle_buffer_size", "bf16", "fp16", "nan_loss", "on_bad_image"),
+)
+# How the images of one update are cut into batches.
+CUT = ("processes", "per_device_train_batch_size", "per_device_unlabeled_batch_size", "gradient_accumulation_steps")
+SETS = ("labeled", "unlabeled", "validation")
+SHOWN = 5
+
+
+def describe_run(trainer) -> dict:
+    """
+    What a run was made with, for `allspark_run.json` in its checkpoints: settings, numbers and hashes, no name of a
+    file or folder.
+
+    Args:
+        trainer ([`AllSparkTrainer`]): with a training set.
+    """
+    args, config, sampler = trainer.args, trainer.model.config, trainer._sampler
+    batches = args.gradient_accumulation_steps * args.world_size
+    described = {
+        "format": FORMAT,
+        "model": {name: getattr(config, name) for name in MODEL_FIELDS},
+        "classes": [config.id2label[index] for index in range(config.num_labels)],
+        "crop": list(config.crop_height_width),
+        "arguments": {name: _plain(getattr(args, name)) for name in (*FIXED, *KEPT, *FROM_HERE, *CUT[1:])},
+        "processes": args.world_size,
+        "images_per_update": [sampler.labeled_batch_size * batches, sampler.unlabeled_batch_size * batches],
+        "updates_per_epoch": math.ceil(len(sampler) / batches),
+        "data": {name: _describe_set(names) for name, names in names_of_images(trainer).items()},
+    }
+    return json.loads(json.dumps(described))  # tuples are lists in what it is compared to
+
+
+def _plain(value):
+    value = getattr(value, "value", value)  # of an enum
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+
+
+def _describe_set(names: list[str]) -> dict:
+    return {"count": len(names), "sha256": hashlib.sha256("\n".join(names).encode()).hexdigest()}
+
+
+def names_of_images(trainer) -> dict[str, list[str]]:
+    """
+    The images of a run in their order, set by set; none of a stream. An image is known by its `id`, or else by its
+    file's name and, where its bytes are in the data set, their number. Computed once.
+    """
+    if trainer.__dict__.get("_names_of_images") is None:
+        evaluated = trainer.eval_dataset if isinstance(trainer.eval_dataset, dict) else {"": trainer.eval_dataset}
+        sets = {"labeled": [trainer.train_dataset], "unlabeled": [], "validation": list(evaluated.values())}
+        if trainer.method.uses_unlabeled:
+            sets["unlabeled"] = [trainer.unlabeled_dataset]
+        column = trainer.args.image_column_name
+        trainer._names_of_images = {
+            name: [image for part in parts if isinstance(part, datasets.Dataset) for image in _names(part, column)]
+            for name, parts in sets.items()
+        }
+    return trainer._names_of_images
+
+
+def _names(dataset: datasets.Dataset, column: str) -> Iterator[str]:
+    if "id" in dataset.column_names:
+        yield from map(str, dataset.with_format(None).select_columns(["id"])["id"])
+        return
+    for batch in undecoded(dataset, column).with_format("arrow").iter(1000):
+        stored = batch.column(column).combine_chunks()
+        lengths = stored.field("bytes")
+        for path, content in zip(stored.field("path"), lengths, strict=True):
+            size = f":{content.as_buffer().size}" if content.is_valid else ""
+            yield f"{Path(path.as_py()).name if path.is_valid else ''}{size}"
+
+
+# ---- At a resume ----
+
+
+def check_resume(trainer, checkpoint: str | Path) -> dict:
+    """
+    Compares a checkpoint to a run that is to go on from it, before anything of it is loaded. What changes but can be
+    continued is a warning, once.
+
+    Args:
+        trainer ([`AllSparkTrainer`]): with a training set.
+        checkpoint (`str` or `Path`): a folder `checkpoint-*`.
+
+    Returns:
+        `dict`: the content of its `allspark_run.json`.
+
+    Raises:
+        ValueError: if it is no complete checkpoint of this package, or another model, method, optimizer, data set,
+            number of images per update or, with a memory, crop makes it impossible to continue.
+    """
+    run = _read_run(trainer, Path(checkpoint))
+    now = describe_run(trainer)
+    differences = list(_refused(run, now, Path(checkpoint), trainer))
+    if differences:
+        raise ValueError(
+            f"{checkpoint} cannot be continued by this run: {'; '.join(differences)}; put that back, or begin a new "
+            f"training from its weights (--model_name_or_path {checkpoint} and another --output_dir)."
+        )
+    told = trainer.__dict__.setdefault("_told_of_resume", set())
+    if trainer.args.should_log and str(checkpoint) not in told:
+        for sentence in _warnings(run, now):
+            logger.warning("Going on from %s: %s", checkpoint, sentence)
+    told.add(str(checkpoint))
+    return run
+
+
+def _read_run(trainer, checkpoint: Path) -> dict:
+    if not checkpoint.is_dir():
+        raise ValueError(f"There is no checkpoint {checkpoint}: give a folder checkpoint-*, or true for the last one.")
+    run = storage.read_json(checkpoint / storage.RUN_FILE)
+    if run is None or run.get("format") != FORMAT:
+        raise ValueError(
+            f"{checkpoint} has no readable {storage.RUN_FILE} of format {FORMAT}: it was not written to its end, or "
+            "by another version or program, whose optimizer state is a pickle and is not loaded; begin a new "
+            f"training from its weights (--model_name_or_path {checkpoint} and another --output_dir)."
+        )
+    if not storage.is_complete(checkpoint):
+        raise ValueError(
+            f"{checkpoint} is not complete: files are missing or cut short; copy it again, or resume from another one "
+            "(--resume_from_checkpoint true takes the last complete one)."
+        )
+    if not trainer._states_are_sharded and not (checkpoint / OPTIMIZER_FILE).is_file():
+        raise ValueError(
+            f"{checkpoint} holds no {OPTIMIZER_FILE} (save_only_model, or a sharded optimizer): begin a new training "
+            f"from its weights (--model_name_or_path {checkpoint} and another --output_dir)."
+        )
+    return run
+
+
+def _refused(run: dict, now: dict, checkpoint: Path, trainer) -> Iterator[str]:
+    for name, value in now["model"].items():
+        if run["model"].get(name) != value:
+            label = "the number of classes" if name == "num_labels" else name
+            yield f"{label} was {run['model'].get(name)} and is {value}"
+    classes, known = now["classes"], run["classes"]
+    if classes != known and sorted(classes) == sorted(known):
+        yield f"the classes were in the order {', '.join(known[:SHOWN])} and are {', '.join(classes[:SHOWN])}"
+    for name in FIXED:
+        if run["arguments"].get(name) != now["arguments"][name]:
+            yield f"{name} was {run['arguments'].get(name)} and is {now['arguments'][name]}"
+    if run["crop"] != now["crop"] and now["model"]["use_memory"] and now["model"]["use_cross_attention"]:
+        yield f"the crop was {_size(run['crop'])} and is {_size(now['crop'])} pixels, for which the memory is too"
+    if run["images_per_update"] != now["images_per_update"]:
+        yield _other_update(run, now)
+    elif run["updates_per_epoch"] != now["updates_per_epoch"] and run["data"] == now["data"]:
+        yield (
+            f"an epoch was {run['updates_per_epoch']} updates and is {now['updates_per_epoch']} (epoch_length, "
+            "unlabeled_images_per_epoch or dataloader_drop_last)"
+        )
+    before = storage.read_json(checkpoint / storage.IDS_FILE) or {}
+    for name in ("labeled", "unlabeled"):
+        if run["data"][name] != now["data"][name]:
+            yield _other_images(name, run["data"][name]["count"], before.get(name), names_of_images(trainer)[name])
+
+
+def _size(crop: list[int]) -> str:
+    return f"{crop[0]}x{crop[1]}"
+
+
+def _other_update(run: dict, now: dict) -> str:
+    labeled, unlabeled = run["images_per_update"]
+    given = " x ".join(f"{now['arguments'].get(name, now['processes'])} {name}" for name in (*CUT[:2], CUT[3]))
+    advice = ""
+    if labeled and labeled % (now["arguments"][CUT[1]] * now["processes"]) == 0:
+        advice = f" (--total_train_batch_size {labeled} keeps it)"
+    return (
+        f"an update had {labeled} labeled and {unlabeled} unlabeled images and has {now['images_per_update'][0]} and "
+        f"{now['images_per_update'][1]} ({given}), so that the place in the epoch would be another{advice}"
+    )
+
+
+def _other_images(name: str, count: int, before: list[str] | None, now: list[str]) -> str:
+    sentence = f"the {name} set had {count} images and has {len(now)}"
+    if before is None:
+        return sentence if count != len(now) else f"{sentence}, but not the same"
+    known, found = set(before), set(now)
+    for what, images in (("gone", [i for i in before if i not in found]), ("new", [i for i in now if i not in known])):
+        if images:
+            shown = ", ".join(images[:SHOWN]) + (", ..." if len(images) > SHOWN else "")
+            sentence += f", {len(images)} {'is' if len(images) == 1 else 'are'} {what} ({shown})"
+    return f"{sentence}, in another order" if known == found else sentence
+
+
+def _warnings(run: dict, now: dict) -> Iterator[str]:
+    before, after = run["arguments"], now["arguments"]
+    for name in KEPT:
+        if before.get(name) != after[name]:
+            yield f"{name} stays {before.get(name)}, which its optimizer carries, although {after[name]} is given."
+    for name in FROM_HERE:
+        if before.get(name) != after[name]:
+            yield f"{name} was {before.get(name)} and is {after[name]} from here on; no single run gives the same."
+    cut = {name: (run | before)[name] for name in CUT}
+    cut_now = {name: (now | after)[name] for name in CUT}
+    if cut != cut_now:
+        changed = ", ".join(f"{name} {cut[name]} -> {cut_now[name]}" for name in CUT if cut[name] != cut_now[name])
+        yield (
+            f"{changed}. An update has the same images as before, and so has an epoch but for its last update; batch "
+            "statistics, dropout and the memory's order are others, so the result is close and not bit-identical."
+        )
+    if run["crop"] != now["crop"]:
+        yield f"the crop was {_size(run['crop'])} and is {_size(now['crop'])} pixels from here on."
+    if run["classes"] != now["classes"]:
+        changed = [f"{old} -> {new}" for old, new in zip(run["classes"], now["classes"], strict=True) if old != new]
+        yield f"classes have other names ({', '.join(changed[:SHOWN])}); their weights are taken over as they are."
+    if run["data"]["validation"] != now["data"]["validation"]:
+        yield "the validation images are others, so earlier evaluations, the best one included, do not compare."
+
+
+__all__ = ["check_resume", "describe_run", "names_of_images"]
