@@ -7,11 +7,10 @@ from .models.modeling_allspark import SegformerForSemiSupervisedSegmentation, Se
 from .publishing.publish import push_model_to_hub
 from .training.arguments import AllSparkTrainingArguments
 from .training.trainer import AllSparkTrainer
+from .utils import __version__
 
 
 register_auto_classes()
-
-__version__ = "0.1.0"
 
 # transformers' own sends a card without a licence; published code, which runs without this package, keeps that one.
 SegformerForSemiSupervisedSegmentation.push_to_hub = push_model_to_hub
@@ -22,5 +21,6 @@ __all__ = [
     "AllSparkTrainingArguments",
     "SegformerForSemiSupervisedSegmentation",
     "SemiSupervisedSegmenterOutput",
+    "__version__",
     "segment",
 ]

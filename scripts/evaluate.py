@@ -48,8 +48,7 @@ def build_trainer(arguments, evaluation_arguments, data_arguments, unused_dir: s
     """A trainer that only evaluates."""
     from allspark_hf import AllSparkTrainer, AllSparkTrainingArguments
     from allspark_hf.evaluation.selection import fit_to_model, select_split
-    from allspark_hf.inference.prediction import load_trained
-    from allspark_hf.training.checks import long_side_of
+    from allspark_hf.inference.prediction import load_trained, long_side_of
 
     model, image_processor = load_trained(arguments.model, "cpu")  # the Trainer moves it
     data_arguments = fit_to_model(data_arguments, model.config, long_side_of(image_processor))
@@ -91,7 +90,7 @@ def results(trainer, arguments, data_arguments, seconds: float) -> dict:
 
     import allspark_hf
     from allspark_hf.evaluation.arguments import EvaluationArguments, eval_crop
-    from allspark_hf.publishing.outdated import DIGEST, weights_digest
+    from allspark_hf.models.weights import DIGEST, weights_digest
 
     evaluation, config = trainer.evaluation, trainer.model.config
     settings = {name: getattr(trainer.args, name) for name in EvaluationArguments.__dataclass_fields__}

@@ -63,7 +63,7 @@ def validation_samples(arguments: ScriptArguments, data_arguments, model, image_
     """The images with masks to measure the cost on, none of them read yet; None without data."""
     from allspark_hf.evaluation.evaluator import EvaluationDataset
     from allspark_hf.evaluation.selection import fit_to_model, select_split
-    from allspark_hf.training.checks import long_side_of
+    from allspark_hf.inference.prediction import long_side_of
 
     if not data_arguments.given:
         return None

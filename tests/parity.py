@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from allspark_hf.methods.losses import upsample
 from allspark_hf.models.conversion import convert_state_dict
+from allspark_hf.models.upsampling import upsample
 
 
 F64_TOLERANCE = 1e-9

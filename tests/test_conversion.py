@@ -14,8 +14,8 @@ from conftest import tiny_model
 from safetensors.torch import load_file
 
 from allspark_hf import AllSparkConfig, SegformerForSemiSupervisedSegmentation
-from allspark_hf.methods.losses import upsample
 from allspark_hf.models.conversion import convert_state_dict, infer_config, read_checkpoint, rename
+from allspark_hf.models.upsampling import upsample
 
 
 SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "convert_checkpoint.py"

@@ -13,8 +13,8 @@ from huggingface_hub import constants
 from PIL import Image
 
 from allspark_hf import AllSparkTrainingArguments, SegformerForSemiSupervisedSegmentation
-from allspark_hf.cli.arguments import ModelArguments
 from allspark_hf.cli import dry_run as module
+from allspark_hf.cli.arguments import ModelArguments
 from allspark_hf.cli.dry_run import batch_lines, choose_weights, dry_run, update_text
 from allspark_hf.data import DataArguments
 from allspark_hf.data.presence import look_for_data

@@ -20,7 +20,7 @@ from allspark_hf.evaluation.evaluator import EvaluationDataset
 from allspark_hf.evaluation.metrics import BoundaryCounts, ConfusionMatrix
 from allspark_hf.evaluation.prediction import predict_logits
 from allspark_hf.inference.prediction import make_image_processor
-from allspark_hf.publishing.outdated import weights_digest
+from allspark_hf.models.weights import weights_digest
 
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "evaluate.py"

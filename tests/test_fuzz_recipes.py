@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from allspark_hf import AllSparkTrainingArguments
 from allspark_hf.cli.arguments import ModelArguments, parse_arguments
-from allspark_hf.cli.recipes import MAX_ENTRIES, read_yaml, recipe_arguments, resolve_recipe
 from allspark_hf.data import DataArguments
 from allspark_hf.studies.study import read_study
+from allspark_hf.training.recipes import MAX_ENTRIES, read_yaml, recipe_arguments, resolve_recipe
 
 
 TYPES = (DataArguments, ModelArguments)

@@ -6,8 +6,8 @@ from parity import PRECISIONS, Reference, assert_near, predict_full_size
 
 from allspark_hf import AllSparkTrainingArguments
 from allspark_hf.methods import AllSpark, MixedBatch, PixelCounts
-from allspark_hf.methods.losses import upsample
 from allspark_hf.models.conversion import rename
+from allspark_hf.models.upsampling import upsample
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from allspark_hf.evaluation.prediction import (
     smallest_side,
     window_spans,
 )
-from allspark_hf.methods.losses import upsample
+from allspark_hf.models.upsampling import upsample
 
 
 @pytest.fixture(scope="module")

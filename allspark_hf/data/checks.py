@@ -12,7 +12,7 @@ import PIL.Image
 from datasets import Dataset
 from tqdm.auto import tqdm
 
-from ..models.pretrained import one_line
+from ..utils.text import one_line
 from .images import (
     InexactMaskError,
     check_mask_values,

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from ..data.images import to_rgb
 from ..data.masks import read_label
 from ..data.reading import read_or_replace
-from ..methods.losses import cross_entropy_sum
+from ..models.upsampling import cross_entropy_sum
 from .arguments import EvaluationArguments, eval_crop
 from .metrics import BoundaryCounts, ConfusionMatrix
 from .prediction import center_crop, predict_logits

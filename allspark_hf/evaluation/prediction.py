@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from ..inference.handler import smallest_side
-from ..methods.losses import upsample
+from ..models.upsampling import upsample
 from .arguments import EvaluationArguments, eval_crop
 
 

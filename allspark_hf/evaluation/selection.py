@@ -7,7 +7,7 @@ from datasets import Dataset, concatenate_datasets
 from ..data import DataArguments, find_data, split_of_run, with_class_indices
 from ..data.images import require_readable
 from ..data.overlap import row_name, undecoded
-from ..models.pretrained import one_line
+from ..utils.text import one_line
 
 
 EVALUATION_SPLITS = ("labeled", "unlabeled", "validation", "all")

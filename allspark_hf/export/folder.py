@@ -11,10 +11,10 @@ import torch
 from transformers import SegformerConfig
 from transformers.image_processing_utils import BaseImageProcessor
 
+from ..inference.prediction import long_side_of
 from ..models.configuration_allspark import AllSparkConfig
 from ..models.modeling_allspark import SegformerForSemiSupervisedSegmentation
-from ..publishing.outdated import DIGEST, weights_digest
-from ..training.checks import long_side_of
+from ..models.weights import DIGEST, weights_digest
 from .onnx import (
     INT8_OPERATORS,
     OPSET,

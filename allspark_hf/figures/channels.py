@@ -8,8 +8,8 @@ import torch
 from tqdm.auto import tqdm
 
 from ..inference.prediction import model_palette
-from ..methods.losses import upsample
 from ..models.modeling_allspark import SegformerForSemiSupervisedSegmentation, group_channels
+from ..models.upsampling import upsample
 from .crops import crop_row, row_ids
 
 

@@ -19,7 +19,14 @@ from .handler import classify_pixels, model_logits
 from .visualization import default_palette
 
 
-__all__ = ["load_trained", "make_image_processor", "model_palette", "predict_confidence", "predict_mask"]
+__all__ = [
+    "load_trained",
+    "long_side_of",
+    "make_image_processor",
+    "model_palette",
+    "predict_confidence",
+    "predict_mask",
+]
 
 
 def load_trained(
@@ -80,6 +87,20 @@ def make_image_processor(long_side: int | None = None) -> SegformerImageProcesso
     if long_side is None:
         return SegformerImageProcessorPil(do_resize=False)
     return SegformerImageProcessorPil(size={"max_height": long_side, "max_width": long_side})
+
+
+def long_side_of(image_processor) -> int | None:
+    """What the image processor makes of an image's long side; None if it leaves the size alone."""
+    if not image_processor.do_resize:
+        return None
+    size = dict(image_processor.size)
+    if size.get("max_height") and size.get("max_height") == size.get("max_width"):
+        return size["max_height"]
+    given = {name: value for name, value in size.items() if value}
+    raise ValueError(
+        f"The image processor resizes to {given}, which training cannot follow: set do_resize=False, or "
+        'size={"max_height": n, "max_width": n} to scale the long side to n pixels.'
+    )
 
 
 def predict_mask(model: PreTrainedModel, image_processor: BaseImageProcessor, image: Image.Image) -> np.ndarray:

@@ -10,7 +10,7 @@ from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.nn import functional as F
 
-from .losses import at_least_float32, images_at_a_time, upsample
+from ..models.upsampling import at_least_float32, images_at_a_time, upsample
 
 
 CONFIDENCE_STEP = 4  # every fourth row and column is enough for a mean

@@ -1,67 +1,16 @@
 """Which files of an output folder tell of other weights than those that lie in it now."""
 
-import hashlib
-import re
 from pathlib import Path
 
-import torch
-from safetensors import SafetensorError, safe_open
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.utils import SAFE_WEIGHTS_NAME
 
-from ..models.modeling_allspark import SegformerForSemiSupervisedSegmentation
+from ..models.weights import DIGEST, weights_digest
 from .markdown import percent
 from .record import RECORD_FILE
 from .record_shapes import history_of, numbers_of, read_json
 
 
-DIGEST = "weights_sha256"
 MEANS = ("eval_mean_iou", "eval_mean_accuracy", "eval_overall_accuracy")
-
-
-def weights_digest(folder: str | Path) -> str | None:
-    """
-    A name for the weights in a folder: SHA-256 of their names, types, sizes and bytes, without the training's memory,
-    so that a checkpoint, its saved model and its published one have the same.
-
-    Args:
-        folder (`str` or `Path`): with `model.safetensors`.
-
-    Returns:
-        `str`: 64 hexadecimal digits; None if there is no such file.
-
-    Raises:
-        ValueError: if it is damaged.
-    """
-    path = Path(folder) / SAFE_WEIGHTS_NAME
-    if not path.is_file():
-        return None
-    ignored = SegformerForSemiSupervisedSegmentation._keys_to_ignore_on_save
-    digest = hashlib.sha256()
-    with _opened(path) as file:
-        for name in sorted(file.keys()):
-            if any(re.search(pattern, name) for pattern in ignored):
-                continue
-            tensor = file.get_tensor(name).contiguous()
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
-            digest.update(tensor.flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
-def _opened(path: Path):
-    try:
-        return safe_open(path, "pt")
-    except SafetensorError as error:
-        raise ValueError(f"{path} holds no weights in safetensors ({error}): save the model again.") from error
-
-
-def holds_weights(folder: str | Path, model: torch.nn.Module) -> bool:
-    """Whether the weights saved in a folder are those of a model in memory, the training's memory aside."""
-    path, own = Path(folder) / SAFE_WEIGHTS_NAME, model.state_dict()
-    if not path.is_file():
-        return False
-    with safe_open(path, "pt") as file:
-        return all(name in own and file.get_tensor(name).equal(own[name].cpu()) for name in file.keys())  # noqa: SIM118
 
 
 def outdated_files(folder: str | Path) -> dict[str, str]:
@@ -125,4 +74,4 @@ def _read(path: Path) -> dict:
     return content if isinstance(content, dict) else {}
 
 
-__all__ = ["DIGEST", "holds_weights", "outdated_files", "weights_digest"]
+__all__ = ["outdated_files"]

@@ -18,6 +18,7 @@ import torch
 from transformers import TrainerCallback
 from transformers.trainer_pt_utils import AcceleratorConfig
 
+from ..utils import __version__
 from .licences import base_weights_of, weights_name
 
 
@@ -199,7 +200,7 @@ def checkout() -> dict | None:
 def environment(num_processes: int) -> dict:
     """Versions and machine; no name of a machine or a user."""
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    versions = {"python": platform.python_version(), "allspark_hf": _own_version()}
+    versions = {"python": platform.python_version(), "allspark_hf": __version__}
     versions |= {name: version(name) for name in PACKAGES}
     return {
         "versions": versions,
@@ -212,12 +213,6 @@ def environment(num_processes: int) -> dict:
             "threads_per_process": torch.get_num_threads(),
         },
     }
-
-
-def _own_version() -> str:
-    from allspark_hf import __version__  # late: the package imports this module
-
-    return __version__
 
 
 def _git(*arguments: str) -> str | None:

@@ -10,9 +10,9 @@ from huggingface_hub import CommitInfo
 from transformers.trainer_utils import HubStrategy, SaveStrategy
 from transformers.utils.hub import PushInProgress
 
+from ..models.weights import holds_weights
 from .card import card_to_publish, write_model_card
 from .figures import write_run_figures
-from .outdated import holds_weights
 from .record import RECORD_FILE
 from .repository import stage, stage_checkpoint
 from .upload import PushError, prepare_repository, push_again, scrub, upload

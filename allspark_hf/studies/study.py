@@ -15,7 +15,7 @@ from typing import TextIO
 
 import psutil
 
-from ..cli.recipes import check_entry, read_recipe, read_yaml, recipe_arguments
+from ..training.recipes import check_entry, read_recipe, read_yaml, recipe_arguments
 from ..training.storage import finish_renaming, last_complete_checkpoint
 
 

@@ -21,20 +21,6 @@ from .storage import sorted_checkpoints
 logger = logging.getLogger(__name__)
 
 
-def long_side_of(image_processor) -> int | None:
-    """What the image processor makes of an image's long side; None if it leaves the size alone."""
-    if not image_processor.do_resize:
-        return None
-    size = dict(image_processor.size)
-    if size.get("max_height") and size.get("max_height") == size.get("max_width"):
-        return size["max_height"]
-    given = {name: value for name, value in size.items() if value}
-    raise ValueError(
-        f"The image processor resizes to {given}, which training cannot follow: set do_resize=False, or "
-        'size={"max_height": n, "max_width": n} to scale the long side to n pixels.'
-    )
-
-
 def check_model(model: SegformerForSemiSupervisedSegmentation, args: AllSparkTrainingArguments):
     """Raises ValueError for a model that the method, or training on 8-bit masks, cannot work with."""
     if METHODS[args.method].needs_bottleneck and not model.config.use_cross_attention:
@@ -211,4 +197,4 @@ def _check_overlap(name: str, dataset: datasets.Dataset | None, eval_name: str, 
         )
 
 
-__all__ = ["check_datasets", "check_evaluation", "check_model", "check_output_dir", "long_side_of"]
+__all__ = ["check_datasets", "check_evaluation", "check_model", "check_output_dir"]

@@ -14,13 +14,14 @@ from ..data.mixed import MixedBatchCollator, MixedBatchSampler, MixedDataset
 from ..data.streaming import StreamReader, whole_steps
 from ..evaluation.evaluator import Evaluation, EvaluationDataset, failing_together
 from ..evaluation.metrics import metric_name
+from ..inference.prediction import long_side_of
 from ..methods import METHODS, MixedBatch, PixelCounts
 from ..models.modeling_allspark import SegformerForSemiSupervisedSegmentation
 from ..publishing.record import RunRecordCallback, base_weights_of
 from ..publishing.trainer_mixin import PublishingMixin
 from .arguments import AllSparkTrainingArguments
 from .checkpoints import CheckpointMixin
-from .checks import check_datasets, check_evaluation, check_model, check_output_dir, long_side_of
+from .checks import check_datasets, check_evaluation, check_model, check_output_dir
 from .finite import FiniteGuard, NonFiniteMixin, finite_mean
 from .processes import DistributedMixin, check_sharding, synchronize_batchnorm
 from .pseudo_label_health import PseudoLabelHealth

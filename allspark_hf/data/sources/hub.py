@@ -10,7 +10,7 @@ from datasets import ClassLabel, Dataset, Image, IterableDataset, LargeList, Lis
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
-from ...models.pretrained import one_line
+from ...utils.text import one_line
 from .classes import Classes, read_classes
 from .lists import read_lines
 from .pairs import SegmentationData, can_be_listed

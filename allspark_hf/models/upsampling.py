@@ -1,0 +1,41 @@
+"""Logits at the size of the image, in pieces that fit into memory."""
+
+import torch
+from torch.nn import functional as F
+
+
+# Values of upsampled logits held at a time, where an image has no more than that: 16 MiB in float32.
+VALUES_AT_A_TIME = 2**22
+
+
+def upsample(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Bilinear resize of float logits (batch, num_labels, height, width) to `size` (height, width)."""
+    return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+
+
+def images_at_a_time(num_labels: int, size: tuple[int, int]) -> int:
+    """How many images' logits at `size` (height, width) `VALUES_AT_A_TIME` holds; at least one."""
+    return max(1, VALUES_AT_A_TIME // (num_labels * size[0] * size[1]))
+
+
+def at_least_float32(logits: torch.Tensor) -> torch.Tensor:
+    """The same values, in float32 if they were less precise: softmax and sums over a map need it."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def cross_entropy_sum(logits: torch.Tensor, labels: torch.Tensor, ignore_index: int = 255) -> torch.Tensor:
+    """
+    Cross-entropy summed over the pixels that are not ignored.
+
+    Args:
+        logits (`torch.Tensor`): float (batch, num_labels, height, width).
+        labels (`torch.Tensor`): int64 (batch, height, width), in [0, num_labels) or `ignore_index`.
+        ignore_index (`int`): label of pixels that do not count.
+
+    Returns:
+        `torch.Tensor`: float scalar; 0 with zero gradient if every pixel is ignored.
+    """
+    return F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="sum")
+
+
+__all__ = ["at_least_float32", "cross_entropy_sum", "images_at_a_time", "upsample"]
