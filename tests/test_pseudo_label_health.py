@@ -79,9 +79,9 @@ def test_summary_by_hand(trainer):
     labels = torch.tensor([[[0, 0, 1, 255]]])
     pseudo_labels = torch.tensor([[[2, 2, 1, 255, 0, 2]]])
     truth = torch.tensor([[[2, 1, 1, 1, 255, 255]]])
-    trainer._health.update(0, labels, pseudo_labels, truth)
+    trainer.health.update(0, labels, pseudo_labels, truth)
     trainer.model.bottleneck.memory.num_enqueued += torch.tensor([0, 8, 24])
-    summary = trainer._health.summary()
+    summary = trainer.health.summary()
     # Known on both sides: (2, 2), (1, 2), (1, 1) as (truth, pseudo): IoU of 1 and 2 is 1/2 each, 0 is absent.
     assert summary["pseudo_mean_iou"] == pytest.approx(0.5)
     expected = {"pseudo_share": (0.2, 0.2, 0.6), "label_share": (2 / 3, 1 / 3, 0), "channel_share": (0, 0.25, 0.75)}
@@ -101,11 +101,11 @@ def test_summary_by_hand(trainer):
     ],
 )
 def test_collapse(trainer, caplog, labels, pseudo_labels, expected):
-    trainer._health.counts["labels"] = torch.tensor(labels)
-    trainer._health.counts["pseudo_labels"] = torch.tensor(pseudo_labels)
-    assert trainer._health.collapsed_onto() == expected
+    trainer.health.counts["labels"] = torch.tensor(labels)
+    trainer.health.counts["pseudo_labels"] = torch.tensor(pseudo_labels)
+    assert trainer.health.collapsed_onto() == expected
     with caplog.at_level(logging.WARNING):
-        trainer._health.log()
+        trainer.health.log()
     assert ("collapse onto LABEL_" in caplog.text) == (expected is not None)
 
 

@@ -24,7 +24,8 @@ from ..methods import METHODS
 from ..training.arguments import AllSparkTrainingArguments
 from ..training.checks import check_datasets
 from ..training.faults import NonFiniteError
-from ..training.trainer import AllSparkTrainer, make_sampler
+from ..training.loaders import make_sampler
+from ..training.trainer import AllSparkTrainer
 from .arguments import ModelArguments, check_source, load_model
 
 

@@ -1,4 +1,4 @@
-"""Photometry and normalisation of a whole batch on its device: what `--augment_on_device` takes from the workers.
+"""Photometry and normalization of a whole batch on its device: what `--augment_on_device` takes from the workers.
 
 A worker draws as ever and hands over 8-bit pixels and the numbers drawn, [`pack_photometry`]. The definitions are
 Pillow's, rounding included, so that an image gets the very levels that the worker would have given it, whatever else
@@ -6,8 +6,8 @@ is in the batch. `tests/test_device_augmentation.py` compares the two for equali
 a multiplication with an addition (not on x86-64) may differ, by a level. In Pillow's terms, levels being 0 to 255:
 
 - brightness, contrast, saturation: `other + factor * (image - other)` in float32, cut to 0...255, rounded down, where
-  `other` is black, the image's mean grey (rounded), or the image in grey;
-- grey: (19595 R + 38470 G + 7471 B + 2^15) / 2^16, rounded down;
+  `other` is black, the image's mean gray (rounded), or the image in gray;
+- gray: (19595 R + 38470 G + 7471 B + 2^15) / 2^16, rounded down;
 - hue: the image in 8-bit hue, saturation and value, of which the hue is shifted modulo 256, and back to RGB;
 - blur: three times along the rows, then three times along the columns, an average over a box of a fractional width
   that depends on sigma, with weights in 24-bit fixed point; beyond the border its pixels repeat.
@@ -34,21 +34,21 @@ FIXED_POINT = 24  # bits of the blur's weights behind the point
 def pack_photometry(drawn: Photometry) -> torch.Tensor:
     """
     float32 (12,), all numbers exact: operation and amount (a factor, or a shift of the hue in levels) of each of the
-    four slots of jitter, 1 or 0 for grey, and the weights of a blurred pixel, its neighbours, and theirs.
+    four slots of jitter, 1 or 0 for gray, and the weights of a blurred pixel, its neighbors, and theirs.
     """
     numbers = []
     for name, amount in drawn.jitter:
         numbers += [OPERATIONS.index(name), hue_shift(amount) if name == "hue" else 1 + amount]
     numbers += [0.0] * (2 * SLOTS - len(numbers))
     weights = (2**FIXED_POINT, 0, 0) if drawn.sigma is None else _box_weights(drawn.sigma)
-    return torch.tensor([*numbers, float(drawn.grey), *weights], dtype=torch.float32)
+    return torch.tensor([*numbers, float(drawn.gray), *weights], dtype=torch.float32)
 
 
 def _box_weights(sigma: float) -> tuple[int, int, int]:
     """
     Weights times 2^24 of a box of fractional width, three of which in a row come close to a Gaussian of `sigma`:
     Gwosdek et al., "Theoretical foundations of Gaussian convolution by extended box filtering" (2011), Eqs. 7, 11 and
-    14, in float32 as in Pillow. A sigma up to 2 needs no more than two neighbours a side.
+    14, in float32 as in Pillow. A sigma up to 2 needs no more than two neighbors a side.
     """
     variance = np.float32(sigma) * np.float32(sigma) / np.float32(BLUR_PASSES)
     length = np.float32(math.sqrt(12 * float(variance) + 1))
@@ -74,7 +74,7 @@ def apply_photometry(pixels: torch.Tensor, photometry: torch.Tensor) -> torch.Te
     numbers = photometry[:, :, None, None, None]  # (batch, 12, 1, 1, 1)
     for slot in range(SLOTS):
         levels = _jitter(levels, operation=numbers[:, 2 * slot], amount=numbers[:, 2 * slot + 1])
-    levels = torch.where(numbers[:, 2 * SLOTS] == 1, _grey(levels), levels)
+    levels = torch.where(numbers[:, 2 * SLOTS] == 1, _gray(levels), levels)
     levels = levels.long()
     weights = numbers[:, 2 * SLOTS + 1 :].long().unbind(1)
     for axis in (3, 2):
@@ -86,24 +86,24 @@ def apply_photometry(pixels: torch.Tensor, photometry: torch.Tensor) -> torch.Te
 def _jitter(levels: torch.Tensor, operation: torch.Tensor, amount: torch.Tensor) -> torch.Tensor:
     """One operation on each image: whole float32 levels (batch, 3, height, width); the others (batch, 1, 1, 1)."""
     is_one = {name: operation == code for code, name in enumerate(OPERATIONS)}
-    grey = _grey(levels)
-    other = torch.where(is_one["contrast"], _mean(grey), grey.where(is_one["saturation"], 0))
+    gray = _gray(levels)
+    other = torch.where(is_one["contrast"], _mean(gray), gray.where(is_one["saturation"], 0))
     blended = (other + amount * (levels - other)).clamp(0, 255).floor()
     shifted = _shift_hue(levels, amount)
     levels = torch.where(is_one["nothing"], levels, blended)
     return torch.where(is_one["hue"], shifted, levels)
 
 
-def _grey(levels: torch.Tensor) -> torch.Tensor:
+def _gray(levels: torch.Tensor) -> torch.Tensor:
     """(batch, 3, height, width) -> (batch, 1, height, width); float32 holds these whole numbers below 2^24 exactly."""
     red, green, blue = levels.split(1, dim=1)
     return ((19595 * red + 38470 * green + 7471 * blue + 2**15) / 2**16).floor()
 
 
-def _mean(grey: torch.Tensor) -> torch.Tensor:
+def _mean(gray: torch.Tensor) -> torch.Tensor:
     """(batch, 1, 1, 1): each image's mean level, rounded to nearest in whole numbers."""
-    count = grey[0].numel()
-    total = grey.long().sum(dim=(1, 2, 3), keepdim=True)
+    count = gray[0].numel()
+    total = gray.long().sum(dim=(1, 2, 3), keepdim=True)
     return ((2 * total + count) // (2 * count)).float()
 
 
@@ -165,13 +165,13 @@ def _box_blur(levels: torch.Tensor, weights: tuple[torch.Tensor, ...], axis: int
     total = weights[0] * levels
     for distance in (1, 2):
         before, after = (positions - distance).clamp(min=0), (positions + distance).clamp(max=side - 1)
-        neighbours = levels.index_select(axis, before) + levels.index_select(axis, after)
-        total = total + weights[distance] * neighbours
+        neighbors = levels.index_select(axis, before) + levels.index_select(axis, after)
+        total = total + weights[distance] * neighbors
     return (total + 2 ** (FIXED_POINT - 1)) >> FIXED_POINT
 
 
-def normalise(pixels: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
-    """uint8 (batch, 3, height, width) -> float32, scaled to [0, 1] and normalised, as [`to_pixel_values`] does it."""
+def normalize(pixels: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
+    """uint8 (batch, 3, height, width) -> float32, scaled to [0, 1] and normalized, as [`to_pixel_values`] does it."""
     channels = _divide(pixels.float(), 255).split(1, dim=1)
     # Numbers one by one: a tensor of them would be copied to the device, for which the host waits.
     return torch.cat([_divide(channel - mean[index], std[index]) for index, channel in enumerate(channels)], dim=1)
@@ -191,20 +191,22 @@ def finish_on_device(
 
     Args:
         batch (`dict[str, torch.Tensor]`):
-            on the device: `pixel_values` and, with unlabeled images, `unlabeled_pixel_values` uint8 (batch, 3,
-            height, width), `photometry` float32 (labeled, 12), and anything else, which is passed on.
-        mean (`tuple[float, ...]`): of the normalisation.
-        std (`tuple[float, ...]`): of the normalisation.
+            on the device: every `*pixel_values*` uint8 (batch, 3, height, width); for a strong view `*photometry*` of
+            the same name otherwise, float32 (batch, 12); and anything else, which is passed on.
+        mean (`tuple[float, ...]`): of the normalization.
+        std (`tuple[float, ...]`): of the normalization.
 
     Returns:
-        `dict[str, torch.Tensor]`: without `photometry`; the pixel values float32, augmented and normalised.
+        `dict[str, torch.Tensor]`: without photometries; the pixel values float32, augmented and normalized.
     """
-    batch = dict(batch)
-    pixels = apply_photometry(batch["pixel_values"], batch.pop("photometry"))
-    batch["pixel_values"] = normalise(pixels, mean, std)
-    if "unlabeled_pixel_values" in batch:
-        batch["unlabeled_pixel_values"] = normalise(batch["unlabeled_pixel_values"], mean, std)
-    return batch
+    finished = {name: tensor for name, tensor in batch.items() if "photometry" not in name}
+    for name, pixels in batch.items():
+        if "pixel_values" in name:
+            photometry = batch.get(name.replace("pixel_values", "photometry"))
+            finished[name] = normalize(
+                pixels if photometry is None else apply_photometry(pixels, photometry), mean, std
+            )
+    return finished
 
 
-__all__ = ["apply_photometry", "finish_on_device", "normalise", "pack_photometry"]
+__all__ = ["apply_photometry", "finish_on_device", "normalize", "pack_photometry"]

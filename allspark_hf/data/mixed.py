@@ -3,7 +3,6 @@
 import itertools
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import datasets
@@ -19,6 +18,7 @@ from .masks import read_label
 from .photometry import apply_photometry, draw_photometry, to_pixel_values
 from .reading import read_or_replace
 from .streaming import StreamReader
+from .views import STRONG, WEAK, View, draw_cutmix_box
 
 
 class Draw(NamedTuple):
@@ -119,7 +119,7 @@ class MixedBatchSampler(BatchSampler):
 
 class MixedDataset(Dataset):
     """
-    Augmented crops of two datasets, addressed by [`Draw`].
+    Augmented crops of two datasets, addressed by [`Draw`]. All views of a sample show one crop.
 
     Args:
         labeled (`datasets.Dataset`): an image and a mask column.
@@ -129,13 +129,15 @@ class MixedDataset(Dataset):
         seed (`int`): of the augmentation.
         num_labels (`int`): classes.
         long_side (`int`, *optional*): see [`draw_geometry`].
-        image_mean (`tuple[float, ...]`): of the normalisation.
-        image_std (`tuple[float, ...]`): of the normalisation.
+        image_mean (`tuple[float, ...]`): of the normalization.
+        image_std (`tuple[float, ...]`): of the normalization.
+        labeled_views (`tuple[View, ...]`): of every labeled image.
+        unlabeled_views (`tuple[View, ...]`): of every unlabeled image.
         ignore_index (`int`): label of padding and of pixels that do not count.
         image_column (`str`): name of the image column.
         label_column (`str`): name of the mask column.
         on_bad_image (`str`): "stop" or "skip", see [`read_or_replace`].
-        augment_on_device (`bool`): leave photometry and normalisation to [`~device_augmentation.finish_on_device`].
+        augment_on_device (`bool`): leave photometry and normalization to [`~device_photometry.finish_on_device`].
     """
 
     def __init__(
@@ -148,13 +150,14 @@ class MixedDataset(Dataset):
         long_side: int | None,
         image_mean: tuple[float, ...],
         image_std: tuple[float, ...],
+        labeled_views: tuple[View, ...] = (STRONG,),
+        unlabeled_views: tuple[View, ...] = (WEAK,),
         ignore_index: int = 255,
         image_column: str = "image",
         label_column: str = "label",
         on_bad_image: str = "stop",
         augment_on_device: bool = False,
     ):
-        self.on_bad_image = on_bad_image
         self.labeled = labeled
         self.unlabeled = unlabeled
         self.has_truth = isinstance(unlabeled, datasets.Dataset) and label_column in unlabeled.column_names
@@ -164,9 +167,12 @@ class MixedDataset(Dataset):
         self.long_side = long_side
         self.image_mean = image_mean
         self.image_std = image_std
+        self.labeled_views = labeled_views
+        self.unlabeled_views = unlabeled_views
         self.ignore_index = ignore_index
         self.image_column = image_column
         self.label_column = label_column
+        self.on_bad_image = on_bad_image
         self.augment_on_device = augment_on_device
 
     def __len__(self) -> int:
@@ -175,10 +181,12 @@ class MixedDataset(Dataset):
     def __getitem__(self, draw: Draw) -> dict[str, torch.Tensor]:
         """
         Returns:
-            `dict[str, torch.Tensor]`: `pixel_values` float32 (3, height, width), and for a labeled draw `labels` int64
-            (height, width), for an unlabeled one `pixel_mask` bool (height, width), False on padding, and, if there
-            is a mask column, `truth` int64 (height, width), the ignore index where it is not known. With
-            `augment_on_device`, `pixel_values` are uint8, and a labeled draw has `photometry`, float32 (12,).
+            `dict[str, torch.Tensor]`: of each view `pixel_values` float32 (3, height, width) and, if the view has
+            CutMix, `cutmix_box` int64 (4,); of a labeled draw `labels` int64 (height, width); of an unlabeled one
+            `pixel_mask` bool (height, width), False on padding, and, if there is a mask column, `truth` int64 (height,
+            width), the ignore index where the truth is not known. The entries of every view but the first end in
+            `_<name of the view>`. With `augment_on_device`, `pixel_values` are uint8, and each strong view has a
+            `photometry`, float32 (12,).
 
         Raises:
             BadImageError: if the image or its mask cannot be read.
@@ -189,7 +197,7 @@ class MixedDataset(Dataset):
             lambda row: self._read(draw._replace(row=row)), draw.row, dataset, columns, self.on_bad_image
         )
         geometry = draw_geometry(image.size, self.crop, rng, self.long_side)
-        sample = self._pixels(crop_image(image, geometry), draw.labeled, rng)
+        sample = self._views(crop_image(image, geometry), draw, rng)
         if not draw.labeled:
             sample["pixel_mask"] = torch.from_numpy(shown_pixels(geometry).copy())
         if label is not None:
@@ -197,13 +205,26 @@ class MixedDataset(Dataset):
             sample["labels" if draw.labeled else "truth"] = torch.from_numpy(label.astype(np.int64))
         return sample
 
-    def _pixels(self, image: Image.Image, labeled: bool, rng: np.random.Generator) -> dict[str, torch.Tensor]:
-        drawn = draw_photometry(rng) if labeled else None
+    def _views(self, image: Image.Image, draw: Draw, rng: np.random.Generator) -> dict[str, torch.Tensor]:
+        """The first view draws on from the crop's generator, each further one from a generator of its own."""
+        sample = {}
+        for number, view in enumerate(self.labeled_views if draw.labeled else self.unlabeled_views):
+            if number:
+                rng = np.random.default_rng([self.seed, draw.epoch, draw.labeled, draw.position, number])
+            suffix = f"_{view.name}" if number else ""
+            sample |= {f"{name}{suffix}": tensor for name, tensor in self._view(image, view, rng).items()}
+        return sample
+
+    def _view(self, image: Image.Image, view: View, rng: np.random.Generator) -> dict[str, torch.Tensor]:
+        sample = {}
+        drawn = draw_photometry(rng) if view.strong else None
+        if view.cutmix:
+            sample["cutmix_box"] = torch.tensor(draw_cutmix_box(self.crop, rng))
         if self.augment_on_device:
-            sample = {"pixel_values": torch.from_numpy(np.array(image).transpose(2, 0, 1).copy())}
+            sample["pixel_values"] = torch.from_numpy(np.array(image).transpose(2, 0, 1).copy())
             return sample if drawn is None else {**sample, "photometry": pack_photometry(drawn)}
         image = image if drawn is None else apply_photometry(image, drawn)
-        return {"pixel_values": to_pixel_values(image, self.image_mean, self.image_std)}
+        return {**sample, "pixel_values": to_pixel_values(image, self.image_mean, self.image_std)}
 
     def _read(self, draw: Draw) -> tuple[Image.Image, np.ndarray | None]:
         example = (self.labeled if draw.labeled else self.unlabeled)[draw.row]
@@ -219,10 +240,33 @@ class MixedDataset(Dataset):
         return read_label(mask, size, self.num_labels, self.ignore_index, where)
 
 
-@dataclass
+class MixedBatch(dict):
+    """
+    One mixed batch, by name: what [`MixedDataset`] gives of each labeled image, stacked, and under the same names with
+    `unlabeled_` in front of each unlabeled one. A first view's entries are
+
+    - `pixel_values` (`torch.Tensor`): float32 (labeled, 3, height, width), normalized.
+    - `labels` (`torch.Tensor`): int64 (labeled, height, width), class or the ignore index.
+    - `unlabeled_pixel_values` (`torch.Tensor`): float32 (unlabeled, 3, height, width), normalized.
+    - `unlabeled_pixel_mask` (`torch.Tensor`): bool (unlabeled, height, width), False on padding.
+    - `unlabeled_truth` (`torch.Tensor`):
+        int64 (unlabeled, height, width), class or the ignore index: masks that were hidden, to measure pseudo-labels
+        by. No method trains on them.
+
+    Raises:
+        ValueError: if an entry is asked for that is not there.
+    """
+
+    def __missing__(self, name: str):
+        raise ValueError(
+            f"The batch has no {name}, only {', '.join(self)}: declare the view that gives it in the method's "
+            "labeled_views or unlabeled_views."
+        )
+
+
 class MixedBatchCollator:
     """
-    Stacks the two halves of a mixed batch apart.
+    Stacks the two halves of a mixed batch apart, entry by entry.
 
     ```python
     >>> collate = MixedBatchCollator()
@@ -234,20 +278,13 @@ class MixedBatchCollator:
     """  # noqa: E501 (doctest output)
 
     def __call__(self, samples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-        labeled = [sample for sample in samples if "labels" in sample]
-        unlabeled = [sample for sample in samples if "labels" not in sample]
-        batch = {
-            "pixel_values": torch.stack([sample["pixel_values"] for sample in labeled]),
-            "labels": torch.stack([sample["labels"] for sample in labeled]),
+        halves = {"": [sample for sample in samples if "labels" in sample]}
+        halves["unlabeled_"] = [sample for sample in samples if "labels" not in sample]
+        return {
+            f"{prefix}{name}": torch.stack([sample[name] for sample in half])
+            for prefix, half in halves.items()
+            for name in (half[0] if half else ())
         }
-        if "photometry" in labeled[0]:
-            batch["photometry"] = torch.stack([sample["photometry"] for sample in labeled])
-        if unlabeled:
-            batch["unlabeled_pixel_values"] = torch.stack([sample["pixel_values"] for sample in unlabeled])
-            batch["unlabeled_pixel_mask"] = torch.stack([sample["pixel_mask"] for sample in unlabeled])
-            if "truth" in unlabeled[0]:
-                batch["unlabeled_truth"] = torch.stack([sample["truth"] for sample in unlabeled])
-        return batch
 
 
-__all__ = ["Draw", "MixedBatchCollator", "MixedBatchSampler", "MixedDataset"]
+__all__ = ["Draw", "MixedBatch", "MixedBatchCollator", "MixedBatchSampler", "MixedDataset"]

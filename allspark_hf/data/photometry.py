@@ -1,7 +1,7 @@
 """Training augmentation (paper, Section 4.1), on one image at a time, in Pillow.
 
 A worker draws everything from one generator, which gives the same pixels for any batch size, worker count or device.
-Photometry runs here too unless `--augment_on_device`: see device_augmentation.py.
+Photometry runs here too unless `--augment_on_device`: see device_photometry.py.
 """
 
 from typing import NamedTuple
@@ -15,7 +15,7 @@ from .geometry import PADDING_COLOR, crop_image, crop_label, draw_geometry
 
 JITTER = {"brightness": 0.5, "contrast": 0.5, "saturation": 0.5, "hue": 0.25}
 JITTER_PROBABILITY = 0.8
-GREY_PROBABILITY = 0.2
+GRAY_PROBABILITY = 0.2
 BLUR_PROBABILITY = 0.5
 BLUR_SIGMA = (0.1, 2.0)
 
@@ -52,26 +52,26 @@ class Photometry(NamedTuple):
     """What an image's photometry has drawn."""
 
     jitter: tuple[tuple[str, float], ...]  # names of JITTER and amounts, in the order they are applied; maybe none
-    grey: bool
+    gray: bool
     sigma: float | None  # of the Gaussian blur in pixels
 
 
 def draw_photometry(rng: np.random.Generator) -> Photometry:
-    """Color jitter in random order, grey and Gaussian blur, each with its probability."""
+    """Color jitter in random order, gray and Gaussian blur, each with its probability."""
     jitter, sigma = (), None
     if rng.random() < JITTER_PROBABILITY:
         jitter = tuple((str(name), rng.uniform(-JITTER[name], JITTER[name])) for name in rng.permutation(list(JITTER)))
-    grey = bool(rng.random() < GREY_PROBABILITY)
+    gray = bool(rng.random() < GRAY_PROBABILITY)
     if rng.random() < BLUR_PROBABILITY:
         sigma = rng.uniform(*BLUR_SIGMA)
-    return Photometry(jitter, grey, sigma)
+    return Photometry(jitter, gray, sigma)
 
 
 def apply_photometry(image: Image.Image, drawn: Photometry) -> Image.Image:
     """RGB in and out."""
     for name, amount in drawn.jitter:
         image = _jitter(image, name, amount)
-    if drawn.grey:
+    if drawn.gray:
         image = image.convert("L").convert("RGB")
     if drawn.sigma is not None:
         image = image.filter(ImageFilter.GaussianBlur(drawn.sigma))
@@ -103,7 +103,7 @@ def hue_shift(amount: float) -> int:
 
 
 def to_pixel_values(image: Image.Image, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
-    """RGB image -> float32 (3, height, width), scaled to [0, 1] and normalised."""
+    """RGB image -> float32 (3, height, width), scaled to [0, 1] and normalized."""
     levels = np.arange(256, dtype=np.float32)[:, None] / 255
     levels = (levels - np.asarray(mean, dtype=np.float32)) / np.asarray(std, dtype=np.float32)
     pixels = np.empty((3, image.height, image.width), dtype=np.float32)

@@ -10,17 +10,17 @@ class AllSpark(Method):
     needs_bottleneck = True
 
     def step(self, model, batch, pixels, epoch):
-        predicted = pseudo_label_pass(model, batch.unlabeled_pixel_values)
-        pseudo_labels = self.without_padding(predicted.labels, batch.unlabeled_pixel_mask)
+        predicted = pseudo_label_pass(model, batch["unlabeled_pixel_values"])
+        pseudo_labels = self.without_padding(predicted.labels, batch["unlabeled_pixel_mask"])
 
         outputs = model(
-            pixel_values=batch.pixel_values,
-            unlabeled_pixel_values=batch.unlabeled_pixel_values,
+            pixel_values=batch["pixel_values"],
+            unlabeled_pixel_values=batch["unlabeled_pixel_values"],
             unlabeled_logits=predicted.logits,
             read_memory=epoch >= self.args.memory_warmup_epochs,
         )
 
-        loss_x, used_x = self.labeled_loss(outputs.logits, batch.labels, pixels)
+        loss_x, used_x = self.labeled_loss(outputs.logits, batch["labels"], pixels)
         loss_u, used_u = self.unlabeled_loss(outputs.unlabeled_logits, pseudo_labels, pixels)
         terms = {"loss_x": loss_x, "loss_u": loss_u, "used_x": used_x, "used_u": used_u}
         terms["pseudo_confidence"] = self.confidence(predicted.confidence, pseudo_labels)

@@ -4,31 +4,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
+from ..data.mixed import MixedBatch
+from ..data.views import STRONG, WEAK, View
 from .losses import ohem_labels, upsampled_cross_entropy_sum
 from .pseudo_labels import CONFIDENCE_STEP
-
-
-@dataclass
-class MixedBatch:
-    """
-    One mixed batch.
-
-    Args:
-        pixel_values (`torch.Tensor`): float32 (labeled, 3, height, width), normalised.
-        labels (`torch.Tensor`): int64 (labeled, height, width), class or the ignore index.
-        unlabeled_pixel_values (`torch.Tensor`, *optional*): float32 (unlabeled, 3, height, width), normalised.
-        unlabeled_pixel_mask (`torch.Tensor`, *optional*): bool (unlabeled, height, width), False on padding.
-        unlabeled_truth (`torch.Tensor`, *optional*):
-            int64 (unlabeled, height, width), class or the ignore index: masks that were hidden, to measure
-            pseudo-labels by. No method trains on them.
-    """
-
-    pixel_values: torch.Tensor
-    labels: torch.Tensor
-    unlabeled_pixel_values: torch.Tensor | None = None
-    unlabeled_pixel_mask: torch.Tensor | None = None
-    unlabeled_truth: torch.Tensor | None = None
 
 
 @dataclass
@@ -57,21 +38,69 @@ class StepLosses:
     pseudo_labels: torch.Tensor | None = None
 
 
-class Method:
+class Method(nn.Module):
     """
-    A training method: how a mixed batch becomes a loss.
+    A training method: how a mixed batch becomes a loss, and all that is needed for it. A subclass declares what it
+    needs and overrides `step`, and the hooks that it has a use for.
+
+    - `labeled_views`, `unlabeled_views`: the views of each image, see [`View`]; no unlabeled views, no unlabeled half.
+    - Submodules and buffers: the method's state, e.g. a teacher. It goes to the device and into checkpoints.
+    - `build`: modules to train beside the model, e.g. a projection head.
+
+    Nothing of this is in a published model, but for the model that `evaluated_model` names.
 
     Args:
         args ([`AllSparkTrainingArguments`]): loss settings.
         ignore_index (`int`): label of pixels that do not count.
     """
 
+    labeled_views: tuple[View, ...] = (STRONG,)
+    unlabeled_views: tuple[View, ...] = (WEAK,)
     uses_unlabeled = True
+    acts_after_updates = False
     needs_bottleneck = False
 
     def __init__(self, args, ignore_index: int):
+        super().__init__()
         self.args = args
         self.ignore_index = ignore_index
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        cls.uses_unlabeled = bool(cls.unlabeled_views)
+        cls.acts_after_updates = cls.after_update is not Method.after_update
+
+    def build(self, model: PreTrainedModel) -> dict[str, tuple[nn.Module, float]]:
+        """
+        Called once, before the model is wrapped or changed.
+
+        Args:
+            model ([`SegformerForSemiSupervisedSegmentation`]): the model to train.
+
+        Returns:
+            `dict[str, tuple[nn.Module, float]]`: modules to train, each with its learning rate as a multiple of the
+            encoder's. They become `model.method_modules[name]`, are wrapped (DDP, FSDP2), clipped and saved in
+            checkpoints with the model, and left out where it is published. Each must take part in every step's loss.
+        """
+        return {}
+
+    def before_training(self, model: PreTrainedModel):
+        """Called before the first step of a training that does not resume one."""
+
+    def after_update(self, model: PreTrainedModel, updates: int):
+        """
+        Called after each update of the weights, without gradient, once whatever the accumulation steps.
+
+        Args:
+            model ([`SegformerForSemiSupervisedSegmentation`]):
+                with the new weights, and the BatchNorm statistics that all processes evaluate with. With FSDP2 the
+                weights are sharded: see [`whole`].
+            updates (`int`): how many there have been, this one included.
+        """
+
+    def evaluated_model(self, model: PreTrainedModel) -> PreTrainedModel:
+        """The model that is evaluated, saved and published: `model`, which is trained, or e.g. a teacher."""
+        return model
 
     def step(self, model: nn.Module, batch: MixedBatch, pixels: PixelCounts, epoch: int) -> StepLosses:
         """
@@ -121,3 +150,11 @@ class Method:
         """(L_x + weight * L_u) / (1 + weight): the paper's mean of the two for a weight of 1."""
         weight = self.args.unlabeled_loss_weight if epoch >= self.args.unlabeled_warmup_epochs else 0.0
         return (loss_x + weight * loss_u) / (1 + weight)
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """A weight as one tensor, also if FSDP2 has sharded it over the processes, all of which must then call this."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+__all__ = ["Method", "MixedBatch", "PixelCounts", "StepLosses", "whole"]

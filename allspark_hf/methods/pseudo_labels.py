@@ -44,7 +44,7 @@ def pseudo_label_pass(model: nn.Module, pixel_values: torch.Tensor) -> PseudoLab
     resizes from there to the token grid), of a few images at a time: see [`images_at_a_time`].
 
     Args:
-        model (`nn.Module`): the model as wrapped for training (DDP, FSDP, compiled, ...), in train mode.
+        model (`nn.Module`): the model as wrapped for training (DDP, FSDP, compiled, ...), or a teacher.
         pixel_values (`torch.Tensor`): float (unlabeled, 3, height, width), normalised.
     """
     module = _beneath_wrappers(model)
@@ -67,7 +67,7 @@ def _read(logits, size, config) -> tuple[torch.Tensor, torch.Tensor, torch.Tenso
 
 
 def _on_token_grid(full: torch.Tensor, config) -> torch.Tensor | None:
-    """float (images, num_labels, *grid): what the model's grouping would make of `full`, which it need not see."""
+    """float (images, num_labels, *grid): the map that the model groups channels by, so that it need not get `full`."""
     if not (config.use_cross_attention and config.use_memory and config.use_grouping):
         return None
     stride = math.prod(config.strides)
@@ -96,12 +96,13 @@ def _is_sharded(module: nn.Module) -> bool:
 
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside, train mode again outside."""
+    """Eval mode inside, the mode as before outside."""
+    was_training = model.training
     model.eval()
     try:
         yield
     finally:
-        model.train()
+        model.train(was_training)
 
 
 __all__ = ["PseudoLabels", "pseudo_label_pass"]

@@ -6,10 +6,10 @@ from .base import Method, StepLosses
 class Supervised(Method):
     """L = L_x. Unlabeled images set the length of an epoch, so that budgets compare, but are not read."""
 
-    uses_unlabeled = False
+    unlabeled_views = ()
 
     def step(self, model, batch, pixels, epoch):
-        outputs = model(pixel_values=batch.pixel_values)
+        outputs = model(pixel_values=batch["pixel_values"])
 
-        loss_x, used_x = self.labeled_loss(outputs.logits, batch.labels, pixels)
+        loss_x, used_x = self.labeled_loss(outputs.logits, batch["labels"], pixels)
         return StepLosses(loss_x, {"loss_x": loss_x, "used_x": used_x})

@@ -329,6 +329,7 @@ class AllSparkBottleneck(nn.Module):
         self.unlabeled_attention = ChannelSelfAttention(num_channels, heads, dropout)
         self.output_norm = nn.LayerNorm(num_channels, eps=BOTTLENECK_NORM_EPS)
         self.project_out = nn.Conv2d(num_channels, num_channels, kernel_size=1)
+        self.share_memory = True  # one memory for all processes; training may set it to False
         self.memory = None
         if config.use_memory:
             num_slots, slot_size = config.num_labels, int(num_channels * config.memory_size)
@@ -369,7 +370,7 @@ class AllSparkBottleneck(nn.Module):
     def _unlabeled_sources(self, unlabeled, grid, unlabeled_logits, read_memory) -> torch.Tensor:
         """What labeled images attend to, (1, sources, tokens, channels). Writes the memory before it is read."""
         slots = self._choose_slots(unlabeled, grid, unlabeled_logits)
-        if self.config.share_memory:
+        if self.share_memory:
             unlabeled, slots = gather_images(unlabeled), gather_images(slots)
         if self.memory is None:
             return unlabeled.unsqueeze(0)

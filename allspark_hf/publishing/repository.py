@@ -15,9 +15,9 @@ from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME
 
 from ..models.configuration_allspark import AUTO_MAP
 from ..models.modeling_allspark import SegformerForSemiSupervisedSegmentation
-from ..training.pseudo_label_health import FILE_NAME as PSEUDO_LABEL_COUNTS
 from ..training.resuming import STATE_PATTERNS
-from ..training.storage import RUN_FILE, read_json, write_run_file
+from ..training.storage import RUN_FILE, write_run_file
+from ..utils.files import read_json_object
 from .card_records import EVALUATION_KEYS, EXAMPLES_DIR, IMAGE_SUFFIXES
 from .outdated import outdated_files
 from .record import public
@@ -38,7 +38,7 @@ PATTERNS = ("figures/*.png", "onnx/*.onnx", "onnx/*.onnx_data", "onnx/*.onnx.dat
 # Entries of records that may name files of this machine; class names elsewhere stay as they are.
 WITH_PATHS = ("best_model_checkpoint", "data", "model")
 # Needed to resume, and published only if hub_strategy asks for checkpoints.
-CHECKPOINT_PATTERNS = (*STATE_PATTERNS, PSEUDO_LABEL_COUNTS)
+CHECKPOINT_PATTERNS = STATE_PATTERNS
 
 
 def check_output_folder(folder: str | Path):
@@ -128,7 +128,7 @@ def stage_checkpoint(checkpoint: str | Path, staging: str | Path):
         shutil.copyfile(path, staging / path.name)
     _copy_record(checkpoint / TRAINER_STATE_NAME, staging / TRAINER_STATE_NAME)
     add_code(staging)
-    write_run_file(staging, read_json(checkpoint / RUN_FILE) or {})  # whose list has the files as they are now
+    write_run_file(staging, read_json_object(checkpoint / RUN_FILE))  # whose list has the files as they are now
 
 
 def _stage_weights(source: Path, target: Path):

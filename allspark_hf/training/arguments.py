@@ -9,7 +9,6 @@ from transformers import TrainingArguments
 from ..data.reading import ON_BAD_IMAGE
 from ..evaluation.arguments import EvaluationArguments
 from ..methods import METHODS
-from .finite import MAX_SKIPPED, NAN_LOSS
 
 
 LABELED_LOSSES = ("cross_entropy", "ohem")
@@ -47,11 +46,8 @@ class AllSparkTrainingArguments(TrainingArguments, EvaluationArguments):
             the decode head's BatchNorm counts the batches of all processes as one, as in the paper; GPUs only, and
             without effect on one process.
         local_memory (`bool`, *optional*, defaults to `False`):
-            each process has a memory of its own, of its own unlabeled images (`config.share_memory=False`), instead of
+            each process has a memory of its own, of its own unlabeled images, instead of
             one memory of those of all processes.
-        nan_loss (`str`, *optional*, defaults to `"stop"`):
-            what a loss that is NaN or infinite does: `"stop"` ends training without saving, `"skip"` leaves that
-            update out, see [`FiniteGuard`].
         on_bad_image (`str`, *optional*, defaults to `"stop"`):
             what an image does that cannot be read in the midst of training: `"stop"`, or `"skip"` takes the next one.
         augment_on_device (`bool`, *optional*, defaults to `False`):
@@ -157,14 +153,6 @@ class AllSparkTrainingArguments(TrainingArguments, EvaluationArguments):
         default=False,
         metadata={"help": "Give each process a memory of its own, instead of one with the channels of all."},
     )
-    nan_loss: str = field(
-        default="stop",
-        metadata={
-            "help": "When a loss is NaN or infinite: stop (nothing is saved; the last checkpoint is named), or skip "
-            f"(that update leaves no trace, skipped_steps counts it; {MAX_SKIPPED} in a row stop).",
-            "choices": list(NAN_LOSS),
-        },
-    )
     on_bad_image: str = field(
         default="stop",
         metadata={
@@ -264,7 +252,7 @@ class AllSparkTrainingArguments(TrainingArguments, EvaluationArguments):
 
     def _check_choices(self):
         choices_of = {"method": METHODS, "labeled_loss": LABELED_LOSSES, "epoch_length": EPOCH_LENGTHS}
-        choices_of |= {"nan_loss": NAN_LOSS, "on_bad_image": ON_BAD_IMAGE}
+        choices_of |= {"on_bad_image": ON_BAD_IMAGE}
         for name, choices in choices_of.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}={getattr(self, name)!r} is unknown: choose one of {', '.join(choices)}.")

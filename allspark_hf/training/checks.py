@@ -13,8 +13,9 @@ from ..evaluation.prediction import smallest_side
 from ..methods import METHODS
 from ..models.configuration_allspark import AllSparkConfig
 from ..models.modeling_allspark import SegformerForSemiSupervisedSegmentation
+from ..utils.text import megabytes
 from .arguments import AllSparkTrainingArguments
-from .faults import free_bytes, megabytes
+from .faults import free_bytes
 from .storage import sorted_checkpoints
 
 

@@ -3,7 +3,6 @@
 import errno
 import re
 import shutil
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from ..data.reading import BadImageError
+from ..utils.text import megabytes
 from .storage import last_complete_checkpoint
 
 
@@ -21,7 +21,7 @@ except ImportError:  # Windows
     fcntl = None
 
 
-WORKER_DIED = re.compile(r"DataLoader worker \(pid")
+WORKER_DIED = re.compile(r"DataLoader worker \(pid|</torch_")  # the second one is shared memory that is gone
 LOCK_FILE = "training.lock"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 ERRNO = re.compile(r"os error (\d+)")  # of safetensors, whose errors are no OSError
@@ -72,7 +72,7 @@ def telling_faults(output_dir: str | Path) -> Iterator[None]:
     except BadImageError as error:
         raise BadImageError(f"{error} Training has stopped; {going_on(output_dir)}.") from error
     except (RuntimeError, ConnectionError, EOFError, FileNotFoundError) as error:
-        if not (WORKER_DIED.search(str(error)) or _while_taking_over(error)):
+        if not _worker_is_gone(error):
             raise
         cause = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(". ")
         raise WorkerDiedError(
@@ -82,10 +82,11 @@ def telling_faults(output_dir: str | Path) -> Iterator[None]:
         ) from error
 
 
-def _while_taking_over(error: BaseException) -> bool:
-    """Whether a tensor was being taken over from a worker, which was gone before the DataLoader noticed."""
-    names = {frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__)}
-    return bool(names & {"rebuild_storage_fd", "rebuild_storage_filename"})
+def _worker_is_gone(error: Exception) -> bool:
+    """Whether the DataLoader says so, or a tensor could not be taken over, since the worker's socket was gone."""
+    if isinstance(error, OSError):
+        return isinstance(error, ConnectionError) or error.filename is None
+    return isinstance(error, EOFError) or WORKER_DIED.search(str(error)) is not None
 
 
 @dataclass
@@ -164,11 +165,6 @@ def free_bytes(folder: str | Path) -> int:
     return shutil.disk_usage(folder).free
 
 
-def megabytes(count: int) -> str:
-    """Bytes for a person."""
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
-
-
 __all__ = [
     "FolderInUseError",
     "NonFiniteError",
@@ -177,7 +173,6 @@ __all__ = [
     "WorkerDiedError",
     "free_bytes",
     "going_on",
-    "megabytes",
     "sole_training",
     "telling_faults",
     "telling_of_saving",

@@ -1,18 +1,13 @@
-"""[`DistributedMixin`]: what [`AllSparkTrainer`] adds so that several processes train one model."""
+"""Several processes that train one model: a [`Processes`] for each trainer."""
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import contextmanager, nullcontext
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, parse_flag_from_env
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import PreTrainedModel, TrainerCallback
-
-from .resuming import MEMORY_FILE
+from transformers import PreTrainedModel
 
 
 try:
@@ -25,136 +20,110 @@ MEMORY_PREFIX = "bottleneck.memory."
 UNLABELED_PREFIX = "bottleneck.unlabeled_attention."
 
 
-class DistributedMixin:
+class Processes:
     """
-    Overrides how [`~transformers.Trainer`] starts, saves and resumes on several processes; to be named before it and
-    [`CheckpointMixin`] among the base classes.
+    Makes the processes of a training equal where they should be.
 
     All processes start from the first one's weights and buffers, and each step and each evaluation from its BatchNorm
     statistics, with which the model is saved. A shared memory stays the same everywhere without being sent, because
-    all processes enqueue the channels of all; with `config.share_memory=False` each keeps, saves and restores its own.
+    all processes enqueue the channels of all; with `local_memory` each process keeps, saves and restores its own.
+
+    Args:
+        trainer ([`AllSparkTrainer`]): whose model they train.
     """
 
-    _statistics: tuple[torch.Tensor, ...] = ()
+    def __init__(self, trainer):
+        self.trainer = trainer
+        self._statistics: tuple[torch.Tensor, ...] = ()
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
-        """As [`CheckpointMixin.train`]."""
-        if self.args.world_size > 1:
-            self._prepare_to_wrap()
-        callback = _StartCallback(self)
-        self.add_callback(callback)
-        try:
-            return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
-        finally:
-            self.remove_callback(callback)
+    @property
+    def model(self) -> PreTrainedModel:
+        """The trained model without its wrappers."""
+        return self.trainer.accelerator.unwrap_model(self.trainer.model, keep_torch_compile=False)
 
-    def _prepare_to_wrap(self):
-        model = self._bare_model()
+    @property
+    def are_sharded(self) -> bool:
+        """Whether weights and optimizer are cut into parts, which have files of formats of their own."""
+        return self.trainer.is_fsdp_enabled or self.trainer.is_deepspeed_enabled
+
+    @property
+    def local_memory(self) -> nn.Module | None:
+        """This process's own memory; None if all have one in common, or there is none."""
+        bottleneck = self.model.bottleneck
+        return bottleneck.memory if bottleneck is not None and not bottleneck.share_memory else None
+
+    def prepare_to_wrap(self):
+        """Before DDP or FSDP wraps the model; it may have been wrapped by an earlier training."""
+        if self.trainer.args.world_size == 1:
+            return
+        model = self.model
         # Up to 100 MB a step, and wrong for a local memory; torch.compile puts the prefix before the names.
         names = [name for name, _ in model.named_buffers() if name.startswith(MEMORY_PREFIX)]
-        if not self.method.uses_unlabeled:  # DDP would wait for gradients that never come
+        if not self.trainer.method.uses_unlabeled:  # DDP would wait for gradients that never come
             names += [name for name, _ in model.named_parameters() if name.startswith(UNLABELED_PREFIX)]
         model._ddp_params_and_buffers_to_ignore = [*names, *(f"_orig_mod.{name}" for name in names)]
-        if isinstance(model, FSDPModule):  # trained before
+        if isinstance(model, FSDPModule):
             return
-        self._share(model.parameters())  # FSDP, say, has each process keep a part of its own
-        if self.is_fsdp_enabled:
+        self._share(model.parameters())  # each process keeps a part of its own with FSDP
+        if self.trainer.is_fsdp_enabled:
             # accelerate asks for them to shard them apart, and SegFormer's answer is an exception.
             model.get_input_embeddings = lambda: None
 
-    def _start(self):
+    def start(self):
         """Once the model is wrapped and a checkpoint loaded: makes the processes equal where they should be."""
-        model = self._bare_model()
-        if self._resumed_from and self._has_local_memory:
-            self._load_memory(Path(self._resumed_from))
-        if self.args.world_size == 1:
+        if self.trainer.args.world_size == 1:
             return
-        named = list(model.named_buffers())
+        named = list(self.model.named_buffers())
         self._statistics = tuple(buffer for name, buffer in named if not name.startswith(MEMORY_PREFIX))
         self._share(self._statistics)
-        if not self._has_local_memory:
+        self._share(self.trainer.method.state_dict(keep_vars=True).values())
+        if self.local_memory is None:
             self._share(buffer for name, buffer in named if name.startswith(MEMORY_PREFIX))
 
-    def training_step(self, model, inputs, num_items_in_batch=None):
-        """As in transformers, with the first process's BatchNorm statistics, which the pseudo-label pass reads."""
+    def share_statistics(self):
+        """Gives all processes the first one's BatchNorm statistics."""
         self._share(self._statistics)
-        return super().training_step(model, inputs, num_items_in_batch)
-
-    def evaluate(self, *args, **kwargs):
-        """Of the model that is saved, which has the first process's BatchNorm statistics; each process by itself."""
-        self._share(self._statistics)
-        plugin = self.accelerator.state.fsdp_plugin if self.is_fsdp_enabled else None
-        with gathered(self._bare_model(), plugin):
-            return super().evaluate(*args, **kwargs)
 
     @torch.no_grad()
     def _share(self, tensors: Iterable[torch.Tensor]):
         """Overwrites tensors with those of the first process."""
         for tensor in tensors:
-            sent = tensor.detach().to(self.args.device)  # a copy only where the model is not on its device yet
+            sent = tensor.detach().to(self.trainer.args.device)  # a copy only where the model is not on its device yet
             torch.distributed.broadcast(sent, src=0)
             if sent.data_ptr() != tensor.data_ptr():
                 tensor.copy_(sent)
 
-    def _bare_model(self) -> PreTrainedModel:
-        return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+    @contextmanager
+    def predicting_apart(self) -> Iterator[None]:
+        """Each process may predict by itself inside, with the statistics and weights that are saved."""
+        self.share_statistics()
+        plugin = self.trainer.accelerator.state.fsdp_plugin if self.trainer.is_fsdp_enabled else None
+        with nullcontext() if plugin is None else gathered(self.model, plugin):
+            yield
 
-    def _save(self, output_dir=None, state_dict=None):
-        """FSDP has made the model's class one of torch's, which a saved folder must not name nor copy the code of."""
-        if state_dict is None or not self.is_fsdp_enabled or not self.args.should_save:
-            return super()._save(output_dir, state_dict)
-        sharded = self.model
-        self.model = plain_model(self._bare_model())
-        try:
-            super()._save(output_dir, state_dict)
-        finally:
-            self.model = sharded
+    def gather_method_modules(self):
+        """Makes the method's modules whole for a step: FSDP2 keeps them with the root, which gathers in its forward."""
+        model = self.model
+        if isinstance(model, FSDPModule) and hasattr(model, "method_modules"):
+            model.unshard()
 
-    # ---- A memory of each process ----
-
-    @property
-    def _has_local_memory(self) -> bool:
-        config = self._bare_model().config
-        return config.use_memory and not getattr(config, "share_memory", True)
-
-    def _save_rng_state(self, output_dir):
-        """With what each process saves for itself also its memory; all of it before the checkpoint counts as whole."""
-        super()._save_rng_state(output_dir)
-        if self._has_local_memory:
-            state = {name: buffer.cpu().contiguous() for name, buffer in self._memory().named_buffers()}
-            path = Path(output_dir) / memory_file(self.args.process_index)
-            save_file(state, path, metadata={"processes": str(self.args.world_size)})
-        self.accelerator.wait_for_everyone()
-
-    def _load_memory(self, checkpoint: Path):
-        state = load_file(checkpoint / memory_file(self.args.process_index))
-        self._memory().load_state_dict(state)
-
-    def _memory(self) -> nn.Module:
-        return self._bare_model().bottleneck.memory
-
-    def check_resume(self, checkpoint: str | Path) -> dict:
-        """As [`CheckpointMixin.check_resume`]; refuses memories that are not those of this run's processes, too."""
-        run = super().check_resume(checkpoint)
-        self.check_saved_memory(checkpoint)
-        return run
-
-    def check_saved_memory(self, checkpoint: str | Path):
+    def check_saved_memory(self, checkpoint, run: dict):
         """
         Args:
-            checkpoint (`str` or `Path`): a folder to resume from.
+            checkpoint (`Path`): a folder to resume from.
+            run (`dict`): what the checkpoint was made with.
 
         Raises:
             ValueError: if its memories are not those of this run's processes.
         """
-        checkpoint, processes = Path(checkpoint), self.args.world_size
-        saved = saved_memories(checkpoint)
-        if not saved and self._has_local_memory:
+        processes, has_own = self.trainer.args.world_size, self.local_memory is not None
+        saved = run["processes"] if run.get("local_memory") else 0
+        if not saved and has_own:
             raise ValueError(
                 f"{checkpoint} holds one memory for all processes, but local_memory=True gives each its own: resume "
                 "without it, or begin anew."
             )
-        if saved and not self._has_local_memory:
+        if saved and not has_own:
             raise ValueError(
                 f"{checkpoint} holds a memory of its own for each of {saved} processes, but this run has one for "
                 "all: resume with local_memory=True, or begin anew."
@@ -166,24 +135,14 @@ class DistributedMixin:
             )
 
 
-class _StartCallback(TrainerCallback):
-    """The one moment between loading a checkpoint and the first step that transformers lets others into."""
-
-    def __init__(self, trainer: DistributedMixin):
-        self.trainer = trainer
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        self.trainer._start()
-
-
 @contextmanager
-def gathered(model: nn.Module, plugin: FullyShardedDataParallelPlugin | None) -> Iterator[None]:
+def gathered(model: nn.Module, plugin: FullyShardedDataParallelPlugin) -> Iterator[None]:
     """
     All weights on every process inside, so that each may predict by itself: shards need all processes at each batch.
 
     Args:
         model (`nn.Module`): the model, possibly wrapped by FSDP2.
-        plugin (`FullyShardedDataParallelPlugin`, *optional*): how it was wrapped.
+        plugin (`FullyShardedDataParallelPlugin`): how it was wrapped.
     """
     shards = [module for module in model.modules() if isinstance(module, FSDPModule)]
     for module in shards:
@@ -205,24 +164,10 @@ def plain_model(model: PreTrainedModel) -> PreTrainedModel:
     return plain
 
 
-def memory_file(process_index: int) -> str:
-    """Name of a process's own memory in a checkpoint folder."""
-    return MEMORY_FILE.format(rank=process_index)
-
-
-def saved_memories(checkpoint: Path) -> int:
-    """How many processes saved a memory of their own in a checkpoint; 0 if they had one in common."""
-    path = next(iter(sorted(checkpoint.glob(memory_file("*")))), None)
-    if path is None:
-        return 0
-    with safe_open(path, framework="pt") as file:
-        return int(file.metadata()["processes"])
-
-
 def synchronize_batchnorm(model: PreTrainedModel, world_size: int, device: torch.device):
     """
     Makes the decode head's BatchNorm count the batches of all processes as one (METHOD: as the authors train). The
-    weights keep their names. With one process there is nothing to synchronise, and nothing changes.
+    weights keep their names. With one process there is nothing to synchronize, and nothing changes.
 
     Args:
         model ([`SegformerForSemiSupervisedSegmentation`]): changed in place; not wrapped yet.
@@ -284,4 +229,4 @@ def _check_fsdp(plugin):
         )
 
 
-__all__ = ["DistributedMixin", "check_sharding", "memory_file", "saved_memories", "synchronize_batchnorm"]
+__all__ = ["Processes", "check_sharding", "gathered", "plain_model", "synchronize_batchnorm"]

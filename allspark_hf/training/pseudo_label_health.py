@@ -1,10 +1,8 @@
 """Health of the pseudo-labels, epoch by epoch: what they say, whether it is right, and whether they collapse."""
 
 import logging
-from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 
 from ..evaluation.metrics import ConfusionMatrix, metric_name
@@ -12,7 +10,6 @@ from ..evaluation.metrics import ConfusionMatrix, metric_name
 
 logger = logging.getLogger(__name__)
 
-FILE_NAME = "pseudo_label_counts.safetensors"
 COLLAPSE_RATIO = 0.25  # of what the other classes have in the labels
 
 
@@ -56,7 +53,7 @@ class PseudoLabelHealth(TrainerCallback):
 
     def _enqueued(self) -> torch.Tensor:
         """int64 (num_labels,): channels that each class slot has ever got; zeros without such slots."""
-        bottleneck = self.trainer.accelerator.unwrap_model(self.trainer.model).bottleneck
+        bottleneck = self.trainer.processes.model.bottleneck
         memory = None if bottleneck is None else bottleneck.memory
         if memory is None or len(memory.num_enqueued) != len(self.id2label):
             return torch.zeros(len(self.id2label), dtype=torch.int64)
@@ -157,20 +154,15 @@ class PseudoLabelHealth(TrainerCallback):
             100 * in_labels,
         )
 
-    def save(self, folder: str | Path):
-        """Keeps the counts in a checkpoint folder; those of the other processes only after [`gather`]."""
-        state = {name: counts.cpu() for name, counts in self.counts.items()}
-        state |= {"enqueued_before": self.enqueued_before, "epoch": torch.tensor(self.epoch)}
-        save_file(state, Path(folder) / FILE_NAME)
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """The counts so far; those of the other processes only after [`gather`]."""
+        counts = {name: counts.cpu() for name, counts in self.counts.items()}
+        return {**counts, "enqueued_before": self.enqueued_before, "epoch": torch.tensor(self.epoch)}
 
-    def load(self, folder: str | Path):
-        """Takes up the counts of a checkpoint, if it has any."""
-        path = Path(folder) / FILE_NAME
-        if not path.is_file():  # of a supervised run, say
-            return
-        state = load_file(path)
-        self.epoch = int(state.pop("epoch"))
-        self.enqueued_before = state.pop("enqueued_before")
+    def load_state_dict(self, state: dict[str, torch.Tensor]):
+        """Takes up the counts of a checkpoint; all of them in the main process."""
+        self.epoch = int(state["epoch"])
+        self.enqueued_before = state["enqueued_before"]
         if self.trainer.accelerator.is_main_process:
             # In the order of the other processes, which meet in gather.
             self.counts = {name: state[name].to(self.trainer.args.device) for name in self.counts}

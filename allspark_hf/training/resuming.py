@@ -10,19 +10,16 @@ from pathlib import Path
 import datasets
 
 from ..data.overlap import undecoded
+from ..utils.files import read_json_object
 from . import storage
 
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
-OPTIMIZER_FILE = "optimizer.safetensors"
-SCHEDULER_FILE = "scheduler.safetensors"
-SCALER_FILE = "scaler.safetensors"
-RNG_FILE = "rng_state_{rank}.safetensors"
-MEMORY_FILE = "memory_{rank}.safetensors"  # of a process with a memory of its own
-OF_PROCESSES = (RNG_FILE.format(rank="*"), MEMORY_FILE.format(rank="*"))
-STATE_PATTERNS = (OPTIMIZER_FILE, SCHEDULER_FILE, SCALER_FILE, *OF_PROCESSES, storage.RUN_FILE)
+FORMAT = 2
+OPTIMIZER_FILE = "optimizer.pt"  # transformers' name
+# Files of a checkpoint that a resume needs, and a model for use does not.
+STATE_PATTERNS = ("*.pt", "*.pth", "student.safetensors", storage.RUN_FILE)
 
 # Configuration fields that decide the shape or the meaning of weights and memory.
 MODEL_FIELDS = (
@@ -37,7 +34,7 @@ KEPT = ("learning_rate", "head_learning_rate_multiplier", "weight_decay", "sgd_m
 FROM_HERE = (
     *("num_train_epochs", "max_steps", "warmup_steps", "labeled_loss", "ohem_threshold", "ohem_min_kept"),
     *("unlabeled_loss_weight", "unlabeled_warmup_epochs", "memory_warmup_epochs", "train_on_padding", "max_grad_norm"),
-    *("seed", "data_seed", "shuffle_buffer_size", "bf16", "fp16", "nan_loss", "on_bad_image"),
+    *("seed", "data_seed", "shuffle_buffer_size", "bf16", "fp16", "on_bad_image"),
 )
 # How the images of one update are cut into batches.
 CUT = ("processes", "per_device_train_batch_size", "per_device_unlabeled_batch_size", "gradient_accumulation_steps")
@@ -53,7 +50,7 @@ def describe_run(trainer) -> dict:
     Args:
         trainer ([`AllSparkTrainer`]): with a training set.
     """
-    args, config, sampler = trainer.args, trainer.model.config, trainer._sampler
+    args, config, sampler = trainer.args, trainer.model.config, trainer.sampler
     batches = args.gradient_accumulation_steps * args.world_size
     described = {
         "format": FORMAT,
@@ -146,11 +143,11 @@ def check_resume(trainer, checkpoint: str | Path) -> dict:
 def _read_run(trainer, checkpoint: Path) -> dict:
     if not checkpoint.is_dir():
         raise ValueError(f"There is no checkpoint {checkpoint}: give a folder checkpoint-*, or true for the last one.")
-    run = storage.read_json(checkpoint / storage.RUN_FILE)
-    if run is None or run.get("format") != FORMAT:
+    run = read_json_object(checkpoint / storage.RUN_FILE)
+    if run.get("format") != FORMAT:
         raise ValueError(
             f"{checkpoint} has no readable {storage.RUN_FILE} of format {FORMAT}: it was not written to its end, or "
-            "by another version or program, whose optimizer state is a pickle and is not loaded; begin a new "
+            "by another version of this package or another program; begin a new "
             f"training from its weights (--model_name_or_path {checkpoint} and another --output_dir)."
         )
     if not storage.is_complete(checkpoint):
@@ -158,7 +155,7 @@ def _read_run(trainer, checkpoint: Path) -> dict:
             f"{checkpoint} is not complete: files are missing or cut short; copy it again, or resume from another one "
             "(--resume_from_checkpoint true takes the last complete one)."
         )
-    if not trainer._states_are_sharded and not (checkpoint / OPTIMIZER_FILE).is_file():
+    if not trainer.processes.are_sharded and not (checkpoint / OPTIMIZER_FILE).is_file():
         raise ValueError(
             f"{checkpoint} holds no {OPTIMIZER_FILE} (save_only_model, or a sharded optimizer): begin a new training "
             f"from its weights (--model_name_or_path {checkpoint} and another --output_dir)."
@@ -186,7 +183,7 @@ def _refused(run: dict, now: dict, checkpoint: Path, trainer) -> Iterator[str]:
             f"an epoch was {run['updates_per_epoch']} updates and is {now['updates_per_epoch']} (epoch_length, "
             "unlabeled_images_per_epoch or dataloader_drop_last)"
         )
-    before = storage.read_json(checkpoint / storage.IDS_FILE) or {}
+    before = read_json_object(checkpoint / storage.IDS_FILE)
     for name in ("labeled", "unlabeled"):
         if run["data"][name] != now["data"][name]:
             yield _other_images(name, run["data"][name]["count"], before.get(name), names_of_images(trainer)[name])

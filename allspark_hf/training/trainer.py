@@ -1,43 +1,69 @@
 """[`AllSparkTrainer`]: transformers' Trainer on mixed batches of labeled and unlabeled images."""
 
 from collections import defaultdict
+from contextlib import nullcontext
+from pathlib import Path
 
 import datasets
 import torch
+from torch import nn
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput
 from transformers.training_args import OptimizerNames
 
 from ..data.device_photometry import finish_on_device
-from ..data.mixed import MixedBatchCollator, MixedBatchSampler, MixedDataset
-from ..data.streaming import StreamReader, whole_steps
-from ..evaluation.evaluator import Evaluation, EvaluationDataset, failing_together
+from ..data.mixed import MixedBatchSampler
+from ..data.streaming import whole_steps
+from ..evaluation.evaluator import Evaluation, failing_together
 from ..evaluation.metrics import metric_name
 from ..inference.prediction import long_side_of
 from ..methods import METHODS, MixedBatch, PixelCounts
 from ..models.modeling_allspark import SegformerForSemiSupervisedSegmentation
 from ..publishing.record import RunRecordCallback, base_weights_of
 from ..publishing.trainer_mixin import PublishingMixin
+from . import storage
 from .arguments import AllSparkTrainingArguments
-from .checkpoints import CheckpointMixin
+from .checkpoints import Checkpoints
 from .checks import check_datasets, check_evaluation, check_model, check_output_dir
-from .finite import FiniteGuard, NonFiniteMixin, finite_mean
-from .processes import DistributedMixin, check_sharding, synchronize_batchnorm
+from .faults import sole_training, telling_faults
+from .finite import FiniteGuard, finite_mean
+from .loaders import evaluation_loader, make_sampler, train_loader
+from .optimizer import split_by_rate
+from .processes import Processes, check_sharding, synchronize_batchnorm
 from .pseudo_label_health import PseudoLabelHealth
 
 
-class _EpochCallback(TrainerCallback):
-    """Tells the batch sampler the epoch; accelerate's own relay misses it on a resumed, sharded data loader."""
+class _Hooks(TrainerCallback):
+    """The moments of transformers' loop at which the trainer's parts have something to do."""
 
-    def __init__(self, sampler: MixedBatchSampler):
-        self.sampler = sampler
+    def __init__(self, trainer: "AllSparkTrainer"):
+        self.trainer = trainer
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        """The one moment between loading a checkpoint and the first step."""
+        trainer = self.trainer
+        trainer.checkpoints.restore(state)
+        if trainer.checkpoints.resumed_from is None:
+            trainer.method.before_training(trainer.processes.model)
+        trainer.processes.start()
 
     def on_epoch_begin(self, args, state, control, **kwargs):
-        self.sampler.set_epoch(int(state.epoch or 0))
+        """accelerate's own relay misses the epoch on a resumed, sharded data loader."""
+        self.trainer.sampler.set_epoch(int(state.epoch or 0))
+
+    @torch.no_grad()
+    def on_optimizer_step(self, args, state, control, **kwargs):
+        if self.trainer.method.acts_after_updates and not self.trainer.accelerator.optimizer_step_was_skipped:
+            self.trainer.processes.share_statistics()
+            self.trainer.method.after_update(self.trainer.processes.model, state.global_step + 1)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        if args.load_best_model_at_end and state.best_model_checkpoint is not None:
+            self.trainer.checkpoints.best_model_loaded()
 
 
-class AllSparkTrainer(DistributedMixin, CheckpointMixin, NonFiniteMixin, PublishingMixin, Trainer):
+class AllSparkTrainer(PublishingMixin, Trainer):
     """
     Trains [`SegformerForSemiSupervisedSegmentation`] on a labeled and an unlabeled dataset.
 
@@ -58,6 +84,9 @@ class AllSparkTrainer(DistributedMixin, CheckpointMixin, NonFiniteMixin, Publish
         kwargs: of [`~transformers.Trainer`].
 
     Attributes:
+        method ([`Method`]): what makes a loss of a batch, with its state.
+        processes ([`Processes`]): keeps several processes equal.
+        checkpoints ([`Checkpoints`]): saves and restores.
         evaluation ([`Evaluation`], *optional*): the sums behind the last evaluation's metrics, of all processes.
         run_source (`dict`): of [`run_source`], for the run's record.
 
@@ -76,21 +105,15 @@ class AllSparkTrainer(DistributedMixin, CheckpointMixin, NonFiniteMixin, Publish
         **kwargs,
     ):
         self.unlabeled_dataset = unlabeled_dataset
-        if unlabeled_dataset is not None and not self._streams and len(unlabeled_dataset) == 0:
+        if isinstance(unlabeled_dataset, datasets.Dataset) and len(unlabeled_dataset) == 0:
             self.unlabeled_dataset = None
         check_model(model, args)
         if train_dataset is not None:
             check_datasets(args, train_dataset, self.unlabeled_dataset, eval_dataset)
             check_output_dir(args, model)
-        self.method = METHODS[args.method](args, model.config.semantic_loss_ignore_index)
         self.long_side = long_side_of(processing_class)
         check_evaluation(model.config, args, processing_class)
-        if args.sync_batchnorm:
-            synchronize_batchnorm(model, args.world_size, args.device)
-        if args.local_memory:
-            model.config.share_memory = False
-        if args.channels_last:
-            model.to(memory_format=torch.channels_last)
+        self._prepare_model(model, args)
         super().__init__(
             model=model,
             args=args,
@@ -104,77 +127,124 @@ class AllSparkTrainer(DistributedMixin, CheckpointMixin, NonFiniteMixin, Publish
         self.run_source: dict = {}
         model.config.base_weights = base_weights_of(model.config)
         self._terms: dict[str, list[torch.Tensor]] = defaultdict(list)
-        self._sampler = self._make_sampler() if train_dataset is not None else None
-        if self._sampler is not None:
-            self.add_callback(_EpochCallback(self._sampler))
+        self.sampler = self._make_sampler() if train_dataset is not None else None
+        self.method = METHODS[args.method](args, model.config.semantic_loss_ignore_index)
+        self._method_rates = self._build_method(model)
+        self.processes = Processes(self)
+        self.checkpoints = Checkpoints(self)
+        self.health, self.finite = PseudoLabelHealth(self), FiniteGuard(self)
+        self._connect_parts()
+
+    @staticmethod
+    def _prepare_model(model: SegformerForSemiSupervisedSegmentation, args: AllSparkTrainingArguments):
+        if args.sync_batchnorm:
+            synchronize_batchnorm(model, args.world_size, args.device)
+        if model.bottleneck is not None:
+            model.bottleneck.share_memory = not args.local_memory
+        if args.channels_last:
+            model.to(memory_format=torch.channels_last)
+
+    def _build_method(self, model: SegformerForSemiSupervisedSegmentation) -> dict[str, float]:
+        """Gives the model what the method trains beside it; the learning rate of each as a multiple of the encoder's."""
+        if hasattr(model, "method_modules"):  # of an earlier trainer
+            del model.method_modules
+        built = self.method.build(model)
+        if built:
+            model.method_modules = nn.ModuleDict({name: module for name, (module, _) in built.items()})
+            model.method_modules.to(self.args.device)
+        self.method.to(self.args.device)
+        return {name: rate for name, (_, rate) in built.items()}
+
+    def _connect_parts(self):
+        self.add_callback(_Hooks(self))
         self.add_callback(RunRecordCallback(self))
-        self._health = PseudoLabelHealth(self)
+        if self.method.state_dict():
+            self.checkpoints.register("method", self.method)
         if self.method.uses_unlabeled:
-            self.add_callback(self._health)
-        self._finite = FiniteGuard(self)
-        self.add_callback(self._finite)
+            self.checkpoints.register("pseudo_label_counts", self.health)
+            self.add_callback(self.health)
+        if self.processes.local_memory is not None:
+            self.checkpoints.register("memory", self.processes.local_memory, of_each_process=True)
+        self.add_callback(self.finite)
+
+    # ---- Training ----
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
+        """
+        Trains; adds `last_` and `best_` of the evaluated `metric_for_best_model` to the metrics, and writes
+        `run_record.json` into `output_dir`.
+
+        Args:
+            resume_from_checkpoint (`str` or `bool`, *optional*):
+                A checkpoint folder, or True for the last complete one in `output_dir`.
+
+        Raises:
+            ValueError: if there is no such checkpoint, or it does not fit the run, see [`check_resume`].
+            TrainingFault: if training cannot go on, see there.
+            BadImageError: if an image cannot be read.
+        """
+        with sole_training(self.args.output_dir) if self.args.should_save else nullcontext():
+            if self.args.should_save:
+                storage.remove_leftovers(self.args.output_dir)
+            self.accelerator.wait_for_everyone()
+            checkpoint, output = self._checkpoint_to_resume(resume_from_checkpoint), None
+            self.processes.prepare_to_wrap()
+            if checkpoint is not None:
+                self.checkpoints.take_up(checkpoint)
+                output = self.checkpoints.finished_run()
+            if output is None:
+                with telling_faults(self.args.output_dir):
+                    output = super().train(resume_from_checkpoint=checkpoint, **kwargs)
+        output.metrics.update(self.last_and_best())
+        return output
+
+    def _checkpoint_to_resume(self, asked: str | bool | None) -> str | None:
+        self.checkpoints.resumed_from = None
+        if asked is not True:
+            return asked or None
+        last = storage.last_complete_checkpoint(self.args.output_dir)
+        if last is None:
+            raise ValueError(f"No complete checkpoint in {self.args.output_dir}: train without resuming.")
+        return last
+
+    def last_and_best(self) -> dict[str, float]:
+        """Value and epoch of `metric_for_best_model` at the last and the best evaluation; empty if there was none."""
+        name = self.args.metric_for_best_model.removeprefix("eval_")
+        evaluated = [entry for entry in self.state.log_history if f"eval_{name}" in entry]
+        if not evaluated:
+            return {}
+        choose = max if self.args.greater_is_better else min
+        best = choose(evaluated, key=lambda entry: entry[f"eval_{name}"])
+        return {
+            f"last_{name}": evaluated[-1][f"eval_{name}"],
+            f"best_{name}": best[f"eval_{name}"],
+            "best_epoch": best["epoch"],
+        }
+
+    def _save_checkpoint(self, model, trial):
+        """A whole checkpoint or none, see [`Checkpoints`]."""
+        if trial is None:
+            self.store_flos()
+        self.checkpoints.write(Path(self._get_output_dir(trial)))
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
+        """As in transformers; saves the model that is evaluated, without what belongs to training, and no pickle."""
+        self.checkpoints.save_model(Path(self.args.output_dir if output_dir is None else output_dir))
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
     # ---- Mixed batches ----
 
-    @property
-    def _streams(self) -> bool:
-        return isinstance(self.unlabeled_dataset, datasets.IterableDataset)
-
     def _make_sampler(self) -> MixedBatchSampler:
-        return make_sampler(self.args, len(self.train_dataset), self._unlabeled_per_epoch(), self._streams)
-
-    def _unlabeled_per_epoch(self) -> int:
-        if self._streams:
-            return whole_steps(self.args)
-        return 0 if self.unlabeled_dataset is None else len(self.unlabeled_dataset)
-
-    def _unlabeled_source(self) -> datasets.Dataset | StreamReader | None:
-        if not self._streams:
-            return self.unlabeled_dataset
-        return StreamReader(
-            self.unlabeled_dataset,
-            images_per_epoch=self._sampler.num_unlabeled,
-            seed=_data_seed(self.args),
-            buffer_size=self.args.shuffle_buffer_size,
-            image_column=self.args.image_column_name,
-        )
+        unlabeled, streams = self.unlabeled_dataset, isinstance(self.unlabeled_dataset, datasets.IterableDataset)
+        num_unlabeled = whole_steps(self.args) if streams else 0 if unlabeled is None else len(unlabeled)
+        return make_sampler(self.args, len(self.train_dataset), num_unlabeled, streams)
 
     def get_train_dataloader(self) -> DataLoader:
-        """Mixed batches, sharded over processes by accelerate: see [`MixedBatchCollator`] for what is in one."""
+        """Mixed batches, sharded over processes by accelerate: see [`MixedBatch`] for what is in one."""
         if self.train_dataset is None:
             raise ValueError("Training needs labeled images: give train_dataset.")
-        config = self.model.config
-        dataset = MixedDataset(
-            labeled=self.train_dataset,
-            unlabeled=self._unlabeled_source(),
-            crop=config.crop_height_width,
-            seed=_data_seed(self.args),
-            num_labels=config.num_labels,
-            long_side=self.long_side,
-            image_mean=self.processing_class.image_mean,
-            image_std=self.processing_class.image_std,
-            ignore_index=config.semantic_loss_ignore_index,
-            image_column=self.args.image_column_name,
-            label_column=self.args.label_column_name,
-            on_bad_image=self.args.on_bad_image,
-            augment_on_device=self.args.augment_on_device,
-        )
-        settings = self._loader_settings()
-        if self._streams:
-            # New workers would read the stream from its start, epoch after epoch.
-            settings["persistent_workers"] = settings["num_workers"] > 0
-            # Whether workers are started must not move the global generator, which dropout draws from.
-            settings["generator"] = torch.Generator()
-        loader = DataLoader(dataset, batch_sampler=self._sampler, collate_fn=MixedBatchCollator(), **settings)
-        return self.accelerator.prepare(loader)
-
-    def _loader_settings(self) -> dict:
-        return {
-            "num_workers": self.args.dataloader_num_workers,
-            "pin_memory": self.args.dataloader_pin_memory,
-            "persistent_workers": self.args.dataloader_persistent_workers,
-            "prefetch_factor": self.args.dataloader_prefetch_factor,
-        }
+        return self.accelerator.prepare(train_loader(self))
 
     # ---- Training step ----
 
@@ -203,21 +273,23 @@ class AllSparkTrainer(DistributedMixin, CheckpointMixin, NonFiniteMixin, Publish
         """One step of the method; `num_items_in_batch` is the [`PixelCounts`] of `get_batch_samples`."""
         pixels = num_items_in_batch if num_items_in_batch is not None else self._count_pixels([inputs])
         inputs = self._finish_images(inputs)
-        losses = self.method.step(model, MixedBatch(**inputs), pixels, epoch=int(self.state.epoch or 0))
-        self._finite.note_loss(losses.loss, losses.terms)
+        self.processes.share_statistics()
+        self.processes.gather_method_modules()
+        losses = self.method.step(model, MixedBatch(inputs), pixels, epoch=int(self.state.epoch or 0))
+        self.finite.note_loss(losses.loss, losses.terms)
         for name, value in losses.terms.items():
             self._terms[name].append(value.detach())
         if losses.pseudo_labels is not None:
             epoch, truth = int(self.state.epoch or 0), inputs.get("unlabeled_truth")
-            self._health.update(epoch, inputs["labels"], losses.pseudo_labels, truth)
+            self.health.update(epoch, inputs["labels"], losses.pseudo_labels, truth)
         return (losses.loss, None) if return_outputs else losses.loss
 
     def _finish_images(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """What is left to do on the device."""
-        if "photometry" in inputs:
+        if self.args.augment_on_device:
             inputs = finish_on_device(inputs, self.processing_class.image_mean, self.processing_class.image_std)
         if self.args.channels_last:
-            images = [name for name in inputs if name.endswith("pixel_values")]
+            images = [name for name in inputs if "pixel_values" in name]
             inputs = {**inputs, **{name: inputs[name].to(memory_format=torch.channels_last) for name in images}}
         return inputs
 
@@ -238,22 +310,16 @@ class AllSparkTrainer(DistributedMixin, CheckpointMixin, NonFiniteMixin, Publish
         return super().get_decay_parameter_names(model)
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
-        """transformers' optimizer, its groups split into encoder and head with their own learning rates."""
+        """transformers' optimizer, split into groups of different learning rates, see [`split_by_rate`]."""
         if self.optimizer is not None:
             return super().create_optimizer(model)
         optimizer = super().create_optimizer(model)
         # Parameters on a device mesh (FSDP) have no fused SGD, and DeepSpeed brings its own step.
-        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
-        if self.args.optim == OptimizerNames.SGD and self.args.device.type in ("cpu", "cuda") and not sharded:
+        fused = self.args.optim == OptimizerNames.SGD and not self.processes.are_sharded
+        if fused and self.args.device.type in ("cpu", "cuda"):
             for group in optimizer.param_groups:
                 group["fused"] = True  # the same numbers in one kernel
-        encoder = {id(parameter) for parameter in (model or self.model).base_model.parameters()}
-        groups, optimizer.param_groups = optimizer.param_groups, []
-        for is_encoder, multiplier in ((True, 1.0), (False, self.args.head_learning_rate_multiplier)):
-            for group in groups:
-                members = [parameter for parameter in group["params"] if (id(parameter) in encoder) == is_encoder]
-                if members:
-                    optimizer.add_param_group({**group, "params": members, "lr": group["lr"] * multiplier})
+        split_by_rate(optimizer, model or self.model, self.args.head_learning_rate_multiplier, self._method_rates)
         return optimizer
 
     # ---- Logging ----
@@ -265,13 +331,11 @@ class AllSparkTrainer(DistributedMixin, CheckpointMixin, NonFiniteMixin, Publish
             for name, values in self._terms.items():
                 logs[name] = finite_mean(list(self.accelerator.gather(finite_mean(values).reshape(1)))).item()
             self._terms.clear()
-            if self._finite.skips:
-                logs["skipped_steps"] = int(self._finite.skipped)
             logs.update(self._memory_fill())
         super().log(logs, start_time)
 
     def _memory_fill(self) -> dict[str, float]:
-        bottleneck = self.accelerator.unwrap_model(self.model).bottleneck
+        bottleneck = self.processes.model.bottleneck
         if bottleneck is None or bottleneck.memory is None:
             return {}
         fill = bottleneck.memory.fill.tolist()
@@ -283,39 +347,24 @@ class AllSparkTrainer(DistributedMixin, CheckpointMixin, NonFiniteMixin, Publish
     # ---- Evaluation ----
 
     def get_eval_dataloader(self, eval_dataset=None) -> DataLoader:
-        """Lists of samples of [`EvaluationDataset`]; every process reads its own rows, none of them twice."""
+        """See [`evaluation_loader`]."""
         if isinstance(eval_dataset, str):
             eval_dataset = self.eval_dataset[eval_dataset]
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         if dataset is None:
             raise ValueError("Evaluation needs labeled images: give eval_dataset.")
-        prepared = EvaluationDataset(
-            dataset,
-            self.processing_class,
-            self.model.config.num_labels,
-            self.model.config.semantic_loss_ignore_index,
-            self.args.image_column_name,
-            self.args.label_column_name,
-        )
-        # Not prepared by accelerate, which would repeat rows to even out the processes.
-        return DataLoader(
-            prepared,
-            batch_size=self.args.per_device_eval_batch_size,
-            sampler=range(self.args.process_index, len(dataset), self.args.world_size),
-            collate_fn=list,
-            **self._loader_settings(),
-        )
+        return evaluation_loader(self, dataset)
 
     def evaluation_loop(
         self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
     ) -> EvalLoopOutput:
         """Streams the sums of [`Evaluation`] at the masks' own size; no logits are kept or gathered."""
-        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        was_training = model.training
-        model.eval()
         self.callback_handler.eval_dataloader = dataloader
         self.evaluation = Evaluation(self.model.config, self.args, self.args.device)
-        with failing_together(self.accelerator):
+        model = self.method.evaluated_model(self.processes.model)
+        was_training = model.training
+        model.eval()
+        with self.processes.predicting_apart(), failing_together(self.accelerator):
             for samples in dataloader:
                 with self.compute_loss_context_manager():
                     self.evaluation.add(model, samples)
@@ -327,25 +376,4 @@ class AllSparkTrainer(DistributedMixin, CheckpointMixin, NonFiniteMixin, Publish
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=num_images)
 
 
-def make_sampler(
-    args: AllSparkTrainingArguments, num_labeled: int, num_unlabeled: int, unlabeled_stream: bool = False
-) -> MixedBatchSampler:
-    """The batches of an epoch over so many labeled and unlabeled images, as the arguments cut it."""
-    return MixedBatchSampler(
-        num_labeled=num_labeled,
-        num_unlabeled=num_unlabeled if args.epoch_length == "unlabeled" else 0,
-        labeled_batch_size=args.per_device_train_batch_size,
-        unlabeled_batch_size=args.per_device_unlabeled_batch_size,
-        seed=_data_seed(args),
-        drop_last=args.dataloader_drop_last,
-        read_unlabeled=METHODS[args.method].uses_unlabeled,
-        unlabeled_stream=unlabeled_stream,
-        batches_per_update=args.gradient_accumulation_steps * args.world_size,
-    )
-
-
-def _data_seed(args: AllSparkTrainingArguments) -> int:
-    return args.seed if args.data_seed is None else args.data_seed
-
-
-__all__ = ["AllSparkTrainer", "make_sampler"]
+__all__ = ["AllSparkTrainer"]

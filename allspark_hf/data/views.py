@@ -1,0 +1,60 @@
+"""Views: the versions of one crop that a method trains on, and the CutMix boxes of strong ones."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+
+CUTMIX_PROBABILITY = 0.5
+CUTMIX_AREA = (0.02, 0.4)  # of the crop
+CUTMIX_RATIO = (0.3, 1 / 0.3)  # height over width
+
+
+@dataclass(frozen=True)
+class View:
+    """
+    One version of a crop. All views of an image show the same crop.
+
+    Args:
+        name (`str`): ends the names of the view's batch entries, but for those of a half's first view.
+        strong (`bool`): whether the colors are jittered, grayed and blurred, each with its probability.
+        cutmix (`bool`): whether a box is drawn that the view shares with a partner, see [`draw_cutmix_box`].
+    """
+
+    name: str
+    strong: bool = False
+    cutmix: bool = False
+
+
+WEAK = View("weak")
+STRONG = View("strong", strong=True)
+STRONG_1 = View("strong_1", strong=True, cutmix=True)
+STRONG_2 = View("strong_2", strong=True, cutmix=True)
+
+
+def draw_cutmix_box(crop: tuple[int, int], rng: np.random.Generator) -> tuple[int, int, int, int]:
+    """
+    (top, left, bottom, right) of a box in a crop (height, width): with a probability of one half empty, all 0 (UniMatch
+    V2, Section 3; CutMix, ICCV 2019).
+    """
+    if rng.random() >= CUTMIX_PROBABILITY:
+        return 0, 0, 0, 0
+    area = rng.uniform(*CUTMIX_AREA) * crop[0] * crop[1]
+    while True:
+        ratio = rng.uniform(*CUTMIX_RATIO)
+        height, width = int(math.sqrt(area * ratio)), int(math.sqrt(area / ratio))
+        top, left = int(rng.integers(crop[0])), int(rng.integers(crop[1]))
+        if top + height <= crop[0] and left + width <= crop[1]:
+            return top, left, top + height, left + width
+
+
+def inside_boxes(boxes: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """bool (batch, height, width), True inside: from int64 (batch, 4) of [`draw_cutmix_box`] and (height, width)."""
+    rows, columns = (torch.arange(side, device=boxes.device) for side in size)
+    top, left, bottom, right = boxes[:, :, None, None].unbind(dim=1)  # each (batch, 1, 1)
+    return (rows[:, None] >= top) & (rows[:, None] < bottom) & (columns >= left) & (columns < right)
+
+
+__all__ = ["STRONG", "STRONG_1", "STRONG_2", "WEAK", "View", "draw_cutmix_box", "inside_boxes"]

@@ -1,0 +1,104 @@
+"""Data loaders of [`AllSparkTrainer`]: mixed batches to train on, whole images to evaluate."""
+
+import datasets
+import torch
+from torch.utils.data import DataLoader
+
+from ..data.mixed import MixedBatchCollator, MixedBatchSampler, MixedDataset
+from ..data.streaming import StreamReader
+from ..evaluation.evaluator import EvaluationDataset
+from ..methods import METHODS
+from .arguments import AllSparkTrainingArguments
+
+
+def make_sampler(
+    args: AllSparkTrainingArguments, num_labeled: int, num_unlabeled: int, unlabeled_stream: bool = False
+) -> MixedBatchSampler:
+    """The batches of an epoch over so many labeled and unlabeled images, as the arguments cut it."""
+    return MixedBatchSampler(
+        num_labeled=num_labeled,
+        num_unlabeled=num_unlabeled if args.epoch_length == "unlabeled" else 0,
+        labeled_batch_size=args.per_device_train_batch_size,
+        unlabeled_batch_size=args.per_device_unlabeled_batch_size,
+        seed=data_seed(args),
+        drop_last=args.dataloader_drop_last,
+        read_unlabeled=METHODS[args.method].uses_unlabeled,
+        unlabeled_stream=unlabeled_stream,
+        batches_per_update=args.gradient_accumulation_steps * args.world_size,
+    )
+
+
+def data_seed(args: AllSparkTrainingArguments) -> int:
+    """The seed of order and augmentation."""
+    return args.seed if args.data_seed is None else args.data_seed
+
+
+def train_loader(trainer) -> DataLoader:
+    """Mixed batches of the method's views, not yet sharded over processes; see [`MixedBatch`]."""
+    args, config, unlabeled = trainer.args, trainer.model.config, trainer.unlabeled_dataset
+    streams = isinstance(unlabeled, datasets.IterableDataset)
+    if streams:
+        unlabeled = StreamReader(
+            unlabeled,
+            images_per_epoch=trainer.sampler.num_unlabeled,
+            seed=data_seed(args),
+            buffer_size=args.shuffle_buffer_size,
+            image_column=args.image_column_name,
+        )
+    dataset = MixedDataset(
+        labeled=trainer.train_dataset,
+        unlabeled=unlabeled,
+        crop=config.crop_height_width,
+        seed=data_seed(args),
+        num_labels=config.num_labels,
+        long_side=trainer.long_side,
+        image_mean=trainer.processing_class.image_mean,
+        image_std=trainer.processing_class.image_std,
+        labeled_views=trainer.method.labeled_views,
+        unlabeled_views=trainer.method.unlabeled_views,
+        ignore_index=config.semantic_loss_ignore_index,
+        image_column=args.image_column_name,
+        label_column=args.label_column_name,
+        on_bad_image=args.on_bad_image,
+        augment_on_device=args.augment_on_device,
+    )
+    settings = _settings(args)
+    if streams:
+        # New workers would read the stream from its start, epoch after epoch.
+        settings["persistent_workers"] = settings["num_workers"] > 0
+        # Whether workers are started must not move the global generator, which dropout draws from.
+        settings["generator"] = torch.Generator()
+    return DataLoader(dataset, batch_sampler=trainer.sampler, collate_fn=MixedBatchCollator(), **settings)
+
+
+def evaluation_loader(trainer, dataset: datasets.Dataset) -> DataLoader:
+    """Lists of samples of [`EvaluationDataset`]; every process reads its own rows, none of them twice."""
+    args, config = trainer.args, trainer.model.config
+    prepared = EvaluationDataset(
+        dataset,
+        trainer.processing_class,
+        config.num_labels,
+        config.semantic_loss_ignore_index,
+        args.image_column_name,
+        args.label_column_name,
+    )
+    # Not prepared by accelerate, which would repeat rows to even out the processes.
+    return DataLoader(
+        prepared,
+        batch_size=args.per_device_eval_batch_size,
+        sampler=range(args.process_index, len(dataset), args.world_size),
+        collate_fn=list,
+        **_settings(args),
+    )
+
+
+def _settings(args: AllSparkTrainingArguments) -> dict:
+    return {
+        "num_workers": args.dataloader_num_workers,
+        "pin_memory": args.dataloader_pin_memory,
+        "persistent_workers": args.dataloader_persistent_workers,
+        "prefetch_factor": args.dataloader_prefetch_factor,
+    }
+
+
+__all__ = ["data_seed", "evaluation_loader", "make_sampler", "train_loader"]
