@@ -1,12 +1,34 @@
 """What the training methods share: the batch, the losses they return, and a few steps with one right way."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import nn
 
+from ..utils.arguments import argument, documented
 from .losses import ohem_labels, upsampled_cross_entropy_sum
 from .pseudo_labels import CONFIDENCE_STEP
+
+
+@documented
+@dataclass
+class MethodArguments:
+    """What every method reads. A method with more declares a dataclass based on this one, beside itself."""
+
+    labeled_loss: str = argument(
+        "cross_entropy",
+        "Loss of labeled images: cross_entropy, or ohem (online hard example mining), the paper's for Cityscapes.",
+        choices=("cross_entropy", "ohem"),
+        resume="changed",
+        shown=True,
+    )
+    ohem_threshold: float = argument(
+        0.7, "OHEM keeps pixels whose true class has at most this probability.", interval="[0, 1]", resume="changed"
+    )
+    ohem_min_kept: int = argument(
+        200_000, "OHEM keeps at least this many pixels of a batch.", interval="[0, inf)", resume="changed"
+    )
 
 
 @dataclass
@@ -66,12 +88,32 @@ class Method:
         ignore_index (`int`): label of pixels that do not count.
     """
 
+    arguments_class: ClassVar[type] = MethodArguments
+    title: ClassVar[str]  # for tables and cards
+    description: ClassVar[str]  # a few words, for --help and cards
     uses_unlabeled = True
     needs_bottleneck = False
 
     def __init__(self, args, ignore_index: int):
         self.args = args
         self.ignore_index = ignore_index
+
+    @classmethod
+    def check_arguments(cls, args):
+        """
+        Refuses arguments that do not fit the method, when they are made.
+
+        Args:
+            args ([`AllSparkTrainingArguments`]): with this method.
+
+        Raises:
+            ValueError: if an epoch would leave out images that the method reads.
+        """
+        if args.epoch_length == "labeled" and cls.uses_unlabeled:
+            raise ValueError(
+                f"epoch_length='labeled' would leave most unlabeled images out of an epoch of method={args.method!r}: "
+                "set it to 'unlabeled'."
+            )
 
     def step(self, model: nn.Module, batch: MixedBatch, pixels: PixelCounts, epoch: int) -> StepLosses:
         """

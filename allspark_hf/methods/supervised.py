@@ -6,6 +6,8 @@ from .base import Method, StepLosses
 class Supervised(Method):
     """L = L_x. Unlabeled images set the length of an epoch, so that budgets compare, but are not read."""
 
+    title = "supervised learning"
+    description = "labeled images only"
     uses_unlabeled = False
 
     def step(self, model, batch, pixels, epoch):
