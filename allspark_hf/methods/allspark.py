@@ -1,12 +1,37 @@
 """AllSpark: pseudo-labels, and labeled features rebuilt from unlabeled ones through the semantic memory."""
 
+from dataclasses import dataclass
+
+from ..utils.arguments import argument, documented
 from .base import Method, StepLosses
+from .pseudo_label import UnlabeledArguments
 from .pseudo_labels import pseudo_label_pass
+
+
+@documented
+@dataclass
+class AllSparkMethodArguments(UnlabeledArguments):
+    """What the memory of AllSpark needs besides."""
+
+    memory_warmup_epochs: int = argument(
+        5,
+        "Epochs before labeled images read the memory; it is filled from the first step on.",
+        interval="[0, inf)",
+        resume="changed",
+        common=True,
+        shown=True,
+    )
+    local_memory: bool = argument(
+        False, "Give each process a memory of its own unlabeled images, instead of one with the channels of all."
+    )
 
 
 class AllSpark(Method):
     """L = (L_x + L_u) / 2, with the bottleneck between encoder and decode head (paper, Sections 3.2 to 3.4)."""
 
+    arguments_class = AllSparkMethodArguments
+    title = "AllSpark"
+    description = "labeled features rebuilt from unlabeled ones through a semantic memory"
     needs_bottleneck = True
 
     def step(self, model, batch, pixels, epoch):

@@ -1,6 +1,7 @@
 """What the training methods share: the batch, the losses they return, and a few steps with one right way."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -8,8 +9,29 @@ from transformers import PreTrainedModel
 
 from ..data.mixed import MixedBatch
 from ..data.views import STRONG, WEAK, View
+from ..utils.arguments import argument, documented
 from .losses import ohem_labels, upsampled_cross_entropy_sum
 from .pseudo_labels import CONFIDENCE_STEP
+
+
+@documented
+@dataclass
+class MethodArguments:
+    """What every method reads. A method with more declares a dataclass based on this one, beside itself."""
+
+    labeled_loss: str = argument(
+        "cross_entropy",
+        "Loss of labeled images: cross_entropy, or ohem (online hard example mining), the paper's for Cityscapes.",
+        choices=("cross_entropy", "ohem"),
+        resume="changed",
+        shown=True,
+    )
+    ohem_threshold: float = argument(
+        0.7, "OHEM keeps pixels whose true class has at most this probability.", interval="[0, 1]", resume="changed"
+    )
+    ohem_min_kept: int = argument(
+        200_000, "OHEM keeps at least this many pixels of a batch.", interval="[0, inf)", resume="changed"
+    )
 
 
 @dataclass
@@ -46,6 +68,7 @@ class Method(nn.Module):
     - `labeled_views`, `unlabeled_views`: the views of each image, see [`View`]; no unlabeled views, no unlabeled half.
     - Submodules and buffers: the method's state, e.g. a teacher. It goes to the device and into checkpoints.
     - `build`: modules to train beside the model, e.g. a projection head.
+    - `arguments_class`: a dataclass beside the method; its fields join the command line under the method's title.
 
     Nothing of this is in a published model, but for the model that `evaluated_model` names.
 
@@ -56,6 +79,9 @@ class Method(nn.Module):
 
     labeled_views: tuple[View, ...] = (STRONG,)
     unlabeled_views: tuple[View, ...] = (WEAK,)
+    arguments_class: ClassVar[type] = MethodArguments
+    title: ClassVar[str]  # for tables and cards
+    description: ClassVar[str]  # a few words, for --help and cards
     uses_unlabeled = True
     acts_after_updates = False
     needs_bottleneck = False
@@ -101,6 +127,23 @@ class Method(nn.Module):
     def evaluated_model(self, model: PreTrainedModel) -> PreTrainedModel:
         """The model that is evaluated, saved and published: `model`, which is trained, or e.g. a teacher."""
         return model
+
+    @classmethod
+    def check_arguments(cls, args):
+        """
+        Refuses arguments that do not fit the method, when they are made.
+
+        Args:
+            args ([`AllSparkTrainingArguments`]): with this method.
+
+        Raises:
+            ValueError: if an epoch would leave out images that the method reads.
+        """
+        if args.epoch_length == "labeled" and cls.uses_unlabeled:
+            raise ValueError(
+                f"epoch_length='labeled' would leave most unlabeled images out of an epoch of method={args.method!r}: "
+                "set it to 'unlabeled'."
+            )
 
     def step(self, model: nn.Module, batch: MixedBatch, pixels: PixelCounts, epoch: int) -> StepLosses:
         """

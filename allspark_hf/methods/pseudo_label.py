@@ -1,11 +1,47 @@
 """SemiBaseline: the model's own argmax on unlabeled images is their label."""
 
-from .base import Method, StepLosses
+from dataclasses import dataclass
+
+from ..utils.arguments import argument, documented
+from .base import Method, MethodArguments, StepLosses
 from .pseudo_labels import pseudo_label_pass
+
+
+@documented
+@dataclass
+class UnlabeledArguments(MethodArguments):
+    """What every method with pseudo-labels reads."""
+
+    unlabeled_loss_weight: float = argument(
+        1.0,
+        "Weight w of the unlabeled loss: the loss is (L_x + w L_u) / (1 + w). The paper has 1.",
+        interval="[0, inf)",
+        resume="changed",
+        common=True,
+        shown=True,
+    )
+    unlabeled_warmup_epochs: int = argument(
+        0,
+        "Epochs before the unlabeled loss counts. The paper has 0; from scratch, where early pseudo-labels show only "
+        "the most frequent class, a few epochs keep the model from learning just that.",
+        interval="[0, inf)",
+        resume="changed",
+        shown=True,
+    )
+    train_on_padding: bool = argument(
+        False,
+        "Also train on the padding of unlabeled crops, as the authors' code does.",
+        resume="changed",
+        shown=True,
+    )
 
 
 class PseudoLabel(Method):
     """L = (L_x + L_u) / 2 (paper, Section 3.1)."""
+
+    arguments_class = UnlabeledArguments
+    title = "pseudo-labels"
+    description = "the model's own labels on unlabeled images, without AllSpark's bottleneck"
 
     def step(self, model, batch, pixels, epoch):
         predicted = pseudo_label_pass(model, batch["unlabeled_pixel_values"])

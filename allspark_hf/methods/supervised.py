@@ -7,6 +7,8 @@ class Supervised(Method):
     """L = L_x. Unlabeled images set the length of an epoch, so that budgets compare, but are not read."""
 
     unlabeled_views = ()
+    title = "supervised learning"
+    description = "labeled images only"
 
     def step(self, model, batch, pixels, epoch):
         outputs = model(pixel_values=batch["pixel_values"])

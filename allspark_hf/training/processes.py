@@ -102,7 +102,7 @@ class Processes:
             yield
 
     def gather_method_modules(self):
-        """Makes the method's modules whole for a step: FSDP2 keeps them with the root, which gathers in its forward."""
+        """Makes the method's modules whole for a step; with FSDP2 only the model's own forward would gather them."""
         model = self.model
         if isinstance(model, FSDPModule) and hasattr(model, "method_modules"):
             model.unshard()

@@ -145,7 +145,7 @@ class AllSparkTrainer(PublishingMixin, Trainer):
             model.to(memory_format=torch.channels_last)
 
     def _build_method(self, model: SegformerForSemiSupervisedSegmentation) -> dict[str, float]:
-        """Gives the model what the method trains beside it; the learning rate of each as a multiple of the encoder's."""
+        """Gives the model what the method trains beside it; returns the learning rates, as multiples of the encoder's."""
         if hasattr(model, "method_modules"):  # of an earlier trainer
             del model.method_modules
         built = self.method.build(model)
