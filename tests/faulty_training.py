@@ -26,8 +26,7 @@ def poison(trainer, steps: list[int], batch_number: int = 0):
         update = trainer.state.global_step + 1
         seen[update] = seen.get(update, -1) + 1
         if update in steps and seen[update] == batch_number:
-            batch.pixel_values = batch.pixel_values * torch.nan
-            batch.unlabeled_pixel_values = batch.unlabeled_pixel_values * torch.nan
+            batch |= {name: batch[name] * torch.nan for name in batch if name.endswith("pixel_values")}
         return step(model, batch, pixels, epoch)
 
     trainer.method.step = poisoned
@@ -59,8 +58,7 @@ def main(settings: dict):
         trainer.train(resume_from_checkpoint=resume)
     except TrainingFault as error:
         fail(f"{type(error).__name__}: {error}")
-    skipped = int(trainer._finite.skipped)
-    torch.save({"state": trainer.model.state_dict(), "skipped": skipped}, f"{result}.{rank}")
+    torch.save(trainer.model.state_dict(), f"{result}.{rank}")
     leave(trainer.accelerator)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from accelerators_on_cpu import allow_sync_batchnorm
 from conftest import NO_DROPOUT, make_dataset, tiny_model
+from sample_method import SampleTrainingArguments
 from transformers import TrainerCallback
 
 from allspark_hf import AllSparkConfig, AllSparkTrainer, AllSparkTrainingArguments
@@ -50,7 +51,8 @@ class KillCallback(TrainerCallback):
 
 def make_trainer(model, num_unlabeled=10, stream=False, **kwargs) -> AllSparkTrainer:
     unlabeled = make_dataset(num_unlabeled, seed=2)  # its masks only measure the pseudo-labels
-    args = AllSparkTrainingArguments(
+    arguments_class = SampleTrainingArguments if kwargs.get("method") == "sample" else AllSparkTrainingArguments
+    args = arguments_class(
         **{
             "use_cpu": True,
             "report_to": "none",
@@ -87,9 +89,7 @@ def feed_doubles(trainer: AllSparkTrainer):
     step = trainer.method.step
 
     def double_step(model, batch, pixels, epoch):
-        batch.pixel_values = batch.pixel_values.double()
-        if batch.unlabeled_pixel_values is not None:
-            batch.unlabeled_pixel_values = batch.unlabeled_pixel_values.double()
+        batch |= {name: batch[name].double() for name in batch if "pixel_values" in name}
         return step(model, batch, pixels, epoch)
 
     trainer.method.step = double_step
@@ -109,7 +109,7 @@ def record_reading() -> list[tuple[int, int]]:
 
 
 def result_of(trainer: AllSparkTrainer) -> dict:
-    """Losses of every step, the pseudo-labels' health of every epoch, all evaluations, weights and buffers."""
+    """Losses of every step, the pseudo-labels' health of every epoch, all evaluations, weights, the method's state."""
     losses = [
         {name: entry[name] for name in ("loss", "loss_x", "loss_u") if name in entry}
         for entry in trainer.state.log_history
@@ -117,7 +117,8 @@ def result_of(trainer: AllSparkTrainer) -> dict:
     ]
     health = [entry for entry in trainer.state.log_history if "pseudo_mean_iou" in entry]
     evaluations = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
-    return {"losses": losses, "health": health, "evaluations": evaluations, "state": full_state(trainer)}
+    result = {"losses": losses, "health": health, "evaluations": evaluations, "state": full_state(trainer)}
+    return {**result, "method": trainer.method.state_dict()}
 
 
 def full_state(trainer: AllSparkTrainer) -> dict[str, torch.Tensor]:

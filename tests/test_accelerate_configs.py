@@ -168,21 +168,21 @@ def test_batchnorm_is_converted_with_its_weights_and_names():
     assert torch.equal(model.eval()(pixel_values).logits, tiny_model().eval()(pixel_values).logits)
 
 
-def test_batchnorm_is_synchronised_on_gpus_only(tmp_path, monkeypatch):
+def test_batchnorm_is_synchronized_on_gpus_only(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="sync_batchnorm=True needs GPUs, and these 2 processes train on CPUs"):
         synchronize_batchnorm(tiny_model(), 2, torch.device("cpu"))
     model = tiny_model()
-    make_trainer(model, output_dir=str(tmp_path), sync_batchnorm=True)  # of one process: nothing to synchronise
+    make_trainer(model, output_dir=str(tmp_path), sync_batchnorm=True)  # of one process: nothing to synchronize
     assert type(model.decode_head.batch_norm) is torch.nn.BatchNorm2d
 
 
-def test_local_memory_is_a_setting_of_the_model(tmp_path):
+def test_local_memory_reaches_the_bottleneck(tmp_path):
     model = tiny_model()
     make_trainer(model, output_dir=str(tmp_path), local_memory=True)
-    assert model.config.share_memory is False
+    assert model.bottleneck.share_memory is False
     other = tiny_model()
     make_trainer(other, output_dir=str(tmp_path))
-    assert getattr(other.config, "share_memory", True) is True
+    assert other.bottleneck.share_memory is True
 
 
 @pytest.mark.parametrize(("given", "expected"), [(None, False), (False, False), (True, True)])

@@ -9,7 +9,7 @@ from run_training import make_trainer, result_of
 from test_mixed_batches import mixed_dataset, sampler
 
 from allspark_hf.data import device_photometry as device_augmentation
-from allspark_hf.data.device_photometry import finish_on_device, normalise, pack_photometry
+from allspark_hf.data.device_photometry import finish_on_device, normalize, pack_photometry
 from allspark_hf.data.mixed import MixedBatchCollator
 from allspark_hf.data.photometry import JITTER, Photometry, apply_photometry, draw_photometry, to_pixel_values
 
@@ -18,7 +18,7 @@ NOTHING = Photometry((), False, None)
 
 
 def make_images(number, size, seed=0) -> np.ndarray:
-    """uint8 (number, height, width, 3): noise, half of it smooth, and some of it grey or black."""
+    """uint8 (number, height, width, 3): noise, half of it smooth, and some of it gray or black."""
     rng = np.random.default_rng(seed)
     images = rng.integers(256, size=(number, *size, 3))
     images[::2] = images[::2] // 16 + rng.integers(220, size=(len(images[::2]), 1, 1, 3))
@@ -82,10 +82,10 @@ def test_an_image_does_not_depend_on_its_batch():
     assert np.array_equal(on_device(images, [NOTHING] * 6), images)
 
 
-def test_normalised_as_in_a_worker():
+def test_normalized_as_in_a_worker():
     images, mean, std = make_images(2, (40, 50)), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     expected = torch.stack([to_pixel_values(Image.fromarray(image), mean, std) for image in images])
-    assert torch.equal(normalise(torch.from_numpy(images).permute(0, 3, 1, 2), mean, std), expected)
+    assert torch.equal(normalize(torch.from_numpy(images).permute(0, 3, 1, 2), mean, std), expected)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

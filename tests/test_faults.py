@@ -94,7 +94,7 @@ def test_full_file_system(tmp_path):
             trainer.train()
         assert f"make room there: the last complete checkpoint is {tmp_path}/out/checkpoint-2" in str(error.value)
         assert [path.name for path in (tmp_path / "out").iterdir()] == ["checkpoint-2"]
-        load_file(tmp_path / "out" / "checkpoint-2" / "optimizer.safetensors")
+        torch.load(tmp_path / "out" / "checkpoint-2" / "optimizer.pt", weights_only=True)
     finally:
         subprocess.run(["umount", tmp_path], check=True)
 
@@ -149,14 +149,14 @@ def test_a_worker_that_is_killed(tmp_path):
 def test_a_worker_that_dies_while_a_tensor_is_taken_over_from_it(tmp_path, error):
     """The DataLoader has not noticed yet: what comes is the error of a pipe."""
 
-    def rebuild_storage_fd():
-        raise error
-
     with pytest.raises(WorkerDiedError, match="A data loading worker died") as told, telling_faults(tmp_path):
-        rebuild_storage_fd()
+        raise error
     assert ("Connection reset" in str(told.value)) == isinstance(error, ConnectionError)
-    with pytest.raises(type(error)), telling_faults(tmp_path):
-        raise error.__class__("of something else")
+
+
+def test_a_file_that_is_missing_is_no_dead_worker(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nowhere.png"), telling_faults(tmp_path):
+        open(tmp_path / "nowhere.png")
 
 
 def launch(tmp_path: Path, **settings) -> subprocess.CompletedProcess:
@@ -185,24 +185,20 @@ def test_nan_stops_and_is_not_saved(tmp_path):
     assert trainer.state.global_step == 6  # where it was to be saved and logged
     sentence = str(error.value)
     assert "not finite at step 5 (loss_x nan, loss_u " in sentence and "learning rate 0.00" in sentence
-    assert f"the last complete checkpoint is {tmp_path}/checkpoint-4" in sentence and "--nan_loss skip" in sentence
+    assert f"the last complete checkpoint is {tmp_path}/checkpoint-4" in sentence
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-2", "checkpoint-4"]
     for tensor in load_file(tmp_path / "checkpoint-4" / "model.safetensors").values():
         assert torch.isfinite(tensor.float()).all()
     assert not torch.isfinite(trainer.model.decode_head.classifier.weight).all()  # it was not prevented, but found
 
 
-@pytest.mark.parametrize("nan_loss", ["stop", "skip"])
-def test_a_gradient_that_is_not_finite_counts_as_well(tmp_path, nan_loss):
-    trainer = make_trainer(tiny_model(), output_dir=str(tmp_path), max_steps=3, nan_loss=nan_loss)
+def test_a_gradient_that_is_not_finite_is_found_before_the_next_save(tmp_path):
+    trainer = make_trainer(tiny_model(), **SAVING, output_dir=str(tmp_path), logging_strategy="no")
     bias = trainer.model.decode_head.classifier.bias
-    bias.register_hook(lambda gradient: gradient * torch.inf if trainer.state.global_step == 1 else gradient)
-    if nan_loss == "stop":
-        with pytest.raises(NonFiniteError, match=r"at step 2 \(loss_x [0-9.]+, loss_u [0-9.]+; learning"):
-            trainer.train()
-        return
-    trainer.train()
-    assert int(trainer._finite.skipped) == 1 and torch.isfinite(bias).all()
+    bias.register_hook(lambda gradient: gradient * torch.inf if trainer.state.global_step == 3 else gradient)
+    with pytest.raises(NonFiniteError, match=r"after step 4 \(.*decode_head.classifier.bias"):
+        trainer.train()
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-2"]
 
 
 def test_a_training_after_one_that_nan_ended(tmp_path):
@@ -234,98 +230,16 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-2"]
 
 
-class _Record(TrainerCallback):
-    """Weights, buffers and the optimizer's tensors around updates."""
-
-    def __init__(self, trainer):
-        self.trainer, self.begin, self.end = trainer, {}, {}
-
-    def _now(self) -> dict[str, torch.Tensor]:
-        found = {name: value.clone() for name, value in self.trainer.model.state_dict().items()}
-        for number, state in enumerate(self.trainer.optimizer.state.values()):
-            tensors = {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
-            found |= {f"{number}.{name}": value.clone() for name, value in tensors.items()}
-        return found
-
-    def on_step_begin(self, args, state, control, **kwargs):
-        self.begin[state.global_step + 1] = self._now()
-
-    def on_step_end(self, args, state, control, **kwargs):
-        self.end[state.global_step] = self._now()
-
-
-@pytest.mark.parametrize("optim, accumulation", [("sgd", 1), ("sgd", 2), ("adamw_torch", 1)])
-def test_nan_is_skipped_without_a_trace(tmp_path, optim, accumulation):
-    settings = {"max_steps": 5, "optim": optim, "gradient_accumulation_steps": accumulation, "seed": 3}
-    trainer = make_trainer(tiny_model(), output_dir=str(tmp_path), nan_loss="skip", **settings)
-    poison(trainer, [1, 3])  # the first brings the optimizer's state into being
-    record = _Record(trainer)
-    trainer.add_callback(record)
-    trainer.train()
-    for step in range(1, 6):
-        begin, end = record.begin[step], record.end[step]
-        changed = {name for name, value in end.items() if name in begin and not torch.equal(value, begin[name])}
-        expected = step not in (1, 3)
-        for name in (
-            "bottleneck.memory.channels",
-            "decode_head.batch_norm.running_mean",
-            "decode_head.classifier.bias",
-        ):
-            assert (name in changed) == expected, (step, name)
-        assert bool(changed) == expected
-        assert all(torch.isfinite(value.float()).all() for value in end.values())
-    newborn = [value for name, value in record.end[1].items() if name not in record.begin[1]]
-    assert newborn and not any(value.any() for value in newborn)
-    entries = [entry for entry in trainer.state.log_history if "loss_x" in entry]
-    assert [entry["skipped_steps"] for entry in entries] == [1, 1, 2, 2, 2]
-    assert all(torch.isfinite(torch.tensor(entry["loss"])) for entry in entries)
-
-
-def test_skipping_changes_nothing_without_nan(tmp_path):
-    runs = []
-    for nan_loss in ("stop", "skip"):
-        trainer = make_trainer(tiny_model(), output_dir=str(tmp_path), max_steps=4, seed=3, nan_loss=nan_loss)
-        trainer.train()
-        runs.append((losses_of(trainer), trainer.model.state_dict()))
-    assert runs[0][0] == runs[1][0]
-    assert all(torch.equal(value, runs[1][1][name]) for name, value in runs[0][1].items())
-
-
-def test_skipped_updates_are_counted_over_a_resume_and_too_many_stop(tmp_path):
-    settings = {**SAVING, "output_dir": str(tmp_path), "nan_loss": "skip", "save_total_limit": 9}
-    trainer = make_trainer(tiny_model(), **settings)
-    poison(trainer, [3])
-    trainer.train()
-    resumed = make_trainer(tiny_model(seed=5), **settings)
-    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
-    assert losses_of(resumed) == losses_of(trainer)
-    assert [entry["skipped_steps"] for entry in resumed.state.log_history if "skipped_steps" in entry][-1] == 1
-    stuck = make_trainer(tiny_model(), **{**settings, "output_dir": str(tmp_path / "stuck"), "num_train_epochs": 4})
-    poison(stuck, list(range(4, 99)))
-    with pytest.raises(NonFiniteError, match=r"10 updates in a row .* first of all at step 4 .* were left out"):
-        stuck.train()
-    assert stuck.state.global_step == 13
-
-
-def test_two_processes_skip_alike_and_go_on_from_one(tmp_path):
+def test_two_processes_go_on_from_one_and_stop_together(tmp_path):
     """A checkpoint of one process with two batches an update, taken up by two; NaN in one of them only."""
-    settings = {**SAVING, "nan_loss": "skip", "num_unlabeled": 16, "output_dir": str(tmp_path / "run")}
+    settings = {**SAVING, "num_unlabeled": 16, "output_dir": str(tmp_path / "run")}
     first = make_trainer(tiny_model(), **settings, gradient_accumulation_steps=2)
     first.train()
-    before = load_file(tmp_path / "run" / "checkpoint-2" / "model.safetensors")
     done = launch(tmp_path, **settings, resume=str(tmp_path / "run" / "checkpoint-2"), nan=[1, 4])
-    assert done.returncode == 0, done.stderr[-3000:]
-    told = [
-        line for line in done.stderr.splitlines() if "processes 1 -> 2, gradient_accumulation_steps 2 -> 1" in line
-    ]
+    assert done.returncode == 1
+    told = [line for line in done.stderr.splitlines() if "processes 1 -> 2" in line]
     assert len(told) == 1
-    ranks = [torch.load(tmp_path / f"result.{rank}") for rank in range(2)]
-    assert [rank["skipped"] for rank in ranks] == [1, 1]
-    for name, value in ranks[0]["state"].items():
-        assert torch.isfinite(value.float()).all(), name
-        if not name.startswith("bottleneck.memory.") and "running" not in name:
-            assert torch.equal(value, ranks[1]["state"][name]), name
-    assert not torch.equal(ranks[0]["state"]["decode_head.classifier.bias"], before["decode_head.classifier.bias"])
+    assert "not finite at step 4" in done.stderr and not list(tmp_path.glob("result*"))
 
 
 # ---- A broken image ----

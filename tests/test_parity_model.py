@@ -35,7 +35,7 @@ def make_batch(inputs, dtype, step=None):
 
 
 def count_pixels(batch):
-    return PixelCounts((batch.labels != 255).sum(), torch.tensor(batch.unlabeled_pixel_mask.numel()))
+    return PixelCounts((batch["labels"] != 255).sum(), torch.tensor(batch["unlabeled_pixel_mask"].numel()))
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -73,7 +73,7 @@ def test_one_training_step(reference, method, precision, case):
     memory.num_enqueued.copy_(stored[f"{case}.queue_ptr_before"])
     batch = make_batch(stored, dtype)
 
-    prediction = predict_full_size(model, batch.unlabeled_pixel_values)
+    prediction = predict_full_size(model, batch["unlabeled_pixel_values"])
     tolerance = reference.tolerance(precision, "train prob_map")
     assert_near(prediction, stored[f"{precision}.nomem.prob_map"], tolerance, "prediction of unlabeled images")
     assert torch.equal(prediction.argmax(1), stored["nomem.pseudo_label"].long())
@@ -138,7 +138,7 @@ def test_six_sgd_steps(reference, method, precision):
         for group, rate in zip(optimizer.param_groups, stored["lr_used"][step].tolist(), strict=True):
             group["lr"] = rate
         batch = make_batch(stored, dtype, step)
-        prediction = predict_full_size(model, batch.unlabeled_pixel_values)
+        prediction = predict_full_size(model, batch["unlabeled_pixel_values"])
         assert torch.equal(prediction.argmax(1), stored["pseudo_label"][step].long())
         losses = method.step(model, batch, count_pixels(batch), epoch=int(stored["using_SMem"][step]))
         assert torch.equal(losses.pseudo_labels, stored["pseudo_label"][step].long())

@@ -12,7 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from allspark_hf import AllSparkConfig, AllSparkTrainingArguments
 from allspark_hf.data.device_photometry import finish_on_device, pack_photometry
 from allspark_hf.data.photometry import draw_photometry
-from allspark_hf.methods import METHODS, MixedBatch, PixelCounts, losses
+from allspark_hf.methods import METHODS, MixedBatch, PixelCounts
+from allspark_hf.models import upsampling
 from allspark_hf.methods.pseudo_labels import pseudo_label_pass
 from allspark_hf.models.modeling_allspark import group_channels
 
@@ -28,7 +29,12 @@ def make_batch(num_labels=3, size=(64, 64)):
     labels = torch.randint(num_labels, (2, *size), generator=torch.Generator().manual_seed(1))
     mask = torch.ones(2, *size, dtype=torch.bool)
     mask[0, 40:] = False
-    return MixedBatch(images(2, size, 2), labels, images(2, size, 3), mask)
+    return MixedBatch(
+        pixel_values=images(2, size, 2),
+        labels=labels,
+        unlabeled_pixel_values=images(2, size, 3),
+        unlabeled_pixel_mask=mask,
+    )
 
 
 def make_method(name, folder, **kwargs):
@@ -38,7 +44,7 @@ def make_method(name, folder, **kwargs):
 
 def take_step(model, method):
     batch = make_batch()
-    pixels = PixelCounts(torch.tensor(batch.labels.numel()), batch.unlabeled_pixel_mask.sum())
+    pixels = PixelCounts(torch.tensor(batch["labels"].numel()), batch["unlabeled_pixel_mask"].sum())
     return method.step(model, batch, pixels, epoch=1)
 
 
@@ -48,7 +54,7 @@ def take_step(model, method):
 @pytest.mark.parametrize(("num_labels", "number", "size"), [(2, 3, (65, 101)), (3, 1, (64, 64)), (81, 5, (67, 93))])
 @pytest.mark.parametrize("at_a_time", [1, 2, 99])
 def test_the_pass_is_that_of_the_whole_full_resolution(monkeypatch, num_labels, number, size, at_a_time):
-    monkeypatch.setattr(losses, "VALUES_AT_A_TIME", at_a_time * num_labels * size[0] * size[1])
+    monkeypatch.setattr(upsampling, "VALUES_AT_A_TIME", at_a_time * num_labels * size[0] * size[1])
     model, pixel_values = tiny_model(num_labels=num_labels), images(number, size)
     full = predict_full_size(model, pixel_values)
     predicted = pseudo_label_pass(model, pixel_values)

@@ -17,7 +17,7 @@ from allspark_hf import (
     SegformerForSemiSupervisedSegmentation,
 )
 from allspark_hf.inference.prediction import SegformerImageProcessorPil, make_image_processor
-from allspark_hf.training.checkpoints import last_complete_checkpoint
+from allspark_hf.training.storage import last_complete_checkpoint
 from allspark_hf.training.storage import write_run_file
 
 
@@ -142,8 +142,8 @@ def in_double_precision_without_batch_norm(trainer):
     step = trainer.method.step
 
     def double_step(model, batch, pixels, epoch):
-        batch.pixel_values = batch.pixel_values.double()
-        batch.unlabeled_pixel_values = batch.unlabeled_pixel_values.double()
+        batch["pixel_values"] = batch["pixel_values"].double()
+        batch["unlabeled_pixel_values"] = batch["unlabeled_pixel_values"].double()
         return step(model, batch, pixels, epoch)
 
     trainer.method.step = double_step

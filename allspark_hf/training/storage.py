@@ -57,7 +57,7 @@ def is_complete(folder: str | Path) -> bool:
     """Whether a checkpoint was written to its end, and all its files are still there at full length."""
     folder, run = Path(folder), read_json_object(Path(folder) / RUN_FILE)
     files = run.get("files")
-    if not isinstance(files, dict) or not read_json_object(folder / TRAINER_STATE_NAME):
+    if not isinstance(files, dict) or TRAINER_STATE_NAME not in files:
         return False
     return all((folder / name).is_file() and (folder / name).stat().st_size == files[name] for name in files)
 

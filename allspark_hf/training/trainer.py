@@ -152,6 +152,9 @@ class AllSparkTrainer(PublishingMixin, Trainer):
         if built:
             model.method_modules = nn.ModuleDict({name: module for name, (module, _) in built.items()})
             model.method_modules.to(self.args.device)
+            object.__setattr__(
+                self.method, "built", model.method_modules
+            )  # the model's, not part of the method's state
         self.method.to(self.args.device)
         return {name: rate for name, (_, rate) in built.items()}
 

@@ -1,0 +1,166 @@
+"""What a method may have, shown with tests/sample_method.py: views, a teacher, a head, a buffer; the batch it gets."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import make_dataset, tiny_model
+from run_training import build_trainer, make_trainer, result_of
+from safetensors.torch import load_file
+from test_distributed import CONFIG, LAUNCH, differing
+
+from allspark_hf import SegformerForSemiSupervisedSegmentation
+from allspark_hf.data.mixed import Draw, MixedBatch, MixedBatchCollator, MixedDataset
+from allspark_hf.data.views import STRONG, STRONG_1, STRONG_2, WEAK, draw_cutmix_box, inside_boxes
+
+
+SCRIPT = Path(__file__).with_name("run_training.py")
+SAMPLE = {"method": "sample", "num_unlabeled": 12, "seed": 1}
+SAVING = {**SAMPLE, "max_steps": 4, "save_strategy": "steps", "save_steps": 2}
+EXACT = {**SAMPLE, "max_steps": 3, "exact": True}
+JOBS = {"exact": EXACT, "clipped": {**EXACT, "max_grad_norm": 0.01}}
+
+
+def mixed_dataset(**kwargs) -> MixedDataset:
+    settings = {"crop": (40, 56), "seed": 7, "num_labels": 3, "long_side": None}
+    statistics = {"image_mean": (0.5, 0.4, 0.3), "image_std": (0.2, 0.3, 0.4)}
+    return MixedDataset(make_dataset(2), make_dataset(3, seed=1, masks=False), **settings, **statistics, **kwargs)
+
+
+# ---- Views ----
+
+
+def test_views_show_one_crop_and_do_not_move_each_other():
+    draw = Draw(False, 1, 4, 9)
+    plain = mixed_dataset()[draw]
+    sample = mixed_dataset(unlabeled_views=(WEAK, STRONG_1, STRONG_2))[draw]
+    boxes = {name for name in sample if name.startswith("cutmix_box")}
+    assert sample.keys() - plain.keys() == boxes | {"pixel_values_strong_1", "pixel_values_strong_2"}
+    assert boxes == {"cutmix_box_strong_1", "cutmix_box_strong_2"}
+    assert torch.equal(sample["pixel_values"], plain["pixel_values"])
+    assert torch.equal(sample["pixel_mask"], plain["pixel_mask"])
+    assert not torch.equal(sample["pixel_values_strong_1"], sample["pixel_values_strong_2"])
+    alone = mixed_dataset(unlabeled_views=(WEAK, STRONG_1))[draw]
+    assert torch.equal(alone["pixel_values_strong_1"], sample["pixel_values_strong_1"])
+
+
+def test_the_first_labeled_view_has_the_pixels_of_ever():
+    """A strong first view draws on from the crop's generator, whatever views follow."""
+    first, more = mixed_dataset(), mixed_dataset(labeled_views=(STRONG, WEAK))
+    for draw in (Draw(True, 0, 0, 0), Draw(True, 1, 3, 5)):
+        assert torch.equal(first[draw]["pixel_values"], more[draw]["pixel_values"])
+
+
+def test_views_are_the_same_finished_on_the_device():
+    from allspark_hf.data.device_photometry import finish_on_device
+
+    views = {"labeled_views": (WEAK, STRONG), "unlabeled_views": (WEAK, STRONG_1, STRONG_2)}
+    draws = [Draw(True, 0, 0, 0), Draw(True, 1, 0, 1), Draw(False, 2, 0, 0)]
+    batches = []
+    for on_device in (False, True):
+        dataset = mixed_dataset(**views, augment_on_device=on_device)
+        batches.append(MixedBatchCollator()([dataset[draw] for draw in draws]))
+    finished = finish_on_device(batches[1], (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
+    assert finished.keys() == batches[0].keys()
+    assert all(torch.equal(tensor, finished[name]) for name, tensor in batches[0].items())
+
+
+def test_cutmix_boxes():
+    import numpy as np
+
+    boxes = [draw_cutmix_box((40, 56), np.random.default_rng(seed)) for seed in range(400)]
+    shares = torch.tensor([(bottom - top) * (right - left) / (40 * 56) for top, left, bottom, right in boxes])
+    assert 150 < (shares == 0).sum() < 250
+    assert shares.max() <= 0.4 and shares[shares > 0].min() > 0.01
+    assert all(0 <= top <= bottom <= 40 and 0 <= left <= right <= 56 for top, left, bottom, right in boxes)
+    inside = inside_boxes(torch.tensor([[1, 2, 3, 5], [0, 0, 0, 0]]), (4, 6))
+    assert inside.shape == (2, 4, 6) and inside.sum(dim=(1, 2)).tolist() == [6, 0]
+    assert inside[0, 1:3, 2:5].all()
+
+
+def test_a_tensor_that_nobody_declared():
+    batch = MixedBatch(pixel_values=torch.zeros(1), labels=torch.zeros(1))
+    with pytest.raises(
+        ValueError, match=r"no unlabeled_pixel_values_strong_1, only pixel_values, labels: .*unlabeled_v"
+    ):
+        batch["unlabeled_pixel_values_strong_1"]
+
+
+# ---- A method with state ----
+
+
+def test_head_teacher_and_buffer_are_trained_saved_and_resumed(tmp_path):
+    whole = build_trainer({**SAVING, "output_dir": str(tmp_path / "whole")})
+    rates = sorted(group["lr"] for group in whole.create_optimizer().param_groups)
+    assert rates == pytest.approx([0.01, 0.03, 0.1])  # encoder, the sample's head, decode head
+    start = {name: value.clone() for name, value in whole.method.built["color"].state_dict().items()}
+    whole.train()
+    assert differing(start, whole.method.built["color"].state_dict()) == ["weight", "bias"]
+    assert whole.method.seen == 4 and not any(value.requires_grad for value in whole.method.teacher.parameters())
+    resumed = build_trainer({**SAVING, "output_dir": str(tmp_path / "whole"), "switches": {"seed": 9}})
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
+    assert result_of(resumed)["losses"] == result_of(whole)["losses"]
+    for one, other in ((resumed.model, whole.model), (resumed.method, whole.method)):
+        assert differing(one.state_dict(), other.state_dict()) == []
+
+
+def test_the_teacher_is_evaluated_saved_and_published(tmp_path):
+    trainer = build_trainer({**SAVING, "output_dir": str(tmp_path), "eval_strategy": "steps", "eval_steps": 2})
+    trainer.train()
+    trainer.save_model()
+    pixel_values = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = trainer.method.teacher(pixel_values).logits
+        student = trainer.model.eval()(pixel_values).logits
+        for folder in (tmp_path, tmp_path / "checkpoint-4"):
+            model = SegformerForSemiSupervisedSegmentation.from_pretrained(folder).eval()
+            assert torch.equal(model(pixel_values).logits, expected)
+    assert not torch.equal(student, expected)
+    assert not [name for name in load_file(tmp_path / "model.safetensors") if "method" in name or "memory" in name]
+    logged = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry][-1]
+    student = make_trainer(trainer.model, output_dir=str(tmp_path / "student"), method="supervised")
+    assert logged == trainer.evaluate()["eval_loss"] != student.evaluate()["eval_loss"]
+
+
+def test_the_best_teacher_is_loaded_at_the_end(tmp_path):
+    settings = {**SAVING, "eval_strategy": "steps", "eval_steps": 2, "load_best_model_at_end": True}
+    settings |= {"metric_for_best_model": "loss", "greater_is_better": True, "learning_rate": 0.05}
+    trainer = build_trainer({**settings, "output_dir": str(tmp_path)})
+    trainer.train()
+    losses = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
+    assert trainer.state.best_global_step == 2 and losses[0] > losses[1]
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(losses[0], rel=1e-6)
+
+
+def test_accumulation_updates_the_teacher_once(tmp_path):
+    settings = {**EXACT, "output_dir": str(tmp_path)}
+    one = build_trainer({**settings, "per_device_train_batch_size": 4})
+    two = build_trainer({**settings, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2})
+    for trainer in (one, two):
+        trainer.train()
+        assert trainer.method.seen == 3
+    assert [entry["loss"] for entry in result_of(one)["losses"]] != []
+
+
+@pytest.mark.parametrize("config", ["ddp_cpu.yaml", "fsdp.yaml"])
+def test_two_processes_have_one_teacher_and_one_head(tmp_path, config):
+    jobs = [
+        {**job, "output_dir": str(tmp_path / name), "result": str(tmp_path / name), "per_device_train_batch_size": 2}
+        for name, job in JOBS.items()
+    ]
+    script = SCRIPT if config == "ddp_cpu.yaml" else SCRIPT.with_name("run_fsdp.py")
+    command = [*LAUNCH, CONFIG.with_name(config), "--num_processes", "2", script, json.dumps(jobs)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-6000:]
+    for name in JOBS:
+        ranks = [torch.load(tmp_path / f"{name}.{rank}") for rank in range(2)]
+        assert differing(ranks[0]["method"], ranks[1]["method"]) == []
+        assert ranks[0]["method"]["seen"] == 3
+        state = ranks[0]["state"]
+        assert state["method_modules.color.weight"].shape == (3, 3, 1, 1)
+        start = tiny_model().state_dict()["decode_head.classifier.weight"].double()
+        teacher = ranks[0]["method"]["teacher.decode_head.classifier.weight"]
+        student = state["decode_head.classifier.weight"]
+        assert 0 < (teacher - start).abs().max() < (student - start).abs().max()
