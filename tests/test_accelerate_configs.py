@@ -179,10 +179,10 @@ def test_batchnorm_is_synchronised_on_gpus_only(tmp_path, monkeypatch):
 def test_local_memory_is_a_setting_of_the_model(tmp_path):
     model = tiny_model()
     make_trainer(model, output_dir=str(tmp_path), local_memory=True)
-    assert model.config.share_memory is False
+    assert model.bottleneck.share_memory is False
     other = tiny_model()
     make_trainer(other, output_dir=str(tmp_path))
-    assert getattr(other.config, "share_memory", True) is True
+    assert other.bottleneck.share_memory is True
 
 
 @pytest.mark.parametrize(("given", "expected"), [(None, False), (False, False), (True, True)])

@@ -7,8 +7,8 @@ import torch
 from conftest import NO_DROPOUT, tiny_config, tiny_model
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from allspark_hf.models import modeling_allspark
-from allspark_hf.models.modeling_allspark import (
+from allspark_hf.models import bottleneck_allspark
+from allspark_hf.models.bottleneck_allspark import (
     INSTANCE_NORM_EPS,
     AllSparkBottleneck,
     ChannelCrossAttention,
@@ -61,7 +61,7 @@ def assert_equal(actual, expected, leaves, tolerance=1e-8):
 @pytest.fixture(params=[1, 400, 2**22], ids=lambda size: f"tiles_of_{size}")
 def tile_elements(request, monkeypatch):
     """From one source at a time to all sources at once."""
-    monkeypatch.setattr(modeling_allspark, "TILE_ELEMENTS", request.param)
+    monkeypatch.setattr(bottleneck_allspark, "TILE_ELEMENTS", request.param)
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -202,7 +202,7 @@ class Largest(TorchDispatchMode):
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 @pytest.mark.parametrize("read_memory", [True, False])
 def test_training_never_holds_the_map_nor_all_keys(monkeypatch, dropout, read_memory):
-    monkeypatch.setattr(modeling_allspark, "TILE_ELEMENTS", 2**14)
+    monkeypatch.setattr(bottleneck_allspark, "TILE_ELEMENTS", 2**14)
     config = tiny_config(num_labels=81, crop_size=160, channel_attention_dropout=dropout)
     bottleneck = AllSparkBottleneck(config, 16).train()
     features = torch.randn(4, 16, 5, 5, requires_grad=True)

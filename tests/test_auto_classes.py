@@ -31,7 +31,7 @@ from allspark_hf import AllSparkConfig, SegformerForSemiSupervisedSegmentation
 from allspark_hf.inference.prediction import make_image_processor
 
 
-CODE = ("configuration_allspark.py", "modeling_allspark.py")
+CODE = ("bottleneck_allspark.py", "configuration_allspark.py", "modeling_allspark.py")
 COMPLETE = {"config.json", "model.safetensors", *CODE}
 MODEL = "modeling_allspark.SegformerForSemiSupervisedSegmentation"
 AUTO_MAP = {
@@ -205,7 +205,7 @@ def test_plain_segformer_is_left_alone(tmp_path):
 def test_registering_again_changes_nothing(folder):
     before = logits_of(AutoModel.from_pretrained(folder))
     allspark_hf.register_auto_classes()
-    importlib.reload(importlib.import_module("allspark_hf.models.auto_classes"))
+    importlib.reload(importlib.import_module("allspark_hf.models.registration"))
     importlib.reload(allspark_hf)
     model = AutoModel.from_pretrained(folder)
     assert type(model) is SegformerForSemiSupervisedSegmentation is allspark_hf.SegformerForSemiSupervisedSegmentation

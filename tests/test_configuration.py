@@ -38,10 +38,13 @@ OTHER_VALUES = {
     "grouping_similarity": "instance_norm",
     "grouping_source": "probabilities",
     "mix_images_in_eval": True,
-    "share_memory": False,
     "use_grouping": False,
     "use_memory": False,
     "use_cross_attention": False,
+    "base_weights": "nvidia/mit-b5",
+    "mask_values": [7, 8],
+    "ignored_mask_values": [0, 9],
+    "palette": [[0, 0, 0], [255, 128, 1]],
 }
 FIXED = {"reshape_last_stage"}  # has one allowed value
 STAGES = ("depths", "sr_ratios", "hidden_sizes", "patch_sizes", "strides", "num_attention_heads", "mlp_ratios")

@@ -153,7 +153,7 @@ def test_every_wrapping_converts(tmp_path, capsys, wrapping):
     for name, value in loaded.state_dict().items():
         assert name.startswith("bottleneck.memory.") or torch.equal(value, expected[name]), name
     written = {path.name for path in (tmp_path / "out").iterdir()}
-    code = {"configuration_allspark.py", "modeling_allspark.py"}
+    code = {"bottleneck_allspark.py", "configuration_allspark.py", "modeling_allspark.py"}
     assert written == {"config.json", "model.safetensors", "preprocessor_config.json", *code}
 
 

@@ -223,12 +223,11 @@ def test_load_model_of_the_training_script(tmp_path, poisoned_memory, kind, plai
 
 def test_load_model_of_its_own_folder_keeps_what_is_not_given(tmp_path):
     fields = {"memory_size": 2, "channel_attention_heads": 3, "grouping_source": "probabilities"}
-    saved = tiny_model(**fields, share_memory=False)
+    saved = tiny_model(**fields)
     saved.save_pretrained(tmp_path)
     model = load_model(ModelArguments(model_name_or_path=str(tmp_path)), data_report(3), 255, plain_segformer=False)
     kept = ("memory_size", "channel_attention_heads", "grouping_source", "crop_size", "depths", "hidden_sizes")
     assert all(getattr(model.config, name) == getattr(saved.config, name) for name in kept)
-    assert model.config.share_memory  # which --local_memory says
     assert_same(model, dict(saved.named_parameters()), "")
 
 

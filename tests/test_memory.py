@@ -6,7 +6,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from oracle import Memory
 
-from allspark_hf.models.modeling_allspark import SemanticMemory
+from allspark_hf.models.bottleneck_allspark import SemanticMemory
 
 
 TOKENS = 2

@@ -8,7 +8,7 @@ from oracle import Memory, cross_attention, group, infer, self_attention, train
 from safetensors.torch import load_file
 
 from allspark_hf import AllSparkConfig
-from allspark_hf.models.modeling_allspark import AllSparkBottleneck, SemanticMemory, group_channels, resize_tokens
+from allspark_hf.models.bottleneck_allspark import AllSparkBottleneck, SemanticMemory, group_channels, resize_tokens
 
 
 TOLERANCE = 1e-9

@@ -10,7 +10,7 @@ import torch
 
 from .configuration_allspark import MIT_SIZES, AllSparkConfig
 from .modeling_allspark import SegformerForSemiSupervisedSegmentation
-from .pretrained import one_line
+from .pretrained import failure
 
 
 MIT_ATTENTION_HEADS = (1, 2, 5, 8)  # heads leave no trace in the shapes
@@ -246,7 +246,7 @@ def convert_state_dict(
     try:
         model = SegformerForSemiSupervisedSegmentation(config)
     except (ArithmeticError, LookupError, RuntimeError, TypeError) as error:  # sizes of 0, or too large for the memory
-        raise ValueError(f"No model can be built from the checkpoint's shapes ({one_line(error)}).") from error
+        raise ValueError(f"No model can be built from the checkpoint's shapes ({failure(error)}).") from error
     own = model.state_dict()
     problems += [f"{name} is missing" for name in own if name not in renamed]
     problems += [f"{name} is not part of the model" for name in renamed if name not in own]

@@ -47,7 +47,7 @@ class AllSparkTrainingArguments(TrainingArguments, EvaluationArguments):
             the decode head's BatchNorm counts the batches of all processes as one, as in the paper; GPUs only, and
             without effect on one process.
         local_memory (`bool`, *optional*, defaults to `False`):
-            each process has a memory of its own, of its own unlabeled images (`config.share_memory=False`), instead of
+            each process has a memory of its own, of its own unlabeled images, instead of
             one memory of those of all processes.
         nan_loss (`str`, *optional*, defaults to `"stop"`):
             what a loss that is NaN or infinite does: `"stop"` ends training without saving, `"skip"` leaves that

@@ -32,7 +32,7 @@ class DistributedMixin:
 
     All processes start from the first one's weights and buffers, and each step and each evaluation from its BatchNorm
     statistics, with which the model is saved. A shared memory stays the same everywhere without being sent, because
-    all processes enqueue the channels of all; with `config.share_memory=False` each keeps, saves and restores its own.
+    all processes enqueue the channels of all; with `args.local_memory` each keeps, saves and restores its own.
     """
 
     _statistics: tuple[torch.Tensor, ...] = ()
@@ -114,8 +114,8 @@ class DistributedMixin:
 
     @property
     def _has_local_memory(self) -> bool:
-        config = self._bare_model().config
-        return config.use_memory and not getattr(config, "share_memory", True)
+        bottleneck = self._bare_model().bottleneck
+        return bottleneck is not None and bottleneck.memory is not None and not bottleneck.share_memory
 
     def _save_rng_state(self, output_dir):
         """With what each process saves for itself also its memory; all of it before the checkpoint counts as whole."""
@@ -221,7 +221,7 @@ def saved_memories(checkpoint: Path) -> int:
 
 def synchronize_batchnorm(model: PreTrainedModel, world_size: int, device: torch.device):
     """
-    Makes the decode head's BatchNorm count the batches of all processes as one (METHOD: as the authors train). The
+    Makes the model's BatchNorm count the batches of all processes as one (METHOD: as the authors train). The
     weights keep their names. With one process there is nothing to synchronise, and nothing changes.
 
     Args:
@@ -239,7 +239,7 @@ def synchronize_batchnorm(model: PreTrainedModel, world_size: int, device: torch
             f"sync_batchnorm=True needs GPUs, and these {world_size} processes train on CPUs, which torch's "
             "SyncBatchNorm does not support: leave it out."
         )
-    model.decode_head = nn.SyncBatchNorm.convert_sync_batchnorm(model.decode_head)
+    nn.SyncBatchNorm.convert_sync_batchnorm(model)
 
 
 def check_sharding(accelerator: Accelerator):

@@ -24,11 +24,6 @@ MEMORY_FILE = "memory_{rank}.safetensors"  # of a process with a memory of its o
 OF_PROCESSES = (RNG_FILE.format(rank="*"), MEMORY_FILE.format(rank="*"))
 STATE_PATTERNS = (OPTIMIZER_FILE, SCHEDULER_FILE, SCALER_FILE, *OF_PROCESSES, storage.RUN_FILE)
 
-# Configuration fields that decide the shape or the meaning of weights and memory.
-MODEL_FIELDS = (
-    *("num_labels", "hidden_sizes", "depths", "num_attention_heads", "decoder_hidden_size"),
-    *("channel_attention_heads", "use_cross_attention", "use_memory", "use_grouping", "memory_size"),
-)
 # Arguments whose change cannot be continued: other losses of another model, or an optimizer whose state does not fit.
 FIXED = ("method", "optim", "lr_scheduler_type")
 # Those that the checkpoint's optimizer and schedule carry, so that a new value has no effect.
@@ -57,7 +52,7 @@ def describe_run(trainer) -> dict:
     batches = args.gradient_accumulation_steps * args.world_size
     described = {
         "format": FORMAT,
-        "model": {name: getattr(config, name) for name in MODEL_FIELDS},
+        "model": {name: getattr(config, name) for name in config.shape_fields},
         "classes": [config.id2label[index] for index in range(config.num_labels)],
         "crop": list(config.crop_height_width),
         "arguments": {name: _plain(getattr(args, name)) for name in (*FIXED, *KEPT, *FROM_HERE, *CUT[1:])},

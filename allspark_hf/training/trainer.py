@@ -87,8 +87,8 @@ class AllSparkTrainer(DistributedMixin, CheckpointMixin, NonFiniteMixin, Publish
         check_evaluation(model.config, args, processing_class)
         if args.sync_batchnorm:
             synchronize_batchnorm(model, args.world_size, args.device)
-        if args.local_memory:
-            model.config.share_memory = False
+        if args.local_memory and model.bottleneck is not None:
+            model.bottleneck.share_memory = False
         if args.channels_last:
             model.to(memory_format=torch.channels_last)
         super().__init__(
@@ -247,7 +247,7 @@ class AllSparkTrainer(DistributedMixin, CheckpointMixin, NonFiniteMixin, Publish
         if self.args.optim == OptimizerNames.SGD and self.args.device.type in ("cpu", "cuda") and not sharded:
             for group in optimizer.param_groups:
                 group["fused"] = True  # the same numbers in one kernel
-        encoder = {id(parameter) for parameter in (model or self.model).base_model.parameters()}
+        encoder = {id(parameter) for parameter in (model or self.model).encoder_parameters()}
         groups, optimizer.param_groups = optimizer.param_groups, []
         for is_encoder, multiplier in ((True, 1.0), (False, self.args.head_learning_rate_multiplier)):
             for group in groups:
