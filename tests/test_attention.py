@@ -20,7 +20,7 @@ from allspark_hf.models.bottleneck_allspark import (
 
 
 def plain_map(query, key):
-    """softmax(IN(query @ key.mT)), one normalisation for each whole map of the last two axes."""
+    """softmax(IN(query @ key.mT)), one normalization for each whole map of the last two axes."""
     scores = query @ key.mT
     mean = scores.mean(dim=(-2, -1), keepdim=True)
     variance = (scores - mean).square().mean(dim=(-2, -1), keepdim=True)
@@ -169,7 +169,7 @@ def test_scores_without_variance_attend_evenly():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("training", [True, False])
 def test_autocast_is_close_and_finite(dtype, training):
-    """With scores of some thousands before they are normalised, where float16 ends at 65504."""
+    """With scores of some thousands before they are normalized, where float16 ends at 65504."""
     torch.manual_seed(0)
     module = attention(ChannelCrossAttention, channels=16).float().train(training)
     labeled, content = 12 * torch.randn(2, 64, 16), 12 * torch.randn(1, 3, 64, 16)

@@ -10,7 +10,7 @@ from allspark_hf.models.bottleneck_allspark import SemanticMemory
 
 
 TOKENS = 2
-SETTINGS = settings(max_examples=60, deadline=None, derandomize=True)
+SETTINGS = settings(max_examples=30, deadline=None, derandomize=True)
 
 
 def plain_enqueue(expected: Memory, tokens: torch.Tensor, classes: list[list[int]]):

@@ -127,7 +127,7 @@ def check(**changes):
 
 
 @pytest.mark.parametrize("grouping", [True, False])
-@pytest.mark.parametrize("classes", [1, 2, 3, 81])
+@pytest.mark.parametrize("classes", [1, 3, 81])
 @pytest.mark.parametrize("memory_size", [0.5, 1, 2, 4])
 def test_memory_sizes(memory_size, classes, grouping):
     bottleneck = check(memory_size=memory_size, classes=classes, grouping=grouping)
@@ -148,7 +148,7 @@ def test_without_memory(classes):
     assert bottleneck.memory is None
 
 
-@pytest.mark.parametrize(("labeled", "unlabeled"), [(1, 1), (1, 3), (3, 1), (2, 5), (5, 2), (3, 3)])
+@pytest.mark.parametrize(("labeled", "unlabeled"), [(1, 1), (1, 3), (3, 1), (3, 3)])
 @pytest.mark.parametrize("reads", [(True,), (False,)])
 def test_counts(labeled, unlabeled, reads):
     check(labeled=labeled, unlabeled=unlabeled, reads=reads)
@@ -172,7 +172,7 @@ def test_batch_brings_more_channels_than_the_slot_holds(memory_size):
     assert bottleneck.memory.num_enqueued.tolist() == [60] and bottleneck.memory.channels.shape[1] == 6 * memory_size
 
 
-@pytest.mark.parametrize("seed", range(50))
+@pytest.mark.parametrize("seed", range(16))
 def test_random_cases(seed):
     rng = random.Random(seed)
     grid = (rng.randint(1, 3), rng.randint(1, 4))
@@ -269,7 +269,7 @@ def test_memory_by_hand():
     assert memory.channels[0].flatten().tolist() == [6, 7, 5]
 
 
-def test_half_slots_are_joined_with_their_neighbours():
+def test_half_slots_are_joined_with_their_neighbors():
     """Three classes with two channels each, four channels per piece: (0, 1), (2, 0)."""
     memory = SemanticMemory(num_slots=3, slot_size=2, num_tokens=1)
     memory.channels.copy_(torch.arange(6.0).reshape(3, 2, 1))

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_auto_classes import assert_complete
+from segmenter_tester import assert_complete
 from transformers import AutoModelForSemanticSegmentation
 from without_package import run_without_package
 
