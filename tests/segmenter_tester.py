@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForSemanticSegmentation
 from without_package import run_without_package
 
 import allspark_hf
+from allspark_hf.models.segmenter import Segmenter
 
 
 NO_BOTTLENECK = {"use_cross_attention": False, "use_memory": False, "use_grouping": False}
@@ -135,6 +136,8 @@ class SegmenterTester:
     @pytest.mark.parametrize("size", [(64, 64), (50, 71)])
     def test_protocol(self, size):
         model = self.make_model().eval()
+        methods = {name for name in vars(Segmenter) if not name.startswith("_")}
+        assert "encode" in methods and all(hasattr(model, name) for name in methods | set(Segmenter.__annotations__))
         assert all(getattr(model, name) == getattr(model.config, name) for name in PROPERTIES)
         assert model.token_grid == model.config.token_grid_of(*model.crop_height_width)
         features = model.encode(images(2, size))
@@ -260,20 +263,14 @@ class SegmenterTester:
         with torch.no_grad():
             assert difference(compiled(images(2)).logits, expected) <= 1e-5
 
-    def exported(self, folder):
-        """A model in eval mode and [`OnnxSegmenter`] of it."""
-        from allspark_hf.export.onnx import OnnxSegmenter, export_graph
-
-        model = self.make_model().eval()
-        export_graph(model, folder / "model.onnx")
-        return model, OnnxSegmenter(folder / "model.onnx", model.config)
-
     def test_onnx(self, tmp_path):
         for name in ("onnx", "onnxruntime", "onnxscript"):
             pytest.importorskip(name)
-        from allspark_hf.export.onnx import sizes_to_compare
+        from allspark_hf.export.onnx import OnnxSegmenter, export_graph, sizes_to_compare
 
-        model, segmenter = self.exported(tmp_path)
+        model = self.make_model().eval()
+        export_graph(model, tmp_path / "model.onnx")
+        segmenter = OnnxSegmenter(tmp_path / "model.onnx", model.config)
         for batch, *size in sizes_to_compare(model.config):
             pixel_values = images(batch, size)
             assert difference(segmenter(pixel_values).logits, logits_of(model, pixel_values)) < 1e-4, size

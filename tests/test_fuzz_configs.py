@@ -119,7 +119,7 @@ def test_weights_of_another_geometry_are_not_trained_on(folder, restore):
 
 
 def predicts(folder) -> bool:
-    """Whether the model of a folder loads; then it predicts, and names and colours every class."""
+    """Whether the model of a folder loads; then it predicts, and names and colors every class."""
     try:
         model, image_processor = load_trained(str(folder), "cpu")
     except ValueError as error:

@@ -16,14 +16,6 @@ class TestSegformer(SegmenterTester):
     def make_model(self, seed=0, **fields):
         return tiny_model(seed, **fields)
 
-    def exported(self, folder):
-        from exported import tiny_export  # which other tests need, too
-
-        from allspark_hf.export.onnx import OnnxSegmenter
-
-        export = tiny_export()
-        return export.model, OnnxSegmenter(export.folder / "onnx" / "model.onnx", export.model.config)
-
 
 def transformers_twin(model):
     """transformers' SegFormer with the same weights; every LayerNorm of it has eps 1e-5."""
