@@ -110,7 +110,8 @@ def build_trainer():
     plain_segformer = not METHODS[args.method].needs_bottleneck
     model = load_model(model_arguments, report, data_arguments.ignore_index, plain_segformer)
     for name in ("mask_values", "ignored_mask_values"):  # what scripts/evaluate.py expects of masks
-        setattr(model.config, name, getattr(data_arguments, name))
+        values = getattr(data_arguments, name)
+        setattr(model.config, name, None if values is None else list(values))
     trainer = AllSparkTrainer(
         model=model,
         args=args,

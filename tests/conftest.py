@@ -1,5 +1,6 @@
 """Fixtures: tiny random models from a configuration, in-memory datasets, and the data that may lie beside us."""
 
+import logging
 from pathlib import Path
 
 import datasets
@@ -7,10 +8,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers.utils import logging as transformers_logging
 
 from allspark_hf import AllSparkConfig, SegformerForSemiSupervisedSegmentation
 from allspark_hf.inference.prediction import make_image_processor
 
+
+pytest.register_assert_rewrite("segmenter_tester")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 TINY = {
@@ -56,6 +60,36 @@ def make_dataset(num_rows: int, num_labels: int = 3, seed: int = 0, size=(72, 96
     for name in columns:
         dataset = dataset.cast_column(name, datasets.Image())
     return dataset
+
+
+class Collect(logging.Handler):
+    """Messages of a logger at WARNING or above."""
+
+    def __init__(self):
+        super().__init__(logging.WARNING)
+        self.messages = []
+
+    def emit(self, record):
+        self.messages.append(record.getMessage())
+
+
+@pytest.fixture
+def transformers_warnings():
+    """Messages that transformers logs as warnings, even if it has logged them before."""
+    transformers_logging.warning_once.cache_clear()
+    handler, logger = Collect(), logging.getLogger("transformers")
+    logger.addHandler(handler)
+    yield handler.messages
+    logger.removeHandler(handler)
+
+
+@pytest.fixture
+def poisoned_memory():
+    """Memory that nobody initializes is NaN, or the largest integer, instead of accidental zeros."""
+    torch.use_deterministic_algorithms(True)
+    assert torch.empty(3).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture(autouse=True)

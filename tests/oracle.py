@@ -22,15 +22,15 @@ def gelu(x):
 def layer_norm(tokens, weight, bias):
     rows = []
     for token in tokens:
-        centred = token - token.mean()
-        rows.append(centred / torch.sqrt((centred**2).mean() + NORM_EPS) * weight + bias)
+        centered = token - token.mean()
+        rows.append(centered / torch.sqrt((centered**2).mean() + NORM_EPS) * weight + bias)
     return torch.stack(rows)
 
 
 def instance_norm(matrix):
     """One mean and one (biased) variance for the whole matrix."""
-    centred = matrix - matrix.sum() / matrix.numel()
-    return centred / torch.sqrt((centred**2).sum() / matrix.numel() + INSTANCE_NORM_EPS)
+    centered = matrix - matrix.sum() / matrix.numel()
+    return centered / torch.sqrt((centered**2).sum() / matrix.numel() + INSTANCE_NORM_EPS)
 
 
 def softmax(row):
@@ -153,7 +153,7 @@ class Memory:
     def sources(self, channels):
         """
         Matrices (tokens, C) that the attention projects: C channels each, in the order of classes and places.
-        Half slots are joined in pairs of neighbouring classes, an odd last one is completed by class 0's.
+        Half slots are joined in pairs of neighboring classes, an odd last one is completed by class 0's.
         """
         flat = [channel for slot in self.slots for channel in slot]
         first = list(flat)
@@ -169,7 +169,7 @@ def tokens_of(features):
 
 
 def embed(features, weights):
-    """Feature map of one image -> residual tokens x and normalised tokens z."""
+    """Feature map of one image -> residual tokens x and normalized tokens z."""
     residual = gelu(tokens_of(features) @ weights["map_in"] + weights["map_in_bias"])
     return residual, layer_norm(residual, weights["norm_in"], weights["norm_in_bias"])
 

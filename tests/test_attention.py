@@ -7,8 +7,8 @@ import torch
 from conftest import NO_DROPOUT, tiny_config, tiny_model
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from allspark_hf.models import modeling_allspark
-from allspark_hf.models.modeling_allspark import (
+from allspark_hf.models import bottleneck_allspark
+from allspark_hf.models.bottleneck_allspark import (
     INSTANCE_NORM_EPS,
     AllSparkBottleneck,
     ChannelCrossAttention,
@@ -20,7 +20,7 @@ from allspark_hf.models.modeling_allspark import (
 
 
 def plain_map(query, key):
-    """softmax(IN(query @ key.mT)), one normalisation for each whole map of the last two axes."""
+    """softmax(IN(query @ key.mT)), one normalization for each whole map of the last two axes."""
     scores = query @ key.mT
     mean = scores.mean(dim=(-2, -1), keepdim=True)
     variance = (scores - mean).square().mean(dim=(-2, -1), keepdim=True)
@@ -61,7 +61,7 @@ def assert_equal(actual, expected, leaves, tolerance=1e-8):
 @pytest.fixture(params=[1, 400, 2**22], ids=lambda size: f"tiles_of_{size}")
 def tile_elements(request, monkeypatch):
     """From one source at a time to all sources at once."""
-    monkeypatch.setattr(modeling_allspark, "TILE_ELEMENTS", request.param)
+    monkeypatch.setattr(bottleneck_allspark, "TILE_ELEMENTS", request.param)
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -169,7 +169,7 @@ def test_scores_without_variance_attend_evenly():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("training", [True, False])
 def test_autocast_is_close_and_finite(dtype, training):
-    """With scores of some thousands before they are normalised, where float16 ends at 65504."""
+    """With scores of some thousands before they are normalized, where float16 ends at 65504."""
     torch.manual_seed(0)
     module = attention(ChannelCrossAttention, channels=16).float().train(training)
     labeled, content = 12 * torch.randn(2, 64, 16), 12 * torch.randn(1, 3, 64, 16)
@@ -202,7 +202,7 @@ class Largest(TorchDispatchMode):
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 @pytest.mark.parametrize("read_memory", [True, False])
 def test_training_never_holds_the_map_nor_all_keys(monkeypatch, dropout, read_memory):
-    monkeypatch.setattr(modeling_allspark, "TILE_ELEMENTS", 2**14)
+    monkeypatch.setattr(bottleneck_allspark, "TILE_ELEMENTS", 2**14)
     config = tiny_config(num_labels=81, crop_size=160, channel_attention_dropout=dropout)
     bottleneck = AllSparkBottleneck(config, 16).train()
     features = torch.randn(4, 16, 5, 5, requires_grad=True)

@@ -15,7 +15,7 @@ import pytest
 import torch
 from conftest import NO_DROPOUT, tiny_config, tiny_model
 
-from allspark_hf.models.modeling_allspark import AllSparkBottleneck
+from allspark_hf.models.bottleneck_allspark import AllSparkBottleneck
 
 
 ROOT = Path(__file__).resolve().parents[1]

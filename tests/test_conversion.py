@@ -153,7 +153,7 @@ def test_every_wrapping_converts(tmp_path, capsys, wrapping):
     for name, value in loaded.state_dict().items():
         assert name.startswith("bottleneck.memory.") or torch.equal(value, expected[name]), name
     written = {path.name for path in (tmp_path / "out").iterdir()}
-    code = {"configuration_allspark.py", "modeling_allspark.py"}
+    code = {"bottleneck_allspark.py", "configuration_allspark.py", "modeling_allspark.py"}
     assert written == {"config.json", "model.safetensors", "preprocessor_config.json", *code}
 
 
@@ -168,9 +168,9 @@ def test_script_from_the_command_line(tmp_path):
     assert assert_same_predictions(tmp_path / "out", model).config.id2label == {0: "sky", 1: "sea"}
 
 
-@pytest.mark.parametrize("num_labels", [1, 3, 81])
 @pytest.mark.parametrize(
-    ("memory_size", "heads", "crop_size"), [(0.5, 1, 65), (1, 2, 65), (2, 3, 33), (4, 2, 1), (1, 2, 97)]
+    ("num_labels", "memory_size", "heads", "crop_size"),
+    [(1, 0.5, 1, 65), (3, 1, 2, 65), (81, 2, 3, 33), (3, 4, 2, 1), (81, 1, 2, 97)],
 )
 def test_inferred_configuration(num_labels, memory_size, heads, crop_size):
     fields = {"memory_size": memory_size, "channel_attention_heads": heads, "crop_size": crop_size}
@@ -203,63 +203,48 @@ def test_plain_segformer_of_the_authors(tmp_path):
     assert assert_same_predictions(tmp_path / "out", model).bottleneck is None
 
 
-def test_unmapped_names_are_all_listed(tmp_path, capsys, reference):
-    reference |= {"backbone.head.weight": torch.zeros(1), "decoder.aux.bias": torch.zeros(1)}
-    message = refuse(capsys, tmp_path, reference)
-    assert message == (
-        "The checkpoint does not fit the model it implies: backbone.head.weight is mapped by no rule; "
-        "decoder.aux.bias is mapped by no rule.\n"
-    )
+REMOVED = ("backbone.norm1.bias", "backbone.block2.1.attn.kv.bias", "decoder.allspark.attn.out_u.weight")
+MISFITS = [  # what is changed in the checkpoint, all that the refusal must say
+    (
+        {"backbone.head.weight": torch.zeros(1), "decoder.aux.bias": torch.zeros(1)},
+        ["backbone.head.weight is mapped by no rule", "decoder.aux.bias is mapped by no rule"],
+    ),
+    (
+        dict.fromkeys(REMOVED),
+        [
+            "segformer.stages.0.layer_norm.bias is missing",
+            "segformer.stages.1.blocks.1.attention.k_proj.bias is missing",
+            "segformer.stages.1.blocks.1.attention.v_proj.bias is missing",
+            "bottleneck.unlabeled_attention.o_proj.weight is missing",
+        ],
+    ),
+    (
+        {
+            "backbone.norm1.bias": torch.zeros(9),
+            "decoder.decoder.linear_pred.bias": torch.zeros(4),
+            "decoder.allspark.attn.queue_ptr": torch.zeros(2, dtype=torch.int64),
+        },
+        [
+            "segformer.stages.0.layer_norm.bias has shape (9,) instead of (8,)",
+            "decode_head.classifier.bias has shape (4,) instead of (3,)",
+            "bottleneck.memory.num_enqueued has shape (2,) instead of (3,)",
+        ],
+    ),
+    (
+        {"backbone.block4.0.attn.sr.bias": torch.zeros(64)},
+        ["stages.3.blocks.0.attention.sequence_reduction.sequence_reduction.bias is not part of the model"],
+    ),
+    ({"decoder.decoder.linear_pred.weight": None}, ["lacks 'decode_head.classifier.weight'"]),
+    ({"decoder.allspark.attn.kv_queue": torch.zeros(3, 64, 8)}, ["The memory has 8 tokens"]),
+    ({"decoder.allspark.attn.kv_queue": torch.zeros(3, 96, 9)}, ["memory_size=1.5 is not one of (0.5, 1, 2, 4)"]),
+]
 
 
-def test_missing_names_are_all_listed(tmp_path, capsys, reference):
-    for name in ("backbone.norm1.bias", "backbone.block2.1.attn.kv.bias", "decoder.allspark.attn.out_u.weight"):
-        del reference[name]
-    assert refuse(capsys, tmp_path, {"model": reference}) == (
-        "The checkpoint does not fit the model it implies: segformer.stages.0.layer_norm.bias is missing; "
-        "segformer.stages.1.blocks.1.attention.k_proj.bias is missing; "
-        "segformer.stages.1.blocks.1.attention.v_proj.bias is missing; "
-        "bottleneck.unlabeled_attention.o_proj.weight is missing.\n"
-    )
-
-
-def test_shapes_that_do_not_fit_are_all_listed(tmp_path, capsys, reference):
-    reference["backbone.norm1.bias"] = torch.zeros(9)
-    reference["decoder.decoder.linear_pred.bias"] = torch.zeros(4)
-    reference["decoder.allspark.attn.queue_ptr"] = torch.zeros(2, dtype=torch.int64)
-    message = refuse(capsys, tmp_path, reference)
-    assert message.startswith("The checkpoint does not fit the model it implies: ")
-    problems = message.removesuffix(".\n").split(": ", 1)[1].split("; ")
-    assert sorted(problems) == [
-        "bottleneck.memory.num_enqueued has shape (2,) instead of (3,)",
-        "decode_head.classifier.bias has shape (4,) instead of (3,)",
-        "segformer.stages.0.layer_norm.bias has shape (9,) instead of (8,)",
-    ]
-
-
-def test_names_that_the_model_lacks_are_listed(tmp_path, capsys, reference):
-    reference["backbone.block4.0.attn.sr.bias"] = torch.zeros(64)
-    name = "segformer.stages.3.blocks.0.attention.sequence_reduction.sequence_reduction.bias"
-    assert refuse(capsys, tmp_path, reference).endswith(f": {name} is not part of the model.\n")
-
-
-def test_geometry_that_cannot_be_read(tmp_path, capsys, reference):
-    del reference["decoder.decoder.linear_pred.weight"]
-    assert refuse(capsys, tmp_path, reference) == (
-        "The checkpoint lacks 'decode_head.classifier.weight', which the model's geometry is read from.\n"
-    )
-
-
-def test_memory_that_is_not_square(tmp_path, capsys, reference):
-    reference["decoder.allspark.attn.kv_queue"] = torch.zeros(3, 64, 8)
-    assert refuse(capsys, tmp_path, reference) == (
-        "The memory has 8 tokens, but the authors' crops are square: check the file.\n"
-    )
-
-
-def test_memory_of_a_size_that_no_configuration_has(tmp_path, capsys, reference):
-    reference["decoder.allspark.attn.kv_queue"] = torch.zeros(3, 96, 9)
-    assert "memory_size=1.5 is not one of (0.5, 1, 2, 4)" in refuse(capsys, tmp_path, reference)
+@pytest.mark.parametrize(("changes", "problems"), MISFITS, ids=lambda value: next(iter(value)).replace(".", "_"))
+def test_checkpoints_that_do_not_fit(tmp_path, capsys, reference, changes, problems):
+    changed = {name: value for name, value in (reference | changes).items() if value is not None}
+    message = refuse(capsys, tmp_path, {"model": changed})
+    assert all(problem in message for problem in problems) and message.count(";") == len(problems) - 1
 
 
 class Malicious:
@@ -277,15 +262,8 @@ def test_python_objects_are_refused_and_do_not_run(tmp_path, capsys, reference, 
     content = {"model": reference, "args": Malicious(tmp_path / "ran")} if wrapped else Malicious(tmp_path / "ran")
     message = refuse(capsys, tmp_path, content)
     assert not (tmp_path / "ran").exists()
-    assert message.startswith(
-        f"{tmp_path / 'bad.pth'} holds Python objects besides tensors, which are not loaded because they could run "
-        "code: save its state dict alone and convert that."
-    )
-
-
-def test_refusal_does_not_pass_on_torchs_advice_to_switch_the_protection_off(tmp_path, capsys):
-    message = refuse(capsys, tmp_path, Malicious(tmp_path / "ran"))
-    assert "weights_only" not in message and message.count("\n") == 1
+    assert message.startswith(f"{tmp_path / 'bad.pth'} holds Python objects besides tensors")
+    assert "weights_only" not in message and message.count("\n") == 1  # torch's advice to switch the protection off
 
 
 def test_absent_file(tmp_path, capsys):
@@ -295,10 +273,7 @@ def test_absent_file(tmp_path, capsys):
 
 @pytest.mark.parametrize("content", [[1, 2], {"epoch": 3}, {"model": {"weight": 1}}, 5], ids=str)
 def test_files_without_a_state_dict(tmp_path, capsys, content):
-    assert refuse(capsys, tmp_path, content) == (
-        f"{tmp_path / 'bad.pth'} holds no state dict: give a file whose content, or whose entry model or state_dict "
-        "or model_state or model_state_dict, maps names to tensors.\n"
-    )
+    assert f"{tmp_path / 'bad.pth'} holds no state dict" in refuse(capsys, tmp_path, content)
 
 
 @pytest.mark.parametrize("cut", ["empty", "half", "text"])

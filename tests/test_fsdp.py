@@ -70,6 +70,7 @@ def test_a_checkpoint_loads_as_a_model_without_fsdp(folder, saved):
     assert config["architectures"] == ["SegformerForSemiSupervisedSegmentation"]
     assert config["auto_map"]["AutoModel"] == "modeling_allspark.SegformerForSemiSupervisedSegmentation"
     assert sorted(path.name for path in checkpoint.glob("*.py")) == [
+        "bottleneck_allspark.py",
         "configuration_allspark.py",
         "modeling_allspark.py",
     ]

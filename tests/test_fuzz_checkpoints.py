@@ -31,7 +31,7 @@ def content(state, tmp_path_factory) -> bytes:
     return path.read_bytes()
 
 
-@fuzz(25)
+@fuzz(10)
 @given(st.data())
 def test_any_shape_of_any_weight(state, data):
     name = data.draw(st.sampled_from(sorted(state)))
@@ -45,7 +45,7 @@ def test_any_shape_of_any_weight(state, data):
     assert own[name].shape == changed[name].shape and own[name].equal(changed[name].to(own[name].dtype))
 
 
-@fuzz(40)
+@fuzz(20)
 @given(st.data())
 def test_damaged_files(content, tmp_path_factory, data):
     """Bytes replaced or cut anywhere, most of all where the pickle is."""

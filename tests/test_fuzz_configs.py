@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 import torch
-from conftest import TINY, tiny_config, tiny_model
+from conftest import tiny_config, tiny_model
 from fuzzing import JSON, NUMBERS, TEXT, fuzz, is_one_sentence
 from huggingface_hub.errors import StrictDataclassError
 from hypothesis import example, given
@@ -61,30 +61,19 @@ def restore(saved, folder):
         shutil.copyfile(saved / name, folder / name)
 
 
-def told(error: BaseException) -> str:
-    assert str(error).strip() and "Traceback" not in str(error)
-    return str(error)
-
-
-# ---- AllSparkConfig ----
-
-
-@fuzz(80)
-@given(st.dictionaries(st.sampled_from(OWN), JSON | VALUES, max_size=4))
+@fuzz(30)
+@given(st.dictionaries(st.sampled_from(OWN + SEGFORMERS), JSON | VALUES, max_size=3))
 @example({"crop_size": [64, 96]})
 @example({"memory_size": True})
-def test_own_fields(fields):
-    """Constructs and round-trips, and builds where a model of its crop has room on the meta device; or is refused."""
+def test_any_field(fields):
+    """The configuration round-trips and a model of it builds on the meta device; or the field is refused."""
     try:
         config = tiny_config(**fields)
     except REFUSED as error:
-        told(error)
+        assert str(error).strip() and "Traceback" not in str(error)
         return
     again = AllSparkConfig.from_dict(json.loads(config.to_json_string()))
     assert repr(again.to_dict()) == repr(config.to_dict())
-    for name, value in fields.items():
-        stored = getattr(config, name)
-        assert stored == value or list(stored) == list(value)
     with torch.device("meta"):
         SegformerForSemiSupervisedSegmentation(config)
 
@@ -96,9 +85,8 @@ BROKEN = [b"", b"null", b"[]", b"3", b"{", b"\xff", b"[" * 9999, b'{"size": [[]]
 def test_files_that_are_no_configuration(folder, restore, content):
     (folder / "config.json").write_bytes(content)
     report = CheckReport(data=type("Data", (), {"classes": None})(), num_labels=3, values=[0, 1, 2])
-    with pytest.raises((OSError, *REFUSED)) as refused:
+    with pytest.raises((OSError, *REFUSED)):
         load_model(ModelArguments(model_name_or_path=str(folder)), report, 255, plain_segformer=False)
-    told(refused.value)
     refused_by_both(folder)
 
 
@@ -131,7 +119,7 @@ def test_weights_of_another_geometry_are_not_trained_on(folder, restore):
 
 
 def predicts(folder) -> bool:
-    """Whether the model of a folder loads; then it predicts, and names and colours every class."""
+    """Whether the model of a folder loads; then it predicts, and names and colors every class."""
     try:
         model, image_processor = load_trained(str(folder), "cpu")
     except ValueError as error:
@@ -148,7 +136,7 @@ def predicts(folder) -> bool:
     return True
 
 
-@fuzz(40)
+@fuzz(10)
 @given(st.dictionaries(st.sampled_from(SEGFORMERS + OWN), VALUES | JSON, min_size=1, max_size=2))
 @example({"hidden_sizes": [8, 16, 24, 33]})
 @example({"depths": [1, 1, 1]})
@@ -160,23 +148,7 @@ def test_fields_of_config_json(saved, folder, restore, fields):
     predicts(folder)
 
 
-@fuzz(40)
-@given(st.fixed_dictionaries({}, optional=dict.fromkeys(("id2label", "label2id", "palette", "mask_values"), JSON)))
-@example({"id2label": {"0": "a", "1": "b", "5": "c"}})
-@example({"id2label": {"0": "a", "1": "b", "2": None}})
-@example({"palette": [[0, 0, 0.5]] * 3})
-@example({"palette": [[math.nan] * 3] * 3})
-@example({"palette": [["a", "b", "c"]] * 3})
-@example({"palette": [[1, 2], [3], []]})
-@example({"mask_values": [1.5]})
-@example({"mask_values": "123"})
-@example({"ignored_mask_values": 3})
-def test_classes_in_config_json(saved, folder, restore, fields):
-    change(saved, folder, "config.json", fields)
-    predicts(folder)
-
-
-@fuzz(40)
+@fuzz(10)
 @given(
     st.dictionaries(st.sampled_from(PROCESSOR), JSON | VALUES | st.lists(NUMBERS, max_size=4), min_size=1, max_size=2)
 )
@@ -197,11 +169,16 @@ def test_image_processors(saved, folder, restore, fields):
         {"palette": [[0, 0, 0.5]] * 3},
         {"palette": [[math.nan] * 3] * 3},
         {"palette": [[True, False, True]] * 3},
+        {"palette": [["a", "b", "c"]] * 3},
+        {"palette": [[0, 0, 256]] * 3},
         {"palette": [[1, 2], [3], []]},
+        {"palette": [[1, 2, 3]] * 4},
         {"mask_values": [1.5]},
         {"mask_values": "123"},
         {"ignored_mask_values": 3},
+        {"base_weights": 3},
         {"id2label": {"0": "a", "1": "b", "5": "c"}},
+        {"id2label": {"0": "a", "1": "b", "2": None}},
     ],
     ids=str,
 )
@@ -217,10 +194,6 @@ def change(saved, folder, name: str, fields: dict):
 
 def test_an_unchanged_folder_predicts(saved):
     assert predicts(saved)
-
-
-def test_the_tiny_model_is_what_is_changed():
-    assert AllSparkConfig(**TINY).num_labels == 3
 
 
 # ---- What SegformerConfig lets through ----

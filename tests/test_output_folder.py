@@ -5,14 +5,12 @@ import subprocess
 import sys
 
 import pytest
-import torch
 from conftest import tiny_model
 from run_training import make_trainer
 
 from allspark_hf import AllSparkTrainingArguments
 from allspark_hf.cli.arguments import parse_arguments
 from allspark_hf.training.faults import LOCK_FILE, FolderInUseError, sole_training
-from allspark_hf.training.storage import sorted_checkpoints
 
 
 SAVING = {"max_steps": 6, "save_strategy": "steps", "save_steps": 2, "seed": 3}

@@ -80,7 +80,7 @@ def test_one_training_step(reference, method, precision, case):
 
     seen = {}
     model.bottleneck.register_forward_hook(lambda module, args, output: seen.update(features=output))
-    model.decode_head.register_forward_hook(lambda module, args, output: seen.update(logits=output))
+    model.decode_head.classifier.register_forward_hook(lambda module, args, output: seen.update(logits=output))
     losses = method.step(model, batch, count_pixels(batch), epoch=0 if case == "nomem" else 1)
     losses.loss.backward()
     assert torch.equal(losses.pseudo_labels, stored["nomem.pseudo_label"].long())

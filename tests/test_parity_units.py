@@ -8,8 +8,8 @@ from parity import PRECISIONS, Reference, assert_near
 
 from allspark_hf import AllSparkConfig
 from allspark_hf.methods.losses import ohem_labels
+from allspark_hf.models.bottleneck_allspark import AllSparkBottleneck, SemanticMemory, group_channels
 from allspark_hf.models.conversion import rename
-from allspark_hf.models.modeling_allspark import AllSparkBottleneck, SemanticMemory, group_channels
 from allspark_hf.models.upsampling import cross_entropy_sum
 
 

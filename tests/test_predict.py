@@ -114,7 +114,7 @@ def test_palette_of_the_configuration_comes_first(model_dir):
     model.config.palette = [[1, 2, 3], [4, 5, 6], [7, 8, 9], [10, 11, 12]]
     assert model_palette(model).tolist() == model.config.palette
     model.config.palette = [[1, 2, 3]]
-    with pytest.raises(ValueError, match=r"shape \(1, 3\).* 4 classes"):
+    with pytest.raises(ValueError, match=r"1 colors.* 4 classes"):
         model_palette(model)
 
 

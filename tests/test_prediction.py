@@ -4,18 +4,16 @@ from itertools import pairwise
 
 import pytest
 import torch
-from conftest import tiny_config, tiny_model
+from conftest import tiny_model
 from parity import PRECISIONS, Reference, assert_near
 from torch.nn import functional as F
 
-from allspark_hf import AllSparkConfig, SegformerForSemiSupervisedSegmentation
 from allspark_hf.evaluation.arguments import EvaluationArguments
 from allspark_hf.evaluation.metrics import ConfusionMatrix
 from allspark_hf.evaluation.prediction import (
     center_crop,
     predict_logits,
     sliding_window_sum,
-    smallest_side,
     window_spans,
 )
 from allspark_hf.models.upsampling import upsample
@@ -123,23 +121,6 @@ def test_every_pixel_is_covered_by_windows_large_enough(length):
         for stride in (0.1, 0.5, 2 / 3, 1.0):
             spans = covers(window_spans(length, crop, stride, smallest=29), length)
             assert all(29 <= end - start <= crop for start, end in spans)
-
-
-@pytest.mark.parametrize(
-    ("geometry", "smallest"),
-    [({}, 29), ({"sr_ratios": [4, 2, 1, 1]}, 13), ({"sr_ratios": [1, 1, 1, 1]}, 1), ({"sr_ratios": [8, 8, 2, 1]}, 57)],
-)
-def test_smallest_side_is_what_the_encoder_takes(geometry, smallest):
-    model = SegformerForSemiSupervisedSegmentation(tiny_config(**geometry)).eval()
-    assert smallest_side(model.config) == smallest
-    assert model(torch.randn(1, 3, smallest, 64)).logits.isfinite().all()
-    if smallest > 1:
-        with pytest.raises(RuntimeError, match="Kernel size can't be greater than actual input size"):
-            model(torch.randn(1, 3, smallest - 1, 64))
-
-
-def test_smallest_side_of_the_published_encoders():
-    assert {smallest_side(AllSparkConfig.mit(size)) for size in ("b0", "b1", "b2", "b3", "b4", "b5")} == {29}
 
 
 # ---- Against plain loops ----

@@ -16,10 +16,10 @@ from safetensors.torch import load_file
 
 from allspark_hf import AllSparkConfig, AllSparkTrainer
 from allspark_hf.inference.prediction import make_image_processor
-from allspark_hf.training.storage import last_complete_checkpoint
 from allspark_hf.training.storage import (
     finish_renaming,
     is_complete,
+    last_complete_checkpoint,
     load_state,
     load_weights,
     remove_leftovers,

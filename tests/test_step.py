@@ -13,9 +13,9 @@ from allspark_hf import AllSparkConfig, AllSparkTrainingArguments
 from allspark_hf.data.device_photometry import finish_on_device, pack_photometry
 from allspark_hf.data.photometry import draw_photometry
 from allspark_hf.methods import METHODS, MixedBatch, PixelCounts
-from allspark_hf.models import upsampling
 from allspark_hf.methods.pseudo_labels import pseudo_label_pass
-from allspark_hf.models.modeling_allspark import group_channels
+from allspark_hf.models import upsampling
+from allspark_hf.models.bottleneck_allspark import group_channels
 
 
 PLAIN = AllSparkConfig.plain_segformer_switches()

@@ -17,8 +17,7 @@ from allspark_hf import (
     SegformerForSemiSupervisedSegmentation,
 )
 from allspark_hf.inference.prediction import SegformerImageProcessorPil, make_image_processor
-from allspark_hf.training.storage import last_complete_checkpoint
-from allspark_hf.training.storage import write_run_file
+from allspark_hf.training.storage import last_complete_checkpoint, write_run_file
 
 
 PLAIN = AllSparkConfig.plain_segformer_switches()

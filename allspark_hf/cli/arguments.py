@@ -56,9 +56,9 @@ class ModelArguments:
 
 
 # What other classes, crops or bottleneck settings may start anew.
-REPLACEABLE = re.compile(r"decode_head\.classifier\.|bottleneck\.")
-# Of a checkpoint's config.json; the last one is for --local_memory to say, anew in each training.
-NOT_TAKEN_OVER = ("model_type", "num_labels", "share_memory")
+REPLACEABLE = re.compile(r"(.*\.)?classifier\.|bottleneck\.")
+# Entries of a checkpoint's config.json that a new training does not begin with.
+NOT_TAKEN_OVER = ("model_type", "num_labels", "mask_values", "ignored_mask_values")
 GEOMETRY_FIELDS = ("hidden_sizes", "depths", "decoder_hidden_size")
 CONFIG_FIELDS = (
     "memory_size",
@@ -142,6 +142,8 @@ def load_model(
         stored, _ = AllSparkConfig.get_config_dict(name)
         fields["base_weights"] = base_weights_of(stored, name)
         stored = {name: value for name, value in stored.items() if name not in NOT_TAKEN_OVER}
+        if len(stored.get("palette") or ()) != report.num_labels:
+            stored.pop("palette", None)
         model, info = SegformerForSemiSupervisedSegmentation.from_pretrained(
             name,
             output_loading_info=True,

@@ -236,12 +236,16 @@ def model_lines(trainer: AllSparkTrainer) -> list[str]:
     """Input, parameters and memory."""
     model = trainer.model
     height, width = model.config.crop_height_width
-    parts = {"encoder": model.segformer, "bottleneck": model.bottleneck, "decode head": model.decode_head}
-    sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items() if part is not None}
+    parts = {"encoder": model.encoder_parameters(), "all": model.parameters()}
+    if model.bottleneck is not None:
+        parts["bottleneck"] = model.bottleneck.parameters()
+    sizes = {name: sum(parameter.numel() for parameter in part) for name, part in parts.items()}
+    total = sizes.pop("all")
+    sizes["decode head"] = total - sum(sizes.values())
     shares = ", ".join(f"{name} {size / 1e6:.2f}" for name, size in sizes.items())
     lines = [
         f"  input: crops of {height} x {width}, {model.config.num_labels} classes",
-        f"  parameters: {sum(sizes.values()) / 1e6:.2f} million ({shares})",
+        f"  parameters: {total / 1e6:.2f} million ({shares})",
     ]
     if model.bottleneck is not None and model.bottleneck.memory is not None:
         channels = model.bottleneck.memory.channels

@@ -6,7 +6,6 @@ import torch
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from ..inference.handler import smallest_side
 from ..models.upsampling import upsample
 from .arguments import EvaluationArguments, eval_crop
 
@@ -55,7 +54,7 @@ def predict_logits(
 def _logits(model: PreTrainedModel, pixel_values: torch.Tensor) -> torch.Tensor:
     """The model's logits in at least float32, for images large enough."""
     height, width = pixel_values.shape[2:]
-    smallest = smallest_side(model.config)
+    smallest = model.config.smallest_side
     if min(height, width) < smallest:
         raise ValueError(
             f"An image is {width}x{height} pixels where the model gets it, but the encoder needs {smallest} a side: "
@@ -107,7 +106,7 @@ def sliding_window_sum(
         num_labels, height, width), and how many windows each pixel is in, the same type (height, width), at least 1.
     """
     height, width = pixel_values.shape[2:]
-    smallest = smallest_side(model.config)
+    smallest = model.config.smallest_side
     rows, columns = (
         window_spans(length, side, stride, smallest) for length, side in zip((height, width), crop, strict=True)
     )
@@ -180,4 +179,4 @@ def center_crop(images: torch.Tensor, crop: tuple[int, int]) -> torch.Tensor:
     return images
 
 
-__all__ = ["center_crop", "predict_logits", "sliding_window_sum", "smallest_side", "window_spans"]
+__all__ = ["center_crop", "predict_logits", "sliding_window_sum", "window_spans"]

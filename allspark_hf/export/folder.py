@@ -183,7 +183,7 @@ def write_for_transformers_js(
     """
     stored = config.to_dict()
     fields = {name: stored[name] for name in SegformerConfig().to_dict() if name in stored}
-    fields |= {name: stored[name] for name in ("id2label", "label2id", "palette") if name in stored}
+    fields |= {name: stored[name] for name in ("id2label", "label2id", "palette") if stored.get(name) is not None}
     fields |= {
         "architectures": ["SegformerForSemanticSegmentation"],
         "model_type": "segformer",

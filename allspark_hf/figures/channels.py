@@ -8,7 +8,8 @@ import torch
 from tqdm.auto import tqdm
 
 from ..inference.prediction import model_palette
-from ..models.modeling_allspark import SegformerForSemiSupervisedSegmentation, group_channels
+from ..models.bottleneck_allspark import group_channels
+from ..models.modeling_allspark import SegformerForSemiSupervisedSegmentation
 from ..models.upsampling import upsample
 from .crops import crop_row, row_ids
 

@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from ..models.modeling_allspark import SegformerForSemiSupervisedSegmentation, SemanticMemory
+from ..models.bottleneck_allspark import SemanticMemory
+from ..models.modeling_allspark import SegformerForSemiSupervisedSegmentation
 from .channels import bottleneck_pass, choose_slots
 from .crops import crop_row, row_ids
 

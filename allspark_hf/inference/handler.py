@@ -295,25 +295,6 @@ def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
     return image.convert("RGB")
 
 
-def smallest_side(config) -> int:
-    """
-    The fewest pixels a side that a Mix Transformer takes: 29 with the usual geometry, where the first stage reduces
-    its map of a quarter of the size by 8 for the keys, and needs one full step for that.
-    """
-    side = 1
-    while not _fits(side, config):
-        side += 1
-    return side
-
-
-def _fits(side: int, config) -> bool:
-    for patch, stride, reduction in zip(config.patch_sizes, config.strides, config.sr_ratios, strict=True):
-        side = (side + 2 * (patch // 2) - patch) // stride + 1  # the patch embedding, a padded convolution
-        if side < reduction:
-            return False
-    return True
-
-
 @torch.no_grad()
 def model_logits(model, image_processor, picture: PIL.Image.Image) -> torch.Tensor:
     """
@@ -338,7 +319,7 @@ def model_logits(model, image_processor, picture: PIL.Image.Image) -> torch.Tens
     except ValueError as error:  # a side that would be scaled to 0 pixels
         raise BadRequest(f"{given}, too narrow to be scaled to the model's size: send a less narrow one.") from error
     height, width = inputs["pixel_values"].shape[2:]
-    smallest = smallest_side(model.config)
+    smallest = getattr(model.config, "smallest_side", 1)  # transformers' own SegFormer does not tell
     if min(height, width) < smallest:
         raise BadRequest(
             f"{given} and reaches the model with {width}x{height}, which needs at least {smallest} a side: send a "

@@ -14,7 +14,7 @@ from transformers.models.segformer.image_processing_pil_segformer import Segform
 
 from ..data.images import to_rgb
 from ..models.modeling_allspark import SegformerForSemiSupervisedSegmentation
-from ..models.pretrained import check_image_processor, check_labels, check_stored_mask_values, loading, stored_palette
+from ..models.pretrained import check_image_processor, check_labels, loading, stored_palette
 from .handler import classify_pixels, model_logits
 from .visualization import default_palette
 
@@ -64,7 +64,6 @@ def load_trained(
         image_processor = SegformerImageProcessorPil.from_pretrained(model_id, **source)
         check_labels(model.config)
         stored_palette(model.config)
-        check_stored_mask_values(model.config)
         check_image_processor(image_processor)
     missing = sorted(info["missing_keys"])
     if missing:

@@ -1,6 +1,5 @@
 """The pseudo-label pass: what the model itself says of unlabeled images, before it trains on them."""
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -70,8 +69,7 @@ def _on_token_grid(full: torch.Tensor, config) -> torch.Tensor | None:
     """float (images, num_labels, *grid): the map that the model groups channels by, so that it need not get `full`."""
     if not (config.use_cross_attention and config.use_memory and config.use_grouping):
         return None
-    stride = math.prod(config.strides)
-    grid = [math.ceil(side / stride) for side in full.shape[2:]]
+    grid = config.token_grid_of(*full.shape[2:])
     if config.grouping_source == "logits":
         return F.interpolate(full, size=grid, mode="bilinear", align_corners=False)
     # The model takes the softmax before it resizes. That of logarithms of probabilities are the probabilities.

@@ -1,6 +1,7 @@
 """AllSpark model configuration."""
 
 import math
+from dataclasses import dataclass
 from typing import Literal
 
 from huggingface_hub.dataclasses import strict
@@ -24,7 +25,7 @@ MIT_SIZES = {
     "b5": ((64, 128, 320, 512), (3, 6, 40, 3), 768),
 }
 
-# What a saved folder tells the Auto classes to load with trust_remote_code=True: "file.class", both files beside it.
+# For trust_remote_code=True, config.json names the class for each Auto class as "file.class"; the files lie beside it.
 MODEL_REFERENCE = "modeling_allspark.SegformerForSemiSupervisedSegmentation"
 AUTO_MAP = {
     "AutoConfig": "configuration_allspark.AllSparkConfig",
@@ -33,13 +34,12 @@ AUTO_MAP = {
 }
 
 
-@strict
-class AllSparkConfig(SegformerConfig):
+@dataclass(init=False, repr=False, eq=False, kw_only=True)
+class AllSparkFields:
     r"""
-    Configuration of [`SegformerForSemiSupervisedSegmentation`]: a [`~transformers.SegformerConfig`] (every field of
-    it is kept) plus the AllSpark bottleneck between the encoder and the decode head.
-
-    The symbol C below is the number of channels of the encoder's last stage, `hidden_sizes[-1]`.
+    What every configuration of a model with the AllSpark bottleneck has, whatever its encoder. To be inherited before
+    a [`~transformers.PreTrainedConfig`], which then has these fields. C is the number of channels that the bottleneck
+    gets from the encoder, `bottleneck_channels`.
 
     Args:
         channel_attention_heads (`int`, *optional*, defaults to 2):
@@ -51,27 +51,132 @@ class AllSparkConfig(SegformerConfig):
             supplementary Table a).
         crop_size (`int` or `list[int]`, *optional*, defaults to 513):
             Training crop in pixels, one side of a square or `[height, width]`. It fixes the number of tokens that a
-            channel in the memory has, `ceil(height / 32) * ceil(width / 32)`. Inference takes any size.
+            channel in the memory has, those of `token_grid`. Inference takes any size.
         use_cross_attention (`bool`, *optional*, defaults to `True`):
-            Whether the bottleneck exists at all (paper, Table 5, "CCA"). Off: a plain SegFormer.
+            Whether the bottleneck exists at all (paper, Table 5, "CCA").
         use_memory (`bool`, *optional*, defaults to `True`):
             Whether labeled images attend to the semantic memory (Table 5, "S-Mem") rather than to the unlabeled
             images of their own batch.
         use_grouping (`bool`, *optional*, defaults to `True`):
-            Whether channels are sorted into the memory's class slots (Table 5, "CSG"). Off: one ring of the same
+            Whether channels are sorted into the memory's class slots (Table 5, "CSG"). If False, one ring of the same
             total size takes every channel in order.
         grouping_similarity (`str`, *optional*, defaults to `"cosine"`):
             Similarity of a class map and a channel: `"cosine"` as in the authors' code, `"instance_norm"` as in the
             paper's Eq. 4.
         grouping_source (`str`, *optional*, defaults to `"logits"`):
             What the class maps are: `"logits"` as in the authors' code, `"probabilities"` as in the paper.
-        share_memory (`bool`, *optional*, defaults to `True`):
-            In training on several processes, let labeled images attend to the unlabeled ones of all processes: one
-            memory, the same everywhere, takes their channels in order of the processes. Off: every process has a
-            memory of its own. (In the authors' code, what stays in the memory is the first process's.)
         mix_images_in_eval (`bool`, *optional*, defaults to `False`):
             In eval mode, let every image attend to all images of its batch, as the authors' code does. Meant for
             comparisons only: predictions then depend on the batch.
+        base_weights (`str`, *optional*):
+            Weights that the training started from, such as `"nvidia/mit-b5"`. The license of a model depends on them.
+        mask_values (`list[int]`, *optional*):
+            Values that stand for the classes, in order, in the masks of the training data. None: 0, 1, 2, ...
+        ignored_mask_values (`list[int]`, *optional*):
+            Values in the masks of the training data that are ignored, besides `semantic_loss_ignore_index`.
+        palette (`list[list[int]]`, *optional*):
+            Color of each class, `[red, green, blue]` in 0..255.
+    """
+
+    channel_attention_heads: int = 2
+    channel_attention_dropout: float | int = 0.1
+    memory_size: float | int = 1
+    crop_size: int | list[int] | tuple[int, ...] = 513
+    use_cross_attention: bool = True
+    use_memory: bool = True
+    use_grouping: bool = True
+    grouping_similarity: Literal["cosine", "instance_norm"] = "cosine"
+    grouping_source: Literal["logits", "probabilities"] = "logits"
+    mix_images_in_eval: bool = False
+    base_weights: str | None = None
+    mask_values: list[int] | None = None
+    ignored_mask_values: list[int] | None = None
+    palette: list[list[int]] | None = None
+
+    # Fields that decide the shape or the meaning of weights and memory: a training cannot be resumed with others.
+    shape_fields = ("channel_attention_heads", "use_cross_attention", "use_memory", "use_grouping", "memory_size")
+
+    def __post_init__(self, **kwargs):
+        kwargs.pop("share_memory", None)  # a field until version 0.1.0; it belongs to the training
+        super().__post_init__(**kwargs)
+
+    @property
+    def bottleneck_channels(self) -> int:
+        """C, channels of the feature map that goes through the bottleneck."""
+        raise NotImplementedError
+
+    @property
+    def encoder_stride(self) -> int:
+        """Pixels per token of that feature map, along each side."""
+        raise NotImplementedError
+
+    @property
+    def side_multiple(self) -> int:
+        """The sides of an image that the encoder gets must be multiples of this."""
+        return 1
+
+    @property
+    def smallest_side(self) -> int:
+        """The fewest pixels a side that the encoder takes."""
+        return 1
+
+    @property
+    def crop_height_width(self) -> tuple[int, int]:
+        """Training crop as (height, width) in pixels."""
+        return (self.crop_size, self.crop_size) if isinstance(self.crop_size, int) else tuple(self.crop_size)
+
+    @property
+    def token_grid(self) -> tuple[int, int]:
+        """(height, width) of the bottleneck's feature map for a training crop."""
+        return self.token_grid_of(*self.crop_height_width)
+
+    def token_grid_of(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) of the bottleneck's feature map for an image: each side over the stride, rounded up."""
+        return math.ceil(height / self.encoder_stride), math.ceil(width / self.encoder_stride)
+
+    def _validate_fields(self):
+        """Raises ValueError for fields of this class that contradict each other or are out of range."""
+        self._validate_switches()
+        if self.memory_size not in MEMORY_SIZES:
+            raise ValueError(f"memory_size={self.memory_size} is not one of {MEMORY_SIZES}: choose one of them.")
+        if self.bottleneck_channels % 2 and self.memory_size == 0.5:
+            raise ValueError(
+                f"memory_size=0.5 needs an even number of channels, but the encoder has {self.bottleneck_channels}: "
+                "set memory_size=1 or change the encoder."
+            )
+        if not 1 <= self.channel_attention_heads <= MAX_SIZE:
+            raise ValueError(f"channel_attention_heads={self.channel_attention_heads}: set at least 1 head.")
+        if not 0 <= self.channel_attention_dropout < 1:
+            raise ValueError(f"channel_attention_dropout={self.channel_attention_dropout}: set it in [0, 1).")
+        if len(self.crop_height_width) != 2 or not all(1 <= side <= MAX_SIZE for side in self.crop_height_width):
+            raise ValueError(
+                f"crop_size={self.crop_size} is neither a side of 1 to {MAX_SIZE} pixels nor two of them: set one "
+                "integer for a square crop or [height, width]."
+            )
+        if not all(len(color) == 3 and all(0 <= value <= 255 for value in color) for color in self.palette or ()):
+            raise ValueError(
+                "palette is not a list of colors [red, green, blue], integers from 0 to 255: correct or remove it."
+            )
+
+    def _validate_switches(self):
+        if self.use_memory and not self.use_cross_attention:
+            raise ValueError(
+                "use_memory=True needs use_cross_attention=True, because only the cross-attention reads the memory: "
+                "set use_memory=False (and use_grouping=False) or use_cross_attention=True."
+            )
+        if self.use_grouping and not self.use_memory:
+            raise ValueError(
+                "use_grouping=True needs use_memory=True, because grouping chooses the memory's class slot: "
+                "set use_grouping=False or use_memory=True."
+            )
+
+
+@strict
+class AllSparkConfig(AllSparkFields, SegformerConfig):
+    r"""
+    Configuration of [`SegformerForSemiSupervisedSegmentation`]: a [`~transformers.SegformerConfig`] with the fields of
+    [`AllSparkFields`] for the bottleneck between the encoder and the decode head. With the keyword arguments of
+    `plain_segformer_switches` the model is a plain SegFormer.
 
     Raises:
         `StrictDataclassClassValidationError`: if two settings contradict each other, or a value is out of range.
@@ -87,18 +192,10 @@ class AllSparkConfig(SegformerConfig):
     ```"""
 
     model_type = "allspark"
-
-    channel_attention_heads: int = 2
-    channel_attention_dropout: float | int = 0.1
-    memory_size: float | int = 1
-    crop_size: int | list[int] | tuple[int, ...] = 513
-    use_cross_attention: bool = True
-    use_memory: bool = True
-    use_grouping: bool = True
-    grouping_similarity: Literal["cosine", "instance_norm"] = "cosine"
-    grouping_source: Literal["logits", "probabilities"] = "logits"
-    share_memory: bool = True
-    mix_images_in_eval: bool = False
+    shape_fields = (
+        *("num_labels", "hidden_sizes", "depths", "num_attention_heads", "decoder_hidden_size"),
+        *AllSparkFields.shape_fields,
+    )
 
     @classmethod
     def mit(cls, size: str, **kwargs) -> "AllSparkConfig":
@@ -121,40 +218,56 @@ class AllSparkConfig(SegformerConfig):
         geometry = {"hidden_sizes": hidden_sizes, "depths": depths, "decoder_hidden_size": decoder_hidden_size}
         return cls(**{**geometry, **kwargs})
 
+    @property
+    def bottleneck_channels(self) -> int:
+        """Channels of the encoder's last stage."""
+        return self.hidden_sizes[-1]
+
+    @property
+    def encoder_stride(self) -> int:
+        """Pixels per token of the encoder's last stage, along each side."""
+        return math.prod(self.strides)
+
+    @property
+    def smallest_side(self) -> int:
+        """
+        The fewest pixels a side that the encoder takes. It is 29 with the usual geometry: the first stage makes a map
+        of a quarter of the image's size and reduces it by 8 for the keys, so the map needs 8 positions a side.
+        """
+        side = 1
+        while not self._takes(side):
+            side += 1
+        return side
+
+    def _takes(self, side: int) -> bool:
+        for patch, stride, reduction in zip(self.patch_sizes, self.strides, self.sr_ratios, strict=True):
+            side = (side + 2 * (patch // 2) - patch) // stride + 1  # the patch embedding, a padded convolution
+            if side < reduction:
+                return False
+        return True
+
     @classmethod
     def plain_segformer_switches(cls) -> dict[str, bool]:
         """The three switches, all off: as keyword arguments they give a plain SegFormer."""
         return {"use_cross_attention": False, "use_memory": False, "use_grouping": False}
 
-    @property
-    def crop_height_width(self) -> tuple[int, int]:
-        """Training crop as (height, width) in pixels."""
-        return (self.crop_size, self.crop_size) if isinstance(self.crop_size, int) else tuple(self.crop_size)
-
-    @property
-    def token_grid(self) -> tuple[int, int]:
-        """(height, width) of the encoder's last stage for a training crop: each side over the strides, rounded up."""
-        stride = math.prod(self.strides)
-        height, width = self.crop_height_width
-        return math.ceil(height / stride), math.ceil(width / stride)
-
     def save_pretrained(self, save_directory, *args, **kwargs):
         """As in transformers; `auto_map` in config.json then names the model's code for every Auto class."""
         auto_map = {**AUTO_MAP, **(getattr(self, "auto_map", None) or {})}
-        # Saving a model has just set this entry to the model's own class, which may be a user's subclass.
+        # Saving a model has just set this entry to the class of the model, which may be a user's subclass.
         self.auto_map = {**auto_map, "AutoModel": auto_map["AutoModelForSemanticSegmentation"]}
         super().save_pretrained(save_directory, *args, **kwargs)
 
     def validate_architecture(self):
-        """Refuses contradictory settings; called by `@strict` after construction and before saving."""
+        """Refuses settings that no model can be built from; called by `@strict` after construction and on saving."""
         super().validate_architecture()
-        self._validate_switches()
-        self._validate_sizes()
         self._validate_stages()
         self._validate_numbers()
+        self._validate_fields()
+        if not self.reshape_last_stage:
+            raise ValueError("reshape_last_stage=False gives no feature map to the bottleneck: set it to True.")
 
     def _validate_stages(self):
-        """What SegformerConfig takes of the encoder's stages and no model can be built from."""
         for name in STAGE_FIELDS:
             values = getattr(self, name)
             fits = len(values) == self.num_encoder_blocks and all(1 <= value <= MAX_SIZE for value in values)
@@ -167,8 +280,7 @@ class AllSparkConfig(SegformerConfig):
             raise ValueError(f"depths={self.depths} are more than {MAX_LAYERS} layers: set fewer.")
 
     def _validate_numbers(self):
-        """Single numbers, and names, that no model can be built from."""
-        for name in ("num_channels", "decoder_hidden_size", "num_labels", "channel_attention_heads"):
+        for name in ("num_channels", "decoder_hidden_size", "num_labels"):
             if not 1 <= getattr(self, name) <= MAX_SIZE:
                 raise ValueError(f"{name}={getattr(self, name)}: set it from 1 to {MAX_SIZE}.")
         for name in DROPOUT_FIELDS:
@@ -177,42 +289,8 @@ class AllSparkConfig(SegformerConfig):
         for name in ("layer_norm_eps", "initializer_range"):
             if not 0 < getattr(self, name) < 1e6:
                 raise ValueError(f"{name}={getattr(self, name)}: set a number above 0.")
-        if max(self.crop_height_width, default=0) > MAX_SIZE:
-            raise ValueError(f"crop_size={self.crop_size}: set sides of at most {MAX_SIZE} pixels.")
         if isinstance(self.hidden_act, str) and self.hidden_act not in ACT2FN:
             raise ValueError(f"hidden_act={self.hidden_act!r} is no activation of transformers: set 'gelu', say.")
 
-    def _validate_switches(self):
-        if self.use_memory and not self.use_cross_attention:
-            raise ValueError(
-                "use_memory=True needs use_cross_attention=True, because only the cross-attention reads the memory: "
-                "set use_memory=False (and use_grouping=False) or use_cross_attention=True."
-            )
-        if self.use_grouping and not self.use_memory:
-            raise ValueError(
-                "use_grouping=True needs use_memory=True, because grouping chooses the memory's class slot: "
-                "set use_grouping=False or use_memory=True."
-            )
-        if not self.reshape_last_stage:
-            raise ValueError("reshape_last_stage=False gives no feature map to the bottleneck: set it to True.")
 
-    def _validate_sizes(self):
-        if self.memory_size not in MEMORY_SIZES:
-            raise ValueError(f"memory_size={self.memory_size} is not one of {MEMORY_SIZES}: choose one of them.")
-        if self.hidden_sizes and self.hidden_sizes[-1] % 2 and self.memory_size == 0.5:
-            raise ValueError(
-                f"memory_size=0.5 needs an even number of channels, but hidden_sizes[-1]={self.hidden_sizes[-1]}: "
-                "set memory_size=1 or change hidden_sizes."
-            )
-        if self.channel_attention_heads < 1:
-            raise ValueError(f"channel_attention_heads={self.channel_attention_heads}: set at least 1 head.")
-        if not 0 <= self.channel_attention_dropout < 1:
-            raise ValueError(f"channel_attention_dropout={self.channel_attention_dropout}: set it in [0, 1).")
-        if len(self.crop_height_width) != 2 or min(self.crop_height_width) < 1:
-            raise ValueError(
-                f"crop_size={self.crop_size} is neither a positive side nor two of them: "
-                "set one integer for a square crop or [height, width]."
-            )
-
-
-__all__ = ["AllSparkConfig"]
+__all__ = ["AUTO_MAP", "MIT_SIZES", "AllSparkConfig", "AllSparkFields"]

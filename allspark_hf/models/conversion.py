@@ -10,12 +10,12 @@ import torch
 
 from .configuration_allspark import MIT_SIZES, AllSparkConfig
 from .modeling_allspark import SegformerForSemiSupervisedSegmentation
-from .pretrained import one_line
+from .pretrained import failure
 
 
-MIT_ATTENTION_HEADS = (1, 2, 5, 8)  # heads leave no trace in the shapes
+MIT_ATTENTION_HEADS = (1, 2, 5, 8)  # the shapes of the weights do not tell the number of heads
 WRAPPER_KEYS = ("model", "state_dict", "model_state", "model_state_dict")
-# What a best score saved as a numpy number consists of: data only, so safe to load. Older numpy has another name.
+# A best score saved as a numpy number needs these: they hold data only. Older numpy has another name for the module.
 NUMPY_SCALARS = [np._core.multiarray.scalar, (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"), np.dtype]
 NUMPY_SCALARS += [type(np.dtype(name)) for name in ("float64", "float32", "int64")]
 
@@ -75,20 +75,21 @@ def read_checkpoint(path: str | Path) -> dict[str, torch.Tensor]:
 
     Only tensors and plain containers are read (`weights_only=True`): the file cannot run code.
 
+    Args:
+        path (`str` or `Path`): the file.
+
     Raises:
         ValueError: if the file holds something else, or no state dict.
     """
     try:
         with torch.serialization.safe_globals(NUMPY_SCALARS):
             content = torch.load(path, map_location="cpu", weights_only=True)
-    # A damaged file makes the unpickler raise nearly anything, among others KeyError, TypeError and struct.error.
+    # A damaged file makes the unpickler raise nearly anything, such as KeyError, TypeError and struct.error.
     except Exception as error:
-        if (
-            isinstance(error, OSError) and error.filename is not None
-        ):  # not there, say; torch's own errors name no file
+        if isinstance(error, OSError) and error.filename is not None:  # no such file; torch's own errors name none
             raise
         refused = isinstance(error, pickle.UnpicklingError | RuntimeError)
-        if refused and "global" in str(error).lower():  # torch's word for a class or function in a pickle
+        if refused and "global" in str(error).lower():  # torch calls a class or function in a pickle so
             raise ValueError(
                 f"{path} holds Python objects besides tensors, which are not loaded because they could run code: "
                 "save its state dict alone and convert that."
@@ -110,6 +111,9 @@ def read_checkpoint(path: str | Path) -> dict[str, torch.Tensor]:
 def rename(reference: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], list[str]]:
     """
     Authors' state dict to ours, splitting the encoder's joint key-value projections.
+
+    Args:
+        reference (`dict[str, torch.Tensor]`): from [`read_checkpoint`].
 
     Returns:
         `tuple[dict[str, torch.Tensor], list[str]]`: the renamed tensors, and the names that fit no rule.
@@ -172,14 +176,14 @@ def infer_config(renamed: dict[str, torch.Tensor], **kwargs) -> AllSparkConfig:
 
 
 def _base_weights(fields: dict) -> str:
-    """What the authors trained from: SegFormer's ImageNet weights, which are NVIDIA's, and so is their licence."""
+    """What the authors' training started from: NVIDIA's ImageNet weights, under NVIDIA's license."""
     geometry = tuple(fields["hidden_sizes"]), tuple(fields["depths"])
     sizes = [size for size, (hidden_sizes, depths, _) in MIT_SIZES.items() if (hidden_sizes, depths) == geometry]
     return f"nvidia/mit-{sizes[0]}" if sizes else "authors-checkpoint"
 
 
 def _shape(renamed: dict[str, torch.Tensor], name: str, num_axes: int) -> tuple[int, ...]:
-    """Shape of a tensor that the geometry is read from."""
+    """The shape of a tensor that the geometry is read from; ValueError if it is absent or has other axes."""
     if name not in renamed:
         raise ValueError(f"The checkpoint lacks {name!r}, which the model's geometry is read from.")
     shape = tuple(renamed[name].shape)
@@ -246,7 +250,7 @@ def convert_state_dict(
     try:
         model = SegformerForSemiSupervisedSegmentation(config)
     except (ArithmeticError, LookupError, RuntimeError, TypeError) as error:  # sizes of 0, or too large for the memory
-        raise ValueError(f"No model can be built from the checkpoint's shapes ({one_line(error)}).") from error
+        raise ValueError(f"No model can be built from the checkpoint's shapes ({failure(error)}).") from error
     own = model.state_dict()
     problems += [f"{name} is missing" for name in own if name not in renamed]
     problems += [f"{name} is not part of the model" for name in renamed if name not in own]

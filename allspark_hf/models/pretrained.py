@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import numpy as np
 from huggingface_hub.errors import StrictDataclassError
 
+from ..utils.text import one_line
+
 
 MAX_SIDE = 100_000
 MAX_NUMBER = 1e30  # float32 holds it
@@ -30,18 +32,18 @@ def loading(name: str, keep: tuple[type[Exception], ...] = ()) -> Iterator[None]
         yield
     except keep:
         raise
-    # transformers checks little of what a file says, and lets KeyError, TypeError, SafetensorError and others through.
+    # transformers checks little of what a file says: KeyError, TypeError, SafetensorError and others arrive here.
     except Exception as error:
-        raise ValueError(f"The model {name!r} cannot be loaded: {one_line(error)}") from error
+        raise ValueError(f"The model {name!r} cannot be loaded: {failure(error)}") from error
 
 
-def one_line(error: Exception) -> str:
-    """An error's message without line breaks; its type where there is none, or where it is a bare name or number."""
-    if isinstance(error, pickle.UnpicklingError):  # torch's own message tells how to run the file
+def failure(error: Exception) -> str:
+    """The message of an error on one line, after the error's type where the message may be a bare name or number."""
+    if isinstance(error, pickle.UnpicklingError):  # torch's message tells how to run the file
         return "a pickle in it is damaged or holds more than tensors, which could run code: save its tensors alone"
-    text = " ".join(str(error).split())
-    plain = isinstance(error, OSError | ValueError | RuntimeError | StrictDataclassError)
-    return text if text and plain else f"{type(error).__name__} {text}".strip()
+    if isinstance(error, OSError | ValueError | RuntimeError | StrictDataclassError):
+        return one_line(error)
+    return f"{type(error).__name__} {' '.join(str(error).split())}".strip()
 
 
 def check_labels(config) -> None:
@@ -64,40 +66,26 @@ def check_labels(config) -> None:
 
 def stored_palette(config) -> np.ndarray | None:
     """
-    `config.palette`, the colours of a model's classes.
+    The colors of a model's classes.
+
+    Args:
+        config (`PreTrainedConfig`): of a model, with or without `palette`.
 
     Returns:
         `np.ndarray`: uint8 (num_labels, 3), red, green and blue in 0..255; None if the configuration has none.
 
     Raises:
-        ValueError: If it is not one colour of three whole numbers in 0..255 per class.
+        ValueError: if there is not one color per class.
     """
     palette = getattr(config, "palette", None)
     if palette is None:
         return None
-    try:
-        colors = np.asarray(palette)
-    except ValueError:  # rows of different lengths
-        colors = np.empty(0)
-    whole = colors.dtype.kind in "iu"
-    if colors.shape != (config.num_labels, 3) or not whole or colors.min() < 0 or colors.max() > 255:
+    if len(palette) != config.num_labels:
         raise ValueError(
-            f"palette in the model's configuration has shape {colors.shape}, but [red, green, blue], whole numbers "
-            f"from 0 to 255, is needed for each of {config.num_labels} classes: correct or remove it in config.json."
+            f"palette in the model's configuration has {len(palette)} colors, but the model has {config.num_labels} "
+            "classes: correct or remove it in config.json."
         )
-    return colors.astype(np.uint8)
-
-
-def check_stored_mask_values(config) -> None:
-    """ValueError unless `mask_values` and `ignored_mask_values` of a model's configuration are whole numbers."""
-    for name in ("mask_values", "ignored_mask_values"):
-        values = getattr(config, name, None)
-        whole = isinstance(values, list | tuple) and all(type(value) is int for value in values)
-        if values is not None and not whole:
-            raise ValueError(
-                f"{name} in the model's configuration is {values!r}, but a list of whole numbers is needed: "
-                "correct or remove it in config.json."
-            )
+    return np.array(palette, dtype=np.uint8)
 
 
 def check_image_processor(image_processor) -> None:
@@ -136,11 +124,4 @@ def _is_size(size) -> bool:
     return bool(sides) and all(type(side) is int and 1 <= side <= MAX_SIDE for side in sides.values())
 
 
-__all__ = [
-    "check_image_processor",
-    "check_labels",
-    "check_stored_mask_values",
-    "loading",
-    "one_line",
-    "stored_palette",
-]
+__all__ = ["check_image_processor", "check_labels", "failure", "loading", "stored_palette"]

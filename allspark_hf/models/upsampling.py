@@ -3,6 +3,8 @@
 import torch
 from torch.nn import functional as F
 
+from .bottleneck_allspark import at_least_float32
+
 
 # Values of upsampled logits held at a time, where an image has no more than that: 16 MiB in float32.
 VALUES_AT_A_TIME = 2**22
@@ -16,11 +18,6 @@ def upsample(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
 def images_at_a_time(num_labels: int, size: tuple[int, int]) -> int:
     """How many images' logits at `size` (height, width) `VALUES_AT_A_TIME` holds; at least one."""
     return max(1, VALUES_AT_A_TIME // (num_labels * size[0] * size[1]))
-
-
-def at_least_float32(logits: torch.Tensor) -> torch.Tensor:
-    """The same values, in float32 if they were less precise: softmax and sums over a map need it."""
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def cross_entropy_sum(logits: torch.Tensor, labels: torch.Tensor, ignore_index: int = 255) -> torch.Tensor:

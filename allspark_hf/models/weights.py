@@ -1,23 +1,22 @@
 """Which weights lie in a folder."""
 
 import hashlib
-import re
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from transformers.utils import SAFE_WEIGHTS_NAME
 
-from .modeling_allspark import SegformerForSemiSupervisedSegmentation
+from .bottleneck_allspark import MEMORY_KEYS
 
 
-DIGEST = "weights_sha256"  # name of the entry in records
+DIGEST = "weights_sha256"  # the name of the digest in records
 
 
 def weights_digest(folder: str | Path) -> str | None:
     """
-    A name for the weights in a folder: SHA-256 of their names, types, sizes and bytes, without the training's memory,
-    so that a checkpoint, its saved model and its published one have the same.
+    SHA-256 of the names, types, sizes and bytes of the weights in a folder. The memory of the training does not count,
+    so a checkpoint, the model saved from it and the published model have the same digest.
 
     Args:
         folder (`str` or `Path`): with `model.safetensors`.
@@ -31,11 +30,10 @@ def weights_digest(folder: str | Path) -> str | None:
     path = Path(folder) / SAFE_WEIGHTS_NAME
     if not path.is_file():
         return None
-    ignored = SegformerForSemiSupervisedSegmentation._keys_to_ignore_on_save
     digest = hashlib.sha256()
     with _opened(path) as file:
         for name in sorted(file.keys()):
-            if any(re.search(pattern, name) for pattern in ignored):
+            if name in MEMORY_KEYS:
                 continue
             tensor = file.get_tensor(name).contiguous()
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
@@ -51,7 +49,7 @@ def _opened(path: Path):
 
 
 def holds_weights(folder: str | Path, model: torch.nn.Module) -> bool:
-    """Whether the weights saved in a folder are those of a model in memory, the training's memory aside."""
+    """Whether all weights that are saved in a folder equal those of a model."""
     path, own = Path(folder) / SAFE_WEIGHTS_NAME, model.state_dict()
     if not path.is_file():
         return False

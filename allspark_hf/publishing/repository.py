@@ -28,8 +28,7 @@ logger = logging.getLogger(__name__)
 PREPROCESSOR_NAME = "preprocessor_config.json"
 PACKAGE = Path(__file__).resolve().parents[1]
 CODE_FILES = (
-    PACKAGE / "models" / "configuration_allspark.py",
-    PACKAGE / "models" / "modeling_allspark.py",
+    *sorted((PACKAGE / "models").glob("*_allspark.py")),
     PACKAGE / "inference" / "handler.py",
 )
 MODEL_FILES = (SAFE_WEIGHTS_NAME, CONFIG_NAME, PREPROCESSOR_NAME)

@@ -42,9 +42,9 @@ class Checkpoints:
     Writes and restores checkpoints.
 
     A checkpoint is written into `unfinished-checkpoint-N`, and gets its name when all of it, of all processes, is on
-    the disk; older ones are deleted after that. Whenever a process is killed, what is called `checkpoint-N` is complete.
-    `model.safetensors` in it is the model that is evaluated, memory included; optimizer, schedule and random numbers
-    are transformers' files, and every registered state has a file of its name. All of them are read with
+    the disk; older ones are deleted after that. Whenever a process is killed, what is called `checkpoint-N` is
+    complete. Its `model.safetensors` is the model that is evaluated, memory included; optimizer, schedule and random
+    numbers are transformers' files, and every registered state has a file of its name. All of them are read with
     `torch.load(weights_only=True)`, which runs nothing.
 
     Args:

@@ -9,8 +9,8 @@ from .faults import NonFiniteError, going_on
 
 
 ADVICE = (
-    "Set --max_grad_norm 1, use --bf16 instead of --fp16, or look at the data; a resume keeps its learning rate, so for "
-    "a lower one begin a new training, from a checkpoint's weights (--model_name_or_path) or anew."
+    "Set --max_grad_norm 1, use --bf16 instead of --fp16, or look at the data; a resume keeps its learning rate, so "
+    "for a lower one begin a new training, from a checkpoint's weights (--model_name_or_path) or anew."
 )
 
 

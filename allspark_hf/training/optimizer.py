@@ -16,7 +16,7 @@ def split_by_rate(
         head_multiplier (`float`): of all that is neither encoder nor the method's, as a multiple of the rate.
         method_rates (`dict[str, float]`): of each of `model.method_modules`, likewise.
     """
-    encoder = {id(parameter) for parameter in model.base_model.parameters()}
+    encoder = {id(parameter) for parameter in model.encoder_parameters()}
     of_method = [
         ({id(parameter) for parameter in model.method_modules[name].parameters()}, rate)
         for name, rate in method_rates.items()

@@ -166,7 +166,7 @@ def plain_model(model: PreTrainedModel) -> PreTrainedModel:
 
 def synchronize_batchnorm(model: PreTrainedModel, world_size: int, device: torch.device):
     """
-    Makes the decode head's BatchNorm count the batches of all processes as one (METHOD: as the authors train). The
+    Makes the model's BatchNorm count the batches of all processes as one (METHOD: as the authors train). The
     weights keep their names. With one process there is nothing to synchronize, and nothing changes.
 
     Args:
@@ -184,7 +184,7 @@ def synchronize_batchnorm(model: PreTrainedModel, world_size: int, device: torch
             f"sync_batchnorm=True needs GPUs, and these {world_size} processes train on CPUs, which torch's "
             "SyncBatchNorm does not support: leave it out."
         )
-    model.decode_head = nn.SyncBatchNorm.convert_sync_batchnorm(model.decode_head)
+    nn.SyncBatchNorm.convert_sync_batchnorm(model)
 
 
 def check_sharding(accelerator: Accelerator):

@@ -21,11 +21,6 @@ OPTIMIZER_FILE = "optimizer.pt"  # transformers' name
 # Files of a checkpoint that a resume needs, and a model for use does not.
 STATE_PATTERNS = ("*.pt", "*.pth", "student.safetensors", storage.RUN_FILE)
 
-# Configuration fields that decide the shape or the meaning of weights and memory.
-MODEL_FIELDS = (
-    *("num_labels", "hidden_sizes", "depths", "num_attention_heads", "decoder_hidden_size"),
-    *("channel_attention_heads", "use_cross_attention", "use_memory", "use_grouping", "memory_size"),
-)
 # Arguments whose change cannot be continued: other losses of another model, or an optimizer whose state does not fit.
 FIXED = ("method", "optim", "lr_scheduler_type")
 # Those that the checkpoint's optimizer and schedule carry, so that a new value has no effect.
@@ -54,7 +49,7 @@ def describe_run(trainer) -> dict:
     batches = args.gradient_accumulation_steps * args.world_size
     described = {
         "format": FORMAT,
-        "model": {name: getattr(config, name) for name in MODEL_FIELDS},
+        "model": {name: getattr(config, name) for name in config.shape_fields},
         "classes": [config.id2label[index] for index in range(config.num_labels)],
         "crop": list(config.crop_height_width),
         "arguments": {name: _plain(getattr(args, name)) for name in (*FIXED, *KEPT, *FROM_HERE, *CUT[1:])},

@@ -12,8 +12,8 @@ from torch import nn
 from transformers.utils import logging
 
 from allspark_hf import AllSparkConfig, SegformerForSemiSupervisedSegmentation
+from allspark_hf.models.bottleneck_allspark import AllSparkBottleneck
 from allspark_hf.models.configuration_allspark import MEMORY_SIZES, MIT_SIZES
-from allspark_hf.models.modeling_allspark import AllSparkBottleneck
 
 from .textbook import TextbookBottleneck
 
@@ -164,7 +164,7 @@ def make_bottleneck(case: Case, variant: str, seed: int) -> nn.Module:
     """The bottleneck of "allspark" or "textbook" without a model around it, random; on the CPU."""
     torch.manual_seed(seed)
     config = make_config(case, plain=False)
-    bottleneck = AllSparkBottleneck(config, config.hidden_sizes[-1])
+    bottleneck = AllSparkBottleneck(config, config.bottleneck_channels)
     return TextbookBottleneck.like(bottleneck) if variant == TEXTBOOK else bottleneck
 
 

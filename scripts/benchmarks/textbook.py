@@ -3,7 +3,7 @@
 Written from the method's description, as the stand-in for the authors' code: the whole attention map of every image is
 made, its instance norm and softmax are maps of their own, keys and values are repeated for every labeled image, and
 the memory is written in a Python loop over classes and channels that waits for the device. Same mathematics, same
-weights and state dict names as [`allspark_hf.models.modeling_allspark.AllSparkBottleneck`].
+weights and state dict names as [`allspark_hf.models.bottleneck_allspark.AllSparkBottleneck`].
 """
 
 import math

@@ -135,7 +135,7 @@ def step_memory(case: Case, device: torch.device, seed: int, settings: dict, var
 def bottleneck_pass(case: Case, variant: str, device: torch.device, seed: int) -> Callable[[], None]:
     """Forward and backward of the bottleneck alone in training, reading the memory; gradients add up in place."""
     bottleneck, config = make_bottleneck(case, variant, seed).to(device).train(), make_config(case, plain=False)
-    grid, channels = config.token_grid, config.hidden_sizes[-1]
+    grid, channels = config.token_grid, config.bottleneck_channels
     generator = torch.Generator().manual_seed(seed)
 
     def noise(*shape: int) -> torch.Tensor:
@@ -185,7 +185,7 @@ def memory_update_times(case: Case, device: torch.device, seed: int, repeats: in
     for variant in (OURS, TEXTBOOK):
         memory = make_bottleneck(case, variant, seed).to(device).memory
         num_slots, _, num_tokens = memory.channels.shape
-        shape = (case.batch_size, make_config(case, plain=False).hidden_sizes[-1])
+        shape = (case.batch_size, make_config(case, plain=False).bottleneck_channels)
         slots = torch.randint(num_slots, shape, generator=generator.manual_seed(seed)).to(device)
         tokens = torch.randn(case.batch_size, num_tokens, shape[1], generator=generator).to(device)
         updates[variant] = partial(memory.enqueue, tokens, slots)
