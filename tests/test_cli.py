@@ -9,9 +9,11 @@ import pytest
 from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
 from allspark_hf import AllSparkTrainingArguments
-from allspark_hf.cli.arguments import ModelArguments, load_model, parse_arguments, read_recipe
+from allspark_hf.cli.arguments import ModelArguments, parse_arguments
+from allspark_hf.cli.models import load_model
 from allspark_hf.data import DataArguments, load_data
 from allspark_hf.demo.data import CLASS_NAMES, write_demo_data
+from allspark_hf.training.recipes import read_recipe
 
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"

@@ -6,7 +6,7 @@ import re
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import datasets
@@ -25,7 +25,9 @@ from ..training.arguments import AllSparkTrainingArguments
 from ..training.checks import check_datasets
 from ..training.faults import NonFiniteError
 from ..training.trainer import AllSparkTrainer, make_sampler
-from .arguments import ModelArguments, check_source, load_model
+from ..utils.arguments import argument, documented
+from .arguments import ModelArguments
+from .models import check_source, load_model
 
 
 WEIGHT_FILES = (
@@ -39,16 +41,17 @@ NVIDIA = re.compile(r"nvidia/(?:mit|segformer)-(b[0-5])(?:-.*)?")
 MIB, GIB = 2**20, 2**30
 
 
+@documented
 @dataclass
 class DryRunArguments:
     """Whether to train at all."""
 
-    dry_run: bool = field(
-        default=False,
-        metadata={
-            "help": "Do not train: build everything, take one step on random pixels, print the effective batch, the "
-            "steps, the memory and what is missing on disk. Nothing is written to output_dir."
-        },
+    dry_run: bool = argument(
+        False,
+        "Do not train: build everything, take one step on random pixels, print the effective batch, the steps, the "
+        "memory and what is missing on disk. Nothing is written to output_dir.",
+        group="training",
+        common=True,
     )
 
 

@@ -34,7 +34,7 @@ class FiniteGuard(TrainerCallback):
 
     def __init__(self, trainer):
         self.trainer = trainer
-        self.skips = trainer.args.nan_loss == "skip"
+        self.skips = False
         if self.skips and (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
             raise ValueError(
                 "nan_loss='skip' needs weights and optimizer whole on every device, but FSDP and DeepSpeed cut them: "
