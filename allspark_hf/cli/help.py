@@ -53,9 +53,8 @@ def help_text(types: Iterable[type], description: str | None, everything: bool) 
 def _fields_by_class(kind: type) -> list[tuple[type, Field]]:
     """The fields in the order of the classes that declare them, the class itself first."""
     waiting = {one.name: one for one in fields(kind) if one.init}
-    return [
-        (base, waiting.pop(name)) for base in kind.__mro__ for name in inspect.get_annotations(base) if name in waiting
-    ]
+    declared = [(base, name) for base in kind.__mro__ for name in inspect.get_annotations(base)]
+    return [(base, waiting.pop(name)) for base, name in declared if name in waiting]
 
 
 def _heading(owner: type, one: Field, everything: bool) -> str:

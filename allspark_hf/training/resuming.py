@@ -163,7 +163,8 @@ def _refused(run: dict, now: dict, checkpoint: Path, trainer) -> Iterator[str]:
         if run["arguments"].get(name) != now["arguments"][name]:
             yield f"{name} was {run['arguments'].get(name)} and is {now['arguments'][name]}"
     if run["crop"] != now["crop"] and now["model"]["use_memory"] and now["model"]["use_cross_attention"]:
-        yield f"the crop was {_size(run['crop'])} and is {_size(now['crop'])} pixels, and the memory holds tokens of that size"
+        sizes = f"{_size(run['crop'])} and is {_size(now['crop'])} pixels"
+        yield f"the crop was {sizes}, but the memory holds tokens of the first one"
     if run["images_per_update"] != now["images_per_update"]:
         yield _other_update(run, now, trainer.args)
     elif run["updates_per_epoch"] != now["updates_per_epoch"] and run["data"] == now["data"]:
