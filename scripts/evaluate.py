@@ -122,7 +122,8 @@ def results(trainer, arguments, data_arguments, seconds: float) -> dict:
 def main():
     import tempfile
 
-    from allspark_hf.cli.arguments import fail, leave, parse_arguments
+    from allspark_hf.cli.arguments import parse_arguments
+    from allspark_hf.cli.ending import fail, leave
     from allspark_hf.data import DataArguments
     from allspark_hf.evaluation.arguments import EvaluationArguments
     from allspark_hf.evaluation.evaluator import OtherProcessError

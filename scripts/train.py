@@ -9,8 +9,8 @@
 With --push_to_hub (and --hub_model_id user/name) the model is published when all is done, with its card; the token is
 that of `hf auth login` or HF_TOKEN. scripts/push.py publishes a finished output folder.
 
-A recipe (YAML or JSON) holds arguments; those on the command line override it. --help lists them all. --dry_run takes
-one step on random pixels and tells what is missing.
+A recipe (YAML or JSON) holds arguments; those on the command line override it. --help shows the common ones,
+--help all every one. --dry_run takes one step on random pixels and tells what is missing.
 """
 
 import logging
@@ -81,8 +81,9 @@ def build_trainer():
     from transformers import set_seed
 
     from allspark_hf import AllSparkTrainer, AllSparkTrainingArguments
-    from allspark_hf.cli.arguments import ModelArguments, load_model, parse_arguments
+    from allspark_hf.cli.arguments import ModelArguments, parse_arguments
     from allspark_hf.cli.dry_run import DryRunArguments, dry_run
+    from allspark_hf.cli.models import load_model
     from allspark_hf.data import DataArguments, load_data
     from allspark_hf.inference.prediction import make_image_processor
     from allspark_hf.methods import METHODS
@@ -154,7 +155,7 @@ def push(trainer) -> str | None:
 def main():
     from huggingface_hub.errors import StrictDataclassError
 
-    from allspark_hf.cli.arguments import fail, leave
+    from allspark_hf.cli.ending import fail, leave
     from allspark_hf.data.reading import BadImageError
     from allspark_hf.evaluation.evaluator import OtherProcessError
     from allspark_hf.training.faults import TrainingFault

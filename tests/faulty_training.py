@@ -13,7 +13,7 @@ from conftest import tiny_model
 from run_training import make_trainer
 from torch.utils.data import get_worker_info
 
-from allspark_hf.cli.arguments import fail, leave
+from allspark_hf.cli.ending import fail, leave
 from allspark_hf.data.mixed import MixedDataset
 from allspark_hf.training.faults import TrainingFault
 

@@ -16,7 +16,7 @@ from sample_method import SampleTrainingArguments
 from transformers import TrainerCallback
 
 from allspark_hf import AllSparkConfig, AllSparkTrainer, AllSparkTrainingArguments
-from allspark_hf.cli.arguments import leave
+from allspark_hf.cli.ending import leave
 from allspark_hf.data import StreamReader
 from allspark_hf.inference.prediction import make_image_processor
 

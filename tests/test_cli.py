@@ -1,21 +1,33 @@
 """Recipes, arguments, and the scripts as a user starts them."""
 
 import json
+import re
 import subprocess
 import sys
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import pytest
 from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
 from allspark_hf import AllSparkTrainingArguments
-from allspark_hf.cli.arguments import ModelArguments, load_model, parse_arguments, read_recipe
+from allspark_hf.cli.arguments import ModelArguments, parse_arguments
+from allspark_hf.cli.dry_run import DryRunArguments
+from allspark_hf.cli.models import load_model
 from allspark_hf.data import DataArguments, load_data
 from allspark_hf.demo.data import CLASS_NAMES, write_demo_data
+from allspark_hf.evaluation.arguments import EvaluationArguments
+from allspark_hf.training.recipes import read_recipe
 
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 TYPES = (DataArguments, ModelArguments, AllSparkTrainingArguments)
+
+
+@dataclass
+class FewArguments:
+    folder: str = field(metadata={"help": "Where."})
+    fast: bool = True
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +70,54 @@ def test_an_unknown_argument_is_named_with_the_one_meant(tmp_path, capsys):
     with pytest.raises(SystemExit):
         parse_arguments(TYPES, [*arguments, "--num_train_epochs", "two"])
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def shown_help(capsys, *argv) -> dict[str, list[str]]:
+    """The arguments that --help names, by heading."""
+    with pytest.raises(SystemExit) as ended:
+        parse_arguments((*TYPES, DryRunArguments), ["--help", *argv])
+    assert ended.value.code == 0
+    sections, heading = {}, None
+    for line in capsys.readouterr().out.splitlines():
+        if re.fullmatch(r"[a-z].*:", line):
+            heading = sections.setdefault(line[:-1], [])
+        elif line.startswith("  --") and heading is not None:
+            heading.append(line.split()[0])
+    return sections
+
+
+def test_help_shows_the_common_arguments_and_all_on_demand(capsys):
+    common, everything = shown_help(capsys), shown_help(capsys, "all")
+    assert list(common) == ["data", "model", "method", "training", "evaluation"]
+    assert common["model"] == ["--model_name_or_path", "--backbone", "--crop_size"]
+    assert common["method"] == ["--method", "--unlabeled_loss_weight", "--memory_warmup_epochs"]
+    assert {"--output_dir", "--num_train_epochs", "--dry_run"} <= set(common["training"])
+    listed = [name for names in everything.values() for name in names]
+    assert sorted(listed) == sorted(f"--{one.name}" for kind in (*TYPES, DryRunArguments) for one in fields(kind))
+    assert "--train_on_padding" in everything["method, pseudo-labels and AllSpark"]
+    assert "--local_memory" in everything["method, AllSpark"] and "--labeled_loss" in everything["method"]
+    assert "--adam_beta1" in everything["training, all of transformers"]
+
+
+def test_help_says_defaults_and_hides_nothing_of_a_script_with_few_arguments(capsys):
+    with pytest.raises(SystemExit):
+        parse_arguments((EvaluationArguments, FewArguments), ["-h"])
+    text = capsys.readouterr().out
+    assert "(default: whole)" in text and "--eval_flip" not in text and "2 common" not in text
+    assert text.splitlines()[-1].startswith("These are the common ones of 11 arguments; --help all")
+    assert re.search(r"options:\n  --folder +Where\. \(needed\)\n  --fast +\(default: True; --no_fast\)", text)
+
+
+@pytest.mark.parametrize("typed", [["--memory_warmup_epochs", "3"], ["--memory-warmup-epochs=3"]])
+def test_an_argument_of_another_method_is_refused_unless_a_recipe_has_it(tmp_path, typed):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("method: pseudo_label\nmemory_warmup_epochs: 3\n")
+    argv = ["--data_dir", "x", "--output_dir", str(tmp_path), "--use_cpu"]
+    args = parse_arguments(TYPES, [str(recipe), *argv, "--unlabeled_loss_weight", "2"])[2]
+    assert (args.method, args.memory_warmup_epochs, args.unlabeled_loss_weight) == ("pseudo_label", 3, 2)
+    with pytest.raises(ValueError, match="--memory_warmup_epochs belongs to --method allspark and changes nothing wi"):
+        parse_arguments(TYPES, [*argv, "--method", "pseudo_label", *typed])
+    assert parse_arguments(TYPES, [*argv, *typed])[2].memory_warmup_epochs == 3
 
 
 def test_recipe_that_is_no_mapping(tmp_path):

@@ -18,7 +18,7 @@ METHODS = ("supervised", "allspark")
 TINY = [
     *("--hidden_sizes", 8, 8, 16, 16, "--depths", 1, 1, 1, 1, "--decoder_hidden_size", 16, "--crop_size", 32, 48),
     *("--max_steps", 2, "--eval_steps", 1, "--per_device_train_batch_size", 2, "--warmup_steps", 1),
-    *("--logging_steps", 1, "--unlabeled_warmup_epochs", 0),
+    *("--logging_steps", 1),
 ]
 
 
@@ -46,6 +46,7 @@ def demo_dir(tmp_path_factory):
     write_demo_data(folder / "data", num_train=8, num_labeled=3, num_validation=3, size=(48, 64))
     for method in METHODS:
         settings = ["--method", method, "--data_dir", folder / "data", "--output_dir", folder / method]
+        settings += [] if method == "supervised" else ["--unlabeled_warmup_epochs", 0]
         trained = run(sys.executable, "scripts/train.py", "scripts/recipes/demo.yaml", *settings, *TINY)
         assert trained.returncode == 0, trained.stderr
     reported = report(folder, "--num_rows", 2)

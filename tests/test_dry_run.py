@@ -13,9 +13,9 @@ from huggingface_hub import constants
 from PIL import Image
 
 from allspark_hf import AllSparkTrainingArguments, SegformerForSemiSupervisedSegmentation
-from allspark_hf.cli import dry_run as module
+from allspark_hf.cli import trial_step
 from allspark_hf.cli.arguments import ModelArguments
-from allspark_hf.cli.dry_run import batch_lines, choose_weights, dry_run, update_text
+from allspark_hf.cli.dry_run import batch_lines, choose_weights, dry_run, step_lines, update_text
 from allspark_hf.data import DataArguments
 from allspark_hf.data.presence import look_for_data
 from allspark_hf.demo.data import write_demo_data
@@ -118,16 +118,16 @@ def test_the_step_reads_the_memory_and_arguments_stay(data_dir, tmp_path, monkey
     # One momentum buffer and one gradient of 4 bytes per parameter.
     million = float(re.search(r"parameters: (\d+\.\d+) million", capsys.readouterr().out)[1])
     step = replace(STEP, optimizer_bytes=int(4e6 * million), gradient_bytes=int(4e6 * million))
-    assert module.step_lines(step, args)[2].startswith(f"  later batches: up to {8e6 * million / 2**30:.2f} GiB more")
+    assert step_lines(step, args)[2].startswith(f"  later batches: up to {8e6 * million / 2**30:.2f} GiB more")
 
 
-STEP = module.StepReport(loss=1.0, seconds=2.0, memory="", optimizer_bytes=0, gradient_bytes=0)
+STEP = trial_step.StepReport(loss=1.0, seconds=2.0, memory="", optimizer_bytes=0, gradient_bytes=0)
 
 
 def test_state_and_gradients_are_measured(data_dir, tmp_path):
     data, args = DataArguments(str(data_dir)), arguments(tmp_path)
-    trainer = module.build_trainer(look_for_data(data), data, TINY, args, str(tmp_path))
-    step = module.take_step(trainer)
+    trainer = trial_step.build_trainer(look_for_data(data), data, TINY, args, str(tmp_path))
+    step = trial_step.take_step(trainer)
     size = sum(4 * parameter.numel() for parameter in trainer.model.parameters())
     assert (step.optimizer_bytes, step.gradient_bytes) == (size, size)
     assert trainer.state.global_step == 1 and math.isfinite(step.loss) and step.seconds > 0
@@ -139,7 +139,8 @@ def test_a_baseline_has_no_memory_and_reads_no_unlabeled_images(data_dir, capsys
     report = capsys.readouterr().out
     assert "(2 labeled) x 1 process x 1 accumulated = 2 labeled images per update" in report
     assert "updates: 2 per epoch, 7 in all" in report and "evaluation: never" in report
-    assert "emory: read" not in report and "semantic memory" not in report and "bottleneck" not in report
+    assert "labeled_loss cross_entropy, ohem_threshold 0.7" in report and "unlabeled_loss_weight" not in report
+    assert "memory" not in re.sub("memory: .* GiB", "", report) and "bottleneck" not in report
 
 
 def test_what_is_missing_is_told(data_dir, capsys, monkeypatch):

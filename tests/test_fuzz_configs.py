@@ -15,7 +15,8 @@ from PIL import Image
 from published_model import publish
 
 from allspark_hf import AllSparkConfig, SegformerForSemiSupervisedSegmentation
-from allspark_hf.cli.arguments import ModelArguments, load_model
+from allspark_hf.cli.arguments import ModelArguments
+from allspark_hf.cli.models import load_model
 from allspark_hf.data.checks import CheckReport
 from allspark_hf.inference.handler import EndpointHandler
 from allspark_hf.inference.prediction import load_trained, make_image_processor, model_palette, predict_mask

@@ -11,7 +11,8 @@ from segmenter_tester import assert_complete
 from transformers import SegformerConfig
 
 from allspark_hf import AllSparkConfig, SegformerForSemiSupervisedSegmentation
-from allspark_hf.cli.arguments import ModelArguments, load_model
+from allspark_hf.cli.arguments import ModelArguments
+from allspark_hf.cli.models import load_model
 
 
 PLAIN = AllSparkConfig.plain_segformer_switches()

@@ -21,7 +21,7 @@ NAMES = ["figure_1c", "figure_5", "figure_6", "figure_7", "figure_b", "training_
 TINY = [
     *("--hidden_sizes", 8, 8, 16, 16, "--depths", 1, 1, 1, 1, "--decoder_hidden_size", 16, "--crop_size", 32, 48),
     *("--max_steps", 2, "--eval_steps", 1, "--per_device_train_batch_size", 2, "--warmup_steps", 1),
-    *("--logging_steps", 1, "--unlabeled_warmup_epochs", 0),
+    *("--logging_steps", 1),
 ]
 
 
@@ -47,6 +47,7 @@ def folder(tmp_path_factory):
         monkeypatch.chdir(ROOT)
         for method in ("supervised", "pseudo_label", "allspark"):
             arguments = ["scripts/recipes/demo.yaml", "--method", method, "--output_dir", folder / method, *settings]
+            arguments += [] if method == "supervised" else ["--unlabeled_warmup_epochs", 0]
             run_here(monkeypatch, "train.py", *arguments)
     command = [sys.executable, "scripts/make_figures.py", *options(folder), "--output_dir", folder / "all"]
     command += ["--baseline", folder / "supervised", folder / "pseudo_label", "--num_images", 2, "--device", "cpu"]

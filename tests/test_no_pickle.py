@@ -20,7 +20,8 @@ from run_training import make_trainer
 from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
 import allspark_hf
-from allspark_hf.cli.arguments import ModelArguments, load_model
+from allspark_hf.cli.arguments import ModelArguments
+from allspark_hf.cli.models import load_model
 from allspark_hf.data import load_folder
 from allspark_hf.data.checks import CheckReport, check_data
 from allspark_hf.data.sources.hub import open_dataset

@@ -7,8 +7,9 @@ import pytest
 from transformers import HfArgumentParser
 
 from allspark_hf import AllSparkTrainingArguments
-from allspark_hf.cli.arguments import ModelArguments, parse_arguments, read_recipe, recipe_arguments, resolve_recipe
+from allspark_hf.cli.arguments import ModelArguments, parse_arguments
 from allspark_hf.data import DataArguments
+from allspark_hf.training.recipes import read_recipe, recipe_arguments, resolve_recipe
 
 
 PAPER = Path(__file__).parents[1] / "scripts" / "recipes" / "paper"

@@ -247,7 +247,7 @@ REFUSED = [
         {},
         "the classes were in the order LABEL_0,",
     ),
-    ({"model": {"crop_size": [64, 96]}}, {}, "the crop was 64x64 and is 64x96 pixels, for which the memory is too"),
+    ({"model": {"crop_size": [64, 96]}}, {}, "the crop was 64x64 and is 64x96 pixels, but the memory"),
     ({"model": {"memory_size": 2}}, {}, "memory_size was 1 and is 2"),
     ({"model": {"depths": [1, 1, 2, 1]}}, {}, r"depths was \[1, 1, 1, 1\] and is \[1, 1, 2, 1\]"),
     (

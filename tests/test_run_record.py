@@ -12,7 +12,8 @@ from run_training import make_trainer
 from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
 from allspark_hf import AllSparkTrainingArguments, SegformerForSemiSupervisedSegmentation
-from allspark_hf.cli.arguments import ModelArguments, load_model
+from allspark_hf.cli.arguments import ModelArguments
+from allspark_hf.cli.models import load_model
 from allspark_hf.data import DataArguments, load_data
 from allspark_hf.demo.data import write_demo_data
 from allspark_hf.models.configuration_allspark import MIT_SIZES

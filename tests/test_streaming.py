@@ -322,7 +322,7 @@ def test_bad_streams_are_refused(tmp_path):
             "train_dataset is an IterableData",
         ),
         ({"stream": numbered(3), "evaluated": labeled.to_iterable_dataset(), **images}, "eval_dataset is an Iterable"),
-        ({"stream": numbered(3), "unlabeled_images_per_epoch": 0}, "unlabeled_images_per_epoch=0: set at least 1"),
+        ({"stream": numbered(3), "unlabeled_images_per_epoch": 0}, "unlabeled_images_per_epoch=0 is out of range"),
         ({"stream": numbered(3), "shuffle_buffer_size": -1}, "shuffle_buffer_size=-1 is negative"),
     ]
     for kwargs, sentence in cases:

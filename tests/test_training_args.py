@@ -1,5 +1,6 @@
 """Defaults of the paper, help for every field, and one sentence for each mistake."""
 
+import json
 from dataclasses import fields
 
 import pytest
@@ -9,7 +10,9 @@ from run_training import make_trainer
 from transformers import HfArgumentParser, TrainingArguments
 
 from allspark_hf import AllSparkConfig, AllSparkTrainingArguments
+from allspark_hf.methods import METHODS
 from allspark_hf.training.trainer import make_sampler
+from allspark_hf.utils.arguments import facts_of, names, recorded, shown
 
 
 def arguments(**kwargs):
@@ -34,11 +37,38 @@ def test_schedule_settings_can_be_replaced():
     assert arguments(lr_scheduler_type="linear").lr_scheduler_kwargs is None
 
 
-def test_every_field_has_help_text():
+def test_every_field_has_help_text_and_known_facts():
     inherited = {field.name for field in fields(TrainingArguments)}
     own = [field for field in fields(AllSparkTrainingArguments) if field.name not in inherited]
-    assert len(own) == 33
+    assert len(own) == 32
     assert all(len(field.metadata.get("help", "")) > 15 for field in own)
+    rules = {facts_of(field).resume for field in fields(AllSparkTrainingArguments)}
+    assert rules == {"refused", "kept", "changed", "cut", "free"}
+    assert set(names(AllSparkTrainingArguments, resume="refused")) == {"method", "optim", "lr_scheduler_type"}
+    kept = {"learning_rate", "head_learning_rate_multiplier", "weight_decay", "sgd_momentum", "decay_norm_and_bias"}
+    assert set(names(AllSparkTrainingArguments, resume="kept")) == kept
+
+
+def test_recorded_is_what_was_given_and_shown_what_matters():
+    args = arguments(total_train_batch_size=8, optim="adamw_torch", report_to="none", eval_scales=[1.0, 2.0])
+    assert recorded(args) == {
+        "use_cpu": True,
+        "total_train_batch_size": 8,
+        "optim": "adamw_torch",
+        "eval_scales": [1.0, 2.0],
+    }
+    assert shown(args)["gradient_accumulation_steps"] == 4 and shown(args)["optim"] == "adamw_torch"
+    assert "output_dir" not in shown(args) and json.loads(json.dumps(shown(args))) == shown(args)
+
+
+def test_docstrings_list_the_arguments_with_their_defaults():
+    text = AllSparkTrainingArguments.__doc__
+    assert '    method (`str`, *optional*, defaults to `"allspark"`): How to train' in text
+    assert "    per_device_unlabeled_batch_size (`int`, *optional*): Unlabeled" in text
+    assert (
+        "    train_on_padding (`bool`, *optional*, defaults to `False`): "
+        in METHODS["allspark"].arguments_class.__base__.__doc__
+    )
 
 
 def test_the_command_line_reads_every_kind_of_field():
@@ -54,10 +84,16 @@ def test_the_command_line_reads_every_kind_of_field():
     [
         ({"method": "fixmatch"}, "method='fixmatch' is unknown: choose one of supervised, pseudo_label, allspark"),
         ({"labeled_loss": "dice"}, "labeled_loss='dice' is unknown"),
-        ({"unlabeled_loss_weight": -1.0}, "unlabeled_loss_weight=-1.0 is negative"),
-        ({"ohem_threshold": 1.5}, "ohem_threshold=1.5 is no probability"),
-        ({"head_learning_rate_multiplier": 0.0}, "head_learning_rate_multiplier=0.0: set more than 0"),
-        ({"per_device_unlabeled_batch_size": 0}, "per_device_unlabeled_batch_size=0: set at least 1"),
+        (
+            {"unlabeled_loss_weight": -1.0},
+            "unlabeled_loss_weight=-1.0 is out of range: set a finite number of at least 0",
+        ),
+        ({"ohem_threshold": 1.5}, "ohem_threshold=1.5 is out of range: set a number of at least 0 and at most 1"),
+        (
+            {"head_learning_rate_multiplier": 0.0},
+            "head_learning_rate_multiplier=0.0 is out of range: set a finite number above 0",
+        ),
+        ({"per_device_unlabeled_batch_size": 0}, "per_device_unlabeled_batch_size=0 is out of range"),
         ({"accelerator_config": {"split_batches": True}}, "split_batches=True cuts a mixed batch"),
         ({"accelerator_config": {"dispatch_batches": True}}, "dispatch_batches=True joins and cuts"),
         ({"epoch_length": "both"}, "epoch_length='both' is unknown: choose one of unlabeled, labeled"),

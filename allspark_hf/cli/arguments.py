@@ -1,75 +1,49 @@
-"""What the scripts share: recipes, and the way from arguments to a model; data has [`DataArguments`] of its own."""
+"""What the scripts share: recipes, the way from a command line to arguments, and which model is meant."""
 
 import argparse
-import dataclasses
-import os
-import re
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, fields
 from difflib import get_close_matches
 
-import torch
-from accelerate import Accelerator
-from huggingface_hub.errors import StrictDataclassError
 from transformers import HfArgumentParser
 
-from ..data import CheckReport
-from ..models.configuration_allspark import MIT_SIZES, AllSparkConfig
-from ..models.modeling_allspark import SegformerForSemiSupervisedSegmentation
-from ..models.pretrained import loading
-from ..publishing.licences import FROM_SCRATCH, base_weights_of
-from ..training.recipes import RECIPE_SUFFIXES, read_recipe, recipe_arguments, resolve_recipe
+from ..methods import METHODS, arguments_classes
+from ..training.arguments import AllSparkTrainingArguments
+from ..training.recipes import RECIPE_SUFFIXES, read_recipe
+from ..utils.arguments import argument, documented
+from .help import help_text
 
 
+@documented
 @dataclass
 class ModelArguments:
     """Which model. Fields that are left out keep what the checkpoint, or else AllSparkConfig, says."""
 
-    model_name_or_path: str | None = field(
-        default=None,
-        metadata={"help": "Weights to start from: nvidia/mit-b0..b5, nvidia/segformer-*, or an AllSpark model."},
+    model_name_or_path: str | None = argument(
+        None, "Weights to start from: nvidia/mit-b0..b5, nvidia/segformer-*, or an AllSpark model.", common=True
     )
-    backbone: str | None = field(default=None, metadata={"help": "Train from scratch: b0 to b5."})
-    hidden_sizes: list[int] | None = field(
-        default=None, metadata={"help": "From scratch: channels of the four stages, instead of the backbone's."}
+    backbone: str | None = argument(None, "Train from scratch: b0 to b5.", common=True)
+    hidden_sizes: list[int] | None = argument(
+        None, "From scratch: channels of the four stages, instead of the backbone's."
     )
-    depths: list[int] | None = field(
-        default=None, metadata={"help": "From scratch: layers of the four stages, instead of the backbone's."}
+    depths: list[int] | None = argument(None, "From scratch: layers of the four stages, instead of the backbone's.")
+    decoder_hidden_size: int | None = argument(
+        None, "From scratch: width of the decode head, instead of the backbone's."
     )
-    decoder_hidden_size: int | None = field(
-        default=None, metadata={"help": "From scratch: width of the decode head, instead of the backbone's."}
+    crop_size: list[int] | None = argument(
+        None, "Training crop in pixels, one side or height and width. Default: 513.", common=True
     )
-    crop_size: list[int] | None = field(
-        default=None, metadata={"help": "Training crop in pixels, one side or height and width. Default 513."}
+    memory_size: float | None = argument(None, "Memory slot as a multiple of C: 0.5, 1, 2, 4.")
+    channel_attention_heads: int | None = argument(None, "Heads of the channel attention.")
+    use_memory: bool | None = argument(None, "Paper, Table 5: S-Mem.")
+    use_grouping: bool | None = argument(None, "Paper, Table 5: CSG.")
+    grouping_similarity: str | None = argument(None, "cosine (code) or instance_norm (Eq. 4).")
+    grouping_source: str | None = argument(None, "logits (code) or probabilities (paper).")
+    mix_images_in_eval: bool | None = argument(
+        None, "The authors' pseudo-label pass: images of a batch see each other."
     )
-    memory_size: float | None = field(default=None, metadata={"help": "Memory slot as a multiple of C: 0.5, 1, 2, 4."})
-    channel_attention_heads: int | None = field(default=None, metadata={"help": "Heads of the channel attention."})
-    use_memory: bool | None = field(default=None, metadata={"help": "Paper, Table 5: S-Mem."})
-    use_grouping: bool | None = field(default=None, metadata={"help": "Paper, Table 5: CSG."})
-    grouping_similarity: str | None = field(default=None, metadata={"help": "cosine (code) or instance_norm (Eq. 4)."})
-    grouping_source: str | None = field(default=None, metadata={"help": "logits (code) or probabilities (paper)."})
-    mix_images_in_eval: bool | None = field(
-        default=None, metadata={"help": "The authors' pseudo-label pass: images of a batch see each other."}
-    )
-    drop_path_rate: float | None = field(default=None, metadata={"help": "Stochastic depth of the encoder."})
-    attn_implementation: str | None = field(default=None, metadata={"help": "Encoder attention: eager or sdpa."})
-
-
-# What other classes, crops or bottleneck settings may start anew.
-REPLACEABLE = re.compile(r"(.*\.)?classifier\.|bottleneck\.")
-# Entries of a checkpoint's config.json that a new training does not begin with.
-NOT_TAKEN_OVER = ("model_type", "num_labels", "mask_values", "ignored_mask_values")
-GEOMETRY_FIELDS = ("hidden_sizes", "depths", "decoder_hidden_size")
-CONFIG_FIELDS = (
-    "memory_size",
-    "channel_attention_heads",
-    "use_memory",
-    "use_grouping",
-    "grouping_similarity",
-    "grouping_source",
-    "mix_images_in_eval",
-    "drop_path_rate",
-)
+    drop_path_rate: float | None = argument(None, "Stochastic depth of the encoder.")
+    attn_implementation: str | None = argument(None, "Encoder attention: eager or sdpa.")
 
 
 def parse_arguments(types: tuple[type, ...], argv: list[str] | None = None) -> tuple:
@@ -77,175 +51,64 @@ def parse_arguments(types: tuple[type, ...], argv: list[str] | None = None) -> t
     Command line to dataclasses. If the first argument is a recipe (.yaml, .yml, .json), its entries come first and the
     rest of the command line overrides them.
 
+    Args:
+        types (`tuple[type, ...]`): argument classes.
+        argv (`list[str]`, *optional*): the command line without the script, defaults to that of this process.
+
+    Returns:
+        `tuple`: an instance of each class.
+
     Raises:
         FileNotFoundError: if the recipe, or one it is based on, does not exist.
-        ValueError: if a recipe is not a flat mapping or is based on itself, or an argument does not exist.
+        ValueError: if a recipe is not a flat mapping or is based on itself, an argument does not exist, or one that
+            was typed is not of the method that was chosen.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
-    if argv and argv[0].endswith(RECIPE_SUFFIXES):
-        argv = read_recipe(argv[0]) + argv[1:]
-    parser = _Parser(
-        types, description=sys.modules["__main__"].__doc__, formatter_class=_HelpFormatter, allow_abbrev=False
-    )
-    *parsed, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
+    typed = list(sys.argv[1:] if argv is None else argv)
+    recipe = read_recipe(typed.pop(0)) if typed and typed[0].endswith(RECIPE_SUFFIXES) else []
+    *parsed, unknown = _Parser(types).parse_args_into_dataclasses(recipe + typed, return_remaining_strings=True)
     if unknown:
         names = [argument.split("=")[0] for argument in unknown if argument.startswith("--")] or unknown
-        known = [f"--{field.name}" for one in types for field in dataclasses.fields(one)]
+        known = [f"--{one.name}" for kind in types for one in fields(kind)]
         close = [match for name in names for match in get_close_matches(name, known, n=1)]
         hint = f"did you mean {', '.join(close)}?" if close else "see --help."
         raise ValueError(f"There is no argument {', '.join(names)}: {hint}")
+    for arguments in parsed:
+        if isinstance(arguments, AllSparkTrainingArguments):
+            _check_method(arguments.method, typed)
     return tuple(parsed)
 
 
-class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """The script's own words as they stand, and defaults."""
+def _check_method(method: str, typed: list[str]):
+    """
+    ValueError if an argument that was typed belongs to other methods only. A recipe may hold such, since one on top of
+    it may change the method.
+    """
+    options = {option.split("=")[0].removeprefix("--").replace("-", "_") for option in typed if option[:2] == "--"}
+    own = {one.name for one in fields(METHODS[method].arguments_class)}
+    for name in dict.fromkeys(one.name for kind in arguments_classes() for one in fields(kind)):
+        if name not in own and (name in options or f"no_{name}" in options):
+            others = [other for other, kind in METHODS.items() if hasattr(kind.arguments_class, name)]
+            raise ValueError(
+                f"--{name} belongs to --method {' or '.join(others)} and changes nothing with {method}: leave it out, "
+                "or choose another method."
+            )
+
+
+class _Help(argparse.Action):
+    def __call__(self, parser, namespace, values, option_string=None):
+        print(help_text(parser.dataclass_types, sys.modules["__main__"].__doc__, everything=values == "all"))
+        parser.exit()
 
 
 class _Parser(HfArgumentParser):
-    """Without the usage, which is longer than a screen, before an error."""
+    """Without the usage, which is longer than a screen, before an error; `--help` is [`help_text`]."""
+
+    def __init__(self, types: tuple[type, ...]):
+        super().__init__(types, add_help=False, allow_abbrev=False)
+        self.add_argument("-h", "--help", action=_Help, nargs="?", default=argparse.SUPPRESS)
 
     def error(self, message: str):
         self.exit(2, f"{self.prog}: error: {' '.join(message.split())}; --help explains all arguments.\n")
 
 
-def load_model(
-    arguments: ModelArguments, report: CheckReport, ignore_index: int, plain_segformer: bool
-) -> SegformerForSemiSupervisedSegmentation:
-    """
-    The model to train, with the data's classes.
-
-    Args:
-        arguments ([`ModelArguments`]): which model.
-        report ([`CheckReport`]): the data.
-        ignore_index (`int`): mask value of pixels that do not count.
-        plain_segformer (`bool`): whether to leave the bottleneck out, for the baselines.
-
-    Raises:
-        ValueError: unless exactly one of `model_name_or_path` and `backbone` is given, if the backbone is no Mix
-            Transformer, if a checkpoint is to get another geometry, and if it cannot be loaded, unless that is an
-            `OSError` or a `StrictDataclassError`.
-    """
-    geometry = check_source(arguments)
-    fields = {name: getattr(arguments, name) for name in CONFIG_FIELDS if getattr(arguments, name) is not None}
-    if arguments.crop_size:
-        fields["crop_size"] = arguments.crop_size[0] if len(arguments.crop_size) == 1 else arguments.crop_size
-    if plain_segformer:
-        fields |= AllSparkConfig.plain_segformer_switches()
-    fields |= class_fields(report) | {"semantic_loss_ignore_index": ignore_index}
-    if arguments.backbone:
-        fields |= geometry | {"base_weights": FROM_SCRATCH}
-        config = AllSparkConfig.mit(arguments.backbone, **fields)
-        config._attn_implementation = arguments.attn_implementation
-        return SegformerForSemiSupervisedSegmentation(config)
-    name = arguments.model_name_or_path
-    with loading(name, keep=(OSError, StrictDataclassError)):
-        stored, _ = AllSparkConfig.get_config_dict(name)
-        fields["base_weights"] = base_weights_of(stored, name)
-        stored = {name: value for name, value in stored.items() if name not in NOT_TAKEN_OVER}
-        if len(stored.get("palette") or ()) != report.num_labels:
-            stored.pop("palette", None)
-        model, info = SegformerForSemiSupervisedSegmentation.from_pretrained(
-            name,
-            output_loading_info=True,
-            config=AllSparkConfig.from_dict({**stored, **fields}),
-            ignore_mismatched_sizes=True,  # a head for other classes starts anew, and from_pretrained says so
-            attn_implementation=arguments.attn_implementation,
-        )
-    misfits = sorted(str(entry[0]) for entry in info["mismatched_keys"] if not REPLACEABLE.match(str(entry[0])))
-    if misfits:
-        raise ValueError(
-            f"{len(misfits)} weights of {name!r} (first: {misfits[0]}) have other shapes than its config.json says, "
-            "and would start anew: get the checkpoint again."
-        )
-    return model
-
-
-def check_source(arguments: ModelArguments) -> dict:
-    """The geometry fields that were given; ValueError unless there is one source of weights, known, that they fit."""
-    if (arguments.model_name_or_path is None) == (arguments.backbone is None):
-        hint = "; `null` in a recipe removes what its base gives" if arguments.backbone else ""
-        raise ValueError(
-            f"Give either --model_name_or_path (weights to start from) or --backbone (from scratch){hint}."
-        )
-    if arguments.backbone not in (None, *MIT_SIZES):
-        raise ValueError(
-            f"backbone={arguments.backbone!r} is no Mix Transformer, and AllSpark is built on SegFormer's encoder "
-            f"(on a CNN it hurts: the paper's Table 6): choose one of {', '.join(MIT_SIZES)}."
-        )
-    geometry = {name: getattr(arguments, name) for name in GEOMETRY_FIELDS if getattr(arguments, name) is not None}
-    if geometry and arguments.model_name_or_path:
-        raise ValueError(
-            f"{', '.join(geometry)} would not fit the checkpoint's weights: leave them out, or use --backbone."
-        )
-    return geometry
-
-
-def class_fields(report: CheckReport) -> dict:
-    """Configuration fields with the names and colours of the data's classes."""
-    classes = report.data.classes
-    if classes is None:
-        names = {index: f"class_{index}" for index in range(report.num_labels)}
-        return {"id2label": names, "label2id": {name: index for index, name in names.items()}}
-    fields = {"id2label": classes.id2label, "label2id": classes.label2id}
-    if classes.colors:
-        fields["palette"] = [list(color) for color in classes.colors]
-    return fields
-
-
-def leave(accelerator: Accelerator, failure: str | None = None):
-    """
-    Ends a script whose work is done, the last thing that it calls.
-
-    Processes on CPUs wait for each other and then end at once: gloo's threads outlive the interpreter, and now and
-    then abort a process that has done its work.
-
-    Args:
-        accelerator (`Accelerator`): of the Trainer.
-        failure (`str`, *optional*): a sentence for the error output; the exit code is then 1.
-    """
-    if _on_gloo():
-        accelerator.wait_for_everyone()
-        _leave_at_once(failure)
-    accelerator.end_training()
-    if failure:
-        sys.exit(failure)
-
-
-def fail(failure: str):
-    """
-    Ends a script that cannot go on. One of several processes ends at once: the others may wait for it in a collective
-    operation, until the launcher (torchrun, accelerate launch) sees that one is gone and ends them.
-
-    Args:
-        failure (`str`): a sentence for the error output; the exit code is 1.
-    """
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        _leave_at_once(failure)
-    sys.exit(failure)
-
-
-def _on_gloo() -> bool:
-    distributed = torch.distributed
-    return distributed.is_available() and distributed.is_initialized() and distributed.get_backend() == "gloo"
-
-
-def _leave_at_once(failure: str | None):
-    if failure:
-        print(failure, file=sys.stderr)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(1 if failure else 0)
-
-
-__all__ = [
-    "ModelArguments",
-    "check_source",
-    "class_fields",
-    "fail",
-    "leave",
-    "load_model",
-    "parse_arguments",
-    "read_recipe",
-    "recipe_arguments",
-    "resolve_recipe",
-]
+__all__ = ["ModelArguments", "parse_arguments"]

@@ -1,32 +1,25 @@
 """`scripts/train.py --dry_run`: builds everything, takes one step on random pixels, and tells what is missing."""
 
-import copy
 import math
 import re
-import sys
 import tempfile
-import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-import datasets
-import numpy as np
-import torch
 from huggingface_hub import constants, try_to_load_from_cache
-from PIL import Image
-from transformers import PrinterCallback, TrainerCallback, set_seed
-from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
-from ..data import CheckReport, DataArguments, SegmentationData
+from ..data import DataArguments
 from ..data.presence import DataPresence, look_for_data
-from ..inference.prediction import make_image_processor
 from ..methods import METHODS
 from ..training.arguments import AllSparkTrainingArguments
 from ..training.checks import check_datasets
 from ..training.faults import NonFiniteError
-from ..training.loaders import make_sampler
-from ..training.trainer import AllSparkTrainer
-from .arguments import ModelArguments, check_source, load_model
+from ..training.trainer import AllSparkTrainer, make_sampler
+from ..utils.arguments import argument, documented
+from ..utils.files import HUB_ID
+from .arguments import ModelArguments
+from .models import check_source
+from .trial_step import GIB, StepReport, build_trainer, take_step
 
 
 WEIGHT_FILES = (
@@ -37,19 +30,20 @@ WEIGHT_FILES = (
 )
 # Names on the Hub whose geometry is that of `AllSparkConfig.mit`.
 NVIDIA = re.compile(r"nvidia/(?:mit|segformer)-(b[0-5])(?:-.*)?")
-MIB, GIB = 2**20, 2**30
+MIB = 2**20
 
 
+@documented
 @dataclass
 class DryRunArguments:
     """Whether to train at all."""
 
-    dry_run: bool = field(
-        default=False,
-        metadata={
-            "help": "Do not train: build everything, take one step on random pixels, print the effective batch, the "
-            "steps, the memory and what is missing on disk. Nothing is written to output_dir."
-        },
+    dry_run: bool = argument(
+        False,
+        "Do not train: build everything, take one step on random pixels, print the effective batch, the steps, the "
+        "memory and what is missing on disk. Nothing is written to output_dir.",
+        group="training",
+        common=True,
     )
 
 
@@ -109,26 +103,18 @@ def setting_lines(model: ModelArguments, args: AllSparkTrainingArguments) -> lis
     encoder = args.learning_rate
     schedule = f"{getattr(args.lr_scheduler_type, 'value', args.lr_scheduler_type)} {args.lr_scheduler_kwargs or ''}"
     length = f"{args.max_steps} steps" if args.max_steps > 0 else f"{args.num_train_epochs:g} epochs"
-    losses = f"labeled {args.labeled_loss}"
-    if args.labeled_loss == "ohem":
-        losses += f" (threshold {args.ohem_threshold:g}, at least {args.ohem_min_kept} pixels)"
-    if METHODS[args.method].uses_unlabeled:
-        losses += f"; unlabeled cross_entropy with weight {args.unlabeled_loss_weight:g}"
-        losses += f" from epoch {args.unlabeled_warmup_epochs}; padding {'' if args.train_on_padding else 'not '}used"
-    lines = [
+    own = {one.name: getattr(args, one.name) for one in fields(METHODS[args.method].arguments_class)}
+    steps = f"{args.eval_steps:g} of the" if args.eval_steps and args.eval_steps < 1 else f"{args.eval_steps}"
+    when = {"no": "never", "epoch": "every epoch", "steps": f"every {steps} steps"}[args.eval_strategy.value]
+    absent = "count as 0" if args.count_absent_classes else "do not count"
+    return [
         f"  method: {args.method}, from {model.model_name_or_path or model.backbone}",
+        f"  its arguments: {', '.join(f'{name} {value}' for name, value in own.items())}",
         f"  optimizer: {getattr(args.optim, 'value', args.optim)}, weight decay {args.weight_decay:g}",
         f"  learning rate: encoder {encoder:g}, rest {encoder * args.head_learning_rate_multiplier:g}; {schedule}",
         f"  length: {length}; an epoch is one pass over the {args.epoch_length} images",
-        f"  losses: {losses}",
+        f"  evaluation: {when}; {args.eval_mode}; absent classes {absent}",
     ]
-    if METHODS[args.method].needs_bottleneck:
-        lines.append(f"  memory: read from epoch {args.memory_warmup_epochs} on, counted from 0")
-    steps = f"{args.eval_steps:g} of the" if args.eval_steps and args.eval_steps < 1 else f"{args.eval_steps}"
-    when = {"no": "never", "epoch": "every epoch", "steps": f"every {steps} steps"}[args.eval_strategy.value]
-    mode = args.eval_mode
-    absent = "count as 0" if args.count_absent_classes else "do not count"
-    return [*lines, f"  evaluation: {when}; {mode}; absent classes {absent}"]
 
 
 def batch_lines(args: AllSparkTrainingArguments) -> list[str]:
@@ -226,7 +212,7 @@ def choose_weights(model: ModelArguments) -> tuple[ModelArguments | None, list[s
 
 
 def _is_cached(name: str) -> bool:
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+    if not HUB_ID.fullmatch(name):
         return False
     config, *weights = (isinstance(try_to_load_from_cache(name, file), str) for file in ("config.json", *WEIGHT_FILES))
     return config and any(weights)
@@ -236,150 +222,17 @@ def model_lines(trainer: AllSparkTrainer) -> list[str]:
     """Input, parameters and memory."""
     model = trainer.model
     height, width = model.config.crop_height_width
-    parts = {"encoder": model.encoder_parameters(), "all": model.parameters()}
-    if model.bottleneck is not None:
-        parts["bottleneck"] = model.bottleneck.parameters()
-    sizes = {name: sum(parameter.numel() for parameter in part) for name, part in parts.items()}
-    total = sizes.pop("all")
-    sizes["decode head"] = total - sum(sizes.values())
+    sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}
     shares = ", ".join(f"{name} {size / 1e6:.2f}" for name, size in sizes.items())
     lines = [
         f"  input: crops of {height} x {width}, {model.config.num_labels} classes",
-        f"  parameters: {total / 1e6:.2f} million ({shares})",
+        f"  parameters: {sum(sizes.values()) / 1e6:.2f} million ({shares})",
     ]
     if model.bottleneck is not None and model.bottleneck.memory is not None:
         channels = model.bottleneck.memory.channels
         size = channels.numel() * channels.element_size() / MIB
         lines.append(f"  semantic memory: {' x '.join(map(str, channels.shape))}, {size:.1f} MiB")
     return lines
-
-
-# ---- The step ----
-
-
-@dataclass
-class StepReport:
-    """Loss, seconds and memory of the step, and bytes that later updates have on top."""
-
-    loss: float
-    seconds: float
-    memory: str
-    optimizer_bytes: int
-    gradient_bytes: int
-
-
-class _Stopwatch(TrainerCallback):
-    """Seconds from the first forward pass to the update, data loading left out."""
-
-    seconds = math.nan
-
-    def on_step_begin(self, args, state, control, **kwargs):
-        self._synchronize()
-        self.start = time.perf_counter()
-
-    def on_step_end(self, args, state, control, **kwargs):
-        self._synchronize()
-        self.seconds = time.perf_counter() - self.start
-
-    def _synchronize(self):
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-
-
-def build_trainer(
-    found: DataPresence,
-    data: DataArguments,
-    model: ModelArguments,
-    args: AllSparkTrainingArguments,
-    folder: str,
-) -> AllSparkTrainer:
-    """The trainer of the training to come, but with random images, for one step that reads the memory."""
-    step_args = copy.copy(args)  # not made anew: that would undo what was derived from the original ones
-    changes = {
-        "output_dir": folder,
-        "max_steps": 1,
-        "gradient_accumulation_steps": 1,
-        "memory_warmup_epochs": 0,
-        "unlabeled_warmup_epochs": 0,
-        "eval_strategy": IntervalStrategy.NO,
-        "save_strategy": SaveStrategy.NO,
-        "logging_strategy": IntervalStrategy.STEPS,
-        "logging_steps": 1,
-        "logging_nan_inf_filter": False,
-        "load_best_model_at_end": False,
-        "push_to_hub": False,
-        "report_to": [],
-        "disable_tqdm": True,
-        "dataloader_num_workers": 0,
-        "dataloader_persistent_workers": False,
-        "dataloader_prefetch_factor": None,
-        "dataloader_drop_last": False,
-    }
-    for name, value in changes.items():
-        setattr(step_args, name, value)
-    set_seed(args.seed)
-    report = CheckReport(
-        data=SegmentationData(labeled=None, unlabeled=None, validation=None, classes=found.classes),
-        num_labels=found.num_labels,
-        values=[],
-    )
-    model = load_model(model, report, data.ignore_index, plain_segformer=not METHODS[args.method].needs_bottleneck)
-    trainer = AllSparkTrainer(
-        model,
-        step_args,
-        make_image_processor(data.image_long_side),
-        train_dataset=random_images(model.config, args, args.per_device_train_batch_size),
-        unlabeled_dataset=random_images(model.config, args, args.per_device_unlabeled_batch_size),
-    )
-    trainer.remove_callback(PrinterCallback)
-    return trainer
-
-
-def random_images(config, args: AllSparkTrainingArguments, per_device: int) -> datasets.Dataset:
-    """Noise of the crop's size with random masks, one for every place in a batch of all processes."""
-    rng = np.random.default_rng(args.seed)
-    size = config.crop_height_width
-    images, masks = [], []
-    for _ in range(per_device * args.world_size):
-        images.append(Image.fromarray(rng.integers(256, size=(*size, 3), dtype=np.uint8)))
-        masks.append(Image.fromarray(rng.integers(config.num_labels, size=size, dtype=np.uint8)))
-    columns = {args.image_column_name: images, args.label_column_name: masks}
-    features = datasets.Features({name: datasets.Image() for name in columns})
-    return datasets.Dataset.from_dict(columns, features=features)
-
-
-def take_step(trainer: AllSparkTrainer) -> StepReport:
-    """Forward, backward and update on one batch, through the trainer."""
-    stopwatch = _Stopwatch()
-    trainer.add_callback(stopwatch)
-    if trainer.args.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(trainer.args.device)
-    trainer.train()
-    entry = next(entry for entry in trainer.state.log_history if "loss_x" in entry)
-    state = [value for values in trainer.optimizer.state.values() for value in values.values()]
-    parameters = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
-    return StepReport(
-        loss=entry["loss"],
-        seconds=stopwatch.seconds,
-        memory=_peak_memory(trainer.args.device),
-        optimizer_bytes=_num_bytes([value for value in state if torch.is_tensor(value)]),
-        gradient_bytes=_num_bytes(parameters),
-    )
-
-
-def _num_bytes(tensors: list[torch.Tensor]) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
-
-def _peak_memory(device: torch.device) -> str:
-    if device.type == "cuda":
-        return f"{torch.cuda.max_memory_allocated(device) / GIB:.2f} GiB at most allocated by torch on {device}"
-    if device.type != "cpu" or sys.platform == "win32":
-        return f"not measured on {device.type} under {sys.platform}"
-    import resource  # not on Windows
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return f"{peak / GIB:.2f} GiB, the most this process has held on the CPU, Python and libraries included"
 
 
 def step_lines(step: StepReport, args: AllSparkTrainingArguments) -> list[str]:

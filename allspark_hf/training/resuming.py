@@ -10,6 +10,7 @@ from pathlib import Path
 import datasets
 
 from ..data.overlap import undecoded
+from ..utils.arguments import names, plain
 from ..utils.files import read_json_object
 from . import storage
 
@@ -20,19 +21,6 @@ FORMAT = 2
 OPTIMIZER_FILE = "optimizer.pt"  # transformers' name
 # Files of a checkpoint that a resume needs, and a model for use does not.
 STATE_PATTERNS = ("*.pt", "*.pth", "student.safetensors", storage.RUN_FILE)
-
-# Arguments whose change cannot be continued: other losses of another model, or an optimizer whose state does not fit.
-FIXED = ("method", "optim", "lr_scheduler_type")
-# Those that the checkpoint's optimizer and schedule carry, so that a new value has no effect.
-KEPT = ("learning_rate", "head_learning_rate_multiplier", "weight_decay", "sgd_momentum", "decay_norm_and_bias")
-# Those whose new value holds from here on.
-FROM_HERE = (
-    *("num_train_epochs", "max_steps", "warmup_steps", "labeled_loss", "ohem_threshold", "ohem_min_kept"),
-    *("unlabeled_loss_weight", "unlabeled_warmup_epochs", "memory_warmup_epochs", "train_on_padding", "max_grad_norm"),
-    *("seed", "data_seed", "shuffle_buffer_size", "bf16", "fp16", "on_bad_image"),
-)
-# How the images of one update are cut into batches.
-CUT = ("processes", "per_device_train_batch_size", "per_device_unlabeled_batch_size", "gradient_accumulation_steps")
 SETS = ("labeled", "unlabeled", "validation")
 SHOWN = 5
 
@@ -47,27 +35,23 @@ def describe_run(trainer) -> dict:
     """
     args, config, sampler = trainer.args, trainer.model.config, trainer.sampler
     batches = args.gradient_accumulation_steps * args.world_size
+    compared = [name for rule in ("refused", "kept", "changed", "cut") for name in names(args, resume=rule)]
     described = {
         "format": FORMAT,
         "model": {name: getattr(config, name) for name in config.shape_fields},
         "classes": [config.id2label[index] for index in range(config.num_labels)],
         "crop": list(config.crop_height_width),
-        "arguments": {name: _plain(getattr(args, name)) for name in (*FIXED, *KEPT, *FROM_HERE, *CUT[1:])},
+        "arguments": {name: plain(getattr(args, name)) for name in compared},
         "processes": args.world_size,
         "images_per_update": [sampler.labeled_batch_size * batches, sampler.unlabeled_batch_size * batches],
         "updates_per_epoch": math.ceil(len(sampler) / batches),
-        "data": {name: _describe_set(names) for name, names in names_of_images(trainer).items()},
+        "data": {name: _describe_set(images) for name, images in names_of_images(trainer).items()},
     }
     return json.loads(json.dumps(described))  # tuples are lists in what it is compared to
 
 
-def _plain(value):
-    value = getattr(value, "value", value)  # of an enum
-    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
-
-
-def _describe_set(names: list[str]) -> dict:
-    return {"count": len(names), "sha256": hashlib.sha256("\n".join(names).encode()).hexdigest()}
+def _describe_set(images: list[str]) -> dict:
+    return {"count": len(images), "sha256": hashlib.sha256("\n".join(images).encode()).hexdigest()}
 
 
 def names_of_images(trainer) -> dict[str, list[str]]:
@@ -129,7 +113,7 @@ def check_resume(trainer, checkpoint: str | Path) -> dict:
         )
     told = trainer.__dict__.setdefault("_told_of_resume", set())
     if trainer.args.should_log and str(checkpoint) not in told:
-        for sentence in _warnings(run, now):
+        for sentence in _warnings(run, now, trainer.args):
             logger.warning("Going on from %s: %s", checkpoint, sentence)
     told.add(str(checkpoint))
     return run
@@ -142,8 +126,8 @@ def _read_run(trainer, checkpoint: Path) -> dict:
     if run.get("format") != FORMAT:
         raise ValueError(
             f"{checkpoint} has no readable {storage.RUN_FILE} of format {FORMAT}: it was not written to its end, or "
-            "by another version of this package or another program; begin a new "
-            f"training from its weights (--model_name_or_path {checkpoint} and another --output_dir)."
+            "by another version of this package or another program; begin a new training "
+            f"from its weights (--model_name_or_path {checkpoint} and another --output_dir)."
         )
     if not storage.is_complete(checkpoint):
         raise ValueError(
@@ -166,13 +150,14 @@ def _refused(run: dict, now: dict, checkpoint: Path, trainer) -> Iterator[str]:
     classes, known = now["classes"], run["classes"]
     if classes != known and sorted(classes) == sorted(known):
         yield f"the classes were in the order {', '.join(known[:SHOWN])} and are {', '.join(classes[:SHOWN])}"
-    for name in FIXED:
+    for name in names(trainer.args, resume="refused"):
         if run["arguments"].get(name) != now["arguments"][name]:
             yield f"{name} was {run['arguments'].get(name)} and is {now['arguments'][name]}"
     if run["crop"] != now["crop"] and now["model"]["use_memory"] and now["model"]["use_cross_attention"]:
-        yield f"the crop was {_size(run['crop'])} and is {_size(now['crop'])} pixels, for which the memory is too"
+        sizes = f"{_size(run['crop'])} and is {_size(now['crop'])} pixels"
+        yield f"the crop was {sizes}, but the memory holds tokens of the first one"
     if run["images_per_update"] != now["images_per_update"]:
-        yield _other_update(run, now)
+        yield _other_update(run, now, trainer.args)
     elif run["updates_per_epoch"] != now["updates_per_epoch"] and run["data"] == now["data"]:
         yield (
             f"an epoch was {run['updates_per_epoch']} updates and is {now['updates_per_epoch']} (epoch_length, "
@@ -188,15 +173,15 @@ def _size(crop: list[int]) -> str:
     return f"{crop[0]}x{crop[1]}"
 
 
-def _other_update(run: dict, now: dict) -> str:
+def _other_update(run: dict, now: dict, args) -> str:
     labeled, unlabeled = run["images_per_update"]
-    given = " x ".join(f"{now['arguments'].get(name, now['processes'])} {name}" for name in (*CUT[:2], CUT[3]))
-    advice = ""
-    if labeled and labeled % (now["arguments"][CUT[1]] * now["processes"]) == 0:
-        advice = f" (--total_train_batch_size {labeled} keeps it)"
+    step = now["processes"] * args.per_device_train_batch_size
+    advice = f" (--total_train_batch_size {labeled} keeps it)" if labeled and labeled % step == 0 else ""
     return (
         f"an update had {labeled} labeled and {unlabeled} unlabeled images and has {now['images_per_update'][0]} and "
-        f"{now['images_per_update'][1]} ({given}), so that the place in the epoch would be another{advice}"
+        f"{now['images_per_update'][1]} ({now['processes']} processes x {args.per_device_train_batch_size} "
+        f"per_device_train_batch_size x {args.gradient_accumulation_steps} gradient_accumulation_steps), so that the "
+        f"place in the epoch would be another{advice}"
     )
 
 
@@ -212,18 +197,18 @@ def _other_images(name: str, count: int, before: list[str] | None, now: list[str
     return f"{sentence}, in another order" if known == found else sentence
 
 
-def _warnings(run: dict, now: dict) -> Iterator[str]:
+def _warnings(run: dict, now: dict, args) -> Iterator[str]:
     before, after = run["arguments"], now["arguments"]
-    for name in KEPT:
+    for name in names(args, resume="kept"):
         if before.get(name) != after[name]:
             yield f"{name} stays {before.get(name)}, which its optimizer carries, although {after[name]} is given."
-    for name in FROM_HERE:
+    for name in names(args, resume="changed"):
         if before.get(name) != after[name]:
             yield f"{name} was {before.get(name)} and is {after[name]} from here on; no single run gives the same."
-    cut = {name: (run | before)[name] for name in CUT}
-    cut_now = {name: (now | after)[name] for name in CUT}
-    if cut != cut_now:
-        changed = ", ".join(f"{name} {cut[name]} -> {cut_now[name]}" for name in CUT if cut[name] != cut_now[name])
+    old, new = run | before, now | after
+    cut = [name for name in ("processes", *names(args, resume="cut")) if old[name] != new[name]]
+    if cut:
+        changed = ", ".join(f"{name} {old[name]} -> {new[name]}" for name in cut)
         yield (
             f"{changed}. An update has the same images as before, and so has an epoch but for its last update; batch "
             "statistics, dropout and the memory's order are others, so the result is close and not bit-identical."

@@ -15,14 +15,15 @@ class Facts:
 
     Args:
         resume (`str`, *optional*, defaults to `"free"`):
-            what another value at a resume means: `"refused"` (the run cannot go on with it), `"kept"` (the checkpoint's
-            value stays, since its optimizer or schedule carries it), `"changed"` (the new value holds from here on, and
-            a warning says so), `"cut"` (it cuts the images of one update into batches; refused if an update then has
-            others) or `"free"` (nothing of the result depends on it, or something else is compared).
+            what another value at a resume means: `"refused"` (the run cannot go on with it), `"kept"` (the value of
+            the checkpoint stays, since its optimizer or schedule carries it), `"changed"` (the new value holds from
+            here on, and a warning says so), `"cut"` (it cuts the images of one update into batches; refused if an
+            update then has others) or `"free"` (no result depends on it, or something else is compared).
         common (`bool`, *optional*, defaults to `False`): one of the about twenty arguments that `--help` shows first.
         shown (`bool`, *optional*, defaults to `False`): whether a model card lists it, default or not.
         recorded (`bool`, *optional*, defaults to `True`):
             whether run_record.json has it when it differs from its default.
+        group (`str`, *optional*): heading of `--help` that it stands under; else that of its class.
         interval (`str`, *optional*):
             the numbers allowed, as in `"[0, 1)"`; with `inf` for no bound. Of a list, each entry is one.
     """
@@ -31,6 +32,7 @@ class Facts:
     common: bool = False
     shown: bool = False
     recorded: bool = True
+    group: str | None = None
     interval: str | None = None
 
 
@@ -112,10 +114,10 @@ def _is_in(number: float, interval: str) -> bool:
 def _in_words(interval: str) -> str:
     """ "a number above 0 and at most 1"."""
     low, high = _bounds(interval)
-    words = f"{'at least' if interval[0] == '[' else 'a number above'} {low:g}"
-    if high < math.inf:
-        words += f" and {'at most' if interval[-1] == ']' else 'below'} {high:g}"
-    return words
+    above = f"{'of at least' if interval[0] == '[' else 'above'} {low:g}"
+    if high == math.inf:
+        return f"a finite number {above}"
+    return f"a number {above} and {'at most' if interval[-1] == ']' else 'below'} {high:g}"
 
 
 def recorded(arguments: Any) -> dict[str, Any]:
@@ -161,7 +163,7 @@ def plain(value: Any) -> Any:
 
 def documented(cls: type) -> type:
     """Decorates a dataclass: its docstring gets an `Args:` part, from the help of the fields that it declares."""
-    own = [one for one in fields(cls) if one.name in cls.__annotations__]
+    own = [one for one in fields(cls) if one.name in inspect.get_annotations(cls)]
     entries = [f"    {one.name} ({_described(one)}): {one.metadata.get('help', '')}" for one in own]
     head, raises, errors = inspect.cleandoc(cls.__doc__).partition("\n\nRaises:")
     cls.__doc__ = "\n".join([f"{head}\n", "Args:", *entries]) + raises + errors
@@ -173,7 +175,8 @@ def _described(one: Field) -> str:
     default = default_of(one)
     if default is MISSING:
         return f"`{kind}`"
-    return f"`{kind}`, *optional*" + ("" if default is None else f", defaults to `{default!r}`")
+    shown_default = f'"{default}"' if isinstance(default, str) else repr(default)
+    return f"`{kind}`, *optional*" + ("" if default is None else f", defaults to `{shown_default}`")
 
 
 __all__ = [

@@ -1,0 +1,55 @@
+"""How a script ends, also as one of several processes."""
+
+import os
+import sys
+
+import torch
+from accelerate import Accelerator
+
+
+def leave(accelerator: Accelerator, failure: str | None = None):
+    """
+    Ends a script whose work is done, the last thing that it calls.
+
+    Processes on CPUs wait for each other and then end at once: gloo's threads outlive the interpreter, and now and
+    then abort a process that has done its work.
+
+    Args:
+        accelerator (`Accelerator`): of the Trainer.
+        failure (`str`, *optional*): a sentence for the error output; the exit code is then 1.
+    """
+    if _on_gloo():
+        accelerator.wait_for_everyone()
+        _leave_at_once(failure)
+    accelerator.end_training()
+    if failure:
+        sys.exit(failure)
+
+
+def fail(failure: str):
+    """
+    Ends a script that cannot go on. One of several processes ends at once: the others may wait for it in a collective
+    operation, until the launcher (torchrun, accelerate launch) sees that one is gone and ends them.
+
+    Args:
+        failure (`str`): a sentence for the error output; the exit code is 1.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        _leave_at_once(failure)
+    sys.exit(failure)
+
+
+def _on_gloo() -> bool:
+    distributed = torch.distributed
+    return distributed.is_available() and distributed.is_initialized() and distributed.get_backend() == "gloo"
+
+
+def _leave_at_once(failure: str | None):
+    if failure:
+        print(failure, file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1 if failure else 0)
+
+
+__all__ = ["fail", "leave"]
