@@ -230,6 +230,7 @@ class CheckpointMixin:
             saving.part = "the weights"
             self._save_model_files(model, unfinished, state_dict)
             storage.put_model_in_place(unfinished, folder)
+        self._record.note_saved(folder)
 
     def _save_model_files(self, model, folder: Path, state_dict):
         folder.mkdir(parents=True, exist_ok=True)

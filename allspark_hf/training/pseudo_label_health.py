@@ -7,13 +7,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 
-from ..evaluation.metrics import ConfusionMatrix, metric_name
+from ..evaluation.metrics import COLLAPSE_RATIO, ConfusionMatrix, metric_name
 
 
 logger = logging.getLogger(__name__)
 
 FILE_NAME = "pseudo_label_counts.safetensors"
-COLLAPSE_RATIO = 0.25  # of what the other classes have in the labels
 
 
 def histogram(classes: torch.Tensor, num_classes: int) -> torch.Tensor:

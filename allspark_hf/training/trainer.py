@@ -17,14 +17,15 @@ from ..evaluation.metrics import metric_name
 from ..inference.prediction import long_side_of
 from ..methods import METHODS, MixedBatch, PixelCounts
 from ..models.modeling_allspark import SegformerForSemiSupervisedSegmentation
-from ..publishing.record import RunRecordCallback, base_weights_of
-from ..publishing.trainer_mixin import PublishingMixin
+from ..publishing.licenses import base_weights_of
 from .arguments import AllSparkTrainingArguments
 from .checkpoints import CheckpointMixin
 from .checks import check_datasets, check_evaluation, check_model, check_output_dir
 from .finite import FiniteGuard, NonFiniteMixin, finite_mean
+from .hub import HubSide
 from .processes import DistributedMixin, check_sharding, synchronize_batchnorm
 from .pseudo_label_health import PseudoLabelHealth
+from .records import RunRecord
 
 
 class _EpochCallback(TrainerCallback):
@@ -37,7 +38,7 @@ class _EpochCallback(TrainerCallback):
         self.sampler.set_epoch(int(state.epoch or 0))
 
 
-class AllSparkTrainer(DistributedMixin, CheckpointMixin, NonFiniteMixin, PublishingMixin, Trainer):
+class AllSparkTrainer(DistributedMixin, CheckpointMixin, NonFiniteMixin, Trainer):
     """
     Trains [`SegformerForSemiSupervisedSegmentation`] on a labeled and an unlabeled dataset.
 
@@ -91,6 +92,7 @@ class AllSparkTrainer(DistributedMixin, CheckpointMixin, NonFiniteMixin, Publish
             model.config.share_memory = False
         if args.channels_last:
             model.to(memory_format=torch.channels_last)
+        self._hub = HubSide(self)
         super().__init__(
             model=model,
             args=args,
@@ -107,12 +109,35 @@ class AllSparkTrainer(DistributedMixin, CheckpointMixin, NonFiniteMixin, Publish
         self._sampler = self._make_sampler() if train_dataset is not None else None
         if self._sampler is not None:
             self.add_callback(_EpochCallback(self._sampler))
-        self.add_callback(RunRecordCallback(self))
+        self._record = RunRecord(self)
+        self.add_callback(self._record)
         self._health = PseudoLabelHealth(self)
         if self.method.uses_unlabeled:
             self.add_callback(self._health)
         self._finite = FiniteGuard(self)
         self.add_callback(self._finite)
+
+    # ---- The Hub, and the run's record ----
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None):
+        """See [`HubSide.prepare_repository`]."""
+        self._hub.prepare_repository(token, private)
+
+    def create_model_card(self, language=None, license=None, tags=None, model_name: str | None = None, **kwargs):
+        """See [`HubSide.write_card`]."""
+        self._hub.write_card(model_name, language=language, license=license, tags=tags, **kwargs)
+
+    def push_to_hub(self, commit_message: str | None = "End of training", blocking: bool = True, **kwargs):
+        """See [`HubSide.push`]."""
+        return self._hub.push(commit_message, blocking, **kwargs)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str):
+        self._hub.push_checkpoint(checkpoint_folder)
+
+    def save_metrics(self, split: str, metrics: dict[str, float], combined: bool = True):
+        """As in transformers, and into `run_record.json`, from which the card takes them."""
+        super().save_metrics(split, metrics, combined)
+        self._record.note_metrics(split, metrics)
 
     # ---- Mixed batches ----
 
