@@ -42,7 +42,7 @@ def has_weights(api: HfApi, repo_id: str, staging: Path, token: str | None, revi
 def has_card_of_a_person(repo_id: str, staging: Path, token: str | None, revision: str | None) -> bool:
     """
     Whether the repository's card, which a staged one would replace, has text that no program of ours or transformers'
-    wrote: not as rendered here, and with a licence, which transformers' generic card lacks.
+    wrote: not as rendered here, and with a license, which transformers' generic card lacks.
 
     Args:
         repo_id, staging, token, revision: as for [`has_weights`].
