@@ -1,19 +1,15 @@
 """AllSpark (CVPR 2024): semi-supervised semantic segmentation for transformers."""
 
 from .inference.segmentation import segment
+from .models.auto_classes import register_auto_classes
 from .models.configuration_allspark import AllSparkConfig
 from .models.modeling_allspark import SegformerForSemiSupervisedSegmentation, SemiSupervisedSegmenterOutput
-from .models.registration import register_auto_classes
-from .publishing.publish import push_model_to_hub
 from .training.arguments import AllSparkTrainingArguments
 from .training.trainer import AllSparkTrainer
 from .utils import __version__
 
 
 register_auto_classes()
-
-# transformers' own sends a card without a licence; published code, which runs without this package, keeps that one.
-SegformerForSemiSupervisedSegmentation.push_to_hub = push_model_to_hub
 
 __all__ = [
     "AllSparkConfig",

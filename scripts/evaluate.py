@@ -100,7 +100,7 @@ def results(trainer, arguments, data_arguments, seconds: float) -> dict:
     means = ("loss", "mean_iou", "mean_accuracy", "mean_boundary_iou", "overall_accuracy")
     return {
         "model": arguments.model,
-        DIGEST: weights_digest(arguments.model),  # None of a Hub id
+        DIGEST: weights_digest(arguments.model) or weights_digest(trainer.model),  # the latter of a Hub id
         "data": asdict(data_arguments) | {"split": arguments.split},
         "settings": settings,
         "num_images": evaluation.num_images,

@@ -87,7 +87,7 @@ def build_trainer():
     from allspark_hf.data import DataArguments, load_data
     from allspark_hf.inference.prediction import make_image_processor
     from allspark_hf.methods import METHODS
-    from allspark_hf.publishing.record import run_source
+    from allspark_hf.training.records import run_source
 
     types = (DataArguments, ModelArguments, AllSparkTrainingArguments, DryRunArguments)
     data_arguments, model_arguments, args, run = parse_arguments(types)

@@ -39,7 +39,7 @@ from allspark_hf.export.onnx import (  # noqa: E402
     sizes_to_compare,
 )
 from allspark_hf.inference.prediction import make_image_processor, predict_mask  # noqa: E402
-from allspark_hf.publishing.outdated import weights_digest  # noqa: E402
+from allspark_hf.models.weights import weights_digest  # noqa: E402
 
 
 ONE_STAGE = {

@@ -1,8 +1,5 @@
 """The loopback Hub of the tests, through huggingface_hub's own functions."""
 
-import subprocess
-import sys
-
 import pytest
 from hub_server import HubServer
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, hf_hub_download
@@ -121,16 +118,3 @@ def test_broken_connections(hub):
     with pytest.raises(Exception, match=r"disconnected|reset"):
         commit("tester/model", {"a.txt": b"1"})
     assert hub.files("tester/model")["a.txt"] == b"1"  # done, though the answer was lost
-
-
-def test_a_process_of_its_own(hub):
-    hub.add("tester/secret", {"a.txt": b"content", "weights": LARGE}, private=True)
-    code = (
-        "from huggingface_hub import snapshot_download as s; p = s('tester/secret'); print(open(p + '/a.txt').read())"
-    )
-    run = {
-        token: subprocess.run([sys.executable, "-c", code], env=hub.environment(token), capture_output=True, text=True)
-        for token in (hub.token, None)
-    }
-    assert run[hub.token].stdout.strip() == "content", run[hub.token].stderr
-    assert run[None].returncode != 0 and "RepositoryNotFoundError" in run[None].stderr

@@ -10,6 +10,8 @@ PACKAGE = Path(allspark_hf.__file__).parent
 # A folder imports from itself and from those before it, so nothing goes in a circle, and nobody imports `cli`.
 ORDER = ("utils", "models", "data", "methods", "evaluation", "inference", "figures", "export")
 ORDER += ("publishing", "training", "studies", "demo", "cli")
+# The model's own push_to_hub, where this package is installed; the file also runs alone, as code of the Hub.
+OPTIONAL = ("models/modeling_allspark.py", "publishing")
 NOT_FROM = {"data": {"models"}, "evaluation": {"methods"}}  # neighbors that need not know each other
 
 
@@ -43,5 +45,6 @@ def test_imports_flow_one_way():
         allowed = set(ORDER[: ORDER.index(folder) + 1]) - NOT_FROM.get(folder, set())
         for path in (PACKAGE / folder).rglob("*.py"):
             names = [name for name in imported_folders(path) if name not in allowed]
-            wrong += [f"{path.relative_to(PACKAGE)} imports {name}" for name in names]
+            file = path.relative_to(PACKAGE).as_posix()
+            wrong += [f"{file} imports {name}" for name in names if (file, name) != OPTIONAL]
     assert not wrong, "\n".join(wrong)

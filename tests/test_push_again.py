@@ -72,7 +72,7 @@ def test_what_a_person_wrote_on_the_hub_is_kept(hub, output_folder, caplog, with
 def test_a_card_changed_by_hand_is_published(hub, output_folder, tmp_path, caplog):  # noqa: F811
     publish_folder(output_folder, "tester/roads")
     card = output_folder / "README.md"
-    card.write_text(card.read_text().replace("## Licence", "A word of mine.\n\n## Licence"))
+    card.write_text(card.read_text().replace("## License", "A word of mine.\n\n## License"))
     publish_folder(output_folder, "tester/roads")
     assert hub.files("tester/roads")["README.md"] == card.read_bytes() and b"A word of mine." in card.read_bytes()
     assert "was changed by hand, and is published as it is" in caplog.text

@@ -32,7 +32,7 @@ def hub(monkeypatch):
         monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
         monkeypatch.setattr(upload, "FIRST_WAIT", 0.0)
         # It takes a second; test_one_flag has it.
-        monkeypatch.setattr("allspark_hf.publishing.trainer_mixin.write_run_figures", lambda folder: [])
+        monkeypatch.setattr("allspark_hf.training.hub.write_run_figures", lambda folder: [])
         yield server
 
 
@@ -148,7 +148,7 @@ def test_a_checkpoint_that_cannot_be_staged(hub, tmp_path, caplog, monkeypatch):
     def full(*arguments, **kwargs):
         raise OSError(f"No space left on device, token {hub.token}")
 
-    monkeypatch.setattr("allspark_hf.publishing.trainer_mixin.stage", full)
+    monkeypatch.setattr("allspark_hf.training.hub.stage", full)
     trainer = short_trainer(tmp_path / "out", hub)
     trainer.train()
     assert trainer.state.global_step == 2

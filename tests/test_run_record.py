@@ -1,4 +1,4 @@
-"""run_record.json: what it says, and what it must not say; base weights and the licence that follows from them."""
+"""run_record.json: what it says, and what it must not say; base weights and the license that follows from them."""
 
 import importlib.util
 import json
@@ -18,8 +18,10 @@ from allspark_hf.data import DataArguments, load_data
 from allspark_hf.demo.data import write_demo_data
 from allspark_hf.models.configuration_allspark import MIT_SIZES
 from allspark_hf.models.conversion import _base_weights
-from allspark_hf.publishing.licences import base_weights_of, licence_of, weights_name
-from allspark_hf.publishing.record import REPOSITORY, checkout, non_default, public, public_command
+from allspark_hf.models.weights import weights_digest
+from allspark_hf.publishing.licenses import base_weights_of, license_of, weights_name
+from allspark_hf.publishing.record import REPOSITORY, checkout, public, public_command
+from allspark_hf.training.records import recorded
 
 
 SECRET = "hf_AbCdEfGhIjKlMnOp"
@@ -33,10 +35,14 @@ def data_dir(tmp_path_factory):
     return folder
 
 
+def read(tmp_path) -> dict:
+    return json.loads((tmp_path / "out" / "run_record.json").read_text())
+
+
 def train(tmp_path, **kwargs) -> dict:
     trainer = make_trainer(tiny_model(), output_dir=str(tmp_path / "out"), **kwargs)
     trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint)
-    return json.loads((tmp_path / "out" / "run_record.json").read_text())
+    return read(tmp_path)
 
 
 # ---- What may be public ----
@@ -77,11 +83,11 @@ def test_public_command():
 
 def test_arguments_are_those_that_differ(tmp_path):
     common = {"output_dir": str(tmp_path), "report_to": "none", "use_cpu": True}
-    assert non_default(AllSparkTrainingArguments(**common)) == {"use_cpu": True}
+    assert recorded(AllSparkTrainingArguments(**common)) == {"use_cpu": True}
     given = {"learning_rate": 0.5, "eval_crop_size": [64], "eval_mode": "center_crop", "seed": 7}
     given |= {"lr_scheduler_kwargs": {"power": 2.0}, "per_device_unlabeled_batch_size": 3}
     given |= {"accelerator_config": {"even_batches": False}, "hub_model_id": "me/x"}
-    found = non_default(AllSparkTrainingArguments(**common, **given, hub_token=SECRET))
+    found = recorded(AllSparkTrainingArguments(**common, **given, hub_token=SECRET))
     assert found.pop("accelerator_config")["even_batches"] is False
     del given["accelerator_config"]
     assert found == given | {"use_cpu": True}
@@ -104,11 +110,12 @@ def test_record_of_a_training(tmp_path):
     }
     assert record["training"]["steps"] == 5 and record["training"]["epochs"] == 1.0
     assert 0 < record["training"]["seconds"] < 300 and record["training"]["resumed"] is False
-    assert record["training"]["labeled_images_per_update"] == 2
+    assert record["training"]["labeled_images_per_update"] == record["training"]["unlabeled_images_per_update"] == 2
     parameters = sum(parameter.numel() for parameter in tiny_model().parameters())
     assert record["model"] == {"base_weights": "none", "started_from": "none", "parameters": parameters}
     assert record["command"] is None and record["arguments"]["learning_rate"] == 0.01
     assert record["settings"]["seed"] == 3 and record["settings"]["memory_warmup_epochs"] == 1
+    assert record["method"]["name"] == "allspark" and record["evaluation"]["eval_mode"] == "whole"
     assert record["git"] == checkout()
     assert record["versions"]["torch"] == torch.__version__ and record["machine"]["processes"] == 1
 
@@ -120,6 +127,29 @@ def test_record_of_a_supervised_training_and_of_a_stream(tmp_path):
     trainer_arguments = {"stream": True, "unlabeled_images_per_epoch": 4, "num_train_epochs": 1}
     record = train(tmp_path / "b", **trainer_arguments)
     assert record["data"]["unlabeled"] is None and record["data"]["unlabeled_stream"] is True
+
+
+def test_the_record_is_of_the_weights_that_were_saved(tmp_path):
+    settings = {"max_steps": 2, "save_strategy": "steps", "save_steps": 2, "output_dir": str(tmp_path / "out")}
+    trainer = make_trainer(tiny_model(), **settings)
+    trainer.train()
+    assert (read(tmp_path)["weights_sha256"], read(tmp_path)["metrics"]) == (None, {})
+    trainer.save_model(str(tmp_path / "elsewhere"))
+    assert read(tmp_path)["weights_sha256"] is None
+    trainer.save_model()
+    assert read(tmp_path)["weights_sha256"] == weights_digest(tmp_path / "out") == weights_digest(trainer.model)
+    assert weights_digest(tmp_path / "out" / "checkpoint-2") == weights_digest(trainer.model)  # which has the memory
+    trainer.save_metrics("eval", {"eval_mean_iou": 0.25})
+    assert read(tmp_path)["metrics"] == {"eval": {"eval_mean_iou": 0.25}}
+    # A resume from the end trains nothing, and its evaluation is of the same weights.
+    again = make_trainer(tiny_model(), **settings)
+    again.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-2"))
+    again.save_metrics("eval", {"eval_mean_iou": 0.5})
+    assert read(tmp_path)["metrics"] == {"eval": {"eval_mean_iou": 0.5}}
+    # One that only evaluates another model says nothing of these.
+    other = make_trainer(tiny_model(seed=1), **settings)
+    other.save_metrics("eval", {"eval_mean_iou": 0.75})
+    assert read(tmp_path)["metrics"] == {"eval": {"eval_mean_iou": 0.5}}
 
 
 def test_a_resumed_run_says_so_and_a_finished_one_keeps_its_record(tmp_path):
@@ -228,18 +258,11 @@ def test_base_weights_from_python(tmp_path):
         (None, None, "unknown"),
     ],
 )
-def test_licence(base, started, expected):
-    licence = licence_of(base, started)
-    assert licence.id == expected
-    assert ("non-commercial" in licence.sentence) == (expected == "other")
-    assert ("check it" in licence.sentence) == (expected == "unknown")
-    assert (licence.name, licence.link) == (None, None) or licence.link.startswith("https://github.com/NVlabs/")
-
-
-@pytest.mark.parametrize("base", ["x`<img src=x>", "nvidia/x`<img src=x>"])
-def test_names_of_weights_stay_text(base):
-    assert f"``{base}``" in licence_of(base).sentence
-    assert f"``{base}``" in licence_of("none" if "nvidia" in base else base, base).sentence
+def test_license(base, started, expected):
+    found = license_of(base, started)
+    assert found.id == expected
+    assert found.origin == (None if expected == "apache-2.0" else base if base != "none" else started)
+    assert (found.name is None) == (found.link is None) == (expected != "other")
 
 
 def test_base_weights_of_a_configuration():
@@ -252,4 +275,4 @@ def test_base_weights_of_the_authors_checkpoints():
     hidden_sizes, depths, _ = MIT_SIZES["b5"]
     assert _base_weights({"hidden_sizes": list(hidden_sizes), "depths": list(depths)}) == "nvidia/mit-b5"
     other = _base_weights({"hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1]})
-    assert other == "authors-checkpoint" and licence_of(other).id == "unknown"
+    assert other == "authors-checkpoint" and license_of(other).id == "unknown"

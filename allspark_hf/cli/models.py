@@ -8,7 +8,7 @@ from ..data import CheckReport
 from ..models.configuration_allspark import MIT_SIZES, AllSparkConfig
 from ..models.modeling_allspark import SegformerForSemiSupervisedSegmentation
 from ..models.pretrained import loading
-from ..publishing.licences import FROM_SCRATCH, base_weights_of
+from ..publishing.licenses import FROM_SCRATCH, base_weights_of
 from .arguments import ModelArguments
 
 

@@ -5,6 +5,10 @@ import math
 import torch
 
 
+# Pseudo-labels have collapsed onto one class if the others have less than this share of what they have in the labels.
+COLLAPSE_RATIO = 0.25
+
+
 class ConfusionMatrix:
     """
     Pixel counts by true and predicted class; constant memory for any number and size of images.
@@ -225,4 +229,4 @@ def mean_of(values: torch.Tensor, count_absent_classes: bool = False) -> float:
     return values.nanmean().nan_to_num(0).item()
 
 
-__all__ = ["BoundaryCounts", "ConfusionMatrix", "boundary_distance", "metric_name", "on_boundary"]
+__all__ = ["COLLAPSE_RATIO", "BoundaryCounts", "ConfusionMatrix", "boundary_distance", "metric_name", "on_boundary"]

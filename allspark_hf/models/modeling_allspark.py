@@ -114,6 +114,14 @@ class SemiSupervisedSegmenter:
         """As in transformers, but with today's weight names: Trainer cannot resume from the old ones (#48805)."""
         super().save_pretrained(save_directory, *args, save_original_format=save_original_format, **kwargs)
 
+    def push_to_hub(self, repo_id: str, **kwargs):
+        """As in transformers; with allspark_hf installed, the card states license and task, and the code goes too."""
+        try:  # this file also runs alone, as a repository's code
+            from allspark_hf.publishing.publish import push_model_to_hub
+        except ImportError:
+            return super().push_to_hub(repo_id, **kwargs)
+        return push_model_to_hub(self, repo_id, **kwargs)
+
     @can_return_tuple
     def forward(
         self,

@@ -1,25 +1,27 @@
-"""Which weights lie in a folder."""
+"""Which weights lie in a folder, or in a model."""
 
 import hashlib
+import re
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from transformers.utils import SAFE_WEIGHTS_NAME
 
-from .bottleneck_allspark import MEMORY_KEYS
+from .modeling_allspark import SegformerForSemiSupervisedSegmentation
 
 
-DIGEST = "weights_sha256"  # the name of the digest in records
+DIGEST = "weights_sha256"  # name of the entry in records
 
 
-def weights_digest(folder: str | Path) -> str | None:
+def weights_digest(source: str | Path | torch.nn.Module) -> str | None:
     """
-    SHA-256 of the names, types, sizes and bytes of the weights in a folder. The memory of the training does not count,
-    so a checkpoint, the model saved from it and the published model have the same digest.
+    A name for weights: SHA-256 of their names, types, sizes and bytes, without the training's memory, so that a
+    checkpoint, its saved model, its published one and the model in memory have the same.
 
     Args:
-        folder (`str` or `Path`): with `model.safetensors`.
+        source (`str`, `Path` or `torch.nn.Module`): a folder with `model.safetensors`, or a model.
 
     Returns:
         `str`: 64 hexadecimal digits; None if there is no such file.
@@ -27,17 +29,25 @@ def weights_digest(folder: str | Path) -> str | None:
     Raises:
         ValueError: if it is damaged.
     """
-    path = Path(folder) / SAFE_WEIGHTS_NAME
+    if isinstance(source, torch.nn.Module):
+        state = source.state_dict()
+        return _digest(state, state.__getitem__)
+    path = Path(source) / SAFE_WEIGHTS_NAME
     if not path.is_file():
         return None
-    digest = hashlib.sha256()
     with _opened(path) as file:
-        for name in sorted(file.keys()):
-            if name in MEMORY_KEYS:
-                continue
-            tensor = file.get_tensor(name).contiguous()
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
-            digest.update(tensor.flatten().view(torch.uint8).numpy())
+        return _digest(file.keys(), file.get_tensor)
+
+
+def _digest(names: Iterable[str], tensor_of: Callable[[str], torch.Tensor]) -> str:
+    ignored = SegformerForSemiSupervisedSegmentation._keys_to_ignore_on_save
+    digest = hashlib.sha256()
+    for name in sorted(names):
+        if any(re.search(pattern, name) for pattern in ignored):
+            continue
+        tensor = tensor_of(name).detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
 
 
@@ -48,13 +58,4 @@ def _opened(path: Path):
         raise ValueError(f"{path} holds no weights in safetensors ({error}): save the model again.") from error
 
 
-def holds_weights(folder: str | Path, model: torch.nn.Module) -> bool:
-    """Whether all weights that are saved in a folder equal those of a model."""
-    path, own = Path(folder) / SAFE_WEIGHTS_NAME, model.state_dict()
-    if not path.is_file():
-        return False
-    with safe_open(path, "pt") as file:
-        return all(name in own and file.get_tensor(name).equal(own[name].cpu()) for name in file.keys())  # noqa: SIM118
-
-
-__all__ = ["DIGEST", "holds_weights", "weights_digest"]
+__all__ = ["DIGEST", "weights_digest"]

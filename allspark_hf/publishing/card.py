@@ -1,24 +1,21 @@
 """The card of a trained model, README.md of its repository, rendered from the records in its folder."""
 
 import hashlib
-import json
 import logging
 import os
 import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from urllib.parse import quote
 
 import jinja2
 from huggingface_hub import ModelCard
 from PIL import Image
 
-from . import card_limits, card_results, card_sections
-from .card_metadata import card_data
-from .card_records import EXAMPLES_DIR, IMAGE_SUFFIXES, Records, read_records
-from .licences import licence_of
-from .markdown import code, escape, number
+from ..utils.text import one_line
+from .content import content
+from .markdown import environment
+from .records import EXAMPLES_DIR, SHOWN_IMAGES, UNEXPECTED, Records, read_records
 
 
 logger = logging.getLogger(__name__)
@@ -27,23 +24,33 @@ CARD_FILE = "README.md"
 MARKER = re.compile(r"\n*<!-- allspark-hf card (\w+) -->\s*$")
 
 
-def template() -> str:
-    """The text of the card's Jinja template."""
-    return Path(__file__).with_name("template.md").read_text(encoding="utf-8")
+# ---- Text ----
 
 
-def fill(**sections) -> str:
+def render_card(records: Records, repo_id: str | None = None, model_name: str | None = None) -> str:
     """
-    The template with its sections, ended by a marker from which a later change by hand shows.
+    The text of a card, ended by a marker from which a later change by hand shows.
 
     Args:
-        sections: every variable of the template; a missing one is an error.
+        records ([`Records`]): of the model's folder.
+        repo_id (`str`, *optional*): `user/name` of the repository; without one, examples name the folder.
+        model_name (`str`, *optional*): title; default: the name in `repo_id`, else the folder's.
+
+    Raises:
+        ValueError: if a record is not as this package writes it.
     """
-    options = {"trim_blocks": True, "lstrip_blocks": True, "undefined": jinja2.StrictUndefined}
-    environment = jinja2.Environment(**options, keep_trailing_newline=True, autoescape=False)
-    text = environment.from_string(template()).render(**sections).strip() + "\n"
-    ModelCard(text)  # raises ValueError if the metadata cannot be read back
-    return mark(text)
+    template = Path(__file__).with_name("template.md").read_text(encoding="utf-8")
+    try:
+        text = environment().from_string(template).render(content(records, repo_id, model_name))
+        text = re.sub(r"\n{3,}", "\n\n", text)
+        ModelCard(text)  # raises ValueError if the metadata cannot be read back
+        return mark(text)
+    except (*UNEXPECTED, jinja2.TemplateError) as error:
+        what = f"{type(error).__name__}: {one_line(error)}"[:200]
+        raise ValueError(
+            f"Some record in {records.folder} (config.json, run_record.json, trainer_state.json, an evaluation or an "
+            f"export) is not as this package writes it ({what}): correct it, or remove it."
+        ) from error
 
 
 def mark(text: str) -> str:
@@ -64,57 +71,7 @@ def is_as_rendered(text: str) -> bool:
     return found is not None and _digest(text[: found.start()]) == found.group(1)
 
 
-def render_card(records: Records, repo_id: str | None = None, model_name: str | None = None) -> str:
-    """
-    The text of a card.
-
-    Args:
-        records ([`Records`]): of the model's folder.
-        repo_id (`str`, *optional*): `user/name` of the repository; without one, examples name the folder.
-        model_name (`str`, *optional*): title; default: the name in `repo_id`, else the folder's.
-    """
-    title = model_name or (repo_id or records.name).rpartition("/")[2]
-    licence = licence_of(records.base_weights, records.started_from)
-    return fill(
-        card_data=card_data(records, licence, title).to_yaml(),
-        title=escape(title),
-        notice=None,
-        model_string=json.dumps(repo_id or records.name, ensure_ascii=False),
-        summary=card_sections.summary(records),
-        classes=card_sections.classes(records),
-        data=card_sections.data(records),
-        training=card_sections.training(records),
-        results=card_results.results(records),
-        pseudo_labels=card_results.pseudo_labels(records),
-        figures=[
-            {"path": quote(path), "title": escape(Path(path).stem.replace("_", " "))} for path in records.figures
-        ],
-        onnx=card_results.onnx(records.export),
-        limits=card_limits.limits(records),
-        environment=environment(records.run),
-        licence=f"{licence.title[0].upper()}{licence.title[1:]}. {licence.sentence}",
-    )
-
-
-def environment(run: dict) -> str:
-    """Versions and machine of the training."""
-    if not run.get("versions"):
-        return "Versions and machine were not recorded."
-    versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
-    machine, git = run.get("machine", {}), run.get("git")
-    gpus = machine.get("gpus") or []
-    processes = machine.get("processes", 1)
-    parts = [
-        escape(machine.get("cpu") or "unknown CPU"),
-        f"{number(machine.get('cores'))} cores, {number(machine.get('memory_gib'))} GiB",
-        f"{len(gpus)} x {escape(gpus[0])}" if gpus else "no GPU",
-        f"processes: {processes}, threads of each: {number(machine.get('threads_per_process'))}",
-    ]
-    text = f"Trained with {escape(versions)} on: {'; '.join(parts)}."
-    if git:
-        changed = ", with changes that were not committed" if git.get("uncommitted_changes") else ""
-        text += f" Commit {code(git['commit'][:12])} of the code{changed}."
-    return text
+# ---- Files ----
 
 
 def write_model_card(
@@ -182,9 +139,23 @@ def card_to_publish(
     return path
 
 
+def write_card(path: Path, text: str) -> Path:
+    """Writes a rendered card, whole or not at all; one that is not as rendered is kept beside it."""
+    if path.is_file() and not is_as_rendered(path.read_text(encoding="utf-8", errors="replace")):
+        numbers = ("", *(f".{count}" for count in range(2, 10_000)))
+        names = (path.with_name(f"{path.stem}.old{number}{path.suffix}") for number in numbers)
+        kept = next(name for name in names if not name.exists())
+        os.replace(path, kept)
+        logger.warning("%s was not as this program renders it, changed by hand perhaps: kept as %s.", path, kept.name)
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(text, encoding="utf-8", newline="\n")
+    os.replace(part, path)
+    return path
+
+
 def _check_image(path: Path):
-    if path.suffix.lower() not in IMAGE_SUFFIXES:
-        raise ValueError(f"The example image {path} is none of {', '.join(IMAGE_SUFFIXES)}: give an image file.")
+    if path.suffix.lower() not in SHOWN_IMAGES:
+        raise ValueError(f"The example image {path} is none of {', '.join(SHOWN_IMAGES)}: give an image file.")
     try:
         with Image.open(path) as image:
             image.verify()
@@ -194,48 +165,15 @@ def _check_image(path: Path):
 
 def _add_example(folder: Path, image: Path) -> str:
     """Path of the image in the folder, where it is copied to unless it is there."""
-    target_dir, content = folder / EXAMPLES_DIR, image.read_bytes()
+    target_dir, pixels = folder / EXAMPLES_DIR, image.read_bytes()
     for count in range(1, 1000):
-        name = image.name if count == 1 else f"{image.stem}_{count}{image.suffix}"
-        target = target_dir / name
-        if target.is_file() and target.read_bytes() == content:
-            return f"{EXAMPLES_DIR}/{name}"
+        target = target_dir / (image.name if count == 1 else f"{image.stem}_{count}{image.suffix}")
         if not target.exists():
             target_dir.mkdir(exist_ok=True)
             shutil.copyfile(image, target)
-            return f"{EXAMPLES_DIR}/{name}"
+        if target.read_bytes() == pixels:
+            return f"{EXAMPLES_DIR}/{target.name}"
     raise ValueError(f"{target_dir} holds 1000 images called {image.name}: rename the example.")
 
 
-def write_card(path: Path, text: str) -> Path:
-    """Writes a rendered card, whole or not at all; one that is not as rendered is kept beside it."""
-    if path.is_file():
-        old = path.read_text(encoding="utf-8", errors="replace")
-        if not is_as_rendered(old):
-            kept = _free_name(path)
-            os.replace(path, kept)
-            logger.warning(
-                "%s was not as this program renders it, changed by hand perhaps: kept as %s.", path, kept.name
-            )
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(text, encoding="utf-8", newline="\n")
-    os.replace(part, path)
-    return path
-
-
-def _free_name(path: Path) -> Path:
-    names = (f"{path.stem}.old{path.suffix}", *(f"{path.stem}.old.{count}{path.suffix}" for count in range(2, 10_000)))
-    return next(path.with_name(name) for name in names if not path.with_name(name).exists())
-
-
-__all__ = [
-    "CARD_FILE",
-    "card_to_publish",
-    "fill",
-    "is_as_rendered",
-    "mark",
-    "render_card",
-    "template",
-    "write_card",
-    "write_model_card",
-]
+__all__ = ["CARD_FILE", "card_to_publish", "is_as_rendered", "mark", "render_card", "write_card", "write_model_card"]

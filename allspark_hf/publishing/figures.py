@@ -20,8 +20,8 @@ def write_run_figures(folder: str | Path) -> list[Path]:
     Raises:
         ValueError: if `trainer_state.json` cannot be read.
     """
-    from allspark_hf.figures import draw_curves, read_curves, write_figure
-    from allspark_hf.figures.charts import CURVE_PANELS
+    from ..figures import draw_curves, read_curves, write_figure
+    from ..figures.charts import CURVE_PANELS
 
     folder = Path(folder)
     if importlib.util.find_spec("matplotlib") is None or not (folder / TRAINER_STATE_NAME).is_file():

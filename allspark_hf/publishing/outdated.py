@@ -5,20 +5,21 @@ from pathlib import Path
 from transformers.trainer import TRAINER_STATE_NAME
 
 from ..models.weights import DIGEST, weights_digest
-from .markdown import percent
+from ..utils.files import read_json_object
 from .record import RECORD_FILE
-from .record_shapes import history_of, numbers_of, read_json
 
 
-MEANS = ("eval_mean_iou", "eval_mean_accuracy", "eval_overall_accuracy")
+# What transformers writes of a run; run_record.json vouches for them.
+OF_THE_RUN = (TRAINER_STATE_NAME, "train_results.json", "eval_results.json", "all_results.json")
 
 
 def outdated_files(folder: str | Path) -> dict[str, str]:
     """
     Records of an earlier training or of another model that lie in a folder; they must not be published as this one's.
 
-    A file of scripts/evaluate.py and an export name the weights they were made from; the last evaluation and the
-    training's summary are held against the log in `trainer_state.json`. What does not tell counts as current.
+    Every record of this package has the entry `weights_sha256`, of the weights that it is about. What has another one
+    than the weights in the folder, or null, is outdated. A file without the entry, of an earlier version, counts as
+    current, and so does all in a folder without `model.safetensors`.
 
     Args:
         folder (`str` or `Path`): an output folder.
@@ -27,51 +28,24 @@ def outdated_files(folder: str | Path) -> dict[str, str]:
         `dict[str, str]`: name in the folder (`"onnx"` for an export) -> what is wrong, and what to do.
     """
     folder = Path(folder)
-    found = {}
-    makers = {path.name: (path, "scripts/evaluate.py") for path in sorted(folder.glob("*.json"))}
-    makers["onnx"] = (folder / "onnx" / "export.json", "scripts/export_onnx.py")
-    told = {name: (_read(path).get(DIGEST), script) for name, (path, script) in makers.items()}
-    told = {name: entry for name, entry in told.items() if entry[0] is not None}
+    told = {path.name: read_json_object(path) for path in sorted(folder.glob("*.json"))}
+    told["onnx"] = read_json_object(folder / "onnx" / "export.json")
+    told = {name: content[DIGEST] for name, content in told.items() if DIGEST in content}
     own = weights_digest(folder) if told else None
-    for name, (digest, script) in told.items():
-        if own is not None and digest != own:
-            found[name] = f"it was made from other weights than those in {folder}: run {script} again"
-    found |= _not_in_log(folder)
-    if found.keys() & {"eval_results.json", "train_results.json"}:
-        found["all_results.json"] = "it repeats them"
+    remedies = {
+        RECORD_FILE: "save the model it tells of again, or remove it",
+        "onnx": "run scripts/export_onnx.py again",
+    }
+    found = {
+        name: f"it is not of the weights in {folder}: {remedies.get(name, 'run scripts/evaluate.py again')}"
+        for name, digest in told.items()
+        if own is not None and digest != own
+    }
+    if RECORD_FILE in found:
+        found |= {
+            name: f"{RECORD_FILE} is not of the weights in {folder}" for name in OF_THE_RUN if (folder / name).exists()
+        }
     return found
 
 
-def _not_in_log(folder: Path) -> dict[str, str]:
-    if not (folder / TRAINER_STATE_NAME).is_file():
-        return {}
-    history = history_of(_read(folder / TRAINER_STATE_NAME))
-    train, last = (numbers_of(_read(folder / name)) for name in ("train_results.json", "eval_results.json"))
-    found = {}
-    runtimes = [entry["train_runtime"] for entry in history if "train_runtime" in entry]
-    if train.get("train_runtime") is not None and runtimes[-1:] != [train["train_runtime"]]:
-        found["train_results.json"] = "it is of another training than trainer_state.json: save it again, or remove it"
-    evaluated = [entry for entry in history if MEANS[0] in entry]
-    settings = _read(folder / RECORD_FILE).get("settings")
-    best = isinstance(settings, dict) and settings.get("load_best_model_at_end")
-    candidates = evaluated if best else evaluated[-1:]
-    if MEANS[0] in last and not any(_means(entry) == _means(last) for entry in candidates):
-        found["eval_results.json"] = (
-            "it is not the last evaluation in trainer_state.json: evaluate and save both again, or remove it"
-        )
-    return found
-
-
-def _means(entry: dict) -> list[str]:
-    return [percent(entry.get(name)) for name in MEANS]
-
-
-def _read(path: Path) -> dict:
-    try:
-        content = read_json(path)
-    except (OSError, ValueError):
-        return {}  # whoever needs the file says what is wrong with it
-    return content if isinstance(content, dict) else {}
-
-
-__all__ = ["outdated_files"]
+__all__ = ["OF_THE_RUN", "outdated_files"]

@@ -69,7 +69,7 @@ def push_model_to_hub(
 ) -> CommitInfo:
     """
     `model.push_to_hub` of this package: as [`~transformers.PreTrainedModel.push_to_hub`], and with the arguments of
-    that, but the card states licence and task, and the code travels along. A card that a person wrote or changed on
+    that, but the card states license and task, and the code travels along. A card that a person wrote or changed on
     the Hub is kept. The image processor is pushed by its own `push_to_hub`.
 
     Raises:

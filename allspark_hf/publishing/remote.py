@@ -1,16 +1,17 @@
 """What a repository of the Hub holds of an earlier model."""
 
 import hashlib
-import json
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 
 from huggingface_hub import HfApi, ModelCard, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
+from ..utils.files import read_json_object
 from .card import CARD_FILE, is_as_rendered
-from .card_records import EVALUATION_KEYS
+from .records import is_evaluation
 from .repository import PATTERNS, RECORDS
 
 
@@ -41,7 +42,7 @@ def has_weights(api: HfApi, repo_id: str, staging: Path, token: str | None, revi
 def has_card_of_a_person(repo_id: str, staging: Path, token: str | None, revision: str | None) -> bool:
     """
     Whether the repository's card, which a staged one would replace, has text that no program of ours or transformers'
-    wrote: not as rendered here, and with a licence, which transformers' generic card lacks.
+    wrote: not as rendered here, and with a license, which transformers' generic card lacks.
 
     Args:
         repo_id, staging, token, revision: as for [`has_weights`].
@@ -74,19 +75,11 @@ def outdated_on_hub(api: HfApi, repo_id: str, staging: Path, token: str | None, 
     if has_weights(api, repo_id, staging, token, revision):
         return []
     there = api.list_repo_files(repo_id, revision=revision, token=token)
+    fetch = partial(hf_hub_download, repo_id, revision=revision, token=token)
     gone = [path for path in there if not (staging / path).exists()]
     records = [path for path in gone if path in RECORDS or any(fnmatchcase(path, pattern) for pattern in OWN)]
     others = [path for path in gone if path.endswith(".json") and "/" not in path and path not in records]
-    return records + [path for path in others if _is_evaluation(repo_id, path, token, revision)]
-
-
-def _is_evaluation(repo_id: str, path: str, token: str | None, revision: str | None) -> bool:
-    file = hf_hub_download(repo_id, path, revision=revision, token=token)
-    try:
-        content = json.loads(Path(file).read_text(encoding="utf-8"))
-    except ValueError:
-        return False  # a file of the user's
-    return isinstance(content, dict) and content.keys() >= EVALUATION_KEYS
+    return records + [path for path in others if is_evaluation(read_json_object(fetch(path)))]
 
 
 __all__ = ["has_card_of_a_person", "has_weights", "outdated_on_hub"]

@@ -150,7 +150,7 @@ class Checkpoints:
         with telling_of_saving(str(folder), unfinished, run_dir) as saving:
             self._write(unfinished, folder, saving)
         if trainer.args.push_to_hub:
-            trainer._push_from_checkpoint(str(folder))
+            trainer.hub.push_checkpoint(str(folder))
         if trainer.args.should_save:
             self._remove_old(run_dir)
 
@@ -210,6 +210,7 @@ class Checkpoints:
             _save_pretrained(self._evaluated, unfinished, state_dict if self._evaluated is model else None)
             self._save_processor(unfinished)
             storage.put_model_in_place(unfinished, folder)
+        self.trainer.record.note_saved(folder)
 
     def _save_processor(self, folder: Path):
         if self.trainer.processing_class is not None:

@@ -5,12 +5,10 @@ import logging
 import torch
 from transformers import TrainerCallback
 
-from ..evaluation.metrics import ConfusionMatrix, metric_name
+from ..evaluation.metrics import COLLAPSE_RATIO, ConfusionMatrix, metric_name
 
 
 logger = logging.getLogger(__name__)
-
-COLLAPSE_RATIO = 0.25  # of what the other classes have in the labels
 
 
 def histogram(classes: torch.Tensor, num_classes: int) -> torch.Tensor:

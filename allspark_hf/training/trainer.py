@@ -20,18 +20,19 @@ from ..evaluation.metrics import metric_name
 from ..inference.prediction import long_side_of
 from ..methods import METHODS, MixedBatch, PixelCounts
 from ..models.modeling_allspark import SegformerForSemiSupervisedSegmentation
-from ..publishing.record import RunRecordCallback, base_weights_of
-from ..publishing.trainer_mixin import PublishingMixin
+from ..publishing.licenses import base_weights_of
 from . import storage
 from .arguments import AllSparkTrainingArguments
 from .checkpoints import Checkpoints
 from .checks import check_datasets, check_evaluation, check_model, check_output_dir
 from .faults import sole_training, telling_faults
 from .finite import FiniteGuard, finite_mean
+from .hub import HubSide
 from .loaders import evaluation_loader, make_sampler, train_loader
 from .optimizer import split_by_rate
 from .processes import Processes, check_sharding, synchronize_batchnorm
 from .pseudo_label_health import PseudoLabelHealth
+from .records import RunRecord
 
 
 class _Hooks(TrainerCallback):
@@ -63,7 +64,7 @@ class _Hooks(TrainerCallback):
             self.trainer.checkpoints.best_model_loaded()
 
 
-class AllSparkTrainer(PublishingMixin, Trainer):
+class AllSparkTrainer(Trainer):
     """
     Trains [`SegformerForSemiSupervisedSegmentation`] on a labeled and an unlabeled dataset.
 
@@ -114,6 +115,7 @@ class AllSparkTrainer(PublishingMixin, Trainer):
         self.long_side = long_side_of(processing_class)
         check_evaluation(model.config, args, processing_class)
         self._prepare_model(model, args)
+        self.hub = HubSide(self)
         super().__init__(
             model=model,
             args=args,
@@ -132,6 +134,7 @@ class AllSparkTrainer(PublishingMixin, Trainer):
         self._method_rates = self._build_method(model)
         self.processes = Processes(self)
         self.checkpoints = Checkpoints(self)
+        self.record = RunRecord(self)
         self.health, self.finite = PseudoLabelHealth(self), FiniteGuard(self)
         self._connect_parts()
 
@@ -145,22 +148,21 @@ class AllSparkTrainer(PublishingMixin, Trainer):
             model.to(memory_format=torch.channels_last)
 
     def _build_method(self, model: SegformerForSemiSupervisedSegmentation) -> dict[str, float]:
-        """Gives the model what the method trains beside it; returns the learning rates, as multiples of the encoder's."""
+        """Gives the model what the method trains beside it; returns the rates, as multiples of the encoder's."""
         if hasattr(model, "method_modules"):  # of an earlier trainer
             del model.method_modules
         built = self.method.build(model)
         if built:
             model.method_modules = nn.ModuleDict({name: module for name, (module, _) in built.items()})
             model.method_modules.to(self.args.device)
-            object.__setattr__(
-                self.method, "built", model.method_modules
-            )  # the model's, not part of the method's state
+            # Not as a submodule: its weights are the model's and no part of the method's own state.
+            object.__setattr__(self.method, "built", model.method_modules)
         self.method.to(self.args.device)
         return {name: rate for name, (_, rate) in built.items()}
 
     def _connect_parts(self):
         self.add_callback(_Hooks(self))
-        self.add_callback(RunRecordCallback(self))
+        self.add_callback(self.record)
         if self.method.state_dict():
             self.checkpoints.register("method", self.method)
         if self.method.uses_unlabeled:
@@ -235,6 +237,25 @@ class AllSparkTrainer(PublishingMixin, Trainer):
         self.checkpoints.save_model(Path(self.args.output_dir if output_dir is None else output_dir))
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    # ---- The Hub, and the run's record ----
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None):
+        """See [`HubSide.prepare_repository`]."""
+        self.hub.prepare_repository(token, private)
+
+    def create_model_card(self, language=None, license=None, tags=None, model_name: str | None = None, **kwargs):
+        """See [`HubSide.write_card`]."""
+        self.hub.write_card(model_name, language=language, license=license, tags=tags, **kwargs)
+
+    def push_to_hub(self, commit_message: str | None = "End of training", blocking: bool = True, **kwargs):
+        """See [`HubSide.push`]."""
+        return self.hub.push(commit_message, blocking, **kwargs)
+
+    def save_metrics(self, split: str, metrics: dict[str, float], combined: bool = True):
+        """As in transformers, and into `run_record.json`, from which the card takes them."""
+        super().save_metrics(split, metrics, combined)
+        self.record.note_metrics(split, metrics)
 
     # ---- Mixed batches ----
 

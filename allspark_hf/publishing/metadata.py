@@ -6,8 +6,9 @@ from urllib.parse import unquote, urlparse
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from .card_records import Evaluation, Records
-from .licences import FROM_SCRATCH, HUB_ID, Licence
+from ..utils.files import HUB_ID
+from .licenses import FROM_SCRATCH, License
+from .records import EvaluationRecord, Records
 
 
 METRICS = {"mean_iou": "Mean IoU", "mean_accuracy": "Mean accuracy", "overall_accuracy": "Overall accuracy"}
@@ -15,22 +16,23 @@ TAGS = ["vision", "image-segmentation", "semantic-segmentation", "semi-supervise
 TASK = "image-segmentation"
 
 
-def card_data(records: Records, licence: Licence, model_name: str) -> ModelCardData:
+def card_data(records: Records, license: License, model_name: str) -> ModelCardData:
     """
     The metadata of a trained model.
 
     Args:
         records ([`Records`]): of its folder.
-        licence ([`Licence`]): of its weights.
+        license ([`License`]): of its weights.
         model_name (`str`): what the evaluation panel calls it.
     """
-    data = records.run.get("data", {})
+    data = records.section("data")
     hub_data = [data.get("source")] if data.get("on_hub") else []
     hub_data += [data.get("unlabeled_dataset")] if data.get("unlabeled_dataset_on_hub") else []
+    fields = {"license": license.id, "license_name": license.name, "license_link": license.link}
     found = eval_results(records)
     base = base_model(records)
     return ModelCardData(
-        **licence_fields(licence),
+        **{name: value for name, value in fields.items() if value is not None},
         library_name="transformers",
         pipeline_tag=TASK,
         tags=TAGS,
@@ -44,16 +46,10 @@ def card_data(records: Records, licence: Licence, model_name: str) -> ModelCardD
     )
 
 
-def licence_fields(licence: Licence) -> dict[str, str]:
-    """The fields of the metadata that state the licence."""
-    fields = {"license": licence.id, "license_name": licence.name, "license_link": licence.link}
-    return {name: value for name, value in fields.items() if value is not None}
-
-
 def base_model(records: Records) -> str | None:
     """The Hub id of the model this one came from, the nearest that has one; None from scratch."""
     for name in (records.started_from, records.base_weights):
-        if name and name != FROM_SCRATCH and "/" in name and HUB_ID.fullmatch(name):
+        if name and name != FROM_SCRATCH and HUB_ID.fullmatch(name):
             return name
     return None
 
@@ -69,9 +65,8 @@ def widget(examples: list[str]) -> list[dict[str, str]] | None:
 
 def eval_results(records: Records) -> list[EvalResult]:
     """Mean IoU, mean accuracy and overall accuracy of every evaluation; the same number of the same thing once."""
-    entries = ([records.final] if records.final else []) + records.evaluations
     found: list[EvalResult] = []
-    for entry in entries:
+    for entry in [*([records.final] if records.final else []), *records.evaluations]:
         for result in _results(entry):
             same = [other for other in found if other.is_equal_except_value(result)]
             if any(other.metric_value == result.metric_value for other in same):
@@ -82,13 +77,13 @@ def eval_results(records: Records) -> list[EvalResult]:
     return found
 
 
-def _results(entry: Evaluation) -> list[EvalResult]:
+def _results(entry: EvaluationRecord) -> list[EvalResult]:
     mode = "" if entry.mode in (None, "whole images") else f" ({entry.mode})"
     return [
         EvalResult(
             task_type=TASK,
             task_name="Semantic segmentation",
-            dataset_type=entry.source if entry.on_hub else slug(entry.source),
+            dataset_type=entry.source if entry.on_hub else _slug(entry.source),
             dataset_name=entry.source,
             dataset_split=entry.split,
             metric_type=name,
@@ -100,9 +95,9 @@ def _results(entry: Evaluation) -> list[EvalResult]:
     ]
 
 
-def slug(name: str) -> str:
+def _slug(name: str) -> str:
     """A name as an identifier: letters, digits, dots and dashes."""
     return re.sub(r"[^\w.]+", "-", name.lower()).strip("-.") or "unknown"
 
 
-__all__ = ["TAGS", "TASK", "base_model", "card_data", "eval_results", "licence_fields", "widget"]
+__all__ = ["base_model", "card_data", "eval_results", "widget"]

@@ -1,0 +1,164 @@
+"""What the card's template shows of a folder's records: values only, the sentences are the template's."""
+
+import json
+import math
+from pathlib import Path
+from urllib.parse import quote
+
+from markupsafe import Markup
+
+from ..evaluation.metrics import COLLAPSE_RATIO, metric_name
+from ..models.configuration_allspark import MIT_SIZES
+from .licenses import FROM_SCRATCH, license_of
+from .markdown import number, percent
+from .metadata import card_data
+from .records import EvaluationRecord, Records
+
+
+SECTIONS = ("command", "recipe", "arguments", "settings", "method", "model", "data", "training", "git", "versions")
+LOW_IOU = 0.2
+PSEUDO_LABEL_ROWS = 10
+SHARE = "pseudo_share_"
+
+
+def content(records: Records, repo_id: str | None = None, model_name: str | None = None) -> dict:
+    """
+    Every variable of the template.
+
+    Args:
+        records, repo_id, model_name: as for [`render_card`].
+    """
+    title = model_name or (repo_id or records.folder.resolve().name).rpartition("/")[2]
+    license = license_of(records.base_weights, records.started_from)
+    config, crop = records.config, records.config.get("crop_size")
+    palette, curve = config.get("palette"), _curve(records)
+    return {
+        "card_data": Markup(card_data(records, license, title).to_yaml()),
+        "title": title,
+        "model_string": Markup(json.dumps(repo_id or records.folder.resolve().name, ensure_ascii=False)),
+        "config": config,
+        "encoder": encoder_name(config),
+        "classes": records.class_names,
+        "colors": palette if palette and len(palette) == len(records.class_names) else None,
+        "crop": [crop, crop] if isinstance(crop, int) else crop,
+        "run": records.run,
+        **{name: records.run.get(name) for name in (*SECTIONS, "machine")},
+        "license": license,
+        "base": records.base_weights,
+        "started_from": records.started_from,
+        "from_scratch": FROM_SCRATCH,
+        "final": records.final,
+        "progress": _progress(records),
+        "evaluations": all_evaluations(records),
+        "scores": class_scores(records),
+        "low": _low_classes(records),
+        "low_iou": LOW_IOU,
+        "collapse": _collapse(records),
+        "curve": curve,
+        "figures": [
+            {"path": Markup(quote(path)), "title": Path(path).stem.replace("_", " ")} for path in records.figures
+        ],
+        "export": records.export,
+    }
+
+
+def encoder_name(config: dict) -> str:
+    """ "the encoder MiT-B5", or a description of another Mix Transformer."""
+    widths, depths = (tuple(config.get(name) or ()) for name in ("hidden_sizes", "depths"))
+    for size, (hidden_sizes, layers, _) in MIT_SIZES.items():
+        if (widths, depths) == (tuple(hidden_sizes), tuple(layers)):
+            return f"the encoder MiT-{size.upper()}"
+    return f"a Mix Transformer of widths {', '.join(map(str, widths))}" if widths else "a Mix Transformer"
+
+
+# ---- Evaluations ----
+
+
+def all_evaluations(records: Records) -> list[EvaluationRecord]:
+    """Training's own evaluation of the saved model, unless a later one says the same, and the later ones."""
+    final = records.final
+    if final is None or any(_repeats(entry, final) for entry in records.evaluations):
+        return records.evaluations
+    return [final, *records.evaluations]
+
+
+def _repeats(entry: EvaluationRecord, final: EvaluationRecord) -> bool:
+    same = (entry.split, entry.source, entry.mode) == (final.split, final.source, final.mode)
+    means = ("mean_iou", "mean_accuracy", "overall_accuracy")
+    return same and all(percent(entry.metrics.get(name)) == percent(final.metrics.get(name)) for name in means)
+
+
+def class_scores(records: Records) -> EvaluationRecord | None:
+    """The evaluation whose classes are shown: of validation images, the one that tells most, else the first."""
+    final = [records.final] if records.final else []
+    validation = [entry for entry in records.evaluations if entry.split == "validation"]
+    same = [entry for entry in validation if final and entry.mode == records.final.mode]
+    return next(iter([*same, *final, *validation, *records.evaluations]), None)
+
+
+def _progress(records: Records) -> dict | None:
+    """The last and the best evaluation during training; None if there was none, or another metric chose the best."""
+    history, training = records.history, records.section("training")
+    ends = [place for place, entry in enumerate(history) if "train_runtime" in entry]
+    # What comes after the training's end is the evaluation of the model that was kept.
+    evaluated = [entry for entry in history[: ends[-1] if ends else None] if "eval_mean_iou" in entry]
+    if not evaluated or (training.get("metric_for_best_model") or "mean_iou").removeprefix("eval_") != "mean_iou":
+        return None
+    best = max(evaluated, key=lambda entry: entry["eval_mean_iou"])
+    kept = training.get("load_best_model_at_end")
+    kept = None if kept is None else "best" if kept else "last"
+    return {"count": len(evaluated), "last": evaluated[-1], "best": best, "kept": kept}
+
+
+def _low_classes(records: Records) -> list[dict]:
+    scores = class_scores(records)
+    rows = [row for row in scores.per_class if row.get("iou") is not None] if scores else []
+    return sorted((row for row in rows if row["iou"] < LOW_IOU), key=lambda row: row["iou"])
+
+
+# ---- Pseudo-labels ----
+
+
+def _collapse(records: Records) -> dict | None:
+    """The class that nearly all pseudo-labels showed at the end, as the training warned of; None if none did."""
+    entries = [entry for entry in records.history if any(name.startswith(SHARE) for name in entry)]
+    found = _largest(entries[-1], records) if entries else None
+    if found is None or found["in_labels"] is None:
+        return None
+    return found if 1 - found["share"] < COLLAPSE_RATIO * (1 - found["in_labels"]) else None
+
+
+def _largest(entry: dict, records: Records) -> dict | None:
+    """The pseudo-labels' largest class in an entry of the log, its share in them and in the labels."""
+    shares = {name.removeprefix(SHARE): value for name, value in entry.items() if name.startswith(SHARE)}
+    if not shares:
+        return None
+    top = max(shares, key=shares.get)
+    names = {metric_name(name): name for name in records.class_names}
+    return {"name": names.get(top, top), "share": shares[top], "in_labels": entry.get(f"label_share_{top}")}
+
+
+def _curve(records: Records) -> dict | None:
+    """Header and rows of a table of the pseudo-labels' confidence and health; None if nothing was recorded."""
+    confident = [entry for entry in records.history if "pseudo_confidence" in entry]
+    health = [entry for entry in records.history if any(name.startswith(SHARE) for name in entry)]
+    points = [entry["epoch"] for entry in health or confident]
+    if not points:
+        return None
+    shown = min(PSEUDO_LABEL_ROWS, len(confident) or len(health))
+    rows, start = [], -math.inf
+    for end in points[:: -math.ceil(len(points) / shown)][::-1]:
+        inside = [entry["pseudo_confidence"] for entry in confident if start < entry["epoch"] <= end]
+        latest = ([entry for entry in health if entry["epoch"] <= end] or [{}])[-1]
+        top = _largest(latest, records) or {"name": "-", "share": None, "in_labels": None}
+        mean = sum(inside) / len(inside) if inside else None
+        shares = (percent(top["share"]), percent(top["in_labels"]))
+        rows.append([number(end), percent(mean), percent(latest.get("pseudo_mean_iou")), top["name"], *shares])
+        start = end
+    header = ["up to epoch", "confidence", "mean IoU", "largest class", "its share", "its share of the labels"]
+    filled = [column for column in range(len(header)) if any(row[column] != "-" for row in rows)]
+    header, *rows = ([row[column] for column in filled] for row in (header, *rows))
+    return {"header": header, "rows": rows}
+
+
+__all__ = ["all_evaluations", "class_scores", "content"]

@@ -1,0 +1,181 @@
+"""What the trainer and scripts/train.py write into run_record.json, read from the trainer and the arguments."""
+
+import logging
+from pathlib import Path
+
+from transformers import TrainerCallback
+
+from ..data import find_layout
+from ..evaluation.arguments import EvaluationArguments
+from ..models.weights import DIGEST, weights_digest
+from ..publishing.licenses import base_weights_of, weights_name
+from ..publishing.record import RECORD_FILE, checkout, environment, public, public_command
+from ..utils.arguments import recorded, shown
+from ..utils.files import read_json_object, write_json
+
+
+logger = logging.getLogger(__name__)
+
+
+# ---- What scripts/train.py knows ----
+
+
+def run_source(arguments: list[str], data_arguments, model_arguments, report) -> dict:
+    """
+    What scripts/train.py knows of a run and the trainer does not; for `AllSparkTrainer.run_source`.
+
+    Args:
+        arguments (`list[str]`): `sys.argv`.
+        data_arguments ([`DataArguments`]): which data.
+        model_arguments ([`ModelArguments`]): which model.
+        report ([`CheckReport`]): the data.
+    """
+    recipe = arguments[1] if len(arguments) > 1 and not arguments[1].startswith("--") else None
+    return {
+        "command": public_command(arguments),
+        "recipe": public(recipe),
+        "arguments": public(recorded(data_arguments) | recorded(model_arguments)),
+        "data": _data_source(data_arguments, report),
+    }
+
+
+def _data_source(arguments, report) -> dict:
+    chosen = ("labeled_count", "labeled_fraction", "labeled_list", "unlabeled_list", "validation_list")
+    selection = {name: getattr(arguments, name) for name in chosen if getattr(arguments, name) is not None}
+    data = {"selection": selection | {"split_seed": arguments.split_seed}}
+    if arguments.data_dir is not None:
+        layout = find_layout(arguments.data_dir, arguments.data_format, arguments.voc_masks)
+        data |= {"source": weights_name(Path(arguments.data_dir).absolute()), "on_hub": False}
+        data["layout"] = type(layout).__name__.removesuffix("Layout").lower()
+    else:
+        data |= {"source": weights_name(arguments.dataset_name), "layout": "datasets"}
+        data["on_hub"] = not Path(arguments.dataset_name).exists()
+        splits = ("dataset_config_name", "train_split_name", "validation_split_name")
+        data |= {name: getattr(arguments, name) for name in splits}
+    if arguments.unlabeled_dir is not None:
+        data["unlabeled_folder"] = weights_name(Path(arguments.unlabeled_dir).absolute())
+    if arguments.unlabeled_dataset_name is not None:
+        data["unlabeled_dataset"] = weights_name(arguments.unlabeled_dataset_name)
+        data["unlabeled_dataset_on_hub"] = not Path(arguments.unlabeled_dataset_name).exists()
+    hidden, left_out = len(report.data.hidden_ids), len(report.left_out)
+    return public(data) | {"hidden_masks": hidden, "files_left_out": left_out}
+
+
+# ---- What the trainer knows ----
+
+
+def describe_training(trainer, resumed: bool = False, git: dict | None = None) -> dict:
+    """
+    The content of run_record.json at the end of a training, but for the digest of its weights.
+
+    Args:
+        trainer ([`AllSparkTrainer`]): after training.
+        resumed (`bool`): whether the training went on from a checkpoint.
+        git (`dict`, *optional*): of [`checkout`], from before the training.
+    """
+    args, config, source = trainer.args, trainer.model.config, trainer.run_source
+    runtimes = [entry["train_runtime"] for entry in trainer.state.log_history if "train_runtime" in entry]
+    batches = args.gradient_accumulation_steps * args.world_size
+    training = {
+        "steps": trainer.state.global_step,
+        "epochs": trainer.state.epoch,
+        "seconds": runtimes[-1] if runtimes else None,
+        "resumed": resumed,
+        "labeled_images_per_update": args.train_batch_size * batches,
+        "unlabeled_images_per_update": args.per_device_unlabeled_batch_size * batches,
+        "load_best_model_at_end": args.load_best_model_at_end,
+        "metric_for_best_model": args.metric_for_best_model,
+    }
+    method = {name: getattr(trainer.method, name, None) for name in ("title", "description")}
+    return {
+        "format": 2,
+        "command": source.get("command"),
+        "recipe": source.get("recipe"),
+        "arguments": source.get("arguments", {}) | public(recorded(args)),
+        "settings": public(shown(args)),
+        "evaluation": {name: getattr(args, name) for name in EvaluationArguments.__dataclass_fields__},
+        "method": {"name": args.method, **method},
+        "model": {
+            "base_weights": base_weights_of(config),
+            "started_from": weights_name(getattr(config, "_name_or_path", None)),
+            "parameters": trainer.method.evaluated_model(trainer.processes.model).num_parameters(),
+        },
+        "data": source.get("data", {}) | _counts(trainer) | {"classes": config.num_labels},
+        "training": training,
+        "git": git,
+        **environment(args.world_size),
+    }
+
+
+def _counts(trainer) -> dict:
+    """Numbers of images; None for a stream, whose number is not known."""
+    evaluated = trainer.eval_dataset
+    if isinstance(evaluated, dict):
+        evaluated = {name: len(dataset) for name, dataset in evaluated.items()}
+    elif evaluated is not None:
+        evaluated = len(evaluated)
+    unlabeled = trainer.unlabeled_dataset
+    streams = unlabeled is not None and not hasattr(unlabeled, "__len__")
+    return {
+        "labeled": len(trainer.train_dataset),
+        "unlabeled": None if streams else 0 if unlabeled is None else len(unlabeled),
+        "unlabeled_stream": streams,
+        "unlabeled_used": trainer.method.uses_unlabeled,
+        "validation": evaluated,
+    }
+
+
+class RunRecord(TrainerCallback):
+    """
+    Writes `run_record.json` into the trainer's `output_dir`, whole or not at all, on the main process: at the end of a
+    training, again when its model is saved, with the digest of the weights, and when its metrics are.
+
+    It holds the command line, arguments that differ from their defaults, data and counts, base weights, versions and
+    machine, with the code's version from the training's beginning. It holds no token and no absolute path. A file that
+    cannot be written is a warning, not an error, which would cost the model just trained.
+
+    Args:
+        trainer ([`AllSparkTrainer`]): whose record it is.
+    """
+
+    def __init__(self, trainer):
+        self.trainer = trainer
+        self.resumed, self.git = False, None
+        self.content: dict = {}
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.resumed, self.content = state.global_step > 0, {}
+        self.git = checkout() if state.is_world_process_zero else None
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.content = describe_training(self.trainer, self.resumed, self.git) | {DIGEST: None, "metrics": {}}
+        self._write()
+
+    def note_saved(self, folder: str | Path):
+        """After the model was saved to `folder`: if that is the output folder, its weights are those of the record."""
+        if self.content and Path(folder) == Path(self.trainer.args.output_dir):
+            self.content[DIGEST] = weights_digest(folder)
+            self._write()
+
+    def note_metrics(self, split: str, metrics: dict[str, float]):
+        """After metrics were saved: "eval" are of the model as saved, and "train" of its training."""
+        folder = Path(self.trainer.args.output_dir)
+        if not self.content and self.trainer.state.global_step > 0:  # of a training that an earlier process finished
+            found = read_json_object(folder / RECORD_FILE)
+            self.content = found if found and found.get(DIGEST) == weights_digest(folder) else {}
+        if self.content:
+            self.content["metrics"] = {**(self.content.get("metrics") or {}), split: metrics}
+            self._write()
+
+    def _write(self):
+        path = Path(self.trainer.args.output_dir) / RECORD_FILE
+        if not self.trainer.is_world_process_zero():
+            return
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, self.content)
+        except OSError as error:
+            logger.warning("%s could not be written (%s): the model card will lack its content.", path, error)
+
+
+__all__ = ["RunRecord", "describe_training", "run_source"]
