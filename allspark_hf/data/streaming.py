@@ -3,7 +3,7 @@
 import itertools
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import datasets
 import fsspec.asyn
@@ -15,12 +15,6 @@ from .reading import require_columns
 
 
 logger = logging.getLogger(__name__)
-
-MISSING = (
-    "The stream of unlabeled images",
-    "rename the column of images (dataset.rename_column), or name it with image_column_name (to the script: "
-    "--unlabeled_image_column_name)",
-)
 
 
 class StreamReader:
@@ -105,7 +99,7 @@ class StreamReader:
             num_rows = 0
             # Unlike __iter__, iter() does not split the dataset among the workers of a DataLoader.
             for batch in self._one_pass(pass_number).iter(batch_size=1):
-                require_columns([self.image_column], batch, *MISSING)
+                _require_column(self.image_column, batch)
                 num_rows += 1
                 yield batch[self.image_column][0]
             if num_rows == 0:
@@ -149,8 +143,13 @@ def undecoded_stream(dataset: datasets.IterableDataset, image_column: str) -> da
     dataset = dataset.with_format(None)
     if dataset.features is None:
         return dataset
-    require_columns([image_column], dataset.features, *MISSING)
+    _require_column(image_column, dataset.features)
     return dataset.decode(False).select_columns([image_column])
+
+
+def _require_column(name: str, present: Iterable[str]):
+    fix = "rename the column of images (dataset.rename_column), or name it with image_column_name (to the script: "
+    require_columns([name], present, "The stream of unlabeled images", f"{fix}--unlabeled_image_column_name)")
 
 
 def read_first_image(dataset: datasets.IterableDataset, image_column: str):
