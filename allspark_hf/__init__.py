@@ -1,9 +1,9 @@
 """AllSpark (CVPR 2024): semi-supervised semantic segmentation for transformers."""
 
 from .inference.segmentation import segment
-from .models.auto_classes import register_auto_classes
 from .models.configuration_allspark import AllSparkConfig
 from .models.modeling_allspark import SegformerForSemiSupervisedSegmentation, SemiSupervisedSegmenterOutput
+from .models.registration import register_auto_classes
 from .training.arguments import AllSparkTrainingArguments
 from .training.trainer import AllSparkTrainer
 from .utils import __version__

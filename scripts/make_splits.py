@@ -17,9 +17,6 @@ from itertools import combinations
 from pathlib import Path
 
 
-SHOWN_IMAGES = 5
-
-
 def parse_fraction(text: str) -> tuple[str, float]:
     """`1/16` or `0.125` as the name of a folder and a number."""
     try:
@@ -28,9 +25,9 @@ def parse_fraction(text: str) -> tuple[str, float]:
         raise ValueError(f"{text} is not a fraction; write 1/16 or 0.0625, for example.") from error
 
 
-def make_splits(options: argparse.Namespace) -> None:
+def make_splits(options: argparse.Namespace):
     """Draws, checks and writes the lists."""
-    from allspark_hf.data import Selection, find_layout, find_overlap
+    from allspark_hf.data import Selection, find_layout
     from allspark_hf.data.sources.lists import list_text
     from allspark_hf.data.sources.pairs import some
     from allspark_hf.data.sources.splits import select_pairs
@@ -50,11 +47,7 @@ def make_splits(options: argparse.Namespace) -> None:
     texts[options.output_dir / "val.txt"] = list_text(validation, layout.root)
     print(f"{len(validation.images)} validation images; paths are relative to {layout.root}")
 
-    same = [
-        f"{name} = {other}"
-        for pairs in (labeled, unlabeled)
-        for name, other in find_overlap(pairs.to_dataset(False), validation.to_dataset(False))
-    ]
+    same = [*shared_files(labeled, validation), *shared_files(unlabeled, validation)]
     if same:
         raise ValueError(
             f"Training images are validation images too, byte for byte: {some(same)} ({len(same)} in all); remove "
@@ -63,7 +56,7 @@ def make_splits(options: argparse.Namespace) -> None:
     write_texts(texts)
 
 
-def write_texts(texts: dict[Path, str]) -> None:
+def write_texts(texts: dict[Path, str]):
     """Writes all files, or none if one of them exists with another content."""
     for path, text in texts.items():
         if path.exists() and path.read_text(encoding="utf-8") != text:
@@ -72,6 +65,14 @@ def write_texts(texts: dict[Path, str]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
         print(path)
+
+
+def shared_files(a, b) -> list[str]:
+    """The images of two sets that are the same byte for byte: `x`, or `x = y` where their ids differ."""
+    from allspark_hf.data import find_overlap
+
+    pairs = find_overlap(a.to_dataset(False), b.to_dataset(False))
+    return [name if name == other else f"{name} = {other}" for name, other in pairs]
 
 
 def read_either(path: Path, layout):
@@ -89,7 +90,7 @@ def read_either(path: Path, layout):
 
 def check(options: argparse.Namespace) -> int:
     """Prints what any two of the lists share; the number of pairs of lists that share something."""
-    from allspark_hf.data import find_layout, find_overlap
+    from allspark_hf.data import find_layout
     from allspark_hf.data.sources.lists import read_lines, shared_images
     from allspark_hf.data.sources.pairs import some
 
@@ -100,13 +101,10 @@ def check(options: argparse.Namespace) -> int:
     else:
         layout = find_layout(options.data_dir, options.data_format, options.voc_masks)
         lists = {path: read_either(path, layout) for path in options.check}
+    compare = shared_images if options.data_dir is None else shared_files
     problems = 0
     for first, second in combinations(options.check, 2):
-        if options.data_dir is None:
-            shared = shared_images(lists[first], lists[second])
-        else:
-            pairs = find_overlap(lists[first].to_dataset(False), lists[second].to_dataset(False))
-            shared = [name if name == other else f"{name} = {other}" for name, other in pairs]
+        shared = compare(lists[first], lists[second])
         if shared:
             problems += 1
             print(f"{first} and {second} share {len(shared)} image{'s' if len(shared) > 1 else ''}: {some(shared)}")
@@ -137,7 +135,7 @@ def parse_options() -> argparse.Namespace:
     return options
 
 
-def main() -> None:
+def main():
     options = parse_options()
     try:
         if options.check:

@@ -11,6 +11,7 @@ import argparse
 import os
 import shutil
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -54,18 +55,22 @@ def read_sbd_mask(path: Path) -> np.ndarray:
     return array.astype(np.uint8)
 
 
-def write_mask(array: np.ndarray, path: Path) -> None:
+def write_mask(array: np.ndarray, path: Path):
     """An indexed PNG with VOC's palette, complete or not at all."""
     from allspark_hf.data.sources.published_classes import voc_colormap
 
     image = Image.fromarray(array)
     image.putpalette([channel for color in voc_colormap() for channel in color])
-    image.save(partial(path), "PNG")
-    os.replace(partial(path), path)
+    with whole(path) as part:
+        image.save(part, "PNG")
 
 
-def partial(path: Path) -> Path:
-    return path.with_name(f".{path.name}.partial")
+@contextmanager
+def whole(path: Path):
+    """Another name to write a file under, which gets its own once it is complete."""
+    part = path.with_name(f".{path.name}.partial")
+    yield part
+    os.replace(part, path)
 
 
 def choose_ids(sbd: Path, voc_dir: Path) -> tuple[list[str], list[str]]:
@@ -79,7 +84,7 @@ def choose_ids(sbd: Path, voc_dir: Path) -> tuple[list[str], list[str]]:
     return sorted(voc_train), sorted(sbd_ids)
 
 
-def check_files(sbd: Path, voc_dir: Path, voc_ids: list[str], sbd_ids: list[str]) -> None:
+def check_files(sbd: Path, voc_dir: Path, voc_ids: list[str], sbd_ids: list[str]):
     """ValueError if an image or mask that will be needed is not there."""
     needed = [voc_dir / "JPEGImages" / f"{name}.jpg" for name in voc_ids + sbd_ids]
     needed += [voc_dir / "SegmentationClass" / f"{name}.png" for name in voc_ids]
@@ -89,14 +94,14 @@ def check_files(sbd: Path, voc_dir: Path, voc_ids: list[str], sbd_ids: list[str]
         raise ValueError(f"{missing[0]} is missing ({len(missing)} files in all); unpack the archives completely.")
 
 
-def check_list(path: Path, ids: list[str]) -> None:
+def check_list(path: Path, ids: list[str]):
     """ValueError if a list is there already and names other images."""
     for other in (path, path.with_name("trainaug.txt")):
         if other.is_file() and set(read_ids(other)) != set(ids):
             raise ValueError(f"{other} exists and names other images than these {len(ids)}; move it away.")
 
 
-def prepare(sbd_dir: Path, voc_dir: Path) -> None:
+def prepare(sbd_dir: Path, voc_dir: Path):
     """Writes the masks, then the list."""
     sbd = find_sbd(sbd_dir)
     voc_ids, sbd_ids = choose_ids(sbd, voc_dir)
@@ -111,17 +116,17 @@ def prepare(sbd_dir: Path, voc_dir: Path) -> None:
     for name in tqdm(missing, desc="Masks", disable=None):
         make_mask(sources[name], voc_dir / "JPEGImages" / f"{name}.jpg", folder / f"{name}.png")
     if not path.is_file():
-        partial(path).write_text("".join(f"{name}\n" for name in sorted(sources)), encoding="utf-8")
-        os.replace(partial(path), path)
+        with whole(path) as part:
+            part.write_text("".join(f"{name}\n" for name in sorted(sources)), encoding="utf-8")
     print(f"{folder}: {len(missing)} masks written, {len(sources) - len(missing)} kept")
     print(f"{path}: {len(sources)} images; {COMPLETE} with the complete data")
 
 
-def make_mask(source: Path, image_path: Path, target: Path) -> None:
+def make_mask(source: Path, image_path: Path, target: Path):
     """VOC's mask as it is, or SBD's as a PNG."""
     if source.suffix == ".png":
-        shutil.copyfile(source, partial(target))
-        os.replace(partial(target), target)
+        with whole(target) as part:
+            shutil.copyfile(source, part)
         return
     array = read_sbd_mask(source)
     with Image.open(image_path) as image:
@@ -133,7 +138,7 @@ def make_mask(source: Path, image_path: Path, target: Path) -> None:
     write_mask(array, target)
 
 
-def main() -> None:
+def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--sbd_dir", type=Path, required=True, help="SBD as unpacked: benchmark_RELEASE, or dataset in it"

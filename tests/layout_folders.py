@@ -4,7 +4,7 @@ from itertools import count
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 
 
 SIZE = (11, 7)  # width, height
@@ -17,26 +17,57 @@ COCO = {"train2017": [9, 25, 30, 177254], "val2017": [139, 285]}
 _colors = count()
 
 
-def write_image(path: Path, size=SIZE) -> Path:
-    """A picture of one colour, another one with each call."""
+def write_image(path: Path, size=SIZE, **options) -> Path:
+    """A picture of one color, another one with each call."""
     path.parent.mkdir(parents=True, exist_ok=True)
     number = next(_colors)
-    Image.new("RGB", size, (number % 32 * 8, number // 32 % 32 * 8, number // 1024 * 8)).save(path)
+    color = (number % 32 * 8, number // 32 % 32 * 8, number // 1024 * 8)
+    Image.new("RGB", size, color).save(path, **options)
     return path
 
 
-def write_mask(path: Path, values, size=SIZE, palette: list[int] | None = None) -> Path:
+def write_mask(path: Path, values=(0, 1), size=SIZE, palette=None, dtype=np.uint8, **options) -> Path:
     """A mask that repeats the values over its pixels; indexed if there is a palette."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    mask = Image.fromarray(np.resize(np.array(values, dtype=np.uint8), size[::-1]))
+    mask = Image.fromarray(np.resize(np.array(values, dtype=dtype), size[::-1]))
     if palette is not None:
         mask.putpalette(palette)
-    mask.save(path)
+    mask.save(path, **options)
     return path
+
+
+def make_folder(root: Path, labeled: int = 4, unlabeled: int = 2, validation: int = 2, **mask_options) -> Path:
+    """A folder of one's own: train images t000, t001, ..., the last ones without mask; v000, ... for validation."""
+    for split, prefix, with_mask, without in (("train", "t", labeled, unlabeled), ("val", "v", validation, 0)):
+        for index in range(with_mask + without):
+            write_image(root / "images" / split / f"{prefix}{index:03}.jpg")
+            if index < with_mask:
+                write_mask(root / "masks" / split / f"{prefix}{index:03}.png", **mask_options)
+    return root
+
+
+def make_flat(root: Path, labeled: int = 20, unlabeled: int = 5) -> Path:
+    """The same without splits: images i000, i001, ..., the last ones without mask."""
+    for index in range(labeled + unlabeled):
+        write_image(root / "images" / f"i{index:03}.jpg")
+        if index < labeled:
+            write_mask(root / "masks" / f"i{index:03}.png")
+    return root
+
+
+def ids(dataset) -> list[str]:
+    return list(dataset["id"])
+
+
+def rotated_exif() -> Image.Exif:
+    """The camera was turned: show rotated clockwise by 90 degrees."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    return exif
 
 
 def voc_mask(path: Path, values) -> Path:
-    """Indexed, with three colours of VOC's palette that a test can tell from the indices, and the border's."""
+    """Indexed, with three colors of VOC's palette that a test can tell from the indices, and the border's."""
     palette = [0] * 768
     palette[3:6], palette[45:48], palette[765:768] = (128, 0, 0), (192, 128, 128), (224, 224, 192)
     return write_mask(path, values, palette=palette)

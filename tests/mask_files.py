@@ -7,7 +7,7 @@ import numpy as np
 
 
 def png(values: np.ndarray, bits: int, palette: bool = False, extra: bytes = b"") -> bytes:
-    """A PNG of (height, width) whole numbers with 1, 2, 4, 8 or 16 bits each, grey or indexed."""
+    """A PNG of (height, width) whole numbers with 1, 2, 4, 8 or 16 bits each, gray or indexed."""
     height, width = values.shape
     header = struct.pack(">IIBBBBB", width, height, bits, 3 if palette else 0, 0, 0, 0)
     colors = chunk(b"PLTE", bytes((7 * index) % 256 for index in range(3 * 2 ** min(bits, 8)))) if palette else b""
@@ -50,7 +50,7 @@ def pgm(values: np.ndarray, largest: int, plain: bool = False) -> bytes:
 
 
 def tiff(values: np.ndarray, bits: int, white_is_zero: bool = False) -> bytes:
-    """A grey TIFF of 4, 8 or 16 bits without compression."""
+    """A gray TIFF of 4, 8 or 16 bits without compression."""
     height, width = values.shape
     little = struct.pack
     rows = b"".join(row.astype("<u2").tobytes() if bits == 16 else packed(row, bits) for row in values)

@@ -41,15 +41,13 @@ def test_text_forms(tmp_path):
     assert classes.colors == [(70, 130, 180), (128, 64, 128), (10, 255, 0), (1, 2, 3)]
 
 
-@pytest.mark.parametrize("num_labels", [1, 11, 81])
 @pytest.mark.parametrize("suffix", ["json", "txt"])
 @pytest.mark.parametrize("with_colors", [False, True])
-def test_written_classes_read_back(tmp_path, num_labels, suffix, with_colors):
-    names = [f"größe {index}" for index in range(num_labels)]
-    colors = [(index, 255 - index, 7) for index in range(num_labels)] if with_colors else None
-    path = tmp_path / f"classes.{suffix}"
-    write_classes(Classes(names, colors), path)
-    assert read_classes(path) == Classes(names, colors)
+def test_written_classes_read_back(tmp_path, suffix, with_colors):
+    colors = [(index, 255 - index, 7) for index in range(81)] if with_colors else None
+    classes = Classes([f"größe {index}" for index in range(81)], colors)
+    write_classes(classes, tmp_path / f"classes.{suffix}")
+    assert read_classes(tmp_path / f"classes.{suffix}") == classes
 
 
 @pytest.mark.parametrize("name", ["#sky", "a\nb", " sky", "lamp 1 2 3"])
@@ -61,58 +59,44 @@ def test_names_that_text_cannot_hold(tmp_path, name):
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("suffix", "text", "message"),
     [
-        ("[]", "list of classes is empty"),
-        ('["a", "b", "a"]', "classes 0 and 2 are both named 'a'"),
-        ('["a", " "]', "Class 1 has the name ' '"),
-        ('{"names": "ab"}', '"names" must be a list'),
-        ('{"names": ["a", 3]}', "Class 1 has the name 3"),
-        ('{"names": ["a", "b"], "colors": [[0, 0, 0]]}', "2 class names but 1 colours"),
-        ('{"names": ["a"], "colors": [[0, 0, 256]]}', r"colour of class 'a' is \[0, 0, 256\]"),
-        ('{"names": ["a"], "colors": [[0, -1, 0]]}', "whole numbers from 0 to 255"),
-        ('{"names": ["a"], "colors": [[0, 0]]}', "whole numbers from 0 to 255"),
-        ('{"names": ["a"], "colors": [[0.5, 0, 0]]}', "whole numbers from 0 to 255"),
-        ('{"names": ["a"], "colors": ["red"]}', "colour of class 'a' is 'red'"),
-        ('{"0": "a", "2": "b"}', "must be 0 to 1 without gaps, but 1 is missing and 2 is the highest"),
-        ('{"1": "a", "2": "b"}', "0 is missing"),
-        ('{"0": "a", "0": "b"}', 'key "0" occurs twice'),
-        ('{"a": 0}', "it is none of these"),
-        ("3", "it is none of these"),
-        ('[{"name": "a"}, {"color": [0, 0, 0]}]', 'Class 1 has no "name"'),
-        ('[{"name": "a"}, {"name": "b", "color": [0, 0, 0]}]', "Only 1 of the 2 classes have a colour"),
-        ('["a",]', "not valid JSON"),
+        ("json", "[]", "list of classes is empty"),
+        ("json", '["a", "b", "a"]', "classes 0 and 2 are both named 'a'"),
+        ("json", '["a", " "]', "Class 1 has the name ' '"),
+        ("json", '{"names": "ab"}', '"names" must be a list'),
+        ("json", '{"names": ["a", 3]}', "Class 1 has the name 3"),
+        ("json", '{"names": ["a", "b"], "colors": [[0, 0, 0]]}', "2 class names but 1 colors"),
+        ("json", '{"names": ["a"], "colors": [[0, 0, 256]]}', r"color of class 'a' is \[0, 0, 256\]"),
+        ("json", '{"names": ["a"], "colors": [[0, -1, 0]]}', "whole numbers from 0 to 255"),
+        ("json", '{"names": ["a"], "colors": [[0, 0]]}', "whole numbers from 0 to 255"),
+        ("json", '{"names": ["a"], "colors": [[0.5, 0, 0]]}', "whole numbers from 0 to 255"),
+        ("json", '{"names": ["a"], "colors": ["red"]}', "color of class 'a' is 'red'"),
+        ("json", '{"0": "a", "2": "b"}', "0 to 1 without gaps, but 1 is missing and 2 is the highest"),
+        ("json", '{"1": "a", "2": "b"}', "0 is missing"),
+        ("json", '{"0": "a", "0": "b"}', 'key "0" occurs twice'),
+        ("json", '{"a": 0}', "it is none of these"),
+        ("json", "3", "it is none of these"),
+        ("json", '[{"name": "a"}, {"color": [0, 0, 0]}]', 'Class 1 has no "name"'),
+        ("json", '[{"name": "a"}, {"name": "b", "color": [0, 0, 0]}]', "Only 1 of the 2 classes have a color"),
+        ("json", '["a",]', "not valid JSON"),
+        ("txt", "# nothing\n", "list of classes is empty"),
+        ("txt", "sky\nsky\n", "classes 0 and 1 are both named 'sky'"),
+        ("txt", "sky 0 0 300\n", r"color of class 'sky' is \(0, 0, 300\)"),
+        ("txt", "sky 0 0 0\nroad\n", "Only 1 of the 2 classes have a color"),
+        ("csv", "sky\n", r"must end in \.json or \.txt"),
     ],
 )
-def test_bad_json(tmp_path, text, message):
-    path = tmp_path / "classes.json"
+def test_files_that_cannot_be_used(tmp_path, suffix, text, message):
+    path = tmp_path / f"classes.{suffix}"
     path.write_text(text, encoding="utf-8")
     with pytest.raises(ValueError, match=message) as caught:
         read_classes(path)
     assert str(caught.value).startswith(f"{path}: ")
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("# nothing\n", "list of classes is empty"),
-        ("sky\nsky\n", "classes 0 and 1 are both named 'sky'"),
-        ("sky 0 0 300\n", r"colour of class 'sky' is \(0, 0, 300\)"),
-        ("sky 0 0 0\nroad\n", "Only 1 of the 2 classes have a colour"),
-    ],
-)
-def test_bad_text(tmp_path, text, message):
-    path = tmp_path / "classes.txt"
-    path.write_text(text, encoding="utf-8")
-    with pytest.raises(ValueError, match=message):
-        read_classes(path)
-
-
 def test_missing_file_and_other_extension(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"classes\.txt does not exist; name a \.json or \.txt file"):
+    with pytest.raises(FileNotFoundError, match=r"classes\.txt does not exist"):
         read_classes(tmp_path / "classes.txt")
-    (tmp_path / "classes.csv").write_text("sky\n", encoding="utf-8")
-    with pytest.raises(ValueError, match=r"must end in \.json or \.txt"):
-        read_classes(tmp_path / "classes.csv")
     with pytest.raises(ValueError, match=r"must end in \.json or \.txt"):
         write_classes(SKY_ROAD, tmp_path / "classes.csv")

@@ -5,12 +5,13 @@ import numpy as np
 import PIL.Image
 import PIL.ImageOps
 import pytest
+from layout_folders import rotated_exif
 
 from allspark_hf.data import map_mask_values, mask_to_array, to_rgb
 
 
-GREY16 = np.array([[0, 128, 129, 257, 25700, 65535]], dtype=np.uint16)
-GREY16_SHOWN = [0, 0, 1, 1, 100, 255]
+GRAY16 = np.array([[0, 128, 129, 257, 25700, 65535]], dtype=np.uint16)
+GRAY16_SHOWN = [0, 0, 1, 1, 100, 255]
 
 
 def reopened(image: PIL.Image.Image, kind: str, **options) -> PIL.Image.Image:
@@ -19,30 +20,24 @@ def reopened(image: PIL.Image.Image, kind: str, **options) -> PIL.Image.Image:
     return PIL.Image.open(io.BytesIO(buffer.getvalue()))
 
 
-def rotated_exif() -> PIL.Image.Exif:
-    exif = PIL.Image.Exif()
-    exif[PIL.Image.ExifTags.Base.Orientation] = 6  # the camera was turned: show rotated clockwise by 90 degrees
-    return exif
-
-
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])
-def test_16_bit_grey_files_are_scaled_not_clipped(kind):
-    rgb = to_rgb(reopened(PIL.Image.fromarray(GREY16), kind))
+def test_16_bit_gray_files_are_scaled_not_clipped(kind):
+    rgb = to_rgb(reopened(PIL.Image.fromarray(GRAY16), kind))
     assert rgb.mode == "RGB"
     for channel in range(3):
-        assert np.asarray(rgb)[0, :, channel].tolist() == GREY16_SHOWN
+        assert np.asarray(rgb)[0, :, channel].tolist() == GRAY16_SHOWN
 
 
 @pytest.mark.parametrize(("mode", "byte_order"), [("I;16", "<u2"), ("I;16L", "<u2"), ("I;16B", ">u2"), ("I", "<i4")])
-def test_16_bit_grey_modes(mode, byte_order):
-    image = PIL.Image.frombytes(mode, (6, 1), GREY16.astype(byte_order).tobytes())
+def test_16_bit_gray_modes(mode, byte_order):
+    image = PIL.Image.frombytes(mode, (6, 1), GRAY16.astype(byte_order).tobytes())
     assert image.mode == mode
-    assert np.asarray(to_rgb(image))[0, :, 1].tolist() == GREY16_SHOWN
-    assert mask_to_array(image).tolist() == GREY16.tolist()
+    assert np.asarray(to_rgb(image))[0, :, 1].tolist() == GRAY16_SHOWN
+    assert mask_to_array(image).tolist() == GRAY16.tolist()
 
 
-def test_transparent_value_of_16_bit_grey_is_white():
-    image = reopened(PIL.Image.fromarray(GREY16), "PNG", transparency=25700)
+def test_transparent_value_of_16_bit_gray_is_white():
+    image = reopened(PIL.Image.fromarray(GRAY16), "PNG", transparency=25700)
     assert np.asarray(to_rgb(image))[0, :, 0].tolist() == [0, 0, 1, 1, 255, 255]
 
 
@@ -56,7 +51,7 @@ def test_floating_point_is_refused():
     image = PIL.Image.fromarray(np.array([[0.0, 0.5]], dtype=np.float32))
     with pytest.raises(ValueError, match=r"image holds floating-point values.*save it as 8-bit or 16-bit integers"):
         to_rgb(image)
-    with pytest.raises(ValueError, match=r"mask holds floating-point values.*whole class indices"):
+    with pytest.raises(ValueError, match="mask holds floating-point values"):
         mask_to_array(image)
 
 
@@ -65,9 +60,9 @@ def test_transparency_is_shown_on_white():
     rgba = PIL.Image.fromarray(pixels)
     assert rgba.mode == "RGBA"
     assert np.asarray(to_rgb(rgba)).tolist() == [[[10, 20, 30], [255, 255, 255], [127, 127, 127]]]
-    grey = PIL.Image.fromarray(pixels[..., [0, 3]])
-    assert grey.mode == "LA"
-    assert np.asarray(to_rgb(grey))[0, :, 2].tolist() == [10, 255, 127]
+    gray = PIL.Image.fromarray(pixels[..., [0, 3]])
+    assert gray.mode == "LA"
+    assert np.asarray(to_rgb(gray))[0, :, 2].tolist() == [10, 255, 127]
 
 
 def test_palette_with_and_without_transparency():
@@ -79,7 +74,7 @@ def test_palette_with_and_without_transparency():
     assert np.asarray(to_rgb(image)).tolist() == [[[200, 0, 0], [255, 255, 255]]]
 
 
-def test_black_and_white_grey_and_cmyk():
+def test_black_and_white_gray_and_cmyk():
     assert np.asarray(to_rgb(PIL.Image.new("1", (1, 1), 1))).tolist() == [[[255, 255, 255]]]
     assert np.asarray(to_rgb(PIL.Image.new("L", (1, 1), 77))).tolist() == [[[77, 77, 77]]]
     assert np.asarray(to_rgb(PIL.Image.new("CMYK", (1, 1), (0, 255, 255, 0)))).tolist() == [[[255, 0, 0]]]
@@ -110,7 +105,7 @@ def test_jpeg_orientation_turns_a_non_square_picture():
     assert to_rgb(reopened(PIL.Image.new("RGB", (30, 20)), "JPEG", exif=rotated_exif())).size == (20, 30)
 
 
-def test_palette_mask_gives_indices_not_colours():
+def test_palette_mask_gives_indices_not_colors():
     mask = PIL.Image.fromarray(np.array([[0, 2, 255]], dtype=np.uint8)).convert("P")
     mask.putpalette([9, 8, 7] * 256)
     mask = reopened(mask, "PNG")
@@ -128,15 +123,13 @@ def test_masks_of_other_kinds():
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "CMYK"])
-def test_colour_mask_is_refused(mode):
-    with pytest.raises(
-        ValueError, match=rf"mode {mode}\), so its palette was flattened .* save it as indexed or grey"
-    ):
+def test_color_mask_is_refused(mode):
+    with pytest.raises(ValueError, match=rf"colors of a picture \(mode {mode}\).* save it as indexed or gray"):
         mask_to_array(PIL.Image.new(mode, (2, 2)))
 
 
-def test_grey_mask_with_transparency_is_refused():
-    with pytest.raises(ValueError, match=r"transparency channel \(mode LA\).*without transparency"):
+def test_gray_mask_with_transparency_is_refused():
+    with pytest.raises(ValueError, match=r"gray and transparency \(mode LA\)"):
         mask_to_array(PIL.Image.new("LA", (2, 2)))
 
 
@@ -178,13 +171,9 @@ def test_ignored_values_become_the_ignore_index():
     alone = map_mask_values(array, None, 255, [9])
     assert alone.tolist() == [[0, 1, 2, 3, 255, 255]] and alone.dtype == np.uint8
     assert map_mask_values(array.astype(np.int32), None, 65535, [9]).tolist() == [[0, 1, 2, 3, 65535, 255]]
-    with pytest.raises(
-        ValueError, match=r"holds the value 9, which .*those that do not count with --ignored_mask_val"
-    ):
+    with pytest.raises(ValueError, match=r"holds the value 9, which .*--ignored_mask_values"):
         map_mask_values(array, [1, 2, 3], 255, [0])
-    with pytest.raises(
-        ValueError, match=r"mask values 1 2 3 and the ignored mask values both name the values 2 and 3;"
-    ):
+    with pytest.raises(ValueError, match=r"values 1 2 3 and the ignored mask values both name the values 2 and 3"):
         map_mask_values(array, [1, 2, 3], 255, [3, 2, 0])
 
 

@@ -7,9 +7,11 @@ from layout_folders import (
     SBD_ONLY,
     VOC_TRAIN,
     VOC_VAL,
+    ids,
     make_augmented,
     make_cityscapes,
     make_coco,
+    make_flat,
     make_voc,
     write_ids,
     write_image,
@@ -28,10 +30,6 @@ def pair(name: str) -> str:
     return f"JPEGImages/{name}.jpg SegmentationClass/{name}.png"
 
 
-def ids(dataset) -> list[str]:
-    return list(dataset["id"])
-
-
 def load(root, tmp_path, output_dir=None, **lists):
     """find_data with lists written from lines; other options as they are."""
     for name, lines in lists.items():
@@ -40,12 +38,12 @@ def load(root, tmp_path, output_dir=None, **lists):
     return find_data(DataArguments(data_dir=str(root), **lists), output_dir)
 
 
-def make_folder(root):
+def make_named_folder(root):
     for split, names in {"train": ["a", "b", "trip one/c d", "e.0"], "val": ["a", "v"]}.items():
         for name in names:
             write_image(root / "images" / split / f"{name}.jpg")
             if name != "b":
-                write_mask(root / "masks" / split / f"{name}.png", (0, 1))
+                write_mask(root / "masks" / split / f"{name}.png")
     return root
 
 
@@ -149,7 +147,7 @@ def test_coco_lists(tmp_path, subfolders):
 
 
 def test_lists_of_ones_own_folder(tmp_path):
-    root = make_folder(tmp_path / "own")
+    root = make_named_folder(tmp_path / "own")
     data = load(root, tmp_path, labeled_list=["trip one/c d", "images/train/e.0.jpg"])
     assert ids(data.labeled) == ["e.0", "trip one/c d"]
     assert ids(data.unlabeled) == ["a", "b"] and data.hidden_ids == ["a"]
@@ -163,16 +161,13 @@ def test_validation_list_holds_training_images_out(tmp_path):
     data = load(make_voc(tmp_path / "voc"), tmp_path, validation_list=[pair(VOC_TRAIN[3])])
     assert ids(data.validation) == [VOC_TRAIN[3]]
     assert ids(data.labeled) == [name for name in VOC_TRAIN if name != VOC_TRAIN[3]]
-    flat = tmp_path / "flat"
-    for name in "abcd":
-        write_image(flat / "images" / f"{name}.jpg")
-        write_mask(flat / "masks" / f"{name}.png", (0, 1))
-    data = load(flat, tmp_path, validation_list=["b"], labeled_count=2)
-    assert ids(data.validation) == ["b"] and len(data.labeled) == 2
-    assert sorted(ids(data.labeled) + ids(data.unlabeled)) == ["a", "c", "d"]
+    flat = make_flat(tmp_path / "flat", labeled=4, unlabeled=0)
+    data = load(flat, tmp_path, validation_list=["i001"], labeled_count=2)
+    assert ids(data.validation) == ["i001"] and len(data.labeled) == 2
+    assert sorted(ids(data.labeled) + ids(data.unlabeled)) == ["i000", "i002", "i003"]
 
 
-@pytest.mark.parametrize("make", [make_voc, make_cityscapes, make_coco, make_folder])
+@pytest.mark.parametrize("make", [make_voc, make_cityscapes, make_coco, make_named_folder])
 def test_lists_of_a_run_give_the_same_run(tmp_path, make):
     root = make(tmp_path / "data")
     data = find_data(DataArguments(data_dir=str(root), labeled_count=2, split_seed=5), str(tmp_path / "run"))
@@ -201,23 +196,17 @@ def test_images_outside_the_usual_folders_keep_their_path_as_id(tmp_path):
 @pytest.mark.parametrize(
     ("lists", "message"),
     [
-        ({"labeled_list": []}, r"labeled_list\.txt names no image; list at least one"),
+        ({"labeled_list": []}, r"labeled_list\.txt names no image"),
         ({"labeled_list": [pair("x")]}, r"Line 1 of .*labeled_list\.txt names .*, but there is no image .*x\.jpg;"),
         ({"labeled_list": ["x"]}, r"Line 1 of .*labeled_list\.txt names x, but there is no image .*JPEGImages.x\.jpg"),
+        ({"labeled_list": [VOC_TRAIN[0], pair(VOC_TRAIN[0])]}, rf"Line 2 of .*{VOC_TRAIN[0]}.*, as line 1 does"),
         (
-            {"labeled_list": [VOC_TRAIN[0], pair(VOC_TRAIN[0])]},
-            rf"Line 2 of .* names JPEGImages/{VOC_TRAIN[0]}.*, as line 1 does; name every image once",
-        ),
-        (
-            {"labeled_list": [f"JPEGImages/{VOC_TRAIN[0]}.jpg SegmentationClass/none.png"]},
-            r"Line 1 of .*, but there is no mask .*none\.png; add it or correct the list",
+            {"labeled_list": [f"JPEGImages/{VOC_TRAIN[0]}.jpg a/none.png"]},
+            r"Line 1 .*, but there is no mask .*none\.png",
         ),
         ({"validation_list": [pair(SBD_ONLY[0])]}, r"Line 1 of .*validation_list\.txt .*, but there is no mask"),
         ({"labeled_list": ["../a.jpg"]}, r"Line 1 of .* names \.\./a\.jpg, which is outside .*voc; paths must be"),
-        ({"labeled_list": ["/a.jpg b.png"]}, r"Line 1 of .* names /a\.jpg, which is outside"),
         ({"labeled_list": [f"JPEGImages/{VOC_TRAIN[0]}.jpg ../a.png"]}, r"names \.\./a\.png, which is outside"),
-        ({"labeled_list": [r"C:\a.jpg"]}, r"names C:\\a\.jpg, which is outside"),
-        ({"labeled_list": [r"../JPEGImages/2007_000001"]}, r"which is outside"),
         (
             {"labeled_list": VOC_TRAIN[:4], "unlabeled_list": list(map(pair, VOC_TRAIN[2:]))},
             rf"^2 images are both in .*labeled_list\.txt and in .*unlabeled_list\.txt \({VOC_TRAIN[2]}, ",
@@ -234,7 +223,7 @@ def test_images_outside_the_usual_folders_keep_their_path_as_id(tmp_path):
             {"labeled_list": VOC_TRAIN[:2], "validation_list": VOC_TRAIN[1:3]},
             r"^1 image is both in .*labeled_list\.txt and in .*validation_list\.txt",
         ),
-        ({"unlabeled_list": VOC_TRAIN}, r"unlabeled_list was given without labeled_list; give both"),
+        ({"unlabeled_list": VOC_TRAIN}, r"unlabeled_list was given without labeled_list"),
     ],
 )
 def test_lists_that_cannot_be_used(tmp_path, lists, message):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from allspark_hf.data import load_folder
 from allspark_hf.demo.data import CLASS_NAMES, generate_demo_image, main, write_demo_data
 from allspark_hf.inference.visualization import default_palette
 
@@ -64,8 +65,8 @@ def test_every_class_is_common_and_the_border_is_thin():
     assert (left[both] != right[both]).mean() < 0.002
 
 
-def test_colour_helps_but_does_not_give_the_class():
-    """Each pixel to the class of the nearest mean colour: far above chance, far from solved."""
+def test_color_helps_but_does_not_give_the_class():
+    """Each pixel to the class of the nearest mean color: far above chance, far from solved."""
     pixels = {label: [] for label in range(6)}
     for index in range(60):
         image, mask = generate_demo_image(index)
@@ -78,7 +79,7 @@ def test_colour_helps_but_does_not_give_the_class():
     hits = counts.diagonal()
     iou = hits / (counts.sum(axis=0) + counts.sum(axis=1) - hits)
     assert 0.35 < iou.mean() < 0.55
-    # Texture: neighbouring pixels inside an object differ visibly.
+    # Texture: neighboring pixels inside an object differ visibly.
     assert np.mean([values.std(axis=0).mean() for values in joined[1:]]) > 25
 
 
@@ -125,8 +126,7 @@ def test_command_line(tmp_path, capsys):
 
 
 def test_the_folder_loads_as_ones_own_data(tmp_path):
-    folder = pytest.importorskip("allspark_hf.data.sources.folder")
     write_demo_data(tmp_path / "demo", num_train=5, num_labeled=2, num_validation=3, size=(48, 64))
-    data = folder.load_folder(tmp_path / "demo")
+    data = load_folder(tmp_path / "demo")
     assert (len(data.labeled), len(data.unlabeled), len(data.validation)) == (2, 3, 3)
     assert data.classes.names == list(CLASS_NAMES)

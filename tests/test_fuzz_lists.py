@@ -27,7 +27,7 @@ def make_folder(root: Path) -> Path:
     for split in ("train", "val"):
         for name in NAMES if split == "train" else ("v", "w"):
             write_image(root / "images" / split / f"{name}.png")
-            write_mask(root / "masks" / split / f"{name}.png", (0, 1))
+            write_mask(root / "masks" / split / f"{name}.png")
     return root
 
 
@@ -41,7 +41,7 @@ def roots(tmp_path_factory):
         (top / name).mkdir(exist_ok=True)
     write_image(top / "secret" / "s.png")
     write_image(top / "secret" / "s.jpg")
-    write_mask(top / "secret" / "m.png", (0, 1))
+    write_mask(top / "secret" / "m.png")
     return {name: find_layout(top / name) for name in makers}
 
 
@@ -49,17 +49,20 @@ def pieces(layout) -> list[str]:
     """What lines of a list are made of, right and wrong."""
     image, mask = "images/train/a.png", "masks/train/a.png"
     secret = layout.root.parent / "secret"
-    own = list(layout.train().images)[:3]
-    files = [path.relative_to(layout.root).as_posix() for path in list(layout.train().images.values())[:3]]
+    own = list(layout.pairs("train").images)[:3]
+    files = [path.relative_to(layout.root).as_posix() for path in list(layout.pairs("train").images.values())[:3]]
     outside = ["../secret/s.png", "../secret/s", f"{secret}/s.png", "images/../../secret/s.png", "..\\secret\\s.png"]
+    outside += ["images\\..\\..\\secret\\s.png", "../../secret/m.png", "//secret/s.png", "~/s.png"]
     outside += [
-        "images\\..\\..\\secret\\s.png",
-        "../../secret/m.png",
-        "//secret/s.png",
-        "~/s.png",
         "./../secret/s.jpg",
+        "images/train/../../../secret/s",
+        "..",
+        "/",
+        "../secret/s.jpg",
+        "C:\\s.png",
+        "file:///etc/passwd",
+        ".",
     ]
-    outside += ["images/train/../../../secret/s", "..", "/", "../secret/s.jpg", "C:\\s.png", "file:///etc/passwd", "."]
     return [image, mask, " ", "\t", "./", *own, *files, *outside, "\0", "a" * 300, "a" * 9000 + ".png", ".png"]
 
 
@@ -125,7 +128,7 @@ def test_lists_of_a_run_name_the_same_images(roots, tmp_path_factory, names, see
     write_id_lists(data, folder)
     again = read_list(folder / "labeled_ids.txt", layout, "train", need_masks=True)
     assert sorted(again.images) == data.labeled["id"] and len(again.images) == count
-    pairs = layout.train().only(sorted(names))
+    pairs = layout.pairs("train").only(sorted(names))
     (folder / "list.txt").write_text(list_text(pairs, layout.root), encoding="utf-8")
     assert read_list(folder / "list.txt", layout, "train", need_masks=True) == pairs
     assert shared_images(sorted(names), sorted(names)) == [Path(name).as_posix() for name in sorted(names)]
@@ -242,5 +245,5 @@ def check_classes(folder: Path, content: bytes, suffix: str):
 
 def test_masks_stay_what_they_were(roots):
     """So that the tests above compare with something: the odd names lead to images that differ."""
-    colors = {Image.open(path).getpixel((0, 0)) for path in roots["folder"].train().images.values()}
+    colors = {Image.open(path).getpixel((0, 0)) for path in roots["folder"].pairs("train").images.values()}
     assert len(colors) == len(NAMES)

@@ -15,6 +15,7 @@ from layout_folders import (
     VOC_VAL,
     files_below,
     make_cityscapes,
+    make_flat,
     make_voc,
     write_ids,
     write_image,
@@ -165,26 +166,21 @@ def test_made_splits(tmp_path, run):
 
 
 def test_made_splits_of_cityscapes_and_of_ones_own_folder(tmp_path, run):
-    city = make_cityscapes(tmp_path / "city")
-    assert (
-        run("make_splits.py", "--data_dir", city, "--labeled_counts", 2, "--output_dir", tmp_path / "c").returncode
-        == 0
-    )
+    def split(data_dir, count, output_dir, *rest):
+        done = run(
+            "make_splits.py", "--data_dir", data_dir, "--labeled_counts", count, "--output_dir", output_dir, *rest
+        )
+        assert done.returncode == 0, done.stderr
+
+    split(make_cityscapes(tmp_path / "city"), 2, tmp_path / "c")
     name = "val/lindau/lindau_000000_000019"
     first = (tmp_path / "c" / "val.txt").read_text().splitlines()[0]
     assert first == f"leftImg8bit/{name}_leftImg8bit.png gtFine/{name}_gtFine_labelIds.png"
 
-    flat = tmp_path / "flat"
-    for index in range(12):
-        write_image(flat / "images" / f"i{index:02}.jpg")
-        if index < 10:
-            write_mask(flat / "masks" / f"i{index:02}.png", (0, 1))
-    done = run(
-        "make_splits.py", "--data_dir", flat, "--labeled_counts", 4, "--seed", 1, "--output_dir", tmp_path / "f"
-    )
-    assert done.returncode == 0, done.stderr
+    flat = make_flat(tmp_path / "flat", labeled=10, unlabeled=2)
+    split(flat, 4, tmp_path / "f", "--seed", 1)
     lines = (tmp_path / "f" / "4" / "unlabeled.txt").read_text().splitlines()
-    assert len(lines) == 7 and lines[-2:] == ["images/i10.jpg", "images/i11.jpg"]
+    assert len(lines) == 7 and lines[-2:] == ["images/i010.jpg", "images/i011.jpg"]
     data = find_data(DataArguments(data_dir=str(flat), labeled_count=4, split_seed=1))
     assert names_in(tmp_path / "f" / "4" / "labeled.txt") == list(data.labeled["id"])
     assert names_in(tmp_path / "f" / "val.txt") == list(data.validation["id"])

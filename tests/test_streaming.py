@@ -17,6 +17,7 @@ from allspark_hf import AllSparkTrainer, AllSparkTrainingArguments
 from allspark_hf.data.mixed import MixedBatchCollator, MixedBatchSampler, MixedDataset
 from allspark_hf.data.sources.unlabeled import open_unlabeled_stream
 from allspark_hf.data.streaming import StreamReader, whole_steps
+from allspark_hf.inference.prediction import make_image_processor
 
 
 def picture(number: int) -> Image.Image:
@@ -64,9 +65,8 @@ def test_a_position_is_one_image_however_it_is_reached(caplog):
     with caplog.at_level(logging.WARNING):
         assert numbers(reader, [13, 14]) == whole[13:15] and not caplog.records
         assert numbers(reader, [2, 3]) == whole[2:4]
-    assert [record.getMessage()[:50] for record in caplog.records] == [
-        "Image 2 of the unlabeled stream is asked for after"
-    ]
+    (message,) = caplog.messages
+    assert message.startswith("Image 2 of the unlabeled stream is asked for after")
 
 
 def test_a_copy_for_a_worker_starts_at_the_beginning():
@@ -121,9 +121,7 @@ def broken_stream(tmp_path, entry):
 def test_unreadable_images_are_named(tmp_path):
     (tmp_path / "bad.png").write_bytes(b"no picture")
     reader = StreamReader(broken_stream(tmp_path, str(tmp_path / "bad.png")), 2, 0, buffer_size=0)
-    with pytest.raises(
-        ValueError, match=r"Image 4 of the unlabeled stream \(.*/bad.png\) cannot be read \(cannot ide"
-    ):
+    with pytest.raises(ValueError, match=r"Image 4 of the unlabeled stream \(.*/bad.png\) cannot be read"):
         numbers(reader, [2, 4])
     assert number_of(reader[5]) == 1
     reader = StreamReader(broken_stream(tmp_path, None), 2, 0, buffer_size=0)
@@ -133,10 +131,10 @@ def test_unreadable_images_are_named(tmp_path):
 
 
 def test_streams_without_images_are_refused():
-    with pytest.raises(ValueError, match="has the columns image but no column 'photo': rename it"):
+    with pytest.raises(ValueError, match=r"no column 'photo' \(it has image\); rename"):
         StreamReader(numbered(2), 2, 0, image_column="photo")
     unknown = datasets.IterableDataset.from_generator(lambda: iter([{"a": 1, "b": 2}]))
-    with pytest.raises(ValueError, match="has the columns a, b but no column 'image'"):
+    with pytest.raises(ValueError, match=r"no column 'image' \(it has a, b\); rename"):
         StreamReader(unknown, 2, 0)[0]
     reader = StreamReader(numbered(2).filter(lambda row: False), 2, 0)
     for _ in range(2):
@@ -162,13 +160,8 @@ def test_workers_draw_what_the_stream_has_in_order(workers):
     """Seven images in two shards, twelve per epoch: passes and epochs end at different places."""
     sampler = MixedBatchSampler(4, 12, 1, 3, seed=5, unlabeled_stream=True)
     dataset = mixed_dataset(StreamReader(numbered(7, num_shards=2), 12, seed=5, buffer_size=3))
-    loader = DataLoader(
-        dataset,
-        batch_sampler=sampler,
-        collate_fn=MixedBatchCollator(),
-        num_workers=workers,
-        persistent_workers=workers > 0,
-    )
+    options = {"num_workers": workers, "persistent_workers": workers > 0}
+    loader = DataLoader(dataset, batch_sampler=sampler, collate_fn=MixedBatchCollator(), **options)
     reference = StreamReader(numbered(7, num_shards=2), 12, seed=5, buffer_size=3)
     for epoch in range(3):
         sampler.set_epoch(epoch)
@@ -178,16 +171,9 @@ def test_workers_draw_what_the_stream_has_in_order(workers):
 
 
 def mixed_dataset(unlabeled):
-    return MixedDataset(
-        labeled=make_dataset(4),
-        unlabeled=unlabeled,
-        crop=(16, 24),
-        seed=5,
-        num_labels=3,
-        long_side=None,
-        image_mean=(0.5, 0.5, 0.5),
-        image_std=(0.5, 0.5, 0.5),
-    )
+    settings = {"crop": (16, 24), "seed": 5, "num_labels": 3, "long_side": None}
+    halves = {"labeled": make_dataset(4), "unlabeled": unlabeled}
+    return MixedDataset(**halves, **settings, image_mean=(0.5, 0.5, 0.5), image_std=(0.5, 0.5, 0.5))
 
 
 def test_augmentation_is_that_of_a_dataset_in_the_same_order():
@@ -202,17 +188,9 @@ def test_augmentation_is_that_of_a_dataset_in_the_same_order():
 # ---- The trainer ----
 
 # 9 images in passes, 5 an epoch that become 6: 3 steps. The checkpoint of step 4 lies in the middle of epoch 2.
-SETTINGS = {
-    "num_unlabeled": 9,
-    "stream": True,
-    "unlabeled_images_per_epoch": 5,
-    "shuffle_buffer_size": 4,
-    "per_device_train_batch_size": 2,
-    "num_train_epochs": 3,
-    "save_strategy": "steps",
-    "save_steps": 4,
-    "seed": 3,
-}
+SETTINGS = {"num_unlabeled": 9, "stream": True, "unlabeled_images_per_epoch": 5, "shuffle_buffer_size": 4}
+SETTINGS |= {"per_device_train_batch_size": 2, "num_train_epochs": 3, "seed": 3}
+SETTINGS |= {"save_strategy": "steps", "save_steps": 4}
 
 
 @pytest.fixture(scope="module")
@@ -261,8 +239,6 @@ def test_a_stream_cannot_skip_images(tmp_path):
 
 def stream_trainer(tmp_path, stream, train=None, evaluated=None, **kwargs):
     args = AllSparkTrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none", **kwargs)
-    from allspark_hf.inference.prediction import make_image_processor
-
     train = make_dataset(3, seed=1) if train is None else train
     data = {"train_dataset": train, "unlabeled_dataset": stream, "eval_dataset": evaluated}
     return AllSparkTrainer(tiny_model(), args, make_image_processor(), **data)
@@ -274,29 +250,19 @@ def test_supervised_reads_nothing_but_keeps_the_length(tmp_path):
         yield
 
     stream = datasets.IterableDataset.from_generator(fail, features=datasets.Features({"image": datasets.Image()}))
-    trainer = stream_trainer(
-        tmp_path,
-        stream,
-        method="supervised",
-        unlabeled_images_per_epoch=6,
-        num_train_epochs=2,
-        eval_strategy="no",
-        save_strategy="no",
-    )
+    options = {"method": "supervised", "num_train_epochs": 2, "eval_strategy": "no", "save_strategy": "no"}
+    trainer = stream_trainer(tmp_path, stream, unlabeled_images_per_epoch=6, **options)
     assert trainer.train().global_step == 6  # 6 images in batches of 2, twice
 
 
 def test_images_of_an_epoch_are_rounded_up_to_whole_steps(tmp_path, caplog):
-    args = AllSparkTrainingArguments(
-        output_dir=str(tmp_path), per_device_unlabeled_batch_size=4, unlabeled_images_per_epoch=9
-    )
+    sizes = {"per_device_unlabeled_batch_size": 4, "unlabeled_images_per_epoch": 9}
+    args = AllSparkTrainingArguments(output_dir=str(tmp_path), **sizes)
     with caplog.at_level(logging.INFO, "allspark_hf"):
         assert whole_steps(args) == 12
         args.unlabeled_images_per_epoch = 12
         assert whole_steps(args) == 12
-    assert [record.getMessage() for record in caplog.records] == [
-        "An epoch is 12 images of the unlabeled stream: 9, rounded up to whole steps of 4."
-    ]
+    assert caplog.messages == ["An epoch is 12 images of the unlabeled stream: 9, rounded up to whole steps of 4."]
 
 
 def test_what_cannot_be_checked_is_said_once(tmp_path, caplog):
@@ -310,20 +276,14 @@ def test_bad_streams_are_refused(tmp_path):
     images = {"unlabeled_images_per_epoch": 4}
     labeled = make_dataset(3, seed=1)
     cases = [
-        ({"stream": numbered(3)}, "has no known length: set unlabeled_images_per_epoch to"),
-        (
-            {"stream": make_dataset(3, seed=2), **images},
-            "unlabeled_images_per_epoch=4 is for a stream .* there is none",
-        ),
+        ({"stream": numbered(3)}, "set unlabeled_images_per_epoch"),
+        ({"stream": make_dataset(3, seed=2), **images}, "unlabeled_images_per_epoch=4 is for a stream"),
         ({"stream": numbered(3).rename_column("image", "photo"), **images}, "no column 'image'"),
         ({"stream": numbered(3).filter(lambda row: False), **images}, "stream of unlabeled images is empty"),
-        (
-            {"stream": numbered(3), "train": labeled.to_iterable_dataset(), **images},
-            "train_dataset is an IterableData",
-        ),
+        ({"stream": numbered(3), "train": labeled.to_iterable_dataset(), **images}, "train_dataset is an Iterable"),
         ({"stream": numbered(3), "evaluated": labeled.to_iterable_dataset(), **images}, "eval_dataset is an Iterable"),
-        ({"stream": numbered(3), "unlabeled_images_per_epoch": 0}, "unlabeled_images_per_epoch=0 is out of range"),
-        ({"stream": numbered(3), "shuffle_buffer_size": -1}, "shuffle_buffer_size=-1 is negative"),
+        ({"stream": numbered(3), "unlabeled_images_per_epoch": 0}, "unlabeled_images_per_epoch=0"),
+        ({"stream": numbered(3), "shuffle_buffer_size": -1}, "shuffle_buffer_size=-1"),
     ]
     for kwargs, sentence in cases:
         with pytest.raises(ValueError, match=sentence):

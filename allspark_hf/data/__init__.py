@@ -1,13 +1,13 @@
-"""Data, one's own and published: reading, splitting and checking images and masks."""
+"""Data, one's own and published: reading, splitting and checking images and masks; batches to train on."""
 
-from .checks import BadDataError, CheckReport, MaskValueTransform, check_data
+from .checks import BadDataError, CheckReport, check_data
 from .images import map_mask_values, mask_to_array, to_rgb
+from .loading import DataArguments, find_data, list_path, load_data, split_of_run, with_class_indices
 from .overlap import find_overlap
 from .sources.classes import Classes, read_classes, write_classes
 from .sources.folder import load_folder
 from .sources.hub import find_classes, load_hub_data
 from .sources.layouts import find_layout
-from .sources.loading import DataArguments, find_data, list_path, load_data, split_of_run, with_class_indices
 from .sources.pairs import SegmentationData
 from .sources.splits import Selection, draw, fraction_to_count, load_layout, write_id_lists
 from .sources.unlabeled import add_unlabeled, open_unlabeled_stream, read_image_folder, read_unlabeled_dataset
@@ -19,7 +19,6 @@ __all__ = [
     "CheckReport",
     "Classes",
     "DataArguments",
-    "MaskValueTransform",
     "SegmentationData",
     "Selection",
     "StreamReader",

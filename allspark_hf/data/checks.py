@@ -1,4 +1,4 @@
-"""The check of all data before the first training step, and the mapping of mask values to classes."""
+"""The check of all data before the first training step."""
 
 import logging
 import os
@@ -13,23 +13,16 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 
 from ..utils.text import one_line
-from .images import (
-    InexactMaskError,
-    check_mask_values,
-    describe_values,
-    map_mask_values,
-    mask_to_array,
-    require_readable,
-    to_rgb,
-)
-from .overlap import row_name, undecoded
+from .images import InexactMaskError, describe_values, mask_to_array, require_exact_values, require_readable, to_rgb
+from .masks import MaskValueTransform
+from .reading import row_name, undecoded
 from .sources.pairs import SegmentationData
 
 
 logger = logging.getLogger(__name__)
 
 SHOWN_PROBLEMS = 10
-SPLITS = ("labeled", "unlabeled", "validation")
+WITH_MASKS = ("labeled", "validation")
 
 
 class BadDataError(ValueError):
@@ -37,10 +30,8 @@ class BadDataError(ValueError):
     Data that cannot be trained on.
 
     Args:
-        message (`str`):
-            What is wrong and what to do.
-        problems (`list[str]`, *optional*):
-            One sentence per bad file.
+        message (`str`): what is wrong and what to do.
+        problems (`list[str]`, *optional*): one sentence per bad file.
     """
 
     def __init__(self, message: str, problems: Sequence[str] = ()):
@@ -54,65 +45,17 @@ class CheckReport:
     The outcome of [`check_data`].
 
     Args:
-        data (`SegmentationData`):
-            The data to train on: without the files left out, and with class indices in `label` where mask values were
-            given.
-        num_labels (`int`):
-            The number of classes.
-        values (`list[int]`):
-            The classes that occur in the masks, ascending, without the ignore index.
-        left_out (`list[str]`):
-            One sentence per row left out; empty unless `skip_bad_files` was given.
+        data (`SegmentationData`): the data to train on: without the files left out, and with class indices in `label`
+            where mask values were given.
+        num_labels (`int`): the number of classes.
+        values (`list[int]`): the classes that occur in the masks, ascending, without the ignore index.
+        left_out (`list[str]`): one sentence per row left out; empty unless `skip_bad_files` was given.
     """
 
     data: SegmentationData
     num_labels: int
     values: list[int]
     left_out: list[str] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class MaskValueTransform:
-    """
-    Maps the values of the masks when rows are read; for `Dataset.with_transform`. Other columns stay as they are.
-
-    Args:
-        mask_values (`tuple[int]`, *optional*):
-            The stored value of class 0, of class 1 and so on; see [`map_mask_values`].
-        ignore_index (`int`, *optional*, defaults to 255):
-            The value of ignored pixels.
-        ignored_mask_values (`tuple[int]`, *optional*):
-            Further stored values that do not count.
-    """
-
-    mask_values: tuple[int, ...] | None
-    ignore_index: int = 255
-    ignored_mask_values: tuple[int, ...] = ()
-
-    def __call__(self, batch: dict[str, list]) -> dict[str, list]:
-        """
-        Maps the masks of some rows.
-
-        Args:
-            batch (`dict[str, list]`):
-                Columns of rows; `label`, where present, holds masks ([`mask_to_array`]) or `None`.
-
-        Returns:
-            `dict[str, list]`: The same columns; `label` holds grey masks of mode L with the class indices (mode I
-            where an index or the ignore index is above 255).
-        """
-        if "label" not in batch:
-            return batch
-        return {**batch, "label": [None if mask is None else self._map(mask) for mask in batch["label"]]}
-
-    @property
-    def maps(self) -> bool:
-        """`bool`: Whether any value is changed."""
-        return self.mask_values is not None or bool(self.ignored_mask_values)
-
-    def _map(self, mask: PIL.Image.Image) -> PIL.Image.Image:
-        array = map_mask_values(mask_to_array(mask), self.mask_values, self.ignore_index, self.ignored_mask_values)
-        return PIL.Image.fromarray(array)
 
 
 @dataclass
@@ -135,69 +78,61 @@ def check_data(
     """
     Decodes every image and every mask once, and tells all that is wrong with them before training starts.
 
-    Found are files that cannot be read, masks of another size than their image (both upright), masks with colours
+    Found are files that cannot be read, masks of another size than their image (both upright), masks with colors
     instead of class indices, values that are no class, binary masks stored as 0 and 255, and empty sets. Data sets
     that are not from a folder are wrapped first: `SegmentationData(labeled, unlabeled, validation)`.
 
     Args:
-        data (`SegmentationData`):
-            The sets; `labeled` and `validation` need the columns `image` and `label`, `unlabeled` needs `image`.
-            Without a column `id`, files are named by path or row number.
-        num_labels (`int`, *optional*):
-            The number of classes. `None` takes the number of `mask_values`, else of `data.classes`, else the largest
-            value in the masks plus one.
-        ignore_index (`int`, *optional*, defaults to 255):
-            The value of pixels without a class.
-        mask_values (`Sequence[int]`, *optional*):
-            The value stored for class 0, for class 1 and so on, where the masks do not hold class indices; the data
-            sets returned give class indices. `None` takes those of `data`.
-        skip_bad_files (`bool`, *optional*, defaults to `False`):
-            Leave bad rows out instead of raising an error.
-        ignored_mask_values (`Sequence[int]`, *optional*):
-            Further stored values that do not count; they become the ignore index. `None` takes those of `data`, unless
-            `mask_values` is given.
+        data (`SegmentationData`): the sets; `labeled` and `validation` need the columns `image` and `label`,
+            `unlabeled` needs `image`. Without a column `id`, files are named by path or row number.
+        num_labels (`int`, *optional*): the number of classes. `None` takes the number of `mask_values`, else of
+            `data.classes`, else the largest value in the masks plus one.
+        ignore_index (`int`, *optional*, defaults to 255): the value of pixels without a class.
+        mask_values (`Sequence[int]`, *optional*): the value stored for class 0, for class 1 and so on, where the masks
+            do not hold class indices; the data sets returned give class indices. `None` takes those of `data`.
+        skip_bad_files (`bool`, *optional*, defaults to `False`): leave bad rows out instead of raising an error.
+        ignored_mask_values (`Sequence[int]`, *optional*): further stored values that do not count; they become the
+            ignore index. `None` takes those of `data`, unless `mask_values` is given.
 
     Returns:
-        `CheckReport`: The data to train on, the number of classes and what was left out.
+        `CheckReport`: the data to train on, the number of classes and what was left out.
 
     Raises:
-        BadDataError: If files are bad (the message lists the first 10 and the total), the labeled or validation set is
+        BadDataError: if files are bad (the message lists the first 10 and the total), the labeled or validation set is
             empty, or no mask has a pixel of a class, or all masks hold nothing but 0 and 255. It is a `ValueError`.
-        ValueError: If a column is missing, or options contradict each other.
+        ValueError: if a column is missing, or options contradict each other.
     """
-    transform = _mask_transform(data, mask_values, ignore_index, ignored_mask_values)
+    transform = data.mask_transform(ignore_index, mask_values, ignored_mask_values)
+    _require_no_transform(data, transform)
     num_labels = _known_num_labels(data, num_labels, transform)
     _require_rows(data, "there is nothing to train on or to validate with; add images with masks")
-    rows = {split: _check_split(getattr(data, split), split, num_labels, transform) for split in SPLITS}
+    rows = {name: _check_set(dataset, name, num_labels, transform) for name, dataset in data.sets.items()}
     problems = [row.problem for found in rows.values() for row in found if row.problem]
     if problems and not skip_bad_files:
         raise BadDataError(_describe_problems(problems), problems)
     if problems:
-        data = _without_bad_rows(data, rows)
+        good = {name: [index for index, row in enumerate(found) if not row.problem] for name, found in rows.items()}
+        data = replace(data, **{name: dataset.select(good[name]) for name, dataset in data.sets.items()})
         _require_rows(data, f"all its files were left out; the first problem: {problems[0]}")
-    present = {split: set().union(*(row.values for row in rows[split])) for split in ("labeled", "validation")}
+    present = {name: set().union(*(row.values for row in rows[name])) for name in WITH_MASKS}
     values = _check_all_values(present, num_labels, transform)
     if num_labels is None:
         num_labels = _infer_num_labels(values)
         _check_num_labels(num_labels, transform)
     if transform.maps:
-        mapped = {split: getattr(data, split).with_transform(transform) for split in SPLITS}
+        mapped = {name: dataset.with_transform(transform) for name, dataset in data.sets.items()}
         data = replace(data, **mapped, mask_values=None, ignored_mask_values=None)
     return CheckReport(data=data, num_labels=num_labels, values=values, left_out=problems)
 
 
-def _mask_transform(data: SegmentationData, mask_values, ignore_index, ignored_mask_values) -> MaskValueTransform:
-    mask_values, ignored_mask_values = data.stored_values(mask_values, ignored_mask_values)
-    check_mask_values(mask_values, ignore_index, ignored_mask_values)
-    transform = MaskValueTransform(mask_values, ignore_index, ignored_mask_values)
-    for split in ("labeled", "validation"):
-        form = getattr(data, split).format["type"]
+def _require_no_transform(data: SegmentationData, transform: MaskValueTransform):
+    for name in WITH_MASKS:
+        form = data.sets[name].format["type"]
         if transform.maps and form is not None:
             raise ValueError(
-                f"The {split} set has the format or transform {form!r}, which the mapping of mask values would "
+                f"The {name} set has the format or transform {form!r}, which the mapping of mask values would "
                 "replace; set it after check_data."
             )
-    return transform
 
 
 def _known_num_labels(data: SegmentationData, num_labels: int | None, transform: MaskValueTransform) -> int | None:
@@ -218,7 +153,7 @@ def _known_num_labels(data: SegmentationData, num_labels: int | None, transform:
     return count
 
 
-def _check_num_labels(num_labels: int, transform: MaskValueTransform) -> None:
+def _check_num_labels(num_labels: int, transform: MaskValueTransform):
     ignore_index = transform.ignore_index
     if 0 <= ignore_index < num_labels:
         raise ValueError(
@@ -233,17 +168,17 @@ def _check_num_labels(num_labels: int, transform: MaskValueTransform) -> None:
         )
 
 
-def _require_rows(data: SegmentationData, reason: str) -> None:
-    for split in ("labeled", "validation"):
-        if len(getattr(data, split)) == 0:
-            raise BadDataError(f"The {split} set is empty: {reason}.")
+def _require_rows(data: SegmentationData, reason: str):
+    for name in WITH_MASKS:
+        if len(data.sets[name]) == 0:
+            raise BadDataError(f"The {name} set is empty: {reason}.")
 
 
-def _check_split(dataset: Dataset, split: str, num_labels, transform: MaskValueTransform) -> list[_Row]:
+def _check_set(dataset: Dataset, title: str, num_labels: int | None, transform: MaskValueTransform) -> list[_Row]:
     if len(dataset) == 0:
         return []
-    hidden = split == "unlabeled" and "label" in dataset.column_names
-    names = ("image",) if split == "unlabeled" and not hidden else ("image", "label")
+    hidden = title == "unlabeled" and "label" in dataset.column_names
+    names = ("image", "label") if title in WITH_MASKS or hidden else ("image",)
     columns = {name: undecoded(dataset, name) for name in names}
     decoders = {name: replace(dataset.features[name], decode=True) for name in columns}
     find_values = partial(_find_values, num_labels=num_labels, transform=transform)
@@ -256,12 +191,12 @@ def _check_split(dataset: Dataset, split: str, num_labels, transform: MaskValueT
         if found.problem is None:
             return found
         path = (stored[found.column] or {}).get("path")
-        where = path or f"The {found.column} of {split} row {row_name(dataset, row, stored['image'])}"
+        where = path or f"The {found.column} of {title} row {row_name(dataset, row, stored['image'])}"
         return replace(found, problem=f"{where}: {found.problem}")
 
     # Pillow decodes without holding the interpreter lock, so threads are enough.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        bar = tqdm(pool.map(check, range(len(dataset))), desc=f"Checking {split}", total=len(dataset), disable=None)
+        bar = tqdm(pool.map(check, range(len(dataset))), desc=f"Checking {title}", total=len(dataset), disable=None)
         return list(bar)
 
 
@@ -272,18 +207,11 @@ def _check_row(stored: dict, decoders: dict, find_values) -> _Row:
         if content is None:
             return _Row(column=column, problem="The entry is empty; give it a file or remove the row.")
         try:
-            require_readable(content, is_mask=column == "label")
-            picture = decoders[column].decode_example(content)
-        except InexactMaskError as error:
-            return _Row(column=column, problem=str(error))
-        # Broken files make Pillow raise nearly anything, among others SyntaxError and struct.error.
-        except Exception as error:
-            return _Row(column=column, problem=f"The file cannot be read ({one_line(error)}); replace or remove it.")
-        try:
+            picture = _decode(content, decoders[column], is_mask=column == "label")
             if column == "image":
                 sizes[column] = to_rgb(picture).size
             else:
-                array = _mask_indices(picture)
+                array = mask_to_array(picture)
                 sizes[column] = array.shape[::-1]
                 values = find_values(array)
         except ValueError as error:
@@ -298,18 +226,24 @@ def _check_row(stored: dict, decoders: dict, find_values) -> _Row:
     return _Row(values=values)
 
 
-def _mask_indices(mask: PIL.Image.Image) -> np.ndarray:
-    array = mask_to_array(mask)
-    # Known only as long as Pillow names the format; a mask that was turned upright has lost it.
-    if mask.format == "JPEG":
-        raise ValueError("The mask is a JPEG file, whose compression changes class indices; save it as PNG.")
-    return array
+def _decode(content: dict, decoder, is_mask: bool) -> PIL.Image.Image:
+    try:
+        require_readable(content, is_mask)
+        picture = decoder.decode_example(content)
+        if is_mask:
+            require_exact_values(picture)  # a file on a network was passed over before
+        return picture
+    except InexactMaskError:
+        raise
+    # Broken files make Pillow raise nearly anything, among others SyntaxError and struct.error.
+    except Exception as error:
+        raise ValueError(f"The file cannot be read ({one_line(error)}); replace or remove it.") from error
 
 
 def _find_values(array: np.ndarray, num_labels: int | None, transform: MaskValueTransform) -> frozenset[int]:
     """The classes in a mask, the ignore index included; ValueError if a value is none of these."""
     ignore_index = transform.ignore_index
-    array = map_mask_values(array, transform.mask_values, ignore_index, transform.ignored_mask_values)
+    array = transform.map(array)
     # Counting is several times faster than sorting where the values are few.
     small = array.dtype == np.uint8
     found = np.flatnonzero(np.bincount(array.ravel(), minlength=256)) if small else np.unique(array)
@@ -330,7 +264,9 @@ def _find_values(array: np.ndarray, num_labels: int | None, transform: MaskValue
     )
 
 
-def _check_all_values(present: dict[str, set[int]], num_labels: int | None, transform) -> list[int]:
+def _check_all_values(
+    present: dict[str, set[int]], num_labels: int | None, transform: MaskValueTransform
+) -> list[int]:
     ignore_index = transform.ignore_index
     # With one class asked for, 0 and 255 are that class and the ignored pixels.
     if not transform.maps and ignore_index == 255 and present["labeled"] == {0, 255} and num_labels != 1:
@@ -368,11 +304,3 @@ def _describe_problems(problems: list[str]) -> str:
         lines.append(f"- and {len(problems) - SHOWN_PROBLEMS} more")
     files = "1 bad file was found" if len(problems) == 1 else f"{len(problems)} bad files were found"
     return f"{files}; correct the data, or leave bad files out with --skip_bad_files:\n" + "\n".join(lines)
-
-
-def _without_bad_rows(data: SegmentationData, rows: dict[str, list[_Row]]) -> SegmentationData:
-    kept = {}
-    for split in SPLITS:
-        good = [index for index, row in enumerate(rows[split]) if not row.problem]
-        kept[split] = getattr(data, split).select(good)
-    return replace(data, **kept)

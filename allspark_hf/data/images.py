@@ -27,23 +27,20 @@ def open_image(file: str | Path | BinaryIO) -> PIL.Image.Image:
     program, Ghostscript, on the file.
 
     Raises:
-        OSError: If the file cannot be opened, or is of no such format.
+        OSError: if the file cannot be opened, or is of no such format.
     """
     PIL.Image.init()
     return PIL.Image.open(file, formats=[name for name in PIL.Image.OPEN if name not in STARTS_A_PROGRAM])
 
 
-def require_exact_values(mask: PIL.Image.Image) -> None:
+def require_exact_values(mask: PIL.Image.Image):
     """
-    Refuses a mask whose values are not those that were stored, which later cannot be told any more: compression that
-    loses some, and grey of fewer bits than 8 or of another maximum, which Pillow scales to 0 to 255.
-
-    Args:
-        mask (`PIL.Image.Image`):
-            Of [`open_image`], not decoded yet.
+    Refuses a mask of [`open_image`] whose values are not those that were stored, which can hardly be told once it is
+    decoded: compression that loses some, and gray of fewer bits than 8 or of another maximum, which Pillow scales to 0
+    to 255.
 
     Raises:
-        InexactMaskError: If it is such a mask; a `ValueError`.
+        InexactMaskError: if it is such a mask; a `ValueError`.
     """
     compression = mask.info.get("compression") if mask.format == "TIFF" else None
     if mask.format in LOSSY or compression in ("jpeg", "tiff_jpeg", "webp"):
@@ -53,30 +50,28 @@ def require_exact_values(mask: PIL.Image.Image) -> None:
         raise InexactMaskError(
             "The mask is a GIF file, whose values programs renumber when they write it; save it as PNG."
         )
-    for tile in mask.tile:
+    for tile in getattr(mask, "tile", ()):  # of a file that is not decoded yet
         arguments = tile.args if isinstance(tile.args, tuple) else (tile.args,)
         scaled = any(isinstance(name, str) and name.startswith("L;") for name in arguments)
         largest = arguments[1] if tile.codec_name in ("ppm", "ppm_plain") and len(arguments) > 1 else None
         if scaled or (mask.mode != "1" and largest not in (None, 255, 65535)):
             raise InexactMaskError(
-                "The mask is grey with other than 8 bits, or inverted, so that its values change when it is read "
-                "(with 4 bits, 1 becomes 17); save it as indexed or 8-bit grey PNG."
+                "The mask is gray with other than 8 bits, or inverted, so that its values change when it is read "
+                "(with 4 bits, 1 becomes 17); save it as indexed or 8-bit gray PNG."
             )
 
 
-def require_readable(stored: dict, is_mask: bool) -> None:
+def require_readable(stored: dict, is_mask: bool):
     """
     Looks at the beginning of an image file or a mask, as it is stored; nothing is decoded.
 
     Args:
-        stored (`dict`):
-            `bytes` and `path`, of which one is `None`. Addresses on a network are passed over.
-        is_mask (`bool`):
-            Whether its values must be exact: see [`require_exact_values`].
+        stored (`dict`): `bytes` and `path`, of which one is `None`. Addresses on a network are passed over.
+        is_mask (`bool`): whether its values must be exact: see [`require_exact_values`].
 
     Raises:
-        OSError: If it is no image.
-        InexactMaskError: If a mask has lost its values.
+        OSError: if it is no image.
+        InexactMaskError: if a mask has lost its values.
     """
     content, path = stored.get("bytes"), stored.get("path")
     if content is None and (path is None or not os.path.isfile(path)):
@@ -90,19 +85,18 @@ def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
     """
     Converts a picture to 8-bit RGB, the way a person sees it.
 
-    The EXIF orientation is applied (nothing happens where `datasets.Image` has already done so), 16-bit grey is scaled
+    The EXIF orientation is applied (nothing happens where `datasets.Image` has already done so), 16-bit gray is scaled
     by 1/257 instead of being clipped at 255, and transparent pixels show a white background.
 
     Args:
-        image (`PIL.Image.Image`):
-            A picture of mode 1, L, LA, P, PA, RGB, RGBA, CMYK, YCbCr, HSV, LAB, I;16 (any byte order) or I. Mode I
-            must hold 16-bit values, 0 to 65535.
+        image (`PIL.Image.Image`): a picture of mode 1, L, LA, P, PA, RGB, RGBA, CMYK, YCbCr, HSV, LAB, I;16 (any byte
+            order) or I. Mode I must hold 16-bit values, 0 to 65535.
 
     Returns:
-        `PIL.Image.Image`: Mode RGB, 0 to 255, upright.
+        `PIL.Image.Image`: mode RGB, 0 to 255, upright.
 
     Raises:
-        ValueError: If the picture holds floating-point values, or integers outside 0 to 65535.
+        ValueError: if the picture holds floating-point values, or integers outside 0 to 65535.
     """
     image = PIL.ImageOps.exif_transpose(image)
     if image.mode == "F":
@@ -111,7 +105,7 @@ def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
             "save it as 8-bit or 16-bit integers."
         )
     if image.mode.startswith("I"):
-        return _grey16_to_rgb(image)
+        return _gray16_to_rgb(image)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         background = PIL.Image.new("RGBA", image.size, "white")
@@ -119,18 +113,18 @@ def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
     return image.convert("RGB")
 
 
-def _grey16_to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
-    grey = np.asarray(image).astype(np.int64)
-    if grey.min() < 0 or grey.max() > 65535:
+def _gray16_to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
+    gray = np.asarray(image).astype(np.int64)
+    if gray.min() < 0 or gray.max() > 65535:
         raise ValueError(
-            f"The image holds integers from {grey.min()} to {grey.max()}, but grey pictures must lie within 0 to "
-            "65535 (16 bits); save it as 8-bit or 16-bit grey."
+            f"The image holds integers from {gray.min()} to {gray.max()}, but gray pictures must lie within 0 to "
+            "65535 (16 bits); save it as 8-bit or 16-bit gray."
         )
     transparent = image.info.get("transparency")
     if isinstance(transparent, int):
-        grey = np.where(grey == transparent, 65535, grey)
+        gray = np.where(gray == transparent, 65535, gray)
     # 65535 / 257 = 255 exactly; adding 128 rounds to nearest.
-    return PIL.Image.fromarray(((grey + 128) // 257).astype(np.uint8)).convert("RGB")
+    return PIL.Image.fromarray(((gray + 128) // 257).astype(np.uint8)).convert("RGB")
 
 
 def mask_to_array(mask: PIL.Image.Image) -> np.ndarray:
@@ -138,34 +132,25 @@ def mask_to_array(mask: PIL.Image.Image) -> np.ndarray:
     Reads the class indices of a mask. The EXIF orientation is applied, as it is to images.
 
     Args:
-        mask (`PIL.Image.Image`):
-            A mask of mode 1 (values 0 and 1), L, P (the palette's indices are the values, its colours are not looked
-            at), I;16 (any byte order) or I.
+        mask (`PIL.Image.Image`): a mask of mode 1 (values 0 and 1), L, P (the palette's indices are the values, its
+            colors are not looked at), I;16 (any byte order) or I.
 
     Returns:
-        `np.ndarray`: Shape `(height, width)`, the values as stored: uint8 for the modes 1, L and P, int32 for the
+        `np.ndarray`: shape `(height, width)`, the values as stored: uint8 for the modes 1, L and P, int32 for the
         others. Nothing is mapped or ignored here.
 
     Raises:
-        ValueError: If the mask has colours, transparency or floating-point values instead of one index per pixel.
+        ValueError: if the mask has colors, transparency or floating-point values instead of one index per pixel.
     """
     mask = PIL.ImageOps.exif_transpose(mask)
     if mask.mode in ("1", "L", "P"):
         return np.array(mask, dtype=np.uint8)
     if mask.mode.startswith("I"):
         return np.array(mask).astype(np.int32)
-    if mask.mode == "F":
-        raise ValueError(
-            "The mask holds floating-point values, not class indices; save it as grey PNG with whole class indices."
-        )
-    if mask.mode in ("LA", "PA", "La"):
-        raise ValueError(
-            f"The mask has a transparency channel (mode {mask.mode}), so it is not one class index per pixel; "
-            "save it as indexed or grey PNG without transparency."
-        )
+    what = {"F": "floating-point values", "LA": "gray and transparency", "PA": "colors and transparency"}
     raise ValueError(
-        f"The mask is a colour picture (mode {mask.mode}), so its palette was flattened and the class indices are "
-        "lost; save it as indexed or grey PNG whose values are the class indices."
+        f"The mask holds {what.get(mask.mode, 'the colors of a picture')} (mode {mask.mode}), not one class index per "
+        "pixel; save it as indexed or gray PNG, without transparency, whose values are the class indices."
     )
 
 
@@ -179,22 +164,20 @@ def map_mask_values(
     Replaces the values stored in a mask by class indices: the i-th value listed becomes class i.
 
     Args:
-        array (`np.ndarray`):
-            Integers of any type, shape `(height, width)`, the values as stored.
-        mask_values (`Sequence[int]`, *optional*):
-            The stored value of class 0, of class 1 and so on, each once. `None` leaves all values as they are, but for
-            `ignored_mask_values`.
-        ignore_index (`int`, *optional*, defaults to 255):
-            Pixels of this value stay as they are, unless the value is listed: then it is a class like any other.
-        ignored_mask_values (`Sequence[int]`, *optional*):
-            Further stored values that do not count; they become `ignore_index`.
+        array (`np.ndarray`): integers of any type, shape `(height, width)`, the values as stored.
+        mask_values (`Sequence[int]`, *optional*): the stored value of class 0, of class 1 and so on, each once. `None`
+            leaves all values as they are, but for `ignored_mask_values`.
+        ignore_index (`int`, *optional*, defaults to 255): pixels of this value stay as they are, unless the value is
+            listed: then it is a class like any other.
+        ignored_mask_values (`Sequence[int]`, *optional*): further stored values that do not count; they become
+            `ignore_index`.
 
     Returns:
-        `np.ndarray`: Shape `(height, width)`, classes 0 to `len(mask_values) - 1` and `ignore_index`; uint8 where
+        `np.ndarray`: shape `(height, width)`, classes 0 to `len(mask_values) - 1` and `ignore_index`; uint8 where
         all of these fit, else int32. Without either list, `array` itself.
 
     Raises:
-        ValueError: If the mask holds a value that is neither listed nor `ignore_index`, if a value is listed twice, or
+        ValueError: if the mask holds a value that is neither listed nor `ignore_index`, if a value is listed twice, or
             if `ignore_index` is also the index of one of the classes.
     """
     if mask_values is None and not ignored_mask_values:
@@ -224,22 +207,12 @@ def map_mask_values(
     return classes[position].astype(np.uint8 if fits else np.int32)
 
 
-def check_mask_values(
-    mask_values: Sequence[int] | None, ignore_index: int, ignored_mask_values: Sequence[int] = ()
-) -> None:
+def check_mask_values(mask_values: Sequence[int] | None, ignore_index: int, ignored_mask_values: Sequence[int] = ()):
     """
-    Raises `ValueError` if the lists of stored values cannot be used.
-
-    Args:
-        mask_values (`Sequence[int]`, *optional*):
-            The stored value of class 0, of class 1 and so on; `None` for class indices.
-        ignore_index (`int`):
-            The value of ignored pixels.
-        ignored_mask_values (`Sequence[int]`, *optional*):
-            Further stored values that do not count.
+    Refuses lists of stored values that cannot be used; the arguments are those of [`map_mask_values`].
 
     Raises:
-        ValueError: If a value is none that a mask can hold, or the list of classes is empty, names a value twice or
+        ValueError: if a value is none that a mask can hold, or the list of classes is empty, names a value twice or
             one that is ignored too, or is so long that `ignore_index` is a class index.
     """
     for value in (ignore_index, *ignored_mask_values, *(mask_values or ())):
@@ -269,16 +242,7 @@ def check_mask_values(
 
 
 def describe_values(values: Sequence[int]) -> str:
-    """
-    Words a few integers for an error message, for example `the value 7` or `the values 7, 12 and 3 more`.
-
-    Args:
-        values (`Sequence[int]`):
-            One or more integers; the first 10 are shown.
-
-    Returns:
-        `str`: The words.
-    """
+    """A few integers, one or more, for an error message: `the value 7` or `the values 7, 12 and 3 more`."""
     shown = [str(int(value)) for value in values[:SHOWN_VALUES]]
     if len(values) == 1:
         return f"the value {shown[0]}"

@@ -1,9 +1,58 @@
 """Masks on their way into a loss or a metric."""
 
+from dataclasses import dataclass
+
 import numpy as np
 from PIL import Image
 
-from .images import mask_to_array
+from .images import check_mask_values, map_mask_values, mask_to_array
+
+
+@dataclass(frozen=True)
+class MaskValueTransform:
+    """
+    Maps the values of the masks when rows are read; for `Dataset.with_transform`. Other columns stay as they are.
+
+    Args:
+        mask_values (`tuple[int]`, *optional*): the stored value of class 0, of class 1 and so on.
+        ignore_index (`int`, *optional*, defaults to 255): the value of ignored pixels.
+        ignored_mask_values (`tuple[int]`, *optional*): further stored values that do not count.
+
+    Raises:
+        ValueError: if the values cannot be used, see [`check_mask_values`].
+    """
+
+    mask_values: tuple[int, ...] | None
+    ignore_index: int = 255
+    ignored_mask_values: tuple[int, ...] = ()
+
+    def __post_init__(self):
+        check_mask_values(self.mask_values, self.ignore_index, self.ignored_mask_values)
+
+    def __call__(self, batch: dict[str, list]) -> dict[str, list]:
+        """
+        Maps the masks of some rows.
+
+        Args:
+            batch (`dict[str, list]`): columns of rows; `label`, where present, holds masks or `None`.
+
+        Returns:
+            `dict[str, list]`: the same columns; `label` holds gray masks of mode L with the class indices (mode I
+            where an index or the ignore index is above 255).
+        """
+        if "label" not in batch:
+            return batch
+        masks = [None if mask is None else Image.fromarray(self.map(mask_to_array(mask))) for mask in batch["label"]]
+        return {**batch, "label": masks}
+
+    @property
+    def maps(self) -> bool:
+        """Whether any value is changed."""
+        return self.mask_values is not None or bool(self.ignored_mask_values)
+
+    def map(self, array: np.ndarray) -> np.ndarray:
+        """The class indices of a mask, by [`map_mask_values`]."""
+        return map_mask_values(array, self.mask_values, self.ignore_index, self.ignored_mask_values)
 
 
 def read_label(
@@ -13,7 +62,7 @@ def read_label(
     A decoded mask as class indices, checked against its image and the number of classes.
 
     Args:
-        mask (`PIL.Image.Image`): indexed or grey.
+        mask (`PIL.Image.Image`): indexed or gray.
         image_size (`tuple[int, int]`): (width, height) of its image.
         num_labels (`int`): classes.
         ignore_index (`int`): label of pixels that do not count.
@@ -47,4 +96,4 @@ def read_label(
     return array.astype(np.uint8)
 
 
-__all__ = ["read_label"]
+__all__ = ["MaskValueTransform", "read_label"]

@@ -5,57 +5,9 @@ import os
 from collections import defaultdict
 from pathlib import Path
 
-from datasets import Dataset, Image
+from datasets import Dataset
 
-
-def undecoded(dataset: Dataset, column: str) -> Dataset:
-    """
-    Gives one image column as it is stored, without format, transform or decoding.
-
-    Args:
-        dataset (`datasets.Dataset`):
-            Any data set; it is not changed.
-        column (`str`):
-            The name of a column of `datasets.Image`.
-
-    Returns:
-        `datasets.Dataset`: The column alone; each row is a dict with `path` (`str` or `None`) and `bytes` (`bytes` or
-        `None`).
-
-    Raises:
-        ValueError: If there is no such column, or it does not hold images.
-    """
-    if column not in dataset.column_names:
-        raise ValueError(
-            f"The data set has no column {column!r} (it has {', '.join(dataset.column_names)}); rename the column "
-            "that holds it."
-        )
-    if not isinstance(dataset.features[column], Image):
-        raise ValueError(
-            f"The column {column!r} holds {dataset.features[column]}, not images; cast it with "
-            f"dataset.cast_column({column!r}, datasets.Image())."
-        )
-    return dataset.with_format(None).select_columns([column]).cast_column(column, Image(decode=False))
-
-
-def row_name(dataset: Dataset, row: int, stored: dict | None) -> str:
-    """
-    Names a row for a person.
-
-    Args:
-        dataset (`datasets.Dataset`):
-            The data set.
-        row (`int`):
-            The row's number, from 0.
-        stored (`dict`, *optional*):
-            The row's image as [`undecoded`] gives it.
-
-    Returns:
-        `str`: Its `id` where there is such a column, else the image's path, else the row's number.
-    """
-    if "id" in dataset.column_names:
-        return str(dataset.with_format(None).select_columns(["id"])[row]["id"])
-    return (stored or {}).get("path") or str(row)
+from .reading import row_name, undecoded
 
 
 def find_overlap(a: Dataset, b: Dataset, image_column: str = "image") -> list[tuple[str, str]]:
@@ -66,19 +18,17 @@ def find_overlap(a: Dataset, b: Dataset, image_column: str = "image") -> list[tu
     size occurs in both data sets are read, and no pixel is decoded.
 
     Args:
-        a (`datasets.Dataset`):
-            A data set with a column of `datasets.Image`; rows with a path to a local file or with bytes.
-        b (`datasets.Dataset`):
-            The other data set.
-        image_column (`str`, *optional*, defaults to `"image"`):
-            The name of that column in both.
+        a (`datasets.Dataset`): a data set with a column of `datasets.Image`; rows with a path to a local file or with
+            bytes.
+        b (`datasets.Dataset`): the other data set.
+        image_column (`str`, *optional*, defaults to `"image"`): the name of that column in both.
 
     Returns:
-        `list[tuple[str, str]]`: One pair per image of `a` and equal image of `b`, in the order of the rows; a row is
+        `list[tuple[str, str]]`: one pair per image of `a` and equal image of `b`, in the order of the rows; a row is
         named by its `id`, else its path, else its number.
 
     Raises:
-        ValueError: If a data set has no such column of images, or a row has neither bytes nor a local file.
+        ValueError: if a data set has no such column of images, or a row has neither bytes nor a local file.
     """
     rows_a, rows_b = undecoded(a, image_column), undecoded(b, image_column)
     sizes_a, sizes_b = _sizes(a, rows_a, image_column), _sizes(b, rows_b, image_column)
@@ -115,3 +65,6 @@ def _sizes(dataset: Dataset, rows: Dataset, column: str) -> list[int]:
 def _sha256(stored: dict) -> bytes:
     content = stored["bytes"] if stored["bytes"] is not None else Path(stored["path"]).read_bytes()
     return hashlib.sha256(content).digest()
+
+
+__all__ = ["find_overlap"]

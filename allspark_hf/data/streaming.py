@@ -3,7 +3,7 @@
 import itertools
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import datasets
 import fsspec.asyn
@@ -11,6 +11,7 @@ import PIL.Image
 from torch.utils.data import get_worker_info
 
 from .images import to_rgb
+from .reading import require_columns
 
 
 logger = logging.getLogger(__name__)
@@ -98,8 +99,7 @@ class StreamReader:
             num_rows = 0
             # Unlike __iter__, iter() does not split the dataset among the workers of a DataLoader.
             for batch in self._one_pass(pass_number).iter(batch_size=1):
-                if self.image_column not in batch:
-                    raise ValueError(_missing(list(batch), self.image_column))
+                _require_column(self.image_column, batch)
                 num_rows += 1
                 yield batch[self.image_column][0]
             if num_rows == 0:
@@ -134,15 +134,8 @@ class StreamReader:
 
 def undecoded_stream(dataset: datasets.IterableDataset, image_column: str) -> datasets.IterableDataset:
     """
-    A stream of the image column alone, as it is stored.
-
-    Args:
-        dataset (`datasets.IterableDataset`): it is not changed.
-        image_column (`str`): name of the image column.
-
-    Returns:
-        `datasets.IterableDataset`: without format; where the features are known, rows are dicts with `path` and
-        `bytes`, or whatever else the column holds. Where they are not, rows stay as the dataset gives them.
+    A stream of the image column alone, as it is stored: dicts with `path` and `bytes`, or whatever else the column
+    holds. Where the features are not known, rows stay as the dataset gives them.
 
     Raises:
         ValueError: if the features are known and there is no such column.
@@ -150,9 +143,13 @@ def undecoded_stream(dataset: datasets.IterableDataset, image_column: str) -> da
     dataset = dataset.with_format(None)
     if dataset.features is None:
         return dataset
-    if image_column not in dataset.features:
-        raise ValueError(_missing(list(dataset.features), image_column))
+    _require_column(image_column, dataset.features)
     return dataset.decode(False).select_columns([image_column])
+
+
+def _require_column(name: str, present: Iterable[str]):
+    fix = "rename the column of images (dataset.rename_column), or name it with image_column_name (to the script: "
+    require_columns([name], present, "The stream of unlabeled images", f"{fix}--unlabeled_image_column_name)")
 
 
 def read_first_image(dataset: datasets.IterableDataset, image_column: str):
@@ -178,14 +175,6 @@ def whole_steps(args) -> int:
             step,
         )
     return images
-
-
-def _missing(columns: list[str], image_column: str) -> str:
-    return (
-        f"The stream of unlabeled images has the columns {', '.join(columns)} but no column {image_column!r}: rename "
-        "it (dataset.rename_column), or name it with image_column_name (to the script: "
-        "--unlabeled_image_column_name)."
-    )
 
 
 __all__ = ["StreamReader", "read_first_image", "undecoded_stream", "whole_steps"]

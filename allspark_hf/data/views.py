@@ -36,8 +36,8 @@ STRONG_2 = View("strong_2", strong=True, cutmix=True)
 
 def draw_cutmix_box(crop: tuple[int, int], rng: np.random.Generator) -> tuple[int, int, int, int]:
     """
-    (top, left, bottom, right) of a box in a crop (height, width); empty, all 0, with a probability of one half. Source:
-    CutMix (ICCV 2019), with the ranges of UniMatch V2.
+    (top, left, bottom, right) of a box in a crop (height, width), all 0 with a probability of one half; CutMix (ICCV
+    2019) with the ranges of UniMatch V2.
     """
     if rng.random() >= CUTMIX_PROBABILITY:
         return 0, 0, 0, 0

@@ -3,12 +3,11 @@
     python -m allspark_hf.demo.data demo --num_train 400 --num_labeled 24 --num_validation 100
 
 A class is a shape *and* a texture: a few small objects have a class's shape in plain or striped paint, which is
-background, as are stones and twigs. Classes differ in colour, but their colours overlap. Objects are large enough for
+background, as are stones and twigs. Classes differ in color, but their colors overlap. Objects are large enough for
 a small model to learn them from scratch in minutes, and classes about equally frequent.
 """
 
 import argparse
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +15,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageFilter
 
-from allspark_hf.demo.textures import TEXTURES, paint_ground, smooth_noise
-from allspark_hf.inference.visualization import default_palette, index_image
+from ..data.sources.classes import Classes, write_classes
+from ..inference.visualization import default_palette, index_image
+from .textures import TEXTURES, paint_ground, smooth_noise
 
-
-__all__ = ["CLASS_NAMES", "generate_demo_image", "write_demo_data"]
 
 CLASS_NAMES = ("background", "log slice", "plank", "brick block", "leaf", "pond")
 SPLITS = ("train", "val")
@@ -42,10 +40,10 @@ _BORDER = 0.6
 
 @dataclass
 class _Shape:
-    """An outline: kind, centre and radius in pixels, rotation in radians, and its kind's own proportions."""
+    """An outline: kind, center and radius in pixels, rotation in radians, and its kind's own proportions."""
 
     kind: str
-    centre: tuple[float, float]
+    center: tuple[float, float]
     radius: float
     angle: float
     aspect: float
@@ -53,7 +51,7 @@ class _Shape:
 
     def frame(self, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Pixel coordinates in the shape's own, rotated frame."""
-        x, y = x - np.float32(self.centre[0]), y - np.float32(self.centre[1])
+        x, y = x - np.float32(self.center[0]), y - np.float32(self.center[1])
         cosine, sine = np.float32(math.cos(self.angle)), np.float32(math.sin(self.angle))
         return cosine * x + sine * y, cosine * y - sine * x
 
@@ -81,7 +79,7 @@ def _random_shape(rng: np.random.Generator, kind: str, size: tuple[int, int], ra
     aspect = {"disc": (0.82, 1.0), "block": (0.65, 1.0), "bar": (0.30, 0.40), "blob": (0.6, 1.0)}.get(kind, (1.0, 1.0))
     return _Shape(
         kind=kind,
-        centre=(rng.uniform(0.1, 0.9) * size[1], rng.uniform(0.1, 0.9) * size[0]),
+        center=(rng.uniform(0.1, 0.9) * size[1], rng.uniform(0.1, 0.9) * size[0]),
         radius=rng.uniform(*radius) * min(size),
         angle=rng.uniform(0, 2 * math.pi),
         aspect=rng.uniform(*aspect),
@@ -99,14 +97,14 @@ class _Scene:
     x: np.ndarray
     y: np.ndarray
 
-    def paint(self, shape: _Shape, colour: np.ndarray, label: int) -> None:
-        """Put an object with its cast shadow on top of everything painted so far."""
+    def paint(self, shape: _Shape, color: np.ndarray, label: int):
+        """Puts an object with its cast shadow on top of everything painted so far."""
         distance = shape.distance(self.x, self.y)
         shadow = shape.distance(self.x - self.light[0], self.y - self.light[1])
         self.canvas *= (1 - 0.5 * np.clip(0.5 - shadow / 3, 0, 1))[..., None]
         rim = 1 - 0.3 * np.clip(1 + distance / 2.5, 0, 1)
         cover = np.clip(0.5 - distance, 0, 1)[..., None]
-        self.canvas += (colour * rim[..., None] - self.canvas) * cover
+        self.canvas += (color * rim[..., None] - self.canvas) * cover
         border = np.abs(distance) <= _BORDER
         if label == 0:
             # Background over background has no border worth ignoring.
@@ -115,7 +113,7 @@ class _Scene:
         self.mask[border] = IGNORE_INDEX
 
 
-def _add_clutter(rng: np.random.Generator, scene: _Scene, count: int, radius: tuple[float, float]) -> None:
+def _add_clutter(rng: np.random.Generator, scene: _Scene, count: int, radius: tuple[float, float]):
     for _ in range(count):
         kind = _CLUTTER[rng.integers(len(_CLUTTER))]
         texture = "stone" if kind in ("twig", "stone") else "flat"
@@ -130,7 +128,7 @@ def _photograph(rng: np.random.Generator, canvas: np.ndarray) -> Image.Image:
     falloff = side[0] * np.linspace(-1, 1, width)[None, :] + side[1] * np.linspace(-1, 1, height)[:, None]
     cloud = 0.12 * smooth_noise(rng, (height, width), 0.6 * height)
     picture = canvas * (rng.uniform(0.75, 1.2) * (1 + falloff + cloud)).astype(np.float32)[..., None]
-    # Circulant rows that sum to one turn the hue and leave grey alone.
+    # Circulant rows that sum to one turn the hue and leave gray alone.
     turn = rng.normal(0, 0.04)
     hue = np.array([[1 - abs(turn), max(turn, 0), max(-turn, 0)]], np.float32)
     matrix = np.concatenate([np.roll(hue, step, axis=1) for step in range(3)])
@@ -147,19 +145,21 @@ def _photograph(rng: np.random.Generator, canvas: np.ndarray) -> Image.Image:
 def generate_demo_image(
     index: int, split: str = "train", size: tuple[int, int] = (96, 128), seed: int = 0
 ) -> tuple[Image.Image, np.ndarray]:
-    """Draw one image of the demo data; the result depends on the arguments only.
+    """
+    Draws one image of the demo data; the result depends on the arguments only.
 
     Args:
-        index: Number of the image in its split, from 0.
-        split: `"train"` or `"val"`.
-        size: `(height, width)` in pixels, each at least 32.
-        seed: Seed of the whole data set, at least 0.
+        index (`int`): number of the image in its split, from 0.
+        split (`str`, *optional*, defaults to `"train"`): `"train"` or `"val"`.
+        size (`tuple[int, int]`, *optional*, defaults to `(96, 128)`): (height, width) in pixels, each at least 32.
+        seed (`int`, *optional*, defaults to 0): seed of the whole data set, at least 0.
 
     Returns:
-        The RGB image and its mask, uint8 (height, width): class index 0 to 5, or 255 on outlines (to be ignored).
+        `tuple`: the RGB image, and its mask, uint8 (height, width): class index 0 to 5, or 255 on outlines (to be
+        ignored).
 
     Raises:
-        ValueError: If `split` is unknown, `size` is too small, or `index` or `seed` is negative.
+        ValueError: if `split` is unknown, `size` is too small, or `index` or `seed` is negative.
     """
     if split not in SPLITS:
         raise ValueError(f"split is {split!r}, but the demo data has 'train' and 'val': pass one of them.")
@@ -182,7 +182,7 @@ def generate_demo_image(
     return _photograph(rng, scene.canvas), scene.mask
 
 
-def _check_size(size: tuple[int, int]) -> None:
+def _check_size(size: tuple[int, int]):
     if len(size) != 2 or min(size) < MINIMUM_SIDE:
         raise ValueError(
             f"size is {tuple(size)}, but the demo images need (height, width) of at least {MINIMUM_SIDE} each: "
@@ -198,7 +198,8 @@ def write_demo_data(
     size: tuple[int, int] = (96, 128),
     seed: int = 0,
 ) -> Path:
-    """Write the demo data as a folder of images and masks in the layout of one's own data.
+    """
+    Writes the demo data as a folder of images and masks in the layout of one's own data.
 
     `images/{train,val}/*.jpg`; `masks/{train,val}/*.png` for the first `num_labeled` training images and for all
     validation images (indexed PNG: class index 0 to 5, 255 = ignore on outlines); and, last, so that its presence
@@ -206,19 +207,19 @@ def write_demo_data(
     the bytes are the same for one version of NumPy and Pillow.
 
     Args:
-        output_dir: Folder to write into; made if missing, and must be empty.
-        num_train: Training images, at least 1.
-        num_labeled: Training images that get a mask, 1 to `num_train`.
-        num_validation: Validation images, at least 0.
-        size: `(height, width)` in pixels, each at least 32.
-        seed: Seed of the whole data set, at least 0.
+        output_dir (`str` or `Path`): folder to write into; made if missing, and must be empty.
+        num_train (`int`, *optional*, defaults to 400): training images, at least 1.
+        num_labeled (`int`, *optional*, defaults to 24): training images that get a mask, 1 to `num_train`.
+        num_validation (`int`, *optional*, defaults to 100): validation images, at least 0.
+        size (`tuple[int, int]`, *optional*, defaults to `(96, 128)`): (height, width) in pixels, each at least 32.
+        seed (`int`, *optional*, defaults to 0): seed of the whole data set, at least 0.
 
     Returns:
-        The folder written.
+        `Path`: the folder written.
 
     Raises:
-        ValueError: If a count, `size` or `seed` is out of range.
-        FileExistsError: If `output_dir` is a file or not empty.
+        ValueError: if a count, `size` or `seed` is out of range.
+        FileExistsError: if `output_dir` is a file or not empty.
     """
     output_dir = Path(output_dir)
     if not 1 <= num_labeled <= num_train:
@@ -247,13 +248,12 @@ def write_demo_data(
             image.save(output_dir / "images" / split / f"{name}.jpg", quality=92, subsampling=0)
             if index < labeled:
                 index_image(mask, palette).save(output_dir / "masks" / split / f"{name}.png")
-    classes = {"names": list(CLASS_NAMES), "colors": palette.tolist()}
-    (output_dir / "classes.json").write_text(json.dumps(classes, indent=2) + "\n", encoding="utf-8")
+    write_classes(Classes(list(CLASS_NAMES), palette.tolist()), output_dir / "classes.json")
     return output_dir
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Write the demo data from the command line."""
+def main(arguments: list[str] | None = None):
+    """Writes the demo data from the command line."""
     parser = argparse.ArgumentParser(prog="python -m allspark_hf.demo.data", description="Write the demo data set.")
     parser.add_argument("output_dir", help="new or empty folder to write into")
     parser.add_argument("--num_train", type=int, default=400, help="training images (default: %(default)s)")
@@ -272,6 +272,9 @@ def main(arguments: list[str] | None = None) -> None:
         f"Wrote {options['num_train']} training images ({options['num_labeled']} labeled) and "
         f"{options['num_validation']} validation images to {output_dir}"
     )
+
+
+__all__ = ["CLASS_NAMES", "generate_demo_image", "write_demo_data"]
 
 
 if __name__ == "__main__":

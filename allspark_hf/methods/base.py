@@ -105,8 +105,8 @@ class Method(nn.Module):
 
         Returns:
             `dict[str, tuple[nn.Module, float]]`: modules to train, each with its learning rate as a multiple of the
-            encoder's. They are `self.built[name]` in a step, are wrapped (DDP, FSDP2), clipped and saved in checkpoints
-            with the model, and left out where it is published. Each must take part in every step's loss.
+            encoder's. They are `self.built[name]` in a step, are wrapped (DDP, FSDP2), clipped and saved in
+            checkpoints with the model, and left out where it is published. Each must take part in every step's loss.
         """
         return {}
 

@@ -1,4 +1,4 @@
-"""The names of the classes, and their colours in pictures, read from a small text or JSON file."""
+"""The names of the classes, and their colors in pictures, read from a small text or JSON file."""
 
 import json
 import re
@@ -20,14 +20,13 @@ class Classes:
     The classes of a data set; the position in the list is the class index.
 
     Args:
-        names (`list[str]`):
-            One name per class, each used once, none empty.
-        colors (`list[tuple[int, int, int]]`, *optional*):
-            One red, green, blue triple per class, each 0 to 255, for pictures of the result.
+        names (`list[str]`): one name per class, each used once, none empty.
+        colors (`list[tuple[int, int, int]]`, *optional*): one red, green, blue triple per class, each 0 to 255, for
+            pictures of the result.
 
     Raises:
-        ValueError: If there is no class, a name is empty, no Unicode text or used twice (blanks and underscores count
-            as the same), the two lists differ in length, or a colour is not three whole numbers from 0 to 255.
+        ValueError: if there is no class, a name is empty, no Unicode text or used twice (blanks and underscores count
+            as the same), the two lists differ in length, or a color is not three whole numbers from 0 to 255.
     """
 
     names: list[str]
@@ -36,88 +35,76 @@ class Classes:
     def __post_init__(self):
         if not self.names:
             raise ValueError("The list of classes is empty; name at least one class.")
+        # Metrics are called after the classes, with underscores for blanks: the second of two would replace the first.
+        by_metric: dict[str, int] = {}
         for index, name in enumerate(self.names):
             if not isinstance(name, str) or not name.strip():
                 raise ValueError(f"Class {index} has the name {name!r}; every class needs a name that is not empty.")
-            first = self.names.index(name)
-            if first != index:
+            try:
+                name.encode("utf-8")
+            except UnicodeEncodeError:
+                raise ValueError(f"Class {index} has the name {name!a}, which is no Unicode text.") from None
+            first = by_metric.setdefault("_".join(name.split()), index)
+            if self.names[first] == name and first != index:
                 raise ValueError(f"The classes {first} and {index} are both named {name!r}; give each its own name.")
-            _require_text(index, name)
-        _require_own_metrics(self.names)
-        if self.colors is not None:
-            if not isinstance(self.colors, list | tuple):
-                raise ValueError(f"The colours are {self.colors!r}; give a list with a colour for each class.")
-            if len(self.colors) != len(self.names):
+            if first != index:
                 raise ValueError(
-                    f"There are {len(self.names)} class names but {len(self.colors)} colours; give every class a "
-                    "colour, or none."
+                    f"The classes {self.names[first]!r} and {name!r} differ in blanks and underscores only, so that "
+                    "their metrics would share a name; rename one."
                 )
-            self.colors = [_check_color(color, name) for color, name in zip(self.colors, self.names, strict=True)]
+        if self.colors is not None:
+            self.colors = self._checked_colors()
+
+    def _checked_colors(self) -> list[Color]:
+        if not isinstance(self.colors, list | tuple) or len(self.colors) != len(self.names):
+            counted = f"{len(self.colors)} colors" if isinstance(self.colors, list | tuple) else repr(self.colors)
+            raise ValueError(
+                f"There are {len(self.names)} class names but {counted}; give a list with a color of every class, or "
+                "none."
+            )
+        for name, color in zip(self.names, self.colors, strict=True):
+            parts = color if isinstance(color, list | tuple) else []
+            if len(parts) != 3 or not all(type(part) is int and 0 <= part <= 255 for part in parts):
+                raise ValueError(
+                    f"The color of class {name!r} is {color!r}; give red, green and blue as whole numbers from 0 to "
+                    "255."
+                )
+        return [tuple(color) for color in self.colors]
 
     @property
     def num_labels(self) -> int:
-        """`int`: The number of classes."""
+        """The number of classes."""
         return len(self.names)
 
     @property
     def id2label(self) -> dict[int, str]:
-        """`dict[int, str]`: The name of each class index, as a model configuration takes it."""
+        """The name of each class index, as a model configuration takes it."""
         return dict(enumerate(self.names))
 
     @property
     def label2id(self) -> dict[str, int]:
-        """`dict[str, int]`: The class index of each name."""
+        """The class index of each name."""
         return {name: index for index, name in enumerate(self.names)}
-
-
-def _require_text(index: int, name: str) -> None:
-    try:
-        name.encode("utf-8")
-    except UnicodeEncodeError:
-        raise ValueError(f"Class {index} has the name {name!a}, which is no Unicode text; correct it.") from None
-
-
-def _require_own_metrics(names: list[str]) -> None:
-    """Metrics are called after the classes, with underscores for blanks: the second of two would replace the first."""
-    first: dict[str, str] = {}
-    for name in names:
-        other = first.setdefault("_".join(name.split()), name)
-        if other != name:
-            raise ValueError(
-                f"The classes {other!r} and {name!r} differ in blanks and underscores only, so that their metrics "
-                "would share a name; rename one."
-            )
-
-
-def _check_color(color, name: str) -> Color:
-    parts = list(color) if isinstance(color, list | tuple) else []
-    whole = all(isinstance(part, int) and not isinstance(part, bool) for part in parts)
-    if len(parts) != 3 or not whole or min(parts) < 0 or max(parts) > 255:
-        raise ValueError(
-            f"The colour of class {name!r} is {color!r}; give red, green and blue as whole numbers from 0 to 255."
-        )
-    return tuple(parts)
 
 
 def read_classes(path: str | Path) -> Classes:
     """
     Reads the classes from a JSON or text file.
 
-    JSON may be a list of names, `{"names": [...], "colors": [[r, g, b], ...]}` (colours optional),
-    `{"0": "sky", "1": "building", ...}`, or `[{"name": "sky", "color": [r, g, b]}, ...]` (colours optional). A text
+    JSON may be a list of names, `{"names": [...], "colors": [[r, g, b], ...]}` (colors optional),
+    `{"0": "sky", "1": "building", ...}`, or `[{"name": "sky", "color": [r, g, b]}, ...]` (colors optional). A text
     file has one class per line, the name followed, if wanted, by `r g b` or `#rrggbb`; blank lines and lines that
     start with `#` do not count.
 
     Args:
-        path (`str` or `Path`):
-            A file ending in `.json` or `.txt`, in UTF-8.
+        path (`str` or `Path`): a file ending in `.json` or `.txt`, in UTF-8.
 
     Returns:
-        `Classes`: Names and colours in the order of the class indices.
+        `Classes`: names and colors in the order of the class indices.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If the file is in none of these forms, ids have gaps, or [`Classes`] refuses the content. The
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file is in none of these forms, ids have gaps, or [`Classes`] refuses the content. The
             message starts with the file's path.
     """
     path = Path(path)
@@ -163,7 +150,10 @@ def _from_json(content) -> Classes:
     if isinstance(content, dict) and content and all(re.fullmatch(r"0|[1-9][0-9]*", key) for key in content):
         return Classes(_names_in_order({int(key): name for key, name in content.items()}))
     if isinstance(content, list) and content and all(isinstance(entry, dict) for entry in content):
-        return _from_entries(content)
+        for index, entry in enumerate(content):
+            if "name" not in entry:
+                raise ValueError(f'Class {index} has no "name"; give every entry one.')
+        return _from_entries([(entry["name"], entry.get("color")) for entry in content])
     if isinstance(content, list) and all(isinstance(entry, str) for entry in content):
         return Classes(content)
     raise ValueError(
@@ -182,21 +172,18 @@ def _names_in_order(names: dict[int, str]) -> list[str]:
     return [names[index] for index in range(len(names))]
 
 
-def _from_entries(entries: list[dict]) -> Classes:
-    for index, entry in enumerate(entries):
-        if "name" not in entry:
-            raise ValueError(f'Class {index} has no "name"; give every entry one.')
-    colored = [entry for entry in entries if entry.get("color") is not None]
-    _require_all_or_none(len(colored), len(entries))
-    return Classes([entry["name"] for entry in entries], [entry["color"] for entry in colored] or None)
-
-
 def _from_text(text: str) -> Classes:
     lines = [line.strip() for line in text.splitlines()]
-    parsed = [_parse_line(line) for line in lines if line and not line.startswith("#")]
-    colors = [color for _, color in parsed if color is not None]
-    _require_all_or_none(len(colors), len(parsed))
-    return Classes([name for name, _ in parsed], colors or None)
+    return _from_entries([_parse_line(line) for line in lines if line and not line.startswith("#")])
+
+
+def _from_entries(entries: list[tuple[str, Color | None]]) -> Classes:
+    colors = [color for _, color in entries if color is not None]
+    if colors and len(colors) < len(entries):
+        raise ValueError(
+            f"Only {len(colors)} of the {len(entries)} classes have a color; give every class a color, or none."
+        )
+    return Classes([name for name, _ in entries], colors or None)
 
 
 def _parse_line(line: str) -> tuple[str, Color | None]:
@@ -207,25 +194,17 @@ def _parse_line(line: str) -> tuple[str, Color | None]:
     return line, None
 
 
-def _require_all_or_none(num_colors: int, num_classes: int) -> None:
-    if num_colors not in (0, num_classes):
-        raise ValueError(
-            f"Only {num_colors} of the {num_classes} classes have a colour; give every class a colour, or none."
-        )
-
-
-def write_classes(classes: Classes, path: str | Path) -> None:
+def write_classes(classes: Classes, path: str | Path):
     """
     Writes the classes so that [`read_classes`] gives back the same.
 
     Args:
-        classes (`Classes`):
-            What to write.
-        path (`str` or `Path`):
-            A file ending in `.json` (an object with `names` and `colors`) or `.txt` (a line per class).
+        classes (`Classes`): what to write.
+        path (`str` or `Path`): a file ending in `.json` (an object with `names` and `colors`) or `.txt` (a line per
+            class).
 
     Raises:
-        ValueError: If the path ends otherwise, or a name would be read back differently from a text file.
+        ValueError: if the path ends otherwise, or a name would be read back differently from a text file.
     """
     path = Path(path)
     suffix = path.suffix.lower()

@@ -1,12 +1,11 @@
 """Pascal VOC 2012, Cityscapes and COCO, in the folders that their archives unpack to or that the field shares."""
 
 from collections.abc import Iterable
-from functools import cached_property
 from pathlib import Path
 
 from .folder import FolderLayout
 from .lists import read_list
-from .pairs import Layout, Pairs, require_usable_name
+from .pairs import Layout, Pairs, require_folder, require_images, require_usable_name
 from .published_classes import (
     CITYSCAPES_CLASSES,
     CITYSCAPES_IGNORED_LABEL_IDS,
@@ -16,62 +15,7 @@ from .published_classes import (
 )
 
 
-DATA_FORMATS = ("folder", "voc", "cityscapes", "coco")
 VOC_MASKS = ("original", "augmented")
-
-
-def find_layout(data_dir: str | Path, data_format: str | None = None, voc_masks: str = "original") -> Layout:
-    """
-    Tells how a folder holds its data.
-
-    Args:
-        data_dir (`str` or `Path`):
-            The folder.
-        data_format (`str`, *optional*):
-            `"folder"`, `"voc"`, `"cityscapes"` or `"coco"`; `None` goes by the folders in it: `images`, `JPEGImages`
-            (also in `VOC2012` or `VOCdevkit/VOC2012`), `leftImg8bit`, or `train2017` and `val2017`.
-        voc_masks (`str`, *optional*, defaults to `"original"`):
-            See [`VocLayout`].
-
-    Returns:
-        `Layout`: One of `FolderLayout`, `VocLayout`, `CityscapesLayout` and `CocoLayout`.
-
-    Raises:
-        FileNotFoundError: If a folder is missing.
-        ValueError: If the folder is of none of these forms, or of several.
-    """
-    data_dir = Path(data_dir).absolute()
-    if not data_dir.is_dir():
-        raise FileNotFoundError(f"There is no folder {data_dir}; data_dir must name one.")
-    if data_format is None:
-        data_format = _recognise(data_dir)
-    if data_format not in DATA_FORMATS:
-        raise ValueError(f"data_format is {data_format!r}, but it must be one of {', '.join(DATA_FORMATS)}.")
-    if voc_masks != "original" and data_format != "voc":
-        raise ValueError(f"voc_masks is {voc_masks!r}, but {data_dir} is read as {data_format}; leave it out.")
-    if data_format == "voc":
-        return VocLayout(data_dir, voc_masks)
-    layouts = {"folder": FolderLayout, "cityscapes": CityscapesLayout, "coco": CocoLayout}
-    return layouts[data_format](data_dir)
-
-
-def _recognise(data_dir: Path) -> str:
-    signs = {
-        "folder": (data_dir / "images",),
-        "voc": tuple(root / "JPEGImages" for root in _voc_roots(data_dir)),
-        "cityscapes": (data_dir / "leftImg8bit",),
-        "coco": (data_dir / "train2017", data_dir / "val2017"),
-    }
-    found = [name for name, folders in signs.items() if any(folder.is_dir() for folder in folders)]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise ValueError(f"{data_dir} may be read as {' or '.join(found)}; choose one with --data_format.")
-    raise ValueError(
-        f"{data_dir} holds neither images/ and masks/ (a folder of your own), nor JPEGImages/ or VOCdevkit/VOC2012/ "
-        "(Pascal VOC), leftImg8bit/ and gtFine/ (Cityscapes), or train2017/, val2017/ and masks/ (COCO); give the "
-        "folder that holds them."
-    )
 
 
 class PublishedLayout(Layout):
@@ -79,39 +23,19 @@ class PublishedLayout(Layout):
 
     image_form: str  # how image files are called, for an error message
 
-    def _require_folders(self, *names: str) -> None:
+    def _require_folders(self, *names: str):
         for name in names:
-            if not (self.root / name).is_dir():
-                raise FileNotFoundError(f"There is no folder {self.root / name}; {self.name} data must have one.")
+            require_folder(self.root / name, f"{self.name} data must have one")
 
     def _collect(self, images: Iterable[Path], folder: Path) -> Pairs:
         """The images found in a folder, and those masks of theirs that exist."""
-        files = {self.name_of(image): image for image in images if not image.name.startswith(".")}
+        files = {self.name_of(image): image for image in sorted(images) if not image.name.startswith(".")}
         if not files:
             raise ValueError(f"{folder} holds no image of the form {self.image_form}; unpack the images there.")
         for name, image in files.items():
             require_usable_name(image, name)
         masks = {name: self.mask_of(image) for name, image in files.items()}
         return Pairs(files, {name: mask for name, mask in masks.items() if mask.is_file()})
-
-    def _require_images(self, used: Iterable[Path], masks: Iterable[Path]) -> None:
-        """`ValueError` if a mask is of no image, which shows that the images are not all there."""
-        used = set(used)
-        orphans = [mask for mask in masks if mask not in used and not mask.name.startswith(".")]
-        if orphans:
-            raise ValueError(
-                f"{len(orphans)} mask{'s have' if len(orphans) > 1 else ' has'} no image, first {orphans[0]}; add the "
-                "images or remove the masks."
-            )
-
-    def _require_validation_masks(self, pairs: Pairs) -> Pairs:
-        for name, image in pairs.images.items():
-            if name not in pairs.masks:
-                raise ValueError(
-                    f"The validation image {image} has no mask {self.mask_of(image)}; add it, or name the validation "
-                    "images with validation_list."
-                )
-        return pairs
 
 
 def _voc_roots(data_dir: Path) -> tuple[Path, ...]:
@@ -126,16 +50,14 @@ class VocLayout(PublishedLayout):
     An image without a mask in `SegmentationClass` may have one in `SegmentationClassAug`, SBD's.
 
     Args:
-        data_dir (`Path`):
-            `VOCdevkit/VOC2012`, or one of the two folders above it. Without `ImageSets` (the field's own folders)
-            lists must say what is labeled, unlabeled and for validation.
-        voc_masks (`str`, *optional*, defaults to `"original"`):
-            `"original"` trains on the images of `train.txt`, `"augmented"` on those of `train_aug.txt` or
-            `trainaug.txt`, where lists do not say it.
+        data_dir (`Path`): `VOCdevkit/VOC2012`, or one of the two folders above it. Without `ImageSets` (the field's
+            own folders) lists must say what is labeled, unlabeled and for validation.
+        voc_masks (`str`, *optional*, defaults to `"original"`): `"original"` trains on the images of `train.txt`,
+            `"augmented"` on those of `train_aug.txt` or `trainaug.txt`, where lists do not say it.
 
     Raises:
-        FileNotFoundError: If a folder is missing.
-        ValueError: If `voc_masks` is something else.
+        FileNotFoundError: if a folder is missing.
+        ValueError: if `voc_masks` is something else.
     """
 
     name = "voc"
@@ -152,23 +74,17 @@ class VocLayout(PublishedLayout):
         if not self.aug_folder.is_dir():
             self._require_folders("SegmentationClass")
 
-    def train(self) -> Pairs:
-        if self.is_augmented:
-            hint = "make it with scripts/prepare_sbd.py, or name the images with labeled_list and unlabeled_list"
-            return read_list(self._image_set("train_aug", "trainaug", hint=hint), self, "train", need_masks=False)
-        hint = "name the images with labeled_list and unlabeled_list"
-        return read_list(self._image_set("train", hint=hint), self, "train", need_masks=False)
-
-    def validation(self) -> Pairs:
-        hint = "name the images with validation_list"
-        return read_list(self._image_set("val", hint=hint), self, "validation", need_masks=True)
-
-    def _image_set(self, *names: str, hint: str) -> Path:
-        folder = self.root / "ImageSets" / "Segmentation"
-        found = [folder / f"{name}.txt" for name in names if (folder / f"{name}.txt").is_file()]
-        if not found:
-            raise FileNotFoundError(f"There is no list {folder / names[0]}.txt; {hint}.")
-        return found[0]
+    def find(self, split: str) -> Pairs:
+        names, fix = ("train",), "name the images with labeled_list and unlabeled_list"
+        if split == "validation":
+            names, fix = ("val",), "name the images with validation_list"
+        elif self.is_augmented:
+            names, fix = ("train_aug", "trainaug"), f"make it with scripts/prepare_sbd.py, or {fix}"
+        paths = [self.root / "ImageSets" / "Segmentation" / f"{name}.txt" for name in names]
+        path = next((path for path in paths if path.is_file()), None)
+        if path is None:
+            raise FileNotFoundError(f"There is no list {paths[0]}; {fix}.")
+        return read_list(path, self, split, need_masks=split == "validation")
 
     def image_of(self, name: str, split: str) -> Path:
         return self.root / "JPEGImages" / f"{name}.jpg"
@@ -197,11 +113,10 @@ class CityscapesLayout(PublishedLayout):
     `labelIds` are, and mapped to the same 19 classes; all other ids are ignored. A list may name either.
 
     Args:
-        data_dir (`Path`):
-            The folder that holds the two.
+        data_dir (`Path`): the folder that holds the two.
 
     Raises:
-        FileNotFoundError: If a folder is missing.
+        FileNotFoundError: if a folder is missing.
     """
 
     name = "cityscapes"
@@ -209,38 +124,32 @@ class CityscapesLayout(PublishedLayout):
     image_form = "CITY/*_leftImg8bit.png"
     image_end = "_leftImg8bit"
     mask_ends = ("_gtFine_labelTrainIds.png", "_gtFine_labelIds.png")
+    splits = {"train": "train", "validation": "val"}
 
     def __init__(self, data_dir: Path):
         super().__init__(data_dir)
         self._require_folders("leftImg8bit", "gtFine")
-        train_ids, label_ids = (self._mask_names(end) for end in self.mask_ends)
+        train_ids, label_ids = (
+            {mask.name.removesuffix(end) for split in self.splits for mask in self._masks(split, end)}
+            for end in self.mask_ends
+        )
         self.mask_end = self.mask_ends[0]
         if not label_ids <= train_ids:
             self.mask_end = self.mask_ends[1]
             self.mask_values = CITYSCAPES_LABEL_IDS
             self.ignored_mask_values = CITYSCAPES_IGNORED_LABEL_IDS
 
-    def _mask_names(self, end: str) -> set[str]:
-        masks = [mask for split in ("train", "val") for mask in self._masks(split, end)]
-        return {mask.name.removesuffix(end) for mask in masks}
-
     def _masks(self, split: str, end: str) -> list[Path]:
-        return sorted((self.root / "gtFine" / split).glob(f"*/*{end}"))
+        return sorted((self.root / "gtFine" / self.splits[split]).glob(f"*/*{end}"))
 
-    def train(self) -> Pairs:
-        return self._set("train")
-
-    def validation(self) -> Pairs:
-        return self._require_validation_masks(self._set("val"))
-
-    def _set(self, split: str) -> Pairs:
-        folder = self.root / "leftImg8bit" / split
-        pairs = self._collect(sorted(folder.glob(f"*/*{self.image_end}.png")), folder)
-        self._require_images(pairs.masks.values(), self._masks(split, self.mask_end))
+    def find(self, split: str) -> Pairs:
+        folder = self.root / "leftImg8bit" / self.splits[split]
+        pairs = self._collect(folder.glob(f"*/*{self.image_end}.png"), folder)
+        require_images(self._masks(split, self.mask_end), pairs.masks.values())
         return pairs
 
     def image_of(self, name: str, split: str) -> Path:
-        folder = self.root / "leftImg8bit" / ("train" if split == "train" else "val")
+        folder = self.root / "leftImg8bit" / self.splits[split]
         return folder / name.split("_")[0] / f"{name}{self.image_end}.png"
 
     def mask_of(self, image: Path) -> Path:
@@ -264,11 +173,10 @@ class CocoLayout(PublishedLayout):
     file's name without extension.
 
     Args:
-        data_dir (`Path`):
-            The folder that holds them.
+        data_dir (`Path`): the folder that holds them.
 
     Raises:
-        FileNotFoundError: If a folder is missing.
+        FileNotFoundError: if a folder is missing.
     """
 
     name = "coco"
@@ -282,29 +190,17 @@ class CocoLayout(PublishedLayout):
         self.mask_folder = self.root / "masks"
         self.has_subfolders = any((self.mask_folder / name).is_dir() for name in self.splits.values())
 
-    def train(self) -> Pairs:
-        if not self.has_subfolders and all((self.root / name).is_dir() for name in self.splits.values()):
-            used = [*self._train.masks.values(), *self._validation.masks.values()]
-            self._require_images(used, sorted(self.mask_folder.glob("*.png")))
-        return self._train
-
-    def validation(self) -> Pairs:
-        return self._require_validation_masks(self._validation)
-
-    @cached_property
-    def _train(self) -> Pairs:
-        return self._set("train")
-
-    @cached_property
-    def _validation(self) -> Pairs:
-        return self._set("validation")
-
-    def _set(self, split: str) -> Pairs:
+    def find(self, split: str) -> Pairs:
         folder = self.root / self.splits[split]
-        pairs = self._collect(sorted(folder.glob("*.jpg")), folder)
-        if self.has_subfolders:
-            masks = sorted((self.mask_folder / self.splits[split]).glob("*.png"))
-            self._require_images(pairs.masks.values(), masks)
+        pairs = self._collect(folder.glob("*.jpg"), folder)
+        used = [*pairs.masks.values()]
+        if not self.has_subfolders:
+            # Of which split a mask in the common folder is can only be told where the images of both are there.
+            if split == "validation" or not (self.root / self.splits["validation"]).is_dir():
+                return pairs
+            used += self.pairs("validation").masks.values()
+        mask_folder = self.mask_folder / folder.name if self.has_subfolders else self.mask_folder
+        require_images(sorted(mask_folder.glob("*.png")), used)
         return pairs
 
     def image_of(self, name: str, split: str) -> Path:
@@ -320,3 +216,53 @@ class CocoLayout(PublishedLayout):
     def listed_mask(self, mask: Path, image: Path) -> Path:
         is_elsewhere = self.has_subfolders and mask.parent == self.mask_folder and mask.stem == image.stem
         return self.mask_of(image) if is_elsewhere else mask
+
+
+LAYOUTS = {layout.name: layout for layout in (FolderLayout, VocLayout, CityscapesLayout, CocoLayout)}
+
+
+def find_layout(data_dir: str | Path, data_format: str | None = None, voc_masks: str = "original") -> Layout:
+    """
+    Tells how a folder holds its data.
+
+    Args:
+        data_dir (`str` or `Path`): the folder.
+        data_format (`str`, *optional*): `"folder"`, `"voc"`, `"cityscapes"` or `"coco"`; `None` goes by the folders in
+            it: `images`, `JPEGImages` (also in `VOC2012` or `VOCdevkit/VOC2012`), `leftImg8bit`, or `train2017` and
+            `val2017`.
+        voc_masks (`str`, *optional*, defaults to `"original"`): see [`VocLayout`].
+
+    Raises:
+        FileNotFoundError: if a folder is missing.
+        ValueError: if the folder is of none of these forms, or of several.
+    """
+    data_dir = Path(data_dir).absolute()
+    require_folder(data_dir, "data_dir must name one")
+    if data_format is None:
+        data_format = _recognize(data_dir)
+    if data_format not in LAYOUTS:
+        raise ValueError(f"data_format is {data_format!r}, but it must be one of {', '.join(LAYOUTS)}.")
+    if data_format == "voc":
+        return VocLayout(data_dir, voc_masks)
+    if voc_masks != "original":
+        raise ValueError(f"voc_masks is {voc_masks!r}, but {data_dir} is read as {data_format}; leave it out.")
+    return LAYOUTS[data_format](data_dir)
+
+
+def _recognize(data_dir: Path) -> str:
+    signs = {
+        "folder": (data_dir / "images",),
+        "voc": tuple(root / "JPEGImages" for root in _voc_roots(data_dir)),
+        "cityscapes": (data_dir / "leftImg8bit",),
+        "coco": (data_dir / "train2017", data_dir / "val2017"),
+    }
+    found = [name for name, folders in signs.items() if any(folder.is_dir() for folder in folders)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise ValueError(f"{data_dir} may be read as {' or '.join(found)}; choose one with --data_format.")
+    raise ValueError(
+        f"{data_dir} holds neither images/ and masks/ (a folder of your own), nor JPEGImages/ or VOCdevkit/VOC2012/ "
+        "(Pascal VOC), leftImg8bit/ and gtFine/ (Cityscapes), or train2017/, val2017/ and masks/ (COCO); give the "
+        "folder that holds them."
+    )

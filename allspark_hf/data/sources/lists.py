@@ -5,7 +5,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
-from .pairs import IMAGE_SUFFIXES, Layout, Pairs, some
+from ...utils.files import IMAGE_SUFFIXES
+from .pairs import Layout, Pairs
 
 
 logger = logging.getLogger(__name__)
@@ -18,19 +19,12 @@ _PAIR = re.compile(rf"^(?P<image>.+?(?:{_SUFFIX}))\s+(?P<mask>\S.*)$", re.IGNORE
 
 def read_lines(path: str | Path) -> list[tuple[int, str]]:
     """
-    Reads a text file.
-
-    Args:
-        path (`str` or `Path`):
-            A text file in UTF-8.
-
-    Returns:
-        `list[tuple[int, str]]`: The lines that are not blank, each with its number, counted from 1. Blanks around a
-        line are kept: an id may begin or end with them.
+    The lines of a text file that are not blank, each with its number, counted from 1. Blanks around a line are kept:
+    an id may begin or end with them.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is not text in UTF-8.
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is not text in UTF-8.
     """
     path = Path(path)
     if not path.is_file():
@@ -53,16 +47,7 @@ def is_file(path: Path) -> bool:
 
 
 def split_line(line: str) -> tuple[str, str | None]:
-    """
-    Takes a line of a split file apart.
-
-    Args:
-        line (`str`):
-            `image mask`, an image path, or an id.
-
-    Returns:
-        `tuple[str, str | None]`: The image path or id, and the mask path, if there is one.
-    """
+    """The image path or id that a line of a split file names, and the mask path, if it names one."""
     match = _PAIR.match(line)
     return (match["image"], match["mask"]) if match else (line, None)
 
@@ -76,22 +61,18 @@ def read_list(path: str | Path, layout: Layout, split: str, need_masks: bool) ->
     that folder is part of it, wherever it leads: whoever made it chose what to read.
 
     Args:
-        path (`str` or `Path`):
-            The text file, UTF-8.
-        layout (`Layout`):
-            The data set.
-        split (`str`):
-            `"train"` or `"validation"`: where to look an id up.
-        need_masks (`bool`):
-            Whether every image must have a mask and there must be an image; otherwise a mask that does not exist is
-            left out.
+        path (`str` or `Path`): the text file, UTF-8.
+        layout (`Layout`): the data set.
+        split (`str`): `"train"` or `"validation"`: where to look an id up.
+        need_masks (`bool`): whether every image must have a mask and there must be an image; otherwise a mask that
+            does not exist is left out.
 
     Returns:
-        `Pairs`: The images in the order of the lines.
+        `Pairs`: the images in the order of the lines.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If the file is not in UTF-8, a line names an image that does not exist, an image twice, or a path
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file is not in UTF-8, a line names an image that does not exist, an image twice, or a path
             outside the data set, or a mask is needed that does not exist.
     """
     pairs, first_line, replaced = Pairs({}, {}), {}, []
@@ -132,7 +113,7 @@ def _resolve(line: str, layout: Layout, split: str, where: str) -> tuple[Path, P
             return image, None
     line = line.strip()
     first, second = split_line(line)
-    is_path = second is not None or first.lower().endswith(IMAGE_SUFFIXES)
+    is_path = second is not None or _is_path(first)
     for path in (first, second):
         if path is not None and _leaves(path):
             raise ValueError(
@@ -163,18 +144,7 @@ def _shown(text: str) -> str:
 
 
 def list_text(pairs: Pairs, root: Path) -> str:
-    """
-    The text of a split file.
-
-    Args:
-        pairs (`Pairs`):
-            The images.
-        root (`Path`):
-            The folder that the paths are to be relative to.
-
-    Returns:
-        `str`: Lines `image mask`, sorted by id; an image without a mask stands alone.
-    """
+    """A split file with paths relative to `root`: lines `image mask`, sorted by id; an image may have no mask."""
     lines = []
     for name in sorted(pairs.images):
         files = [pairs.images[name]] + ([pairs.masks[name]] if name in pairs.masks else [])
@@ -187,62 +157,33 @@ def shared_images(a: Sequence[str], b: Sequence[str]) -> list[str]:
     Finds the images that two lists share, from their lines alone.
 
     Args:
-        a (`Sequence[str]`):
-            Lines of a split file: `image mask`, image paths or ids, in any mixture.
-        b (`Sequence[str]`):
-            The lines of the other.
+        a (`Sequence[str]`): lines of a split file: `image mask`, image paths or ids, in any mixture.
+        b (`Sequence[str]`): the lines of the other.
 
     Returns:
-        `list[str]`: The images of `a` that are also in `b`, as `a` names them. Two paths are the same image if they
+        `list[str]`: the images of `a` that are also in `b`, as `a` names them. Two paths are the same image if they
         are equal; an id is the same image as a path that ends in it, extension and `_leftImg8bit` aside.
     """
-    entries_b = {_entry(line) for line in b}
-    tails_b = set().union(*(_tails(entry) for entry in entries_b)) if entries_b else set()
-    ids_b = {entry for entry in entries_b if not entry.lower().endswith(IMAGE_SUFFIXES)}
-    shared = []
-    for entry in map(_entry, a):
-        if entry.lower().endswith(IMAGE_SUFFIXES):
-            same = entry in entries_b or not ids_b.isdisjoint(_tails(entry))
-        else:
-            same = entry in tails_b
-        if same:
-            shared.append(entry)
-    return shared
+    entries, entries_b = ([PurePosixPath(split_line(line)[0]).as_posix() for line in lines] for lines in (a, b))
+    paths_b = set(filter(_is_path, entries_b))
+    ids_b, tails_b = set(entries_b) - paths_b, set().union(*map(_tails, entries_b))
+
+    def is_shared(entry: str) -> bool:
+        if not _is_path(entry):
+            return entry in tails_b
+        return entry in paths_b or not ids_b.isdisjoint(_tails(entry))
+
+    return list(filter(is_shared, entries))
 
 
-def _entry(line: str) -> str:
-    return PurePosixPath(split_line(line)[0]).as_posix()
+def _is_path(entry: str) -> bool:
+    return entry.lower().endswith(IMAGE_SUFFIXES)
 
 
 def _tails(entry: str) -> set[str]:
     """Every id that names the entry."""
-    path = PurePosixPath(entry)
-    if not entry.lower().endswith(IMAGE_SUFFIXES):
+    if not _is_path(entry):
         return {entry}
+    path = PurePosixPath(entry)
     parts = (*path.parts[:-1], path.stem.removesuffix("_leftImg8bit"))
     return {"/".join(parts[start:]) for start in range(len(parts))}
-
-
-def require_disjoint(sets: dict[str, Pairs], hint: str = "") -> None:
-    """
-    Raises `ValueError` if an image is in two of the sets.
-
-    Args:
-        sets (`dict[str, Pairs]`):
-            What to call each set, and its images.
-        hint (`str`, *optional*):
-            How to put it right.
-
-    Raises:
-        ValueError: With the number of shared images and the first few of them.
-    """
-    names = list(sets)
-    for index, first in enumerate(names):
-        for second in names[index + 1 :]:
-            in_second = set(sets[second].images.values())
-            both = [name for name, path in sets[first].images.items() if path in in_second]
-            if both:
-                raise ValueError(
-                    f"{len(both)} image{'s are' if len(both) > 1 else ' is'} both in {first} and in {second} "
-                    f"({some(both)}); {hint or 'take them out of one'}."
-                )

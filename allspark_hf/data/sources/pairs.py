@@ -1,16 +1,19 @@
 """Images with their masks, by id; where a data set keeps them; and datasets made of them."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from datasets import Dataset, Features, Image, IterableDataset, Value
 
+from ...utils.files import IMAGE_SUFFIXES
+from ..masks import MaskValueTransform
 from .classes import Classes
 
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 SHOWN_IDS = 5
+SETS = ("labeled", "unlabeled", "validation")
+ACCEPTED = "accepted: " + ", ".join(suffix[1:] for suffix in IMAGE_SUFFIXES)  # for an error message
 
 
 @dataclass
@@ -19,25 +22,19 @@ class SegmentationData:
     What a training needs. Nothing is decoded before a row is read.
 
     Args:
-        labeled (`datasets.Dataset`):
-            Training images with masks: columns `id` (string), `image` (`datasets.Image`), `label` (`datasets.Image`,
-            class indices).
-        unlabeled (`datasets.Dataset`):
-            Training images to learn from without a mask: columns `id` and `image`; may have no rows. Where masks were
-            hidden, a column `label` has these (and `None` in the other rows), to measure pseudo-labels by and never to
-            train on.
-        validation (`datasets.Dataset`):
-            The columns of `labeled`; no image of it is in the other two.
-        classes (`Classes`, *optional*):
-            Names and colours, where the folder has them.
-        hidden_ids (`list[str]`, *optional*):
-            The ids of the unlabeled images that do have a mask, which was hidden.
-        mask_values (`tuple[int]`, *optional*):
-            The value stored for class 0, for class 1 and so on, where the masks do not hold class indices.
-        ignored_mask_values (`tuple[int]`, *optional*):
-            Further stored values, which do not count.
-        unlabeled_stream (`datasets.IterableDataset`, *optional*):
-            Images to learn from instead of `unlabeled`, which no disk has to hold: column `image`.
+        labeled (`datasets.Dataset`): training images with masks: columns `id` (string), `image` (`datasets.Image`),
+            `label` (`datasets.Image`, class indices).
+        unlabeled (`datasets.Dataset`): training images to learn from without a mask: columns `id` and `image`; may
+            have no rows. Where masks were hidden, a column `label` has these (and `None` in the other rows), to
+            measure pseudo-labels by and never to train on.
+        validation (`datasets.Dataset`): the columns of `labeled`; no image of it is in the other two.
+        classes (`Classes`, *optional*): names and colors, where the data set has them.
+        hidden_ids (`list[str]`, *optional*): the ids of the unlabeled images that do have a mask, which was hidden.
+        mask_values (`tuple[int]`, *optional*): the value stored for class 0, for class 1 and so on, where the masks do
+            not hold class indices.
+        ignored_mask_values (`tuple[int]`, *optional*): further stored values, which do not count.
+        unlabeled_stream (`datasets.IterableDataset`, *optional*): images to learn from instead of `unlabeled`, which
+            no disk has to hold: column `image`.
     """
 
     labeled: Dataset
@@ -49,26 +46,34 @@ class SegmentationData:
     ignored_mask_values: tuple[int, ...] | None = None
     unlabeled_stream: IterableDataset | None = None
 
-    def stored_values(
-        self, mask_values: Iterable[int] | None = None, ignored_mask_values: Iterable[int] | None = None
-    ) -> tuple[tuple[int, ...] | None, tuple[int, ...]]:
+    @property
+    def sets(self) -> dict[str, Dataset]:
+        """The three sets by name."""
+        return {name: getattr(self, name) for name in SETS}
+
+    def mask_transform(
+        self,
+        ignore_index: int = 255,
+        mask_values: Iterable[int] | None = None,
+        ignored_mask_values: Iterable[int] | None = None,
+    ) -> MaskValueTransform:
         """
-        What the masks hold: the options, else what the data set says of itself.
+        What makes class indices of the masks: by the options, else by what the data set says of itself.
 
         Args:
-            mask_values (`Iterable[int]`, *optional*):
-                The option; given, it replaces both of the data set's.
-            ignored_mask_values (`Iterable[int]`, *optional*):
-                The option; given, it replaces the data set's.
+            ignore_index (`int`, *optional*, defaults to 255): the value of ignored pixels.
+            mask_values (`Iterable[int]`, *optional*): the option; it replaces both lists of the data set.
+            ignored_mask_values (`Iterable[int]`, *optional*): the option; it replaces that list of the data set.
 
-        Returns:
-            `tuple`: The stored value of each class (`None` for class indices) and the stored values that do not count.
+        Raises:
+            ValueError: if the values contradict each other.
         """
         if ignored_mask_values is None and mask_values is None:
             ignored_mask_values = self.ignored_mask_values
         if mask_values is None:
             mask_values = self.mask_values
-        return None if mask_values is None else tuple(mask_values), tuple(ignored_mask_values or ())
+        stored = None if mask_values is None else tuple(mask_values)
+        return MaskValueTransform(stored, ignore_index, tuple(ignored_mask_values or ()))
 
 
 @dataclass
@@ -77,10 +82,8 @@ class Pairs:
     The images of one set and their masks.
 
     Args:
-        images (`dict[str, Path]`):
-            Id to file.
-        masks (`dict[str, Path]`):
-            The same for the masks; an image may have none.
+        images (`dict[str, Path]`): id to file.
+        masks (`dict[str, Path]`): the same for the masks; an image may have none.
     """
 
     images: dict[str, Path]
@@ -88,14 +91,12 @@ class Pairs:
 
     def only(self, ids: Iterable[str]) -> "Pairs":
         """The images of these ids and the masks they have, in the order of the ids."""
-        ids = list(ids)
-        return Pairs(
-            {name: self.images[name] for name in ids}, {name: self.masks[name] for name in ids if name in self.masks}
-        )
+        images = {name: self.images[name] for name in ids}
+        return Pairs(images, {name: self.masks[name] for name in images if name in self.masks})
 
-    def without(self, images: Iterable[Path]) -> "Pairs":
-        """All but these image files."""
-        left_out = set(images)
+    def without(self, other: "Pairs") -> "Pairs":
+        """All but the image files of another set."""
+        left_out = set(other.images.values())
         return self.only(name for name, path in self.images.items() if path not in left_out)
 
     def to_dataset(self, with_masks: bool) -> Dataset:
@@ -103,52 +104,50 @@ class Pairs:
         The images as a dataset.
 
         Args:
-            with_masks (`bool`):
-                Whether to have a column `label`; an image without a mask has `None` there.
+            with_masks (`bool`): whether to have a column `label`; an image without a mask has `None` there.
 
         Returns:
-            `datasets.Dataset`: Columns `id`, `image` and perhaps `label`, sorted by id.
+            `datasets.Dataset`: columns `id`, `image` and perhaps `label`, sorted by id.
         """
         ids = sorted(self.images)
-        columns = {"id": ids, "image": [str(self.images[name]) for name in ids]}
+        columns = {"image": [str(self.images[name]) for name in ids]}
         if with_masks:
             columns["label"] = [str(self.masks[name]) if name in self.masks else None for name in ids]
-        # The types are given because those of a set without rows cannot be seen.
-        dataset = Dataset.from_dict(columns, features=Features({name: Value("string") for name in columns}))
-        for name in list(columns)[1:]:
-            dataset = dataset.cast_column(name, Image())
-        return dataset
+        return dataset_of_files(ids, **columns)
 
 
 class Layout:
     """
     Where a data set keeps its images and masks, and what its masks mean. Subclasses: the own folder, VOC, Cityscapes,
-    COCO.
+    COCO. A split is `"train"` or `"validation"`.
 
     Args:
-        root (`Path`):
-            The folder that the paths in split files are relative to.
+        root (`Path`): the folder that the paths in split files are relative to.
     """
 
     name: str
     every_mask = True  # whether a training image without a mask is a mistake, unless a list says what is labeled
+    has_validation = True  # whether the data set has set images aside for validation
     classes: Classes | None = None
     mask_values: tuple[int, ...] | None = None
     ignored_mask_values: tuple[int, ...] | None = None
 
     def __init__(self, root: Path):
         self.root = root
+        self._found: dict[str, Pairs] = {}
 
-    def train(self) -> Pairs:
-        """All training images, with the masks there are."""
-        raise NotImplementedError
+    def pairs(self, split: str) -> Pairs:
+        """All images of a split, with the masks there are; looked for once."""
+        if split not in self._found:
+            self._found[split] = self.find(split)
+        return self._found[split]
 
-    def validation(self) -> Pairs | None:
-        """The validation images, all with masks; `None` where the data set has set none aside."""
+    def find(self, split: str) -> Pairs:
+        """Looks for the images of a split and their masks."""
         raise NotImplementedError
 
     def image_of(self, name: str, split: str) -> Path:
-        """Where the image of a bare id lies or would lie; `split` is `"train"` or `"validation"`."""
+        """Where the image of a bare id lies or would lie."""
         raise NotImplementedError
 
     def mask_of(self, image: Path) -> Path:
@@ -169,6 +168,39 @@ class Layout:
         return name if self.image_of(name, split) == image else image.relative_to(self.root).as_posix()
 
 
+def dataset_of_files(ids: list[str], **columns: list[str | None]) -> Dataset:
+    """A dataset with the column `id` and columns of image files, which are not decoded yet."""
+    columns = {"id": ids, **columns}
+    # The types are given because those of a set without rows cannot be seen.
+    dataset = Dataset.from_dict(columns, features=Features({name: Value("string") for name in columns}))
+    for name in list(columns)[1:]:
+        dataset = dataset.cast_column(name, Image())
+    return dataset
+
+
+def visible_paths(folder: Path) -> Iterator[tuple[Path, str]]:
+    """Sorted paths in a folder and its subfolders, each with its id, for what a list can name; none is hidden."""
+    for path in sorted(folder.rglob("*")):
+        relative = path.relative_to(folder)
+        if not any(part.startswith(".") for part in relative.parts):
+            yield path, relative.with_suffix("").as_posix()
+
+
+def require_folder(folder: Path, need: str):
+    """Raises `FileNotFoundError`, with what is needed, if there is no such folder."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"There is no folder {folder}; {need}.")
+
+
+def require_images(masks: Iterable[Path], used: Iterable[Path], fix: str = "add the images or remove the masks"):
+    """Raises `ValueError` if a mask is of no image, which shows that the images are not all there."""
+    used = set(used)
+    orphans = [mask for mask in masks if mask not in used and not mask.name.startswith(".")]
+    if orphans:
+        counted = "1 mask has" if len(orphans) == 1 else f"{len(orphans)} masks have"
+        raise ValueError(f"{counted} no image, first {orphans[0]}; {fix}.")
+
+
 def can_be_listed(name: str) -> bool:
     """Whether an id can stand on a line of a list, in UTF-8."""
     return bool(name.strip()) and name[0] != "\ufeff" and not set("\r\n") & set(name) and _encodes(name)
@@ -182,8 +214,8 @@ def _encodes(name: str) -> bool:
     return True
 
 
-def require_usable_name(path: Path, name: str) -> None:
-    """`ValueError` for a file whose id no list, or whose path no data set can hold."""
+def require_usable_name(path: Path, name: str):
+    """Raises `ValueError` for a file whose id no list, or whose path no data set can hold."""
     if not can_be_listed(name) or not _encodes(str(path)):
         raise ValueError(
             f"The name of the file {str(path)!a} is blank, has a line break or a byte order mark, or is not in "
@@ -195,8 +227,3 @@ def some(ids: list[str]) -> str:
     """The first few ids for an error message, and the number of the others."""
     rest = len(ids) - SHOWN_IDS
     return ", ".join(ids[:SHOWN_IDS]) + (f" and {rest} more" if rest > 0 else "")
-
-
-def accepted_suffixes() -> str:
-    """The kinds of image files, for an error message."""
-    return "accepted: " + ", ".join(suffix[1:] for suffix in IMAGE_SUFFIXES)

@@ -1,19 +1,12 @@
-"""The classes of the published data sets, in the order of the class indices, and their official colours."""
+"""The classes of the published data sets, in the order of the class indices, and their official colors."""
 
 from .classes import Classes, Color
 
 
 def voc_colormap(size: int = 256) -> list[Color]:
     """
-    The colours of the VOC development kit: bits 0, 3, 6 … of the index, from the highest bit of red downwards; bits 1,
-    4, 7 … for green and bits 2, 5, 8 … for blue.
-
-    Args:
-        size (`int`, *optional*, defaults to 256):
-            The number of colours, up to 256.
-
-    Returns:
-        `list[tuple[int, int, int]]`: Red, green and blue, 0 to 255, of each index.
+    The first colors, up to 256, of the VOC development kit: bits 0, 3, 6 … of the index, from the highest bit of red
+    downwards; bits 1, 4, 7 … for green and bits 2, 5, 8 … for blue.
     """
     colors = []
     for index in range(size):
@@ -33,50 +26,28 @@ VOC_CLASSES = Classes(
 )
 
 # Train id order; the labelIds of these classes are in CITYSCAPES_LABEL_IDS.
-CITYSCAPES_CLASSES = Classes(
-    [
-        "road",
-        "sidewalk",
-        "building",
-        "wall",
-        "fence",
-        "pole",
-        "traffic light",
-        "traffic sign",
-        "vegetation",
-        "terrain",
-        "sky",
-        "person",
-        "rider",
-        "car",
-        "truck",
-        "bus",
-        "train",
-        "motorcycle",
-        "bicycle",
-    ],
-    [
-        (128, 64, 128),
-        (244, 35, 232),
-        (70, 70, 70),
-        (102, 102, 156),
-        (190, 153, 153),
-        (153, 153, 153),
-        (250, 170, 30),
-        (220, 220, 0),
-        (107, 142, 35),
-        (152, 251, 152),
-        (70, 130, 180),
-        (220, 20, 60),
-        (255, 0, 0),
-        (0, 0, 142),
-        (0, 0, 70),
-        (0, 60, 100),
-        (0, 80, 100),
-        (0, 0, 230),
-        (119, 11, 32),
-    ],
-)
+_CITYSCAPES = {
+    "road": (128, 64, 128),
+    "sidewalk": (244, 35, 232),
+    "building": (70, 70, 70),
+    "wall": (102, 102, 156),
+    "fence": (190, 153, 153),
+    "pole": (153, 153, 153),
+    "traffic light": (250, 170, 30),
+    "traffic sign": (220, 220, 0),
+    "vegetation": (107, 142, 35),
+    "terrain": (152, 251, 152),
+    "sky": (70, 130, 180),
+    "person": (220, 20, 60),
+    "rider": (255, 0, 0),
+    "car": (0, 0, 142),
+    "truck": (0, 0, 70),
+    "bus": (0, 60, 100),
+    "train": (0, 80, 100),
+    "motorcycle": (0, 0, 230),
+    "bicycle": (119, 11, 32),
+}
+CITYSCAPES_CLASSES = Classes([*_CITYSCAPES], [*_CITYSCAPES.values()])
 CITYSCAPES_LABEL_IDS = (7, 8, 11, 12, 13, 17, *range(19, 29), 31, 32, 33)
 # License plates have the id -1, which is 255 in an 8-bit file.
 CITYSCAPES_IGNORED_LABEL_IDS = (*(value for value in range(34) if value not in CITYSCAPES_LABEL_IDS), 255)

@@ -1,14 +1,15 @@
 """Which images are labeled, unlabeled and for validation: drawn from a seed, or named by lists."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 
-from .lists import read_list, require_disjoint
-from .pairs import Layout, Pairs, SegmentationData
+from .lists import read_list
+from .pairs import SETS, Layout, Pairs, SegmentationData, some
 
 
 @dataclass
@@ -17,28 +18,23 @@ class Selection:
     What to choose from a data set.
 
     Args:
-        labeled_fraction (`float`, *optional*):
-            The share, above 0 and up to 1, of the training images with masks that stay labeled; the masks of the
-            others are hidden and these images are unlabeled. `None` keeps all masks.
-        labeled_count (`int`, *optional*):
-            The same as a number of images.
-        labeled_list (`str` or `Path`, *optional*):
-            The same as a split file ([`read_list`]): one of the published ones, or the `labeled_ids.txt` of an earlier
-            run. With a held-out validation, `seed` and `validation_fraction` must be those of that run.
-        unlabeled_list (`str` or `Path`, *optional*):
-            A split file of the unlabeled images, together with `labeled_list`; `None` takes all other training images.
-            Masks in it are hidden: they are there to measure by, and one that does not exist is left out.
-        validation_list (`str` or `Path`, *optional*):
-            A split file of the validation images; `None` takes those of the data set. Training images in it are held
-            out.
-        validation_fraction (`float`, *optional*, defaults to 0.1):
-            The share of the training images with masks, above 0 and below 1, that is held out for validation where
-            the data set has set none aside; otherwise not used.
-        seed (`int`, *optional*, defaults to 42):
-            Seed of both draws, at least 0.
+        labeled_fraction (`float`, *optional*): the share, above 0 and up to 1, of the training images with masks that
+            stay labeled; the masks of the others are hidden and these images are unlabeled. `None` keeps all masks.
+        labeled_count (`int`, *optional*): the same as a number of images.
+        labeled_list (`str` or `Path`, *optional*): the same as a split file ([`read_list`]): one of the published
+            ones, or the `labeled_ids.txt` of an earlier run. With a held-out validation, `seed` and
+            `validation_fraction` must be those of that run.
+        unlabeled_list (`str` or `Path`, *optional*): a split file of the unlabeled images, together with
+            `labeled_list`; `None` takes all other training images. Masks in it are hidden: they are there to measure
+            by, and one that does not exist is left out.
+        validation_list (`str` or `Path`, *optional*): a split file of the validation images; `None` takes those of the
+            data set. Training images in it are held out.
+        validation_fraction (`float`, *optional*, defaults to 0.1): the share of the training images with masks, above
+            0 and below 1, that is held out for validation where the data set has set none aside; otherwise not used.
+        seed (`int`, *optional*, defaults to 42): seed of both draws, at least 0.
 
     Raises:
-        ValueError: If the options contradict each other or are out of range.
+        ValueError: if the options contradict each other or are out of range.
     """
 
     labeled_fraction: float | None = None
@@ -67,27 +63,16 @@ class Selection:
             raise ValueError(f"seed is {self.seed}, but it must be 0 or above.")
 
 
-def load_layout(layout: Layout, selection: Selection, output_dir: str | Path | None = None) -> SegmentationData:
+def load_layout(layout: Layout, selection: Selection) -> SegmentationData:
     """
-    Chooses the three sets and makes datasets of them; nothing is decoded.
-
-    Args:
-        layout (`Layout`):
-            The data set.
-        selection (`Selection`):
-            What to choose.
-        output_dir (`str` or `Path`, *optional*):
-            Where to write the ids of the three sets ([`write_id_lists`]).
-
-    Returns:
-        `SegmentationData`: No image is in two of the sets; rows are sorted by id.
+    Chooses the three sets ([`select_pairs`]) and makes datasets of them, sorted by id; nothing is decoded.
 
     Raises:
-        FileNotFoundError: If a folder or a list is missing.
-        ValueError: If a list cannot be used, sets share images, a mask is missing, or too few images have masks.
+        FileNotFoundError: if a folder or a list is missing.
+        ValueError: if a list cannot be used, sets share images, a mask is missing, or too few images have masks.
     """
     labeled, unlabeled, validation = select_pairs(layout, selection)
-    data = SegmentationData(
+    return SegmentationData(
         labeled=labeled.to_dataset(with_masks=True),
         unlabeled=unlabeled.to_dataset(with_masks=bool(unlabeled.masks)),
         validation=validation.to_dataset(with_masks=True),
@@ -96,9 +81,6 @@ def load_layout(layout: Layout, selection: Selection, output_dir: str | Path | N
         mask_values=layout.mask_values,
         ignored_mask_values=layout.ignored_mask_values,
     )
-    if output_dir is not None:
-        write_id_lists(data, output_dir)
-    return data
 
 
 def select_pairs(layout: Layout, selection: Selection) -> tuple[Pairs, Pairs, Pairs]:
@@ -110,157 +92,141 @@ def select_pairs(layout: Layout, selection: Selection) -> tuple[Pairs, Pairs, Pa
     larger one of the same seed.
 
     Returns:
-        `tuple[Pairs, Pairs, Pairs]`: Labeled (all with masks), unlabeled (masks are hidden ones), validation (all with
+        `tuple[Pairs, Pairs, Pairs]`: labeled (all with masks), unlabeled (masks are hidden ones), validation (all with
         masks).
     """
-    lists = {
-        "labeled": ("train", selection.labeled_list, True),
-        "unlabeled": ("train", selection.unlabeled_list, False),
-        "validation": ("validation", selection.validation_list, True),
-    }
-    listed = {
-        name: None if path is None else read_list(path, layout, split, need_masks)
-        for name, (split, path, need_masks) in lists.items()
-    }
-    labeled, unlabeled, validation = listed.values()
-    hint = ""
-    if validation is None:
-        validation = layout.validation()
+    labeled = _listed(layout, selection.labeled_list, "train")
+    unlabeled = _listed(layout, selection.unlabeled_list, "train", need_masks=False)
+    validation = _listed(layout, selection.validation_list, "validation")
+    fix = "take them out of one"
+    if validation is None and layout.has_validation:
+        validation = layout.pairs("validation")
+        _require_masks(validation, layout, "validation", "name the validation images with validation_list")
     if validation is None or unlabeled is None:
-        train = layout.train()
+        train = layout.pairs("train")
         if validation is None:
-            train, validation = hold_out(train, str(layout.root), selection)
-            hint = "use the seed and validation_fraction of the run that wrote the list, or take them out of it"
-        if selection.validation_list is not None:
-            train = train.without(validation.images.values())
+            validation = train.only(hold_out(train.masks, str(layout.root), selection))
+            train = train.without(validation)
+            fix = "use the seed and validation_fraction of the run that wrote the list, or take them out of it"
+        elif selection.validation_list is not None:
+            train = train.without(validation)
         if labeled is None:
-            _require_masks(train, layout)
-            labeled = choose_labeled(train, selection)
+            if layout.every_mask:
+                _require_masks(train, layout, "training", "name the labeled images with labeled_list")
+            labeled = train.only(choose_labeled(train.masks, str(layout.root), selection))
         if unlabeled is None:
-            unlabeled = train.without(labeled.images.values())
-    titles = {
-        name: f"the {name} set" if path is None else f"{name}_list {path}" for name, (_, path, _) in lists.items()
-    }
-    sets = {"labeled": labeled, "unlabeled": unlabeled, "validation": validation}
-    require_disjoint({titles[name]: pairs for name, pairs in sets.items()}, hint)
+            unlabeled = train.without(labeled)
+    _require_disjoint(selection, (labeled, unlabeled, validation), fix)
     return labeled, unlabeled, validation
 
 
-def hold_out(train: Pairs, where: str, selection: Selection) -> tuple[Pairs, Pairs]:
+def _listed(layout: Layout, path: str | Path | None, split: str, need_masks: bool = True) -> Pairs | None:
+    return None if path is None else read_list(path, layout, split, need_masks)
+
+
+def _require_masks(pairs: Pairs, layout: Layout, kind: str, fix: str):
+    bare = [image for name, image in pairs.images.items() if name not in pairs.masks]
+    if bare:
+        raise ValueError(
+            f"{len(bare)} of {len(pairs.images)} {kind} images have no mask, first {bare[0]} (no "
+            f"{layout.mask_of(bare[0])}); add the masks, or {fix}."
+        )
+
+
+def _require_disjoint(selection: Selection, chosen: tuple[Pairs, ...], fix: str):
+    """Raises `ValueError` if an image is in two sets, with the number of such images and the first few of them."""
+    lists = {name: getattr(selection, f"{name}_list") for name in SETS}
+    titles = [f"the {name} set" if path is None else f"{name}_list {path}" for name, path in lists.items()]
+    for (first, a), (second, b) in combinations(zip(titles, chosen, strict=True), 2):
+        in_b = set(b.images.values())
+        both = [name for name, path in a.images.items() if path in in_b]
+        if both:
+            counted = "1 image is" if len(both) == 1 else f"{len(both)} images are"
+            raise ValueError(f"{counted} both in {first} and in {second} ({some(both)}); {fix}.")
+
+
+def hold_out(masked: Collection[str], where: str, selection: Selection) -> list[str]:
     """
-    Takes a share of the images with masks out of the training images, for validation.
+    Draws the images that are held out for validation.
 
     Args:
-        train (`Pairs`):
-            All images.
-        where (`str`):
-            What to call them in an error.
-        selection (`Selection`):
-            `validation_fraction` and `seed`.
-
-    Returns:
-        `tuple[Pairs, Pairs]`: The training images that remain, and the validation images.
+        masked (`Collection[str]`): ids of the images with masks.
+        where (`str`): what to call the data in an error.
+        selection (`Selection`): `validation_fraction` and `seed`.
 
     Raises:
-        ValueError: If no mask would remain.
+        ValueError: if no mask would remain.
     """
-    total = len(train.masks)
-    count = fraction_to_count(total, selection.validation_fraction)
-    if count >= total:
+    _require_any(masked, where)
+    count = fraction_to_count(len(masked), selection.validation_fraction)
+    if count >= len(masked):
         raise ValueError(
-            f"{where} holds {total} mask{'s' if total > 1 else ''} and {count} would be held out for validation, "
-            "which leaves none to train on; add masks, or lower validation_fraction."
+            f"{where} has {len(masked)} mask{'s' if len(masked) > 1 else ''} and {count} would be held out for "
+            "validation, which leaves none to train on; add masks or a validation set, or lower validation_fraction."
         )
-    validation = train.only(draw(list(train.masks), count, selection.seed))
-    return train.without(validation.images.values()), validation
+    return draw(masked, count, selection.seed)
 
 
-def choose_labeled(train: Pairs, selection: Selection) -> Pairs:
+def choose_labeled(masked: Collection[str], where: str, selection: Selection) -> list[str]:
     """
     Draws the images that stay labeled.
 
     Args:
-        train (`Pairs`):
-            The training images.
-        selection (`Selection`):
-            `labeled_fraction` or `labeled_count`, and `seed`; all images with masks if neither is given.
-
-    Returns:
-        `Pairs`: Those images, all with masks.
+        masked (`Collection[str]`): ids of the training images with masks.
+        where (`str`): what to call the data in an error.
+        selection (`Selection`): `labeled_fraction` or `labeled_count`, and `seed`; all images if neither is given.
 
     Raises:
-        ValueError: If fewer images have masks than are asked for.
+        ValueError: if there is no mask, or fewer than asked for.
     """
+    _require_any(masked, where)
     count = selection.labeled_count
     if selection.labeled_fraction is not None:
-        count = fraction_to_count(len(train.masks), selection.labeled_fraction)
+        count = fraction_to_count(len(masked), selection.labeled_fraction)
     if count is None:
-        return train.only(train.masks)
-    if count > len(train.masks):
-        raise ValueError(
-            f"labeled_count is {count}, but only {len(train.masks)} training images have a mask; lower it."
-        )
-    return train.only(draw(list(train.masks), count, selection.seed))
+        return list(masked)
+    if count > len(masked):
+        raise ValueError(f"labeled_count is {count}, but {where} has only {len(masked)} masks to train on; lower it.")
+    return draw(masked, count, selection.seed)
 
 
-def _require_masks(train: Pairs, layout: Layout) -> None:
-    bare = [name for name in train.images if name not in train.masks]
-    if bare and layout.every_mask:
-        image = train.images[bare[0]]
+def _require_any(masked: Collection[str], where: str):
+    if not masked:
         raise ValueError(
-            f"{len(bare)} of {len(train.images)} training images have no mask, first {image} (no "
-            f"{layout.mask_of(image)}); add the masks, or name the labeled images with labeled_list."
+            f"{where} has no mask of a training image, so the labeled set is empty; add at least one, named like its "
+            "image in a folder, or name another split or column."
         )
 
 
-def write_id_lists(data: SegmentationData, output_dir: str | Path) -> None:
+def write_id_lists(data: SegmentationData, output_dir: str | Path):
     """
     Writes `labeled_ids.txt`, `unlabeled_ids.txt` and `validation_ids.txt`, one id per line, in UTF-8.
 
     Args:
-        data (`SegmentationData`):
-            The three sets.
-        output_dir (`str` or `Path`):
-            The folder to write to; it is made if need be, and older lists in it are replaced.
+        data (`SegmentationData`): the three sets.
+        output_dir (`str` or `Path`): the folder to write to; made if need be, and older lists in it are replaced.
     """
     output_dir = Path(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
-    for name in ("labeled", "unlabeled", "validation"):
-        lines = [f"{identifier}\n" for identifier in getattr(data, name)["id"]]
+    for name, dataset in data.sets.items():
+        lines = [f"{identifier}\n" for identifier in dataset["id"]]
         (output_dir / f"{name}_ids.txt").write_text("".join(lines), encoding="utf-8")
 
 
 def fraction_to_count(total: int, fraction: float) -> int:
-    """
-    Turns a share of some images into a number of images.
-
-    Args:
-        total (`int`):
-            The number of images, at least 1.
-        fraction (`float`):
-            The share, above 0 and up to 1.
-
-    Returns:
-        `int`: `ceil(total * fraction)`, between 1 and `total`.
-    """
+    """`ceil(total * fraction)`, between 1 and `total`: how many images a share, above 0 and up to 1, is."""
     # 100 * 0.07 is 7.000000000000001 in floating point and must still give 7.
     return min(total, max(1, math.ceil(total * fraction - 1e-6)))
 
 
-def draw(ids: Sequence[str], count: int, seed: int) -> list[str]:
+def draw(ids: Iterable[str], count: int, seed: int) -> list[str]:
     """
-    Draws some of the ids at random.
+    Draws some of the ids at random, and sorts them. With one seed, a smaller draw is part of a larger one.
 
     Args:
-        ids (`Sequence[str]`):
-            Distinct ids; their order has no influence.
-        count (`int`):
-            How many to draw, 0 to `len(ids)`.
-        seed (`int`):
-            The seed. With one seed, a smaller draw is part of a larger one.
-
-    Returns:
-        `list[str]`: The ids drawn, sorted.
+        ids (`Iterable[str]`): distinct ids; their order has no influence.
+        count (`int`): how many to draw, 0 to all.
+        seed (`int`): of the draw.
     """
     ids = sorted(ids)
     order = np.random.default_rng(seed).permutation(len(ids))

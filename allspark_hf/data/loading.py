@@ -1,0 +1,229 @@
+"""From arguments to data: which images and masks, and what their values mean."""
+
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from datasets import Dataset
+
+from ..utils.arguments import argument
+from .checks import CheckReport, check_data
+from .overlap import find_overlap
+from .sources.classes import classes_in, read_classes
+from .sources.hub import load_hub_data
+from .sources.layouts import LAYOUTS, VOC_MASKS, find_layout
+from .sources.pairs import SegmentationData
+from .sources.splits import Selection, load_layout, write_id_lists
+from .sources.unlabeled import add_unlabeled, open_unlabeled_stream, read_image_folder, read_unlabeled_dataset
+
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class DataArguments:
+    """Which images and masks, and what their values mean."""
+
+    data_dir: str | None = argument(
+        None,
+        "Folder with images/{train,val} and masks/{train,val}, or flat images/ and masks/; or Pascal VOC 2012, "
+        "Cityscapes or COCO as unpacked.",
+        common=True,
+    )
+    data_format: str | None = argument(
+        None, "What data_dir holds; default: what its folders show.", choices=[*LAYOUTS]
+    )
+    voc_masks: str = argument(
+        "original",
+        "Pascal VOC: train on the images of train.txt, or augmented with SBD on those of train_aug.txt "
+        "(scripts/prepare_sbd.py makes it); lists of one's own come before either.",
+        choices=[*VOC_MASKS],
+    )
+    dataset_name: str | None = argument(
+        None,
+        "Instead of data_dir: a Hub id, a folder that datasets.load_dataset reads, or one written by save_to_disk. "
+        "Columns: --image_column_name, --label_column_name. Rows without a mask are unlabeled.",
+        common=True,
+    )
+    dataset_config_name: str | None = argument(None, "Configuration of dataset_name.")
+    train_split_name: str = argument("train", "Split of dataset_name to train on.")
+    validation_split_name: str | None = argument(
+        None, "Split to validate with; default: validation, else val, else a held-out share."
+    )
+    classes_column_name: str | None = argument(
+        None, "Column of dataset_name whose ClassLabel names are those of the mask values."
+    )
+    unlabeled_dir: str | None = argument(
+        None, "Any folder of images, added to the unlabeled ones; read recursively.", common=True
+    )
+    unlabeled_dataset_name: str | None = argument(
+        None, "A second data set, like dataset_name, whose images are added unlabeled."
+    )
+    unlabeled_dataset_config_name: str | None = argument(None, "Configuration of unlabeled_dataset_name.")
+    unlabeled_split_name: str = argument("train", "Split of unlabeled_dataset_name.")
+    unlabeled_image_column_name: str = argument("image", "Column of unlabeled_dataset_name that holds the image.")
+    unlabeled_streaming: bool = argument(
+        False,
+        "Read unlabeled_dataset_name as a stream instead of downloading it, and train on no other unlabeled image; "
+        "needs --unlabeled_images_per_epoch. See --shuffle_buffer_size.",
+    )
+    labeled_fraction: float | None = argument(
+        None, "Share of the training masks to use; the others are hidden.", common=True
+    )
+    labeled_count: int | None = argument(None, "The same as a number of masks.", common=True)
+    labeled_list: str | None = argument(
+        None,
+        "The same as a split file: a line is `image mask` or an image, relative to data_dir, or an id; e.g. a "
+        "published labeled.txt, or labeled_ids.txt of an earlier run.",
+    )
+    unlabeled_list: str | None = argument(
+        None, "Split file of the unlabeled images, with labeled_list; default: all other training images."
+    )
+    validation_list: str | None = argument(
+        None, "Split file of the validation images; default: those of the data set."
+    )
+    validation_fraction: float = argument(0.1, "Share of the labeled images held out when there is no validation set.")
+    split_seed: int = argument(42, "Seed of these choices; --seed does not touch them.")
+    classes: str | None = argument(None, "classes.txt or classes.json; default: the one in data_dir, if any.")
+    num_labels: int | None = argument(None, "Number of classes; default: from the classes file, else from the masks.")
+    mask_values: list[int] | None = argument(
+        None, "Mask value of class 0, 1, ...; e.g. 0 255 for binary masks stored as 0/255."
+    )
+    ignored_mask_values: list[int] | None = argument(
+        None, "Further mask values that do not count, e.g. 0 where 0 means unknown; see mask_values."
+    )
+    ignore_index: int = argument(255, "Mask value of pixels that do not count.")
+    skip_bad_files: bool = argument(False, "Leave unusable files out and list them.")
+    image_long_side: int | None = argument(
+        None, "Scale images to this long side; default: as they are. Masks stay native.", common=True
+    )
+
+    def __post_init__(self):
+        if (self.data_dir is None) == (self.dataset_name is None):
+            raise ValueError("Give either --data_dir (a folder of images and masks) or --dataset_name.")
+        for name in ("data_format", "unlabeled_list", "validation_list"):
+            if self.dataset_name is not None and getattr(self, name) is not None:
+                raise ValueError(f"--{name} belongs to --data_dir, but --dataset_name was given: leave it out.")
+        if self.unlabeled_streaming and self.unlabeled_dataset_name is None:
+            raise ValueError("--unlabeled_streaming needs --unlabeled_dataset_name, the data set to stream.")
+        if self.unlabeled_streaming and self.unlabeled_dir is not None:
+            raise ValueError(
+                "--unlabeled_streaming trains on the stream alone and not on --unlabeled_dir: leave one of them out."
+            )
+
+
+def find_data(
+    arguments: DataArguments,
+    output_dir: str | None = None,
+    image_column: str = "image",
+    label_column: str = "label",
+) -> SegmentationData:
+    """
+    The datasets that the arguments name, nothing decoded.
+
+    Args:
+        arguments ([`DataArguments`]): which data.
+        output_dir (`str`, *optional*): folder for the lists of ids ([`write_id_lists`]); a stream has none.
+        image_column (`str`): column of images of `arguments.dataset_name`; the datasets returned call it `image`.
+        label_column (`str`): column of masks of `arguments.dataset_name`; the datasets returned call it `label`.
+
+    Raises:
+        FileNotFoundError: if a folder or file is missing.
+        ValueError: if the data does not fit the arguments, or the arguments each other.
+    """
+    names = ("labeled_fraction", "labeled_count", "labeled_list", "unlabeled_list", "validation_list")
+    selection = {name: getattr(arguments, name) for name in (*names, "validation_fraction")}
+    selection["seed"] = arguments.split_seed
+    classes = read_classes(arguments.classes) if arguments.classes else None
+    if arguments.dataset_name is None:
+        layout = find_layout(arguments.data_dir, arguments.data_format, arguments.voc_masks)
+        data = load_layout(layout, Selection(**selection))
+        data.classes = classes or classes_in(layout.root) or data.classes
+    else:
+        data = load_hub_data(
+            arguments.dataset_name,
+            arguments.dataset_config_name,
+            arguments.train_split_name,
+            arguments.validation_split_name,
+            image_column,
+            label_column,
+            classes=classes,
+            classes_column=arguments.classes_column_name,
+            **selection,
+        )
+    data = _with_second_source(data, arguments)
+    if output_dir is not None:
+        write_id_lists(data, output_dir)
+    return data
+
+
+def _with_second_source(data: SegmentationData, arguments: DataArguments) -> SegmentationData:
+    second = (
+        arguments.unlabeled_dataset_name,
+        arguments.unlabeled_dataset_config_name,
+        arguments.unlabeled_split_name,
+        arguments.unlabeled_image_column_name,
+    )
+    if arguments.unlabeled_streaming:
+        if len(data.unlabeled):
+            logger.warning(
+                "The %d unlabeled images of %s are not trained on: with --unlabeled_streaming, the stream alone is.",
+                len(data.unlabeled),
+                arguments.data_dir or arguments.dataset_name,
+            )
+        return replace(data, unlabeled_stream=open_unlabeled_stream(*second))
+    if arguments.unlabeled_dir is not None:
+        data = add_unlabeled(data, "unlabeled_dir", read_image_folder(arguments.unlabeled_dir))
+    if arguments.unlabeled_dataset_name is not None:
+        data = add_unlabeled(data, "unlabeled_dataset", read_unlabeled_dataset(*second))
+    return data
+
+
+def load_data(
+    arguments: DataArguments,
+    output_dir: str | None = None,
+    image_column: str = "image",
+    label_column: str = "label",
+) -> CheckReport:
+    """[`find_data`], checked file by file and with class indices as masks; files left out are logged."""
+    report = check_data(
+        find_data(arguments, output_dir, image_column, label_column),
+        num_labels=arguments.num_labels,
+        ignore_index=arguments.ignore_index,
+        mask_values=arguments.mask_values,
+        skip_bad_files=arguments.skip_bad_files,
+        ignored_mask_values=arguments.ignored_mask_values,
+    )
+    for sentence in report.left_out:
+        logger.warning("left out: %s", sentence)
+    second_source = arguments.unlabeled_dir is not None or arguments.unlabeled_dataset_name is not None
+    if second_source and not arguments.unlabeled_streaming:
+        # Labeled images among the unlabeled ones do no harm but add nothing.
+        twins = find_overlap(report.data.unlabeled, report.data.labeled)
+        if twins:
+            logger.info("%d unlabeled images are also labeled, first %s = %s.", len(twins), *twins[0])
+    return report
+
+
+def with_class_indices(dataset: Dataset, data: SegmentationData, arguments: DataArguments) -> Dataset:
+    """Rows of `data`, of [`find_data`], whose masks, when read, hold class indices; they are not checked."""
+    transform = data.mask_transform(arguments.ignore_index, arguments.mask_values, arguments.ignored_mask_values)
+    return dataset.with_transform(transform) if transform.maps else dataset
+
+
+def list_path(folder: str, kind: str) -> Path:
+    """The list of the ids of one set of a run: "labeled", "unlabeled" or "validation"; may be missing."""
+    path = Path(folder)
+    return (path.parent if path.name.startswith("checkpoint-") else path) / f"{kind}_ids.txt"
+
+
+def split_of_run(arguments: DataArguments, folder: str) -> DataArguments:
+    """Arguments by which the images labeled in a run are labeled, unless others were asked for."""
+    asked = (arguments.labeled_fraction, arguments.labeled_count, arguments.labeled_list)
+    path = list_path(folder, "labeled")
+    if not path.is_file() or any(value is not None for value in asked):
+        return arguments
+    return replace(arguments, labeled_list=str(path))
+
+
+__all__ = ["DataArguments", "find_data", "list_path", "load_data", "split_of_run", "with_class_indices"]
