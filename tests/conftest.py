@@ -1,5 +1,6 @@
 """Fixtures: tiny random models from a configuration, in-memory datasets, and the data that may lie beside us."""
 
+import os
 from pathlib import Path
 
 import datasets
@@ -11,6 +12,10 @@ from PIL import Image
 from allspark_hf import AllSparkConfig, SegformerForSemiSupervisedSegmentation
 from allspark_hf.inference.prediction import make_image_processor
 
+
+# Tiny models are not quicker with two threads, and two workers of pytest-xdist would wait for each other.
+torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # for processes that tests start
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 TINY = {
@@ -56,6 +61,14 @@ def make_dataset(num_rows: int, num_labels: int = 3, seed: int = 0, size=(72, 96
     for name in columns:
         dataset = dataset.cast_column(name, datasets.Image())
     return dataset
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_waiting_for_the_disk():
+    """Files need not survive a power cut here. Tests that kill a process start one, which waits as always."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
 
 
 @pytest.fixture(autouse=True)

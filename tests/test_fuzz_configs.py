@@ -69,7 +69,7 @@ def told(error: BaseException) -> str:
 # ---- AllSparkConfig ----
 
 
-@fuzz(80)
+@fuzz(20)
 @given(st.dictionaries(st.sampled_from(OWN), JSON | VALUES, max_size=4))
 @example({"crop_size": [64, 96]})
 @example({"memory_size": True})
@@ -148,7 +148,7 @@ def predicts(folder) -> bool:
     return True
 
 
-@fuzz(40)
+@fuzz(10)
 @given(st.dictionaries(st.sampled_from(SEGFORMERS + OWN), VALUES | JSON, min_size=1, max_size=2))
 @example({"hidden_sizes": [8, 16, 24, 33]})
 @example({"depths": [1, 1, 1]})
@@ -160,7 +160,7 @@ def test_fields_of_config_json(saved, folder, restore, fields):
     predicts(folder)
 
 
-@fuzz(40)
+@fuzz(10)
 @given(st.fixed_dictionaries({}, optional=dict.fromkeys(("id2label", "label2id", "palette", "mask_values"), JSON)))
 @example({"id2label": {"0": "a", "1": "b", "5": "c"}})
 @example({"id2label": {"0": "a", "1": "b", "2": None}})
@@ -176,7 +176,7 @@ def test_classes_in_config_json(saved, folder, restore, fields):
     predicts(folder)
 
 
-@fuzz(40)
+@fuzz(10)
 @given(
     st.dictionaries(st.sampled_from(PROCESSOR), JSON | VALUES | st.lists(NUMBERS, max_size=4), min_size=1, max_size=2)
 )

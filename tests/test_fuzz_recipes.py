@@ -92,7 +92,7 @@ def read(folder: Path, content: bytes) -> dict | None:
         return None
 
 
-@fuzz(150)
+@fuzz(30)
 @given(
     st.binary(max_size=60)
     | st.lists(YAML_PIECES | TEXT, max_size=9).map(lambda all: "".join(all).encode("utf-8", "replace"))
@@ -127,7 +127,7 @@ def means(value: object, text: list[str]) -> bool:
     return text == [str(value)]
 
 
-@fuzz(150)
+@fuzz(30)
 @given(st.dictionaries(FIELDS | TEXT, JSON | st.dates(), max_size=5))
 @example({"learning_rate": -1e-05})
 @example({"output_dir": "--push_to_hub"})
@@ -158,7 +158,7 @@ def test_any_entries(folder, entries):
         assert not isinstance(value, date) or len(words) == 2
 
 
-@fuzz(60)
+@fuzz(15)
 @given(st.dictionaries(FIELDS, SCALARS | st.lists(NUMBERS, max_size=3), max_size=4))
 @example({"data_dir": "x", "labeled_fraction": math.nan})
 @example({"data_dir": "x", "hidden_sizes": [-1e-05]})
@@ -177,7 +177,7 @@ def test_any_arguments(folder, capsys, entries):
         assert all(hasattr(data, name) or hasattr(model, name) for name in entries if name != "base")
 
 
-@fuzz(80)
+@fuzz(20)
 @given(
     st.fixed_dictionaries(
         {"title": JSON, "rows": JSON, "columns": JSON},

@@ -96,7 +96,7 @@ def folder(tmp_path_factory):
 def test_any_value_at_any_place(folder, whole, name):
     places = [place for place in leaves(whole[name]) if name != "config.json" or place]
 
-    @fuzz(15)
+    @fuzz(5)
     @given(st.sampled_from(places), JSON)
     @example(places[-1], None)
     @example((), [])
@@ -224,7 +224,7 @@ def test_a_backslash_before_a_pipe():
     assert code("a\\|<b>") == r"<code>a\\\|&lt;b&gt;</code>"
 
 
-@fuzz(150)
+@fuzz(30)
 @given(TEXT | st.sampled_from(ATTACKS) | st.text(alphabet="\\`|<>a&*_[]()!~$#\n \t-=", max_size=14))
 @example("a\\|`<b>")
 @example("\\")
