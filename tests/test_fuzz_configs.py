@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 import torch
-from conftest import TINY, tiny_config, tiny_model
+from conftest import tiny_config, tiny_model
 from fuzzing import JSON, NUMBERS, TEXT, fuzz, is_one_sentence
 from huggingface_hub.errors import StrictDataclassError
 from hypothesis import example, given
@@ -30,16 +30,8 @@ SEGFORMERS += ("classifier_dropout_prob", "semantic_loss_ignore_index", "reshape
 # Small, so that what is accepted is also quick to build.
 SMALL = st.integers(-2, 40) | st.floats(-2, 2) | st.sampled_from([0.5, 1, 2, 4, 0, -1, math.nan, math.inf, True])
 VALUES = SMALL | st.lists(SMALL, max_size=5) | TEXT | st.none() | st.sampled_from(["cosine", "instance_norm", "gelu"])
-PROCESSOR = (
-    "do_resize",
-    "size",
-    "resample",
-    "do_rescale",
-    "rescale_factor",
-    "do_normalize",
-    "image_mean",
-    "image_std",
-)
+PROCESSOR = ("do_resize", "size", "resample", "do_rescale", "rescale_factor", "do_normalize")
+PROCESSOR += ("image_mean", "image_std")
 
 
 @pytest.fixture(scope="module")
@@ -162,15 +154,8 @@ def test_fields_of_config_json(saved, folder, restore, fields):
 
 @fuzz(10)
 @given(st.fixed_dictionaries({}, optional=dict.fromkeys(("id2label", "label2id", "palette", "mask_values"), JSON)))
-@example({"id2label": {"0": "a", "1": "b", "5": "c"}})
 @example({"id2label": {"0": "a", "1": "b", "2": None}})
-@example({"palette": [[0, 0, 0.5]] * 3})
-@example({"palette": [[math.nan] * 3] * 3})
 @example({"palette": [["a", "b", "c"]] * 3})
-@example({"palette": [[1, 2], [3], []]})
-@example({"mask_values": [1.5]})
-@example({"mask_values": "123"})
-@example({"ignored_mask_values": 3})
 def test_classes_in_config_json(saved, folder, restore, fields):
     change(saved, folder, "config.json", fields)
     predicts(folder)
@@ -217,10 +202,6 @@ def change(saved, folder, name: str, fields: dict):
 
 def test_an_unchanged_folder_predicts(saved):
     assert predicts(saved)
-
-
-def test_the_tiny_model_is_what_is_changed():
-    assert AllSparkConfig(**TINY).num_labels == 3
 
 
 # ---- What SegformerConfig lets through ----

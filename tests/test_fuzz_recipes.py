@@ -20,43 +20,10 @@ from allspark_hf.training.recipes import MAX_ENTRIES, read_yaml, recipe_argument
 
 TYPES = (DataArguments, ModelArguments)
 FIELDS = st.sampled_from([name for one in TYPES for name in one.__dataclass_fields__] + ["base", "nothing"])
-YAML_PIECES = st.sampled_from(
-    [
-        "!!python/object/apply:os.system [touch it_ran]",
-        "!!python/object/new:list []",
-        "!!int ''",
-        "!!bool x",
-        "&a [*a]",
-        "!!timestamp x",
-        "2020-99-99",
-        "{[1]: 2}",
-        "*b",
-        "<<: 3",
-        "- ",
-        "? ",
-        "!!binary x",
-        "a: b: c",
-        "'",
-        "{",
-        "\t",
-        "%",
-        "!!set {a}",
-        "!!omap [a: 1]",
-        "!!float x",
-        "---\n",
-        "...",
-        "&a ",
-        "*a",
-        "a: ",
-        "[",
-        "]",
-        "}",
-        ", ",
-        "\n",
-        "0x",
-        ":",
-    ]
-)
+TAGS = ("python/object/apply:os.system [touch it_ran]", "python/object/new:list []", "int ''", "bool x", "float x")
+TAGS += ("timestamp x", "timestamp 2020-99-99", "binary x", "set {a}", "omap [a: 1]")
+MARKS = ("&a [*a]", "&a ", "*a", "*b", "<<: 3", "- ", "? ", "a: b: c", "a: ", "{[1]: 2}", "0x", "---\n", "...", ", ")
+YAML_PIECES = st.sampled_from([*(f"!!{tag}" for tag in TAGS), *MARKS, *"'{[]}:%\t\n"])
 BOMBS = [
     "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 30)),
     "a0: &a0 {x: 1}\n" + "".join(f"a{i}: &a{i} {{<<: [{', '.join([f'*a{i - 1}'] * 9)}]}}\n" for i in range(1, 12)),

@@ -116,8 +116,7 @@ def test_a_terminated_study_ends_its_run(tmp_path):
     study = {"title": "s", "rows": {"a": None}, "columns": {"b": None}, "seeds": [1]}
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
     (tmp_path / "train.py").write_text("import time; time.sleep(120)")
-    for name in ("run_study.py",):
-        (tmp_path / name).write_text((SCRIPTS / name).read_text())
+    (tmp_path / "run_study.py").write_text((SCRIPTS / "run_study.py").read_text())
     command = [sys.executable, "run_study.py", "study.yaml", "--output_dir", "out"]
     process_file = tmp_path / "out" / "a" / "b" / "seed_1" / "process.json"
 
@@ -138,7 +137,7 @@ def test_a_terminated_study_ends_its_run(tmp_path):
     study.kill()
     study.communicate(timeout=30)
     assert run.is_running()
-    again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    again = run_script(tmp_path / "run_study.py", *command[2:], cwd=tmp_path)
     assert again.returncode == 1 and f"still trained by process {run.pid}" in again.stderr
     run.kill()
 
