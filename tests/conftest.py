@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import dynamic_module_utils
 
 from allspark_hf import AllSparkConfig, SegformerForSemiSupervisedSegmentation
 from allspark_hf.inference.prediction import make_image_processor
@@ -68,6 +69,14 @@ def no_waiting_for_the_disk():
     """Files need not survive a power cut here. Tests that kill a process start one, which waits as always."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def own_remote_code(tmp_path_factory):
+    """Two workers must not write code of models into one folder, nor into the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
         yield
 
 
