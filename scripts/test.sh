@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Lint and tests on a bare machine with Python >= 3.10. Arguments go to pytest.
+# Lint and tests on a bare machine with Python >= 3.10. Arguments go to pytest: -n 0 runs all in one process.
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
 "$VENV/bin/ruff" check .
 "$VENV/bin/ruff" format --check .
-"$PYTHON" -m pytest "$@"
+"$PYTHON" -m pytest -n 2 --dist worksteal "$@"

@@ -1,6 +1,7 @@
 """Fixtures: tiny random models from a configuration, in-memory datasets, and the data that may lie beside us."""
 
 import logging
+import os
 from pathlib import Path
 
 import datasets
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import dynamic_module_utils
 from transformers.utils import logging as transformers_logging
 
 from allspark_hf import AllSparkConfig, SegformerForSemiSupervisedSegmentation
@@ -15,6 +17,10 @@ from allspark_hf.inference.prediction import make_image_processor
 
 
 pytest.register_assert_rewrite("segmenter_tester")
+
+# Tiny models are not quicker with two threads, and two workers of pytest-xdist would wait for each other.
+torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # for processes that tests start
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 TINY = {
@@ -90,6 +96,22 @@ def poisoned_memory():
     assert torch.empty(3).isnan().all()
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_waiting_for_the_disk():
+    """Files need not survive a power cut here. Tests that kill a process start one, which waits as always."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def own_remote_code(tmp_path_factory):
+    """Two workers must not write code of models into one folder, nor into the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -1,24 +1,19 @@
 """One tiny model exported by the script, as a user does it, for all tests that need an export."""
 
-import importlib.util
-import sys
-from contextlib import redirect_stdout
 from functools import cache
-from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 
 import numpy as np
-import pytest
 import torch
 from conftest import tiny_model
+from in_process import run_script
 
 from allspark_hf.demo.data import CLASS_NAMES, write_demo_data
 from allspark_hf.inference.prediction import load_trained, make_image_processor
 
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "export_onnx.py"
 LONG_SIDE = 80
 _kept = []  # folders that live as long as the process
 
@@ -44,18 +39,6 @@ def save_model(folder: Path, **kwargs) -> Path:
     return folder
 
 
-def run_script(*arguments) -> str:
-    """The script, as if started with these arguments but in this process, which is quicker; what it prints."""
-    specification = importlib.util.spec_from_file_location("export_script", SCRIPT)
-    script = importlib.util.module_from_spec(specification)
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(StringIO()) as printed:
-        patch.setitem(sys.modules, "export_script", script)  # where dataclasses look for the types of their fields
-        patch.setattr(sys, "argv", [str(SCRIPT), *map(str, arguments)])
-        specification.loader.exec_module(script)
-        script.main()
-    return printed.getvalue()
-
-
 @cache
 def tiny_export() -> SimpleNamespace:
     """
@@ -68,7 +51,8 @@ def tiny_export() -> SimpleNamespace:
     write_demo_data(data_dir, num_train=2, num_labeled=2, num_validation=3, size=(96, 125))
     model_dir = save_model(root / "model")
     where = "--model", model_dir, "--output_dir", root / "export"
-    printed = run_script(*where, "--quantize_int8", "--data_dir", data_dir)
+    done = run_script("export_onnx.py", *where, "--quantize_int8", "--data_dir", data_dir)
+    assert done.returncode == 0, done.stderr
     model, image_processor = load_trained(str(model_dir), "cpu")
     return SimpleNamespace(
         model=model,
@@ -76,7 +60,7 @@ def tiny_export() -> SimpleNamespace:
         model_dir=model_dir,
         data_dir=data_dir,
         folder=root / "export",
-        printed=printed,
+        printed=done.stdout,
         images=sorted((data_dir / "images" / "val").iterdir()),
     )
 

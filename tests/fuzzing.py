@@ -22,36 +22,9 @@ def fuzz(max_examples: int) -> settings:
 
 
 # With what text files and JSON have been seen to hold: marks, separators of lines and paths, lone surrogates.
-ODD_TEXT = st.sampled_from(
-    [
-        *(
-            "",
-            " ",
-            "\0",
-            "\ufeff",
-            "a\nb",
-            "a\r\nb",
-            "\u2028",
-            "..",
-            "../x",
-            "/etc/passwd",
-            "C:\\x",
-            "a\\..\\b",
-            "nan",
-        ),
-        "\ud800",
-        "x" * 5000,
-        "-1",
-        "--push_to_hub",
-        "<script>alert(1)</script>",
-        "`",
-        "|",
-        "\\|",
-        "]](",
-        "&lt;",
-        "1e999",
-    ]
-)
+SEPARATORS = ("\0", "a\nb", "a\r\nb", "\u2028", "..", "../x", "/etc/passwd", "C:\\x", "a\\..\\b")
+MARKUP = ("--push_to_hub", "<script>alert(1)</script>", "`", "|", "\\|", "]](", "&lt;")
+ODD_TEXT = st.sampled_from([*SEPARATORS, *MARKUP, "", " ", "\ufeff", "nan", "\ud800", "x" * 5000, "-1", "1e999"])
 TEXT = st.text(max_size=20) | ODD_TEXT
 NUMBERS = st.integers() | st.floats() | st.sampled_from([0, 1, -1, 255, 256, 2**31, 2**63, 10**30, 0.5])
 SCALARS = st.none() | st.booleans() | NUMBERS | TEXT

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import pytest
+from in_process import SCRIPTS, run_script
 from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
 from allspark_hf import AllSparkTrainingArguments
@@ -20,7 +21,6 @@ from allspark_hf.evaluation.arguments import EvaluationArguments
 from allspark_hf.training.recipes import read_recipe
 
 
-SCRIPTS = Path(__file__).parents[1] / "scripts"
 TYPES = (DataArguments, ModelArguments, AllSparkTrainingArguments)
 
 
@@ -37,7 +37,7 @@ def data_dir(tmp_path_factory):
     return folder
 
 
-def run(script: str, *arguments) -> subprocess.CompletedProcess:
+def run_process(script: str, *arguments) -> subprocess.CompletedProcess:
     command = [sys.executable, SCRIPTS / script, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
@@ -177,9 +177,8 @@ def test_train_then_evaluate(data_dir, tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("backbone: b0\nhidden_sizes: [8, 16, 40, 64]\ncrop_size: 64\nreport_to: none\nmax_steps: 2\n")
     common = ["--data_dir", data_dir, "--use_cpu"]
-    done = run(
-        "train.py", recipe, *common, "--output_dir", tmp_path / "out", "--labeled_count", 2, "--disable_tqdm", "true"
-    )
+    once = ["--output_dir", tmp_path / "out", "--labeled_count", 2, "--disable_tqdm", "true"]
+    done = run_process("train.py", recipe, *common, *once)
     assert done.returncode == 0, done.stderr
     assert "2 labeled, 4 unlabeled, 2 validation images, 6 classes, 0 files left out, processes: 1" in done.stdout
     assert len((tmp_path / "out" / "labeled_ids.txt").read_text().split()) == 2
@@ -189,12 +188,12 @@ def test_train_then_evaluate(data_dir, tmp_path):
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["mask_values"] is None and config["id2label"]["0"] == CLASS_NAMES[0]
 
-    again = run("train.py", recipe, *common, "--output_dir", tmp_path / "out")
+    again = run_script("train.py", recipe, *common, "--output_dir", tmp_path / "out")
     assert again.returncode == 1 and "holds checkpoints of an earlier run" in again.stderr.splitlines()[-1]
     assert (tmp_path / "out" / "checkpoint-2" / "trainer_state.json").is_file()
 
     scores = tmp_path / "scores.json"
-    done = run("evaluate.py", "--model", tmp_path / "out", *common, "--output_file", scores)
+    done = run_script("evaluate.py", "--model", tmp_path / "out", *common, "--output_file", scores)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("2 images, percent\n")
     for name, value in json.loads(scores.read_text())["metrics"].items():
@@ -209,6 +208,6 @@ def test_mistakes_end_in_one_sentence(data_dir, tmp_path):
         ("evaluate.py", ["--data_dir", data_dir, "--model", "none"], "There is no folder none"),
     ]
     for script, arguments, sentence in cases:
-        done = run(script, *arguments, *(["--use_cpu"]))
+        done = run_script(script, *arguments, "--use_cpu")
         assert done.returncode == 1 and "Traceback" not in done.stderr
         assert sentence in done.stderr.strip().splitlines()[-1]

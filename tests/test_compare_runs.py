@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from in_process import run_script
 from PIL import Image
 
 from allspark_hf.demo.data import CLASS_NAMES, generate_demo_image, write_demo_data
@@ -29,10 +30,9 @@ def run(*command):
     )
 
 
-def report(folder, *arguments):
+def options(folder) -> list:
     runs = [folder / method for method in METHODS]
-    paths = ["--data_dir", folder / "data", "--runs", *runs, "--output_dir", folder]
-    return run(sys.executable, "scripts/compare_runs.py", *paths, *arguments)
+    return ["--data_dir", folder / "data", "--runs", *runs, "--output_dir", folder]
 
 
 def read_json(path):
@@ -45,11 +45,11 @@ def demo_dir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo")
     write_demo_data(folder / "data", num_train=8, num_labeled=3, num_validation=3, size=(48, 64))
     for method in METHODS:
-        settings = ["--method", method, "--data_dir", folder / "data", "--output_dir", folder / method]
+        settings = ["--method", method, "--data_dir", folder / "data", "--output_dir", folder / method, "--use_cpu"]
         settings += [] if method == "supervised" else ["--unlabeled_warmup_epochs", 0]
-        trained = run(sys.executable, "scripts/train.py", "scripts/recipes/demo.yaml", *settings, *TINY)
+        trained = run_script("train.py", "scripts/recipes/demo.yaml", *settings, *TINY, cwd=ROOT)
         assert trained.returncode == 0, trained.stderr
-    reported = report(folder, "--num_rows", 2)
+    reported = run(sys.executable, "scripts/compare_runs.py", *options(folder), "--num_rows", 2)
     assert reported.returncode == 0, reported.stderr
     (folder / "printed.txt").write_text(reported.stdout, encoding="utf-8")
     return folder
@@ -124,7 +124,7 @@ def test_runs_of_different_budgets_are_refused(demo_dir, tmp_path):
     shutil.copytree(demo_dir, tmp_path / "demo")
     state = read_json(tmp_path / "demo/allspark/trainer_state.json") | {"global_step": 3}
     (tmp_path / "demo/allspark/trainer_state.json").write_text(json.dumps(state), encoding="utf-8")
-    failed = report(tmp_path / "demo")
+    failed = run_script("compare_runs.py", *options(tmp_path / "demo"))
     assert failed.returncode == 1
     assert "steps of supervised and allspark differ" in failed.stderr
 

@@ -3,13 +3,12 @@
 import copy
 import math
 import re
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from huggingface_hub import constants
+from in_process import run_script
 from PIL import Image
 
 from allspark_hf import AllSparkTrainingArguments, SegformerForSemiSupervisedSegmentation
@@ -22,7 +21,6 @@ from allspark_hf.demo.data import write_demo_data
 from allspark_hf.methods import Method
 
 
-TRAIN = Path(__file__).parents[1] / "scripts" / "train.py"
 TINY = ModelArguments(
     backbone="b0", hidden_sizes=[8, 16, 40, 64], depths=[1, 1, 1, 1], decoder_hidden_size=16, crop_size=[64, 96]
 )
@@ -51,9 +49,8 @@ def on_processes(monkeypatch, count: int, **kwargs):
     return arguments(**kwargs)
 
 
-def run(*argv) -> subprocess.CompletedProcess:
-    command = [sys.executable, TRAIN, *map(str, argv), "--use_cpu", "--dry_run"]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+def run(*argv):
+    return run_script("train.py", *argv, "--use_cpu", "--dry_run")
 
 
 # ---- As a user starts it ----

@@ -156,7 +156,7 @@ def test_a_worker_that_dies_while_a_tensor_is_taken_over_from_it(tmp_path, error
 
 def test_a_file_that_is_missing_is_no_dead_worker(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nowhere.png"), telling_faults(tmp_path):
-        open(tmp_path / "nowhere.png")
+        (tmp_path / "nowhere.png").read_bytes()
 
 
 def launch(tmp_path: Path, **settings) -> subprocess.CompletedProcess:

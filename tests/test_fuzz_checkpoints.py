@@ -31,7 +31,7 @@ def content(state, tmp_path_factory) -> bytes:
     return path.read_bytes()
 
 
-@fuzz(10)
+@fuzz(8)
 @given(st.data())
 def test_any_shape_of_any_weight(state, data):
     name = data.draw(st.sampled_from(sorted(state)))
@@ -45,7 +45,7 @@ def test_any_shape_of_any_weight(state, data):
     assert own[name].shape == changed[name].shape and own[name].equal(changed[name].to(own[name].dtype))
 
 
-@fuzz(20)
+@fuzz(10)
 @given(st.data())
 def test_damaged_files(content, tmp_path_factory, data):
     """Bytes replaced or cut anywhere, most of all where the pickle is."""
@@ -62,7 +62,7 @@ def test_damaged_files(content, tmp_path_factory, data):
         assert all(isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in found.items())
 
 
-@fuzz(10)
+@fuzz(5)
 @given(OTHER_KEYS, st.sampled_from([None, 3, "text", [torch.zeros(1)], torch.zeros(2)]))
 @example(3, torch.zeros(2))
 def test_entries_that_are_no_named_tensors(tmp_path_factory, key, value):

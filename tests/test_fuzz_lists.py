@@ -73,7 +73,7 @@ def test_lines_never_lead_out(roots, tmp_path, name):
     listed = st.sampled_from(pieces(layout))
     line = st.lists(listed | TEXT, min_size=1, max_size=3).map(" ".join) | listed
 
-    @fuzz(60)
+    @fuzz(15)
     @given(st.lists(line, max_size=4), st.sampled_from(["\n", "\r\n", "\r", "\u2028", "\n\n"]), st.booleans())
     @example([f"{layout.root}/../secret/s.png"], "\n", False)
     @example(["../secret/s.png ../secret/m.png"], "\n", True)
@@ -102,7 +102,7 @@ def test_paths_out_of_the_folder_are_told_as_such(roots, tmp_path, line):
             read_list(tmp_path / "list.txt", roots["folder"], "train", need_masks=False)
 
 
-@fuzz(60)
+@fuzz(15)
 @given(st.binary(max_size=80))
 @example("\ufeffa\n".encode())
 @example(b"\xff\xfea\x00")
@@ -119,7 +119,7 @@ def test_any_bytes(roots, tmp_path_factory, content):
     assert all(len(problem.split()) > 3 for problem in found.problems)
 
 
-@fuzz(60)
+@fuzz(15)
 @given(st.sets(st.sampled_from(NAMES), min_size=1), st.integers(0, 9), st.integers(1, len(NAMES)))
 def test_lists_of_a_run_name_the_same_images(roots, tmp_path_factory, names, seed, count):
     """Whatever the names are: blanks at their ends, Unicode's line ends, what looks like a file."""
@@ -204,7 +204,7 @@ CLASS_FILES = (
 )
 
 
-@fuzz(200)
+@fuzz(40)
 @given(CLASS_FILES)
 @example(["a b", "a_b"])
 @example(["\ud800"])
@@ -213,7 +213,7 @@ def test_any_json_of_classes(tmp_path_factory, content):
     check_classes(folder, json.dumps(content).encode(), "json")
 
 
-@fuzz(150)
+@fuzz(30)
 @given(
     st.sampled_from(["json", "txt"]),
     st.binary(max_size=40) | st.lists(TEXT, max_size=4).map(lambda lines: "\n".join(lines).encode("utf-8", "replace")),

@@ -104,7 +104,7 @@ SIZES = st.tuples(st.integers(1, 9), st.integers(1, 9))
 def test_every_form_is_exact_or_refused(name):
     write, largest = WRITERS[name]
 
-    @fuzz(5)
+    @fuzz(2)
     @given(SIZES, st.integers(0, 2**32 - 1), st.integers(2, 256))
     @example((3, 5), 0, 21)
     def check(size, seed, num_labels):
@@ -137,7 +137,7 @@ def test_four_bits_of_gray_are_not_seventeen_times_the_class():
 # ---- Values ----
 
 
-@fuzz(120)
+@fuzz(30)
 @given(
     st.lists(st.integers(-5, 300) | st.sampled_from([65535, -(2**31), 2**31, 10**30]), max_size=5),
     st.none() | st.lists(st.integers(-2, 300) | st.just(10**30), max_size=5),
@@ -174,7 +174,7 @@ def test_values_and_their_mapping(stored, mask_values, ignored, ignore_index, nu
     assert report.values == sorted(set(expected) - {ignore_index})
 
 
-@fuzz(60)
+@fuzz(15)
 @given(SIZES, SIZES, st.integers(1, 3))
 def test_sizes(size, other, num_labels):
     mask = png(np.zeros(other, int), 8)
@@ -186,7 +186,7 @@ def test_sizes(size, other, num_labels):
         assert size == other and not found.any()
 
 
-@fuzz(60)
+@fuzz(15)
 @given(st.integers(-10, 70000), st.integers(1, 70000), st.integers(-300, 70000))
 def test_labels_fit_or_are_refused(value, num_labels, ignore_index):
     mask = Image.fromarray(np.array([[value]], dtype=np.int32))
@@ -234,7 +234,7 @@ def damaged(draw) -> bytes:
     return bytes(content[: draw(st.integers(0, len(content)) | st.just(len(content)))])
 
 
-@fuzz(50)
+@fuzz(15)
 @given(damaged() | st.binary(max_size=60))
 def test_damaged_masks_and_images(content):
     check_damaged(content)
@@ -280,7 +280,7 @@ def test_no_file_starts_a_program():
         open_image(io.BytesIO(STRANGE[2]))
 
 
-@fuzz(15)
+@fuzz(5)
 @given(damaged(), st.sampled_from([".png", ".PNG", ".jpg", ".tif", ".bmp", ".webp"]), st.booleans())
 def test_files_of_a_folder(tmp_path_factory, content, suffix, skip):
     """Any content under any accepted extension; the sentence names the file, and leaving it out leaves the others."""

@@ -5,8 +5,6 @@ import io
 import json
 import logging
 import shutil
-import struct
-import zlib
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -14,6 +12,7 @@ import pytest
 import torch
 from huggingface_hub import InferenceClient
 from huggingface_hub.errors import HfHubHTTPError
+from mask_files import huge_png
 from PIL import Image
 from published_model import publish
 from safetensors.torch import load_file, save_file
@@ -30,18 +29,10 @@ from served_model import (
     variants,
 )
 from torch.nn import functional as F
-from transformers import dynamic_module_utils
 from without_package import run_without_package
 
 from allspark_hf.data.images import to_rgb
 from allspark_hf.inference.prediction import SegformerImageProcessorPil, make_image_processor, predict_mask
-
-
-@pytest.fixture(scope="module", autouse=True)
-def remote_code_cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -135,21 +126,6 @@ def test_first_frame_of_an_animation(handler):
     assert handler({"inputs": file}) == handler({"inputs": frames[0]})
 
 
-def png_header(width: int, height: int) -> bytes:
-    """The beginning of a PNG, without a pixel."""
-    body = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    data = b"IDAT"
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + struct.pack(">I", 13)
-        + body
-        + struct.pack(">I", zlib.crc32(body))
-        + struct.pack(">I", 0)
-        + data
-        + struct.pack(">I", zlib.crc32(data))
-    )
-
-
 PNG = as_bytes(picture())
 BAD = {
     "not a dict": ([1], 'no "inputs"'),
@@ -172,7 +148,7 @@ BAD = {
     "text file": ({"inputs": b"hello"}, "known format"),
     "postscript": ({"inputs": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n"}, "known format"),
     "truncated": ({"inputs": PNG[: len(PNG) // 2]}, "damaged or incomplete"),
-    "header alone": ({"inputs": png_header(20, 20)}, "damaged or incomplete"),
+    "header alone": ({"inputs": huge_png(20, 20)}, "damaged or incomplete"),
     "floating point": ({"inputs": as_bytes(Image.fromarray(np.full((40, 40), np.nan, np.float32)), "TIFF")}, "float"),
     "32 bits": ({"inputs": Image.fromarray(np.full((40, 40), 70000, np.int32))}, "outside 0 to 65535"),
     "no pixels": ({"inputs": Image.new("RGB", (0, 5))}, "0x5 pixels"),
@@ -227,9 +203,9 @@ def test_size_of_the_file_is_limited(served, limits, monkeypatch):
 def test_number_of_pixels_is_limited_before_decoding(served, limits):
     module, handler = served
     with pytest.raises(module.BadRequest, match="has 10000x6000 pixels, but at most 50000000"):
-        handler({"inputs": png_header(10_000, 6_000)})
+        handler({"inputs": huge_png(10_000, 6_000)})
     with pytest.raises(module.BadRequest, match="far more pixels, but at most 50000000"):
-        handler({"inputs": png_header(60_000, 60_000)})
+        handler({"inputs": huge_png(60_000, 60_000)})
     limits(max_image_pixels=50 * 71)
     assert handler({"inputs": picture()})
     with pytest.raises(module.BadRequest, match="has 72x50 pixels, but at most 3550"):

@@ -2,8 +2,6 @@
 
 import json
 import logging
-import subprocess
-import sys
 from pathlib import Path
 
 import datasets
@@ -12,6 +10,7 @@ import pytest
 from conftest import make_dataset, tiny_model
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value
 from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled, RemoteEntryNotFoundError
+from in_process import run_script
 
 from allspark_hf import AllSparkTrainer, AllSparkTrainingArguments
 from allspark_hf.data import DataArguments, find_classes, find_data, load_data, load_hub_data
@@ -20,7 +19,6 @@ from allspark_hf.data.sources.unlabeled import open_unlabeled_stream, read_image
 from allspark_hf.inference.prediction import make_image_processor
 
 
-SCRIPTS = Path(__file__).parents[1] / "scripts"
 COLUMNS = {"image_column": "photo", "label_column": "mask"}
 WITHOUT_MASK = (2, 5)
 
@@ -353,11 +351,7 @@ def test_train_from_parquet_with_a_stream_then_evaluate(parquet, tmp_path, monke
     model = ["--backbone", "b0", "--hidden_sizes", "8", "16", "40", "64", "--crop_size", "64"]
     rest = ["--unlabeled_images_per_epoch", "3", "--max_steps", "2", "--report_to", "none", "--disable_tqdm", "true"]
 
-    def run(script, *arguments):
-        command = [sys.executable, SCRIPTS / script, *map(str, arguments)]
-        return subprocess.run(command, capture_output=True, text=True, timeout=300)
-
-    done = run("train.py", *data, *stream, *model, *rest, "--output_dir", tmp_path / "out")
+    done = run_script("train.py", *data, *stream, *model, *rest, "--output_dir", tmp_path / "out")
     assert done.returncode == 0, done.stderr
     assert "6 labeled, streamed unlabeled, 3 validation images, 3 classes, 0 files left out" in done.stdout
     assert "An epoch is 4 images of the unlabeled stream: 3, rounded up to whole steps of 2." in done.stderr
@@ -367,11 +361,11 @@ def test_train_from_parquet_with_a_stream_then_evaluate(parquet, tmp_path, monke
     expected = json.loads((tmp_path / "out" / "eval_results.json").read_text())
 
     scores = tmp_path / "scores.json"
-    done = run("evaluate.py", "--model", tmp_path / "out", *data, "--output_file", scores)
+    done = run_script("evaluate.py", "--model", tmp_path / "out", *data, "--output_file", scores)
     assert done.returncode == 0, done.stderr
     metrics = json.loads(scores.read_text())["metrics"]
     assert metrics["mean_iou"] == pytest.approx(expected["eval_mean_iou"], abs=1e-6)
 
-    wrong = run("train.py", *data[:2], *model, "--use_cpu", "--output_dir", tmp_path / "other")
+    wrong = run_script("train.py", *data[:2], *model, "--use_cpu", "--output_dir", tmp_path / "other")
     assert wrong.returncode == 1 and "Traceback" not in wrong.stderr
     assert "no column 'image' and no column 'label' (it has photo" in wrong.stderr.strip().splitlines()[-1]

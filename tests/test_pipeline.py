@@ -60,8 +60,16 @@ def class_map(segments: list[dict], names: dict[int, str]) -> np.ndarray:
     return np.sum([index * (mask == 255) for index, mask in zip(classes, masks, strict=True)], axis=0)
 
 
+@pytest.fixture(scope="module")
+def segmenter(folder):
+    segmenter = pipeline("image-segmentation", model=str(folder), device="cpu")
+    assert type(segmenter.model) is SegformerForSemiSupervisedSegmentation
+    return segmenter
+
+
+@pytest.fixture(scope="module")
 @torch.no_grad()
-def expected_maps(folder) -> list[np.ndarray]:
+def expected(folder) -> list[np.ndarray]:
     """By hand: the model, then the image processor's own post-processing; (height, width) of each picture."""
     model = SegformerForSemiSupervisedSegmentation.from_pretrained(folder).eval()
     processor = load_trained(str(folder), device="cpu")[1]
@@ -69,7 +77,7 @@ def expected_maps(folder) -> list[np.ndarray]:
     for picture, size in zip(pictures(), SIZES, strict=True):
         outputs = model(**processor(images=picture, return_tensors="pt"))
         (classes,) = processor.post_process_semantic_segmentation(outputs, target_sizes=[size])
-        assert classes.shape == size
+        assert classes.shape == size and len(np.unique(classes)) == 3  # all three names come up
         maps.append(classes.numpy())
     return maps
 
@@ -80,34 +88,20 @@ def assert_maps(results: list[list[dict]], expected: list[np.ndarray], names=NAM
         assert np.array_equal(class_map(segments, names), classes)
 
 
-def test_one_image_of_any_kind(folder, tmp_path):
-    segmenter = pipeline("image-segmentation", model=str(folder), device="cpu")
-    assert type(segmenter.model) is SegformerForSemiSupervisedSegmentation
-    expected = expected_maps(folder)
-    assert all(len(np.unique(classes)) == 3 for classes in expected)  # all three names come up
-    assert_maps([segmenter(picture) for picture in pictures()], expected)
-    pictures()[1].save(tmp_path / "picture.png")
-    assert_maps([segmenter(str(tmp_path / "picture.png"))], expected[1:2])
-    assert [segment["label"] for segment in segmenter(pictures()[0])] == ["road", "traffic sign", "sky"]
-
-
-def test_lists_and_data_sets(folder, tmp_path):
-    segmenter = pipeline("image-segmentation", model=folder, device="cpu")  # a pathlib.Path this time
-    expected = expected_maps(folder)
-    assert_maps(segmenter(pictures()), expected)
+def test_images_of_any_kind_one_by_one_and_in_lists(segmenter, expected, tmp_path):
     paths = [str(tmp_path / f"{index}.png") for index in range(len(SIZES))]
     for picture, path in zip(pictures(), paths, strict=True):
         picture.save(path)
-    assert_maps(segmenter(paths), expected)
     dataset = datasets.Dataset.from_dict({"image": paths}).cast_column("image", datasets.Image())
-    assert_maps(list(segmenter(KeyDataset(dataset, "image"))), expected)
-    assert_maps(segmenter(list(dataset["image"])), expected)
-    assert_maps(list(segmenter(row["image"] for row in dataset)), expected)
+    for images in (pictures(), paths, KeyDataset(dataset, "image"), (row["image"] for row in dataset)):
+        assert_maps(list(segmenter(images)), expected)
+    assert_maps([segmenter(picture) for picture in pictures()], expected)
+    assert_maps([segmenter(paths[1])], expected[1:2])
+    assert [segment["label"] for segment in segmenter(pictures()[0])] == ["road", "traffic sign", "sky"]
 
 
-def test_batches(folder):
+def test_batches(segmenter):
     """Images of one size in a batch: each gets what it gets alone."""
-    segmenter = pipeline("image-segmentation", model=folder, device="cpu")
     same = [pictures()[0], pictures()[0].transpose(Image.Transpose.ROTATE_180), pictures()[0].convert("L")]
     alone = [class_map(segmenter(picture), NAMES) for picture in same]
     assert not np.array_equal(alone[0], alone[1])
@@ -116,46 +110,42 @@ def test_batches(folder):
 
 @pytest.mark.parametrize(("num_labels", "long_side"), [(1, 64), (3, None), (81, None)])
 def test_equal_to_predict_mask(tmp_path, num_labels, long_side):
+    """Given the folder as a path, or its model and image processor."""
     save(tmp_path, num_labels, long_side)
-    segmenter = pipeline("image-segmentation", model=str(tmp_path), device="cpu")
     model, processor = load_trained(str(tmp_path), device="cpu")
     expected = [predict_mask(model, processor, picture) for picture in pictures()]
     assert max(len(np.unique(classes)) for classes in expected) >= min(num_labels, 10)
-    assert_maps(segmenter(pictures()), expected, model.config.id2label)
+    for given in ({"model": tmp_path}, {"model": model, "image_processor": processor}):
+        segmenter = pipeline("image-segmentation", **given, device="cpu")
+        assert_maps(segmenter(pictures()), expected, model.config.id2label)
 
 
-def test_turned_photograph(folder, tmp_path):
+def test_turned_photograph(folder, segmenter, tmp_path):
     """A camera's orientation mark: the mask is that of the upright picture, as from `predict_mask`."""
     exif = Image.Exif()
     exif[0x0112] = 6  # shown turned by a quarter
     pictures()[0].save(tmp_path / "photo.png", exif=exif)
-    segments = pipeline("image-segmentation", model=folder, device="cpu")(str(tmp_path / "photo.png"))
+    segments = segmenter(str(tmp_path / "photo.png"))
     assert segments[0]["mask"].size == (71, 57)
     expected = predict_mask(*load_trained(str(folder), device="cpu"), Image.open(tmp_path / "photo.png"))
     assert_maps([segments], [expected])
 
 
-def test_model_and_image_processor_as_objects(folder):
-    model, processor = load_trained(str(folder), device="cpu")
-    segmenter = pipeline("image-segmentation", model=model, image_processor=processor, device="cpu")
-    assert_maps(segmenter(pictures()), expected_maps(folder))
-
-
-def test_score_is_what_transformers_gives_every_semantic_model(folder, tmp_path):
+def test_score_is_what_transformers_gives_every_semantic_model(segmenter, tmp_path):
     """None: its pipeline computes scores for instance and panoptic models only."""
     fields = {name: value for name, value in TINY.items() if name in SegformerConfig.__dataclass_fields__}
     SegformerForSemanticSegmentation(SegformerConfig(**fields, id2label=NAMES)).save_pretrained(tmp_path)
     make_image_processor().save_pretrained(tmp_path)
     of_segformer = pipeline("image-segmentation", model=str(tmp_path), device="cpu")(pictures()[0])
-    of_ours = pipeline("image-segmentation", model=folder, device="cpu")(pictures()[0])
+    of_ours = segmenter(pictures()[0])
     assert {segment["score"] for segment in of_ours} == {segment["score"] for segment in of_segformer} == {None}
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision(folder, dtype):
+def test_half_precision(folder, expected, dtype):
     segmenter = pipeline("image-segmentation", model=folder, dtype=dtype, device="cpu")
     assert segmenter.model.dtype == dtype
-    for segments, classes in zip(segmenter(pictures()), expected_maps(folder), strict=True):
+    for segments, classes in zip(segmenter(pictures()), expected, strict=True):
         assert (class_map(segments, NAMES) == classes).mean() > 0.9
 
 
@@ -185,7 +175,7 @@ segmenter.save_pretrained(made / "saved")
 """
 
 
-def test_without_the_package(folder, tmp_path):
+def test_without_the_package(folder, expected, tmp_path):
     images, made = tmp_path / "images", tmp_path / "made"
     images.mkdir()
     made.mkdir()
@@ -202,7 +192,7 @@ def test_without_the_package(folder, tmp_path):
         ]
         for number, labels in enumerate(report["labels"])
     ]
-    assert_maps(results, expected_maps(folder))
+    assert_maps(results, expected)
     assert {path.name for path in (made / "saved").iterdir()} == {path.name for path in folder.iterdir()}
     for name in ("config.json", "model.safetensors", "preprocessor_config.json"):
         assert (made / "saved" / name).read_bytes() == (folder / name).read_bytes()

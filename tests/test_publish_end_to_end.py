@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hub_server import HubServer
 from huggingface_hub import ModelCard, hf_hub_download, snapshot_download
+from in_process import SCRIPTS, run_script
 from PIL import Image
 from test_auto_classes import needs_auto_image_processor
 from without_package import run_without_package
@@ -18,7 +19,6 @@ from allspark_hf.demo.data import CLASS_NAMES, write_demo_data
 from allspark_hf.inference.prediction import load_trained, predict_mask
 
 
-SCRIPTS = Path(__file__).parents[1] / "scripts"
 REPO_ID = "tester/allspark-tiny"
 STRANGER = """
 import json, sys
@@ -70,10 +70,9 @@ def output_dir(hub, data_dir, tmp_path_factory):
     }
     arguments = [f"--{name}={value}" for name, value in settings.items()]
     geometry = ["--hidden_sizes", "8", "16", "24", "32", "--depths", "1", "1", "1", "1", "--decoder_hidden_size", "16"]
-    command = [sys.executable, SCRIPTS / "train.py", *arguments, *geometry, "--use_cpu", "--push_to_hub"]
-    done = subprocess.run(
-        command, cwd=empty, env=hub.environment(hub.token), capture_output=True, text=True, timeout=300
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        hub.use_here(patch, hub.token)
+        done = run_script("train.py", *arguments, *geometry, "--use_cpu", "--push_to_hub", cwd=empty)
     assert done.returncode == 0, done.stderr
     assert hub.token not in done.stdout + done.stderr
     return empty / "out"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import tiny_model
-from run_training import make_trainer, result_of
+from run_training import make_trainer, result_of, run
 
 
 SCRIPT = Path(__file__).with_name("run_training.py")
@@ -51,7 +51,7 @@ def test_resume_after_sigkill(tmp_path, uninterrupted):
     assert killed.returncode == -signal.SIGKILL
     assert not list(tmp_path.glob("result*"))
     (tmp_path / "run" / "checkpoint-14").mkdir()  # a save that the kill cut short
-    subprocess.run([*command, json.dumps({**settings, "resume": True})], check=True, capture_output=True)
+    run({**settings, "resume": True})
     assert_same(torch.load(tmp_path / "result.0"), uninterrupted, first_step=7)
 
 

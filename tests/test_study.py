@@ -9,12 +9,11 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
+from in_process import SCRIPTS, run_script
 
 from allspark_hf.studies.report import collect, mean_and_spread, table, write_report
 from allspark_hf.studies.study import Study, StudyRunner, read_study
 
-
-SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 
 # mIoU = seed / 10 + width / 100 (last), 0.05 more at best. "kill" dies like a killed process, once: the folder then
 # has a complete checkpoint, from which the next start must go on. "fail" ends with an error, always.
@@ -117,8 +116,7 @@ def test_a_terminated_study_ends_its_run(tmp_path):
     study = {"title": "s", "rows": {"a": None}, "columns": {"b": None}, "seeds": [1]}
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
     (tmp_path / "train.py").write_text("import time; time.sleep(120)")
-    for name in ("run_study.py",):
-        (tmp_path / name).write_text((SCRIPTS / name).read_text())
+    (tmp_path / "run_study.py").write_text((SCRIPTS / "run_study.py").read_text())
     command = [sys.executable, "run_study.py", "study.yaml", "--output_dir", "out"]
     process_file = tmp_path / "out" / "a" / "b" / "seed_1" / "process.json"
 
@@ -139,7 +137,7 @@ def test_a_terminated_study_ends_its_run(tmp_path):
     study.kill()
     study.communicate(timeout=30)
     assert run.is_running()
-    again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    again = run_script(tmp_path / "run_study.py", *command[2:], cwd=tmp_path)
     assert again.returncode == 1 and f"still trained by process {run.pid}" in again.stderr
     run.kill()
 
@@ -258,15 +256,15 @@ def test_label_efficiency_end_to_end(tmp_path):
     from allspark_hf.demo.data import main as make_data
 
     make_data([str(tmp_path / "data"), "--num_train", "12", "--num_labeled", "6", "--num_validation", "3"])
-    command = [sys.executable, SCRIPTS / "label_efficiency.py", "--data_dir", tmp_path / "data", "--max_steps", "2"]
+    command = ["label_efficiency.py", "--data_dir", tmp_path / "data", "--max_steps", "2"]
     command += ["--labeled_counts", "4", "2", "--methods", "allspark", "--seeds", "3"]
     command += ["--output_dir", tmp_path / "out", "--recipe", SCRIPTS / "recipes" / "demo.yaml", "--use_cpu"]
     command += ["--per_device_train_batch_size", "2", "--hidden_sizes", "8", "16", "24", "32"]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300)
+    done = run_script(*command)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "allspark: 4 instead of 2 labels changed mIoU by" in done.stdout and "(one seed)" in done.stdout
     results = json.loads((tmp_path / "out" / "study.json").read_text())["results"]["allspark"]
     assert {count: run[0]["labeled_images"] for count, run in results.items()} == {"2": 2, "4": 4}
     assert all(run[0]["steps"] == 2 and 0 < run[0]["last_mean_iou"] < 1 for run in results.values())
-    again = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=60)
+    again = run_script(*command)
     assert again.returncode == 0 and again.stdout.count("finished before") == 2
