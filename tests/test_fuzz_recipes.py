@@ -57,9 +57,12 @@ YAML_PIECES = st.sampled_from(
         ":",
     ]
 )
+MERGES = "a0: &a0 {x: 1}\n" + "".join(
+    f"a{i}: &a{i} {{<<: [{', '.join([f'*a{i - 1}'] * 9)}]}}\n" for i in range(1, 12)
+)
 BOMBS = [
     "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 30)),
-    "a0: &a0 {x: 1}\n" + "".join(f"a{i}: &a{i} {{<<: [{', '.join([f'*a{i - 1}'] * 9)}]}}\n" for i in range(1, 12)),
+    MERGES,
     "[" * 20_000,
     "{a: " * 20_000,
     "a: &a\n  b: *a\n",
@@ -107,7 +110,11 @@ def test_any_bytes(inside, content):
 
 @pytest.mark.parametrize("content", BOMBS, ids=range(len(BOMBS)))
 def test_bombs(inside, content):
-    assert read(inside, content.encode()) is None
+    entries = read(inside, content.encode())
+    if content is MERGES and entries is not None:  # from PyYAML 6.0.4 on, a merge takes each key once
+        assert entries == {f"a{i}": {"x": 1} for i in range(12)}
+    else:
+        assert entries is None
 
 
 def test_aliases_that_multiply_little_are_fine(tmp_path):
