@@ -22,7 +22,7 @@ else
     mkdir -p "$OUT"
     printf '%s' "$MADE" > "$MARK"
     rm -rf "$OUT/data"
-    "$PYTHON" -m allspark_hf.demo_data "$OUT/data" "${COUNTS[@]}"
+    "$PYTHON" -m allspark_hf.demo.data "$OUT/data" "${COUNTS[@]}"
 fi
 for METHOD in supervised allspark; do
     if [ -d "$OUT/$METHOD" ]; then

@@ -14,8 +14,10 @@ if [ ! -f "$STAMP" ] || [ "$(cat "$STAMP")" != "$WANTED" ]; then
     fi
     echo "Installing into $VENV (once) ..."
     "$base" -m venv "$VENV"
-    # torch first and alone: the pinned version is the CPU build where the package index offers one.
-    "$PYTHON" -m pip install --quiet --disable-pip-version-check --constraint scripts/constraints.txt torch
-    "$PYTHON" -m pip install --quiet --disable-pip-version-check --constraint scripts/constraints.txt --editable ".[dev]"
+    install=("$PYTHON" -m pip install --quiet --disable-pip-version-check --constraint scripts/constraints.txt)
+    # torch first: the pinned version is the CPU build where the package index offers one. setuptools too, which
+    # then builds the package itself: an isolated build would take the newest.
+    "${install[@]}" torch setuptools
+    "${install[@]}" --no-build-isolation --editable ".[dev]"
     printf '%s' "$WANTED" > "$STAMP"
 fi

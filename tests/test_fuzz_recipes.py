@@ -24,9 +24,10 @@ TAGS = ("python/object/apply:os.system [touch it_ran]", "python/object/new:list 
 TAGS += ("timestamp x", "timestamp 2020-99-99", "binary x", "set {a}", "omap [a: 1]")
 MARKS = ("&a [*a]", "&a ", "*a", "*b", "<<: 3", "- ", "? ", "a: b: c", "a: ", "{[1]: 2}", "0x", "---\n", "...", ", ")
 YAML_PIECES = st.sampled_from([*(f"!!{tag}" for tag in TAGS), *MARKS, *"'{[]}:%\t\n"])
+MERGES = "a0: &a0 {x: 1}\n" + "".join(f"a{i}: &a{i} {{<<: [{', '.join([f'*a{i - 1}'] * 9)}]}}\n" for i in range(1, 12))
 BOMBS = [
     "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 30)),
-    "a0: &a0 {x: 1}\n" + "".join(f"a{i}: &a{i} {{<<: [{', '.join([f'*a{i - 1}'] * 9)}]}}\n" for i in range(1, 12)),
+    MERGES,
     "[" * 20_000,
     "{a: " * 20_000,
     "a: &a\n  b: *a\n",
@@ -74,7 +75,11 @@ def test_any_bytes(inside, content):
 
 @pytest.mark.parametrize("content", BOMBS, ids=range(len(BOMBS)))
 def test_bombs(inside, content):
-    assert read(inside, content.encode()) is None
+    entries = read(inside, content.encode())
+    if content is MERGES and entries is not None:  # from PyYAML 6.0.4 on, a merge takes each key once
+        assert entries == {f"a{i}": {"x": 1} for i in range(12)}
+    else:
+        assert entries is None
 
 
 def test_aliases_that_multiply_little_are_fine(tmp_path):

@@ -130,7 +130,7 @@ def test_recipe_of_the_paper(path, parser):
     assert (args.ohem_threshold, args.ohem_min_kept) == (0.7, 200_000)
     assert (args.optim, args.sgd_momentum, args.weight_decay, args.max_grad_norm) == ("sgd", 0.9, 1e-4, 0)
     assert (args.lr_scheduler_type, args.lr_scheduler_kwargs) == ("polynomial", {"power": 0.9, "lr_end": 0.0})
-    assert args.train_on_padding and args.count_absent_classes and args.decay_norm_and_bias
+    assert args.train_on_padding and args.count_absent_classes and args.decay_norm_and_bias and args.sync_batchnorm
     assert args.dataloader_drop_last and model_arguments.mix_images_in_eval and args.per_device_eval_batch_size == 1
     assert entries.get("eval_mode") == eval_mode
     assert entries.get("eval_crop_size") == (None if eval_mode is None else [crop])

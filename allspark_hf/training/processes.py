@@ -182,7 +182,7 @@ def synchronize_batchnorm(model: PreTrainedModel, world_size: int, device: torch
     if device.type == "cpu":
         raise ValueError(
             f"sync_batchnorm=True needs GPUs, and these {world_size} processes train on CPUs, which torch's "
-            "SyncBatchNorm does not support: leave it out."
+            "SyncBatchNorm does not support: set it to false."
         )
     nn.SyncBatchNorm.convert_sync_batchnorm(model)
 

@@ -1,0 +1,75 @@
+"""Pages tell the truth: every option and every file of the repository that one names exists."""
+
+import re
+import runpy
+import subprocess
+import sys
+from argparse import ArgumentParser
+from pathlib import Path
+
+import pytest
+from test_layout import ORDER
+
+
+ROOT = Path(__file__).resolve().parents[1]
+FILES = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+PAGES = [name for name in FILES if name.endswith(".md") and not re.match(r"model_cards/|.*/template\.md$", name)]
+SHELL = [name for name in FILES if name.endswith(".sh")]
+SCRIPTS = [name for name in FILES if re.fullmatch(r"scripts/\w+\.py", name)]
+# Of accelerate, npm, hf and tests/kill_and_resume.py.
+OTHERS = {"--config_file", "--num_processes", "--cpu", "--ignore-scripts", "--prefix", "--repo-type", "--space-sdk"}
+OTHERS |= {"--env", "--exclude", "--kills", "--help"}
+
+
+@pytest.fixture(scope="module")
+def options() -> dict[str, set[str]]:
+    """Script -> the options of its parser, at which the script is stopped."""
+    found = {}
+
+    def parse(parser, *args, **kwargs):
+        found[script] = set(parser._option_string_actions)
+        sys.exit()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ArgumentParser, "parse_known_args", parse)
+        patch.syspath_prepend(str(ROOT / "scripts"))
+        for script in SCRIPTS:
+            patch.setattr(sys, "argv", [script])
+            with pytest.raises(SystemExit):
+                runpy.run_path(str(ROOT / script), run_name="__main__")
+    for script in ("scripts/run_study.py", "scripts/label_efficiency.py"):  # which pass on what they do not know
+        found[script] |= found["scripts/train.py"]
+    app = "scripts/space/app.py"  # not started: importing gradio takes seconds
+    return found | {app: set(re.findall(r'"(--\w+)"', (ROOT / app).read_text(encoding="utf-8")))}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_options(page, options):
+    """In a command those of its script, elsewhere those of any."""
+    assert options.keys() == {*SCRIPTS, "scripts/space/app.py"}
+    text = (ROOT / page).read_text(encoding="utf-8").replace("\\\n", " ")
+    for part in re.split(r"(?=\bscripts/[\w/]+\.py)|[`\n]", text):
+        script = part.split(" ")[0]
+        known = options.get(script, set().union(*options.values())) | OTHERS
+        unknown = set(re.findall(r"(?<![\w-])--[A-Za-z][\w-]*", part)) - known
+        assert not unknown, f"{page}, {part!r}: there is no {unknown}"
+
+
+@pytest.mark.parametrize("page", PAGES + SHELL)
+def test_files(page):
+    """Links; paths from the repository's folder; code and recipes by their name alone; modules."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)", text):
+        assert (ROOT / page).parent.joinpath(target).exists(), f"{page} links to {target}"
+    for path in re.findall(r"(?<![\w./-])((?:scripts|tests|allspark_hf|model_cards|\.ci)/[\w./*-]*[\w/*])", text):
+        assert path.endswith("/FILE") or any(ROOT.glob(path)), f"{page} names {path}"
+    for name in re.findall(r"(?<![\w/.*-])\w[\w-]*\.(?:py|yaml|sh)\b", text):
+        assert any(f"/{file}".endswith(f"/{name}") for file in FILES), f"{page} names {name}"
+    for name in re.findall(r"\ballspark_hf(?:\.[a-z]\w*)+", text):
+        module = name.replace(".", "/")
+        assert f"{module}.py" in FILES or f"{module}/__init__.py" in FILES or name == "allspark_hf.segment", name
+
+
+def test_every_folder_has_its_sentence():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert re.findall(r"^\| `(\w+)` \| [A-Z].+\. \|$", text, flags=re.MULTILINE) == list(ORDER)
