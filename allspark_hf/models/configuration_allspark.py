@@ -138,6 +138,24 @@ class AllSparkConfig(SegformerConfig):
         height, width = self.crop_height_width
         return math.ceil(height / stride), math.ceil(width / stride)
 
+    @property
+    def smallest_side(self) -> int:
+        """
+        The fewest pixels a side that the encoder takes: 29 with the usual geometry, where the first stage reduces its
+        map of a quarter of the size by 8 for the keys, and needs one full step for that.
+        """
+        side = 1
+        while not self._fits(side):
+            side += 1
+        return side
+
+    def _fits(self, side: int) -> bool:
+        for patch, stride, reduction in zip(self.patch_sizes, self.strides, self.sr_ratios, strict=True):
+            side = (side + 2 * (patch // 2) - patch) // stride + 1  # the patch embedding, a padded convolution
+            if side < reduction:
+                return False
+        return True
+
     def save_pretrained(self, save_directory, *args, **kwargs):
         """As in transformers; `auto_map` in config.json then names the model's code for every Auto class."""
         auto_map = {**AUTO_MAP, **(getattr(self, "auto_map", None) or {})}
