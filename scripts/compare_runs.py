@@ -163,7 +163,7 @@ def main() -> None:
     if unknown:
         raise ValueError(f"{', '.join(unknown)} is not named like a method: rename it to one of {', '.join(TITLES)}.")
 
-    from allspark_hf.inference.prediction import load_trained
+    from allspark_hf.inference.loading import load_trained
 
     runs = {folder.name: read_run(folder) for folder in options.runs}
     check_same_budget(runs)

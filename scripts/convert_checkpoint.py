@@ -18,7 +18,7 @@ def main():
     from huggingface_hub.errors import StrictDataclassError
 
     from allspark_hf.data import read_classes
-    from allspark_hf.inference.prediction import make_image_processor
+    from allspark_hf.inference.loading import make_image_processor
     from allspark_hf.models.conversion import convert_state_dict, read_checkpoint
 
     try:

@@ -48,7 +48,7 @@ def build_trainer(arguments, evaluation_arguments, data_arguments, unused_dir: s
     """A trainer that only evaluates."""
     from allspark_hf import AllSparkTrainer, AllSparkTrainingArguments
     from allspark_hf.evaluation.selection import fit_to_model, select_split
-    from allspark_hf.inference.prediction import load_trained, long_side_of
+    from allspark_hf.inference.loading import load_trained, long_side_of
 
     model, image_processor = load_trained(arguments.model, "cpu")  # the Trainer moves it
     data_arguments = fit_to_model(data_arguments, model.config, long_side_of(image_processor))

@@ -63,7 +63,7 @@ def validation_samples(arguments: ScriptArguments, data_arguments, model, image_
     """The images with masks to measure the cost on, none of them read yet; None without data."""
     from allspark_hf.evaluation.evaluator import EvaluationDataset
     from allspark_hf.evaluation.selection import fit_to_model, select_split
-    from allspark_hf.inference.prediction import long_side_of
+    from allspark_hf.inference.loading import long_side_of
 
     if not data_arguments.given:
         return None
@@ -105,7 +105,7 @@ def main():
         from allspark_hf.export.cost import cost_table
         from allspark_hf.export.folder import check_output, export_onnx, write_record
         from allspark_hf.export.onnx import check_exportable, require_onnx
-        from allspark_hf.inference.prediction import load_trained
+        from allspark_hf.inference.loading import load_trained
 
         require_onnx()
         check_output(arguments.folder, arguments.in_model_folder, arguments.overwrite)

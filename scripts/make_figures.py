@@ -89,7 +89,7 @@ class Material:
 
     def __init__(self, arguments: FigureArguments, data_arguments):
         from allspark_hf.data import find_data, split_of_run, with_class_indices
-        from allspark_hf.inference.prediction import load_trained
+        from allspark_hf.inference.loading import load_trained
 
         self.arguments = arguments
         self.folders = [*(arguments.baseline or []), arguments.model]

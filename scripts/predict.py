@@ -182,7 +182,8 @@ def main() -> int:
     from tqdm import tqdm
     from transformers import HfArgumentParser
 
-    from allspark_hf.inference.prediction import load_trained, model_palette
+    from allspark_hf.inference.loading import load_trained
+    from allspark_hf.inference.prediction import model_palette
     from allspark_hf.inference.visualization import legend
 
     parser = HfArgumentParser(PredictArguments, description="Segments images with a trained model.")

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from allspark_hf import AllSparkConfig, SegformerForSemiSupervisedSegmentation
-from allspark_hf.inference.prediction import make_image_processor
+from allspark_hf.inference.loading import make_image_processor
 
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"

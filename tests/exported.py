@@ -15,7 +15,7 @@ import torch
 from conftest import tiny_model
 
 from allspark_hf.demo.data import CLASS_NAMES, write_demo_data
-from allspark_hf.inference.prediction import load_trained, make_image_processor
+from allspark_hf.inference.loading import load_trained, make_image_processor
 
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "export_onnx.py"

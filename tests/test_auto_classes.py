@@ -28,7 +28,7 @@ from transformers.utils import logging as transformers_logging
 
 import allspark_hf
 from allspark_hf import AllSparkConfig, SegformerForSemiSupervisedSegmentation
-from allspark_hf.inference.prediction import make_image_processor
+from allspark_hf.inference.loading import make_image_processor
 
 
 CODE = ("configuration_allspark.py", "modeling_allspark.py")

@@ -19,7 +19,7 @@ from allspark_hf.demo.data import CLASS_NAMES, write_demo_data
 from allspark_hf.evaluation.evaluator import EvaluationDataset
 from allspark_hf.evaluation.metrics import BoundaryCounts, ConfusionMatrix
 from allspark_hf.evaluation.prediction import predict_logits
-from allspark_hf.inference.prediction import make_image_processor
+from allspark_hf.inference.loading import make_image_processor
 from allspark_hf.models.weights import weights_digest
 
 
@@ -79,7 +79,7 @@ def evaluate(tmp_path, *arguments, launcher=None) -> tuple[dict, str]:
 def expected_counts(model_dir, dataset):
     """One image after the other, whole."""
     from allspark_hf.evaluation.arguments import EvaluationArguments
-    from allspark_hf.inference.prediction import load_trained
+    from allspark_hf.inference.loading import load_trained
 
     model, image_processor = load_trained(str(model_dir), "cpu")
     confusion, boundary = ConfusionMatrix(len(CLASS_NAMES)), BoundaryCounts(len(CLASS_NAMES))

@@ -12,7 +12,7 @@ from allspark_hf.evaluation.arguments import EvaluationArguments
 from allspark_hf.evaluation.evaluator import Evaluation, EvaluationDataset
 from allspark_hf.evaluation.metrics import BoundaryCounts, ConfusionMatrix
 from allspark_hf.evaluation.prediction import center_crop, predict_logits, sliding_window_sum
-from allspark_hf.inference.prediction import make_image_processor
+from allspark_hf.inference.loading import make_image_processor
 from allspark_hf.models.upsampling import cross_entropy_sum, upsample
 
 

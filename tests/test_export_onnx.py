@@ -38,7 +38,8 @@ from allspark_hf.export.onnx import (  # noqa: E402
     require_onnx,
     sizes_to_compare,
 )
-from allspark_hf.inference.prediction import make_image_processor, predict_mask  # noqa: E402
+from allspark_hf.inference.loading import make_image_processor  # noqa: E402
+from allspark_hf.inference.prediction import predict_mask  # noqa: E402
 from allspark_hf.publishing.outdated import weights_digest  # noqa: E402
 
 

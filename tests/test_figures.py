@@ -25,7 +25,8 @@ from allspark_hf.figures import (
 )
 from allspark_hf.figures.crops import centre_crop, crop_row, row_ids
 from allspark_hf.figures.memory import _places_to_show
-from allspark_hf.inference.prediction import make_image_processor, predict_mask
+from allspark_hf.inference.loading import make_image_processor
+from allspark_hf.inference.prediction import predict_mask
 
 
 CROP = {"crop_size": [48, 80]}  # 2 x 3 tokens

@@ -9,7 +9,8 @@ from PIL import Image
 
 from allspark_hf import AllSparkConfig, SegformerForSemiSupervisedSegmentation
 from allspark_hf.demo.data import generate_demo_image
-from allspark_hf.inference.prediction import SegformerImageProcessorPil, model_palette, predict_mask
+from allspark_hf.inference.loading import SegformerImageProcessorPil
+from allspark_hf.inference.prediction import model_palette, predict_mask
 from allspark_hf.inference.visualization import default_palette
 
 

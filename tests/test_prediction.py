@@ -15,7 +15,6 @@ from allspark_hf.evaluation.prediction import (
     center_crop,
     predict_logits,
     sliding_window_sum,
-    smallest_side,
     window_spans,
 )
 from allspark_hf.models.upsampling import upsample
@@ -131,7 +130,7 @@ def test_every_pixel_is_covered_by_windows_large_enough(length):
 )
 def test_smallest_side_is_what_the_encoder_takes(geometry, smallest):
     model = SegformerForSemiSupervisedSegmentation(tiny_config(**geometry)).eval()
-    assert smallest_side(model.config) == smallest
+    assert model.config.smallest_side == smallest
     assert model(torch.randn(1, 3, smallest, 64)).logits.isfinite().all()
     if smallest > 1:
         with pytest.raises(RuntimeError, match="Kernel size can't be greater than actual input size"):
@@ -139,7 +138,7 @@ def test_smallest_side_is_what_the_encoder_takes(geometry, smallest):
 
 
 def test_smallest_side_of_the_published_encoders():
-    assert {smallest_side(AllSparkConfig.mit(size)) for size in ("b0", "b1", "b2", "b3", "b4", "b5")} == {29}
+    assert {AllSparkConfig.mit(size).smallest_side for size in ("b0", "b1", "b2", "b3", "b4", "b5")} == {29}
 
 
 # ---- Against plain loops ----

@@ -17,7 +17,7 @@ from safetensors.torch import load, load_file
 from without_package import run_without_package
 
 from allspark_hf import SegformerForSemiSupervisedSegmentation
-from allspark_hf.inference.prediction import make_image_processor
+from allspark_hf.inference.loading import make_image_processor
 from allspark_hf.publishing import publish, repository, upload
 from allspark_hf.publishing.figures import write_run_figures
 from allspark_hf.publishing.publish import publish_folder

@@ -16,12 +16,8 @@ from torch.nn import functional as F
 import allspark_hf
 from allspark_hf.demo.data import generate_demo_image
 from allspark_hf.inference import segmentation
-from allspark_hf.inference.prediction import (
-    load_trained,
-    make_image_processor,
-    predict_confidence,
-    predict_mask,
-)
+from allspark_hf.inference.loading import load_trained, make_image_processor
+from allspark_hf.inference.prediction import predict_confidence, predict_mask
 from allspark_hf.inference.segmentation import LegendEntry, Segmentation
 from allspark_hf.inference.visualization import default_palette, legend, overlay
 

@@ -14,7 +14,8 @@ from published_model import publish
 from safetensors.torch import load_file, save_file
 
 from allspark_hf.data.images import to_rgb
-from allspark_hf.inference.prediction import make_image_processor, predict_mask
+from allspark_hf.inference.loading import make_image_processor
+from allspark_hf.inference.prediction import predict_mask
 from allspark_hf.inference.visualization import default_palette, overlay
 
 

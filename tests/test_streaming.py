@@ -261,7 +261,7 @@ def test_a_stream_cannot_skip_images(tmp_path):
 
 def stream_trainer(tmp_path, stream, train=None, evaluated=None, **kwargs):
     args = AllSparkTrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none", **kwargs)
-    from allspark_hf.inference.prediction import make_image_processor
+    from allspark_hf.inference.loading import make_image_processor
 
     train = make_dataset(3, seed=1) if train is None else train
     data = {"train_dataset": train, "unlabeled_dataset": stream, "eval_dataset": evaluated}

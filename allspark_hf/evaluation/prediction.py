@@ -6,7 +6,6 @@ import torch
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from ..inference.handler import smallest_side
 from ..models.upsampling import upsample
 from .arguments import EvaluationArguments, eval_crop
 
@@ -24,7 +23,7 @@ def predict_logits(
     training's own resizing is). Sums are float32 also for a half-precision model, and one map at a time is added.
 
     Args:
-        model ([`SegformerForSemiSupervisedSegmentation`]): in eval mode.
+        model ([`PreTrainedModel`]): in eval mode.
         pixel_values (`torch.Tensor`): float (batch, 3, height, width), as the image processor gives them.
         size (`tuple[int, int]`): (height, width) of the result, usually that of the masks.
         args ([`EvaluationArguments`]): `eval_mode` (of which `center_crop` predicts as `whole` does: see
@@ -55,7 +54,7 @@ def predict_logits(
 def _logits(model: PreTrainedModel, pixel_values: torch.Tensor) -> torch.Tensor:
     """The model's logits in at least float32, for images large enough."""
     height, width = pixel_values.shape[2:]
-    smallest = smallest_side(model.config)
+    smallest = getattr(model.config, "smallest_side", 1)
     if min(height, width) < smallest:
         raise ValueError(
             f"An image is {width}x{height} pixels where the model gets it, but the encoder needs {smallest} a side: "
@@ -96,7 +95,7 @@ def sliding_window_sum(
     The softmax maps of overlapping windows, added up as in the authors' Cityscapes evaluation.
 
     Args:
-        model ([`SegformerForSemiSupervisedSegmentation`]): in eval mode.
+        model ([`PreTrainedModel`]): in eval mode.
         pixel_values (`torch.Tensor`): float (batch, 3, height, width).
         crop (`tuple[int, int]`): (height, width) of a window; see [`window_spans`] for where they lie.
         stride (`float`): step between windows as a share of the crop.
@@ -107,7 +106,7 @@ def sliding_window_sum(
         num_labels, height, width), and how many windows each pixel is in, the same type (height, width), at least 1.
     """
     height, width = pixel_values.shape[2:]
-    smallest = smallest_side(model.config)
+    smallest = getattr(model.config, "smallest_side", 1)
     rows, columns = (
         window_spans(length, side, stride, smallest) for length, side in zip((height, width), crop, strict=True)
     )
@@ -180,4 +179,4 @@ def center_crop(images: torch.Tensor, crop: tuple[int, int]) -> torch.Tensor:
     return images
 
 
-__all__ = ["center_crop", "predict_logits", "sliding_window_sum", "smallest_side", "window_spans"]
+__all__ = ["center_crop", "predict_logits", "sliding_window_sum", "window_spans"]

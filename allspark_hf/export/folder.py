@@ -11,7 +11,7 @@ import torch
 from transformers import SegformerConfig
 from transformers.image_processing_utils import BaseImageProcessor
 
-from ..inference.prediction import long_side_of
+from ..inference.loading import long_side_of
 from ..models.configuration_allspark import AllSparkConfig
 from ..models.modeling_allspark import SegformerForSemiSupervisedSegmentation
 from ..models.weights import DIGEST, weights_digest

@@ -11,7 +11,6 @@ import torch
 from torch import nn
 from transformers.modeling_outputs import SemanticSegmenterOutput
 
-from ..evaluation.prediction import smallest_side
 from ..models.configuration_allspark import AllSparkConfig
 from ..models.modeling_allspark import SegformerForSemiSupervisedSegmentation
 
@@ -95,7 +94,7 @@ def export_graph(model: SegformerForSemiSupervisedSegmentation, path: str | Path
     check_exportable(model)
     import onnx
 
-    smallest = smallest_side(model.config)
+    smallest = model.config.smallest_side
     example = torch.zeros(2, 3, 2 * smallest + 6, 3 * smallest + 9)  # a batch of 1 would be taken for a fixed one
     with _quiet():
         program = torch.onnx.export(
@@ -177,7 +176,7 @@ class OnnxSegmenter:
 
 def sizes_to_compare(config: AllSparkConfig) -> list[tuple[int, int, int]]:
     """(batch, height, width): smallest, odd and not square, twice, and the training crop; none is the example's."""
-    smallest = smallest_side(config)
+    smallest = config.smallest_side
     crop = [max(side, smallest) for side in config.crop_height_width]
     return [
         (1, smallest, smallest),

@@ -9,7 +9,6 @@ import datasets
 from ..data.overlap import find_overlap
 from ..data.streaming import read_first_image
 from ..evaluation.arguments import EvaluationArguments, eval_crop
-from ..evaluation.prediction import smallest_side
 from ..methods import METHODS
 from ..models.configuration_allspark import AllSparkConfig
 from ..models.modeling_allspark import SegformerForSemiSupervisedSegmentation
@@ -28,7 +27,7 @@ def check_model(model: SegformerForSemiSupervisedSegmentation, args: AllSparkTra
             f"method={args.method!r} needs the bottleneck, but the model's configuration has "
             "use_cross_attention=False: set it to True, or choose another method."
         )
-    smallest = smallest_side(model.config)
+    smallest = model.config.smallest_side
     if min(model.config.crop_height_width) < smallest:
         raise ValueError(
             f"crop_size={model.config.crop_size} is too small for the encoder, which needs {smallest} pixels a side: "
@@ -61,7 +60,7 @@ def check_evaluation(config: AllSparkConfig, args: EvaluationArguments, image_pr
             "eval_mode='center_crop' cuts image and mask alike, but the image processor resizes the image: choose "
             "whole or sliding_window, or an image processor with do_resize=False (image_long_side left out)."
         )
-    crop, smallest = eval_crop(args, config), smallest_side(config)
+    crop, smallest = eval_crop(args, config), config.smallest_side
     if min(crop) < smallest:
         raise ValueError(
             f"Evaluation would crop to {crop[0]}x{crop[1]} pixels (height x width), but the encoder needs {smallest} "

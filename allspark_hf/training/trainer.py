@@ -14,7 +14,7 @@ from ..data.mixed import MixedBatchCollator, MixedBatchSampler, MixedDataset
 from ..data.streaming import StreamReader, whole_steps
 from ..evaluation.evaluator import Evaluation, EvaluationDataset, failing_together
 from ..evaluation.metrics import metric_name
-from ..inference.prediction import long_side_of
+from ..inference.loading import long_side_of
 from ..methods import METHODS, MixedBatch, PixelCounts
 from ..models.modeling_allspark import SegformerForSemiSupervisedSegmentation
 from ..publishing.record import RunRecordCallback, base_weights_of

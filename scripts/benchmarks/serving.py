@@ -18,7 +18,7 @@ from allspark_hf.data.photometry import random_geometry, random_photometry, to_p
 from allspark_hf.demo.data import CLASS_NAMES, generate_demo_image
 from allspark_hf.evaluation.arguments import EvaluationArguments
 from allspark_hf.evaluation.evaluator import Evaluation, EvaluationDataset
-from allspark_hf.inference.prediction import make_image_processor
+from allspark_hf.inference.loading import make_image_processor
 
 from .cases import Case, autocast, make_model
 from .timing import summary, take_turns

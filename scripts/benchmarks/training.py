@@ -9,7 +9,7 @@ import datasets
 import torch
 
 from allspark_hf import AllSparkTrainer, AllSparkTrainingArguments
-from allspark_hf.inference.prediction import make_image_processor
+from allspark_hf.inference.loading import make_image_processor
 
 from .cases import (
     OURS,
