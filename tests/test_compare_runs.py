@@ -104,7 +104,7 @@ def test_pictures_have_the_expected_layout(demo_dir):
     assert pixels.shape[1] == (4 * width + 5 * gap) + key_size[0] + 3 * gap
     title = pixels.shape[0] - 2 * gap - 2 * (height + 2 * gap)
     assert 14 < title < 24
-    colours = {tuple(colour) for colour in palette.tolist()}
+    colors = {tuple(color) for color in palette.tolist()}
     for row in range(2):
         top = 2 * gap + title + row * (height + 2 * gap)
         panels = [
@@ -116,7 +116,7 @@ def test_pictures_have_the_expected_layout(demo_dir):
         np.testing.assert_array_equal(panels[1][::4, ::4], painted)
         assert len(np.unique(panels[0].reshape(-1, 3), axis=0)) > 1000
         for prediction in panels[2:]:
-            assert set(map(tuple, prediction.reshape(-1, 3).tolist())) <= colours
+            assert set(map(tuple, prediction.reshape(-1, 3).tolist())) <= colors
 
 
 def test_runs_of_different_budgets_are_refused(demo_dir, tmp_path):

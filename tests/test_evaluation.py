@@ -81,7 +81,7 @@ def test_sliding_window_with_images_scaled_down(tmp_path):
     assert metrics["eval_loss"] == pytest.approx(loss / pixels, rel=1e-5)
 
 
-def test_centre_crop_scores_the_middle_only(tmp_path):
+def test_center_crop_scores_the_middle_only(tmp_path):
     model = tiny_model()
     trainer = make_trainer(tmp_path, model, eval_boundary_iou=True, **MODES["center_crop"])
     metrics = trainer.evaluate()

@@ -89,12 +89,12 @@ def test_predict_mask_is_the_argmax_of_the_resized_logits(model_dir):
     assert len(np.unique(mask)) >= 3
 
 
-def test_predict_mask_of_grey_and_rotated_images(model_dir):
+def test_predict_mask_of_gray_and_rotated_images(model_dir):
     model, image_processor = load(model_dir)
     image = generate_demo_image(1, size=(50, 70))[0]
-    grey = image.convert("L")
+    gray = image.convert("L")
     np.testing.assert_array_equal(
-        predict_mask(model, image_processor, grey), predict_mask(model, image_processor, grey.convert("RGB"))
+        predict_mask(model, image_processor, gray), predict_mask(model, image_processor, gray.convert("RGB"))
     )
     upright = predict_mask(model, image_processor, image)
     turned = image.transpose(Image.Transpose.ROTATE_90)

@@ -277,7 +277,7 @@ BAD = {
     "None": (None, "type NoneType"),
     "tensor": (torch.zeros(3, 40, 40), "type Tensor"),
     "float": (np.zeros((40, 40, 3)), r"An array is float64 of shape \(40, 40, 3\)"),
-    "grey": (np.zeros((40, 40), np.uint8), r"uint8 of shape \(40, 40\)"),
+    "gray": (np.zeros((40, 40), np.uint8), r"uint8 of shape \(40, 40\)"),
     "channels first": (np.zeros((3, 40, 40), np.uint8), r"uint8 of shape \(3, 40, 40\)"),
     "alpha": (np.zeros((40, 40, 4), np.uint8), r"uint8 of shape \(40, 40, 4\)"),
     "batch": (np.zeros((2, 40, 40, 3), np.uint8), r"uint8 of shape \(2, 40, 40, 3\)"),

@@ -27,9 +27,9 @@ out = Path(arguments["--output_dir"])
 out.mkdir(parents=True, exist_ok=True)
 with open(out / "starts.txt", "a") as starts:
     print(arguments.get("--resume_from_checkpoint", "anew"), file=starts)
-if arguments.get("--behaviour") == "fail":
+if arguments.get("--behavior") == "fail":
     sys.exit("ValueError: no such thing")
-if arguments.get("--behaviour") == "kill" and "--resume_from_checkpoint" not in arguments:
+if arguments.get("--behavior") == "kill" and "--resume_from_checkpoint" not in arguments:
     (out / "checkpoint-5").mkdir()
     (out / "checkpoint-5" / "trainer_state.json").write_text("{}")
     (out / "checkpoint-5" / "allspark_run.json").write_text('{"files": {"trainer_state.json": 2}}')
@@ -90,7 +90,7 @@ def test_finished_cells_are_skipped(tmp_path, train_script):
 
 
 def test_a_killed_cell_fails_alone_and_resumes(tmp_path, train_script):
-    study = make_study(good={"width": 1}, killed={"width": 3, "behaviour": "kill"})
+    study = make_study(good={"width": 1}, killed={"width": 3, "behavior": "kill"})
     runner = StudyRunner(study, tmp_path / "out", train_script)
     failures = runner.run()
     assert len(failures) == 6 and all("killed, " in sentence and "exit code -9" in sentence for sentence in failures)
@@ -145,7 +145,7 @@ def test_a_terminated_study_ends_its_run(tmp_path):
 
 
 def test_a_failing_cell_is_reported_with_the_end_of_its_log(tmp_path, train_script):
-    study = make_study(good={"width": 1}, bad={"width": 3, "behaviour": "fail"})
+    study = make_study(good={"width": 1}, bad={"width": 3, "behavior": "fail"})
     runner = StudyRunner(study, tmp_path / "out", train_script)
     failures = runner.run()
     assert len(failures) == 6 and all("ValueError: no such thing" in sentence for sentence in failures)

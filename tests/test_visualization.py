@@ -35,7 +35,7 @@ def test_a_changed_palette_does_not_change_the_next():
     assert default_palette(3)[0].tolist() == [0, 0, 0]
 
 
-def test_first_21_colours_are_far_apart():
+def test_first_21_colors_are_far_apart():
     colors = default_palette(21).astype(int)
     distances = np.abs(colors[:, None] - colors[None]).sum(axis=-1) + 999 * np.eye(21, dtype=int)
     assert distances.min() > 60
@@ -102,7 +102,7 @@ def test_index_image_keeps_all_256_indices(tmp_path):
 @pytest.mark.parametrize(
     ("mask", "message"),
     [
-        (np.array([[0, 3]]), r"class index 3, but the palette has 3 colours \(0 to 2\)"),
+        (np.array([[0, 3]]), r"class index 3, but the palette has 3 colors \(0 to 2\)"),
         (np.array([[0, -1]]), "class index -1"),
         (np.array([[0.0, 1.0]]), r"float64 of shape \(1, 2\)"),
         (np.array([0, 1]), r"int64 of shape \(2,\)"),
@@ -127,7 +127,7 @@ def test_index_image_refuses_an_ignore_index_over_8_bits():
         index_image(MASK, PALETTE, ignore_index=-100)
 
 
-def test_legend_shows_each_present_colour_once():
+def test_legend_shows_each_present_color_once():
     pixels = np.asarray(legend(["sky", "road", "car"], PALETTE, present=[2, 0])).reshape(-1, 3)
     counts = [int((pixels == color).all(axis=1).sum()) for color in PALETTE]
     assert counts[0] == counts[2] > 100
@@ -176,7 +176,7 @@ def test_legend_refuses_unknown_classes(present):
         legend(["a", "b", "c"], PALETTE, present=present)
 
 
-def test_legend_needs_a_name_per_colour():
+def test_legend_needs_a_name_per_color():
     with pytest.raises(ValueError, match="names has 2 entries and colors has 3"):
         legend(["a", "b"], PALETTE)
 

@@ -100,7 +100,7 @@ class Evaluation:
     @torch.no_grad()
     def add(self, model: PreTrainedModel, samples: Iterable[dict[str, torch.Tensor]]):
         """
-        Predicts and scores images of any sizes; neighbours of one size run together.
+        Predicts and scores images of any sizes; neighbors of one size run together.
 
         Args:
             model (`Callable`): `model(pixel_values=...).logits`, with a `dtype`; in eval mode, on the device.

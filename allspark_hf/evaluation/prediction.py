@@ -1,4 +1,4 @@
-"""Prediction for evaluation: whole images, sliding windows, centre crops, several scales, mirrored."""
+"""Prediction for evaluation: whole images, sliding windows, center crops, several scales, mirrored."""
 
 from itertools import groupby
 
