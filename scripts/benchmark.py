@@ -102,7 +102,7 @@ class BenchmarkArguments:
     )
     training_arguments: str | None = argument(
         None,
-        'Further training arguments of the step as JSON, e.g. \'{"gradient_checkpointing": true, "tf32": true}\'.',
+        'More training arguments of the step as JSON, e.g. \'{"gradient_checkpointing": true, "tf32": true}\'.',
     )
     batch_size: int = argument(2, "Labeled images of a step, and as many unlabeled ones.")
     repeats: int | None = argument(None, "Rounds that count; one more comes before.")

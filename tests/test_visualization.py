@@ -4,12 +4,10 @@ from PIL import Image
 
 from allspark_hf.inference.visualization import (
     colorize,
-    contact_sheet,
     default_palette,
     index_image,
     legend,
     overlay,
-    side_by_side,
 )
 
 
@@ -179,33 +177,3 @@ def test_legend_refuses_unknown_classes(present):
 def test_legend_needs_a_name_per_color():
     with pytest.raises(ValueError, match="names has 2 entries and colors has 3"):
         legend(["a", "b"], PALETTE)
-
-
-def test_side_by_side_keeps_every_pixel_in_order():
-    panels = [("first", Image.new("RGB", (80, 30), (255, 0, 0))), ("second", Image.new("RGB", (90, 50), (0, 0, 255)))]
-    strip = np.asarray(side_by_side(panels))
-    red = np.argwhere((strip == [255, 0, 0]).all(axis=-1))
-    blue = np.argwhere((strip == [0, 0, 255]).all(axis=-1))
-    assert len(red) == 80 * 30 and len(blue) == 90 * 50
-    assert red[:, 1].max() < blue[:, 1].min()
-    assert red[:, 0].min() == blue[:, 0].min()
-
-
-def test_side_by_side_makes_room_for_a_long_title():
-    narrow = side_by_side([("t", Image.new("RGB", (20, 20)))])
-    assert side_by_side([("a much longer title", Image.new("RGB", (20, 20)))]).width > narrow.width + 50
-
-
-def test_contact_sheet_stacks_rows():
-    sheet = contact_sheet([Image.new("RGB", (4, 2), (255, 0, 0)), Image.new("L", (6, 3), 0)])
-    assert sheet.size == (6, 5)
-    pixels = np.asarray(sheet)
-    assert pixels[1, 3].tolist() == [255, 0, 0]
-    assert pixels[1, 5].tolist() == [255, 255, 255]
-    assert pixels[2, 0].tolist() == [0, 0, 0]
-
-
-@pytest.mark.parametrize("build", [side_by_side, contact_sheet])
-def test_nothing_to_show(build):
-    with pytest.raises(ValueError, match="is empty"):
-        build([])

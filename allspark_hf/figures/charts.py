@@ -113,7 +113,7 @@ def draw_curves(arrays: Mapping[str, np.ndarray], style: Style) -> "Figure":
     """Training curves from the arrays of [`read_curves`]: a panel for each kind of number that some run logged.
 
     Raises:
-        ValueError: If no run logged any of them.
+        ValueError: if no run logged any of them.
     """
     from matplotlib.lines import Line2D
 
