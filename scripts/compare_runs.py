@@ -7,16 +7,12 @@ The folders of the runs are named like their methods. Writes `metrics.json`, `me
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
-
-from PIL import Image
 
 
 TITLES = {"supervised": "Supervised", "pseudo_label": "Pseudo-labels", "allspark": "AllSpark"}
 NUM_ROWS = 8
-MINIMUM_WIDTH = 240
 
 
 def read_run(folder: Path) -> dict:
@@ -24,36 +20,29 @@ def read_run(folder: Path) -> dict:
     What a run of scripts/train.py says about itself.
 
     Args:
-        folder: Its output folder, named like its method.
+        folder (`Path`): its output folder, named like its method.
 
     Returns:
-        Image counts, steps, seconds, `last_mean_iou`, `best_mean_iou` with its `best_step`, and `iou`: class (blanks
+        `dict`: that of [`read_run_metrics`], image counts, `labeled_ids`, `validation_ids`, and `iou`: class (blanks
         as underscores) -> value in [0, 1]; a class in neither masks nor predictions is left out.
     """
     from allspark_hf.methods import METHODS
+    from allspark_hf.studies.study import read_run_metrics
+    from allspark_hf.utils.files import read_json
 
-    last, train, state = (
-        json.loads((folder / name).read_text(encoding="utf-8"))
-        for name in ("eval_results.json", "train_results.json", "trainer_state.json")
-    )
     ids = {
         kind: (folder / f"{kind}_ids.txt").read_text(encoding="utf-8").split("\n")[:-1]
         for kind in ("labeled", "unlabeled", "validation")
     }
-    # The state is saved before the final evaluation, which therefore is added.
-    evaluated = [(entry["eval_mean_iou"], entry["step"]) for entry in state["log_history"] if "eval_mean_iou" in entry]
-    evaluated.append((last["eval_mean_iou"], state["global_step"]))
-    best, best_step = max(evaluated, key=lambda entry: entry[0])
+    last = read_json(folder / "eval_results.json")
     return {
         "labeled_ids": ids["labeled"],
         "validation_ids": ids["validation"],
+        "validation_images": len(ids["validation"]),
         # Supervised training sees how many unlabeled images there are (length of an epoch), but reads none.
         "unlabeled_images": len(ids["unlabeled"]) if METHODS[folder.name].uses_unlabeled else 0,
-        "steps": state["global_step"],
-        "seconds": train["train_runtime"],
-        "last_mean_iou": last["eval_mean_iou"],
-        "best_mean_iou": best,
-        "best_step": best_step,
+        **read_run_metrics(folder),
+        "last_mean_iou": last["eval_mean_iou"],  # of the weights that were kept
         "iou": {name.removeprefix("eval_iou_"): value for name, value in last.items() if "eval_iou_" in name},
     }
 
@@ -70,48 +59,45 @@ def check_same_budget(runs: dict[str, dict]) -> None:
                 )
 
 
-def table(runs: dict[str, dict], class_names: list[str]) -> str:
-    """Markdown table of both runs, IoU in percent."""
+def table(runs: dict[str, dict], class_names: list[str]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows, IoU in percent."""
     from allspark_hf.evaluation.metrics import metric_name
 
     def percent(value: float | None) -> str:
         return "absent" if value is None else f"{100 * value:.1f}"
 
     rows = [
-        ("Labeled images", lambda run: str(len(run["labeled_ids"]))),
+        ("Labeled images", lambda run: str(run["labeled_images"])),
         ("Unlabeled images read", lambda run: str(run["unlabeled_images"])),
         ("Steps", lambda run: str(run["steps"])),
         ("Training, seconds", lambda run: f"{run['seconds']:.0f}"),
         ("**mIoU, last**", lambda run: f"**{percent(run['last_mean_iou'])}**"),
         ("mIoU, best (step)", lambda run: f"{percent(run['best_mean_iou'])} ({run['best_step']})"),
     ]
-    lines = [["", *(TITLES[method] for method in runs)]]
-    lines += [[title, *(cell(run) for run in runs.values())] for title, cell in rows]
+    cells = [[title, *map(cell, runs.values())] for title, cell in rows]
     for name in class_names:
-        lines.append([f"IoU {name}", *(percent(run["iou"].get(metric_name(name))) for run in runs.values())])
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    text = [
-        "| " + " | ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) + " |" for line in lines
-    ]
-    text.insert(1, "|" + "|".join(["-" * (widths[0] + 2), *("-" * (width + 1) + ":" for width in widths[1:])]) + "|")
-    return "\n".join(text) + "\n"
+        cells.append([f"IoU {name}", *(percent(run["iou"].get(metric_name(name))) for run in runs.values())])
+    return ["", *(TITLES[method] for method in runs)], cells
 
 
 def write_metrics(output_dir: Path, runs: dict[str, dict], class_names: list[str]) -> str:
-    """Writes `metrics.json` and `metrics.md`; returns the table."""
-    metrics = {}
-    for method, run in runs.items():
-        counts = {"labeled_images": len(run["labeled_ids"]), "validation_images": len(run["validation_ids"])}
-        metrics[method] = counts | {name: value for name, value in run.items() if not name.endswith("_ids")}
-    (output_dir / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
-    text = table(runs, class_names)
-    num_validation = len(next(iter(runs.values()))["validation_ids"])
+    """Writes `metrics.json` and `metrics.md`; returns the table, for a terminal."""
+    from allspark_hf.utils.files import write_json
+    from allspark_hf.utils.text import markdown_table, text_table
+
+    metrics = {
+        method: {name: value for name, value in run.items() if not name.endswith("_ids")}
+        for method, run in runs.items()
+    }
+    write_json(output_dir / "metrics.json", metrics)
+    cells = table(runs, class_names)
+    num_validation = next(iter(runs.values()))["validation_images"]
     note = (
-        f"\nIoU in percent on {num_validation} validation images, per class for the last weights. `best` is the "
-        "highest of the evaluations, picked on these same images. Seconds include the evaluations.\n"
+        f"IoU in percent on {num_validation} validation images, per class for the last weights. `best` is the highest "
+        "of the evaluations, picked on these same images. Seconds include the evaluations."
     )
-    (output_dir / "metrics.md").write_text(text + note, encoding="utf-8")
-    return text
+    (output_dir / "metrics.md").write_text(f"{markdown_table(*cells)}\n\n{note}\n", encoding="utf-8")
+    return text_table(*cells)
 
 
 def draw_comparison(
@@ -119,37 +105,21 @@ def draw_comparison(
 ) -> None:
     """Writes `comparison.png`, a row for each of some validation images, evenly spread, and `legend.png`."""
     from allspark_hf.data import load_folder
-    from allspark_hf.data.images import mask_to_array, to_rgb
-    from allspark_hf.inference.prediction import model_palette, predict_mask
-    from allspark_hf.inference.visualization import colorize, contact_sheet, legend, side_by_side
+    from allspark_hf.figures import STYLES, compare_predictions, draw_predictions
+    from allspark_hf.figures.style import drawing
+    from allspark_hf.inference.visualization import legend
 
-    first_model = next(iter(models.values()))[0]
-    palette = model_palette(first_model)
-    config = first_model.config
-    key = legend([config.id2label[index] for index in range(config.num_labels)], palette)
-    key.save(output_dir / "legend.png")
     validation = load_folder(data_dir).validation
     num_rows = min(num_rows, len(validation))
-    strips = []
-    for row in (index * len(validation) // num_rows for index in range(num_rows)):
-        image = to_rgb(validation[row]["image"])
-        masks = {"Truth": mask_to_array(validation[row]["label"])}
-        for method, (model, image_processor) in models.items():
-            title = f"{TITLES[method]}, mIoU {100 * runs[method]['last_mean_iou']:.1f} %"
-            masks[title] = predict_mask(model, image_processor, image)
-        panels = [("Image", enlarge(image, Image.Resampling.BICUBIC))]
-        for title, mask in masks.items():
-            painted = colorize(mask, palette, config.semantic_loss_ignore_index)
-            panels.append((title, enlarge(painted, Image.Resampling.NEAREST)))
-        # Titles on the first row only: the columns stay the same.
-        strips.append(side_by_side(panels if not strips else [("", picture) for _, picture in panels]))
-    side_by_side([("", contact_sheet(strips)), ("", key)]).save(output_dir / "comparison.png")
-
-
-def enlarge(image: Image.Image, resample: Image.Resampling) -> Image.Image:
-    """By the smallest whole factor that makes room for a title."""
-    factor = max(1, -(-MINIMUM_WIDTH // image.width))
-    return image.resize((factor * image.width, factor * image.height), resample)
+    rows = [validation[index * len(validation) // num_rows] for index in range(num_rows)]
+    titled = {
+        f"{TITLES[method]}\nmIoU {100 * runs[method]['last_mean_iou']:.1f} %": model
+        for method, model in models.items()
+    }
+    arrays = compare_predictions(titled, rows)
+    with drawing(STYLES["light"]):
+        draw_predictions(arrays, STYLES["light"]).savefig(output_dir / "comparison.png")
+    legend(arrays["class_names"], arrays["palette"]).save(output_dir / "legend.png")
 
 
 def main() -> None:
@@ -163,7 +133,7 @@ def main() -> None:
     if unknown:
         raise ValueError(f"{', '.join(unknown)} is not named like a method: rename it to one of {', '.join(TITLES)}.")
 
-    from allspark_hf.inference.prediction import load_trained
+    from allspark_hf.inference.loading import load_trained
 
     runs = {folder.name: read_run(folder) for folder in options.runs}
     check_same_budget(runs)
@@ -179,5 +149,5 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except (OSError, ValueError) as error:
+    except (ImportError, OSError, ValueError) as error:
         sys.exit(f"{type(error).__name__}: {error}")

@@ -7,6 +7,12 @@ Class names are not in the checkpoint: give them with --classes FILE (classes.tx
 
 import argparse
 
+from huggingface_hub.errors import StrictDataclassError
+
+from allspark_hf.data import read_classes
+from allspark_hf.inference.loading import make_image_processor
+from allspark_hf.models.conversion import convert_state_dict, read_checkpoint
+
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -15,19 +21,13 @@ def main():
     parser.add_argument("--classes", help="file with the class names, in the order of the class indices")
     args = parser.parse_args()
 
-    from huggingface_hub.errors import StrictDataclassError
-
-    from allspark_hf.data import read_classes
-    from allspark_hf.inference.prediction import make_image_processor
-    from allspark_hf.models.conversion import convert_state_dict, read_checkpoint
-
     try:
         names = read_classes(args.classes).names if args.classes else None
         model = convert_state_dict(read_checkpoint(args.checkpoint), names)
     except (OSError, ValueError, StrictDataclassError) as error:
         parser.exit(2, f"{error}\n")
     model.save_pretrained(args.output_dir)
-    # The authors evaluate whole images, normalised and not resized.
+    # The authors evaluate whole images, normalized and not resized.
     make_image_processor().save_pretrained(args.output_dir)
     config = model.config
     print(

@@ -7,33 +7,44 @@
 Prints a table; --output_file FILE also writes settings, numbers and the confusion matrix as JSON.
 """
 
-import json
 import platform
-from dataclasses import asdict, dataclass, field
+import tempfile
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import torch
+import transformers
 
-SPLITS = ("labeled", "unlabeled", "validation", "all")
+import allspark_hf
+from allspark_hf import AllSparkTrainer, AllSparkTrainingArguments
+from allspark_hf.cli.arguments import fail, leave, parse_arguments
+from allspark_hf.data import DataArguments
+from allspark_hf.evaluation.arguments import EvaluationArguments, eval_crop
+from allspark_hf.evaluation.evaluator import Evaluation, OtherProcessError
+from allspark_hf.evaluation.selection import EVALUATION_SPLITS, fit_to_model, select_split
+from allspark_hf.inference.loading import load_trained, long_side_of
+from allspark_hf.models.weights import DIGEST, weights_digest
+from allspark_hf.utils.arguments import argument
+from allspark_hf.utils.files import write_json
+from allspark_hf.utils.text import text_table
 
 
 @dataclass
 class ScriptArguments:
-    model: str = field(metadata={"help": "Folder or Hub id of a trained model."})
-    split: str = field(
-        default="validation",
-        metadata={
-            "help": "validation; labeled: training images with a mask, those of the model's labeled_ids.txt if its "
-            "folder has one and no --labeled_count or the like is given; unlabeled: training images whose mask is "
-            "hidden so; all: every image with a mask.",
-            "choices": list(SPLITS),
-        },
+    model: str = argument(help="Folder or Hub id of a trained model.")
+    split: str = argument(
+        "validation",
+        "validation; labeled: training images with a mask, those of the model's labeled_ids.txt if its "
+        "folder has one and no --labeled_count or the like is given; unlabeled: training images whose mask is "
+        "hidden so; all: every image with a mask.",
+        choices=EVALUATION_SPLITS,
     )
-    image_column_name: str = field(default="image", metadata={"help": "Column of dataset_name with the images."})
-    label_column_name: str = field(default="label", metadata={"help": "Column of dataset_name with the masks."})
-    batch_size: int = field(default=1, metadata={"help": "Images per device; those of one size run together."})
-    output_file: str | None = field(default=None, metadata={"help": "JSON file for settings and results."})
-    overwrite: bool = field(default=False, metadata={"help": "Replace an existing output_file."})
-    use_cpu: bool = field(default=False, metadata={"help": "Run on the CPU even if there is a GPU."})
+    image_column_name: str = argument("image", "Column of dataset_name with the images.")
+    label_column_name: str = argument("label", "Column of dataset_name with the masks.")
+    batch_size: int = argument(1, "Images per device; those of one size run together.")
+    output_file: str | None = argument(None, "JSON file for settings and results.")
+    overwrite: bool = argument(False, "Replace an existing output_file.")
+    use_cpu: bool = argument(False, "Run on the CPU even if there is a GPU.")
 
     def __post_init__(self):
         if self.batch_size < 1:
@@ -44,12 +55,13 @@ class ScriptArguments:
             raise ValueError(f"There is no folder for {self.output_file}: make it, or choose another --output_file.")
 
 
-def build_trainer(arguments, evaluation_arguments, data_arguments, unused_dir: str):
+def build_trainer(
+    arguments: ScriptArguments,
+    evaluation_arguments: EvaluationArguments,
+    data_arguments: DataArguments,
+    unused_dir: str,
+) -> AllSparkTrainer:
     """A trainer that only evaluates."""
-    from allspark_hf import AllSparkTrainer, AllSparkTrainingArguments
-    from allspark_hf.evaluation.selection import fit_to_model, select_split
-    from allspark_hf.inference.prediction import load_trained, long_side_of
-
     model, image_processor = load_trained(arguments.model, "cpu")  # the Trainer moves it
     data_arguments = fit_to_model(data_arguments, model.config, long_side_of(image_processor))
     args = AllSparkTrainingArguments(
@@ -65,38 +77,26 @@ def build_trainer(arguments, evaluation_arguments, data_arguments, unused_dir: s
     return AllSparkTrainer(model, args, image_processor, eval_dataset=dataset)
 
 
-def table(evaluation) -> str:
+def table(evaluation: Evaluation) -> str:
     """Percent: a row for each class, then the means."""
     means = evaluation.metrics()
     columns = {"iou": "IoU", "accuracy": "accuracy", "boundary_iou": "boundary IoU", "pixel_share": "pixels"}
     rows = evaluation.per_class()
     columns = {name: title for name, title in columns.items() if name in rows[0]}
     rows.append({"name": "mean", **{name: means.get(f"mean_{name}") for name in columns}, "pixel_share": 1.0})
-    width = max(len(row["name"]) for row in rows) + 2
-
-    def cell(name: str, value: float | None) -> str:
-        return ("-" if value is None else f"{100 * value:.2f}").rjust(len(columns[name]) + 6)
-
-    lines = ["".ljust(width) + "".join(title.rjust(len(title) + 6) for title in columns.values())]
-    lines += [row["name"].ljust(width) + "".join(cell(name, row[name]) for name in columns) for row in rows]
-    lines.append(f"overall accuracy {100 * means['overall_accuracy']:.2f}, loss {means['loss']:.4f}")
-    return "\n".join(lines)
+    cells = [
+        [row["name"], *("-" if row[name] is None else f"{100 * row[name]:.2f}" for name in columns)] for row in rows
+    ]
+    text = text_table(["", *columns.values()], cells)
+    return f"{text}\noverall accuracy {100 * means['overall_accuracy']:.2f}, loss {means['loss']:.4f}"
 
 
 def results(trainer, arguments, data_arguments, seconds: float) -> dict:
     """What goes into the JSON file; metrics in [0, 1]."""
-    import torch
-    import transformers
-
-    import allspark_hf
-    from allspark_hf.evaluation.arguments import EvaluationArguments, eval_crop
-    from allspark_hf.models.weights import DIGEST, weights_digest
-
     evaluation, config = trainer.evaluation, trainer.model.config
     settings = {name: getattr(trainer.args, name) for name in EvaluationArguments.__dataclass_fields__}
     if settings["eval_mode"] != "whole":
         settings["eval_crop_size"] = list(eval_crop(trainer.args, config))
-    per_class = evaluation.per_class()
     means = ("loss", "mean_iou", "mean_accuracy", "mean_boundary_iou", "overall_accuracy")
     return {
         "model": arguments.model,
@@ -106,7 +106,7 @@ def results(trainer, arguments, data_arguments, seconds: float) -> dict:
         "num_images": evaluation.num_images,
         "num_pixels": evaluation.num_pixels,
         "metrics": {name: value for name, value in evaluation.metrics().items() if name in means},
-        "per_class": per_class,
+        "per_class": evaluation.per_class(),
         "confusion_matrix": evaluation.confusion.counts.tolist(),  # [true class][predicted class]
         "seconds": seconds,
         "processes": trainer.args.world_size,
@@ -120,14 +120,6 @@ def results(trainer, arguments, data_arguments, seconds: float) -> dict:
 
 
 def main():
-    import tempfile
-
-    from allspark_hf.cli.arguments import parse_arguments
-    from allspark_hf.cli.ending import fail, leave
-    from allspark_hf.data import DataArguments
-    from allspark_hf.evaluation.arguments import EvaluationArguments
-    from allspark_hf.evaluation.evaluator import OtherProcessError
-
     failure = None
     with tempfile.TemporaryDirectory() as unused_dir:
         try:
@@ -145,8 +137,7 @@ def main():
         print(table(trainer.evaluation))
         print(f"{metrics['eval_samples_per_second']:.1f} images per second")
         if arguments.output_file:
-            content = results(trainer, arguments, others[1], metrics["eval_runtime"])
-            Path(arguments.output_file).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+            write_json(arguments.output_file, results(trainer, arguments, others[1], metrics["eval_runtime"]))
     leave(trainer.accelerator)
 
 

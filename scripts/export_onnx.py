@@ -8,24 +8,28 @@ transformers.js opens as it is. With data, also measures what the export costs i
 """
 
 import sys
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 
+from allspark_hf.cli.arguments import parse_arguments
 from allspark_hf.data import DataArguments
+from allspark_hf.evaluation.evaluator import EvaluationDataset
+from allspark_hf.evaluation.selection import fit_to_model, select_split
+from allspark_hf.export.cost import cost_table, measure_cost
+from allspark_hf.export.folder import FLOAT_FILE, INT8_FILE, ONNX_FOLDER, check_output, export_onnx, write_record
+from allspark_hf.export.onnx import OnnxSegmenter, check_exportable, require_onnx
+from allspark_hf.inference.loading import load_trained, long_side_of
+from allspark_hf.utils.arguments import argument
 
 
 @dataclass
 class ScriptArguments:
-    model: str = field(metadata={"help": "Folder or Hub id of a trained model."})
-    output_dir: str | None = field(
-        default=None, metadata={"help": "Folder to export to; default: the model's own, which gets a folder onnx."}
-    )
-    quantize_int8: bool = field(
-        default=False, metadata={"help": "Also write a variant with 8-bit weights, onnx/model_quantized.onnx."}
-    )
-    image_column_name: str = field(default="image", metadata={"help": "Column of dataset_name with the images."})
-    label_column_name: str = field(default="label", metadata={"help": "Column of dataset_name with the masks."})
-    overwrite: bool = field(default=False, metadata={"help": "Replace an earlier export."})
+    model: str = argument(help="Folder or Hub id of a trained model.")
+    output_dir: str | None = argument(None, "Folder to export to; default: the model's own, which gets a folder onnx.")
+    quantize_int8: bool = argument(False, "Also write a variant with 8-bit weights, onnx/model_quantized.onnx.")
+    image_column_name: str = argument("image", "Column of dataset_name with the images.")
+    label_column_name: str = argument("label", "Column of dataset_name with the masks.")
+    overwrite: bool = argument(False, "Replace an earlier export.")
 
     def __post_init__(self):
         if self.output_dir is None and not Path(self.model).is_dir():
@@ -61,10 +65,6 @@ class OptionalDataArguments(DataArguments):
 
 def validation_samples(arguments: ScriptArguments, data_arguments, model, image_processor):
     """The images with masks to measure the cost on, none of them read yet; None without data."""
-    from allspark_hf.evaluation.evaluator import EvaluationDataset
-    from allspark_hf.evaluation.selection import fit_to_model, select_split
-    from allspark_hf.inference.prediction import long_side_of
-
     if not data_arguments.given:
         return None
     config = model.config
@@ -76,10 +76,6 @@ def validation_samples(arguments: ScriptArguments, data_arguments, model, image_
 
 def measured(arguments: ScriptArguments, model, samples) -> dict:
     """What the export costs, on these images."""
-    from allspark_hf.export.cost import measure_cost
-    from allspark_hf.export.folder import FLOAT_FILE, INT8_FILE, ONNX_FOLDER
-    from allspark_hf.export.onnx import OnnxSegmenter
-
     files = {"ONNX": FLOAT_FILE} | ({"int8": INT8_FILE} if arguments.quantize_int8 else {})
     segmenters = {
         name: OnnxSegmenter(arguments.folder / ONNX_FOLDER / file, model.config) for name, file in files.items()
@@ -98,15 +94,8 @@ def report(record: dict) -> str:
 
 
 def main():
-    from allspark_hf.cli.arguments import parse_arguments
-
     try:
         arguments, data_arguments = parse_arguments((ScriptArguments, OptionalDataArguments))
-        from allspark_hf.export.cost import cost_table
-        from allspark_hf.export.folder import check_output, export_onnx, write_record
-        from allspark_hf.export.onnx import check_exportable, require_onnx
-        from allspark_hf.inference.prediction import load_trained
-
         require_onnx()
         check_output(arguments.folder, arguments.in_model_folder, arguments.overwrite)
         model, image_processor = load_trained(arguments.model, "cpu")

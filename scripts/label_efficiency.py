@@ -1,4 +1,4 @@
-"""mIoU against the number of labels, for the three methods, on your own data: does labeling more pay?
+"""mIoU against the number of labels, for every method, on your own data: does labeling more pay?
 
     python scripts/label_efficiency.py --data_dir DATA --labeled_counts 10 20 40 --max_steps 2000 --output_dir OUT ...
 
@@ -13,8 +13,9 @@ from pathlib import Path
 
 from run_study import run, run_script
 
-
-METHODS = ("supervised", "pseudo_label", "allspark")
+from allspark_hf.methods import METHODS
+from allspark_hf.studies.report import mean_and_spread
+from allspark_hf.studies.study import Study
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -25,17 +26,15 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--labeled_counts", type=int, nargs="+", required=True, help="numbers of labeled images")
     parser.add_argument("--max_steps", type=int, required=True, help="steps of every run")
     parser.add_argument("--output_dir", type=Path, required=True, help="folder of all runs and of the picture")
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="default: all three")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="default: all")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
     parser.add_argument("--launcher", type=shlex.split, help="command that starts a run; default: this Python")
     parser.add_argument("--list", action="store_true", help="print the command of each run that is left, run nothing")
     return parser
 
 
-def make_study(options: argparse.Namespace):
+def make_study(options: argparse.Namespace) -> Study:
     """Methods as rows, numbers of labels as columns."""
-    from allspark_hf.studies.study import Study
-
     counts = sorted(options.labeled_counts)
     if counts[0] < 1 or len(set(counts)) != len(counts):
         raise ValueError(f"labeled_counts is {options.labeled_counts}: give numbers of at least 1, each once.")
@@ -52,8 +51,6 @@ def make_study(options: argparse.Namespace):
 
 def advice(results: dict[str, dict[str, list[dict]]]) -> list[str]:
     """One sentence per method: what the last step in labels brought, against the spread over seeds."""
-    from allspark_hf.studies.report import mean_and_spread
-
     sentences = []
     for method, cells in results.items():
         finished = [(count, [run["last_mean_iou"] for run in runs]) for count, runs in cells.items() if runs]

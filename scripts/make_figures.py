@@ -10,57 +10,39 @@ folder.
 """
 
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
+from allspark_hf import figures
+from allspark_hf.cli.arguments import parse_arguments
+from allspark_hf.data import DataArguments, find_data, list_path, split_of_run, with_class_indices
+from allspark_hf.inference.loading import load_trained
+from allspark_hf.utils.arguments import argument
 
-FIGURES = ("1c", "5", "6", "7", "b", "curves")
+
+FIGURES = tuple(figures.DRAWERS)
 FILE_NAMES = {name: f"figure_{name}" for name in FIGURES} | {"curves": "training_curves"}
-BACKGROUNDS = ("light", "dark")
+BACKGROUNDS = tuple(figures.STYLES)
 
 
 @dataclass
 class FigureArguments:
-    """
-    Arguments of the script.
+    """Arguments of the script."""
 
-    Args:
-        model: Folder or Hub id of a trained model.
-        output_dir: Folder of the figures.
-        baseline: Folders or Hub ids of models to compare with in 1c, b and the curves.
-        figures: Which ones; by default all that model and data allow.
-        background: Of the pictures: light, dark or both.
-        num_images: Validation images in 5, 6 and b, evenly spread over the set.
-        images: Ids of the images to show in 5, 6 and b instead.
-        max_images: Images of a set to read at most in 1c, 6 and 7, evenly spread over it; by default all.
-        image_column_name: Column of images, of a data set of the Hub.
-        label_column_name: Column of masks, of a data set of the Hub.
-        device: Such as "cpu" or "cuda:0"; by default the GPU if there is one.
-        overwrite: Whether existing files may be replaced.
-    """
-
-    model: str = field(metadata={"help": "Folder or Hub id of a trained model."})
-    output_dir: str = field(metadata={"help": "Folder of the figures."})
-    baseline: list[str] | None = field(
-        default=None, metadata={"help": "Models to compare with in 1c, b and curves: folders or Hub ids."}
+    model: str = argument(help="Folder or Hub id of a trained model.")
+    output_dir: str = argument(help="Folder of the figures.")
+    baseline: list[str] | None = argument(None, "Models to compare with in 1c, b and curves: folders or Hub ids.")
+    figures: list[str] | None = argument(None, f"Some of {' '.join(FIGURES)}; default: all that model and data allow.")
+    background: list[str] = argument(default_factory=lambda: list(BACKGROUNDS), help="light, dark or (default) both.")
+    num_images: int = argument(4, "Validation images in 5, 6 and b, evenly spread.")
+    images: list[str] | None = argument(
+        None, "Ids of the images in 5, 6 and b instead, such as in validation_ids.txt."
     )
-    figures: list[str] | None = field(
-        default=None, metadata={"help": f"Some of {' '.join(FIGURES)}; default: all that model and data allow."}
-    )
-    background: list[str] = field(
-        default_factory=lambda: list(BACKGROUNDS), metadata={"help": "light, dark or (default) both."}
-    )
-    num_images: int = field(default=4, metadata={"help": "Validation images in 5, 6 and b, evenly spread."})
-    images: list[str] | None = field(
-        default=None, metadata={"help": "Ids of the images in 5, 6 and b instead, such as in validation_ids.txt."}
-    )
-    max_images: int | None = field(
-        default=None, metadata={"help": "Images of a set in 1c, 6 and 7 at most, evenly spread; default: all."}
-    )
-    image_column_name: str = field(default="image", metadata={"help": "Column of dataset_name with the images."})
-    label_column_name: str = field(default="label", metadata={"help": "Column of dataset_name with the masks."})
-    device: str | None = field(default=None, metadata={"help": "Such as cpu or cuda:0; default: the GPU if any."})
-    overwrite: bool = field(default=False, metadata={"help": "Replace existing figures."})
+    max_images: int | None = argument(None, "Images of a set in 1c, 6 and 7 at most, evenly spread; default: all.")
+    image_column_name: str = argument("image", "Column of dataset_name with the images.")
+    label_column_name: str = argument("label", "Column of dataset_name with the masks.")
+    device: str | None = argument(None, "Such as cpu or cuda:0; default: the GPU if any.")
+    overwrite: bool = argument(False, "Replace existing figures.")
 
     def __post_init__(self):
         for name, given, known in (
@@ -87,10 +69,7 @@ def run_names(folders: list[str]) -> list[str]:
 class Material:
     """What the figures are made from: models, and the sets of images with class indices as masks."""
 
-    def __init__(self, arguments: FigureArguments, data_arguments):
-        from allspark_hf.data import find_data, split_of_run, with_class_indices
-        from allspark_hf.inference.prediction import load_trained
-
+    def __init__(self, arguments: FigureArguments, data_arguments: DataArguments):
         self.arguments = arguments
         self.folders = [*(arguments.baseline or []), arguments.model]
         self.names = run_names(self.folders)
@@ -126,8 +105,6 @@ class Material:
 
     def _lists_problem(self) -> str | None:
         """Why it is not known which of the images every model was trained on; None if it is."""
-        from allspark_hf.data import list_path
-
         for folder in self.folders:
             for kind, dataset in self.sets.items():
                 path = list_path(folder, kind)
@@ -189,8 +166,6 @@ class Material:
 
 def compute(figure: str, material: Material) -> dict:
     """The arrays of one figure."""
-    from allspark_hf import figures
-
     model, image_processor, sets = material.model, material.image_processor, material.sets
     limit = material.arguments.max_images
     if figure == "1c":
@@ -219,10 +194,6 @@ def check_existing(arguments: FigureArguments):
 
 
 def main():
-    from allspark_hf import figures
-    from allspark_hf.cli.arguments import parse_arguments
-    from allspark_hf.data import DataArguments
-
     try:
         figures.require_matplotlib()
         arguments, data_arguments = parse_arguments((FigureArguments, DataArguments))

@@ -3,7 +3,7 @@ Segments images with a trained model.
 
     python scripts/predict.py --model outputs/my-model --input photos --output_dir predictions
 
-Every image gives `<stem>_mask.png` (pixel values are class indices, shown in the classes' colours) and
+Every image gives `<stem>_mask.png` (pixel values are class indices, shown in the classes' colors) and
 `<stem>_overlay.png`; every run gives one `legend.png`. Exit code 0: all done; 1: some images failed, the rest are
 written; 2: nothing was done.
 """
@@ -11,37 +11,35 @@ written; 2: nothing was done.
 import glob
 import sys
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
+from tqdm import tqdm
+from transformers import HfArgumentParser
 
-IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+from allspark_hf.data.images import open_image, to_rgb
+from allspark_hf.inference.loading import load_trained
+from allspark_hf.inference.prediction import model_palette, predict_mask
+from allspark_hf.inference.visualization import index_image, legend, overlay
+from allspark_hf.utils.arguments import argument
+from allspark_hf.utils.files import PREDICTED_SUFFIXES
+from allspark_hf.utils.text import one_line
 
 
 @dataclass
 class PredictArguments:
-    """
-    Arguments of the prediction script.
+    """Arguments of the script."""
 
-    Args:
-        model: Folder or Hub id of a trained model with its image processor.
-        input: Image file, folder (searched with its subfolders), or glob pattern (`**` for any subfolders).
-        output_dir: Folder of the results; an input folder's subfolders are mirrored.
-        alpha: Weight of the class colours in the overlay, 0 to 1.
-        overwrite: Whether existing results may be replaced.
-        device: Device such as "cpu" or "cuda:0"; by default the GPU if there is one.
-    """
-
-    model: str = field(metadata={"help": "Folder or Hub id of a trained model with its image processor."})
-    input: str = field(metadata={"help": "Image file, folder (with subfolders) or glob pattern (in quotes)."})
-    output_dir: str = field(metadata={"help": "Folder of the results; an input folder's subfolders are mirrored."})
-    alpha: float = field(default=0.5, metadata={"help": "Weight of the colours in the overlay, 0 to 1."})
-    overwrite: bool = field(default=False, metadata={"help": "Replace existing results."})
-    device: str | None = field(default=None, metadata={"help": "Such as cpu or cuda:0; default: the GPU if any."})
+    model: str = argument(help="Folder or Hub id of a trained model with its image processor.")
+    input: str = argument(help="Image file, folder (with subfolders) or glob pattern in quotes.")
+    output_dir: str = argument(help="Folder of the results; an input folder's subfolders are mirrored.")
+    alpha: float = argument(0.5, "Weight of the colors in the overlay, 0 to 1.")
+    overwrite: bool = argument(False, "Replace existing results.")
+    device: str | None = argument(None, "Such as cpu or cuda:0; default: the GPU if any.")
 
     def __post_init__(self):
         if not 0 <= self.alpha <= 1:
-            raise ValueError(f"alpha is {self.alpha}, but a weight from 0 (image only) to 1 (colours only) is needed.")
+            raise ValueError(f"alpha is {self.alpha}, but a weight from 0 (image only) to 1 (colors only) is needed.")
 
 
 def find_images(pattern: str, output_dir: Path) -> tuple[Path, list[Path]]:
@@ -49,21 +47,21 @@ def find_images(pattern: str, output_dir: Path) -> tuple[Path, list[Path]]:
     Finds the images to predict.
 
     Args:
-        pattern: File, folder or glob pattern.
-        output_dir: Folder of the results; where it lies inside the input, it is not searched.
+        pattern (`str`): file, folder or glob pattern.
+        output_dir (`Path`): folder of the results; where it lies inside the input, it is not searched.
 
     Returns:
-        The folder that results mirror, and the sorted image files.
+        `tuple[Path, list[Path]]`: the folder that results mirror, and the sorted image files.
 
     Raises:
-        ValueError: If no image is found, or results would land among the images.
+        ValueError: if no image is found, or results would land among the images.
     """
     path = Path(pattern)
     if path.is_file():
         return path.parent, [path]
     if path.is_dir():
         root = path
-        found = [file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.name[0] != "."]
+        found = [file for file in path.rglob("*") if file.suffix.lower() in PREDICTED_SUFFIXES and file.name[0] != "."]
     else:
         root = glob_root(path)
         found = [Path(file) for file in glob.glob(pattern, recursive=True)]
@@ -78,8 +76,8 @@ def find_images(pattern: str, output_dir: Path) -> tuple[Path, list[Path]]:
     files = sorted(file for file in found if file.is_file())
     if not files:
         raise ValueError(
-            f"No image found at {pattern!r}: give an image file, a folder with images ({' '.join(IMAGE_SUFFIXES)}) "
-            "or a glob pattern that matches files."
+            f"No image found at {pattern!r}: give an image file, a folder with images "
+            f"({' '.join(PREDICTED_SUFFIXES)}) or a glob pattern that matches files."
         )
     return root, files
 
@@ -96,16 +94,12 @@ def glob_root(pattern: Path) -> Path:
 
 def name_results(root: Path, files: list[Path]) -> list[Path]:
     """
-    Gives every image its own result name.
-
-    Args:
-        root: Folder that all files lie in.
-        files: Image files.
+    Gives every image file, all of them under `root`, its own result name.
 
     Returns:
-        For each file the path of its results relative to the output folder, without `_mask.png`: folders as under
-        `root`, then the stem; with the extension (`photo_jpg`) where two files of a folder have one stem, and a
-        number where even that is taken.
+        `list[Path]`: for each file the path of its results relative to the output folder, without `_mask.png`:
+        folders as under `root`, then the stem; with the extension (`photo_jpg`) where two files of a folder have one
+        stem, and a number where even that is taken.
     """
     # Compared in lower case, because some file systems do not tell upper from lower.
     stems = Counter(str(file.with_suffix("")).lower() for file in files)
@@ -130,7 +124,7 @@ def result_paths(output_dir: Path, name: Path) -> tuple[Path, Path]:
 
 
 def check_existing(output_dir: Path, names: list[Path]) -> None:
-    """Raise ValueError if any result exists, before any work is done."""
+    """Raises ValueError if any result exists, before any work is done."""
     results = [output_dir / "legend.png", *(path for name in names for path in result_paths(output_dir, name))]
     existing = [path for path in results if path.exists()]
     if existing:
@@ -142,23 +136,12 @@ def check_existing(output_dir: Path, names: list[Path]) -> None:
 
 def predict_file(file: Path, results: tuple[Path, Path], model, image_processor, alpha: float) -> None:
     """
-    Writes the mask and the overlay of one image file.
-
-    Args:
-        file: Image file.
-        results: Paths of the mask and of the overlay.
-        model: Model in eval mode.
-        image_processor: Its image processor.
-        alpha: Weight of the colours in the overlay.
+    Writes the mask and the overlay of one image file to the two paths of `results`.
 
     Raises:
-        ValueError: If the file cannot be read as an image.
-        OSError: If a result cannot be written.
+        ValueError: if the file cannot be read as an image.
+        OSError: if a result cannot be written.
     """
-    from allspark_hf.data.images import open_image, to_rgb
-    from allspark_hf.inference.prediction import model_palette, predict_mask
-    from allspark_hf.inference.visualization import index_image, overlay
-
     try:
         with open_image(file) as opened:
             image = to_rgb(opened)
@@ -173,18 +156,7 @@ def predict_file(file: Path, results: tuple[Path, Path], model, image_processor,
     overlay(image, mask, palette, alpha, ignore_index=None).save(results[1])
 
 
-def one_line(error: Exception) -> str:
-    """An error's message without line breaks."""
-    return " ".join(str(error).split()) or type(error).__name__
-
-
 def main() -> int:
-    from tqdm import tqdm
-    from transformers import HfArgumentParser
-
-    from allspark_hf.inference.prediction import load_trained, model_palette
-    from allspark_hf.inference.visualization import legend
-
     parser = HfArgumentParser(PredictArguments, description="Segments images with a trained model.")
     try:
         arguments, unknown = parser.parse_args_into_dataclasses(return_remaining_strings=True)

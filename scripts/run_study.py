@@ -15,6 +15,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from allspark_hf.figures import require_matplotlib
+from allspark_hf.studies.report import collect, write_report
+from allspark_hf.studies.study import StudyRunner, read_study
+
 
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
@@ -36,12 +40,7 @@ def run(study, options, extra: list[str]) -> dict | None:
         `dict`, *optional*: row -> column -> results, None with --list.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("Terminated; the same command goes on from here."))
-    from allspark_hf.figures import require_matplotlib
-    from allspark_hf.studies.report import collect, write_report
-    from allspark_hf.studies.study import StudyRunner
-
-    train_script = Path(__file__).with_name("train.py")
-    runner = StudyRunner(study, options.output_dir, train_script, extra, options.launcher)
+    runner = StudyRunner(study, options.output_dir, Path(__file__).with_name("train.py"), extra, options.launcher)
     if options.list:
         for cell in study.cells():
             print(shlex.join(runner.command(cell)) if runner.result(cell) is None else f"# finished: {cell.name}")
@@ -58,8 +57,6 @@ def run(study, options, extra: list[str]) -> dict | None:
 
 
 def main() -> None:
-    from allspark_hf.studies.study import read_study
-
     options, extra = make_parser().parse_known_args()
     study = read_study(options.study)
     if options.seeds:

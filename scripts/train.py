@@ -85,7 +85,7 @@ def build_trainer():
     from allspark_hf.cli.dry_run import DryRunArguments, dry_run
     from allspark_hf.cli.models import load_model
     from allspark_hf.data import DataArguments, load_data
-    from allspark_hf.inference.prediction import make_image_processor
+    from allspark_hf.inference.loading import make_image_processor
     from allspark_hf.methods import METHODS
     from allspark_hf.training.records import run_source
 

@@ -13,7 +13,7 @@ from transformers import dynamic_module_utils
 from transformers.utils import logging as transformers_logging
 
 from allspark_hf import AllSparkConfig, SegformerForSemiSupervisedSegmentation
-from allspark_hf.inference.prediction import make_image_processor
+from allspark_hf.inference.loading import make_image_processor
 
 
 pytest.register_assert_rewrite("segmenter_tester")

@@ -11,7 +11,7 @@ from conftest import tiny_model
 from in_process import run_script
 
 from allspark_hf.demo.data import CLASS_NAMES, write_demo_data
-from allspark_hf.inference.prediction import load_trained, make_image_processor
+from allspark_hf.inference.loading import load_trained, make_image_processor
 
 
 LONG_SIDE = 80

@@ -18,7 +18,7 @@ from transformers import TrainerCallback
 from allspark_hf import AllSparkConfig, AllSparkTrainer, AllSparkTrainingArguments
 from allspark_hf.cli.ending import leave
 from allspark_hf.data import StreamReader
-from allspark_hf.inference.prediction import make_image_processor
+from allspark_hf.inference.loading import make_image_processor
 
 
 class StartCallback(TrainerCallback):

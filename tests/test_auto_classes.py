@@ -27,7 +27,7 @@ from transformers.models.segformer.image_processing_pil_segformer import Segform
 
 import allspark_hf
 from allspark_hf import AllSparkConfig, SegformerForSemiSupervisedSegmentation
-from allspark_hf.inference.prediction import make_image_processor
+from allspark_hf.inference.loading import make_image_processor
 
 
 MODEL = "modeling_allspark.SegformerForSemiSupervisedSegmentation"

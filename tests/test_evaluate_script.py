@@ -16,10 +16,11 @@ from PIL import Image
 
 from allspark_hf.data import load_folder
 from allspark_hf.demo.data import CLASS_NAMES, write_demo_data
+from allspark_hf.evaluation.arguments import EvaluationArguments
 from allspark_hf.evaluation.evaluator import EvaluationDataset
 from allspark_hf.evaluation.metrics import BoundaryCounts, ConfusionMatrix
 from allspark_hf.evaluation.prediction import predict_logits
-from allspark_hf.inference.prediction import make_image_processor
+from allspark_hf.inference.loading import load_trained, make_image_processor
 from allspark_hf.models.weights import weights_digest
 
 
@@ -78,9 +79,6 @@ def evaluate(tmp_path, *arguments, launcher=None) -> tuple[dict, str]:
 
 def expected_counts(model_dir, dataset):
     """One image after the other, whole."""
-    from allspark_hf.evaluation.arguments import EvaluationArguments
-    from allspark_hf.inference.prediction import load_trained
-
     model, image_processor = load_trained(str(model_dir), "cpu")
     confusion, boundary = ConfusionMatrix(len(CLASS_NAMES)), BoundaryCounts(len(CLASS_NAMES))
     for sample in EvaluationDataset(dataset, image_processor, len(CLASS_NAMES)):
@@ -159,27 +157,21 @@ def test_splits(tmp_path, data_dir, model_dir):
 def test_mask_values(tmp_path, data_dir, model_dir):
     """Masks stored with other values give the same numbers once these are listed."""
     values = [7 * index + 3 for index in range(len(CLASS_NAMES))]
-    other = tmp_path / "other"
-    for path in sorted(data_dir.rglob("*.*")):
-        target = other / path.relative_to(data_dir)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if "masks" in path.parts:
-            mask = np.array(Image.open(path))
-            Image.fromarray(np.where(mask == 255, 255, 7 * mask + 3).astype(np.uint8)).save(target)
-        else:
-            target.write_bytes(path.read_bytes())
+    other = shutil.copytree(data_dir, tmp_path / "other")
+    for path in sorted(other.glob("masks/*/*.png")):
+        mask = np.array(Image.open(path))
+        Image.fromarray(np.where(mask == 255, 255, 7 * mask + 3).astype(np.uint8)).save(path)
     expected, _ = evaluate(tmp_path, "--model", model_dir, "--data_dir", data_dir)
     scores, _ = evaluate(tmp_path, "--model", model_dir, "--data_dir", other, "--mask_values", *values)
     assert scores["confusion_matrix"] == expected["confusion_matrix"]
 
 
 def test_what_training_was_told_of_the_masks_holds_in_evaluation(tmp_path, data_dir, model_dir):
-    other, model = tmp_path / "other", tmp_path / "model"
-    shutil.copytree(data_dir, other)
+    other = shutil.copytree(data_dir, tmp_path / "other")
     for path in sorted(other.glob("masks/*/*.png")):
         mask = np.array(Image.open(path))
         Image.fromarray(np.where(mask == 255, 0, mask + 1).astype(np.uint8)).save(path)  # 0 = void
-    shutil.copytree(model_dir, model)
+    model = shutil.copytree(model_dir, tmp_path / "model")
     config = json.loads((model / "config.json").read_text())
     config |= {"mask_values": [1, 2, 3, 4, 5, 6], "ignored_mask_values": [0]}
     (model / "config.json").write_text(json.dumps(config))
@@ -189,8 +181,7 @@ def test_what_training_was_told_of_the_masks_holds_in_evaluation(tmp_path, data_
 
 
 def test_the_labeled_images_are_those_of_the_run(tmp_path, data_dir, model_dir):
-    model = tmp_path / "model"
-    shutil.copytree(model_dir, model)
+    model = shutil.copytree(model_dir, tmp_path / "model")
     labeled = load_folder(data_dir, labeled_count=1)
     (model / "labeled_ids.txt").write_text(labeled.labeled["id"][0] + "\n")
     for split, count in (("labeled", 1), ("unlabeled", 3), ("all", 7)):
@@ -224,7 +215,6 @@ def test_an_existing_file_is_kept(tmp_path, data_dir, model_dir):
         (["--ignore_index", "254"], "ignore_index=254 was given, but the model ignores 255"),
         (["--skip_bad_files"], "skip_bad_files would leave images out of the score"),
         (["--eval_stride", "2"], "eval_stride=2.0 is out of range"),
-        (["--eval_mode", "sliding_window", "--eval_crop_size", "16"], "the encoder needs 29 a side"),
         (["--eval_scales", "0.1"], "the encoder needs 29 a side: leave out such images, or small eval_scales"),
         (["--batch_size", "0"], "batch_size=0: set at least 1 image"),
         (["--output_file", "none/scores.json"], "There is no folder for none/scores.json"),
@@ -239,11 +229,7 @@ def test_mistakes_end_in_one_sentence(data_dir, model_dir, capsys, arguments, se
 
 def test_a_bad_mask_ends_two_processes_with_one_sentence(tmp_path, data_dir, model_dir):
     """Found by one process in the middle of its work; the other neither waits for it nor fails in its own way."""
-    other = tmp_path / "other"
-    for path in sorted(data_dir.rglob("*.*")):
-        target = other / path.relative_to(data_dir)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(path.read_bytes())
+    other = shutil.copytree(data_dir, tmp_path / "other")
     mask = sorted((other / "masks" / "val").iterdir())[1]
     Image.fromarray(np.full((64, 96), 9, dtype=np.uint8)).save(mask)
     done = run("--model", model_dir, "--data_dir", other, launcher=TORCHRUN)

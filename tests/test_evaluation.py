@@ -12,7 +12,7 @@ from allspark_hf.evaluation.arguments import EvaluationArguments
 from allspark_hf.evaluation.evaluator import Evaluation, EvaluationDataset
 from allspark_hf.evaluation.metrics import BoundaryCounts, ConfusionMatrix
 from allspark_hf.evaluation.prediction import center_crop, predict_logits, sliding_window_sum
-from allspark_hf.inference.prediction import make_image_processor
+from allspark_hf.inference.loading import make_image_processor
 from allspark_hf.models.upsampling import cross_entropy_sum, upsample
 
 
@@ -81,7 +81,7 @@ def test_sliding_window_with_images_scaled_down(tmp_path):
     assert metrics["eval_loss"] == pytest.approx(loss / pixels, rel=1e-5)
 
 
-def test_centre_crop_scores_the_middle_only(tmp_path):
+def test_center_crop_scores_the_middle_only(tmp_path):
     model = tiny_model()
     trainer = make_trainer(tmp_path, model, eval_boundary_iou=True, **MODES["center_crop"])
     metrics = trainer.evaluate()

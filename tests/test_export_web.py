@@ -23,7 +23,8 @@ from exported import equal_share, tiny_export  # noqa: E402
 
 from allspark_hf.export.folder import write_for_transformers_js  # noqa: E402
 from allspark_hf.export.onnx import OnnxSegmenter  # noqa: E402
-from allspark_hf.inference.prediction import make_image_processor, predict_mask  # noqa: E402
+from allspark_hf.inference.loading import make_image_processor  # noqa: E402
+from allspark_hf.inference.prediction import predict_mask  # noqa: E402
 
 
 WEB = Path(__file__).with_name("web")

@@ -21,7 +21,7 @@ from transformers import TrainerCallback
 
 from allspark_hf.data.mixed import MixedDataset
 from allspark_hf.data.reading import BadImageError
-from allspark_hf.inference.prediction import make_image_processor
+from allspark_hf.inference.loading import make_image_processor
 from allspark_hf.training.faults import NonFiniteError, SavingFailedError, WorkerDiedError, telling_faults
 from allspark_hf.training.trainer import AllSparkTrainer
 

@@ -23,9 +23,10 @@ from allspark_hf.figures import (
     read_curves,
     refill_memory,
 )
-from allspark_hf.figures.crops import centre_crop, crop_row, row_ids
+from allspark_hf.figures.crops import crop_row, row_ids
 from allspark_hf.figures.memory import _places_to_show
-from allspark_hf.inference.prediction import make_image_processor, predict_mask
+from allspark_hf.inference.loading import make_image_processor
+from allspark_hf.inference.prediction import predict_mask
 
 
 CROP = {"crop_size": [48, 80]}  # 2 x 3 tokens
@@ -47,7 +48,8 @@ def test_a_large_image_is_cut_around_its_middle(image_processor):
     rng = np.random.default_rng(0)
     pixels, mask = rng.integers(256, size=(71, 97, 3), dtype=np.uint8), rng.integers(3, size=(71, 97), dtype=np.uint8)
     config = tiny_model(**CROP).config
-    crop = centre_crop(Image.fromarray(pixels), Image.fromarray(mask), image_processor, config)
+    rows = [{"image": Image.fromarray(pixels), "label": Image.fromarray(mask)}]
+    crop = crop_row(rows, 0, image_processor, config)
     np.testing.assert_array_equal(crop.picture, pixels[11:59, 8:88])
     np.testing.assert_array_equal(crop.label, mask[11:59, 8:88])
     expected = image_processor(images=Image.fromarray(crop.picture), return_tensors="pt")["pixel_values"]
@@ -56,12 +58,12 @@ def test_a_large_image_is_cut_around_its_middle(image_processor):
 
 def test_a_small_image_is_padded_at_the_bottom_and_right(image_processor):
     config = tiny_model(**CROP).config
-    image, mask = Image.new("RGB", (33, 91), (9, 8, 7)), Image.new("L", (33, 91), 2)
-    crop = centre_crop(image, mask, image_processor, config)
+    rows = [{"image": Image.new("RGB", (33, 91), (9, 8, 7)), "label": Image.new("L", (33, 91), 2)}]
+    crop = crop_row(rows, 0, image_processor, config)
     assert crop.picture.shape == (48, 80, 3) and crop.label.shape == (48, 80)
     assert (crop.picture[:, :33] == [9, 8, 7]).all() and (crop.picture[:, 33:] == 0).all()
     assert (crop.label[:, :33] == 2).all() and (crop.label[:, 33:] == 255).all()
-    assert centre_crop(image, None, image_processor, config).label is None
+    assert crop_row([rows[0] | {"label": None}], 0, image_processor, config).label is None
 
 
 def test_the_crop_is_taken_after_the_image_processors_scaling():
@@ -69,9 +71,8 @@ def test_the_crop_is_taken_after_the_image_processors_scaling():
     pixels[:, 160:] = 200
     mask = np.zeros((200, 320), dtype=np.uint8)
     mask[:, 160:] = 1
-    crop = centre_crop(
-        Image.fromarray(pixels), Image.fromarray(mask), make_image_processor(160), tiny_model(**CROP).config
-    )
+    rows = [{"image": Image.fromarray(pixels), "label": Image.fromarray(mask)}]
+    crop = crop_row(rows, 0, make_image_processor(160), tiny_model(**CROP).config)
     # Half the size is 100 x 160, of which the middle half is kept.
     assert (crop.label == np.repeat([0, 1], 40)).all()
     assert (crop.picture[:, :38] == 0).all() and (crop.picture[:, 42:] == 200).all()
@@ -264,9 +265,7 @@ def test_the_rings_of_the_test_above_wrap_and_have_room():
     assert large["num_enqueued"].min() < 64 < large["num_enqueued"].max()
 
 
-def test_the_memory_is_filled_with_training_crops_only(model):
-    with pytest.raises(ValueError, match=r"2x2 tokens, but the memory holds 2x3: crop them to \(48, 80\)"):
-        refill_memory(model, [torch.zeros(1, 3, 64, 64)])
+def test_a_memory_without_images_or_a_model_without_memory_is_refused(model):
     with pytest.raises(ValueError, match="none was given"):
         refill_memory(model, [])
     with pytest.raises(ValueError, match="use_memory=False"):

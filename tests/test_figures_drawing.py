@@ -1,4 +1,4 @@
-"""Pictures of the figures: size, colours, nothing cut off or covered, both backgrounds."""
+"""Pictures of the figures: size, colors, nothing cut off or covered, both backgrounds."""
 
 import sys
 
@@ -8,7 +8,7 @@ from PIL import Image
 
 from allspark_hf.figures import DRAWERS, STYLES, require_matplotlib, write_figure
 from allspark_hf.figures.pictures import paint_difference
-from allspark_hf.figures.style import DPI, WIDTH, drawing, plain
+from allspark_hf.figures.style import DPI, WIDTH, drawing, shorten
 from allspark_hf.inference.visualization import default_palette
 
 
@@ -148,15 +148,15 @@ def test_both_backgrounds_are_written_with_the_arrays_that_draw_them_again(name,
     paths = write_figure(CASES[name][1], DRAWERS[name], tmp_path / "new", "picture")
     assert [path.name for path in paths] == ["picture.npz", "picture_light.png", "picture_dark.png"]
     pixels = {}
-    for style in STYLES.values():
-        with Image.open(tmp_path / "new" / f"picture_{style.name}.png") as picture:
-            pixels[style.name] = np.asarray(picture.convert("RGB"))
+    for background_name, style in STYLES.items():
+        with Image.open(tmp_path / "new" / f"picture_{background_name}.png") as picture:
+            pixels[background_name] = np.asarray(picture.convert("RGB"))
         background = tuple(bytes.fromhex(style.background[1:]))
-        assert pixels[style.name].shape[1] == WIDTH * DPI
-        is_background = (pixels[style.name] == background).all(axis=-1)
+        assert pixels[background_name].shape[1] == WIDTH * DPI
+        is_background = (pixels[background_name] == background).all(axis=-1)
         assert is_background[0].all() and is_background[-1].all()
         assert 0.02 < 1 - is_background.mean() < 0.95
-        assert len(np.unique(pixels[style.name].reshape(-1, 3), axis=0)) > 20
+        assert len(np.unique(pixels[background_name].reshape(-1, 3), axis=0)) > 20
     assert pixels["light"][0, 0].min() == 255 and pixels["dark"][0, 0].max() < 40
     again = write_figure(np.load(paths[0]), DRAWERS[name], tmp_path / "again", "picture", ["dark"])
     assert again[0].read_bytes() == paths[0].read_bytes() and again[1].read_bytes() == paths[2].read_bytes()
@@ -173,7 +173,7 @@ def test_bars_have_the_height_of_the_numbers():
     assert f"{100 * arrays['error'][1, 2]:.1f}\n({100 * arrays['margin'][1, 2]:+.1f})" in texts
 
 
-def test_bars_tell_classes_in_the_image_by_their_colour():
+def test_bars_tell_classes_in_the_image_by_their_color():
     arrays = grouping_arrays(num_images=1)
     arrays["present"] = np.array([[True, False, True, False, True]])
     with drawing(STYLES["light"]):
@@ -189,7 +189,7 @@ def test_of_many_classes_those_with_most_channels_have_bars():
         axes = DRAWERS["6"](arrays, STYLES["light"]).axes[-1]
     names = [label.get_text() for label in axes.get_xticklabels()]
     most = sorted(np.argsort(-arrays["mean_counts"])[:30])
-    assert names == [plain(arrays["class_names"][index], 18) for index in most]
+    assert names == [shorten(arrays["class_names"][index], 18) for index in most]
     assert axes.get_xlabel().startswith("30 of 81 classes")
 
 
@@ -210,7 +210,7 @@ def test_curves_are_in_percent_and_have_a_panel_each():
         DRAWERS["curves"](curve_arrays(("grad_norm",)), STYLES["light"])
 
 
-def test_difference_maps_colour_the_errors():
+def test_difference_maps_color_the_errors():
     style = STYLES["dark"]
     codes = np.array([[0, 1], [2, 3], [255, 255]], dtype=np.uint8)
     painted = paint_difference(codes, np.full((3, 2, 3), 200, dtype=np.uint8), style)

@@ -19,7 +19,8 @@ from allspark_hf.cli.arguments import ModelArguments
 from allspark_hf.cli.models import load_model
 from allspark_hf.data.checks import CheckReport
 from allspark_hf.inference.handler import EndpointHandler
-from allspark_hf.inference.prediction import load_trained, make_image_processor, model_palette, predict_mask
+from allspark_hf.inference.loading import load_trained, make_image_processor
+from allspark_hf.inference.prediction import model_palette, predict_mask
 
 
 REFUSED = (ValueError, StrictDataclassError)

@@ -32,7 +32,8 @@ from torch.nn import functional as F
 from without_package import run_without_package
 
 from allspark_hf.data.images import to_rgb
-from allspark_hf.inference.prediction import SegformerImageProcessorPil, make_image_processor, predict_mask
+from allspark_hf.inference.loading import SegformerImageProcessorPil, make_image_processor
+from allspark_hf.inference.prediction import predict_mask
 
 
 @pytest.fixture(scope="module")

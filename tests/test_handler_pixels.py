@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from allspark_hf.data.images import to_rgb
 from allspark_hf.inference import handler as package_handler
-from allspark_hf.inference.prediction import SegformerImageProcessorPil
+from allspark_hf.inference.loading import SegformerImageProcessorPil
 
 
 @pytest.mark.parametrize("num_labels", [1, 2, 3, 4, 81, 300])

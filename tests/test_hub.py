@@ -16,7 +16,7 @@ from allspark_hf import AllSparkTrainer, AllSparkTrainingArguments
 from allspark_hf.data import DataArguments, find_classes, find_data, load_data, load_hub_data
 from allspark_hf.data.sources import hub
 from allspark_hf.data.sources.unlabeled import open_unlabeled_stream, read_image_folder
-from allspark_hf.inference.prediction import make_image_processor
+from allspark_hf.inference.loading import make_image_processor
 
 
 COLUMNS = {"image_column": "photo", "label_column": "mask"}

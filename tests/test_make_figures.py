@@ -181,17 +181,8 @@ def test_other_data_than_in_training_is_refused(folder, monkeypatch, tmp_path):
 
 def test_earlier_figures_are_kept_unless_asked(folder, monkeypatch, tmp_path):
     (tmp_path / "figure_b_dark.png").write_text("mine", encoding="utf-8")
-    arguments = [
-        *options(folder),
-        "--figures",
-        "b",
-        "--background",
-        "dark",
-        "--num_images",
-        1,
-        "--output_dir",
-        tmp_path,
-    ]
+    arguments = [*options(folder), "--figures", "b", "--background", "dark", "--num_images", 1]
+    arguments += ["--output_dir", tmp_path]
     assert "figure_b_dark.png exists: pass --overwrite" in refused(monkeypatch, *arguments)
     assert (tmp_path / "figure_b_dark.png").read_text(encoding="utf-8") == "mine"
     run_here(monkeypatch, "make_figures.py", *arguments, "--overwrite")

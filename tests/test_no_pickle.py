@@ -26,7 +26,7 @@ from allspark_hf.data.checks import CheckReport, check_data
 from allspark_hf.data.sources.hub import open_dataset
 from allspark_hf.demo.data import write_demo_data
 from allspark_hf.inference.handler import EndpointHandler
-from allspark_hf.inference.prediction import load_trained, make_image_processor
+from allspark_hf.inference.loading import load_trained, make_image_processor
 from allspark_hf.models.conversion import read_checkpoint
 from allspark_hf.publishing.publish import publish_folder
 

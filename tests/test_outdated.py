@@ -10,7 +10,7 @@ from conftest import tiny_model
 from huggingface_hub import ModelCard
 from PIL import Image
 
-from allspark_hf.inference.prediction import make_image_processor
+from allspark_hf.inference.loading import make_image_processor
 from allspark_hf.models.weights import weights_digest
 from allspark_hf.publishing.card import write_model_card
 from allspark_hf.publishing.outdated import OF_THE_RUN, outdated_files

@@ -14,7 +14,8 @@ from transformers.pipelines.pt_utils import KeyDataset
 from without_package import run_without_package
 
 from allspark_hf import SegformerForSemiSupervisedSegmentation
-from allspark_hf.inference.prediction import load_trained, make_image_processor, predict_mask
+from allspark_hf.inference.loading import load_trained, make_image_processor
+from allspark_hf.inference.prediction import predict_mask
 
 
 pytestmark = needs_auto_image_processor

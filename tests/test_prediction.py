@@ -72,7 +72,7 @@ def test_sliding_window_equals_the_authors(reference, precision, windows_per_bat
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_whole_image_and_centre_crop_equal_the_authors(reference, precision):
+def test_whole_image_and_center_crop_equal_the_authors(reference, precision):
     stored = reference.load("sliding_window")
     model = reference.model(precision).eval()
     pixel_values, labels = stored["inputs.image"].to(PRECISIONS[precision]), stored["inputs.gt"].long()

@@ -16,7 +16,8 @@ from without_package import run_without_package
 
 import allspark_hf
 from allspark_hf.demo.data import CLASS_NAMES, write_demo_data
-from allspark_hf.inference.prediction import load_trained, predict_mask
+from allspark_hf.inference.loading import load_trained
+from allspark_hf.inference.prediction import predict_mask
 
 
 REPO_ID = "tester/allspark-tiny"

@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.torch import load, load_file
 
 from allspark_hf import SegformerForSemiSupervisedSegmentation
-from allspark_hf.inference.prediction import make_image_processor
+from allspark_hf.inference.loading import make_image_processor
 from allspark_hf.publishing import publish, repository, upload
 from allspark_hf.publishing.figures import write_run_figures
 from allspark_hf.publishing.publish import publish_folder

@@ -13,7 +13,7 @@ from test_loading import OLD_NAMES, old_name
 from without_package import run_without_package
 
 from allspark_hf import SegformerForSemiSupervisedSegmentation
-from allspark_hf.inference.prediction import make_image_processor
+from allspark_hf.inference.loading import make_image_processor
 
 
 FOLDERS = {1: "1-class", 3: "run", 81: "coco-81"}  # leading digits and hyphens are no part of a module's name

@@ -15,7 +15,7 @@ from run_training import make_trainer
 from safetensors.torch import load_file
 
 from allspark_hf import AllSparkConfig, AllSparkTrainer
-from allspark_hf.inference.prediction import make_image_processor
+from allspark_hf.inference.loading import make_image_processor
 from allspark_hf.training.storage import (
     finish_renaming,
     is_complete,

@@ -16,7 +16,7 @@ from transformers import AutoModelForSemanticSegmentation
 from without_package import run_without_package
 
 from allspark_hf import SegformerForSemiSupervisedSegmentation
-from allspark_hf.inference.prediction import load_trained
+from allspark_hf.inference.loading import load_trained
 
 
 ARCHIVE = Path(__file__).parent / "fixtures" / "saved_by_0.1.0.zip"

@@ -9,19 +9,14 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_model
 from PIL import Image
+from served_model import balanced_model, picture
 from torch.nn import functional as F
 
 import allspark_hf
-from allspark_hf.demo.data import generate_demo_image
 from allspark_hf.inference import segmentation
-from allspark_hf.inference.prediction import (
-    load_trained,
-    make_image_processor,
-    predict_confidence,
-    predict_mask,
-)
+from allspark_hf.inference.loading import load_trained, make_image_processor
+from allspark_hf.inference.prediction import predict_confidence, predict_mask
 from allspark_hf.inference.segmentation import LegendEntry, Segmentation
 from allspark_hf.inference.visualization import default_palette, legend, overlay
 
@@ -33,13 +28,8 @@ def save_model(folder, num_labels: int = 4, seed: int = 0, names=None, palette=N
     """A random model, each of whose classes wins somewhere, or nearly."""
     names = names or [f"class {index}" for index in range(num_labels)]
     labels = {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
-    model = tiny_model(seed, num_labels=num_labels, **labels).eval()
-    torch.nn.init.normal_(model.decode_head.classifier.weight)
-    with torch.no_grad():
-        logits = model(pixel_values=torch.randn(4, 3, 64, 96)).logits
-        model.decode_head.classifier.bias -= logits.mean(dim=(0, 2, 3))
-    if palette is not None:
-        model.config.palette = palette
+    model = balanced_model(num_labels, seed=seed, **labels)
+    model.config.palette = palette
     model.save_pretrained(folder)
     make_image_processor(96).save_pretrained(folder)
     return folder
@@ -68,10 +58,6 @@ def loads(monkeypatch):
 
     monkeypatch.setattr(segmentation, "load_trained", recording)
     return calls
-
-
-def picture(index: int = 0, size=(50, 71)) -> Image.Image:
-    return generate_demo_image(index, size=size)[0]
 
 
 @pytest.mark.parametrize("size", [(50, 71), (131, 97)])
@@ -281,7 +267,7 @@ BAD = {
     "None": (None, "type NoneType"),
     "tensor": (torch.zeros(3, 40, 40), "type Tensor"),
     "float": (np.zeros((40, 40, 3)), r"An array is float64 of shape \(40, 40, 3\)"),
-    "grey": (np.zeros((40, 40), np.uint8), r"uint8 of shape \(40, 40\)"),
+    "gray": (np.zeros((40, 40), np.uint8), r"uint8 of shape \(40, 40\)"),
     "channels first": (np.zeros((3, 40, 40), np.uint8), r"uint8 of shape \(3, 40, 40\)"),
     "alpha": (np.zeros((40, 40, 4), np.uint8), r"uint8 of shape \(40, 40, 4\)"),
     "batch": (np.zeros((2, 40, 40, 3), np.uint8), r"uint8 of shape \(2, 40, 40, 3\)"),

@@ -1,4 +1,4 @@
-"""scripts/space without a browser: predictions, colours, legend, files, and every sentence a visitor may read."""
+"""scripts/space without a browser: predictions, colors, legend, files, and every sentence a visitor may read."""
 
 import io
 import re
@@ -14,7 +14,8 @@ from published_model import publish
 from safetensors.torch import load_file, save_file
 
 from allspark_hf.data.images import to_rgb
-from allspark_hf.inference.prediction import make_image_processor, predict_mask
+from allspark_hf.inference.loading import make_image_processor
+from allspark_hf.inference.prediction import predict_mask
 from allspark_hf.inference.visualization import default_palette, overlay
 
 
@@ -173,8 +174,8 @@ def test_model_failing_on_an_image(photo, caplog):
 def test_images_of_all_kinds_are_read_as_in_training(mode, tmp_path):
     image = noise(40, 51)
     if mode.startswith("I"):
-        grey = np.asarray(image.convert("L")).astype(np.uint16 if mode == "I;16" else np.int32) * 257
-        image = Image.fromarray(grey)
+        gray = np.asarray(image.convert("L")).astype(np.uint16 if mode == "I;16" else np.int32) * 257
+        image = Image.fromarray(gray)
     elif mode == "RGBA":
         image.putalpha(image.convert("L"))
     else:
@@ -295,12 +296,12 @@ def test_colors_are_the_packages():
 
 
 def test_second_model_takes_the_first_ones_colors():
-    red, green, blue, grey = [200, 0, 0], [0, 200, 0], [0, 0, 200], [90, 90, 90]
-    colors = [np.array([red, green], np.uint8), np.array([green, red, blue, grey], np.uint8)]
+    red, green, blue, gray = [200, 0, 0], [0, 200, 0], [0, 0, 200], [90, 90, 90]
+    colors = [np.array([red, green], np.uint8), np.array([green, red, blue, gray], np.uint8)]
     first, second = rendering.shared_colors([("sky", "road"), ("new", "road", "sky", "car")], colors)
     np.testing.assert_array_equal(first, [red, green])
-    # "new" would be the road's green: it gets the first default colour instead.
-    np.testing.assert_array_equal(second, [default_palette(1)[0], green, red, grey])
+    # "new" would be the road's green: it gets the first default color instead.
+    np.testing.assert_array_equal(second, [default_palette(1)[0], green, red, gray])
 
 
 @pytest.mark.parametrize("opacity", [0.0, 0.35, 1.0])
@@ -312,8 +313,8 @@ def test_overlay_and_highlight(opacity):
     shown = np.asarray(rendering.blend(np.asarray(image), mask, colors, opacity, 2)).astype(int)
     np.testing.assert_array_equal(shown[mask == 2], plain[mask == 2])
     rest = np.asarray(image)[mask != 2].astype(float)
-    grey = 0.35 * (rest @ [0.299, 0.587, 0.114])
-    np.testing.assert_allclose(shown[mask != 2], grey[:, None].repeat(3, 1), atol=0.51)
+    gray = 0.35 * (rest @ [0.299, 0.587, 0.114])
+    np.testing.assert_allclose(shown[mask != 2], gray[:, None].repeat(3, 1), atol=0.51)
     nothing = np.asarray(rendering.blend(np.asarray(image), mask, colors, opacity, -1))
     assert (nothing[..., 0] == nothing[..., 1]).all() and nothing.max() <= 90
 

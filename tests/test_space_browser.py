@@ -15,7 +15,8 @@ from PIL import Image
 from published_model import publish
 from without_package import bare_python
 
-from allspark_hf.inference.prediction import load_trained, make_image_processor, predict_mask
+from allspark_hf.inference.loading import load_trained, make_image_processor
+from allspark_hf.inference.prediction import predict_mask
 from allspark_hf.inference.visualization import overlay
 
 

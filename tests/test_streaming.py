@@ -17,7 +17,7 @@ from allspark_hf import AllSparkTrainer, AllSparkTrainingArguments
 from allspark_hf.data.mixed import MixedBatchCollator, MixedBatchSampler, MixedDataset
 from allspark_hf.data.sources.unlabeled import open_unlabeled_stream
 from allspark_hf.data.streaming import StreamReader, whole_steps
-from allspark_hf.inference.prediction import make_image_processor
+from allspark_hf.inference.loading import make_image_processor
 
 
 def picture(number: int) -> Image.Image:

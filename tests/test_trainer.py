@@ -16,7 +16,7 @@ from allspark_hf import (
     AllSparkTrainingArguments,
     SegformerForSemiSupervisedSegmentation,
 )
-from allspark_hf.inference.prediction import SegformerImageProcessorPil, make_image_processor
+from allspark_hf.inference.loading import SegformerImageProcessorPil, make_image_processor
 from allspark_hf.training.storage import last_complete_checkpoint, write_run_file
 
 

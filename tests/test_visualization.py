@@ -4,12 +4,10 @@ from PIL import Image
 
 from allspark_hf.inference.visualization import (
     colorize,
-    contact_sheet,
     default_palette,
     index_image,
     legend,
     overlay,
-    side_by_side,
 )
 
 
@@ -35,7 +33,7 @@ def test_a_changed_palette_does_not_change_the_next():
     assert default_palette(3)[0].tolist() == [0, 0, 0]
 
 
-def test_first_21_colours_are_far_apart():
+def test_first_21_colors_are_far_apart():
     colors = default_palette(21).astype(int)
     distances = np.abs(colors[:, None] - colors[None]).sum(axis=-1) + 999 * np.eye(21, dtype=int)
     assert distances.min() > 60
@@ -102,7 +100,7 @@ def test_index_image_keeps_all_256_indices(tmp_path):
 @pytest.mark.parametrize(
     ("mask", "message"),
     [
-        (np.array([[0, 3]]), r"class index 3, but the palette has 3 colours \(0 to 2\)"),
+        (np.array([[0, 3]]), r"class index 3, but the palette has 3 colors \(0 to 2\)"),
         (np.array([[0, -1]]), "class index -1"),
         (np.array([[0.0, 1.0]]), r"float64 of shape \(1, 2\)"),
         (np.array([0, 1]), r"int64 of shape \(2,\)"),
@@ -127,7 +125,7 @@ def test_index_image_refuses_an_ignore_index_over_8_bits():
         index_image(MASK, PALETTE, ignore_index=-100)
 
 
-def test_legend_shows_each_present_colour_once():
+def test_legend_shows_each_present_color_once():
     pixels = np.asarray(legend(["sky", "road", "car"], PALETTE, present=[2, 0])).reshape(-1, 3)
     counts = [int((pixels == color).all(axis=1).sum()) for color in PALETTE]
     assert counts[0] == counts[2] > 100
@@ -176,36 +174,6 @@ def test_legend_refuses_unknown_classes(present):
         legend(["a", "b", "c"], PALETTE, present=present)
 
 
-def test_legend_needs_a_name_per_colour():
+def test_legend_needs_a_name_per_color():
     with pytest.raises(ValueError, match="names has 2 entries and colors has 3"):
         legend(["a", "b"], PALETTE)
-
-
-def test_side_by_side_keeps_every_pixel_in_order():
-    panels = [("first", Image.new("RGB", (80, 30), (255, 0, 0))), ("second", Image.new("RGB", (90, 50), (0, 0, 255)))]
-    strip = np.asarray(side_by_side(panels))
-    red = np.argwhere((strip == [255, 0, 0]).all(axis=-1))
-    blue = np.argwhere((strip == [0, 0, 255]).all(axis=-1))
-    assert len(red) == 80 * 30 and len(blue) == 90 * 50
-    assert red[:, 1].max() < blue[:, 1].min()
-    assert red[:, 0].min() == blue[:, 0].min()
-
-
-def test_side_by_side_makes_room_for_a_long_title():
-    narrow = side_by_side([("t", Image.new("RGB", (20, 20)))])
-    assert side_by_side([("a much longer title", Image.new("RGB", (20, 20)))]).width > narrow.width + 50
-
-
-def test_contact_sheet_stacks_rows():
-    sheet = contact_sheet([Image.new("RGB", (4, 2), (255, 0, 0)), Image.new("L", (6, 3), 0)])
-    assert sheet.size == (6, 5)
-    pixels = np.asarray(sheet)
-    assert pixels[1, 3].tolist() == [255, 0, 0]
-    assert pixels[1, 5].tolist() == [255, 255, 255]
-    assert pixels[2, 0].tolist() == [0, 0, 0]
-
-
-@pytest.mark.parametrize("build", [side_by_side, contact_sheet])
-def test_nothing_to_show(build):
-    with pytest.raises(ValueError, match="is empty"):
-        build([])

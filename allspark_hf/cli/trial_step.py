@@ -15,7 +15,7 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from ..data import CheckReport, DataArguments, SegmentationData
 from ..data.presence import DataPresence
-from ..inference.prediction import make_image_processor
+from ..inference.loading import make_image_processor
 from ..methods import METHODS
 from ..training.arguments import AllSparkTrainingArguments
 from ..training.trainer import AllSparkTrainer

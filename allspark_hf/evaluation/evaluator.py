@@ -25,7 +25,7 @@ class EvaluationDataset(Dataset):
 
     Args:
         dataset (`datasets.Dataset`): an image and a mask column.
-        image_processor: what inference uses, e.g. [`~transformers.SegformerImageProcessor`].
+        image_processor: what inference uses.
         num_labels (`int`): classes.
         ignore_index (`int`): label of pixels that do not count.
         image_column (`str`): name of the image column.
@@ -76,7 +76,7 @@ class Evaluation:
     What is summed over the images of a data set; memory does not grow with their number.
 
     Args:
-        config ([`AllSparkConfig`]): of the model: classes, ignore index, training crop.
+        config ([`~transformers.PreTrainedConfig`]): of the model: classes, ignore index, training crop.
         args ([`EvaluationArguments`]): how to predict and what to measure.
         device (`torch.device`): of the model.
 
@@ -100,10 +100,10 @@ class Evaluation:
     @torch.no_grad()
     def add(self, model: PreTrainedModel, samples: Iterable[dict[str, torch.Tensor]]):
         """
-        Predicts and scores images of any sizes; neighbours of one size run together.
+        Predicts and scores images of any sizes; neighbors of one size run together.
 
         Args:
-            model ([`SegformerForSemiSupervisedSegmentation`]): in eval mode, on the device.
+            model (`Callable`): `model(pixel_values=...).logits`, with a `dtype`; in eval mode, on the device.
             samples (`Iterable[dict[str, torch.Tensor]]`): of [`EvaluationDataset`].
 
         Raises:

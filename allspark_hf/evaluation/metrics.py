@@ -179,7 +179,7 @@ def on_boundary(label_map: torch.Tensor, distance: int) -> torch.Tensor:
     height, width = label_map.shape[1:]
     boundary = torch.ones_like(label_map, dtype=torch.bool)
     if min(height, width) > 2 * distance:  # else the outside is near everywhere
-        # A square holds two values exactly if two neighbours in it differ, below or beside each other.
+        # A square holds two values exactly if two neighbors in it differ, below or beside each other.
         side = 2 * distance + 1
         below = _any_in_boxes(label_map[:, 1:] != label_map[:, :-1], side - 1, side)
         beside = _any_in_boxes(label_map[:, :, 1:] != label_map[:, :, :-1], side, side - 1)

@@ -1,4 +1,4 @@
-"""Prediction for evaluation: whole images, sliding windows, centre crops, several scales, mirrored."""
+"""Prediction for evaluation: whole images, sliding windows, center crops, several scales, mirrored."""
 
 from itertools import groupby
 
@@ -23,7 +23,7 @@ def predict_logits(
     training's own resizing is). Sums are float32 also for a half-precision model, and one map at a time is added.
 
     Args:
-        model ([`SegformerForSemiSupervisedSegmentation`]): in eval mode.
+        model ([`PreTrainedModel`]): in eval mode.
         pixel_values (`torch.Tensor`): float (batch, 3, height, width), as the image processor gives them.
         size (`tuple[int, int]`): (height, width) of the result, usually that of the masks.
         args ([`EvaluationArguments`]): `eval_mode` (of which `center_crop` predicts as `whole` does: see
@@ -95,7 +95,7 @@ def sliding_window_sum(
     The softmax maps of overlapping windows, added up as in the authors' Cityscapes evaluation.
 
     Args:
-        model ([`SegformerForSemiSupervisedSegmentation`]): in eval mode.
+        model ([`PreTrainedModel`]): in eval mode.
         pixel_values (`torch.Tensor`): float (batch, 3, height, width).
         crop (`tuple[int, int]`): (height, width) of a window; see [`window_spans`] for where they lie.
         stride (`float`): step between windows as a share of the crop.

@@ -7,6 +7,7 @@ import torch
 
 from ..evaluation.arguments import EvaluationArguments
 from ..evaluation.evaluator import Evaluation, EvaluationDataset
+from ..utils.text import text_table
 
 
 class Timed:
@@ -14,7 +15,7 @@ class Timed:
     A model, with the time that it takes.
 
     Args:
-        model ([`SegformerForSemiSupervisedSegmentation`] or [`OnnxSegmenter`]): on the CPU.
+        model (`Callable`): `model(pixel_values=...).logits`, with a `config` and a `dtype`; on the CPU.
 
     Attributes:
         seconds (`list[float]`): of each call.
@@ -38,8 +39,7 @@ def measure_cost(variants: dict[str, object], samples: EvaluationDataset) -> dic
 
     Args:
         variants (`dict[str, object]`):
-            by name, [`SegformerForSemiSupervisedSegmentation`] or [`OnnxSegmenter`], on the CPU; the first is what
-            the others are compared with.
+            by name, a model or [`OnnxSegmenter`], on the CPU; the first is what the others are compared with.
         samples ([`EvaluationDataset`]): images and masks, at least one.
 
     Returns:
@@ -78,21 +78,13 @@ def _scores(evaluation: Evaluation, seconds: list[float], reference: list[float]
 
 
 def cost_table(cost: dict) -> str:
-    """
-    The result of [`measure_cost`] to read: IoU in percent, and of all variants but the first, what is gained.
-
-    Args:
-        cost (`dict`): of [`measure_cost`].
-
-    Returns:
-        `str`: lines.
-    """
+    """The result of [`measure_cost`] to read: IoU in percent, and of all variants but the first, what is gained."""
     scores = {name: entry for name, entry in cost.items() if isinstance(entry, dict)}
     first, *others = scores
-    titles = ["IoU, percent", *scores, *(f"{name} - {first}" for name in others)]
+    header = ["IoU, percent", *scores, *(f"{name} - {first}" for name in others)]
     rows = [(name, [scores[variant]["iou"][name] for variant in scores]) for name in scores[first]["iou"]]
     rows.append(("mean", [scores[variant]["mean_iou"] for variant in scores]))
-    cells = [titles]
+    cells = []
     for name, values in rows:
         gains = [None if None in (value, values[0]) else value - values[0] for value in values[1:]]
         cells.append(
@@ -102,11 +94,7 @@ def cost_table(cost: dict) -> str:
         )
     cells.append(["ms per image"] + [f"{scores[name]['milliseconds']:.1f}" for name in scores] + [""] * len(others))
     cells.append(["relative time"] + [f"{scores[name]['time_ratio']:.2f}" for name in scores] + [""] * len(others))
-    widths = [max(len(row[column]) for row in cells) for column in range(len(titles))]
-    return "\n".join(
-        (row[0].ljust(widths[0]) + "".join("   " + row[i].rjust(widths[i]) for i in range(1, len(row)))).rstrip()
-        for row in cells
-    )
+    return text_table(header, cells)
 
 
 __all__ = ["cost_table", "measure_cost"]

@@ -11,10 +11,11 @@ import torch
 from transformers import SegformerConfig
 from transformers.image_processing_utils import BaseImageProcessor
 
-from ..inference.prediction import long_side_of
+from ..inference.loading import long_side_of
 from ..models.configuration_allspark import AllSparkConfig
 from ..models.modeling_allspark import SegformerForSemiSupervisedSegmentation
 from ..models.weights import DIGEST, weights_digest
+from ..utils.files import write_json
 from .onnx import (
     INT8_OPERATORS,
     OPSET,
@@ -151,8 +152,7 @@ def _export_into(folder: Path, model, image_processor, quantize: bool, in_model_
 
 def write_record(output_dir: str | Path, record: dict):
     """Writes onnx/export.json."""
-    path = Path(output_dir) / ONNX_FOLDER / RECORD_FILE
-    path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    write_json(Path(output_dir) / ONNX_FOLDER / RECORD_FILE, record)
 
 
 def _versions() -> dict[str, str]:
@@ -198,7 +198,7 @@ def write_for_transformers_js(
         settings["size"] = {"shortest_edge": long_side, "longest_edge": long_side}
     paths = [Path(folder) / "config.json", Path(folder) / "preprocessor_config.json"]
     for path, content in zip(paths, (fields, settings), strict=True):
-        path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        write_json(path, content)
     return paths
 
 

@@ -48,7 +48,7 @@ def check_exportable(model: SegformerForSemiSupervisedSegmentation):
     Raises ValueError for a model whose predictions depend on their batch, or that does not fit into one file.
 
     Args:
-        model ([`SegformerForSemiSupervisedSegmentation`]): to export.
+        model ([`PreTrainedModel`]): to export.
     """
     if model.config.mix_images_in_eval:
         raise ValueError(
@@ -83,7 +83,7 @@ def export_graph(model: SegformerForSemiSupervisedSegmentation, path: str | Path
     float32 `logits` (batch, num_labels, ceil(height / 4), ceil(width / 4)). The memory is not part of it.
 
     Args:
-        model ([`SegformerForSemiSupervisedSegmentation`]): float32, on the CPU, in eval mode.
+        model ([`PreTrainedModel`]): float32, on the CPU, in eval mode.
         path (`str` or `Path`): the file.
 
     Raises:
@@ -194,7 +194,7 @@ def compare_logits(
     How far ONNX is from PyTorch on standard normal noise.
 
     Args:
-        model ([`SegformerForSemiSupervisedSegmentation`]): float32, on the CPU, in eval mode.
+        model ([`PreTrainedModel`]): float32, on the CPU, in eval mode.
         segmenter ([`OnnxSegmenter`]): exported from it.
         sizes (`Iterable[tuple[int, int, int]]`): (batch, height, width) of each comparison.
 
@@ -225,7 +225,7 @@ def check_differences(differences: list[Difference], tolerance: float = TOLERANC
 def quantize_int8(source: str | Path, target: str | Path):
     """
     Writes the 8-bit variant of a graph: int8 weights, one scale per output channel, in the matrix products that have
-    weights; their inputs are quantised at run time, by their own range. Everything else stays float32. Of the weights'
+    weights; their inputs are quantized at run time, by their own range. Everything else stays float32. Of the weights'
     8 bits 7 are used: with all of them, processors without VNNI overflow and predict something else.
 
     Args:

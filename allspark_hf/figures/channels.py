@@ -11,10 +11,7 @@ from ..inference.prediction import model_palette
 from ..models.bottleneck_allspark import group_channels
 from ..models.modeling_allspark import SegformerForSemiSupervisedSegmentation
 from ..models.upsampling import upsample
-from .crops import crop_row, row_ids
-
-
-__all__ = ["BottleneckPass", "bottleneck_channels", "bottleneck_pass", "channels_per_class", "choose_slots"]
+from .crops import class_names, crop_row, row_ids
 
 
 @dataclass
@@ -23,10 +20,11 @@ class BottleneckPass:
     What one inference of some images leaves at the bottleneck.
 
     Args:
-        before: float (batch, channels, height, width), the encoder's last stage, into the bottleneck.
-        after: float, the same shape, out of the bottleneck and into the decode head.
-        tokens: float (batch, height * width, channels), normalised: what is grouped and remembered in training.
-        logits: float (batch, num_labels, image height, image width).
+        before (`torch.Tensor`): float (batch, channels, height, width), the encoder's last stage, into the bottleneck.
+        after (`torch.Tensor`): float, the same shape, out of the bottleneck and into the decode head.
+        tokens (`torch.Tensor`):
+            float (batch, height * width, channels), normalized: what is grouped and remembered in training.
+        logits (`torch.Tensor`): float (batch, num_labels, image height, image width).
     """
 
     before: torch.Tensor
@@ -37,17 +35,19 @@ class BottleneckPass:
 
 @torch.no_grad()
 def bottleneck_pass(model: SegformerForSemiSupervisedSegmentation, pixel_values: torch.Tensor) -> BottleneckPass:
-    """Run a model in eval mode and keep what goes into and comes out of its bottleneck.
+    """
+    Runs a model in eval mode and keeps what goes into and comes out of its bottleneck.
 
     Training groups and remembers the tokens of a pass in train mode, i.e. with dropout and stochastic depth, and of
     the weights of that step. Here all is in eval mode and of the model as it is, so that results are repeatable.
 
     Args:
-        model: Model with a bottleneck, in eval mode.
-        pixel_values: float (batch, 3, height, width), normalised; moved to the model's device and type.
+        model ([`SegformerForSemiSupervisedSegmentation`]): with a bottleneck, in eval mode.
+        pixel_values (`torch.Tensor`):
+            float (batch, 3, height, width), normalized; moved to the model's device and type.
 
     Raises:
-        ValueError: If the model has no bottleneck or is in training mode.
+        ValueError: if the model has no bottleneck or is in training mode.
     """
     if model.bottleneck is None:
         raise ValueError(
@@ -75,10 +75,11 @@ def bottleneck_pass(model: SegformerForSemiSupervisedSegmentation, pixel_values:
 
 
 def choose_slots(model: SegformerForSemiSupervisedSegmentation, seen: BottleneckPass) -> torch.Tensor:
-    """The slot of the memory for each channel, as training chooses it: int64 (batch, channels).
+    """
+    The slot of the memory for each channel, as training chooses it: int64 (batch, channels).
 
     Raises:
-        ValueError: If the model has no memory.
+        ValueError: if the model has no memory.
     """
     config = model.config
     if not config.use_memory:
@@ -93,25 +94,26 @@ def choose_slots(model: SegformerForSemiSupervisedSegmentation, seen: Bottleneck
 def bottleneck_channels(
     model: SegformerForSemiSupervisedSegmentation, image_processor, images: Sequence[dict], num_shown: int = 6
 ) -> dict:
-    """The encoder's last stage before and after the bottleneck, for the centre crop of every image (Figure 5).
+    """
+    The encoder's last stage before and after the bottleneck, for the center crop of every image (Figure 5).
 
     The channels to show are those that the bottleneck changes most: by the root mean square, over the crop, of after
     minus before, each first divided by its standard deviation over all channels of the image. The bottleneck begins
     and ends with a 1x1 convolution, so channel i after it is what the decode head gets in the place of channel i.
 
     Args:
-        model: Model with a bottleneck, in eval mode.
-        image_processor: Its image processor.
-        images: Rows with `image`, and perhaps `id`: a `datasets.Dataset` or a list.
-        num_shown: Channels to show per image, at most all.
+        model ([`SegformerForSemiSupervisedSegmentation`]): with a bottleneck, in eval mode.
+        image_processor ([`BaseImageProcessor`]): the model's.
+        images (`Sequence[dict]`): rows with `image`, and perhaps `id`: a `datasets.Dataset` or a list.
+        num_shown (`int`, *optional*, defaults to 6): channels to show per image, at most all.
 
     Returns:
-        `ids` str (images,), `pictures` uint8 (images, crop height, crop width, 3), `before` and `after` float32
-        (images, channels, height, width), `change` float32 (images, channels), `shown` int64 (images, num_shown), the
-        channels of the largest change, largest first.
+        `dict`: `ids` str (images,), `pictures` uint8 (images, crop height, crop width, 3), `before` and `after`
+        float32 (images, channels, height, width), `change` float32 (images, channels), `shown` int64 (images,
+        num_shown), the channels of the largest change, largest first.
 
     Raises:
-        ValueError: If the model has no bottleneck or is in training mode, or there is no image.
+        ValueError: if the model has no bottleneck or is in training mode, or there is no image.
     """
     _require_rows(images, "5")
     pictures, before, after = [], [], []
@@ -141,60 +143,65 @@ def channels_per_class(
     images: Sequence[dict],
     set_name: str,
 ) -> dict:
-    """How many channels of an image the grouping gives to each class (Figure 6), in centre crops.
+    """
+    How many channels of an image the grouping gives to each class (Figure 6), in center crops.
 
     See [`bottleneck_pass`] for how this differs from what happens in a training step.
 
     Args:
-        model: Model with grouping, in eval mode.
-        image_processor: Its image processor.
-        chosen: Images to show one by one, rows with `image` and, where there is a mask, `label`.
-        images: Rows of the images to take the mean over, likewise.
-        set_name: What to call them.
+        model ([`SegformerForSemiSupervisedSegmentation`]): with grouping, in eval mode.
+        image_processor ([`BaseImageProcessor`]): the model's.
+        chosen (`Sequence[dict]`): images to show one by one, rows with `image` and, where there is a mask, `label`.
+        images (`Sequence[dict]`): rows of the images to take the mean over, likewise.
+        set_name (`str`): what to call them.
 
     Returns:
-        Of the chosen images `ids` str (images,), `pictures` uint8 (images, crop height, crop width, 3), `counts` int64
-        (images, num_labels), `present` bool (images, num_labels), whether the crop's mask has the class, `has_mask`
-        bool (images,); of the set `set_ids`, `set_counts`, `set_present`, `set_has_mask` likewise, and `mean_counts`
-        float64 (num_labels,). `set_name` str (), `class_names` str (num_labels,), `palette`
-        uint8 (num_labels, 3). Counts of an image add up to its channels.
+        `dict`: of the chosen images `ids` str (images,), `pictures` uint8 (images, crop height, crop width, 3),
+        `counts` int64 (images, num_labels), which add up to the channels of an image, `present` bool (images,
+        num_labels), whether the crop's mask has the class, `has_mask` bool (images,); of the set `set_ids`,
+        `set_counts`, `set_present`, `set_has_mask` likewise, and `mean_counts` float64 (num_labels,). `set_name`
+        str (), `class_names` str (num_labels,), `palette` uint8 (num_labels, 3).
 
     Raises:
-        ValueError: If the model has no bottleneck or no grouping, is in training mode, or there is no image.
+        ValueError: if the model has no bottleneck or no grouping, is in training mode, or there is no image.
     """
     _require_rows(chosen, "6")
     _require_rows(images, "6")
-    config = model.config
-    if not config.use_grouping:
+    if not model.config.use_grouping:
         raise ValueError("The model has no grouping of channels (use_grouping=False): give a model trained with it.")
-    shown = _count_channels(model, image_processor, chosen, keep_pictures=True)
-    over_set = _count_channels(model, image_processor, images, keep_pictures=False)
+    over_set = _count_channels(model, image_processor, images)
+    pictures = [crop_row(chosen, row, image_processor, model.config).picture for row in range(len(chosen))]
     return {
-        **shown,
+        **_count_channels(model, image_processor, chosen),
+        "pictures": np.stack(pictures),
         **{f"set_{name}": values for name, values in over_set.items()},
         "mean_counts": over_set["counts"].mean(axis=0),
         "set_name": np.array(set_name),
-        "class_names": np.array([config.id2label[index] for index in range(config.num_labels)]),
+        "class_names": class_names(model.config),
         "palette": model_palette(model),
     }
 
 
-def _count_channels(model, image_processor, images: Sequence[dict], keep_pictures: bool) -> dict:
+def _count_channels(model, image_processor, images: Sequence[dict]) -> dict:
     config = model.config
-    counts, present, has_mask, pictures = [], [], [], []
+    counts, present, has_mask = [], [], []
     for row in tqdm(range(len(images)), desc="Grouping", unit="image", disable=None):
         crop = crop_row(images, row, image_processor, config)
         slots = choose_slots(model, bottleneck_pass(model, crop.pixel_values))[0]
         counts.append(torch.bincount(slots, minlength=config.num_labels).cpu().numpy())
         has_mask.append(crop.label is not None)
         present.append(np.isin(np.arange(config.num_labels), crop.label if has_mask[-1] else []))
-        if keep_pictures:
-            pictures.append(crop.picture)
-    arrays = {"ids": np.array(row_ids(images)), "counts": np.stack(counts), "present": np.stack(present)}
-    arrays["has_mask"] = np.array(has_mask)
-    return {**arrays, "pictures": np.stack(pictures)} if keep_pictures else arrays
+    return {
+        "ids": np.array(row_ids(images)),
+        "counts": np.stack(counts),
+        "present": np.stack(present),
+        "has_mask": np.array(has_mask),
+    }
 
 
 def _require_rows(images: Sequence[dict], figure: str):
     if not len(images):
         raise ValueError(f"Figure {figure} needs at least one image: give some.")
+
+
+__all__ = ["BottleneckPass", "bottleneck_channels", "bottleneck_pass", "channels_per_class", "choose_slots"]

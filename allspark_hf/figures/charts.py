@@ -5,14 +5,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .style import MAX_NAME, WIDTH, Style, crop_note, hex_colors, new_figure, plain
+from .style import WIDTH, Style, crop_note, new_figure, shorten
 
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-
-__all__ = ["draw_channels_per_class", "draw_curves", "draw_error_by_set"]
 
 MAX_BARS = 30
 # Title, unit, and of each line its name in the log, in the legend, and the factor to the unit.
@@ -33,27 +30,23 @@ def draw_error_by_set(arrays: Mapping[str, np.ndarray], style: Style) -> "Figure
     figure = new_figure(4.0, f"Error on {', '.join(first)} and {last} images" if first else f"Error on {last} images")
     axes = figure.subplots()
     num_models, num_sets = error.shape
-    width = 0.8 / num_sets
+    places, width = np.arange(num_models), 0.8 / num_sets
     for index, (name, count) in enumerate(zip(arrays["sets"], arrays["num_images"], strict=True)):
-        x = np.arange(num_models) + (index - (num_sets - 1) / 2) * width
-        label = f"{name} ({count} images)"
-        axes.bar(x, error[:, index], 0.92 * width, color=style.series[index], label=plain(label))
-        for model in range(num_models):
-            text = f"{error[model, index]:.1f}" + (f"\n({margin[model, index]:+.1f})" if index else "")
-            place = (x[model], error[model, index])
-            # Its own background keeps grid lines out of the number.
-            box = {"facecolor": style.background, "edgecolor": "none", "pad": 0.6}
-            axes.annotate(text, place, (0, 3), textcoords="offset points", ha="center", va="bottom", bbox=box)
-    for model in range(num_models):
-        ends = model + np.array([-0.4, 0.4])
-        axes.plot(ends, [error[model, 0]] * 2, color=style.foreground, linewidth=1, linestyle=":")
-    axes.set_xticks(range(num_models), [plain(name) for name in arrays["models"]])
+        x = places + (index - (num_sets - 1) / 2) * width
+        color, label = style.series[index], f"{name} ({count} images)"
+        bars = axes.bar(x, error[:, index], 0.92 * width, color=color, label=label)
+        texts = [f"{value:.1f}" for value in error[:, index]]
+        if index:
+            texts = [f"{text}\n({gap:+.1f})" for text, gap in zip(texts, margin[:, index], strict=True)]
+        # Its own background keeps grid lines out of the number.
+        axes.bar_label(bars, texts, padding=3, bbox={"facecolor": style.background, "edgecolor": "none", "pad": 0.6})
+    axes.hlines(error[:, 0], places - 0.4, places + 0.4, color=style.foreground, linewidth=1, linestyle=":")
+    axes.set_xticks(places, arrays["models"])
     axes.set_xlim(-0.6, num_models - 0.4)
     axes.set_ylim(0, 1.18 * max(error.max(), 1))
     axes.set_ylabel("error, 100 - mIoU (%)")
     axes.grid(axis="y")
-    note = f"In brackets: margin to the {arrays['sets'][0]} images (dotted line)"
-    axes.set_xlabel(plain(note))
+    axes.set_xlabel(f"In brackets: margin to the {arrays['sets'][0]} images (dotted line)")
     figure.legend(loc="outside lower center", ncols=num_sets)
     return figure
 
@@ -63,7 +56,7 @@ def draw_channels_per_class(arrays: Mapping[str, np.ndarray], style: Style) -> "
     from matplotlib.patches import Patch
 
     classes = _classes_to_show(arrays)
-    colors = np.array(hex_colors(arrays["palette"]))[classes]
+    colors = arrays["palette"][classes] / 255
     pictures = arrays["pictures"]
     num_images, height, width = pictures.shape[:3]
     figure = new_figure(
@@ -75,17 +68,17 @@ def draw_channels_per_class(arrays: Mapping[str, np.ndarray], style: Style) -> "
         axes.set_axis_off()
     counted = len(arrays["set_counts"])
     text = f"mean of {counted}\n{arrays['set_name']} images"
-    grid[0, 0].text(0.5, 0.5, plain(text), ha="center", va="center", transform=grid[0, 0].transAxes)
+    grid[0, 0].text(0.5, 0.5, text, ha="center", va="center", transform=grid[0, 0].transAxes)
     _bars(grid[0, 1], arrays["mean_counts"][classes], colors, np.ones(len(classes), dtype=bool), style)
     for row in range(num_images):
         grid[row + 1, 0].imshow(pictures[row])
         present = arrays["present"][row][classes] | ~arrays["has_mask"][row]
         _bars(grid[row + 1, 1], arrays["counts"][row][classes], colors, present, style)
         note = "" if arrays["has_mask"][row] else " (no mask)"
-        grid[row + 1, 0].set_title(plain(arrays["ids"][row], MAX_NAME) + note, fontsize="small")
+        grid[row + 1, 0].set_title(shorten(arrays["ids"][row]) + note, fontsize="small")
     for axes in grid[:-1, 1]:
         axes.set_xticks([])
-    names = [plain(arrays["class_names"][index], MAX_NAME) for index in classes]
+    names = [shorten(arrays["class_names"][index]) for index in classes]
     grid[-1, 1].set_xticks(range(len(classes)), names, rotation=45, ha="right", rotation_mode="anchor")
     if len(classes) < len(arrays["class_names"]):
         grid[-1, 1].set_xlabel(f"{len(classes)} of {len(arrays['class_names'])} classes, those with most channels")
@@ -104,14 +97,12 @@ def _classes_to_show(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
 
 def _bars(axes, counts: np.ndarray, colors: np.ndarray, present: np.ndarray, style: Style):
     """Filled bars for classes in the image, hatched outlines for the others."""
-    for index, (count, color) in enumerate(zip(counts, colors, strict=True)):
-        if present[index]:
-            axes.bar(index, count, color=color, edgecolor=style.foreground, linewidth=0.6)
-        else:
-            axes.bar(index, count, color=style.background, edgecolor=style.foreground, linewidth=0.6, hatch="////")
-        if len(counts) <= 12:
-            text = f"{count:.1f}" if counts.dtype.kind == "f" else str(count)
-            axes.annotate(text, (index, count), (0, 1), textcoords="offset points", ha="center", fontsize="small")
+    fills = [color if filled else style.background for color, filled in zip(colors, present, strict=True)]
+    hatches = ["" if filled else "////" for filled in present]
+    places = range(len(counts))
+    bars = axes.bar(places, counts, color=fills, hatch=hatches, edgecolor=style.foreground, linewidth=0.6)
+    if len(counts) <= 12:
+        axes.bar_label(bars, fmt="%.1f" if counts.dtype.kind == "f" else "%d", padding=1, fontsize="small")
     axes.set_ylabel("channels")
     axes.set_ylim(0, 1.2 * max(counts.max(), 1))
     axes.set_xlim(-0.6, len(counts) - 0.4)
@@ -122,7 +113,7 @@ def draw_curves(arrays: Mapping[str, np.ndarray], style: Style) -> "Figure":
     """Training curves from the arrays of [`read_curves`]: a panel for each kind of number that some run logged.
 
     Raises:
-        ValueError: If no run logged any of them.
+        ValueError: if no run logged any of them.
     """
     from matplotlib.lines import Line2D
 
@@ -153,7 +144,7 @@ def draw_curves(arrays: Mapping[str, np.ndarray], style: Style) -> "Figure":
             ]
             # On the line of the title, where no data is.
             axes.legend(handles=keys, loc="lower right", bbox_to_anchor=(1, 1), borderpad=0, ncols=2, handlelength=1.7)
-    keys = [Line2D([], [], color=color, label=plain(run)) for run, color in colors.items()]
+    keys = [Line2D([], [], color=color, label=run) for run, color in colors.items()]
     figure.legend(handles=keys, loc="outside lower center", ncols=min(4, len(runs)))
     return figure
 
@@ -167,3 +158,6 @@ def _curve_of_each_run(axes, arrays: Mapping[str, np.ndarray], series: str, fact
         covered = sum(np.array_equal(points[index], later) for later in points[index + 1 :])
         width = 1.5 + 2 * covered
         axes.plot(x, y, color=color, linestyle=dashes, linewidth=width, marker=marker, markersize=2 * width)
+
+
+__all__ = ["draw_channels_per_class", "draw_curves", "draw_error_by_set"]

@@ -1,4 +1,4 @@
-"""The pictures that the figures of channels are made from: centre crops of the training crop's size."""
+"""The pictures that the figures of channels are made from: center crops of the training crop's size."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,21 +11,17 @@ from PIL import Image, ImageOps
 from ..data.images import to_rgb
 from ..data.masks import read_label
 from ..data.photometry import PADDING_COLOR, to_pixel_values
-from ..models.configuration_allspark import AllSparkConfig
-
-
-__all__ = ["CentreCrop", "centre_crop", "crop_row", "row_ids"]
 
 
 @dataclass
-class CentreCrop:
+class CenterCrop:
     """
     The middle of an image, in the size of the training crop, which fixes the token grid of the semantic memory.
 
     Args:
-        picture: uint8 (height, width, 3), red, green and blue.
-        pixel_values: float32 (1, 3, height, width), normalised, what the model gets.
-        label: uint8 (height, width), class or the ignore index; None without a mask.
+        picture (`np.ndarray`): uint8 (height, width, 3), red, green and blue.
+        pixel_values (`torch.Tensor`): float32 (1, 3, height, width), normalized, what the model gets.
+        label (`np.ndarray`, *optional*): uint8 (height, width), class or the ignore index; None without a mask.
     """
 
     picture: np.ndarray
@@ -33,23 +29,25 @@ class CentreCrop:
     label: np.ndarray | None
 
 
-def centre_crop(image: Image.Image, mask: Image.Image | None, image_processor, config: AllSparkConfig) -> CentreCrop:
-    """Cut the middle out of an image that the image processor has scaled as for inference.
+def crop_row(images: Sequence[dict], row: int, image_processor, config) -> CenterCrop:
+    """
+    Cuts the middle out of an image that the image processor has scaled as for inference.
 
     Where the scaled image is smaller than the training crop, it is padded at the bottom and the right, black and
     ignored, as in training.
 
     Args:
-        image: Image of any mode that `to_rgb` takes.
-        mask: Indexed or grey mask of the image's size, None if there is none.
-        image_processor: Image processor of inference, with `image_mean` and `image_std`.
-        config: The model's configuration; its `crop_size`, `num_labels` and `semantic_loss_ignore_index` count.
+        images (`Sequence[dict]`):
+            rows with `image`, of any mode that [`to_rgb`] takes, and perhaps `label`, a mask of the image's size.
+        row (`int`): which of them.
+        image_processor ([`BaseImageProcessor`]): of inference, with `image_mean` and `image_std`.
+        config ([`AllSparkConfig`]): of the model; crop, number of classes and ignore index count.
 
     Raises:
-        ValueError: If `to_rgb` refuses the image or `read_label` the mask.
+        ValueError: if [`to_rgb`] refuses the image or [`read_label`] the mask.
     """
-    picture = to_rgb(image)
-    ignore_index = config.semantic_loss_ignore_index
+    example = images[row]
+    mask, picture, ignore_index = example.get("label"), to_rgb(example["image"]), config.semantic_loss_ignore_index
     label = Image.new("L", picture.size, ignore_index)
     if mask is not None:
         label = Image.fromarray(read_label(mask, picture.size, config.num_labels, ignore_index, "an image to draw"))
@@ -64,13 +62,7 @@ def centre_crop(image: Image.Image, mask: Image.Image | None, image_processor, c
     picture = ImageOps.expand(picture, padding, fill=PADDING_COLOR).crop(box)
     label = ImageOps.expand(label, padding, fill=ignore_index).crop(box)
     pixel_values = to_pixel_values(picture, image_processor.image_mean, image_processor.image_std)
-    return CentreCrop(np.array(picture), pixel_values.unsqueeze(0), None if mask is None else np.array(label))
-
-
-def crop_row(images: Sequence[dict], row: int, image_processor, config: AllSparkConfig) -> CentreCrop:
-    """[`centre_crop`] of a row with `image` and, where there is a mask, `label`."""
-    example = images[row]
-    return centre_crop(example["image"], example.get("label"), image_processor, config)
+    return CenterCrop(np.array(picture), pixel_values.unsqueeze(0), None if mask is None else np.array(label))
 
 
 def row_ids(images: Sequence[dict]) -> list[str]:
@@ -80,3 +72,11 @@ def row_ids(images: Sequence[dict]) -> list[str]:
     else:
         ids = [example.get("id", row) for row, example in enumerate(images)]
     return [str(name) for name in ids]
+
+
+def class_names(config) -> np.ndarray:
+    """str (num_labels,), in the order of the class indices."""
+    return np.array([config.id2label[index] for index in range(config.num_labels)])
+
+
+__all__ = ["CenterCrop", "class_names", "crop_row", "row_ids"]

@@ -9,41 +9,35 @@ from tqdm.auto import tqdm
 from ..models.bottleneck_allspark import SemanticMemory
 from ..models.modeling_allspark import SegformerForSemiSupervisedSegmentation
 from .channels import bottleneck_pass, choose_slots
-from .crops import crop_row, row_ids
-
-
-__all__ = ["memory_contents", "refill_memory"]
-
-# float32 holds whole numbers exactly up to here.
-MAX_IMAGES = 2**24
+from .crops import class_names, crop_row, row_ids
 
 
 def refill_memory(model: SegformerForSemiSupervisedSegmentation, pixel_values: Iterable[torch.Tensor]) -> dict:
-    """Fill a fresh semantic memory by one pass over some images, and note where every channel came from.
+    """
+    Fills a fresh semantic memory by one pass over some images, and notes where every channel came from.
 
     A saved model carries no memory; that of a `checkpoint-*` folder does not say which images it came from, and is
     not used here. The model is in eval mode, see [`bottleneck_pass`] for how this differs from training.
 
     Args:
-        model: Model with a semantic memory, in eval mode; its own memory is left alone.
-        pixel_values: float (batch, 3, height, width) each, of the training crop's size, in the order of the images.
+        model ([`SegformerForSemiSupervisedSegmentation`]):
+            with a semantic memory, in eval mode; its own memory is left alone.
+        pixel_values (`Iterable[torch.Tensor]`):
+            float (batch, 3, height, width) each, of the training crop's size, in the order of the images.
 
     Returns:
-        `channels` float32 (num_slots, slot_size, num_tokens), NaN where nothing was written (in training: the initial
-        noise); `source_row` and `source_channel` int64 (num_slots, slot_size), the number of the image counted from 0
-        and its channel, -1 where nothing was written; `num_enqueued` int64 (num_slots,), channels ever written, whose
-        remainder by slot_size is the place that the next one goes to.
+        `dict`: `channels` float32 (num_slots, slot_size, num_tokens), NaN where nothing was written (in training: the
+        initial noise); `source_row` and `source_channel` int64 (num_slots, slot_size), the number of the image counted
+        from 0 and its channel, -1 where nothing was written; `num_enqueued` int64 (num_slots,), channels ever written,
+        whose remainder by slot_size is the place that the next one goes to.
 
     Raises:
-        ValueError: If the model has no bottleneck or no memory, is in training mode, or the images are of another size
-            than the training crop.
+        ValueError: if the model has no bottleneck or no memory, is in training mode, or there is no image.
     """
-    memory = None
-    num_images = 0
+    memory, num_images = None, 0
     for batch in pixel_values:
         seen = bottleneck_pass(model, batch)
         slots = choose_slots(model, seen)
-        _check_grid(tuple(seen.before.shape[2:]), model.config)
         if memory is None:
             num_slots, slot_size, num_tokens = model.bottleneck.memory.channels.shape
             # Two tokens more than the model's: a channel and its origin go through one and the same ring.
@@ -63,19 +57,9 @@ def refill_memory(model: SegformerForSemiSupervisedSegmentation, pixel_values: I
     }
 
 
-def _check_grid(grid: tuple[int, int], config):
-    if grid != config.token_grid:
-        raise ValueError(
-            f"The images give {grid[0]}x{grid[1]} tokens, but the memory holds {config.token_grid[0]}x"
-            f"{config.token_grid[1]}: crop them to {config.crop_height_width} pixels (height, width)."
-        )
-
-
 def _with_origin(tokens: torch.Tensor, first_image: int) -> torch.Tensor:
     """Appends to float32 (batch, tokens, channels) two tokens: the number of the image, and of the channel."""
     batch, _, num_channels = tokens.shape
-    if first_image + batch > MAX_IMAGES:
-        raise ValueError(f"More than {MAX_IMAGES} images cannot be told apart: fill the memory from fewer.")
     image = torch.arange(first_image, first_image + batch, dtype=tokens.dtype)[:, None].expand(batch, num_channels)
     channel = torch.arange(num_channels, dtype=tokens.dtype).expand(batch, num_channels)
     return torch.cat([tokens, torch.stack([image, channel], dim=1)], dim=1)
@@ -88,26 +72,27 @@ def memory_contents(
     num_classes: int = 6,
     num_shown: int = 4,
 ) -> dict:
-    """Channels in the memory after one pass over the unlabeled images' centre crops, and their images (Figure 7).
+    """
+    Channels in the memory after one pass over the unlabeled images' center crops, and their images (Figure 7).
 
     Shown are the slots that got most channels, and of each the images that most of its content came from, with one
     channel: the one written last.
 
     Args:
-        model: Model with a semantic memory, in eval mode.
-        image_processor: Its image processor.
-        images: Rows of the unlabeled images in order, with `image`, and perhaps `id`.
-        num_classes: Slots to show, at most; empty ones are not.
-        num_shown: Channels to show per slot, at most.
+        model ([`SegformerForSemiSupervisedSegmentation`]): with a semantic memory, in eval mode.
+        image_processor ([`BaseImageProcessor`]): the model's.
+        images (`Sequence[dict]`): rows of the unlabeled images in order, with `image`, and perhaps `id`.
+        num_classes (`int`, *optional*, defaults to 6): slots to show, at most; empty ones are not.
+        num_shown (`int`, *optional*, defaults to 4): channels to show per slot, at most.
 
     Returns:
-        The entries of [`refill_memory`]; `ids` str (images,) of the images passed; `grid` int64 (2,), tokens in height
-        and width; `slot_names` str (num_slots,), class names or "all classes" for a memory without grouping;
+        `dict`: the entries of [`refill_memory`]; `ids` str (images,) of the images passed; `grid` int64 (2,), tokens
+        in height and width; `slot_names` str (num_slots,), class names or "all classes" for a memory without grouping;
         `shown_slots` int64 (classes,), ascending; `shown_places` int64 (classes, num_shown), -1 where the slot has
         channels of fewer images; `pictures` uint8 (classes, num_shown, crop height, crop width, 3).
 
     Raises:
-        ValueError: As [`refill_memory`].
+        ValueError: as [`refill_memory`].
     """
     config = model.config
     rows = tqdm(range(len(images)), desc="Filling the memory", unit="image", disable=None)
@@ -119,12 +104,11 @@ def memory_contents(
     for index, column in zip(*np.nonzero(places >= 0), strict=True):
         row = int(arrays["source_row"][slots[index], places[index, column]])
         pictures[index, column] = crop_row(images, row, image_processor, config).picture
-    names = [config.id2label[index] for index in range(config.num_labels)] if config.use_grouping else ["all classes"]
     return {
         **arrays,
         "ids": np.array(row_ids(images)),
         "grid": np.array(config.token_grid),
-        "slot_names": np.array(names),
+        "slot_names": class_names(config) if config.use_grouping else np.array(["all classes"]),
         "shown_slots": slots,
         "shown_places": places,
         "pictures": pictures,
@@ -140,3 +124,6 @@ def _places_to_show(arrays: dict, slot: int, num_shown: int) -> np.ndarray:
     newest = [min(written[rows[written] == image], key=lambda place: age[place]) for image in images]
     order = sorted(range(len(images)), key=lambda index: (-counts[index], age[newest[index]]))[:num_shown]
     return np.array([newest[index] for index in order] + [-1] * (num_shown - len(order)))
+
+
+__all__ = ["memory_contents", "refill_memory"]

@@ -4,18 +4,15 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageColor
 
 from ..inference.visualization import colorize
 from .predictions import BASELINE_WRONG, BOTH_WRONG, IGNORED, MODEL_WRONG
-from .style import FEATURE_COLORS, MAX_NAME, WIDTH, Style, crop_note, hex_colors, new_figure, plain
+from .style import FEATURE_COLORS, MAX_NAME, WIDTH, Style, crop_note, new_figure, shorten
 
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-
-__all__ = ["draw_bottleneck_channels", "draw_memory_contents", "draw_predictions", "paint_difference"]
 
 MARGIN = 1.1  # inches for title, legend and gaps
 CHARACTER = 0.078  # inches of a line that a character takes
@@ -39,7 +36,7 @@ def draw_bottleneck_channels(arrays: Mapping[str, np.ndarray], style: Style) -> 
     for row in range(num_images):
         axes = figure.add_subplot(grid[3 * row : 3 * row + 2, 0])
         _picture(axes, pictures[row], style)
-        axes.set_title(plain(arrays["ids"][row], 2 * MAX_NAME), fontsize="small")
+        axes.set_title(shorten(arrays["ids"][row], 2 * MAX_NAME), fontsize="small")
         for half, name in enumerate(("before", "after")):
             for column, channel in enumerate(shown[row]):
                 axes = figure.add_subplot(grid[3 * row + half, 1 + column])
@@ -62,7 +59,7 @@ def draw_memory_contents(arrays: Mapping[str, np.ndarray], style: Style) -> "Fig
     figure = new_figure(height, f"Channels in the memory, each beside its image{crop_note(arrays)}")
     grid = figure.subplots(num_rows, 2 * num_shown, squeeze=False)
     for row, slot in enumerate(slots):
-        grid[row, 0].set_ylabel(plain(arrays["slot_names"][slot], MAX_NAME))
+        grid[row, 0].set_ylabel(shorten(arrays["slot_names"][slot]))
         for index, place in enumerate(places[row]):
             left, right = grid[row, 2 * index : 2 * index + 2]
             if place < 0:
@@ -70,7 +67,7 @@ def draw_memory_contents(arrays: Mapping[str, np.ndarray], style: Style) -> "Fig
                 right.remove()
                 continue
             _picture(left, pictures[row, index], style)
-            left.set_title(plain(arrays["ids"][arrays["source_row"][slot, place]], MAX_NAME), fontsize="x-small")
+            left.set_title(shorten(arrays["ids"][arrays["source_row"][slot, place]]), fontsize="x-small")
             _heat_map(right, arrays["channels"][slot, place].reshape(grid_size), aspect, style)
             right.set_title(f"channel {arrays['source_channel'][slot, place]}", fontsize="x-small")
     _heat_scale(figure)
@@ -85,8 +82,8 @@ def draw_predictions(arrays: Mapping[str, np.ndarray], style: Style) -> "Figure"
     column_width = (WIDTH - 0.5) / len(titles)
     sizes = [arrays[f"picture_{row}"].shape[:2] for row in range(num_images)]
     heights = [column_width * height / width for height, width in sizes]
-    handles, legend_rows, legend_columns = _prediction_legend(arrays, style)
-    height = 0.95 + sum(heights) + 0.05 * num_images + 0.17 * legend_rows
+    handles = _prediction_legend(arrays, style)
+    height = 0.95 + sum(heights) + 0.05 * num_images + 0.17 * -(-len(handles) // LEGEND_COLUMNS)
     figure = new_figure(height, "Predictions, and where they are wrong")
     grid = figure.subplots(num_images, len(titles), squeeze=False, height_ratios=heights)
     for row in range(num_images):
@@ -97,62 +94,48 @@ def draw_predictions(arrays: Mapping[str, np.ndarray], style: Style) -> "Figure"
         painted += [paint_difference(codes, picture, style) for codes in arrays[f"differences_{row}"]]
         for axes, pixels in zip(grid[row], painted, strict=True):
             _picture(axes, pixels, style)
-        grid[row, 0].set_ylabel(plain(arrays["ids"][row], MAX_NAME), fontsize="x-small")
+        grid[row, 0].set_ylabel(shorten(arrays["ids"][row]), fontsize="x-small")
     for axes, title in zip(grid[0], titles, strict=True):
-        axes.set_title("\n".join(plain(line, int(column_width / CHARACTER)) for line in title.split("\n")))
-    figure.legend(handles=handles, loc="outside lower center", ncols=legend_columns, fontsize="small")
+        axes.set_title("\n".join(shorten(line, int(column_width / CHARACTER)) for line in title.split("\n")))
+    figure.legend(handles=handles, loc="outside lower center", ncols=LEGEND_COLUMNS, fontsize="small")
     return figure
 
 
 def paint_difference(codes: np.ndarray, picture: np.ndarray, style: Style) -> np.ndarray:
-    """A difference map in a style's colours, uint8 (height, width, 3), over the faint grey image where all is right.
+    """
+    A difference map in a style's colors, uint8 (height, width, 3), over the faint gray image where all is right.
 
     Args:
-        codes: uint8 (height, width), see [`difference`].
-        picture: uint8 (height, width, 3).
-        style: Its `wrong` colours the errors, `ignored` the ignored pixels.
+        codes (`np.ndarray`): uint8 (height, width), see [`difference`].
+        picture (`np.ndarray`): uint8 (height, width, 3).
+        style ([`Style`]): its `wrong` colors the errors, `ignored` the ignored pixels.
     """
-    background = np.array(_rgb(style.background), dtype=np.float32)
-    grey = np.array(Image.fromarray(picture).convert("L"), dtype=np.float32)[..., None]
-    painted = (background + FAINT * (grey - background)).round().astype(np.uint8)
-    for code, color in zip((BASELINE_WRONG, MODEL_WRONG, BOTH_WRONG), style.wrong, strict=True):
-        painted[codes == code] = _rgb(color)
-    painted[codes == IGNORED] = _rgb(style.ignored)
+    background = np.array(ImageColor.getrgb(style.background), dtype=np.float32)
+    gray = np.array(Image.fromarray(picture).convert("L"), dtype=np.float32)[..., None]
+    painted = (background + FAINT * (gray - background)).round().astype(np.uint8)
+    of_codes = zip((BASELINE_WRONG, MODEL_WRONG, BOTH_WRONG, IGNORED), (*style.wrong, style.ignored), strict=True)
+    for code, color in of_codes:
+        painted[codes == code] = ImageColor.getrgb(color)
     return painted
 
 
-def _rgb(color: str) -> tuple[int, int, int]:
-    return tuple(bytes.fromhex(color[1:]))
-
-
-def _prediction_legend(arrays: Mapping[str, np.ndarray], style: Style) -> tuple[list, int, int]:
-    """Keys of the classes that occur and, in columns of their own, of the kinds of difference; rows and columns."""
+def _prediction_legend(arrays: Mapping[str, np.ndarray], style: Style) -> list:
+    """Keys of the classes that occur, and of the kinds of difference."""
     from matplotlib.patches import Patch
 
     num_images = len(arrays["ids"])
     masks = [arrays[f"{name}_{row}"].ravel() for name in ("truth", "predictions") for row in range(num_images)]
     occurring = np.unique(np.concatenate(masks))
-    colors = hex_colors(arrays["palette"])
-    handles = [
-        Patch(facecolor=colors[index], edgecolor=style.foreground, label=plain(name, MAX_NAME))
-        for index, name in enumerate(arrays["class_names"])
-        if index in occurring
-    ]
-    model = arrays["models"][-1]
-    kinds = [(style.wrong[1], f"wrong: {model}")]
-    if len(arrays["models"]) > 1:
-        baseline = arrays["models"][0] if len(arrays["models"]) == 2 else "baseline"
-        kinds = [(style.wrong[0], f"wrong: {baseline}"), *kinds, (style.wrong[2], "wrong: both")]
-    kinds.append((style.ignored, "ignored"))
-    edge = style.foreground
-    kinds = [Patch(facecolor=color, edgecolor=edge, label=plain(label)) for color, label in kinds]
-    num_rows = 1
-    while -(-len(handles) // num_rows) + -(-len(kinds) // num_rows) > LEGEND_COLUMNS:
-        num_rows += 1
-    # A legend is filled column by column.
-    handles += [Patch(alpha=0, label=" ") for _ in range(-len(handles) % num_rows)]
-    handles += kinds
-    return handles, num_rows, -(-len(handles) // num_rows)
+    colors = arrays["palette"] / 255
+    keys = [(colors[index], shorten(name)) for index, name in enumerate(arrays["class_names"]) if index in occurring]
+    *baselines, model = [name.split("\n")[0] for name in arrays["models"]]
+    if baselines:
+        keys.append((style.wrong[0], f"wrong: {baselines[0] if len(baselines) == 1 else 'baseline'}"))
+    keys.append((style.wrong[1], f"wrong: {model}"))
+    if baselines:
+        keys.append((style.wrong[2], "wrong: both"))
+    keys.append((style.ignored, "ignored"))
+    return [Patch(facecolor=color, edgecolor=style.foreground, label=label) for color, label in keys]
 
 
 def _picture(axes, pixels: np.ndarray, style: Style):
@@ -184,3 +167,6 @@ def _heat_scale(figure: "Figure"):
     )
     bar.set_ticks([0, 1], labels=["lowest of each map", "highest"])
     bar.outline.set_visible(False)
+
+
+__all__ = ["draw_bottleneck_channels", "draw_memory_contents", "draw_predictions", "paint_difference"]

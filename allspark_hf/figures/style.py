@@ -1,4 +1,4 @@
-"""How the figures look: two backgrounds, colours that colour-blind readers tell apart, sizes for a page's width."""
+"""How the figures look: two backgrounds, colors that color-blind readers tell apart, sizes for a page's width."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,42 +12,28 @@ import numpy as np
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-
-__all__ = [
-    "STYLES",
-    "Style",
-    "crop_note",
-    "drawing",
-    "hex_colors",
-    "new_figure",
-    "plain",
-    "require_matplotlib",
-    "write_figure",
-]
-
 WIDTH = 8.0  # inches
 DPI = 150
 FONT_SIZE = 9
-FEATURE_COLORS = "cividis"  # the same to readers with and without a colour vision deficiency
+FEATURE_COLORS = "cividis"  # the same to readers with and without a color vision deficiency
 MAX_NAME = 18
 
 
 @dataclass(frozen=True)
 class Style:
     """
-    Colours of a figure, as hexadecimal strings.
+    Colors of a figure, as hexadecimal strings.
 
     Args:
-        name: "light" or "dark".
-        background: Of the page.
-        foreground: Of text, axes and outlines.
-        muted: Of grid lines and frames.
-        series: Of bars and curves, in this order: Okabe and Ito's, those that stand out from the background.
-        wrong: Of pixels where only the baseline, only the model, or both are wrong.
-        ignored: Of pixels that do not count.
+        background (`str`): of the page.
+        foreground (`str`): of text, axes and outlines.
+        muted (`str`): of grid lines and frames.
+        series (`tuple[str, ...]`):
+            of bars and curves, in this order: Okabe and Ito's, those that stand out from the background.
+        wrong (`tuple[str, str, str]`): of pixels where only the baseline, only the model, or both are wrong.
+        ignored (`str`): of pixels that do not count.
     """
 
-    name: str
     background: str
     foreground: str
     muted: str
@@ -58,7 +44,6 @@ class Style:
 
 STYLES = {
     "light": Style(
-        name="light",
         background="#ffffff",
         foreground="#1a1a1a",
         muted="#c8c8c8",
@@ -66,7 +51,6 @@ STYLES = {
         wrong=("#56b4e9", "#d55e00", "#1a1a1a"),
     ),
     "dark": Style(
-        name="dark",
         background="#14171c",
         foreground="#e8e8e8",
         muted="#4a4f57",
@@ -88,33 +72,30 @@ def require_matplotlib():
 
 @contextmanager
 def drawing(style: Style) -> Iterator[None]:
-    """Matplotlib's own defaults and a style's colours inside, the caller's settings again outside."""
+    """Matplotlib's own defaults and a style's colors inside, the caller's settings again outside."""
     require_matplotlib()
-    import matplotlib
+    import matplotlib.style
 
-    fore = style.foreground
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(
-            {
-                "font.size": FONT_SIZE,
-                "axes.titlesize": FONT_SIZE,
-                "figure.titlesize": FONT_SIZE + 2,
-                "legend.frameon": False,
-                "axes.spines.top": False,
-                "axes.spines.right": False,
-                "axes.axisbelow": True,
-                "grid.color": style.muted,
-                "grid.linewidth": 0.6,
-                "hatch.linewidth": 0.8,
-                "lines.scale_dashes": False,  # dashes of lines of any width lie on each other
-                "lines.dashed_pattern": (6, 3),
-                "figure.facecolor": style.background,
-                "axes.facecolor": style.background,
-                **{f"{name}.color": fore for name in ("text", "xtick", "ytick")},
-                **{f"axes.{name}color": fore for name in ("edge", "label", "title")},
-            }
-        )
+    settings = {
+        "font.size": FONT_SIZE,
+        "axes.titlesize": FONT_SIZE,
+        "figure.titlesize": FONT_SIZE + 2,
+        "text.parse_math": False,  # a $ in the name of a class is a $
+        "legend.frameon": False,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.axisbelow": True,
+        "grid.color": style.muted,
+        "grid.linewidth": 0.6,
+        "hatch.linewidth": 0.8,
+        "lines.scale_dashes": False,  # dashes of lines of any width lie on each other
+        "lines.dashed_pattern": (6, 3),
+        "figure.facecolor": style.background,
+        "axes.facecolor": style.background,
+        **{f"{name}.color": style.foreground for name in ("text", "xtick", "ytick")},
+        **{f"axes.{name}color": style.foreground for name in ("edge", "label", "title")},
+    }
+    with matplotlib.style.context(settings, after_reset=True):
         yield
 
 
@@ -123,7 +104,7 @@ def new_figure(height: float, title: str) -> "Figure":
     from matplotlib.figure import Figure  # no pyplot: nothing is global, and saving needs no display
 
     figure = Figure(figsize=(WIDTH, height), dpi=DPI, layout="constrained")
-    figure.suptitle(plain(title))
+    figure.suptitle(title)
     return figure
 
 
@@ -134,17 +115,18 @@ def write_figure(
     name: str,
     backgrounds: Sequence[str] = ("light", "dark"),
 ) -> list[Path]:
-    """Write a figure's arrays, and its picture once per background.
+    """
+    Writes a figure's arrays, and its picture once per background.
 
     Args:
-        arrays: What the figure shows; numbers and strings.
-        draw: Makes the picture from these arrays and a style.
-        folder: Where to write; made if need be.
-        name: Of the files: `<name>.npz`, `<name>_light.png`, `<name>_dark.png`.
-        backgrounds: Names in `STYLES`.
+        arrays (`Mapping[str, np.ndarray]`): what the figure shows; numbers and strings.
+        draw (`Callable`): makes the picture from these arrays and a [`Style`].
+        folder (`str` or `Path`): where to write; made if need be.
+        name (`str`): of the files: `<name>.npz`, `<name>_light.png`, `<name>_dark.png`.
+        backgrounds (`Sequence[str]`, *optional*): names in `STYLES`.
 
     Returns:
-        The files written, the arrays first.
+        `list[Path]`: the files written, the arrays first.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -158,20 +140,25 @@ def write_figure(
     return paths
 
 
-def hex_colors(palette: np.ndarray) -> list[str]:
-    """uint8 (colours, 3) as strings that matplotlib reads."""
-    return [f"#{red:02x}{green:02x}{blue:02x}" for red, green, blue in palette]
-
-
 def crop_note(arrays: Mapping[str, np.ndarray]) -> str:
-    """What a title says about `pictures`, (..., height, width, 3), that are centre crops."""
+    """What a title says about `pictures`, (..., height, width, 3), that are center crops."""
     height, width = arrays["pictures"].shape[-3:-1]
-    return f", centre crops of {height} x {width} pixels"
+    return f", center crops of {height} x {width} pixels"
 
 
-def plain(text: str, longest: int | None = None) -> str:
-    """A text as it is, not as a formula, and cut to a length if one is given."""
+def shorten(text: str, longest: int = MAX_NAME) -> str:
+    """A text cut to a length."""
     text = str(text)
-    if longest is not None and len(text) > longest:
-        text = text[: longest - 3] + "..."
-    return text.replace("$", r"\$")
+    return text if len(text) <= longest else f"{text[: longest - 3]}..."
+
+
+__all__ = [
+    "STYLES",
+    "Style",
+    "crop_note",
+    "drawing",
+    "new_figure",
+    "require_matplotlib",
+    "shorten",
+    "write_figure",
+]

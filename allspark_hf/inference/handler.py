@@ -60,11 +60,11 @@ class EndpointHandler:
 
     Args:
         path (`str` or `Path`, *optional*):
-            Folder of the repository: weights, config.json, preprocessor_config.json and the two Python files. By
-            default the folder of this file. The model goes to the GPU if there is one.
+            folder of the repository: weights, config.json, preprocessor_config.json and the Python files. By default
+            the folder of this file. The model goes to the GPU if there is one.
 
     Raises:
-        ValueError: If the model cannot be loaded (weights in safetensors, never a pickle), or weights are missing.
+        ValueError: if the model cannot be loaded (weights in safetensors, never a pickle), or weights are missing.
     """
 
     max_image_bytes = 20 * 2**20
@@ -108,15 +108,15 @@ class EndpointHandler:
                 - `overlap_mask_area_threshold`: refused, since the masks of semantic segmentation do not overlap.
 
         Returns:
-            `list[dict]`: One entry per class with a pixel, in the order of class indices (as in the transformers
-            pipeline). `label`: its name. `mask`: base64 of a grey PNG of the upright image's size, 255 where the class
+            `list[dict]`: one entry per class with a pixel, in the order of class indices (as in the transformers
+            pipeline). `label`: its name. `mask`: base64 of a gray PNG of the upright image's size, 255 where the class
             is, else 0. `score`: mean probability of the class over the mask's pixels, 0 to 1: the softmax of the
             logits at image size; with a single class their sigmoid, and its mask is the whole image unless
             `mask_threshold` cuts it.
 
         Raises:
-            BadRequest: If the request cannot be used; one sentence.
-            RuntimeError: If the server fails; the cause is in its log.
+            BadRequest: if the request cannot be used; one sentence.
+            RuntimeError: if the server fails; the cause is in its log.
         """
         try:
             return self._segment(data)
@@ -228,16 +228,14 @@ def read_parameters(parameters: dict | None) -> tuple[float, float]:
         `tuple[float, float]`: `threshold` and `mask_threshold`, each 0 to 1.
 
     Raises:
-        BadRequest: If one is unknown, out of range or not for this model.
+        BadRequest: if one is unknown, out of range or not for this model.
     """
     parameters = {} if parameters is None else parameters
     if not isinstance(parameters, dict):
         raise BadRequest(f"parameters is of type {type(parameters).__name__}, but an object is needed.")
     unknown = sorted(set(map(str, parameters)) - set(TASK_PARAMETERS))
     if unknown:
-        raise BadRequest(
-            f"Unknown parameters {reprlib.repr(unknown)}: use {' or '.join(('threshold', 'mask_threshold'))}."
-        )
+        raise BadRequest(f"Unknown parameters {reprlib.repr(unknown)}: use threshold or mask_threshold.")
     if parameters.get("subtask") not in (None, "semantic"):
         raise BadRequest(
             f"subtask is {reprlib.repr(parameters['subtask'])}, but the model does semantic segmentation only: send "
@@ -264,7 +262,7 @@ def _read_share(parameters: dict, name: str) -> float:
 
 
 def encode_mask(mask: np.ndarray) -> str:
-    """Base64 of a grey PNG, 255 where the bool (height, width) mask is true and 0 elsewhere."""
+    """Base64 of a gray PNG, 255 where the bool (height, width) mask is true and 0 elsewhere."""
     file = io.BytesIO()
     PIL.Image.fromarray(mask.astype(np.uint8) * 255).save(file, format="PNG")
     return base64.b64encode(file.getvalue()).decode("ascii")
@@ -273,22 +271,22 @@ def encode_mask(mask: np.ndarray) -> str:
 def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
     """
     8-bit RGB as a person sees it, the same as the training code makes of its images: upright by the EXIF orientation,
-    16-bit grey scaled by 1/257, white behind transparent pixels.
+    16-bit gray scaled by 1/257, white behind transparent pixels.
 
     Raises:
-        BadRequest: If the image holds floating-point values, or integers outside 0 to 65535.
+        BadRequest: if the image holds floating-point values, or integers outside 0 to 65535.
     """
     image = PIL.ImageOps.exif_transpose(image)
     if image.mode == "F":
         raise BadRequest("The image holds floating-point values: save it with 8-bit or 16-bit integers.")
     if image.mode.startswith("I"):
-        grey = np.asarray(image).astype(np.int64)
-        if grey.min() < 0 or grey.max() > 65535:
+        gray = np.asarray(image).astype(np.int64)
+        if gray.min() < 0 or gray.max() > 65535:
             raise BadRequest("The image holds integers outside 0 to 65535: save it with 8 or 16 bits.")
         transparent = image.info.get("transparency")
         if isinstance(transparent, int):
-            grey[grey == transparent] = 65535
-        return PIL.Image.fromarray(((grey + 128) // 257).astype(np.uint8)).convert("RGB")
+            gray[gray == transparent] = 65535
+        return PIL.Image.fromarray(((gray + 128) // 257).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return PIL.Image.alpha_composite(PIL.Image.new("RGBA", image.size, "white"), image).convert("RGB")
@@ -301,8 +299,8 @@ def model_logits(model, image_processor, picture: PIL.Image.Image) -> torch.Tens
     The logits of one picture.
 
     Args:
-        model ([`PreTrainedModel`]): SegFormer, with or without AllSpark, in eval mode.
-        image_processor ([`BaseImageProcessor`]): The model's image processor.
+        model ([`PreTrainedModel`]): segmentation model in eval mode.
+        image_processor ([`BaseImageProcessor`]): the model's.
         picture (`PIL.Image.Image`): RGB, upright.
 
     Returns:
@@ -310,8 +308,8 @@ def model_logits(model, image_processor, picture: PIL.Image.Image) -> torch.Tens
         picture, in the model's type and on its device, finite.
 
     Raises:
-        BadRequest: If the picture is too small or too narrow for the model.
-        RuntimeError: If the model's output is not finite.
+        BadRequest: if the picture is too small or too narrow for the model.
+        RuntimeError: if the model's output is not finite.
     """
     given = f"The image has {picture.width}x{picture.height} pixels (width x height)"
     try:
@@ -319,7 +317,7 @@ def model_logits(model, image_processor, picture: PIL.Image.Image) -> torch.Tens
     except ValueError as error:  # a side that would be scaled to 0 pixels
         raise BadRequest(f"{given}, too narrow to be scaled to the model's size: send a less narrow one.") from error
     height, width = inputs["pixel_values"].shape[2:]
-    smallest = getattr(model.config, "smallest_side", 1)  # transformers' own SegFormer does not tell
+    smallest = getattr(model.config, "smallest_side", 1)
     if min(height, width) < smallest:
         raise BadRequest(
             f"{given} and reaches the model with {width}x{height}, which needs at least {smallest} a side: send a "

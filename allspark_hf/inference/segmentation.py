@@ -16,11 +16,11 @@ from transformers import PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
 from ..data.images import open_image, to_rgb
-from .prediction import load_trained, model_palette, predict_confidence
+from ..utils.text import one_line
+from .loading import load_trained
+from .prediction import model_palette, predict_confidence
 from .visualization import legend, overlay
 
-
-__all__ = ["LegendEntry", "Segmentation", "segment"]
 
 _CACHED_MODELS = 2
 _NOTEBOOK_SIDE = 800
@@ -33,14 +33,15 @@ ImageInput = Image.Image | str | Path | np.ndarray
 
 @dataclass(frozen=True)
 class LegendEntry:
-    """A class of a segmentation.
+    """
+    A class of a segmentation.
 
     Args:
-        index: Class index.
-        label: Name of the class.
-        color: Red, green and blue, 0 to 255.
-        share: Share of the image's pixels, over 0, up to 1.
-        confidence: Mean probability, 0 to 1, that the model gives the class on those pixels.
+        index (`int`): class index.
+        label (`str`): name of the class.
+        color (`tuple[int, int, int]`): red, green and blue, 0 to 255.
+        share (`float`): share of the image's pixels, over 0, up to 1.
+        confidence (`float`): mean probability, 0 to 1, that the model gives the class on those pixels.
     """
 
     index: int
@@ -52,15 +53,17 @@ class LegendEntry:
 
 @dataclass(frozen=True, eq=False)
 class Segmentation:
-    """A segmented image. As the last line of a notebook's cell it shows its overlay and legend.
+    """
+    A segmented image. As the last line of a notebook's cell it shows its overlay and legend.
 
     Args:
-        image: RGB, upright.
-        mask: Class indices 0 to num_labels - 1 (height, width), the size of `image`: uint8 up to 256 classes, int32
+        image (`PIL.Image.Image`): RGB, upright.
+        mask (`np.ndarray`):
+            class indices 0 to num_labels - 1 (height, width), the size of `image`: uint8 up to 256 classes, int32
             above.
-        confidence: Probability of each pixel's class, float32 in 0..1 (height, width).
-        id2label: Name of every class index.
-        palette: Colours of all classes, uint8 (num_labels, 3), red, green and blue in 0..255.
+        confidence (`np.ndarray`): probability of each pixel's class, float32 in 0..1 (height, width).
+        id2label (`dict[int, str]`): name of every class index.
+        palette (`np.ndarray`): colors of all classes, uint8 (num_labels, 3), red, green and blue in 0..255.
     """
 
     image: Image.Image
@@ -88,16 +91,14 @@ class Segmentation:
         ]
 
     def overlay(self, alpha: float = 0.5) -> Image.Image:
-        """The image under the classes' colours.
+        """
+        The image under the classes' colors: RGB, of the same size.
 
         Args:
-            alpha: Weight of the colours, 0 (image only) to 1 (colours only).
-
-        Returns:
-            RGB image of the same size.
+            alpha (`float`, *optional*, defaults to 0.5): weight of the colors, 0 (image only) to 1 (colors only).
 
         Raises:
-            ValueError: If `alpha` is out of range.
+            ValueError: if `alpha` is out of range.
         """
         return overlay(self.image, self.mask, self.palette, alpha, ignore_index=None)
 
@@ -107,16 +108,14 @@ class Segmentation:
         return legend(names, self.palette, present=np.unique(self.mask))
 
     def class_mask(self, label: str | int) -> np.ndarray:
-        """Where one class is.
+        """
+        Where one class is: bool (height, width); all False if the class does not occur.
 
         Args:
-            label: Name or index of the class; a name that several classes have stands for all of them.
-
-        Returns:
-            bool (height, width); all False if the class does not occur.
+            label (`str` or `int`): name or index; a name that several classes have stands for all of them.
 
         Raises:
-            ValueError: If the model has no such class.
+            ValueError: if the model has no such class.
         """
         indices = [index for index, name in self.id2label.items() if label in (name, index)]
         if not indices:
@@ -163,25 +162,26 @@ def segment(
     revision: str | None = None,
     token: str | bool | None = None,
 ) -> Segmentation | list[Segmentation]:
-    """Segment an image, or several.
+    """
+    Segments an image, or several.
 
-    The mask is that of `predict_mask`. The last two models are kept in memory, so that another call with the same
+    The mask is that of [`predict_mask`]. The last two models are kept in memory, so that another call with the same
     name does not load again; a folder whose model has changed is loaded anew, a Hub id is not asked again.
 
     Args:
-        model: Hub id or folder of a model trained by this library, or a pair of model (in eval mode) and image
-            processor, as `load_trained` gives it.
-        image: A PIL image, the path of an image file, or an array uint8 (height, width, 3) of red, green and blue in
+        model (`str`, `Path` or `tuple`):
+            Hub id or folder of a model trained by this library, or a pair of model (in eval mode) and image
+            processor, as [`load_trained`] gives it.
+        image (`PIL.Image.Image`, `str`, `Path` or `np.ndarray`):
+            a picture, the path of an image file, or an array uint8 (height, width, 3) of red, green and blue in
             0..255; or a list or tuple of these.
-        device: Such as "cpu" or "cuda:0"; None takes the GPU if there is one. Not for a loaded model.
-        revision: Branch, tag or commit of a Hub id; None for the main branch. Not for a loaded model.
-        token: Access token of a private Hub id; None for the one that is logged in, if any. Not for a loaded model.
+        device, revision, token (*optional*): of [`load_trained`]; not for a loaded model.
 
     Returns:
-        The segmentation; a list of them, in order, for a list or tuple.
+        [`Segmentation`]: a list of them, in order, for a list or tuple.
 
     Raises:
-        ValueError: If the model cannot be loaded, or an image cannot be read or is too small for the model.
+        ValueError: if the model cannot be loaded, or an image cannot be read or is too small for the model.
     """
     many = isinstance(image, (list, tuple))
     # All are read first, so that a bad one is told before the model has worked on the others.
@@ -213,8 +213,7 @@ def _read(image: ImageInput) -> Image.Image:
                 return to_rgb(opened)
         # Pillow's decoders raise OSError, SyntaxError, struct.error, zlib.error and others on bad files.
         except Exception as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise ValueError(f"{image} cannot be read as an image: {reason}") from error
+            raise ValueError(f"{image} cannot be read as an image: {one_line(error)}") from error
     if isinstance(image, Image.Image):
         return to_rgb(image)
     if not isinstance(image, np.ndarray):
@@ -258,3 +257,6 @@ def _model_files(folder: Path) -> tuple[tuple[str, int, int], ...]:
     """Name, modification time and size of a folder's model files; empty for a Hub id."""
     found = [(file, file.stat()) for pattern in _MODEL_FILES for file in sorted(folder.glob(pattern))]
     return tuple((str(file.resolve()), stat.st_mtime_ns, stat.st_size) for file, stat in found)
+
+
+__all__ = ["LegendEntry", "Segmentation", "segment"]

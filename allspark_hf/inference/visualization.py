@@ -1,4 +1,4 @@
-"""Colours, overlays, legends and labelled strips of segmentation masks, with Pillow and NumPy only."""
+"""Colors, overlays and legends of segmentation masks, with Pillow and NumPy only."""
 
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -8,17 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 
-__all__ = [
-    "colorize",
-    "contact_sheet",
-    "default_palette",
-    "index_image",
-    "legend",
-    "overlay",
-    "side_by_side",
-]
-
-# Okabe and Ito's colours, told apart by colour-blind readers too: black, orange, sky blue, bluish green, yellow,
+# Okabe and Ito's colors, told apart by color-blind readers too: black, orange, sky blue, bluish green, yellow,
 # blue, vermillion, reddish purple.
 _OKABE_ITO = (
     (0, 0, 0),
@@ -37,31 +27,34 @@ _LEGEND_ROWS = 24
 _FONT_SIZE = 14
 _GAP = 6
 
+Palette = np.ndarray | Sequence[Sequence[int]]
+
 
 def default_palette(num_labels: int) -> np.ndarray:
-    """Colours that stay apart: the first eight safe for colour-blind readers, all of them unique, none white.
+    """
+    Colors that stay apart: the first eight safe for color-blind readers, all of them unique, none white.
 
-    A palette is the beginning of every longer one, so a class keeps its colour when classes are added.
+    A palette is the beginning of every longer one, so a class keeps its color when classes are added.
 
     Args:
-        num_labels: Number of classes, 1 to 256.
+        num_labels (`int`): number of classes, 1 to 256.
 
     Returns:
-        uint8 (num_labels, 3), red, green and blue in 0..255.
+        `np.ndarray`: uint8 (num_labels, 3), red, green and blue in 0..255.
 
     Raises:
-        ValueError: If `num_labels` is out of range.
+        ValueError: if `num_labels` is out of range.
     """
     if not 1 <= num_labels <= _MAX_CLASSES:
         raise ValueError(
-            f"num_labels is {num_labels}, but a palette has 1 to {_MAX_CLASSES} colours: pass a number in that range."
+            f"num_labels is {num_labels}, but a palette has 1 to {_MAX_CLASSES} colors: pass a number in that range."
         )
     return np.array(_all_colors()[:num_labels], dtype=np.uint8)
 
 
 @lru_cache(maxsize=1)
 def _all_colors() -> tuple[tuple[int, int, int], ...]:
-    """The safe colours, then each time the candidate farthest, as the eye sees it, from all taken so far."""
+    """The safe colors, then each time the candidate farthest, as the eye sees it, from all taken so far."""
     levels = np.linspace(0, 255, 9).round()
     candidates = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1).reshape(-1, 3)
     candidates_lab = _to_lab(candidates)
@@ -77,7 +70,7 @@ def _all_colors() -> tuple[tuple[int, int, int], ...]:
 
 
 def _to_lab(rgb: np.ndarray) -> np.ndarray:
-    """CIE L*a*b* (D65) of sRGB colours in 0..255, both (count, 3)."""
+    """CIE L*a*b* (D65) of sRGB colors in 0..255, both (count, 3)."""
     value = rgb / 255
     linear = np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)
     to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
@@ -86,131 +79,164 @@ def _to_lab(rgb: np.ndarray) -> np.ndarray:
     return np.stack([116 * root[:, 1] - 16, 500 * (root[:, 0] - root[:, 1]), 200 * (root[:, 1] - root[:, 2])], axis=-1)
 
 
-def _check_palette(palette: np.ndarray | Sequence[Sequence[int]]) -> np.ndarray:
+def _check_palette(palette: Palette) -> np.ndarray:
     colors = np.asarray(palette)
     if colors.ndim != 2 or colors.shape[1] != 3 or not 1 <= len(colors) <= _MAX_CLASSES:
         raise ValueError(
-            f"palette has shape {colors.shape}, but (num_labels, 3) with 1 to {_MAX_CLASSES} colours is needed: "
+            f"palette has shape {colors.shape}, but (num_labels, 3) with 1 to {_MAX_CLASSES} colors is needed: "
             "pass one [red, green, blue] per class."
         )
     if colors.dtype.kind not in "iu" or colors.min() < 0 or colors.max() > 255:
         raise ValueError(
             f"palette holds {colors.dtype} values from {colors.min()} to {colors.max()}, but integers from 0 to 255 "
-            "are needed: scale and round the colours."
+            "are needed: scale and round the colors."
         )
     return colors.astype(np.uint8)
 
 
-def _check_mask(mask: np.ndarray, num_colors: int, ignore_index: int | None) -> np.ndarray:
+def _check_mask(mask: np.ndarray, num_colors: int, ignore_index: int | None) -> tuple[np.ndarray, np.ndarray]:
+    """The mask, and where it is ignored: bool (height, width)."""
     mask = np.asarray(mask)
     if mask.ndim != 2 or mask.dtype.kind not in "iu":
         raise ValueError(
             f"mask is {mask.dtype} of shape {mask.shape}, but integers of shape (height, width) are needed: "
             "pass the class index of each pixel."
         )
-    wrong = mask[((mask < 0) | (mask >= num_colors)) & ~_ignored(mask, ignore_index)]
+    ignored = np.zeros(mask.shape, dtype=bool) if ignore_index is None else mask == ignore_index
+    wrong = mask[((mask < 0) | (mask >= num_colors)) & ~ignored]
     if wrong.size:
         raise ValueError(
-            f"mask holds class index {wrong[0]}, but the palette has {num_colors} colours (0 to {num_colors - 1}) and "
-            f"the ignore index is {ignore_index}: pass a palette with a colour for every class."
+            f"mask holds class index {wrong[0]}, but the palette has {num_colors} colors (0 to {num_colors - 1}) and "
+            f"the ignore index is {ignore_index}: pass a palette with a color for every class."
         )
-    return mask
+    return mask, ignored
 
 
-def _ignored(mask: np.ndarray, ignore_index: int | None) -> np.ndarray:
-    return np.zeros(mask.shape, dtype=bool) if ignore_index is None else mask == ignore_index
-
-
-def colorize(
-    mask: np.ndarray, palette: np.ndarray | Sequence[Sequence[int]], ignore_index: int | None = 255
-) -> Image.Image:
-    """Paint every class of a mask in its colour, and ignored pixels white.
+def colorize(mask: np.ndarray, palette: Palette, ignore_index: int | None = 255) -> Image.Image:
+    """
+    Paints every class of a mask in its color, and ignored pixels white.
 
     Args:
-        mask: Integers (height, width), class index 0 to num_labels - 1, or `ignore_index`.
-        palette: Integers (num_labels, 3), red, green and blue in 0..255.
-        ignore_index: Value of ignored pixels, which wins over a class of the same number; None if there are none.
+        mask (`np.ndarray`): integers (height, width), class index 0 to num_labels - 1, or `ignore_index`.
+        palette (`np.ndarray` or `list`): integers (num_labels, 3), red, green and blue in 0..255.
+        ignore_index (`int`, *optional*, defaults to 255):
+            value of ignored pixels, which wins over a class of the same number; None if there are none.
 
     Returns:
-        RGB image of the mask's size.
+        `PIL.Image.Image`: RGB, of the mask's size.
 
     Raises:
-        ValueError: If the mask or palette has the wrong shape or type, or a class has no colour.
+        ValueError: if the mask or palette has the wrong shape or type, or a class has no color.
     """
     colors = _check_palette(palette)
-    mask = _check_mask(mask, len(colors), ignore_index)
-    ignored = _ignored(mask, ignore_index)
+    mask, ignored = _check_mask(mask, len(colors), ignore_index)
     painted = colors[np.where(ignored, 0, mask)]
     painted[ignored] = _IGNORE_COLOR
     return Image.fromarray(painted)
 
 
 def overlay(
-    image: Image.Image,
-    mask: np.ndarray,
-    palette: np.ndarray | Sequence[Sequence[int]],
-    alpha: float = 0.5,
-    ignore_index: int | None = 255,
+    image: Image.Image, mask: np.ndarray, palette: Palette, alpha: float = 0.5, ignore_index: int | None = 255
 ) -> Image.Image:
-    """Lay a mask's colours over its image; ignored pixels show the image alone.
+    """
+    Lays a mask's colors over its image; ignored pixels show the image alone.
 
     Args:
-        image: Image of the mask's size; converted to RGB.
-        mask: Integers (height, width), class index 0 to num_labels - 1, or `ignore_index`.
-        palette: Integers (num_labels, 3), red, green and blue in 0..255.
-        alpha: Weight of the colours, 0 (image only) to 1 (colours only).
-        ignore_index: Value of ignored pixels, None if there are none.
+        image (`PIL.Image.Image`): of the mask's size; converted to RGB.
+        mask, palette, ignore_index: as for [`colorize`].
+        alpha (`float`, *optional*, defaults to 0.5): weight of the colors, 0 (image only) to 1 (colors only).
 
     Returns:
-        RGB image of the same size.
+        `PIL.Image.Image`: RGB, of the same size.
 
     Raises:
-        ValueError: If sizes differ, `alpha` is out of range, or `colorize` refuses the mask or palette.
+        ValueError: if sizes differ, `alpha` is out of range, or [`colorize`] refuses the mask or palette.
     """
     if not 0 <= alpha <= 1:
-        raise ValueError(f"alpha is {alpha}, but a weight from 0 (image only) to 1 (colours only) is needed.")
+        raise ValueError(f"alpha is {alpha}, but a weight from 0 (image only) to 1 (colors only) is needed.")
     painted = np.asarray(colorize(mask, palette, ignore_index), dtype=np.float32)
     height, width = painted.shape[:2]
     if image.size != (width, height):
         raise ValueError(
             f"mask is {height}x{width} and image is {image.height}x{image.width} (height x width), but they must be "
-            "of one size: resize the mask with nearest neighbour, or pass the image it belongs to."
+            "of one size: resize the mask with nearest neighbor, or pass the image it belongs to."
         )
     picture = np.asarray(image.convert("RGB"), dtype=np.float32)
-    weight = np.where(_ignored(np.asarray(mask), ignore_index), 0, alpha).astype(np.float32)[..., None]
+    ignored = False if ignore_index is None else np.asarray(mask) == ignore_index
+    weight = np.where(ignored, 0, alpha).astype(np.float32)[..., None]
     blended = picture + (painted - picture) * weight
     return Image.fromarray(blended.round().astype(np.uint8))
 
 
-def index_image(
-    mask: np.ndarray, palette: np.ndarray | Sequence[Sequence[int]], ignore_index: int | None = 255
-) -> Image.Image:
-    """Turn a mask into an image of mode "P": pixel values are the class indices, shown in the palette's colours.
+def index_image(mask: np.ndarray, palette: Palette, ignore_index: int | None = 255) -> Image.Image:
+    """
+    Turns a mask into an image of mode "P": pixel values are the class indices, shown in the palette's colors.
 
     Args:
-        mask: Integers (height, width), class index 0 to num_labels - 1, or `ignore_index`.
-        palette: Integers (num_labels, 3), red, green and blue in 0..255.
-        ignore_index: Value of ignored pixels, 0 to 255, white if no class has this number; None if there are none.
+        mask, palette: as for [`colorize`].
+        ignore_index (`int`, *optional*, defaults to 255):
+            value of ignored pixels, 0 to 255, white if no class has this number; None if there are none.
 
     Returns:
-        Image of mode "P"; saved as PNG, it reads back as the same indices.
+        `PIL.Image.Image`: of mode "P"; saved as PNG, it reads back as the same indices.
 
     Raises:
-        ValueError: If the mask or palette has the wrong shape or type, a class has no colour, or `ignore_index`
-            does not fit in 8 bits.
+        ValueError: if [`colorize`] refuses the mask or palette, or `ignore_index` does not fit in 8 bits.
     """
     if ignore_index is not None and not 0 <= ignore_index < _MAX_CLASSES:
         raise ValueError(
             f"ignore_index is {ignore_index}, but an indexed image holds 0 to 255: relabel ignored pixels as 255."
         )
     colors = _check_palette(palette)
-    mask = _check_mask(mask, len(colors), ignore_index)
+    mask, _ = _check_mask(mask, len(colors), ignore_index)
     full = np.zeros((_MAX_CLASSES, 3), dtype=np.uint8)
     full[: len(colors)] = colors
     if ignore_index is not None and ignore_index >= len(colors):
         full[ignore_index] = _IGNORE_COLOR
     image = Image.fromarray(np.ascontiguousarray(mask, dtype=np.uint8))
     image.putpalette(full.tobytes())
+    return image
+
+
+def legend(names: Sequence[str], colors: Palette, present: Iterable[int] | None = None) -> Image.Image:
+    """
+    Draws a swatch and a name per class, in columns of at most 24.
+
+    Args:
+        names (`Sequence[str]`):
+            one per class; a name over 60 characters is cut, accents are dropped, and a character that the font lacks
+            is drawn as a box.
+        colors (`np.ndarray` or `list`): integers (num_labels, 3), red, green and blue in 0..255.
+        present (`Iterable[int]`, *optional*): class indices to list, in any order; all classes by default.
+
+    Returns:
+        `PIL.Image.Image`: RGB, on white.
+
+    Raises:
+        ValueError: if names and colors differ in number, or `present` is empty or holds an unknown class.
+    """
+    colors = _check_palette(colors)
+    if len(names) != len(colors):
+        raise ValueError(f"names has {len(names)} entries and colors has {len(colors)}: pass one of each per class.")
+    chosen = list(range(len(names))) if present is None else sorted({int(label) for label in present})
+    if not chosen or chosen[0] < 0 or chosen[-1] >= len(names):
+        raise ValueError(
+            f"present is {chosen}, but one or more class indices from 0 to {len(names) - 1} are needed: "
+            "leave out the ignore index, or pass None for all classes."
+        )
+    font = _font()
+    texts = [_printable(names[label], font) for label in chosen]
+    line = int(np.ceil(font.getbbox("Agjy|")[3])) + 2 + _GAP
+    swatch = 2 * line
+    column = swatch + 3 * _GAP + max(int(np.ceil(font.getlength(text))) for text in texts)
+    num_columns = -(-len(chosen) // _LEGEND_ROWS)
+    image = Image.new("RGB", (num_columns * column + _GAP, min(len(chosen), _LEGEND_ROWS) * line + _GAP), "white")
+    draw = ImageDraw.Draw(image)
+    for position, (label, text) in enumerate(zip(chosen, texts, strict=True)):
+        left, top = _GAP + position // _LEGEND_ROWS * column, _GAP + position % _LEGEND_ROWS * line
+        box = (left, top, left + swatch - 1, top + line - _GAP - 1)
+        draw.rectangle(box, fill=tuple(colors[label].tolist()), outline=(96, 96, 96))
+        draw.text((left + swatch + _GAP, top), text, fill="black", font=font)
     return image
 
 
@@ -231,103 +257,4 @@ def _printable(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) ->
     return line if len(line) <= _MAX_NAME else line[: _MAX_NAME - 3] + "..."
 
 
-def _text_size(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> tuple[int, int]:
-    """Width of the text, and a line height that fits every text of this font."""
-    return int(np.ceil(font.getlength(text))), int(np.ceil(font.getbbox("Agjy|")[3])) + 2
-
-
-def legend(
-    names: Sequence[str],
-    colors: np.ndarray | Sequence[Sequence[int]],
-    present: Iterable[int] | None = None,
-) -> Image.Image:
-    """Draw a swatch and a name per class, in columns of at most 24.
-
-    Args:
-        names: One name per class; a name over 60 characters is cut, accents are dropped, and a character that the
-            font lacks is drawn as a box.
-        colors: Integers (num_labels, 3), red, green and blue in 0..255.
-        present: Class indices to list, in any order; all classes if None.
-
-    Returns:
-        RGB image on white.
-
-    Raises:
-        ValueError: If names and colours differ in number, or `present` is empty or holds an unknown class.
-    """
-    colors = _check_palette(colors)
-    if len(names) != len(colors):
-        raise ValueError(f"names has {len(names)} entries and colors has {len(colors)}: pass one of each per class.")
-    chosen = list(range(len(names))) if present is None else sorted({int(label) for label in present})
-    if not chosen or chosen[0] < 0 or chosen[-1] >= len(names):
-        raise ValueError(
-            f"present is {chosen}, but one or more class indices from 0 to {len(names) - 1} are needed: "
-            "leave out the ignore index, or pass None for all classes."
-        )
-    font = _font()
-    texts = [_printable(names[label], font) for label in chosen]
-    line = _text_size("", font)[1] + _GAP
-    swatch = 2 * line
-    column = swatch + 3 * _GAP + max(_text_size(text, font)[0] for text in texts)
-    num_columns = -(-len(chosen) // _LEGEND_ROWS)
-    image = Image.new("RGB", (num_columns * column + _GAP, min(len(chosen), _LEGEND_ROWS) * line + _GAP), "white")
-    draw = ImageDraw.Draw(image)
-    for position, (label, text) in enumerate(zip(chosen, texts, strict=True)):
-        left, top = _GAP + position // _LEGEND_ROWS * column, _GAP + position % _LEGEND_ROWS * line
-        box = (left, top, left + swatch - 1, top + line - _GAP - 1)
-        draw.rectangle(box, fill=tuple(colors[label].tolist()), outline=(96, 96, 96))
-        draw.text((left + swatch + _GAP, top), text, fill="black", font=font)
-    return image
-
-
-def side_by_side(panels: Sequence[tuple[str, Image.Image]]) -> Image.Image:
-    """Put titled images in a row, tops aligned, each at its own size.
-
-    Args:
-        panels: Pairs of title and image; a title over 60 characters is cut, a column is at least its title's width.
-
-    Returns:
-        RGB image on white.
-
-    Raises:
-        ValueError: If there is no panel.
-    """
-    if not panels:
-        raise ValueError("panels is empty, but at least one (title, image) pair is needed.")
-    font = _font()
-    titles = [_printable(title, font) for title, _ in panels]
-    pictures = [picture.convert("RGB") for _, picture in panels]
-    widths = [max(picture.width, _text_size(text, font)[0]) for text, picture in zip(titles, pictures, strict=True)]
-    # A strip without any title has no empty title line.
-    top = _GAP + (_text_size("", font)[1] if any(titles) else 0)
-    height = top + max(picture.height for picture in pictures) + _GAP
-    strip = Image.new("RGB", (sum(widths) + _GAP * (len(widths) + 1), height), "white")
-    draw = ImageDraw.Draw(strip)
-    left = _GAP
-    for text, picture, width in zip(titles, pictures, widths, strict=True):
-        draw.text((left, _GAP // 2), text, fill="black", font=font)
-        strip.paste(picture, (left, top))
-        left += width + _GAP
-    return strip
-
-
-def contact_sheet(rows: Sequence[Image.Image]) -> Image.Image:
-    """Stack images (for example strips of `side_by_side`) from top to bottom, left sides aligned.
-
-    Args:
-        rows: Images of any size.
-
-    Returns:
-        RGB image on white, as wide as the widest row.
-
-    Raises:
-        ValueError: If there is no row.
-    """
-    if not rows:
-        raise ValueError("rows is empty, but at least one image is needed.")
-    sheet = Image.new("RGB", (max(row.width for row in rows), sum(row.height for row in rows)), "white")
-    top = 0
-    for row in rows:
-        sheet.paste(row.convert("RGB"), (0, top))
-        top += row.height
-    return sheet
+__all__ = ["colorize", "default_palette", "index_image", "legend", "overlay"]

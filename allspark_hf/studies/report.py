@@ -1,11 +1,12 @@
 """The table and the plot of a study: mean and spread over seeds, last and best epoch."""
 
-import json
 import math
 import statistics
 from typing import TYPE_CHECKING
 
-from ..figures.style import STYLES, Style, drawing, new_figure, plain
+from ..figures.style import STYLES, Style, drawing, new_figure
+from ..utils.files import write_json
+from ..utils.text import markdown_table, text_table
 from .study import StudyRunner
 
 
@@ -34,22 +35,15 @@ def mean_and_spread(values: list[float]) -> tuple[float, float]:
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else math.nan
 
 
-def table(results: dict[str, dict[str, list[dict]]], num_seeds: int) -> str:
-    """Markdown table, IoU in percent: last and best epoch of each cell."""
-    columns = list(next(iter(results.values())))
-    lines = [["", *(f"{column}, {kind}" for column in columns for kind in ("last", "best"))]]
-    for row, cells in results.items():
-        line = [row]
-        for column in columns:
-            for kind in ("last_mean_iou", "best_mean_iou"):
-                line.append(_cell_text([run[kind] for run in cells[column]], num_seeds))
-        lines.append(line)
-    widths = [max(len(line[index]) for line in lines) for index in range(len(lines[0]))]
-    text = [
-        "| " + " | ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) + " |" for line in lines
+def table(results: dict[str, dict[str, list[dict]]], num_seeds: int) -> tuple[list[str], list[list[str]]]:
+    """Header and rows, IoU in percent: last and best epoch of each cell."""
+    columns = next(iter(results.values()))
+    kinds = [(column, kind) for column in columns for kind in ("last", "best")]
+    rows = [
+        [row, *(_cell_text([run[f"{kind}_mean_iou"] for run in cells[column]], num_seeds) for column, kind in kinds)]
+        for row, cells in results.items()
     ]
-    text.insert(1, "|" + "|".join(["-" * (widths[0] + 2), *("-" * (width + 1) + ":" for width in widths[1:])]) + "|")
-    return "\n".join(text) + "\n"
+    return ["", *(f"{column}, {kind}" for column, kind in kinds)], rows
 
 
 def _cell_text(values: list[float], num_seeds: int) -> str:
@@ -86,14 +80,14 @@ def draw(runner: StudyRunner, results: dict, style: Style) -> "Figure":
         if points:
             at, means, spreads = zip(*points, strict=True)
             bars = [0 if math.isnan(spread) else spread for spread in spreads]
-            axes.errorbar(at, means, bars, capsize=3, label=plain(row), **look)
+            axes.errorbar(at, means, bars, capsize=3, label=row, **look)
         for place, of_seeds in values.items():
             axes.plot([place] * len(of_seeds), of_seeds, ".", color=look["color"], alpha=0.4)
     if numbers:
         axes.set_xscale("log")
-    axes.set_xticks(places, [plain(name) for name in study.columns])
+    axes.set_xticks(places, list(study.columns))
     axes.minorticks_off()
-    axes.set(xlabel=plain(study.column_title), ylabel="mIoU of the last epoch (%)")
+    axes.set(xlabel=study.column_title, ylabel="mIoU of the last epoch (%)")
     axes.grid()
     figure.legend(loc="outside lower center", ncols=min(4, len(results)))
     return figure
@@ -108,23 +102,24 @@ def _numbers(names: list[str]) -> list[float] | None:
 
 
 def write_report(runner: StudyRunner) -> str:
-    """Writes `study.json`, `study.md`, `study_light.png` and `study_dark.png` into its folder; returns the table."""
-    results = collect(runner)
-    text = table(results, len(runner.study.seeds))
+    """
+    Writes `study.json`, `study.md`, `study_light.png` and `study_dark.png` into its folder; returns the table, for a
+    terminal.
+    """
+    study, folder, results = runner.study, runner.output_dir, collect(runner)
+    cells = table(results, len(study.seeds))
     note = (
-        f"\nmIoU in percent, mean ± standard deviation over the seeds {', '.join(map(str, runner.study.seeds))}, of "
-        "the last and of the best evaluation; the best is picked on the same images.\n"
+        f"mIoU in percent, mean ± standard deviation over the seeds {', '.join(map(str, study.seeds))}, of the last "
+        "and of the best evaluation; the best is picked on the same images."
     )
-    folder = runner.output_dir
     folder.mkdir(parents=True, exist_ok=True)
-    content = {"title": runner.study.title, "seeds": runner.study.seeds, "results": results}
-    (folder / "study.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    (folder / "study.md").write_text(f"# {runner.study.title}\n\n{text}{note}", encoding="utf-8")
+    write_json(folder / "study.json", {"title": study.title, "seeds": study.seeds, "results": results})
+    (folder / "study.md").write_text(f"# {study.title}\n\n{markdown_table(*cells)}\n\n{note}\n", encoding="utf-8")
     if any(runs for cells in results.values() for runs in cells.values()):
         for name, style in STYLES.items():
             with drawing(style):
                 draw(runner, results, style).savefig(folder / f"study_{name}.png")
-    return text
+    return text_table(*cells)
 
 
 __all__ = ["collect", "draw", "mean_and_spread", "table", "write_report"]

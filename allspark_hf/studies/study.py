@@ -1,6 +1,5 @@
 """Studies: a grid of training runs, each in a process of its own, that survives whatever happens to one of them."""
 
-import json
 import os
 import re
 import shlex
@@ -17,11 +16,20 @@ import psutil
 
 from ..training.recipes import check_entry, read_recipe, read_yaml, recipe_arguments
 from ..training.storage import finish_renaming, last_complete_checkpoint
+from ..utils.files import read_json, write_json
+from ..utils.text import one_line
 
 
-STUDY_KEYS = ("title", "recipe", "arguments", "rows", "columns", "seeds", "seed_arguments", "column_title")
-STUDY_KINDS = {"title": str, "recipe": str, "arguments": dict, "rows": dict, "columns": dict, "column_title": str}
-STUDY_KINDS |= {"seeds": list, "seed_arguments": list}
+STUDY_KINDS = {
+    "title": str,
+    "recipe": str,
+    "arguments": dict,
+    "rows": dict,
+    "columns": dict,
+    "column_title": str,
+    "seeds": list,
+    "seed_arguments": list,
+}
 RESULT_FILE = "cell.json"
 LOG_FILE = "train.log"
 LAST_FILE_OF_A_RUN = "eval_results.json"
@@ -117,9 +125,9 @@ def read_study(path: str | Path) -> Study:
     content = read_yaml(path)
     if not isinstance(content, dict) or not {"title", "rows", "columns"} <= set(content):
         raise ValueError(f"{path} is no study: it needs title, rows and columns, see scripts/studies.")
-    unknown = sorted(" ".join(str(name).split()) for name in set(content) - set(STUDY_KEYS))
+    unknown = sorted(map(one_line, set(content) - set(STUDY_KINDS)))
     if unknown:
-        raise ValueError(f"{path} has the unknown entries {', '.join(unknown)}: use {', '.join(STUDY_KEYS)}.")
+        raise ValueError(f"{path} has the unknown entries {', '.join(unknown)}: use {', '.join(STUDY_KINDS)}.")
     _check_types(content, path)
     if content.get("recipe"):
         recipe = Path(os.path.normpath(path.parent / content["recipe"]))
@@ -210,7 +218,7 @@ class StudyRunner:
     def result(self, cell: Cell) -> dict | None:
         """What `cell.json` says: the metrics of the run, None if it is not finished."""
         path = self.output_dir / cell.folder / RESULT_FILE
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        return read_json(path) if path.is_file() else None
 
     def command(self, cell: Cell) -> list[str]:
         """The command of a cell, without resuming."""
@@ -230,7 +238,7 @@ class StudyRunner:
 
     def _check_unchanged(self, cell: Cell):
         path = self.output_dir / cell.folder / "study.json"
-        if path.is_file() and json.loads(path.read_text(encoding="utf-8")) != self._fingerprint(cell):
+        if path.is_file() and read_json(path) != self._fingerprint(cell):
             raise ValueError(
                 f"{path.parent} was made with other arguments or another recipe, so that its number does not belong "
                 "in this table: choose another --output_dir, or remove that folder to train it anew."
@@ -242,7 +250,7 @@ class StudyRunner:
         running = _running(folder)
         if running:
             return f"{cell.name} is still trained by process {running}: wait for it or end it, then start again"
-        _write_whole(folder / "study.json", self._fingerprint(cell))
+        write_json(folder / "study.json", self._fingerprint(cell))
         command = self.command(cell)
         if not (folder / LAST_FILE_OF_A_RUN).is_file():
             finish_renaming(folder)
@@ -255,7 +263,7 @@ class StudyRunner:
                 tail = (folder / LOG_FILE).read_text(encoding="utf-8", errors="replace").strip().splitlines()
                 shown = " | ".join(tail[-SHOWN_LOG_LINES:])
                 return f"{cell.name} ended with exit code {code}; the end of {folder / LOG_FILE}: {shown}"
-        _write_whole(folder / RESULT_FILE, read_run_metrics(folder) | {"command": shlex.join(command)})
+        write_json(folder / RESULT_FILE, read_run_metrics(folder) | {"command": shlex.join(command)})
         return None
 
 
@@ -263,7 +271,7 @@ def _run(command: list[str], folder: Path, log: TextIO) -> int:
     """Exit code of a run, which is ended with this process, unless that is killed; then [`_running`] finds it."""
     process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
     started = {"pid": process.pid, "create_time": psutil.Process(process.pid).create_time()}
-    _write_whole(folder / PROCESS_FILE, started)
+    write_json(folder / PROCESS_FILE, started)
     try:
         return process.wait()
     finally:
@@ -281,7 +289,7 @@ def _running(folder: Path) -> int | None:
     path = folder / PROCESS_FILE
     if not path.is_file():
         return None
-    started = json.loads(path.read_text(encoding="utf-8"))
+    started = read_json(path)
     try:
         process = psutil.Process(started["pid"])
         same = process.create_time() == started["create_time"] and process.status() != psutil.STATUS_ZOMBIE
@@ -295,30 +303,25 @@ def read_run_metrics(folder: Path) -> dict:
     What a finished run of scripts/train.py says about itself.
 
     Returns:
-        `dict`: `last_mean_iou` and `best_mean_iou` in [0, 1], `best_epoch`, `steps`, `seconds`, `labeled_images`.
+        `dict`: `last_mean_iou` and `best_mean_iou` in [0, 1], `best_epoch`, `best_step`, `steps`, `seconds`,
+        `labeled_images`.
     """
-    last, train, state = (
-        json.loads((folder / name).read_text(encoding="utf-8"))
-        for name in ("eval_results.json", "train_results.json", "trainer_state.json")
-    )
+    names = ("eval_results.json", "train_results.json", "trainer_state.json")
+    last, train, state = (read_json(folder / name) for name in names)
     evaluations = [entry for entry in state["log_history"] if "eval_mean_iou" in entry]
-    evaluations = evaluations or [last | {"epoch": train["epoch"]}]  # without evaluations on the way
+    # The state is saved before the evaluation at the end, which is often one more of the last step.
+    if not evaluations or evaluations[-1]["step"] != state["global_step"]:
+        evaluations.append(last | {"epoch": train["epoch"], "step": state["global_step"]})
     best = max(evaluations, key=lambda entry: entry["eval_mean_iou"])
     return {
         "last_mean_iou": evaluations[-1]["eval_mean_iou"],
         "best_mean_iou": best["eval_mean_iou"],
         "best_epoch": best["epoch"],
+        "best_step": best["step"],
         "steps": state["global_step"],
         "seconds": train["train_runtime"],
         "labeled_images": len((folder / "labeled_ids.txt").read_text(encoding="utf-8").splitlines()),
     }
-
-
-def _write_whole(path: Path, content: dict):
-    """JSON that is either there to its end or not at all."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    os.replace(part, path)
 
 
 __all__ = ["Cell", "Study", "StudyRunner", "read_run_metrics", "read_study"]

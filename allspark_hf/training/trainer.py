@@ -17,7 +17,7 @@ from ..data.mixed import MixedBatchSampler
 from ..data.streaming import whole_steps
 from ..evaluation.evaluator import Evaluation, failing_together
 from ..evaluation.metrics import metric_name
-from ..inference.prediction import long_side_of
+from ..inference.loading import long_side_of
 from ..methods import METHODS, MixedBatch, PixelCounts
 from ..models.modeling_allspark import SegformerForSemiSupervisedSegmentation
 from ..publishing.licenses import base_weights_of

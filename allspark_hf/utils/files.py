@@ -8,6 +8,7 @@ from typing import Any
 
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+PREDICTED_SUFFIXES = (*IMAGE_SUFFIXES, ".gif", ".pgm", ".ppm")  # no data set of photographs has the last three
 HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")  # user/name
 
 
@@ -42,4 +43,4 @@ def write_json(path: str | Path, value: Any):
     os.replace(part, path)
 
 
-__all__ = ["HUB_ID", "IMAGE_SUFFIXES", "read_json", "read_json_object", "write_json"]
+__all__ = ["HUB_ID", "IMAGE_SUFFIXES", "PREDICTED_SUFFIXES", "read_json", "read_json_object", "write_json"]

@@ -1,4 +1,4 @@
-"""Text for people: errors on one line, sizes, Markdown tables."""
+"""Text for people: errors on one line, sizes, tables."""
 
 from collections.abc import Collection, Sequence
 
@@ -26,4 +26,13 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: C
     return "\n".join(f"| {' | '.join(row)} |" for row in (header, rules, *rows))
 
 
-__all__ = ["markdown_table", "megabytes", "one_line"]
+def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table for a terminal: columns as wide as their longest cell, the first one aligned left, the others right."""
+    lines = [header, *rows]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+    return "\n".join(
+        "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip() for line in lines
+    )
+
+
+__all__ = ["markdown_table", "megabytes", "one_line", "text_table"]

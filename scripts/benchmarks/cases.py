@@ -1,7 +1,7 @@
 """What is measured: sizes, and the models and images that belong to them."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from itertools import product
 
 import datasets
@@ -45,12 +45,12 @@ class Case:
     One point of the grid.
 
     Args:
-        size: "b0" to "b5", or "tiny".
-        crop: Side of the square training crop in pixels.
-        num_labels: K.
-        memory_size: Slot of the memory as a multiple of C.
-        precision: "fp32", or "bf16" under autocast.
-        batch_size: Labeled images of a step, and as many unlabeled ones.
+        size (`str`): "b0" to "b5", or "tiny".
+        crop (`int`): side of the square training crop in pixels.
+        num_labels (`int`): K.
+        memory_size (`float`): slot of the memory as a multiple of C.
+        precision (`str`): "fp32", or "bf16" under autocast.
+        batch_size (`int`): labeled images of a step, and as many unlabeled ones.
     """
 
     size: str
@@ -66,9 +66,9 @@ class Case:
             f"batch {self.batch_size}+{self.batch_size}"
         )
 
-    def record(self) -> dict:
-        """For the JSON file."""
-        return asdict(self)
+    def has(self, fields: dict) -> bool:
+        """Whether these fields of the case have these values."""
+        return all(getattr(self, name) == value for name, value in fields.items())
 
 
 def make_cases(
@@ -87,13 +87,8 @@ def make_cases(
     Raises:
         ValueError: if a value is out of range.
     """
-    lists = {
-        "size": sizes,
-        "crop": crops,
-        "num_labels": num_labels,
-        "memory_size": memory_sizes,
-        "precision": precisions,
-    }
+    names = ("size", "crop", "num_labels", "memory_size", "precision")
+    lists = dict(zip(names, (sizes, crops, num_labels, memory_sizes, precisions), strict=True))
     _check(lists, batch_size)
     if grid == "all":
         return [Case(*values, batch_size) for values in product(*lists.values())]
@@ -125,12 +120,7 @@ def memory_grid(cases: Sequence[Case], num_labels: Sequence[int], memory_sizes: 
 
 
 def find_device(use_cpu: bool) -> torch.device:
-    """
-    The GPU if there is one and it is not declined.
-
-    Raises:
-        ValueError: if there are several.
-    """
+    """The GPU if there is one and it is not declined; raises ValueError if there are several."""
     if use_cpu or not torch.cuda.is_available():
         return torch.device("cpu")
     if torch.cuda.device_count() > 1:
@@ -173,21 +163,17 @@ def autocast(case: Case, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=case.precision == "bf16")
 
 
-def generated_rows(num_rows: int, num_labels: int, size: tuple[int, int], seed: int) -> Iterator[dict]:
-    """Noise in blocks that are brighter for higher classes, and the mask; `size` is (height, width)."""
+def generated_data(num_rows: int, num_labels: int, crop: int, seed: int) -> datasets.Dataset:
+    """Squares of noise in blocks that are brighter for higher classes, and their masks, in memory as PNG."""
     rng = np.random.default_rng(seed)
-    blocks = [-(-side // 32) for side in size]
+    columns = {"image": [], "label": []}
     for _ in range(num_rows):
-        mask = rng.integers(num_labels, size=blocks).repeat(32, 0).repeat(32, 1)[: size[0], : size[1]]
-        image = mask[..., None] * (200 // num_labels) + rng.integers(56, size=(*size, 3))
-        yield {"image": Image.fromarray(image.astype(np.uint8)), "label": Image.fromarray(mask.astype(np.uint8))}
-
-
-def generated_data(num_rows: int, num_labels: int, size: tuple[int, int], seed: int) -> datasets.Dataset:
-    """[`generated_rows`] as a dataset in memory, encoded as PNG."""
-    rows = list(generated_rows(num_rows, num_labels, size, seed))
+        mask = rng.integers(num_labels, size=[-(-crop // 32)] * 2).repeat(32, 0).repeat(32, 1)[:crop, :crop]
+        image = mask[..., None] * (200 // num_labels) + rng.integers(56, size=(crop, crop, 3))
+        columns["image"].append(Image.fromarray(image.astype(np.uint8)))
+        columns["label"].append(Image.fromarray(mask.astype(np.uint8)))
     features = datasets.Features({"image": datasets.Image(), "label": datasets.Image()})
-    return datasets.Dataset.from_dict({name: [row[name] for row in rows] for name in features}, features=features)
+    return datasets.Dataset.from_dict(columns, features=features)
 
 
 def silence():

@@ -19,7 +19,6 @@ NAMES = {OURS: "AllSpark", TEXTBOOK: "textbook"}
 MARKERS = {0.5: "v", 1: "o", 2: "s", 4: "D"}
 DASHES = {OURS: "-", TEXTBOOK: "--"}
 MEGABYTE = 1e6
-LABEL_GAP = 0.055  # of the axis' height, that labels keep from each other
 
 
 @dataclass
@@ -38,8 +37,7 @@ def memory_curves(results: Results) -> tuple[Case | None, dict[tuple[str, float]
     The case whose size, crop, precision and batch the curves share, of several the one with most points, or None
     without any; and the curves by variant and memory size, the largest memory first.
     """
-    groups = defaultdict(lambda: defaultdict(Curve))
-    examples = {}
+    groups, examples = defaultdict(lambda: defaultdict(Curve)), {}
     for case in results.cases("bottleneck"):
         shared = (case.size, case.crop, case.precision, case.batch_size)
         examples.setdefault(shared, case)
@@ -60,7 +58,7 @@ def memory_curves(results: Results) -> tuple[Case | None, dict[tuple[str, float]
 
 
 def draw_memory(example: Case, curves: dict[tuple[str, float], Curve], style: Style) -> "Figure":
-    """Lines over the class count, both axes logarithmic; the lines are named at their right ends."""
+    """Lines over the class count, both axes logarithmic."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
     colors = {OURS: style.series[0], TEXTBOOK: style.series[4]}
@@ -74,8 +72,16 @@ def draw_memory(example: Case, curves: dict[tuple[str, float], Curve], style: St
     axes.set_yscale("log", base=10)
     for (variant, memory_size), curve in curves.items():
         classes, taken = zip(*curve.points, strict=True)
-        look = {"color": colors[variant], "linestyle": DASHES[variant], "marker": MARKERS[memory_size]}
-        axes.plot(classes, [each / MEGABYTE for each in taken], markersize=5, linewidth=1.5, **look)
+        missing = f" (K {', '.join(map(str, sorted(curve.out)))}: out of memory)" if curve.out else ""
+        axes.plot(
+            classes,
+            [each / MEGABYTE for each in taken],
+            label=f"{NAMES[variant]}, memory {memory_size:g} C{missing}",
+            color=colors[variant],
+            linestyle=DASHES[variant],
+            marker=MARKERS[memory_size],
+            markersize=5,
+        )
     ticks = sorted({classes for curve in curves.values() for classes, _ in curve.points})
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
     axes.set_xticks([], minor=True)
@@ -85,33 +91,8 @@ def draw_memory(example: Case, curves: dict[tuple[str, float], Curve], style: St
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:,g}")
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.grid()
-    _name_lines(axes, curves, colors)
+    figure.legend(loc="outside right center")
     return figure
-
-
-def _name_lines(axes, curves: dict[tuple[str, float], Curve], colors: dict[str, str]):
-    """Names to the right of the lines' last points, moved apart where they would lie on each other."""
-    axes.autoscale_view()  # which is otherwise done when drawing
-    to_axes = axes.transData + axes.transAxes.inverted()
-    ends = {key: to_axes.transform((1, curve.points[-1][1] / MEGABYTE))[1] for key, curve in curves.items()}
-    place = -1.0
-    for key in sorted(ends, key=ends.get):
-        variant, memory_size = key
-        out = curves[key].out
-        half_line = LABEL_GAP / 2 if out else 0  # a second line of text, centred with the first
-        place = max(ends[key], place + LABEL_GAP + half_line)
-        missing = f"\n(K {', '.join(map(str, sorted(out)))}: out of memory)" if out else ""
-        axes.annotate(
-            f"{NAMES[variant]}, memory {memory_size:g} C{missing}",
-            (1, place),
-            (8, 0),
-            xycoords="axes fraction",
-            textcoords="offset points",
-            va="center",
-            color=colors[variant],
-            annotation_clip=False,
-        )
-        place += half_line
 
 
 def write_plot(results: Results, folder: Path, name: str) -> list[Path]:

@@ -1,10 +1,8 @@
 """What was measured: kept in one file that is written anew after every measurement."""
 
-import json
 import os
 import platform
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import psutil
@@ -12,8 +10,10 @@ import torch
 import transformers
 
 import allspark_hf
+from allspark_hf.utils.files import write_json
 
 from .cases import Case
+from .timing import OUT_OF_MEMORY, ratio
 
 
 def describe_machine(device: torch.device) -> dict:
@@ -53,14 +53,14 @@ class Results:
     Measurements, found by what was measured, of which case and variant.
 
     Args:
-        settings: Of the run, for the file.
-        machine: Of [`describe_machine`].
-        output_file: JSON file, written after every [`add`]; None for none.
+        settings (`dict`): of the run, for the file.
+        machine (`dict`): of [`describe_machine`].
+        output_file (`Path`, *optional*): JSON file, written after every [`add`].
 
     Attributes:
-        entries: (measure, case, variant) -> `seconds` ([`summary`]), `peak_bytes`, `extra_bytes`, and `error` or
-            `memory_error` where time or memory has none.
-        targets: Rows of [`check_targets`].
+        entries (`dict`): (measure, case, variant) -> `seconds` ([`summary`]), `peak_bytes`, `extra_bytes`, and `error`
+            or `memory_error` where time or memory has none.
+        targets (`list[dict]`): rows of [`check_targets`].
     """
 
     settings: dict
@@ -75,42 +75,49 @@ class Results:
         self.write()
 
     def write(self):
-        """The file is whole at any moment: a new one takes the place of the old one."""
+        """Writes the file, if there is one, whole."""
         if self.output_file is None:
             return
-        content = {
-            "settings": self.settings,
-            "machine": self.machine,
-            "targets": self.targets,
-            "measurements": [
-                {"measure": measure, "case": case.record(), "variant": variant, **values}
-                for (measure, case, variant), values in self.entries.items()
-            ],
-        }
-        unfinished = self.output_file.with_name(self.output_file.name + ".unfinished")
-        unfinished.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        unfinished.replace(self.output_file)
+        measurements = [
+            {"measure": measure, "case": asdict(case), "variant": variant, **values}
+            for (measure, case, variant), values in self.entries.items()
+        ]
+        content = {"settings": self.settings, "machine": self.machine, "targets": self.targets}
+        write_json(self.output_file, {**content, "measurements": measurements})
 
-    def cases(self, measure: str) -> Iterator[Case]:
+    def cases(self, measure: str) -> list[Case]:
         """Cases of a measure, in the order they were measured."""
-        yield from dict.fromkeys(case for name, case, _ in self.entries if name == measure)
+        return list(dict.fromkeys(case for name, case, _ in self.entries if name == measure))
 
-    def variants(self, measure: str, case: Case) -> Iterator[str]:
-        """Variants of a case, in the order they were measured."""
-        yield from (variant for name, of_case, variant in self.entries if (name, of_case) == (measure, case))
+    def variants(self, measure: str) -> list[str]:
+        """Variants of a measure, in the order they were measured."""
+        return list(dict.fromkeys(variant for name, _, variant in self.entries if name == measure))
 
     def get(self, measure: str, case: Case, variant: str) -> dict:
         """What is known of a variant; empty if it was not measured."""
         return self.entries.get((measure, case, variant), {})
 
+    def ratio(self, measure: str, case: Case, own: str, other: str, what: str = "seconds") -> float | str | None:
+        """
+        Of two variants' `seconds`, taken in turns, `peak_bytes` or `extra_bytes`; a string if one of them has an error
+        instead, None if one was not measured.
+        """
+        found, error = [], "error" if what == "seconds" else "memory_error"
+        for name in (own, other):
+            entry = self.get(measure, case, name)
+            if what not in entry:
+                return f"{name}: {entry[error]}" if error in entry else None
+            found.append(entry[what])
+        return ratio(found[0]["all"], found[1]["all"]) if what == "seconds" else found[0] / found[1]
+
     def failures(self) -> list[str]:
         """A line for each measurement that failed, but for those that ran out of memory, which is a result."""
-        lines = []
-        for (measure, case, variant), values in self.entries.items():
-            for error in (values.get("error"), values.get("memory_error")):
-                if error is not None and not error.startswith("out of memory"):
-                    lines.append(f"{measure}, {case}, {variant}: {error}")
-        return lines
+        return [
+            f"{measure}, {case}, {variant}: {error}"
+            for (measure, case, variant), values in self.entries.items()
+            for error in (values.get("error"), values.get("memory_error"))
+            if error is not None and not error.startswith(OUT_OF_MEMORY)
+        ]
 
 
 __all__ = ["Results", "describe_machine"]

@@ -4,12 +4,13 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import fields, replace
 from functools import partial
+from types import SimpleNamespace
 
 import datasets
 import torch
 
 from allspark_hf import AllSparkTrainer, AllSparkTrainingArguments
-from allspark_hf.inference.prediction import make_image_processor
+from allspark_hf.inference.loading import make_image_processor
 
 from .cases import (
     OURS,
@@ -23,7 +24,7 @@ from .cases import (
     make_config,
     make_model,
 )
-from .peak import bytes_in_use, make_memory_exact, measure_peak
+from .peak import Peak, bytes_in_use, make_memory_exact, measure_peak
 from .timing import out_of_memory, summary, take_turns
 
 
@@ -77,9 +78,8 @@ class TrainingStep:
     """
 
     def __init__(self, case: Case, variant: str, device: torch.device, seed: int, **settings):
-        size = (case.crop, case.crop)
-        labeled = generated_data(case.batch_size, case.num_labels, size, seed)
-        unlabeled = generated_data(case.batch_size, case.num_labels, size, seed + 1).remove_columns("label")
+        labeled = generated_data(case.batch_size, case.num_labels, case.crop, seed)
+        unlabeled = generated_data(case.batch_size, case.num_labels, case.crop, seed + 1).remove_columns("label")
         self.trainer = make_trainer(case, variant, device, seed, labeled, unlabeled, **settings)
         self.trainer.current_gradient_accumulation_steps = 1  # what Trainer.train sets
         self.batch = next(iter(self.trainer.get_train_dataloader()))
@@ -102,34 +102,49 @@ def warm_up(case: Case, device: torch.device):
         TrainingStep(tiny, variant, device, seed=0)()
 
 
-def step_times(case: Case, device: torch.device, seed: int, settings: dict, repeats: int, variants: list[str]) -> dict:
+def step_times(case: Case, device: torch.device, options: SimpleNamespace) -> dict:
     """By variant, `seconds` of an update ([`summary`]), or its `error`."""
+    makers = {
+        name: partial(TrainingStep, case, name, device, options.seed, **options.settings) for name in options.variants
+    }
+    return _times(case, device, makers, options.repeats)
+
+
+def _times(case: Case, device: torch.device, makers: dict[str, Callable[[], Callable]], repeats: int) -> dict:
+    """By variant, `seconds` of the work that is made, all in turns, or the `error`."""
     warm_up(case, device)
-    steps, results = {}, {}
-    for variant in variants:
+    works, results = {}, {}
+    for name, make in makers.items():
         try:
-            steps[variant] = TrainingStep(case, variant, device, seed, **settings)
+            works[name] = make()
         except (RuntimeError, MemoryError) as error:
-            results[variant] = {"error": out_of_memory(error, device)}
-    return results | as_results(take_turns(steps, device, repeats))
+            results[name] = {"error": out_of_memory(error, device)}
+    return results | as_results(take_turns(works, device, repeats))
 
 
-def step_memory(case: Case, device: torch.device, seed: int, settings: dict, variant: str) -> dict:
+def step_memory(case: Case, device: torch.device, options: SimpleNamespace, variant: str) -> dict:
     """
     `peak_bytes` of training: weights, memory, optimizer, batch and all that a step needs; `extra_bytes`: of these what
     is there only during a step.
     """
+    start, peak = _peak(case, device, partial(TrainingStep, case, variant, device, options.seed, **options.settings))
+    return {"peak_bytes": peak.peak - start, "extra_bytes": peak.extra}
+
+
+def bottleneck_memory(case: Case, device: torch.device, options: SimpleNamespace, variant: str) -> dict:
+    """`extra_bytes`: peak of the bottleneck's forward and backward, over weights, gradients and inputs."""
+    return {"extra_bytes": _peak(case, device, partial(bottleneck_pass, case, variant, device, options.seed))[1].extra}
+
+
+def _peak(case: Case, device: torch.device, make: Callable[[], Callable]) -> tuple[int, Peak]:
+    """Bytes in use before the work is made, and its [`Peak`] the second time that it runs."""
     warm_up(case, device)
     if device.type == "cpu":
         make_memory_exact()
     start = bytes_in_use(device)
-    try:
-        step = TrainingStep(case, variant, device, seed, **settings)
-        step()  # makes the optimizer's state
-        peak = measure_peak(step, device)
-    except (RuntimeError, MemoryError) as error:
-        return {"error": out_of_memory(error, device)}
-    return {"peak_bytes": peak.peak - start, "extra_bytes": peak.extra}
+    work = make()
+    work()  # makes the gradients and the optimizer's state
+    return start, measure_peak(work, device)
 
 
 def bottleneck_pass(case: Case, variant: str, device: torch.device, seed: int) -> Callable[[], None]:
@@ -153,43 +168,24 @@ def bottleneck_pass(case: Case, variant: str, device: torch.device, seed: int) -
     return work
 
 
-def bottleneck_times(case: Case, device: torch.device, seed: int, repeats: int) -> dict:
+def bottleneck_times(case: Case, device: torch.device, options: SimpleNamespace) -> dict:
     """By "allspark" and "textbook", `seconds` of forward and backward of the bottleneck alone, or the `error`."""
-    warm_up(case, device)
-    passes, results = {}, {}
-    for variant in (OURS, TEXTBOOK):
-        try:
-            passes[variant] = bottleneck_pass(case, variant, device, seed)
-        except (RuntimeError, MemoryError) as error:
-            results[variant] = {"error": out_of_memory(error, device)}
-    return results | as_results(take_turns(passes, device, repeats))
+    makers = {name: partial(bottleneck_pass, case, name, device, options.seed) for name in (OURS, TEXTBOOK)}
+    return _times(case, device, makers, options.repeats)
 
 
-def bottleneck_memory(case: Case, device: torch.device, seed: int, variant: str) -> dict:
-    """`extra_bytes`: peak of the bottleneck's forward and backward, over weights, gradients and inputs."""
-    warm_up(case, device)
-    if device.type == "cpu":
-        make_memory_exact()
-    try:
-        work = bottleneck_pass(case, variant, device, seed)
-        work()  # makes the gradients
-        return {"extra_bytes": measure_peak(work, device).extra}
-    except (RuntimeError, MemoryError) as error:
-        return {"error": out_of_memory(error, device)}
-
-
-def memory_update_times(case: Case, device: torch.device, seed: int, repeats: int) -> dict:
+def memory_update_times(case: Case, device: torch.device, options: SimpleNamespace) -> dict:
     """By "allspark" and "textbook", `seconds` of one enqueueing: the batch's channels, of classes drawn at random."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator()
     updates = {}
     for variant in (OURS, TEXTBOOK):
-        memory = make_bottleneck(case, variant, seed).to(device).memory
+        memory = make_bottleneck(case, variant, options.seed).to(device).memory
         num_slots, _, num_tokens = memory.channels.shape
         shape = (case.batch_size, make_config(case, plain=False).bottleneck_channels)
-        slots = torch.randint(num_slots, shape, generator=generator.manual_seed(seed)).to(device)
+        slots = torch.randint(num_slots, shape, generator=generator.manual_seed(options.seed)).to(device)
         tokens = torch.randn(case.batch_size, num_tokens, shape[1], generator=generator).to(device)
         updates[variant] = partial(memory.enqueue, tokens, slots)
-    return as_results(take_turns(updates, device, repeats))
+    return as_results(take_turns(updates, device, options.repeats))
 
 
 def as_results(times: dict[str, list[float] | str]) -> dict[str, dict]:

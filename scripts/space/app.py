@@ -36,7 +36,7 @@ SYSTEM_FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica N
 EXPIRED = "<p>This result was deleted after an hour: please upload the image again.</p>"
 EMPTY = (
     "<h2>Your result appears here</h2><p>Upload, drop or paste an image, or choose an example. Every pixel gets a "
-    "class; the colours, their share of the image and the mask as a file follow.</p>"
+    "class; the colors, their share of the image and the mask as a file follow.</p>"
 )
 # The pressed state changes at once; the server's answer then says the same.
 CHOOSE_CLASS = """
@@ -141,7 +141,7 @@ def figures_of(result: Result) -> list[tuple[str, str]]:
 
 
 def theme() -> gr.themes.Base:
-    """System fonts only, so that nothing is loaded from elsewhere; colours of the page are neutral, unlike masks."""
+    """System fonts only, so that nothing is loaded from elsewhere; colors of the page are neutral, unlike masks."""
     return gr.themes.Default(
         primary_hue="teal", secondary_hue="teal", neutral_hue="slate", font=SYSTEM_FONTS, font_mono=("ui-monospace",)
     ).set(
@@ -237,7 +237,7 @@ def build_results() -> dict[str, gr.blocks.Block]:
     """Components of a result, in the order of `draw`, and the opacity."""
     with gr.Column(visible=False, elem_id="results") as results:
         figures = gr.HTML()
-        opacity = gr.Slider(0, 100, 50, step=5, label="Opacity of the colours, %", elem_id="opacity")
+        opacity = gr.Slider(0, 100, 50, step=5, label="Opacity of the colors, %", elem_id="opacity")
         sides = {}
         with gr.Row(elem_classes="sides"):
             for letter in "ab":

@@ -1,4 +1,4 @@
-"""Colours, overlays, masks as files, and the HTML of legend and figures. NumPy and Pillow only."""
+"""Colors, overlays, masks as files, and the HTML of legend and figures. NumPy and Pillow only."""
 
 import html
 import io
@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 
-# Okabe and Ito's colours, told apart by colour-blind readers too.
+# Okabe and Ito's colors, told apart by color-blind readers too.
 _OKABE_ITO = (
     (0, 0, 0),
     (230, 159, 0),
@@ -27,7 +27,7 @@ _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 
 
 def model_colors(palette: Sequence[Sequence[int]] | None, num_labels: int) -> np.ndarray:
-    """Colours of a model's classes: the palette of its configuration, else the default one.
+    """Colors of a model's classes: the palette of its configuration, else the default one.
 
     Args:
         palette: [red, green, blue] per class, 0 to 255, or None.
@@ -37,7 +37,7 @@ def model_colors(palette: Sequence[Sequence[int]] | None, num_labels: int) -> np
         uint8 (num_labels, 3); the default palette repeats after 256 classes.
 
     Raises:
-        ValueError: If the palette has not one colour of three values in 0..255 per class.
+        ValueError: If the palette has not one color of three values in 0..255 per class.
     """
     if palette is None:
         colors = np.array(_default_colors(), dtype=np.uint8)
@@ -53,7 +53,7 @@ def model_colors(palette: Sequence[Sequence[int]] | None, num_labels: int) -> np
 
 @lru_cache(maxsize=1)
 def _default_colors() -> tuple[tuple[int, int, int], ...]:
-    """256 colours, as `allspark_hf` gives them: the safe eight, then always the candidate farthest from all taken."""
+    """256 colors, as `allspark_hf` gives them: the safe eight, then always the candidate farthest from all taken."""
     levels = np.linspace(0, 255, 9).round()
     candidates = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1).reshape(-1, 3)
     candidates_lab = _to_lab(candidates)
@@ -68,7 +68,7 @@ def _default_colors() -> tuple[tuple[int, int, int], ...]:
 
 
 def _to_lab(rgb: np.ndarray) -> np.ndarray:
-    """CIE L*a*b* (D65) of sRGB colours in 0..255, both (count, 3)."""
+    """CIE L*a*b* (D65) of sRGB colors in 0..255, both (count, 3)."""
     value = rgb / 255
     linear = np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)
     to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
@@ -78,14 +78,14 @@ def _to_lab(rgb: np.ndarray) -> np.ndarray:
 
 
 def shared_colors(labels: Sequence[Sequence[str]], colors: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """The second model's colours made to fit the first's: one colour a class name, and no colour for two names.
+    """The second model's colors made to fit the first's: one color a class name, and no color for two names.
 
     Args:
         labels: Class names of one or two models.
         colors: uint8 (num_labels, 3) of each.
 
     Returns:
-        Colours of each model; the first model's are never changed.
+        Colors of each model; the first model's are never changed.
     """
     of_name = {label: tuple(color.tolist()) for label, color in zip(labels[0], colors[0], strict=True)}
     fitted = [colors[0]]
@@ -101,14 +101,14 @@ def shared_colors(labels: Sequence[Sequence[str]], colors: Sequence[np.ndarray])
 def blend(
     photo: np.ndarray, mask: np.ndarray, colors: np.ndarray, opacity: float, highlight: int | None = None
 ) -> Image.Image:
-    """Lay a mask's colours over its picture.
+    """Lay a mask's colors over its picture.
 
     Args:
         photo: uint8 (height, width, 3).
         mask: Integers (height, width), class indices.
         colors: uint8 (num_labels, 3).
-        opacity: Weight of the colours, 0 (picture only) to 1 (colours only).
-        highlight: Class to show alone: all else is grey and dark. -1 for a class that the model does not know.
+        opacity: Weight of the colors, 0 (picture only) to 1 (colors only).
+        highlight: Class to show alone: all else is gray and dark. -1 for a class that the model does not know.
 
     Returns:
         RGB image of the same size.
@@ -122,7 +122,7 @@ def blend(
 
 
 def encode_mask(mask: np.ndarray, colors: np.ndarray) -> bytes:
-    """A mask as PNG whose values are the class indices: indexed with the palette; 16-bit grey over 256 classes."""
+    """A mask as PNG whose values are the class indices: indexed with the palette; 16-bit gray over 256 classes."""
     image = Image.fromarray(np.ascontiguousarray(mask))
     if len(colors) <= 256:
         image.putpalette(colors.tobytes())
@@ -138,7 +138,7 @@ def decode_mask(png: bytes) -> np.ndarray:
 
 
 def encode_overlay(image: Image.Image) -> bytes:
-    """JPEG in full colour resolution, so that the edges of classes stay sharp."""
+    """JPEG in full color resolution, so that the edges of classes stay sharp."""
     buffer = io.BytesIO()
     image.save(buffer, format="JPEG", quality=92, subsampling=0)
     return buffer.getvalue()
@@ -169,7 +169,7 @@ def legend_html(
 
     Args:
         labels: Class names of one or two models.
-        colors: Their colours as `shared_colors` gives them.
+        colors: Their colors as `shared_colors` gives them.
         areas: Their classes' shares of the pixels.
         highlight: Name of the highlighted class, None if there is none.
     """

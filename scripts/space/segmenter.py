@@ -73,7 +73,7 @@ def parse_models(arguments: Sequence[str] | None, variable: str | None) -> dict[
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model in eval mode with its image processor, its class names (unique), and uint8 (num_labels, 3) colours."""
+    """A model in eval mode with its image processor, its class names (unique), and uint8 (num_labels, 3) colors."""
 
     model: PreTrainedModel
     image_processor: BaseImageProcessor
@@ -180,19 +180,19 @@ def read_image(path: str) -> Image.Image:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """8-bit RGB as a person sees it: EXIF orientation, 16-bit grey scaled, transparency on white (as in training)."""
+    """8-bit RGB as a person sees it: EXIF orientation, 16-bit gray scaled, transparency on white (as in training)."""
     image = ImageOps.exif_transpose(image)
     if image.mode == "F":
         raise VisitorError("The image holds floating-point values: please save it with 8 or 16 bits a channel.")
     if image.mode.startswith("I"):
-        grey = np.asarray(image).astype(np.int64)
-        if grey.min() < 0 or grey.max() > 65535:
+        gray = np.asarray(image).astype(np.int64)
+        if gray.min() < 0 or gray.max() > 65535:
             raise VisitorError("The image holds values beyond 16 bits: please save it with 8 or 16 bits a channel.")
         transparent = image.info.get("transparency")
         if isinstance(transparent, int):
-            grey = np.where(grey == transparent, 65535, grey)
+            gray = np.where(gray == transparent, 65535, gray)
         # 65535 / 257 = 255 exactly; adding 128 rounds to nearest.
-        return Image.fromarray(((grey + 128) // 257).astype(np.uint8)).convert("RGB")
+        return Image.fromarray(((gray + 128) // 257).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")

@@ -1,0 +1,95 @@
+"""Loading of a trained model with its image processor."""
+
+from pathlib import Path
+
+import torch
+from transformers.image_processing_utils import BaseImageProcessor
+
+# From its module: transformers 5.17 hides it at the top level when torchvision is missing, which it does not need.
+from transformers.models.segformer.image_processing_pil_segformer import SegformerImageProcessorPil
+
+from ..models.modeling_allspark import SegformerForSemiSupervisedSegmentation
+from ..models.pretrained import check_image_processor, check_labels, loading, stored_palette
+from ..utils.files import HUB_ID
+
+
+def load_trained(
+    model_id: str, device: str | None = None, revision: str | None = None, token: str | bool | None = None
+) -> tuple[SegformerForSemiSupervisedSegmentation, BaseImageProcessor]:
+    """
+    Loads a trained model and its image processor.
+
+    Args:
+        model_id (`str`): folder or Hub id.
+        device (`str`, *optional*): such as "cpu" or "cuda:0"; by default the GPU if there is one.
+        revision (`str`, *optional*): branch, tag or commit of a Hub id; by default the main branch.
+        token (`str` or `bool`, *optional*): of a private Hub id; by default the one that is logged in, if any.
+
+    Returns:
+        `tuple`: the model in eval mode on the device, and the image processor.
+
+    Raises:
+        ValueError: if the device or the model cannot be used, or weights are missing, which would stay random.
+    """
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=device)  # before the model is loaded, which may take long
+    except (AssertionError, RuntimeError) as error:
+        raise ValueError(f"The device {device!r} cannot be used: {error}") from error
+    if not HUB_ID.fullmatch(model_id) and not Path(model_id).is_dir():
+        raise ValueError(
+            f"There is no folder {model_id}: give the output folder of a training, or a Hub id user/name."
+        )
+    source = {"revision": revision or "main", "token": token}
+    with loading(model_id):
+        model, info = SegformerForSemiSupervisedSegmentation.from_pretrained(
+            model_id, output_loading_info=True, **source
+        )
+        image_processor = SegformerImageProcessorPil.from_pretrained(model_id, **source)
+        check_labels(model.config)
+        stored_palette(model.config)
+        check_image_processor(image_processor)
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise ValueError(
+            f"{model_id!r} has no weights for {len(missing)} parameters of the model (first: {missing[0]}), which "
+            "would stay random: give a model trained by this library."
+        )
+    return model.to(device).eval(), image_processor
+
+
+def make_image_processor(long_side: int | None = None) -> SegformerImageProcessorPil:
+    """
+    SegFormer's image processor: normalizes with the ImageNet mean and std, and resizes only if asked to.
+
+    Args:
+        long_side (`int`, *optional*): pixels to scale the long side to, keeping the aspect.
+
+    Returns:
+        `SegformerImageProcessorPil`: which gives the same pixels with and without torchvision.
+    """
+    if long_side is None:
+        return SegformerImageProcessorPil(do_resize=False)
+    return SegformerImageProcessorPil(size={"max_height": long_side, "max_width": long_side})
+
+
+def long_side_of(image_processor: BaseImageProcessor) -> int | None:
+    """
+    What the image processor makes of an image's long side; None if it leaves the size alone.
+
+    Raises:
+        ValueError: if it resizes in another way.
+    """
+    if not image_processor.do_resize:
+        return None
+    size = dict(image_processor.size)
+    if size.get("max_height") and size.get("max_height") == size.get("max_width"):
+        return size["max_height"]
+    given = {name: value for name, value in size.items() if value}
+    raise ValueError(
+        f"The image processor resizes to {given}, which training cannot follow: set do_resize=False, or "
+        'size={"max_height": n, "max_width": n} to scale the long side to n pixels.'
+    )
+
+
+__all__ = ["load_trained", "long_side_of", "make_image_processor"]
