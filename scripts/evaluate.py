@@ -17,7 +17,8 @@ import transformers
 
 import allspark_hf
 from allspark_hf import AllSparkTrainer, AllSparkTrainingArguments
-from allspark_hf.cli.arguments import fail, leave, parse_arguments
+from allspark_hf.cli.arguments import parse_arguments
+from allspark_hf.cli.ending import fail, leave
 from allspark_hf.data import DataArguments
 from allspark_hf.evaluation.arguments import EvaluationArguments, eval_crop
 from allspark_hf.evaluation.evaluator import Evaluation, OtherProcessError
