@@ -64,12 +64,13 @@ class Sample(Method):
         outputs = model(pixel_values=batch["pixel_values"])
         loss_x, used_x = self.labeled_loss(outputs.logits, batch["labels"], pixels)
         loss_u = 0
+        # The partner of an image is its own mirror image, so that processes and accumulation may cut the batch.
         for name in ("strong_1", "strong_2"):
             inside = inside_boxes(batch[f"unlabeled_cutmix_box_{name}"], labels.shape[1:])
             images = batch[f"unlabeled_pixel_values_{name}"]
-            mixed = torch.where(inside[:, None], images.flip(0), images)
+            mixed = torch.where(inside[:, None], images.flip(3), images)
             logits = model(pixel_values=mixed).logits
-            loss_u = loss_u + self.unlabeled_loss(logits, torch.where(inside, labels.flip(0), labels), pixels)[0] / 2
+            loss_u = loss_u + self.unlabeled_loss(logits, torch.where(inside, labels.flip(2), labels), pixels)[0] / 2
         small = nn.functional.adaptive_avg_pool2d(batch["pixel_values"], outputs.logits.shape[2:])
         loss_color = (self.built["color"](outputs.logits) - small).abs().mean()
         terms = {"loss_x": loss_x, "loss_u": loss_u, "loss_color": loss_color, "used_x": used_x}
