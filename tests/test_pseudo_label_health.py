@@ -11,8 +11,8 @@ from PIL import Image
 from run_training import make_trainer
 
 from allspark_hf import AllSparkConfig
+from allspark_hf.data.geometry import crop_label, draw_geometry
 from allspark_hf.data.mixed import Draw, MixedBatchCollator, MixedDataset
-from allspark_hf.data.photometry import random_geometry
 from allspark_hf.methods import MixedBatch, PixelCounts
 from allspark_hf.training.pseudo_label_health import histogram
 
@@ -35,8 +35,8 @@ def test_truth_follows_the_image_through_the_augmentation():
         sample = dataset_of(unlabeled)[draw]
         rng = np.random.default_rng([0, 0, False, position])
         row = unlabeled[draw.row]
-        _, label = random_geometry(row["image"].convert("RGB"), row["label"], (64, 80), rng)
-        assert torch.equal(sample["truth"], torch.from_numpy(np.array(label)).long())
+        label = crop_label(np.asarray(row["label"]), draw_geometry(row["image"].size, (64, 80), rng), 255)
+        assert torch.equal(sample["truth"], torch.from_numpy(label.copy()).long())
 
 
 def test_truth_changes_nothing_else():

@@ -10,42 +10,12 @@ import numpy as np
 import torch
 from PIL import Image, ImageEnhance, ImageFilter
 
-from .geometry import PADDING_COLOR, crop_image, crop_label, draw_geometry
-
 
 JITTER = {"brightness": 0.5, "contrast": 0.5, "saturation": 0.5, "hue": 0.25}
 JITTER_PROBABILITY = 0.8
 GRAY_PROBABILITY = 0.2
 BLUR_PROBABILITY = 0.5
 BLUR_SIGMA = (0.1, 2.0)
-
-
-def random_geometry(
-    image: Image.Image,
-    label: Image.Image | None,
-    crop: tuple[int, int],
-    rng: np.random.Generator,
-    long_side: int | None = None,
-    ignore_index: int = 255,
-) -> tuple[Image.Image, Image.Image]:
-    """
-    Random scale, crop and horizontal flip.
-
-    Args:
-        image (`PIL.Image.Image`): RGB.
-        label (`PIL.Image.Image`, *optional*):
-            mode L or I of the image's size, class or `ignore_index`; without one, mode L and 0 everywhere.
-        crop (`tuple[int, int]`): (height, width) of the result.
-        rng (`numpy.random.Generator`): source of every draw.
-        long_side (`int`, *optional*): length that a scale of 1 gives the long side; the image's own without it.
-        ignore_index (`int`): label of padding, which goes to the bottom and the right.
-
-    Returns:
-        `tuple[PIL.Image.Image, PIL.Image.Image]`: RGB image and label of the crop's size.
-    """
-    geometry = draw_geometry(image.size, crop, rng, long_side)
-    label = np.zeros(image.size[::-1], dtype=np.uint8) if label is None else np.asarray(label)
-    return crop_image(image, geometry), Image.fromarray(crop_label(label, geometry, ignore_index))
 
 
 class Photometry(NamedTuple):
@@ -76,11 +46,6 @@ def apply_photometry(image: Image.Image, drawn: Photometry) -> Image.Image:
     if drawn.sigma is not None:
         image = image.filter(ImageFilter.GaussianBlur(drawn.sigma))
     return image
-
-
-def random_photometry(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """[`apply_photometry`] of what [`draw_photometry`] draws."""
-    return apply_photometry(image, draw_photometry(rng))
 
 
 def _jitter(image: Image.Image, name: str, amount: float) -> Image.Image:
@@ -114,12 +79,9 @@ def to_pixel_values(image: Image.Image, mean: tuple[float, ...], std: tuple[floa
 
 
 __all__ = [
-    "PADDING_COLOR",
     "Photometry",
     "apply_photometry",
     "draw_photometry",
     "hue_shift",
-    "random_geometry",
-    "random_photometry",
     "to_pixel_values",
 ]

@@ -8,9 +8,10 @@ import torch
 from datasets import Dataset
 from PIL import Image, ImageOps
 
+from ..data.geometry import PADDING_COLOR
 from ..data.images import to_rgb
 from ..data.masks import read_label
-from ..data.photometry import PADDING_COLOR, to_pixel_values
+from ..data.photometry import to_pixel_values
 
 
 @dataclass

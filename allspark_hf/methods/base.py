@@ -110,6 +110,19 @@ class Method(nn.Module):
         """
         return {}
 
+    def attach(self, model: PreTrainedModel, device: torch.device) -> dict[str, float]:
+        """Gives a model the modules of `build`; their learning rates by name, as multiples of the encoder's."""
+        if hasattr(model, "method_modules"):  # of an earlier training
+            del model.method_modules
+        built = self.build(model)
+        if built:
+            modules = nn.ModuleDict({name: module for name, (module, _) in built.items()}).to(device)
+            model.method_modules = modules
+            # Not as a submodule of the method: the modules belong to the model's weights, not to the method's state.
+            object.__setattr__(self, "built", modules)
+        self.to(device)
+        return {name: rate for name, (_, rate) in built.items()}
+
     def before_training(self, model: PreTrainedModel):
         """Called before the first step of a training that does not resume one."""
 

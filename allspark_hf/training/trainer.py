@@ -6,7 +6,6 @@ from pathlib import Path
 
 import datasets
 import torch
-from torch import nn
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput
@@ -131,7 +130,7 @@ class AllSparkTrainer(Trainer):
         self._terms: dict[str, list[torch.Tensor]] = defaultdict(list)
         self.sampler = self._make_sampler() if train_dataset is not None else None
         self.method = METHODS[args.method](args, model.config.semantic_loss_ignore_index)
-        self._method_rates = self._build_method(model)
+        self._method_rates = self.method.attach(model, args.device)
         self.processes = Processes(self)
         self.checkpoints = Checkpoints(self)
         self.record = RunRecord(self)
@@ -146,19 +145,6 @@ class AllSparkTrainer(Trainer):
             model.bottleneck.share_memory = not args.local_memory
         if args.channels_last:
             model.to(memory_format=torch.channels_last)
-
-    def _build_method(self, model: SegformerForSemiSupervisedSegmentation) -> dict[str, float]:
-        """Gives the model what the method trains beside it; returns the rates, as multiples of the encoder's."""
-        if hasattr(model, "method_modules"):  # of an earlier trainer
-            del model.method_modules
-        built = self.method.build(model)
-        if built:
-            model.method_modules = nn.ModuleDict({name: module for name, (module, _) in built.items()})
-            model.method_modules.to(self.args.device)
-            # Not as a submodule: its weights are the model's and no part of the method's own state.
-            object.__setattr__(self.method, "built", model.method_modules)
-        self.method.to(self.args.device)
-        return {name: rate for name, (_, rate) in built.items()}
 
     def _connect_parts(self):
         self.add_callback(_Hooks(self))
