@@ -123,7 +123,7 @@ def build_trainer():
     )
     trainer.run_source = run_source(sys.argv, data_arguments, model_arguments, report)
     if checkpoint is not None:
-        trainer.check_resume(checkpoint)
+        trainer.checkpoints.check(checkpoint)
     return trainer, checkpoint
 
 

@@ -1,6 +1,7 @@
 """What can go wrong in the midst of training, each with one sentence, and how a script ends then."""
 
 import errno
+import pickle
 import re
 import shutil
 from collections.abc import Iterator
@@ -56,14 +57,16 @@ def going_on(output_dir: str | Path) -> str:
 
 
 @contextmanager
-def telling_faults(output_dir: str | Path) -> Iterator[None]:
+def telling_faults(output_dir: str | Path, checkpoint: str | None = None) -> Iterator[None]:
     """
     Training inside: an image that cannot be read and a worker that died are told with what is left of the run.
 
     Args:
         output_dir (`str` or `Path`): with the run's checkpoints.
+        checkpoint (`str`, *optional*): that training goes on from.
 
     Raises:
+        TrainingFault: a state in the checkpoint is no state.
         BadImageError: with the file, see [`read_example`].
         WorkerDiedError: a process of a DataLoader is gone.
     """
@@ -71,6 +74,11 @@ def telling_faults(output_dir: str | Path) -> Iterator[None]:
         yield
     except BadImageError as error:
         raise BadImageError(f"{error} Training has stopped; {going_on(output_dir)}.") from error
+    except pickle.UnpicklingError as error:
+        raise TrainingFault(
+            f"A state in {checkpoint} is damaged, or holds more than tensors and numbers, which could run code, and is "
+            "not loaded: copy the checkpoint again, or resume from another one."
+        ) from error
     except (RuntimeError, ConnectionError, EOFError, FileNotFoundError) as error:
         if not _worker_is_gone(error):
             raise

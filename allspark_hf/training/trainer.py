@@ -184,7 +184,7 @@ class AllSparkTrainer(Trainer):
                 self.checkpoints.take_up(checkpoint)
                 output = self.checkpoints.finished_run()
             if output is None:
-                with telling_faults(self.args.output_dir):
+                with telling_faults(self.args.output_dir, checkpoint):
                     output = super().train(resume_from_checkpoint=checkpoint, **kwargs)
         output.metrics.update(self.last_and_best())
         return output
