@@ -76,8 +76,8 @@ def telling_faults(output_dir: str | Path, checkpoint: str | None = None) -> Ite
         raise BadImageError(f"{error} Training has stopped; {going_on(output_dir)}.") from error
     except pickle.UnpicklingError as error:
         raise TrainingFault(
-            f"A state in {checkpoint} is damaged, or holds more than tensors and numbers, which could run code, and is "
-            "not loaded: copy the checkpoint again, or resume from another one."
+            f"A state in {checkpoint} is damaged, or holds more than tensors and numbers, which could run code, so it "
+            "is not loaded: copy the checkpoint again, or resume from another one."
         ) from error
     except (RuntimeError, ConnectionError, EOFError, FileNotFoundError) as error:
         if not _worker_is_gone(error):
