@@ -1,7 +1,6 @@
 """The split tool, SBD's preparation and a training from published lists, as a user starts them."""
 
 import json
-import runpy
 import shutil
 import subprocess
 import sys
@@ -9,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from in_process import SCRIPTS
+from in_process import run_script as run
 from layout_folders import (
     SBD_ONLY,
     VOC_TRAIN,
@@ -25,28 +26,6 @@ from PIL import Image
 
 from allspark_hf.data import DataArguments, draw, find_data, load_data, mask_to_array
 from allspark_hf.data.sources.published_classes import voc_colormap
-
-
-SCRIPTS = Path(__file__).parents[1] / "scripts"
-
-
-@pytest.fixture
-def run(capsys, monkeypatch):
-    """Runs a script in this process, which is much quicker; the same result as a process of its own."""
-
-    def run_script(script: str, *arguments) -> subprocess.CompletedProcess:
-        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
-        code = 0
-        try:
-            runpy.run_path(str(SCRIPTS / script), run_name="__main__")
-        except SystemExit as stop:
-            code = stop.code
-        output = capsys.readouterr()
-        if isinstance(code, str):
-            return subprocess.CompletedProcess(sys.argv, 1, output.out, output.err + code)
-        return subprocess.CompletedProcess(sys.argv, code or 0, output.out, output.err)
-
-    return run_script
 
 
 def run_process(script: str, *arguments) -> subprocess.CompletedProcess:
@@ -82,7 +61,7 @@ def make_sbd(root: Path) -> Path:
     return root / "benchmark_RELEASE"
 
 
-def test_prepare_sbd(tmp_path, run):
+def test_prepare_sbd(tmp_path):
     voc, sbd = make_voc(tmp_path / "VOC2012"), make_sbd(tmp_path)
     arguments = ("--sbd_dir", sbd, "--voc_dir", voc)
     broken = sbd / "dataset" / "cls" / f"{SBD_ONLY[2]}.mat"
@@ -116,7 +95,7 @@ def test_prepare_sbd(tmp_path, run):
     assert "train_aug.txt exists and names other images than these 10" in last_line(run("prepare_sbd.py", *arguments))
 
 
-def test_prepare_sbd_from_incomplete_archives(tmp_path, run):
+def test_prepare_sbd_from_incomplete_archives(tmp_path):
     voc, sbd = make_voc(tmp_path / "VOC2012"), make_sbd(tmp_path)
     (voc / "JPEGImages" / f"{SBD_ONLY[1]}.jpg").unlink()
     sentence = last_line(run("prepare_sbd.py", "--sbd_dir", sbd, "--voc_dir", voc))
@@ -127,7 +106,7 @@ def test_prepare_sbd_from_incomplete_archives(tmp_path, run):
     assert "no folder cls" in last_line(run("prepare_sbd.py", "--sbd_dir", voc, "--voc_dir", voc))
 
 
-def test_made_splits(tmp_path, run):
+def test_made_splits(tmp_path):
     voc, out = make_voc(tmp_path / "voc"), tmp_path / "splits"
     arguments = ("--data_dir", voc, "--seed", 3, "--output_dir", out)
     done = run_process("make_splits.py", *arguments, "--labeled_fractions", "1/6", "0.34", "1/2")
@@ -165,7 +144,7 @@ def test_made_splits(tmp_path, run):
     assert list(data.labeled["id"]) == draw(VOC_TRAIN, 3, seed=3) and len(data.hidden_ids) == 3
 
 
-def test_made_splits_of_cityscapes_and_of_ones_own_folder(tmp_path, run):
+def test_made_splits_of_cityscapes_and_of_ones_own_folder(tmp_path):
     def split(data_dir, count, output_dir, *rest):
         done = run(
             "make_splits.py", "--data_dir", data_dir, "--labeled_counts", count, "--output_dir", output_dir, *rest
@@ -186,7 +165,7 @@ def test_made_splits_of_cityscapes_and_of_ones_own_folder(tmp_path, run):
     assert names_in(tmp_path / "f" / "val.txt") == list(data.validation["id"])
 
 
-def test_splits_with_a_validation_image_in_training_are_refused(tmp_path, run):
+def test_splits_with_a_validation_image_in_training_are_refused(tmp_path):
     voc = make_voc(tmp_path / "voc")
     arguments = ("--data_dir", voc, "--labeled_counts", 2, "--output_dir", tmp_path / "out")
     shutil.copy(voc / "JPEGImages" / f"{VOC_VAL[2]}.jpg", voc / "JPEGImages" / f"{VOC_TRAIN[5]}.jpg")
@@ -205,7 +184,7 @@ def test_splits_with_a_validation_image_in_training_are_refused(tmp_path, run):
         assert message in last_line(run("make_splits.py", "--data_dir", voc, "--output_dir", tmp_path, *options))
 
 
-def test_check_of_lists(tmp_path, run):
+def test_check_of_lists(tmp_path):
     voc = make_voc(tmp_path / "voc")
     labeled, val = write_ids(tmp_path / "l.txt", VOC_TRAIN[:3]), write_ids(tmp_path / "val.txt", VOC_VAL)
     lines = [f"JPEGImages/{name}.jpg SegmentationClass/{name}.png" for name in VOC_TRAIN[2:]]
@@ -236,7 +215,7 @@ def test_training_from_lists(tmp_path):
         arguments += [f"--{name}_list", write_ids(tmp_path / f"{name}.txt", lines)]
     model = ["--backbone", "b0", "--hidden_sizes", 8, 16, 40, 64, "--depths", 1, 1, 1, 1, "--decoder_hidden_size", 16]
     training = ["--crop_size", 64, "--max_steps", 2, "--use_cpu", "--report_to", "none", "--disable_tqdm", "true"]
-    done = run_process("train.py", *arguments, *model, *training)
+    done = run("train.py", *arguments, *model, *training)
     assert done.returncode == 0, done.stderr
     assert "2 labeled, 4 unlabeled, 3 validation images, 21 classes, 0 files left out" in done.stdout
     config = json.loads((tmp_path / "out" / "config.json").read_text())

@@ -122,7 +122,7 @@ def test_a_terminated_study_ends_its_run(tmp_path):
 
     def start() -> tuple[subprocess.Popen, psutil.Process]:
         study = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 200
         while not process_file.is_file():
             assert study.poll() is None and time.monotonic() < deadline
             time.sleep(0.05)
@@ -130,12 +130,12 @@ def test_a_terminated_study_ends_its_run(tmp_path):
 
     study, run = start()
     study.terminate()
-    assert "the same command goes on from here" in study.communicate(timeout=30)[1]
+    assert "the same command goes on from here" in study.communicate(timeout=100)[1]
     assert not run.is_running() and not process_file.is_file()
 
     study, run = start()
     study.kill()
-    study.communicate(timeout=30)
+    study.communicate(timeout=100)
     assert run.is_running()
     again = run_script(tmp_path / "run_study.py", *command[2:], cwd=tmp_path)
     assert again.returncode == 1 and f"still trained by process {run.pid}" in again.stderr
