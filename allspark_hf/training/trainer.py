@@ -127,9 +127,9 @@ class AllSparkTrainer(DistributedMixin, CheckpointMixin, NonFiniteMixin, Trainer
         """See [`HubSide.write_card`]."""
         self._hub.write_card(model_name, language=language, license=license, tags=tags, **kwargs)
 
-    def push_to_hub(self, commit_message: str | None = "End of training", blocking: bool = True, **kwargs):
+    def push_to_hub(self, *args, **kwargs):
         """See [`HubSide.push`]."""
-        return self._hub.push(commit_message, blocking, **kwargs)
+        return self._hub.push(*args, **kwargs)
 
     def _push_from_checkpoint(self, checkpoint_folder: str):
         self._hub.push_checkpoint(checkpoint_folder)
