@@ -17,12 +17,10 @@ REPO = r"(?P<repo>[\w.-]+/[\w.-]+)"
 ROUTES = [
     (method, re.compile(pattern), name)
     for method, pattern, name in (
-        ("GET", r"/api/whoami-v2", "whoami"),
         ("POST", r"/api/repos/create", "create"),
         ("POST", r"/api/validate-yaml", "validate"),
         ("GET", rf"/api/models/{REPO}", "info"),
         ("GET", rf"/api/models/{REPO}/revision/(?P<revision>[^/]+)", "info"),
-        ("GET", rf"/api/models/{REPO}/refs", "refs"),
         ("GET", rf"/api/models/{REPO}/tree/(?P<revision>[^/]+)(/(?P<path>.+))?", "tree"),
         ("POST", rf"/api/models/{REPO}/paths-info/(?P<revision>[^/]+)", "paths_info"),
         ("POST", rf"/api/models/{REPO}/preupload/(?P<revision>[^/]+)", "preupload"),
@@ -166,10 +164,6 @@ class Handler(BaseHTTPRequestHandler):
 
     # ---- Answers ----
 
-    def _whoami(self):
-        self._check_account()
-        return {"type": "user", "name": self.user, "fullname": self.user, "orgs": [], "auth": {}}
-
     def _create(self):
         asked = json.loads(self.body)
         namespace = asked.get("organization") or self.user
@@ -189,11 +183,6 @@ class Handler(BaseHTTPRequestHandler):
 
     def _info(self, repo: str, revision: str = "main"):
         return self._repository(repo).info(revision, with_blobs="blobs" in self.query)
-
-    def _refs(self, repo: str):
-        branches = self._repository(repo).branches.items()
-        heads = [{"name": n, "ref": f"refs/heads/{n}", "targetCommit": oid} for n, oid in branches if "/" not in n]
-        return {"branches": heads, "tags": [], "converts": []}
 
     def _tree(self, repo: str, revision: str, path: str = ""):
         recursive = self.query.get("recursive", ["false"])[0].lower() in ("true", "1")

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass, field
 
 import yaml
-from huggingface_hub.repocard_data import model_index_to_eval_results
+from huggingface_hub import ModelCard
 
 
 LARGE = 100_000  # bytes from which a text file goes through LFS, too
@@ -105,7 +105,7 @@ class Repository:
         """What `/api/models/{id}` answers."""
         commit = self.at(revision)
         card = commit.files.get("README.md")
-        data = (front_matter(card.content.decode()) if card else None) or {}
+        data = ModelCard(card.content.decode()).data.to_dict() if card else {}
         siblings = [
             {"rfilename": path} | ({"size": len(blob.content), "blobId": blob.oid} if with_blobs else {})
             for path, blob in sorted(commit.files.items())
@@ -175,40 +175,12 @@ def parse_commit(body: bytes, objects: dict[str, bytes]) -> tuple[str, dict[str,
     return message, changes, folders
 
 
-def front_matter(card: str) -> dict | None:
-    """The metadata of a card, None without any. Raises yaml.YAMLError."""
-    if not card.startswith("---\n") or "\n---" not in card[3:]:
-        return None
-    return yaml.safe_load(card[4 : card.index("\n---", 3)])
-
-
 def check_card(card: str) -> tuple[list[str], list[str]]:
     """Errors and warnings about a card's metadata, as far as huggingface_hub and the Hub's pages need it."""
     try:
-        data = front_matter(card)
-    except yaml.YAMLError as error:
-        return [f"YAML: {' '.join(str(error).split())}"], []
-    if data is None:
-        return [], ["empty or missing yaml metadata in repo card"]
-    if not isinstance(data, dict):
-        return ["YAML: the metadata is no mapping"], []
-    errors = [
-        f'"{name}" must be a string' for name in ("license", "pipeline_tag", "library_name") if not _text(data, name)
-    ]
-    for name in ("tags", "datasets", "base_model", "metrics"):
-        values = data.get(name) or []
-        if not all(isinstance(value, str) for value in ([values] if isinstance(values, str) else values)):
-            errors.append(f'"{name}" must be strings')
-    for entry in data.get("widget") or []:
-        if not isinstance(entry, dict) or not {"src", "text"} & set(entry):
-            errors.append('"widget" entries need src or text')
-    if "model-index" in data:
-        try:
-            model_index_to_eval_results(data["model-index"])
-        except (KeyError, TypeError, ValueError) as error:
-            errors.append(f'"model-index" is invalid: {error!r}')
+        data = ModelCard(card).data
+    except (KeyError, TypeError, ValueError, yaml.YAMLError) as error:
+        return [f"metadata: {' '.join(str(error).split())}"], []
+    texts = ("license", "pipeline_tag", "library_name")
+    errors = [f'"{name}" must be a string' for name in texts if not isinstance(data.get(name) or "", str)]
     return errors, [] if data.get("license") else ['no "license" in the metadata']
-
-
-def _text(data: dict, name: str) -> bool:
-    return data.get(name) is None or isinstance(data[name], str)

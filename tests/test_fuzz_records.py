@@ -24,9 +24,7 @@ NAMES = ("config.json", "run_record.json", "trainer_state.json")
 EXPORT = {"files": {"model.onnx": 4e6}, "differences": [{"max_difference": 1e-6}], "cost": {"int8": {"mean_iou": 0.4}}}
 ATTACKS = [
     "<script>it_ran()</script>",
-    "<img src=x onerror=it_ran()>",
     "](javascript:it_ran())",
-    "[a](javascript:it_ran())",
     "a\n\n<script>it_ran()</script>",
     "`<img src=x onerror=it_ran()>",
     "\\|<img src=x onerror=it_ran()>|`",
@@ -38,8 +36,6 @@ ATTACKS = [
     "\\`<script>it_ran()</script>\\`",
     "a | b\n|---|---|",
     "x) onerror=it_ran() (",
-    "&lt;script&gt;",
-    "<!-- it_ran -->",
 ]
 
 

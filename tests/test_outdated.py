@@ -13,11 +13,12 @@ from PIL import Image
 from allspark_hf.inference.loading import make_image_processor
 from allspark_hf.models.weights import weights_digest
 from allspark_hf.publishing.card import write_model_card
-from allspark_hf.publishing.outdated import OF_THE_RUN, outdated_files
+from allspark_hf.publishing.figures import write_run_figures
+from allspark_hf.publishing.outdated import CURVES, OF_THE_RUN, outdated_files
 from allspark_hf.publishing.repository import stage
 
 
-RUN = {"run_record.json", *OF_THE_RUN}
+RUN = {"run_record.json", *OF_THE_RUN, *CURVES}
 
 
 def save(folder: Path, seed: int):
@@ -38,6 +39,9 @@ def folder(tmp_path):
         write(folder, name, {"eval_mean_iou": 0.4203})
     other = {"confusion_matrix": [], "versions": {}}
     write(folder, "night.json", evaluation_of(CLASSES, "validation", 0.7107) | other)
+    (folder / "figures").mkdir()
+    for path in CURVES:
+        Image.new("RGB", (4, 3)).save(folder / path)
     (folder / "onnx").mkdir()
     write(folder, "onnx/export.json", {})
     (folder / "onnx" / "model.onnx").write_bytes(b"graph")
@@ -85,8 +89,14 @@ def test_nothing_is_outdated_after_a_run(folder):
 def test_other_weights(folder, caplog):
     save(folder, seed=1)
     assert set(outdated_files(folder)) == {"night.json", "onnx", *RUN}
+    assert write_run_figures(folder) == []
     text = write_model_card(folder).read_text()
-    assert "71.07" not in text and "42.03" not in text and "How it was trained was not recorded." in text
+    assert (
+        "71.07" not in text
+        and "42.03" not in text
+        and "curves" not in text
+        and "How it was trained was not recorded." in text
+    )
     assert not published(folder) & {"night.json", "onnx/model.onnx", *RUN}
     for name in ("night.json", "onnx", "run_record.json"):
         assert f"{folder / name} is left out of the card: it is not of the weights" in caplog.text

@@ -1,5 +1,6 @@
 """From an empty folder to a stranger: train, push with one flag, load by Hub id without the package."""
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -12,12 +13,14 @@ from huggingface_hub import ModelCard, hf_hub_download, snapshot_download
 from in_process import SCRIPTS, run_script
 from PIL import Image
 from test_auto_classes import needs_auto_image_processor
+from test_push import CODE, MODEL
 from without_package import run_without_package
 
 import allspark_hf
 from allspark_hf.demo.data import CLASS_NAMES, write_demo_data
 from allspark_hf.inference.loading import load_trained
 from allspark_hf.inference.prediction import predict_mask
+from allspark_hf.publishing.outdated import outdated_files
 
 
 REPO_ID = "tester/allspark-tiny"
@@ -76,6 +79,7 @@ def output_dir(hub, data_dir, tmp_path_factory):
         done = run_script("train.py", *arguments, *geometry, "--use_cpu", "--push_to_hub", cwd=empty)
     assert done.returncode == 0, done.stderr
     assert hub.token not in done.stdout + done.stderr
+    assert done.stdout.splitlines()[-1] == f"Pushed to {hub.url}/{REPO_ID}"
     return empty / "out"
 
 
@@ -112,7 +116,7 @@ def test_by_id_with_the_package(hub, data_dir, output_dir, monkeypatch):
 def test_the_card_on_the_hub_says_what_was_measured(hub, output_dir, monkeypatch):
     hub.use_here(monkeypatch)
     card = ModelCard.load(hf_hub_download(REPO_ID, "README.md"))
-    measured = json.loads((output_dir / "eval_results.json").read_text())
+    measured = json.loads((output_dir / "run_record.json").read_text())["metrics"]["eval"]
     assert (card.data.license, card.data.pipeline_tag) == ("apache-2.0", "image-segmentation")
     assert card.data.library_name == "transformers" and card.data.base_model is None
     values = {result.metric_type: result.metric_value for result in card.data.eval_results}
@@ -137,8 +141,13 @@ def test_export_by_id(hub, data_dir, output_dir, tmp_path, monkeypatch):
 def test_nothing_private_is_on_the_hub(hub, output_dir, monkeypatch):
     hub.use_here(monkeypatch)
     files = hub.files(REPO_ID)
-    assert set(files) >= {"handler.py", "modeling_allspark.py", "configuration_allspark.py", "run_record.json"}
-    assert not any(path.endswith((".bin", ".pt", ".pth", ".txt")) for path in files)
+    figures = {path for path in files if path.startswith("figures/")}
+    assert bool(figures) == (importlib.util.find_spec("matplotlib") is not None)
+    records = {"run_record.json", "trainer_state.json", *(f"{name}_results.json" for name in ("all", "eval", "train"))}
+    assert set(files) - figures == MODEL | CODE | records | {"README.md"} and outdated_files(output_dir) == {}
+    for name in ("README.md", "run_record.json", "model.safetensors"):
+        assert files[name] == (output_dir / name).read_bytes(), name  # the card, too, is of after the evaluation
+    assert (output_dir / "validation_ids.txt").is_file()
     folder = Path(snapshot_download(REPO_ID))
     assert {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} >= set(files)
     for content in files.values():

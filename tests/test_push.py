@@ -354,3 +354,9 @@ def test_model_and_image_processor_push_themselves(hub, output_folder):
     assert ModelCard(hub.files("tester/second")["README.md"].decode()).data.license == card.data.license
     with pytest.raises(PushError, match="Nothing can be pushed to other/x: the token in HF_TOKEN may not write there"):
         model.push_to_hub("other/x")
+
+
+def test_published_code_pushes_as_transformers_does(hub, output_folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "allspark_hf.publishing.publish", None)  # as where this package is missing
+    SegformerForSemiSupervisedSegmentation.from_pretrained(output_folder).push_to_hub("tester/roads")
+    assert ModelCard(hub.files("tester/roads")["README.md"].decode()).data.license is None

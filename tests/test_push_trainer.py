@@ -1,8 +1,6 @@
 """Pushing from the Trainer and with scripts/train.py, to a loopback Hub."""
 
-import importlib.util
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,11 +10,10 @@ from hub_server import HubServer
 from huggingface_hub import CommitInfo, ModelCard
 from run_training import make_trainer
 from safetensors.torch import load, load_file
-from test_push import CODE, MODEL, SCRIPTS, hashes, load_script
+from test_push import CODE, MODEL, hashes, load_script
 
 from allspark_hf.demo.data import write_demo_data
 from allspark_hf.publishing import upload
-from allspark_hf.publishing.outdated import outdated_files
 from allspark_hf.publishing.upload import PushError
 
 
@@ -31,7 +28,7 @@ def hub(monkeypatch):
         server.quote_token = True
         monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
         monkeypatch.setattr(upload, "FIRST_WAIT", 0.0)
-        # It takes a second; test_one_flag has it.
+        # It takes a second; tests/test_publish_end_to_end.py has it.
         monkeypatch.setattr("allspark_hf.training.hub.write_run_figures", lambda folder: [])
         yield server
 
@@ -216,30 +213,6 @@ def train(*given):
         patch.setattr(sys, "argv", ["train.py", *map(str, given)])
         load_script("train").main()
     return stopped.value.code
-
-
-def test_one_flag(hub, data_dir, tmp_path):
-    given = [*arguments(data_dir, tmp_path / "roads"), f"--hub_token={hub.token}"]
-    done = subprocess.run(
-        [sys.executable, SCRIPTS / "train.py", *given], env=hub.environment(), capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == f"Pushed to {hub.url}/tester/roads"
-    last, *before = [commit.message for commit in hub.commits("tester/roads")]
-    assert last == "End of training" and before and all("Training in progress" in message for message in before)
-    files = hub.files("tester/roads")
-    results = {"train_results.json", "eval_results.json", "all_results.json"}
-    figures = {path for path in files if path.startswith("figures/")}
-    assert bool(figures) == (importlib.util.find_spec("matplotlib") is not None)
-    assert set(files) - figures - {"run_record.json"} == TRAINING | results
-    out = tmp_path / "roads"
-    assert outdated_files(out) == {}
-    for name in sorted(results | {"preprocessor_config.json", "README.md", "model.safetensors"}):
-        assert files[name] == (out / name).read_bytes(), name  # the card, too, is of after the evaluation
-    assert (out / "run_record.json").is_file() and (out / "validation_ids.txt").is_file() and (out / "runs").is_dir()
-    assert_nowhere(hub.token, hub, done.stdout, done.stderr, folder=tmp_path)
-    local = str(tmp_path).encode()
-    assert not any(local in content for content in files.values())
 
 
 def test_token_is_tried_before_training(hub, data_dir, tmp_path):

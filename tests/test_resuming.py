@@ -99,9 +99,7 @@ def test_weights_of_another_model_are_refused(tmp_path, run_folder):
     save_file({f"other.{name}" if "classifier" in name else name: value for name, value in weights.items()}, model)
     write_run_file(model.parent, json.loads((model.parent / "allspark_run.json").read_text()))
     trainer = make_trainer(tiny_model(seed=5), **SETTINGS, output_dir=str(folder))
-    with pytest.raises(
-        ValueError, match=r"of another model \(4 names differ, among them decode_head.classifier"
-    ):
+    with pytest.raises(ValueError, match=r"of another model \(4 names differ, among them decode_head.classifier"):
         trainer.train(resume_from_checkpoint=str(model.parent))
     model.unlink()
     write_run_file(model.parent, json.loads((model.parent / "allspark_run.json").read_text()))

@@ -5,6 +5,8 @@ from pathlib import Path
 
 from transformers.trainer import TRAINER_STATE_NAME
 
+from .outdated import outdated_files
+
 
 def write_run_figures(folder: str | Path) -> list[Path]:
     """
@@ -15,7 +17,7 @@ def write_run_figures(folder: str | Path) -> list[Path]:
 
     Returns:
         `list[Path]`: `curves_light.png` and `curves_dark.png`, and `curves.npz` with their numbers; none without
-        matplotlib, without `trainer_state.json`, or if nothing was logged in it.
+        matplotlib, without `trainer_state.json`, or if nothing was logged in it or it is of other weights.
 
     Raises:
         ValueError: if `trainer_state.json` cannot be read.
@@ -25,6 +27,8 @@ def write_run_figures(folder: str | Path) -> list[Path]:
 
     folder = Path(folder)
     if importlib.util.find_spec("matplotlib") is None or not (folder / TRAINER_STATE_NAME).is_file():
+        return []
+    if TRAINER_STATE_NAME in outdated_files(folder):
         return []
     arrays = read_curves({folder.resolve().name: folder})
     drawn = {line[0] for _, _, lines in CURVE_PANELS for line in lines}

@@ -135,21 +135,9 @@ def environment() -> jinja2.Environment:
     """For the card's template: a value is escaped unless it is Markdown already; a missing one is "not recorded"."""
     options = {"trim_blocks": True, "lstrip_blocks": True, "undefined": jinja2.ChainableUndefined}
     made = jinja2.Environment(**options, keep_trailing_newline=True, autoescape=True, finalize=escape)
-    functions = (
-        code,
-        code_block,
-        hub_link,
-        folded,
-        paragraph,
-        item,
-        argument_rows,
-        percent,
-        percents,
-        number,
-        duration,
-        megabytes,
-    )
-    made.filters |= {function.__name__: function for function in functions}
+    pieces = (code, code_block, hub_link, folded, paragraph, item, argument_rows)
+    numbers = (percent, percents, number, duration, megabytes)
+    made.filters |= {function.__name__: function for function in pieces + numbers}
     made.globals |= {"table": table, "plural": plural}
     return made
 

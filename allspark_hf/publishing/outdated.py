@@ -9,8 +9,9 @@ from ..utils.files import read_json_object
 from .record import RECORD_FILE
 
 
-# What transformers writes of a run; run_record.json vouches for them.
+# What else is written of a run; run_record.json vouches for it.
 OF_THE_RUN = (TRAINER_STATE_NAME, "train_results.json", "eval_results.json", "all_results.json")
+CURVES = ("figures/curves_light.png", "figures/curves_dark.png")
 
 
 def outdated_files(folder: str | Path) -> dict[str, str]:
@@ -25,7 +26,7 @@ def outdated_files(folder: str | Path) -> dict[str, str]:
         folder (`str` or `Path`): an output folder.
 
     Returns:
-        `dict[str, str]`: name in the folder (`"onnx"` for an export) -> what is wrong, and what to do.
+        `dict[str, str]`: path in the folder (`"onnx"` for an export) -> what is wrong, and what to do.
     """
     folder = Path(folder)
     told = {path.name: read_json_object(path) for path in sorted(folder.glob("*.json"))}
@@ -43,7 +44,9 @@ def outdated_files(folder: str | Path) -> dict[str, str]:
     }
     if RECORD_FILE in found:
         found |= {
-            name: f"{RECORD_FILE} is not of the weights in {folder}" for name in OF_THE_RUN if (folder / name).exists()
+            name: f"{RECORD_FILE} is not of the weights in {folder}"
+            for name in (*OF_THE_RUN, *CURVES)
+            if (folder / name).exists()
         }
     return found
 

@@ -130,7 +130,8 @@ def read_records(folder: str | Path) -> Records:
         if path.name not in outdated and is_evaluation(content := read_json_object(path)):
             with naming(path):
                 records.evaluations.append(_evaluation(path.name, content))
-    records.figures = [name for name in _images(folder, "figures") if not name.endswith("_dark.png")]
+    figures = [name for name in _images(folder, "figures") if name not in outdated]
+    records.figures = [name for name in figures if not name.endswith("_dark.png")]
     records.examples = _images(folder, EXAMPLES_DIR)
     if "onnx" not in outdated:
         records.export = _object(folder / "onnx" / "export.json")

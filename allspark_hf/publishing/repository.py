@@ -82,6 +82,7 @@ def stage(folder: str | Path, staging: str | Path):
     outdated = outdated_files(folder)
     published = [path for pattern in PATTERNS for path in folder.glob(pattern)]
     published = [path for path in published if path.parent.name not in outdated]
+    published = [path for path in published if path.relative_to(folder).as_posix() not in outdated]
     if (folder / "README.md").is_file():
         shutil.copyfile(folder / "README.md", staging / "README.md")
         published += _shown_examples(folder)

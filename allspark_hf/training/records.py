@@ -148,8 +148,9 @@ class RunRecord(TrainerCallback):
         self.git = checkout() if state.is_world_process_zero else None
 
     def on_train_end(self, args, state, control, **kwargs):
-        self.content = describe_training(self.trainer, self.resumed, self.git) | {DIGEST: None, "metrics": {}}
-        self._write()
+        if state.is_world_process_zero:
+            self.content = describe_training(self.trainer, self.resumed, self.git) | {DIGEST: None, "metrics": {}}
+            self._write()
 
     def note_saved(self, folder: str | Path):
         """After the model was saved to `folder`: if that is the output folder, its weights are those of the record."""
@@ -160,6 +161,8 @@ class RunRecord(TrainerCallback):
     def note_metrics(self, split: str, metrics: dict[str, float]):
         """After metrics were saved: "eval" are of the model as saved, and "train" of its training."""
         folder = Path(self.trainer.args.output_dir)
+        if not self.trainer.is_world_process_zero():
+            return
         if not self.content and self.trainer.state.global_step > 0:  # of a training that an earlier process finished
             found = read_json_object(folder / RECORD_FILE)
             self.content = found if found and found.get(DIGEST) == weights_digest(folder) else {}
@@ -169,8 +172,6 @@ class RunRecord(TrainerCallback):
 
     def _write(self):
         path = Path(self.trainer.args.output_dir) / RECORD_FILE
-        if not self.trainer.is_world_process_zero():
-            return
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_json(path, self.content)

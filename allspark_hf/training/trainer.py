@@ -234,9 +234,9 @@ class AllSparkTrainer(Trainer):
         """See [`HubSide.write_card`]."""
         self.hub.write_card(model_name, language=language, license=license, tags=tags, **kwargs)
 
-    def push_to_hub(self, commit_message: str | None = "End of training", blocking: bool = True, **kwargs):
+    def push_to_hub(self, *args, **kwargs):
         """See [`HubSide.push`]."""
-        return self.hub.push(commit_message, blocking, **kwargs)
+        return self.hub.push(*args, **kwargs)
 
     def save_metrics(self, split: str, metrics: dict[str, float], combined: bool = True):
         """As in transformers, and into `run_record.json`, from which the card takes them."""
