@@ -13,6 +13,7 @@ that runs out of memory is recorded as such. Random weights, generated images un
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 
 
 def finish(results) -> None:
@@ -58,7 +59,7 @@ def main():
     if not with_memory:
         print("Peak memory is not measured: that needs a GPU, or Linux with glibc.")
     measured = Results(asdict(arguments), machine, output_file)
-    run(jobs, measured, device, arguments)
+    run(jobs, measured, device, SimpleNamespace(**vars(arguments)))  # for whose like a process imports nothing
     finish(measured)
     failures = measured.failures()
     if failures:
