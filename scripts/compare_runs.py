@@ -140,8 +140,8 @@ def main() -> None:
     models = {folder.name: load_trained(str(folder), device="cpu") for folder in options.runs}
     config = next(iter(models.values()))[0].config
     options.output_dir.mkdir(parents=True, exist_ok=True)
-    draw_comparison(options.output_dir, options.data_dir, runs, models, options.num_rows)
     print(write_metrics(options.output_dir, runs, [config.id2label[index] for index in range(config.num_labels)]))
+    draw_comparison(options.output_dir, options.data_dir, runs, models, options.num_rows)
     for name in ("comparison.png", "legend.png", "metrics.md", "metrics.json"):
         print(options.output_dir / name)
 

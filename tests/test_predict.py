@@ -75,26 +75,6 @@ def test_predict_mask_is_the_argmax_of_the_resized_logits(model_dir):
     assert len(np.unique(mask)) >= 3
 
 
-def test_predict_mask_of_gray_and_rotated_images(model_dir):
-    model, image_processor = load(model_dir)
-    image = generate_demo_image(1, size=(50, 70))[0]
-    gray = image.convert("L")
-    np.testing.assert_array_equal(
-        predict_mask(model, image_processor, gray), predict_mask(model, image_processor, gray.convert("RGB"))
-    )
-    upright = predict_mask(model, image_processor, image)
-    turned = image.transpose(Image.Transpose.ROTATE_90)
-    # EXIF orientation 6: the picture must be turned clockwise to be upright.
-    turned.getexif()[0x0112] = 6
-    np.testing.assert_array_equal(predict_mask(model, image_processor, turned), upright)
-
-
-def test_predict_mask_refuses_training_mode(model_dir):
-    model, image_processor = load(model_dir)
-    with pytest.raises(ValueError, match=r"call model\.eval\(\)"):
-        predict_mask(model.train(), image_processor, Image.new("RGB", (32, 32)))
-
-
 def test_palette_of_the_configuration_comes_first(model_dir):
     model, _ = load(model_dir)
     np.testing.assert_array_equal(model_palette(model), default_palette(4))

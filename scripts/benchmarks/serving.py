@@ -4,7 +4,6 @@ import io
 import os
 from collections.abc import Callable
 from dataclasses import replace
-from types import SimpleNamespace
 
 import datasets
 import torch
@@ -27,7 +26,7 @@ INFERENCE_VARIANTS = ("supervised", "allspark", "textbook")
 EVALUATION_VARIANTS = ("supervised", "allspark")
 
 
-def inference_times(case: Case, device: torch.device, options: SimpleNamespace) -> dict:
+def inference_times(case: Case, device: torch.device, options) -> dict:
     """By variant ("supervised" is a plain SegFormer), `seconds` of one image of the crop's size, pixels to logits."""
     generator = torch.Generator().manual_seed(options.seed)
     pixel_values = torch.randn(1, 3, case.crop, case.crop, generator=generator).to(device)
@@ -45,7 +44,7 @@ def inference_times(case: Case, device: torch.device, options: SimpleNamespace) 
     return as_results(take_turns(predictors, device, options.repeats, warmup=2))
 
 
-def photographs(options: SimpleNamespace) -> tuple[datasets.Dataset, int]:
+def photographs(options) -> tuple[datasets.Dataset, int]:
     """
     Images with masks, and the number of classes: the first training images of `data_dir`, or else generated ones of
     375 x 500 pixels, as JPEG and PNG in memory.
@@ -69,7 +68,7 @@ def _encoded(image: Image.Image, **options) -> dict:
     return {"bytes": buffer.getvalue(), "path": None}
 
 
-def evaluation_times(case: Case, device: torch.device, options: SimpleNamespace) -> dict:
+def evaluation_times(case: Case, device: torch.device, options) -> dict:
     """By variant, `seconds` of one image of an evaluation: reading, predicting the whole image, scoring."""
     rows, num_labels = photographs(options)
     case = replace(case, num_labels=num_labels)
@@ -90,7 +89,7 @@ def evaluation_times(case: Case, device: torch.device, options: SimpleNamespace)
     return _per_image(take_turns(variants, device, options.repeats), len(samples))
 
 
-def loader_times(case: Case, device: torch.device, options: SimpleNamespace) -> dict:
+def loader_times(case: Case, device: torch.device, options) -> dict:
     """
     By number of workers, `seconds` of one image of the trainer's data loader, half of them labeled; by default without
     workers and with one per core.

@@ -4,7 +4,6 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import fields, replace
 from functools import partial
-from types import SimpleNamespace
 
 import datasets
 import torch
@@ -102,7 +101,7 @@ def warm_up(case: Case, device: torch.device):
         TrainingStep(tiny, variant, device, seed=0)()
 
 
-def step_times(case: Case, device: torch.device, options: SimpleNamespace) -> dict:
+def step_times(case: Case, device: torch.device, options) -> dict:
     """By variant, `seconds` of an update ([`summary`]), or its `error`."""
     makers = {
         name: partial(TrainingStep, case, name, device, options.seed, **options.settings) for name in options.variants
@@ -122,7 +121,7 @@ def _times(case: Case, device: torch.device, makers: dict[str, Callable[[], Call
     return results | as_results(take_turns(works, device, repeats))
 
 
-def step_memory(case: Case, device: torch.device, options: SimpleNamespace, variant: str) -> dict:
+def step_memory(case: Case, device: torch.device, options, variant: str) -> dict:
     """
     `peak_bytes` of training: weights, memory, optimizer, batch and all that a step needs; `extra_bytes`: of these what
     is there only during a step.
@@ -131,7 +130,7 @@ def step_memory(case: Case, device: torch.device, options: SimpleNamespace, vari
     return {"peak_bytes": peak.peak - start, "extra_bytes": peak.extra}
 
 
-def bottleneck_memory(case: Case, device: torch.device, options: SimpleNamespace, variant: str) -> dict:
+def bottleneck_memory(case: Case, device: torch.device, options, variant: str) -> dict:
     """`extra_bytes`: peak of the bottleneck's forward and backward, over weights, gradients and inputs."""
     return {"extra_bytes": _peak(case, device, partial(bottleneck_pass, case, variant, device, options.seed))[1].extra}
 
@@ -168,13 +167,13 @@ def bottleneck_pass(case: Case, variant: str, device: torch.device, seed: int) -
     return work
 
 
-def bottleneck_times(case: Case, device: torch.device, options: SimpleNamespace) -> dict:
+def bottleneck_times(case: Case, device: torch.device, options) -> dict:
     """By "allspark" and "textbook", `seconds` of forward and backward of the bottleneck alone, or the `error`."""
     makers = {name: partial(bottleneck_pass, case, name, device, options.seed) for name in (OURS, TEXTBOOK)}
     return _times(case, device, makers, options.repeats)
 
 
-def memory_update_times(case: Case, device: torch.device, options: SimpleNamespace) -> dict:
+def memory_update_times(case: Case, device: torch.device, options) -> dict:
     """By "allspark" and "textbook", `seconds` of one enqueueing: the batch's channels, of classes drawn at random."""
     generator = torch.Generator()
     updates = {}
