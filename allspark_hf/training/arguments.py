@@ -110,9 +110,7 @@ class AllSparkTrainingArguments(TrainingArguments, EvaluationArguments, *argumen
 
     # ---- Optimizer and schedule ----
 
-    optim: str = argument(
-        "sgd", "Optimizer, any of transformers'. The paper has sgd.", resume="refused", common=True, shown=True
-    )
+    optim: str = argument("sgd", "Optimizer, any of transformers'. The paper has sgd.", resume="refused", shown=True)
     learning_rate: float = argument(
         1e-3,
         "Initial learning rate of the encoder.",
