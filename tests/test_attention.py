@@ -115,23 +115,6 @@ def test_dropout_of_the_map_and_its_gradient(tile_elements):
     assert all(torch.equal(*pair) for pair in zip(again, of_map, strict=True))
 
 
-def test_self_attention_drops_too():
-    torch.manual_seed(0)
-    module = attention(ChannelSelfAttention, dropout=0.25).train()
-    tokens = torch.randn(3, 5, 6, dtype=torch.float64, requires_grad=True)
-    factors = drops_of(module)
-    actual = module(tokens)
-    kept, of_output = factors
-    assert kept.shape == (3, 2, 6, 6) and 0.1 < (kept == 0).double().mean() < 0.4
-    assert_equal(actual, plain_self(module, tokens, kept) * of_output, [tokens, *module.parameters()])
-
-
-def test_no_dropout_in_inference():
-    module = attention(ChannelCrossAttention, dropout=0.9).eval()
-    tokens = torch.randn(2, 5, 6, dtype=torch.float64)
-    assert torch.allclose(module(tokens, tokens[:, None]), plain_cross(module, tokens, tokens[:, None]), atol=1e-12)
-
-
 @pytest.mark.parametrize("sizes", [[5], [5, 5, 2], [1, 1]])
 def test_moments_pooled_from_parts(sizes):
     channels = torch.randn(2, 3, sum(sizes), 4, dtype=torch.float64) + 5

@@ -72,23 +72,6 @@ def test_every_field_has_another_value_here():
     assert all(OTHER_VALUES[name] != default for name, default in defaults.items() if name not in FIXED)
 
 
-@pytest.mark.parametrize("name", list(OTHER_VALUES))
-def test_each_field_alone_survives_json(name, tmp_path):
-    switches = {
-        "use_cross_attention": AllSparkConfig.plain_segformer_switches(),
-        "use_memory": {"use_memory": False, "use_grouping": False},
-        "num_encoder_blocks": {"num_encoder_blocks": 3, **{stages: OTHER_VALUES[stages][:3] for stages in STAGES}},
-    }
-    fields = switches.get(name, {name: OTHER_VALUES[name]})
-    AllSparkConfig(**fields).save_pretrained(tmp_path)
-    assert json.loads((tmp_path / "config.json").read_text())[name] == OTHER_VALUES[name]
-    loaded = AllSparkConfig.from_pretrained(tmp_path)
-    for other, default in own_fields().items():
-        value = getattr(loaded, other)
-        expected = fields.get(other, list(default) if isinstance(default, tuple) else default)
-        assert (list(value) if isinstance(value, tuple) else value) == expected, other
-
-
 def test_all_fields_together_survive_json(tmp_path):
     values = {**OTHER_VALUES, **{stages: OTHER_VALUES[stages][:3] for stages in STAGES}}  # as num_encoder_blocks says
     config = AllSparkConfig(**values, id2label={0: "sky", 1: "sea"}, label2id={"sky": 0, "sea": 1})
@@ -97,12 +80,6 @@ def test_all_fields_together_survive_json(tmp_path):
     assert loaded.to_dict() == config.to_dict() and loaded.model_type == "allspark"
     assert {name: getattr(loaded, name) for name in values} == values
     assert loaded.id2label == {0: "sky", 1: "sea"} and loaded.num_labels == 2
-
-
-@pytest.mark.parametrize("num_labels", [1, 3, 81])
-def test_class_count_survives_json(num_labels, tmp_path):
-    AllSparkConfig(num_labels=num_labels).save_pretrained(tmp_path)
-    assert AllSparkConfig.from_pretrained(tmp_path).num_labels == num_labels
 
 
 def test_defaults_are_the_published_method():
@@ -209,20 +186,14 @@ def test_contradiction_made_later_is_refused_on_saving(tmp_path):
     ("name", "value"),
     [
         ("channel_attention_heads", "2"),
-        ("channel_attention_heads", 2.0),
         ("channel_attention_heads", True),
         ("channel_attention_dropout", None),
         ("memory_size", "1"),
-        ("memory_size", True),
         ("crop_size", "513"),
         ("crop_size", 513.0),
-        ("crop_size", ["64", "64"]),
         ("crop_size", [64.0, 64]),
-        ("use_cross_attention", None),
-        ("use_memory", "yes"),
         ("use_grouping", 1),
         ("grouping_similarity", "dot"),
-        ("grouping_source", "labels"),
         ("mix_images_in_eval", None),
         ("layer_norm_eps", "1e-6"),
         ("base_weights", 3),

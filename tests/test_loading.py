@@ -101,8 +101,7 @@ def keys_of(model, *prefixes):
 CLASSIFIER = {"decode_head.classifier.weight", "decode_head.classifier.bias"}
 
 
-@pytest.mark.parametrize("binary", [False, True])
-@pytest.mark.parametrize("num_labels", [1, 3, 81])
+@pytest.mark.parametrize(("num_labels", "binary"), [(1, False), (3, True), (81, False)])
 def test_mit_folder(tmp_path, num_labels, binary):
     weights = write_hub_folder(tmp_path, "mit", binary)
     model, info = load(tmp_path, config=tiny_config(num_labels=num_labels))
@@ -113,15 +112,21 @@ def test_mit_folder(tmp_path, num_labels, binary):
     assert model.config.model_type == "allspark" and model.config.num_labels == num_labels
 
 
-@pytest.mark.parametrize("binary", [False, True])
-def test_segformer_folder_with_the_same_classes(tmp_path, binary):
-    weights = write_hub_folder(tmp_path, "segformer", binary)
-    model, info = load(tmp_path, config=tiny_config(num_labels=SOURCE_LABELS))
+@pytest.mark.parametrize("num_labels", [1, 3, SOURCE_LABELS, 81])
+def test_segformer_folder(tmp_path, num_labels):
+    """With the classes of the folder its classifier is kept; with others it starts anew."""
+    weights = write_hub_folder(tmp_path, "segformer", binary=num_labels == SOURCE_LABELS)
+    model, info = load(tmp_path, config=tiny_config(num_labels=num_labels), ignore_mismatched_sizes=True)
+    anew = set() if num_labels == SOURCE_LABELS else CLASSIFIER
     assert_same(model, weights, "segformer.")
-    assert_same(model, weights, "decode_head.")
+    assert_same(model, weights, "decode_head.", but=anew)
     assert model.decode_head.batch_norm.num_batches_tracked == 1
-    assert set(info["missing_keys"]) == keys_of(model, "bottleneck.")
-    assert not info["unexpected_keys"] and not info["mismatched_keys"]
+    assert set(info["missing_keys"]) == keys_of(model, "bottleneck.") and not info["unexpected_keys"]
+    assert {name for name, *_ in info["mismatched_keys"]} == anew
+    assert model.decode_head.classifier.weight.shape == (num_labels, 16, 1, 1)
+    if anew:
+        weight, bias = model.decode_head.classifier.weight, model.decode_head.classifier.bias
+        assert 0 < weight.abs().max() < 0.2 and not bias.any()
 
 
 def test_segformer_folder_without_bottleneck_is_that_segformer(tmp_path):
@@ -130,19 +135,6 @@ def test_segformer_folder_without_bottleneck_is_that_segformer(tmp_path):
     assert set(model.state_dict()) == set(weights)
     assert_same(model, weights, "")
     assert not any(info.values())
-
-
-@pytest.mark.parametrize("num_labels", [1, 3, 81])
-def test_segformer_folder_with_other_classes(tmp_path, num_labels):
-    weights = write_hub_folder(tmp_path, "segformer")
-    config = tiny_config(num_labels=num_labels)
-    model, info = load(tmp_path, config=config, ignore_mismatched_sizes=True)
-    assert_same(model, weights, "segformer.")
-    assert_same(model, weights, "decode_head.", but=CLASSIFIER)
-    assert {name for name, *_ in info["mismatched_keys"]} == CLASSIFIER
-    assert set(info["missing_keys"]) == keys_of(model, "bottleneck.")
-    assert model.decode_head.classifier.weight.shape == (num_labels, 16, 1, 1)
-    assert 0 < model.decode_head.classifier.weight.abs().max() < 0.2 and not model.decode_head.classifier.bias.any()
 
 
 def test_other_classes_are_an_error_unless_asked_for(tmp_path):

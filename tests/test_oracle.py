@@ -154,12 +154,6 @@ def test_counts(labeled, unlabeled, reads):
     check(labeled=labeled, unlabeled=unlabeled, reads=reads)
 
 
-@pytest.mark.parametrize("similarity", ["cosine", "instance_norm"])
-@pytest.mark.parametrize("source", ["logits", "probabilities"])
-def test_grouping_options(similarity, source):
-    check(similarity=similarity, source=source, channels=7, classes=5)
-
-
 @pytest.mark.parametrize("grouping", [True, False])
 @pytest.mark.parametrize(("grid", "memory_grid"), [((3, 3), (2, 4)), ((1, 1), (3, 2)), ((4, 5), (1, 1))])
 def test_training_grid_other_than_the_memorys(grid, memory_grid, grouping):

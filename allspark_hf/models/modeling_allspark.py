@@ -74,7 +74,7 @@ class SemiSupervisedSegmenter:
 
         Args:
             pixel_values (`torch.Tensor`): float (batch, 3, height, width), normalized.
-            kwargs: of the encoder, such as `output_attentions`.
+            kwargs: of the encoder, such as `output_attentions` and `output_hidden_states`.
 
         Returns:
             [`~transformers.modeling_outputs.BackboneOutput`]: with the `feature_maps` for bottleneck and decoder,
@@ -165,7 +165,8 @@ class SemiSupervisedSegmenter:
             self._check_unlabeled(pixel_values, unlabeled_pixel_values)
             num_unlabeled = unlabeled_pixel_values.shape[0]
             pixel_values = torch.cat([pixel_values, unlabeled_pixel_values])
-        encoded = self.run_encoder(pixel_values, output_attentions=output_attentions, **kwargs)
+        asked = {"output_attentions": output_attentions, "output_hidden_states": output_hidden_states}
+        encoded = self.run_encoder(pixel_values, **asked, **kwargs)
         features = encoded.feature_maps if perturb is None else perturb(encoded.feature_maps)
         if self.bottleneck is not None:
             last = self.bottleneck(features[-1], num_unlabeled, unlabeled_logits, read_memory)
