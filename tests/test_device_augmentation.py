@@ -52,16 +52,16 @@ def test_each_jitter_alone_over_its_whole_range(name):
     drawn = [Photometry(((name, amount),), False, None) for amount in amounts]
     images = make_images(21, (40, 31), seed=1)
     assert np.array_equal(on_device(images, drawn), in_pillow(images, drawn))
-    assert np.array_equal(on_device(images, drawn)[10], images[10]) == (name != "hue")  # HSV has fewer colours
+    assert np.array_equal(on_device(images, drawn)[10], images[10]) == (name != "hue")  # HSV has fewer colors
 
 
 @pytest.mark.parametrize("shift", [-64, -1, 0, 1, 64])
-def test_hue_of_every_kind_of_colour(shift):
+def test_hue_of_every_kind_of_color(shift):
     """A grid over all of RGB, in steps that hit both ends."""
     steps = np.arange(0, 256, 5)
-    colours = np.stack(np.meshgrid(steps, steps, steps), -1).reshape(1, 52 * 4, -1, 3).astype(np.uint8)
+    colors = np.stack(np.meshgrid(steps, steps, steps), -1).reshape(1, 52 * 4, -1, 3).astype(np.uint8)
     drawn = [Photometry((("hue", shift / 255),), False, None)]
-    assert np.array_equal(on_device(colours, drawn), in_pillow(colours, drawn))
+    assert np.array_equal(on_device(colors, drawn), in_pillow(colors, drawn))
 
 
 def test_blur_over_its_whole_range():

@@ -123,7 +123,7 @@ def test_padding_is_ignored_in_labels_and_marked_in_the_mask():
     assert mask.dtype == torch.bool and mask.any()
     height, width = mask.any(1).sum(), mask.any(0).sum()
     assert mask.sum() == height * width and 36 <= height <= 144 and 48 <= width <= 192
-    assert unlabeled["pixel_values"][:, ~mask].eq(-1).all()  # black, normalised
+    assert unlabeled["pixel_values"][:, ~mask].eq(-1).all()  # black, normalized
     assert unlabeled["pixel_values"][:, mask].gt(-1).float().mean() > 0.9
 
 

@@ -24,7 +24,7 @@ NAMES = {0: "road", 1: "traffic sign", 2: "sky"}
 
 
 def pictures() -> list[Image.Image]:
-    """Blocks of random colours, for more than one class in a prediction."""
+    """Blocks of random colors, for more than one class in a prediction."""
     rng = np.random.default_rng(2)
     blocks = [rng.integers(256, size=(height // 8 + 1, width // 8 + 1, 3)) for height, width in SIZES]
     arrays = [block.repeat(8, 0).repeat(8, 1)[: size[0], : size[1]] for block, size in zip(blocks, SIZES, strict=True)]

@@ -29,7 +29,7 @@ WAIT = 60_000  # milliseconds: CI has two slow cores
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Two random models with names and colours, one folder without weights, and images."""
+    """Two random models with names and colors, one folder without weights, and images."""
     folder = tmp_path_factory.mktemp("space")
     for name, seed in (("model-a", 0), ("model-b", 3)):
         model = tiny_model(seed, num_labels=4, id2label=dict(enumerate(NAMES)), **NO_DROPOUT)
@@ -38,7 +38,7 @@ def folder(tmp_path_factory):
     publish(folder / "model-c", model, make_image_processor())
     (folder / "model-c" / "model.safetensors").unlink()
     values = np.random.default_rng(2).integers(256, size=(6, 8, 3))
-    # Uneven patches of one colour: several classes, and little for JPEG to change.
+    # Uneven patches of one color: several classes, and little for JPEG to change.
     photo = Image.fromarray(values.repeat(37, 0).repeat(41, 1).astype(np.uint8))
     photo.save(folder / "photo.png")
     (folder / "broken.png").write_bytes((folder / "photo.png").read_bytes()[:300])
@@ -185,14 +185,14 @@ def test_one_model(folder, app, expected, open_page, tmp_path):
 
     row = page.locator(".legend-row").first
     row.press("Space")  # by keyboard
-    grey = 0.35 * (np.asarray(photo) @ np.array([0.299, 0.587, 0.114]))[..., None]
-    coloured = np.asarray(overlay(photo, mask, PALETTE, 0.85, None))
-    wait_for_overlay(page, "a", np.where((mask == largest)[..., None], coloured, grey))
+    gray = 0.35 * (np.asarray(photo) @ np.array([0.299, 0.587, 0.114]))[..., None]
+    colored = np.asarray(overlay(photo, mask, PALETTE, 0.85, None))
+    wait_for_overlay(page, "a", np.where((mask == largest)[..., None], colored, gray))
     assert row.get_attribute("aria-pressed") == "true"
     assert page.evaluate("document.activeElement.dataset.label") == NAMES[largest]  # the focus stays
     screenshot(page, "highlight", tmp_path)
     page.get_by_role("button", name="Show all").click()
-    wait_for_overlay(page, "a", coloured)
+    wait_for_overlay(page, "a", colored)
     assert row.get_attribute("aria-pressed") == "false"
     assert runs(app)[before:] == ["model-a"]  # opacity and highlight are drawn without the model
 

@@ -62,7 +62,7 @@ def crop_image(image: Image.Image, geometry: Geometry) -> Image.Image:
 
 
 def crop_label(label: np.ndarray, geometry: Geometry, padding: int) -> np.ndarray:
-    """integers (height, width) of the image's size -> the same type (crop height, crop width): nearest neighbour."""
+    """integers (height, width) of the image's size -> the same type (crop height, crop width): nearest neighbor."""
     left, top, right, bottom = geometry.box
     rows = _nearest(label.shape[0], geometry.size[1])[top:bottom]
     columns = _nearest(label.shape[1], geometry.size[0])[left:right]

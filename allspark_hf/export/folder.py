@@ -13,7 +13,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 
 from ..inference.loading import long_side_of
 from ..models.configuration_allspark import AllSparkConfig
-from ..models.modeling_allspark import SegformerForSemiSupervisedSegmentation
+from ..models.segmenter import Segmenter
 from ..models.weights import DIGEST, weights_digest
 from ..utils.files import write_json
 from .onnx import (
@@ -70,7 +70,7 @@ def check_output(folder: str | Path, in_model_folder: bool, overwrite: bool):
 
 
 def export_onnx(
-    model: SegformerForSemiSupervisedSegmentation,
+    model: Segmenter,
     image_processor: BaseImageProcessor,
     output_dir: str | Path,
     quantize: bool = False,
@@ -85,7 +85,7 @@ def export_onnx(
     [`write_for_transformers_js`].
 
     Args:
-        model ([`SegformerForSemiSupervisedSegmentation`]): on the CPU, in eval mode.
+        model ([`Segmenter`]): on the CPU, in eval mode.
         image_processor ([`SegformerImageProcessor`]): of the model.
         output_dir (`str` or `Path`): made if need be.
         quantize (`bool`): whether to write the 8-bit variant too.

@@ -12,7 +12,7 @@ from torch import nn
 from transformers.modeling_outputs import SemanticSegmenterOutput
 
 from ..models.configuration_allspark import AllSparkConfig
-from ..models.modeling_allspark import SegformerForSemiSupervisedSegmentation
+from ..models.segmenter import Segmenter
 
 
 OPSET = 18  # the exporter's own, so that nothing is converted afterwards
@@ -43,7 +43,7 @@ def require_onnx():
         ) from error
 
 
-def check_exportable(model: SegformerForSemiSupervisedSegmentation):
+def check_exportable(model: Segmenter):
     """
     Raises ValueError for a model whose predictions depend on their batch, or that does not fit into one file.
 
@@ -67,7 +67,7 @@ def check_exportable(model: SegformerForSemiSupervisedSegmentation):
 class _Logits(nn.Module):
     """The model with one input and one output."""
 
-    def __init__(self, model: SegformerForSemiSupervisedSegmentation):
+    def __init__(self, model: Segmenter):
         super().__init__()
         self.model = model
         self.eval()
@@ -77,7 +77,7 @@ class _Logits(nn.Module):
 
 
 @torch.no_grad()
-def export_graph(model: SegformerForSemiSupervisedSegmentation, path: str | Path):
+def export_graph(model: Segmenter, path: str | Path):
     """
     Writes a model as one ONNX file: float32 `pixel_values` (batch, 3, height, width), all but the 3 of any size, to
     float32 `logits` (batch, num_labels, ceil(height / 4), ceil(width / 4)). The memory is not part of it.
@@ -188,7 +188,7 @@ def sizes_to_compare(config: AllSparkConfig) -> list[tuple[int, int, int]]:
 
 @torch.no_grad()
 def compare_logits(
-    model: SegformerForSemiSupervisedSegmentation, segmenter: OnnxSegmenter, sizes: Iterable[tuple[int, int, int]]
+    model: Segmenter, segmenter: OnnxSegmenter, sizes: Iterable[tuple[int, int, int]]
 ) -> list[Difference]:
     """
     How far ONNX is from PyTorch on standard normal noise.

@@ -44,7 +44,7 @@ def pseudo_label_pass(model: nn.Module, pixel_values: torch.Tensor) -> PseudoLab
 
     Args:
         model (`nn.Module`): the model as wrapped for training (DDP, FSDP, compiled, ...), or a teacher.
-        pixel_values (`torch.Tensor`): float (unlabeled, 3, height, width), normalised.
+        pixel_values (`torch.Tensor`): float (unlabeled, 3, height, width), normalized.
     """
     module = _beneath_wrappers(model)
     # What FSDP and ZeRO-3 gather is used again in training, which an inference tensor cannot be.
@@ -78,7 +78,7 @@ def _on_token_grid(full: torch.Tensor, config) -> torch.Tensor | None:
 
 
 def _beneath_wrappers(model: nn.Module) -> nn.Module:
-    """Beneath DDP or torch.compile, as this pass takes no part in gradient synchronisation; FSDP has to gather."""
+    """Beneath DDP or torch.compile, as this pass takes no part in gradient synchronization; FSDP has to gather."""
     module = getattr(model, "_orig_mod", model)
     if not isinstance(module, FullyShardedDataParallel):
         module = getattr(module, "module", module)

@@ -108,11 +108,8 @@ class Checkpoints:
         if state.best_model_checkpoint is not None:
             state.best_model_checkpoint = str(_best_checkpoint(state, self.resumed_from))
         student = self.resumed_from / STUDENT_FILE
-        if student.is_file() and not self.trainer.processes.are_sharded:
-            self._evaluated.load_state_dict(load_file(self.resumed_from / SAFE_WEIGHTS_NAME))
+        if student.is_file() and not self.trainer.processes.are_sharded:  # FSDP has a file of its own
             self.trainer.processes.model.load_state_dict(load_file(student))
-        elif student.is_file():
-            self._evaluated.load_state_dict(load_file(self.resumed_from / SAFE_WEIGHTS_NAME))
         for path, entry in self._files(self.resumed_from):
             entry.holder.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
 

@@ -11,7 +11,7 @@ from ..data.streaming import read_first_image
 from ..evaluation.arguments import EvaluationArguments, eval_crop
 from ..methods import METHODS
 from ..models.configuration_allspark import AllSparkConfig
-from ..models.modeling_allspark import SegformerForSemiSupervisedSegmentation
+from ..models.segmenter import Segmenter
 from ..utils.text import megabytes
 from .arguments import AllSparkTrainingArguments
 from .faults import free_bytes
@@ -21,7 +21,7 @@ from .storage import sorted_checkpoints
 logger = logging.getLogger(__name__)
 
 
-def check_model(model: SegformerForSemiSupervisedSegmentation, args: AllSparkTrainingArguments):
+def check_model(model: Segmenter, args: AllSparkTrainingArguments):
     """Raises ValueError for a model that the method, or training on 8-bit masks, cannot work with."""
     if METHODS[args.method].needs_bottleneck and not model.config.use_cross_attention:
         raise ValueError(
@@ -140,7 +140,7 @@ def check_stream(
         )
 
 
-def check_output_dir(args: AllSparkTrainingArguments, model: SegformerForSemiSupervisedSegmentation):
+def check_output_dir(args: AllSparkTrainingArguments, model: Segmenter):
     """
     Raises ValueError if nothing, or not even one checkpoint, can be written into `output_dir`; warns where there is
     less room on its disk than training will need: the model, its optimizer's state, and one checkpoint more than are

@@ -12,7 +12,7 @@ def split_by_rate(
 
     Args:
         optimizer (`torch.optim.Optimizer`): changed in place; without state yet.
-        model ([`SegformerForSemiSupervisedSegmentation`]): whose parameters it has. The encoder keeps the rate.
+        model ([`Segmenter`]): whose parameters it has. The encoder keeps the rate.
         head_multiplier (`float`): of all that is neither encoder nor the method's, as a multiple of the rate.
         method_rates (`dict[str, float]`): of each of `model.method_modules`, likewise.
     """

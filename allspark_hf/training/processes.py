@@ -170,7 +170,7 @@ def synchronize_batchnorm(model: PreTrainedModel, world_size: int, device: torch
     weights keep their names. With one process there is nothing to synchronize, and nothing changes.
 
     Args:
-        model ([`SegformerForSemiSupervisedSegmentation`]): changed in place; not wrapped yet.
+        model ([`Segmenter`]): changed in place; not wrapped yet.
         world_size (`int`): processes.
         device (`torch.device`): to train on.
 

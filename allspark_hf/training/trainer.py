@@ -18,7 +18,7 @@ from ..evaluation.evaluator import Evaluation, failing_together
 from ..evaluation.metrics import metric_name
 from ..inference.loading import long_side_of
 from ..methods import METHODS, MixedBatch, PixelCounts
-from ..models.modeling_allspark import SegformerForSemiSupervisedSegmentation
+from ..models.segmenter import Segmenter
 from ..publishing.licenses import base_weights_of
 from . import storage
 from .arguments import AllSparkTrainingArguments
@@ -65,10 +65,10 @@ class _Hooks(TrainerCallback):
 
 class AllSparkTrainer(Trainer):
     """
-    Trains [`SegformerForSemiSupervisedSegmentation`] on a labeled and an unlabeled dataset.
+    Trains a [`Segmenter`], such as [`SegformerForSemiSupervisedSegmentation`], on a labeled and an unlabeled dataset.
 
     Args:
-        model ([`SegformerForSemiSupervisedSegmentation`]):
+        model ([`Segmenter`]):
             For the methods `supervised` and `pseudo_label` usually a plain SegFormer, i.e. with
             `AllSparkConfig.plain_segformer_switches()`.
         args ([`AllSparkTrainingArguments`]): training arguments.
@@ -96,7 +96,7 @@ class AllSparkTrainer(Trainer):
 
     def __init__(
         self,
-        model: SegformerForSemiSupervisedSegmentation,
+        model: Segmenter,
         args: AllSparkTrainingArguments,
         processing_class,
         train_dataset: datasets.Dataset | None = None,
@@ -138,7 +138,7 @@ class AllSparkTrainer(Trainer):
         self._connect_parts()
 
     @staticmethod
-    def _prepare_model(model: SegformerForSemiSupervisedSegmentation, args: AllSparkTrainingArguments):
+    def _prepare_model(model: Segmenter, args: AllSparkTrainingArguments):
         if args.sync_batchnorm:
             synchronize_batchnorm(model, args.world_size, args.device)
         if model.bottleneck is not None:
