@@ -59,7 +59,8 @@ def main():
     if not with_memory:
         print("Peak memory is not measured: that needs a GPU, or Linux with glibc.")
     measured = Results(asdict(arguments), machine, output_file)
-    run(jobs, measured, device, SimpleNamespace(**vars(arguments)))  # for whose like a process imports nothing
+    # A process imports nothing for a namespace.
+    run(jobs, measured, device, SimpleNamespace(**vars(arguments)))
     finish(measured)
     failures = measured.failures()
     if failures:
