@@ -12,8 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from allspark_hf import AllSparkConfig, AllSparkTrainingArguments
 from allspark_hf.data.device_photometry import finish_on_device, pack_photometry
 from allspark_hf.data.photometry import draw_photometry
-from allspark_hf.methods import METHODS, MixedBatch, PixelCounts, losses
+from allspark_hf.methods import METHODS, MixedBatch, PixelCounts
 from allspark_hf.methods.pseudo_labels import pseudo_label_pass
+from allspark_hf.models import upsampling
 from allspark_hf.models.bottleneck_allspark import group_channels
 
 
@@ -48,7 +49,7 @@ def take_step(model, method):
 @pytest.mark.parametrize(("num_labels", "number", "size"), [(2, 3, (65, 101)), (3, 1, (64, 64)), (81, 5, (67, 93))])
 @pytest.mark.parametrize("at_a_time", [1, 2, 99])
 def test_the_pass_is_that_of_the_whole_full_resolution(monkeypatch, num_labels, number, size, at_a_time):
-    monkeypatch.setattr(losses, "VALUES_AT_A_TIME", at_a_time * num_labels * size[0] * size[1])
+    monkeypatch.setattr(upsampling, "VALUES_AT_A_TIME", at_a_time * num_labels * size[0] * size[1])
     model, pixel_values = tiny_model(num_labels=num_labels), images(number, size)
     full = predict_full_size(model, pixel_values)
     predicted = pseudo_label_pass(model, pixel_values)
