@@ -62,8 +62,14 @@ class _Limit(TrainerCallback):
             self.stack.enter_context(files_of_at_most(self.size))
 
 
-@pytest.mark.parametrize("size, part", [(200_000, "the model"), (308_000, "the state of the optimizer and the sched")])
-def test_full_disk_in_the_midst_of_a_checkpoint(tmp_path, size, part):
+@pytest.mark.parametrize(
+    ("size", "part", "cause"),
+    [
+        (200_000, "the model", "File too large"),
+        (308_000, "the state of the optimizer and the sched", "the file could not be written whole"),
+    ],
+)
+def test_full_disk_in_the_midst_of_a_checkpoint(tmp_path, size, part, cause):
     settings = {**SAVING, "output_dir": str(tmp_path), "save_total_limit": 1}
     trainer = make_trainer(tiny_model(), **settings)
     with contextlib.ExitStack() as stack:
@@ -72,7 +78,7 @@ def test_full_disk_in_the_midst_of_a_checkpoint(tmp_path, size, part):
             trainer.train()
     sentence = str(error.value)
     assert sentence.startswith(f"{tmp_path}/checkpoint-6 could not be saved: writing {part}")
-    assert "File too large" in sentence and f"{tmp_path} has " in sentence and " GB free" in sentence
+    assert cause in sentence and f"{tmp_path} has " in sentence and " GB free" in sentence
     assert f"the last complete checkpoint is {tmp_path}/checkpoint-4, from which" in sentence
     assert "\n" not in sentence and sentence.count(". ") == 0
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["checkpoint-4"]
@@ -196,7 +202,7 @@ def test_a_gradient_that_is_not_finite_is_found_before_the_next_save(tmp_path):
     trainer = make_trainer(tiny_model(), **SAVING, output_dir=str(tmp_path), logging_strategy="no")
     bias = trainer.model.decode_head.classifier.bias
     bias.register_hook(lambda gradient: gradient * torch.inf if trainer.state.global_step == 3 else gradient)
-    with pytest.raises(NonFiniteError, match=r"after step 4 \(.*decode_head.classifier.bias"):
+    with pytest.raises(NonFiniteError, match=r"not finite after step 4 \("):
         trainer.train()
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-2"]
 

@@ -135,7 +135,7 @@ def test_one_entry_per_epoch_counts_every_pixel(tmp_path):
 
     def spy(model, batch: MixedBatch, pixels: PixelCounts, epoch: int):
         losses = step(model, batch, pixels, epoch)
-        seen.append((epoch, losses.pseudo_labels, batch.unlabeled_truth))
+        seen.append((epoch, losses.pseudo_labels, batch["unlabeled_truth"]))
         return losses
 
     trainer.method.step = spy

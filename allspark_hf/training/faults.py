@@ -25,6 +25,7 @@ except ImportError:  # Windows
 WORKER_DIED = re.compile(r"DataLoader worker \(pid|</torch_")  # the second one is shared memory that is gone
 LOCK_FILE = "training.lock"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+TORCH_WRITES = re.compile(r"inline_container|PytorchStreamWriter|iostream")  # of torch.save, a RuntimeError
 ERRNO = re.compile(r"os error (\d+)")  # of safetensors, whose errors are no OSError
 
 
@@ -120,11 +121,8 @@ def telling_of_saving(name: str, unfinished: Path, output_dir: str | Path) -> It
     saving = Saving()
     try:
         yield saving
-    except (OSError, SafetensorError) as error:
-        cause, number = str(error).strip(), getattr(error, "errno", None)
-        if isinstance(error, SafetensorError):
-            found = ERRNO.search(cause)
-            number = int(found.group(1)) if found else None
+    except (OSError, SafetensorError, RuntimeError) as error:
+        cause, number = _why_not_written(error)
         written = [path for path in unfinished.rglob("*") if path.is_file()] if unfinished.is_dir() else []
         size = sum(path.stat().st_size for path in written)
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -134,6 +132,19 @@ def telling_of_saving(name: str, unfinished: Path, output_dir: str | Path) -> It
             f"{name} could not be saved: writing {saving.part} failed ({cause}), {output_dir} has {room}; nothing "
             f"that was complete is touched, {advice}: {going_on(output_dir)}."
         ) from error
+
+
+def _why_not_written(error: Exception) -> tuple[str, int | None]:
+    """The reason and its number, if it has one; raises again what is no error of writing a file."""
+    cause = str(error).strip()
+    if isinstance(error, SafetensorError):
+        found = ERRNO.search(cause)
+        return cause, int(found.group(1)) if found else None
+    if isinstance(error, OSError):
+        return cause, error.errno
+    if not TORCH_WRITES.search(cause):
+        raise error
+    return "the file could not be written whole", errno.ENOSPC  # torch keeps the reason to itself
 
 
 @contextmanager
