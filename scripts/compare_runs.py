@@ -10,8 +10,10 @@ import argparse
 import sys
 from pathlib import Path
 
+from allspark_hf.methods import METHODS
 
-TITLES = {"supervised": "Supervised", "pseudo_label": "Pseudo-labels", "allspark": "AllSpark"}
+
+TITLES = {name: method.title[0].upper() + method.title[1:] for name, method in METHODS.items()}
 NUM_ROWS = 8
 
 
@@ -26,7 +28,6 @@ def read_run(folder: Path) -> dict:
         `dict`: that of [`read_run_metrics`], image counts, `labeled_ids`, `validation_ids`, and `iou`: class (blanks
         as underscores) -> value in [0, 1]; a class in neither masks nor predictions is left out.
     """
-    from allspark_hf.methods import METHODS
     from allspark_hf.studies.study import read_run_metrics
     from allspark_hf.utils.files import read_json
 

@@ -7,6 +7,8 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -95,8 +97,9 @@ def feed_doubles(trainer: AllSparkTrainer):
     trainer.method.step = double_step
 
 
-def record_reading() -> list[tuple[int, int]]:
-    """Positions and pixel sums that this process reads from streams from now on."""
+@contextmanager
+def recorded_reading() -> Iterator[list[tuple[int, int]]]:
+    """Positions and pixel sums that this process reads from streams inside."""
     read, getitem = [], StreamReader.__getitem__
 
     def recording(self, position):
@@ -105,7 +108,10 @@ def record_reading() -> list[tuple[int, int]]:
         return example
 
     StreamReader.__getitem__ = recording
-    return read
+    try:
+        yield read
+    finally:
+        StreamReader.__getitem__ = getitem
 
 
 def result_of(trainer: AllSparkTrainer) -> dict:
@@ -154,10 +160,10 @@ def run(settings: dict) -> AllSparkTrainer:
         outcome["boundary"] = trainer.evaluation.boundary.counts
         outcome["num_images"] = trainer.evaluation.num_images
     else:
-        outcome["read"] = record_reading()
         start = StartCallback(trainer)
         trainer.add_callback(start)
-        trainer.train(resume_from_checkpoint=resume)
+        with recorded_reading() as outcome["read"]:
+            trainer.train(resume_from_checkpoint=resume)
         outcome |= {"start": start.state, "wrapper": start.wrapper, **result_of(trainer)}
     torch.save(outcome, f"{result}.{trainer.args.process_index}")
     return trainer

@@ -344,8 +344,8 @@ def test_script_from_arguments_to_files(tmp_path, monkeypatch, capfd):
         assert len(entry["seconds"]["all"]) == 2 and 0 < entry["seconds"]["lowest"] <= entry["seconds"]["median"]
         assert ("extra_bytes" in entry) == (measure in ("step", "bottleneck")), (measure, name)
     step = found["step", "allspark"]
-    # Of 0.08 million parameters, and not of a library; small blocks come from what the heap has free.
-    assert 1e5 < step["extra_bytes"] <= step["peak_bytes"] < 5e7
+    # Of 0.08 million parameters, and not of a library; a tiny step may find its blocks free on the heap.
+    assert 0 <= step["extra_bytes"] <= step["peak_bytes"] and 5e5 < step["peak_bytes"] < 5e7
     assert written["machine"]["device"] == "cpu" and written["settings"]["repeats"] == 2
     assert [row["value"] for row in written["targets"]] == [None] * 6
     assert file.with_suffix(".png").read_bytes()[:4] == b"\x89PNG"

@@ -80,7 +80,7 @@ def test_table_shows_the_numbers_and_is_printed(demo_dir):
     lines = [line for line in text.splitlines() if line.startswith("|")]
     assert "**mIoU, last**" in printed
     cells = {line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:4]] for line in lines}
-    assert cells[""] == ["Supervised", "AllSpark"]
+    assert cells[""] == ["Supervised learning", "AllSpark"]
     metrics = read_json(demo_dir / "metrics.json")
     for column, method in enumerate(METHODS):
         run = metrics[method]

@@ -29,6 +29,7 @@ EQUAL = {
     # Two steps before the memory is read and two that read it.
     "allspark": {"method": "allspark", "num_unlabeled": 8, "num_train_epochs": 2, "memory_warmup_epochs": 1},
 }
+EQUAL["sample"] = {"method": "sample", "num_unlabeled": 12, "max_steps": 3, "max_grad_norm": 0.01}
 EQUAL["sync_batchnorm"] = {**EQUAL["pseudo_label"], "switches": {"batch_norm": True}, "sync_batchnorm": True}
 EQUAL = {name: {**job, "exact": True, "seed": 1} for name, job in EQUAL.items()}
 STREAM = {"method": "pseudo_label", "num_unlabeled": 12, "stream": True, "num_train_epochs": 2, "seed": 1}
@@ -108,9 +109,10 @@ def test_two_processes_equal_one_with_the_doubled_batch(folder, ranks, method):
     assert len(one["health"]) == {"supervised": 0, "allspark": 2}.get(method, 1)
     for entry, expected in zip(ranks[method][0]["health"], one["health"], strict=True):
         assert entry == pytest.approx(expected, rel=1e-6)
-    for name, value in one["state"].items():
-        for rank in ranks[method]:
-            assert torch.allclose(rank["state"][name], value, rtol=0, atol=1e-7), name
+    for part in ("state", "method"):  # the second one is a teacher and a buffer, of the sample alone
+        for name, value in one[part].items():
+            for rank in ranks[method]:
+                assert torch.allclose(rank[part][name], value, rtol=0, atol=1e-7), name
 
 
 def test_two_processes_share_out_a_stream(folder, ranks):

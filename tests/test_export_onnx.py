@@ -108,7 +108,7 @@ def test_other_models(tmp_path, fields):
     segmenter = OnnxSegmenter(tmp_path / "model.onnx", model.config)
     differences = compare_logits(model, segmenter, sizes_to_compare(model.config))
     assert [(one.batch, one.height, one.width) for one in differences] == sizes_to_compare(model.config)
-    assert max(one.max_difference for one in differences) < 1e-5
+    assert max(one.max_difference for one in differences) < 2e-5
     other = tiny_model(seed=1, **ONE_STAGE, **fields).eval()
     assert min(one.max_difference for one in compare_logits(other, segmenter, [(1, 33, 40)])) > 1e-2
     quantize_int8(tmp_path / "model.onnx", tmp_path / "int8.onnx")

@@ -22,6 +22,7 @@ JOBS = {
     "allspark": ALLSPARK,
     "checkpointing": {**EQUAL["allspark"], "gradient_checkpointing": True},
     "adamw": {**EQUAL["allspark"], "optim": "adamw_torch", "max_grad_norm": 1.0, "eval_on_start": True},
+    "sample": EQUAL["sample"],
     "evaluation": {**EVALUATION, "eval_mode": "whole"},
 }
 if not CPU_RESUME_IS_BROKEN:
@@ -48,7 +49,7 @@ def saved(folder) -> dict[str, dict]:
     return {name: torch.load(folder / f"{name}.result.0") for name in JOBS}
 
 
-@pytest.mark.parametrize("name", ["pseudo_label", "supervised", "allspark", "checkpointing", "adamw"])
+@pytest.mark.parametrize("name", ["pseudo_label", "supervised", "allspark", "checkpointing", "adamw", "sample"])
 def test_shards_train_as_one_process_with_the_doubled_batch(folder, saved, name):
     trainer = build_trainer({**JOBS[name], "output_dir": str(folder / "one"), "per_device_train_batch_size": 4})
     trainer.train()
@@ -60,8 +61,9 @@ def test_shards_train_as_one_process_with_the_doubled_batch(folder, saved, name)
     for entry, expected in zip(saved[name]["evaluations"], one["evaluations"], strict=True):
         for metric in ("eval_loss", "eval_mean_iou"):
             assert entry[metric] == pytest.approx(expected[metric], rel=1e-5), metric
-    for weights, value in one["state"].items():
-        assert torch.allclose(saved[name]["state"][weights], value, rtol=0, atol=1e-6), weights
+    for part in ("state", "method"):
+        for weights, value in one[part].items():
+            assert torch.allclose(saved[name][part][weights], value, rtol=0, atol=1e-6), weights
 
 
 def test_a_checkpoint_loads_as_a_model_without_fsdp(folder, saved):

@@ -5,8 +5,8 @@ import torch
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from allspark_hf.methods import losses
 from allspark_hf.methods.losses import ohem_labels, upsampled_cross_entropy_sum
+from allspark_hf.models import upsampling
 
 
 def make_logits(num_labels, dtype=torch.float64, images=3, grid=(5, 7), scale=3.0):
@@ -29,7 +29,7 @@ def plain(logits, labels):
 @pytest.mark.parametrize("num_labels", [1, 2, 21, 81])
 @pytest.mark.parametrize("at_a_time", [1, 2, 3])
 def test_loss_and_gradient_equal_the_plain_form(monkeypatch, num_labels, at_a_time):
-    monkeypatch.setattr(losses, "VALUES_AT_A_TIME", at_a_time * num_labels * 17 * 26)
+    monkeypatch.setattr(upsampling, "VALUES_AT_A_TIME", at_a_time * num_labels * 17 * 26)
     labels, sums, gradients = make_labels(num_labels), [], []
     for function in (plain, upsampled_cross_entropy_sum):
         logits = make_logits(num_labels)
@@ -59,7 +59,7 @@ def test_the_whole_batch_is_never_held_at_full_resolution(monkeypatch):
             seen.extend(tensor.numel() for tensor in tensors if isinstance(tensor, torch.Tensor))
             return result
 
-    monkeypatch.setattr(losses, "VALUES_AT_A_TIME", 1)
+    monkeypatch.setattr(upsampling, "VALUES_AT_A_TIME", 1)
     logits, labels = make_logits(21), make_labels(21)
     one_image = 21 * 17 * 26
     with Watch():

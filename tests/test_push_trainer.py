@@ -96,9 +96,9 @@ def test_checkpoints_only_if_asked_for(hub, tmp_path, strategy, folders, local):
     names = {"last-checkpoint"} if strategy == "checkpoint" else {"checkpoint-1", "checkpoint-2"}
     assert {path.split("/")[0] for path in files if "/" in path} == names
     newest = "last-checkpoint" if strategy == "checkpoint" else "checkpoint-2"
-    resumable = {"optimizer.safetensors", "scheduler.safetensors", "rng_state_0.safetensors", "trainer_state.json"}
-    resumable |= {"pseudo_label_counts.safetensors", "allspark_run.json"}
-    resumable |= {"memory_0.safetensors"} if local else set()
+    resumable = {"optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"}
+    resumable |= {"pseudo_label_counts.pt", "allspark_run.json"}
+    resumable |= {"memory_0.pt"} if local else set()
     inside = {path.removeprefix(f"{newest}/") for path in files if path.startswith(f"{newest}/")}
     assert inside == MODEL | resumable | CODE
     for name, content in files.items():
