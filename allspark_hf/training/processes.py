@@ -7,13 +7,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, parse_flag_from_env
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
-
-
-try:
-    from torch.distributed.fsdp import FSDPModule
-except ImportError:  # before torch 2.6, where accelerate refuses FSDP2
-    FSDPModule = ()
 
 
 MEMORY_PREFIX = "bottleneck.memory."
