@@ -4,4 +4,4 @@ source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
 "$VENV/bin/ruff" check .
 "$VENV/bin/ruff" format --check .
-"$PYTHON" -m pytest -n 2 --dist loadfile "$@"
+"$PYTHON" -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"

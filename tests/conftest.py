@@ -21,6 +21,11 @@ pytest.register_assert_rewrite("segmenter_tester")
 # Tiny models are not quicker with two threads, and two workers of pytest-xdist would wait for each other.
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for processes that tests start
+datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN = 0  # 5 s at the end of each pass over a stream
+
+# Files that take longest come first, so that two workers end at about the same time.
+LONGEST = ("distributed", "fsdp", "export_onnx", "kill_and_resume", "faults", "make_figures", "study", "segformer")
+LONGEST += ("step", "streaming", "attention", "publish_end_to_end", "compare_runs", "benchmark", "evaluate_script")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 TINY = {
@@ -77,6 +82,11 @@ class Collect(logging.Handler):
 
     def emit(self, record):
         self.messages.append(record.getMessage())
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]):
+    places = {f"test_{name}": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
 
 
 @pytest.fixture

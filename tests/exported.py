@@ -1,21 +1,23 @@
 """One tiny model exported by the script, as a user does it, for all tests that need an export."""
 
-from functools import cache
+import os
+import subprocess
+import sys
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 import torch
 from conftest import tiny_model
-from in_process import run_script
+from filelock import FileLock
+from in_process import SCRIPTS
 
 from allspark_hf.demo.data import CLASS_NAMES, write_demo_data
 from allspark_hf.inference.loading import load_trained, make_image_processor
 
 
 LONG_SIDE = 80
-_kept = []  # folders that live as long as the process
 
 
 def spread(model):
@@ -39,20 +41,23 @@ def save_model(folder: Path, **kwargs) -> Path:
     return folder
 
 
-@cache
-def tiny_export() -> SimpleNamespace:
+def tiny_export(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     """
     `model` and `image_processor` as loaded; the folders `model_dir`, `data_dir` and `folder`, of the export; `printed`
-    by the script; and the validation images' files.
+    by the script; and the validation images' files. Tracing takes long, so the workers of pytest-xdist share it.
     """
-    _kept.append(TemporaryDirectory(prefix="exported-"))
-    root = Path(_kept[-1].name)
-    data_dir = root / "data"
-    write_demo_data(data_dir, num_train=2, num_labeled=2, num_validation=3, size=(96, 125))
-    model_dir = save_model(root / "model")
-    where = "--model", model_dir, "--output_dir", root / "export"
-    done = run_script("export_onnx.py", *where, "--quantize_int8", "--data_dir", data_dir)
-    assert done.returncode == 0, done.stderr
+    root = tmp_path_factory.getbasetemp()
+    root = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "exported"
+    root.mkdir(exist_ok=True)
+    data_dir, model_dir, printed = root / "data", root / "model", root / "printed.txt"
+    with FileLock(root / "lock"):
+        if not printed.is_file():
+            write_demo_data(data_dir, num_train=2, num_labeled=2, num_validation=3, size=(96, 125))
+            where = "--model", save_model(model_dir), "--output_dir", root / "export"
+            command = [sys.executable, SCRIPTS / "export_onnx.py", *where, "--quantize_int8", "--data_dir", data_dir]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=400)
+            assert done.returncode == 0, done.stderr
+            printed.write_text(done.stdout)
     model, image_processor = load_trained(str(model_dir), "cpu")
     return SimpleNamespace(
         model=model,
@@ -60,7 +65,7 @@ def tiny_export() -> SimpleNamespace:
         model_dir=model_dir,
         data_dir=data_dir,
         folder=root / "export",
-        printed=done.stdout,
+        printed=printed.read_text(),
         images=sorted((data_dir / "images" / "val").iterdir()),
     )
 

@@ -263,14 +263,21 @@ class SegmenterTester:
         with torch.no_grad():
             assert difference(compiled(images(2)).logits, expected) <= 1e-5
 
-    def test_onnx(self, tmp_path):
+    def exported(self, tmp_path_factory):
+        """A model and its ONNX file. Tracing takes long: a tester may give what other tests have exported."""
+        from allspark_hf.export.onnx import export_graph
+
+        model, path = self.make_model().eval(), tmp_path_factory.mktemp("onnx") / "model.onnx"
+        export_graph(model, path)
+        return model, path
+
+    def test_onnx(self, tmp_path_factory):
         for name in ("onnx", "onnxruntime", "onnxscript"):
             pytest.importorskip(name)
-        from allspark_hf.export.onnx import OnnxSegmenter, export_graph, sizes_to_compare
+        from allspark_hf.export.onnx import OnnxSegmenter, sizes_to_compare
 
-        model = self.make_model().eval()
-        export_graph(model, tmp_path / "model.onnx")
-        segmenter = OnnxSegmenter(tmp_path / "model.onnx", model.config)
+        model, path = self.exported(tmp_path_factory)
+        segmenter = OnnxSegmenter(path, model.config)
         for batch, *size in sizes_to_compare(model.config):
             pixel_values = images(batch, size)
             assert difference(segmenter(pixel_values).logits, logits_of(model, pixel_values)) < 1e-4, size

@@ -57,8 +57,8 @@ ONE_STAGE = {
 
 
 @pytest.fixture(scope="module")
-def export():
-    return tiny_export()
+def export(tmp_path_factory):
+    return tiny_export(tmp_path_factory)
 
 
 @pytest.fixture

@@ -35,8 +35,8 @@ if not (WEB / "node_modules" / "onnxruntime-web").is_dir():
 
 
 @pytest.fixture(scope="module")
-def export():
-    return tiny_export()
+def export(tmp_path_factory):
+    return tiny_export(tmp_path_factory)
 
 
 @pytest.fixture(scope="module")

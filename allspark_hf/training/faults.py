@@ -87,8 +87,16 @@ def telling_faults(output_dir: str | Path, checkpoint: str | None = None) -> Ite
         raise WorkerDiedError(
             f"A data loading worker died ({cause}), mostly for want of "
             "memory: set fewer --dataloader_num_workers, a smaller batch or --dataloader_prefetch_factor 1, or with "
-            f"'Bus error' give /dev/shm more room; {going_on(output_dir)}."
+            f"'Bus error' give /dev/shm more room; {_going_on_undisturbed(output_dir)}."
         ) from error
+
+
+def _going_on_undisturbed(output_dir: str | Path) -> str:
+    """[`going_on`], again if the DataLoader's signal handler reports the dead worker just then."""
+    try:
+        return going_on(output_dir)
+    except RuntimeError:
+        return going_on(output_dir)
 
 
 def _worker_is_gone(error: Exception) -> bool:
