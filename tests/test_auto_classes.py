@@ -11,7 +11,7 @@ import pytest
 import torch
 import transformers
 from conftest import tiny_config, tiny_model
-from segmenter_tester import assert_complete, code_files, images, logits_of
+from segmenter_tester import assert_complete, images, logits_of
 from test_loading import write_hub_folder
 from transformers import (
     AutoConfig,
@@ -28,6 +28,7 @@ from transformers.models.segformer.image_processing_pil_segformer import Segform
 import allspark_hf
 from allspark_hf import AllSparkConfig, SegformerForSemiSupervisedSegmentation
 from allspark_hf.inference.loading import make_image_processor
+from allspark_hf.models.registration import code_files
 
 
 MODEL = "modeling_allspark.SegformerForSemiSupervisedSegmentation"
@@ -78,7 +79,7 @@ def test_folder_saved_before_there_was_an_auto_map(folder, tmp_path):
     config = json.loads((folder / "config.json").read_text())
     del config["auto_map"]
     (folder / "config.json").write_text(json.dumps(config))
-    for path in code_files():
+    for path in code_files(SegformerForSemiSupervisedSegmentation):
         (folder / path.name).unlink()
     model = AutoModelForSemanticSegmentation.from_pretrained(folder)
     assert torch.equal(logits_of(model), expected)

@@ -329,12 +329,12 @@ class AllSparkBottleneck(nn.Module):
         self.unlabeled_attention = ChannelSelfAttention(num_channels, heads, dropout)
         self.output_norm = nn.LayerNorm(num_channels, eps=BOTTLENECK_NORM_EPS)
         self.project_out = nn.Conv2d(num_channels, num_channels, kernel_size=1)
-        self.memory = None
+        self.memory, self.memory_grid = None, config.token_grid
         if config.use_memory:
             num_slots, slot_size = config.num_labels, int(num_channels * config.memory_size)
             if not config.use_grouping:  # one ring of the same total size for all classes
                 num_slots, slot_size = 1, num_slots * slot_size
-            self.memory = SemanticMemory(num_slots, slot_size, math.prod(config.token_grid))
+            self.memory = SemanticMemory(num_slots, slot_size, math.prod(self.memory_grid))
 
     def forward(
         self,
@@ -373,12 +373,11 @@ class AllSparkBottleneck(nn.Module):
             unlabeled, slots = gather_images(unlabeled), gather_images(slots)
         if self.memory is None:
             return unlabeled.unsqueeze(0)
-        memory_grid = self.config.token_grid
-        self.memory.enqueue(resize_tokens(unlabeled.detach(), grid, memory_grid), slots)
+        self.memory.enqueue(resize_tokens(unlabeled.detach(), grid, self.memory_grid), slots)
         if not read_memory:
             return unlabeled.unsqueeze(0)
         remembered = self.memory.sources(unlabeled.shape[2]).to(unlabeled.dtype)
-        return resize_tokens(remembered, memory_grid, grid).unsqueeze(0)
+        return resize_tokens(remembered, self.memory_grid, grid).unsqueeze(0)
 
     def _choose_slots(self, unlabeled, grid, unlabeled_logits) -> torch.Tensor:
         """The memory slot of each channel, int64 (unlabeled, channels)."""

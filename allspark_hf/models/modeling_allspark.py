@@ -34,7 +34,7 @@ class SemiSupervisedSegmenterOutput(SemanticSegmenterOutput):
         unlabeled_logits (`torch.Tensor`, *optional*):
             float (unlabeled_batch, num_labels, logits height, logits width), in a step with unlabeled images.
         decoder_features (`torch.Tensor`, *optional*):
-            float (batch, channels, logits height, logits width), what the classifier gets, with
+            float (batch, channels, head height, head width), what the classifier gets, with
             `output_decoder_features=True`.
     """
 
@@ -82,21 +82,29 @@ class SemiSupervisedSegmenter:
         """
         raise NotImplementedError
 
-    def decode_features(self, features: FeatureMaps) -> torch.Tensor:
-        """What the classifier gets, float (batch, channels, logits height, logits width), from all feature maps."""
+    def decode_features(self, features: FeatureMaps, pixel_values: torch.Tensor) -> torch.Tensor:
+        """
+        What the classifier gets, float (batch, channels, head height, head width), from all feature maps and, where
+        the decoder looks at them, the images.
+        """
         raise NotImplementedError
 
-    def classify(self, decoder_features: torch.Tensor) -> torch.Tensor:
-        """Logits, float (batch, num_labels, height, width), from the result of `decode_features`."""
+    def classify(self, decoder_features: torch.Tensor, features: FeatureMaps, size: torch.Size) -> torch.Tensor:
+        """
+        Logits, float (batch, num_labels, height, width), from the result of `decode_features`, all feature maps and
+        the images' size in pixels.
+        """
         raise NotImplementedError
 
     def encode(self, pixel_values: torch.Tensor) -> FeatureMaps:
         """The encoder's feature maps, float (batch, channels, height, width) each, from normalized pixels."""
         return self.run_encoder(pixel_values).feature_maps
 
-    def decode(self, features: FeatureMaps) -> torch.Tensor:
-        """Logits, float (batch, num_labels, height, width), from feature maps whose last one left the bottleneck."""
-        return self.classify(self.decode_features(features))
+    def decode(self, features: FeatureMaps, pixel_values: torch.Tensor) -> torch.Tensor:
+        """
+        Logits, float (batch, num_labels, height, width), of images whose last feature map left the bottleneck.
+        """
+        return self.classify(self.decode_features(features, pixel_values), features, pixel_values.shape[2:])
 
     def encoder_parameters(self) -> Iterable[nn.Parameter]:
         """Parameters that are trained with the encoder's learning rate."""
@@ -171,8 +179,8 @@ class SemiSupervisedSegmenter:
         if self.bottleneck is not None:
             last = self.bottleneck(features[-1], num_unlabeled, unlabeled_logits, read_memory)
             features = (*features[:-1], last)
-        decoder_features = self.decode_features(features)
-        logits = self.classify(decoder_features)
+        decoder_features = self.decode_features(features, pixel_values)
+        logits = self.classify(decoder_features, features, pixel_values.shape[2:])
         logits, of_unlabeled = logits.tensor_split([logits.shape[0] - num_unlabeled])
         return SemiSupervisedSegmenterOutput(
             loss=None if labels is None else self._labeled_loss(logits, labels),
@@ -254,10 +262,10 @@ class SegformerForSemiSupervisedSegmentation(SemiSupervisedSegmenter, SegformerP
         maps = encoded.hidden_states
         return BackboneOutput(feature_maps=maps, hidden_states=maps, attentions=encoded.attentions)
 
-    def decode_features(self, features: FeatureMaps) -> torch.Tensor:
+    def decode_features(self, features: FeatureMaps, pixel_values: torch.Tensor) -> torch.Tensor:
         return self.decode_head(features)
 
-    def classify(self, decoder_features: torch.Tensor) -> torch.Tensor:
+    def classify(self, decoder_features: torch.Tensor, features: FeatureMaps, size: torch.Size) -> torch.Tensor:
         return self.decode_head.classifier(decoder_features)
 
 

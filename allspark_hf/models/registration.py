@@ -1,26 +1,47 @@
-"""Registers the model with transformers' Auto classes, and its code files to be saved with every model."""
+"""Registers the models with transformers' Auto classes, and their code files to be saved with every model."""
 
-from transformers import AutoConfig, AutoModel, AutoModelForSemanticSegmentation
+import inspect
+from pathlib import Path
+
+from transformers import AutoConfig, AutoModel, AutoModelForSemanticSegmentation, PreTrainedModel
+from transformers.dynamic_module_utils import get_relative_import_files
 
 from .configuration_allspark import AllSparkConfig
+from .configuration_backbone_allspark import AllSparkBackboneConfig
 from .modeling_allspark import SegformerForSemiSupervisedSegmentation
+from .modeling_backbone_allspark import BackboneForSemiSupervisedSegmentation
 
 
-__all__ = ["register_auto_classes"]
-
+SEGMENTERS = {
+    config_class.model_type: (config_class, model_class)
+    for config_class, model_class in (
+        (AllSparkConfig, SegformerForSemiSupervisedSegmentation),
+        (AllSparkBackboneConfig, BackboneForSemiSupervisedSegmentation),
+    )
+}
 
 def register_auto_classes() -> None:
     """
-    Registers the model with transformers. `import allspark_hf` calls it; calling it again changes nothing.
+    Registers the models with transformers. `import allspark_hf` calls it; calling it again changes nothing.
 
     `AutoConfig`, `AutoModel` and `AutoModelForSemanticSegmentation` then load saved folders and Hub ids without
     `trust_remote_code`. `AutoImageProcessor` needs nothing: preprocessor_config.json names SegFormer's own class.
-    Saving copies the `*_allspark.py` files beside the weights, for those who load the folder with
+    Saving copies the `*_allspark.py` files that a model needs beside the weights, for those who load the folder with
     `trust_remote_code=True` instead of this package. Models of `model_type` "segformer" stay transformers' own.
     """
-    AutoConfig.register(AllSparkConfig.model_type, AllSparkConfig, exist_ok=True)
-    for auto_class in (AutoModel, AutoModelForSemanticSegmentation):
-        auto_class.register(AllSparkConfig, SegformerForSemiSupervisedSegmentation, exist_ok=True)
-    # `save_pretrained` copies a class's file only if the class is marked with an Auto class.
-    AllSparkConfig.register_for_auto_class()
-    SegformerForSemiSupervisedSegmentation.register_for_auto_class(AutoModelForSemanticSegmentation)
+    for config_class, model_class in SEGMENTERS.values():
+        AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
+        for auto_class in (AutoModel, AutoModelForSemanticSegmentation):
+            auto_class.register(config_class, model_class, exist_ok=True)
+        # `save_pretrained` copies a class's file only if the class is marked with an Auto class.
+        config_class.register_for_auto_class()
+        model_class.register_for_auto_class(AutoModelForSemanticSegmentation)
+
+
+def code_files(model_class: type[PreTrainedModel]) -> list[Path]:
+    """The files that a saved model of this class carries for `trust_remote_code=True`, its own first."""
+    own = inspect.getfile(model_class)
+    return [Path(own), *sorted({Path(path) for path in get_relative_import_files(own)})]
+
+
+__all__ = ["SEGMENTERS", "code_files", "register_auto_classes"]

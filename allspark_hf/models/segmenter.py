@@ -49,19 +49,21 @@ class Segmenter(Protocol):
             bottleneck.
         """
 
-    def decode_features(self, features: FeatureMaps) -> torch.Tensor:
+    def decode_features(self, features: FeatureMaps, pixel_values: torch.Tensor) -> torch.Tensor:
         """
         What the classifier gets.
 
         Args:
             features (`tuple[torch.Tensor, ...]`): feature maps, of which the last one left the bottleneck.
+            pixel_values (`torch.Tensor`): float (batch, 3, height, width), normalized: the images they come from.
 
         Returns:
-            `torch.Tensor`: float (batch, channels, logits height, logits width).
+            `torch.Tensor`: float (batch, channels, head height, head width). The map spans the image, and where the
+            model pads images to a multiple of its patch, the padded image.
         """
 
-    def decode(self, features: FeatureMaps) -> torch.Tensor:
-        """The classifier's float logits (batch, num_labels, height, width) of `decode_features(features)`."""
+    def decode(self, features: FeatureMaps, pixel_values: torch.Tensor) -> torch.Tensor:
+        """The classifier's float logits (batch, num_labels, height, width); arguments as in `decode_features`."""
 
     def encoder_parameters(self) -> Iterable[nn.Parameter]:
         """The parameters that are trained with the encoder's learning rate; all others belong to the head."""

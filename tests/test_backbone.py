@@ -1,0 +1,100 @@
+"""Encoders of transformers' AutoBackbone as segmenters."""
+
+import pytest
+import torch
+from segmenter_tester import SegmenterTester
+from transformers import (
+    ConvNextConfig,
+    Dinov2Config,
+    Dinov2WithRegistersConfig,
+    DINOv3ConvNextConfig,
+    DINOv3ViTConfig,
+    PvtV2Config,
+    ResNetConfig,
+    SwinConfig,
+)
+
+from allspark_hf import AllSparkBackboneConfig, BackboneForSemiSupervisedSegmentation
+
+
+VIT = {
+    "hidden_size": 24,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 2,
+    "image_size": 56,
+    "out_indices": [1, 2, 3, 4],
+    "drop_path_rate": 0.0,
+}
+PYRAMID = {"depths": [1, 1, 1, 1], "out_indices": [1, 2, 3, 4]}
+WIDTHS = {"hidden_sizes": [8, 16, 24, 32], **PYRAMID}
+ENCODERS = {
+    "dinov2": Dinov2Config(**VIT, patch_size=14),
+    "dinov2_with_registers": Dinov2WithRegistersConfig(**VIT, patch_size=14),
+    "dinov3_vit": DINOv3ViTConfig(**VIT, patch_size=16, intermediate_size=48, num_register_tokens=2, pos_embed_rescale=None),
+    "dinov3_convnext": DINOv3ConvNextConfig(**WIDTHS),
+    "convnext": ConvNextConfig(**WIDTHS),
+    "swin": SwinConfig(embed_dim=8, num_heads=[1, 2, 2, 4], window_size=4, drop_path_rate=0.0, **PYRAMID),
+    "resnet": ResNetConfig(embedding_size=8, **WIDTHS),
+    "pvt_v2": PvtV2Config(
+        hidden_sizes=[8, 16, 24, 32], num_attention_heads=[1, 2, 3, 4], depths=[1, 1, 1, 1], out_indices=[0, 1, 2, 3]
+    ),
+}
+
+
+def tiny_backbone_model(encoder: str, seed: int = 0, **fields) -> BackboneForSemiSupervisedSegmentation:
+    """A small model with weights large enough that mistakes show."""
+    torch.manual_seed(seed)
+    fields = {"num_labels": 3, "crop_size": 64, "decoder_hidden_size": 16, **fields}
+    model = BackboneForSemiSupervisedSegmentation(AllSparkBackboneConfig(backbone_config=ENCODERS[encoder], **fields))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(std=parameter[0].numel() ** -0.5)
+            else:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+class BackboneTester(SegmenterTester):
+    logits_stride = 1
+    no_dropout = {"channel_attention_dropout": 0.0}
+    encoder: str
+
+    def make_model(self, seed=0, **fields):
+        return tiny_backbone_model(self.encoder, seed, **fields)
+
+
+class TestDinov2(BackboneTester):
+    encoder = "dinov2"
+
+
+class TestDinov2WithRegisters(BackboneTester):
+    encoder = "dinov2_with_registers"
+
+
+class TestDinov3ViT(BackboneTester):
+    encoder = "dinov3_vit"
+
+
+class TestDinov3ConvNext(BackboneTester):
+    encoder = "dinov3_convnext"
+    has_gradient_checkpointing = False
+
+
+class TestConvNext(BackboneTester):
+    encoder = "convnext"
+    has_gradient_checkpointing = False
+
+
+class TestSwin(BackboneTester):
+    encoder = "swin"
+
+
+class TestResNet(BackboneTester):
+    encoder = "resnet"
+    has_gradient_checkpointing = False
+    bfloat16_tolerance = 0.7  # the encoder's batch normalizations have few positions
+
+
+class TestPvtV2(BackboneTester):
+    encoder = "pvt_v2"
