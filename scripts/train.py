@@ -83,7 +83,8 @@ def build_trainer():
     from allspark_hf import AllSparkTrainer, AllSparkTrainingArguments
     from allspark_hf.cli.arguments import ModelArguments, parse_arguments
     from allspark_hf.cli.dry_run import DryRunArguments, dry_run
-    from allspark_hf.cli.models import load_model
+    from allspark_hf.cli.encoder_defaults import apply_encoder_defaults, planned_updates
+    from allspark_hf.cli.models import load_model, normalization_of
     from allspark_hf.data import DataArguments, load_data
     from allspark_hf.inference.loading import make_image_processor
     from allspark_hf.methods import METHODS
@@ -113,10 +114,14 @@ def build_trainer():
     for name in ("mask_values", "ignored_mask_values"):  # what scripts/evaluate.py expects of masks
         values = getattr(data_arguments, name)
         setattr(model.config, name, None if values is None else list(values))
+    updates = planned_updates(args, len(data.labeled), 0 if streams else len(data.unlabeled), streams)
+    chosen = apply_encoder_defaults(args, model.config, updates)
+    if chosen and args.should_save:
+        print(f"for this encoder and {updates} updates: {', '.join(chosen)}")
     trainer = AllSparkTrainer(
         model=model,
         args=args,
-        processing_class=make_image_processor(data_arguments.image_long_side),
+        processing_class=make_image_processor(data_arguments.image_long_side, **normalization_of(model_arguments)),
         train_dataset=data.labeled,
         unlabeled_dataset=data.unlabeled_stream if streams else data.unlabeled,
         eval_dataset=data.validation,

@@ -1,6 +1,5 @@
 """Encoders of transformers' AutoBackbone as segmenters."""
 
-import pytest
 import torch
 from segmenter_tester import SegmenterTester
 from transformers import (
@@ -30,7 +29,9 @@ WIDTHS = {"hidden_sizes": [8, 16, 24, 32], **PYRAMID}
 ENCODERS = {
     "dinov2": Dinov2Config(**VIT, patch_size=14),
     "dinov2_with_registers": Dinov2WithRegistersConfig(**VIT, patch_size=14),
-    "dinov3_vit": DINOv3ViTConfig(**VIT, patch_size=16, intermediate_size=48, num_register_tokens=2, pos_embed_rescale=None),
+    "dinov3_vit": DINOv3ViTConfig(
+        **VIT, patch_size=16, intermediate_size=48, num_register_tokens=2, pos_embed_rescale=None
+    ),
     "dinov3_convnext": DINOv3ConvNextConfig(**WIDTHS),
     "convnext": ConvNextConfig(**WIDTHS),
     "swin": SwinConfig(embed_dim=8, num_heads=[1, 2, 2, 4], window_size=4, drop_path_rate=0.0, **PYRAMID),

@@ -19,10 +19,27 @@ from .help import help_text
 class ModelArguments:
     """Which model. Fields that are left out keep what the checkpoint, or else AllSparkConfig, says."""
 
-    model_name_or_path: str | None = argument(
-        None, "Weights to start from: nvidia/mit-b0..b5, nvidia/segformer-*, or an AllSpark model.", common=True
+    encoder: str | None = argument(
+        None,
+        "Pre-trained encoder: a Hub id such as facebook/dinov2-small or nvidia/mit-b2, or a folder; or a model type "
+        "of transformers, such as dinov2, to start at random.",
+        common=True,
     )
-    backbone: str | None = argument(None, "Train from scratch: b0 to b5.", common=True)
+    model_name_or_path: str | None = argument(
+        None,
+        "Model to start from, with its head: an AllSpark model, or a SegFormer (nvidia/segformer-*).",
+        common=True,
+    )
+    backbone: str | None = argument(None, "Train a Mix Transformer from scratch: b0 to b5.", common=True)
+    head: str | None = argument(
+        None, "Decode head: dpt (the default) or all_mlp. With --encoder, but for a Mix Transformer."
+    )
+    use_skip_classifier: bool | None = argument(
+        None, "Add a linear classifier on the encoder's features; on unless set to false. With --encoder."
+    )
+    use_image_stem: bool | None = argument(
+        None, "Add convolutions of the image at half its size, for small objects. With --encoder."
+    )
     hidden_sizes: list[int] | None = argument(
         None, "From scratch: channels of the four stages, instead of the backbone's."
     )
@@ -56,7 +73,7 @@ def parse_arguments(types: tuple[type, ...], argv: list[str] | None = None) -> t
         argv (`list[str]`, *optional*): the command line without the script, defaults to that of this process.
 
     Returns:
-        `tuple`: an instance of each class.
+        `tuple`: an instance of each class; training arguments have the names of those that were given in `given`.
 
     Raises:
         FileNotFoundError: if the recipe, or one it is based on, does not exist.
@@ -75,7 +92,13 @@ def parse_arguments(types: tuple[type, ...], argv: list[str] | None = None) -> t
     for arguments in parsed:
         if isinstance(arguments, AllSparkTrainingArguments):
             _check_method(arguments.method, typed)
+            arguments.given = _options(recipe + typed)
     return tuple(parsed)
+
+
+def _options(command_line: list[str]) -> set[str]:
+    """Names of the arguments on a command line."""
+    return {option.split("=")[0].removeprefix("--").replace("-", "_") for option in command_line if option[:2] == "--"}
 
 
 def _check_method(method: str, typed: list[str]):
@@ -83,7 +106,7 @@ def _check_method(method: str, typed: list[str]):
     ValueError if an argument that was typed belongs to other methods only. A recipe may hold such, since one on top of
     it may change the method.
     """
-    options = {option.split("=")[0].removeprefix("--").replace("-", "_") for option in typed if option[:2] == "--"}
+    options = _options(typed)
     own = {one.name for one in fields(METHODS[method].arguments_class)}
     for name in dict.fromkeys(one.name for kind in arguments_classes() for one in fields(kind)):
         if name not in own and (name in options or f"no_{name}" in options):

@@ -1,13 +1,17 @@
 """From arguments and data to the model to train."""
 
 import re
+from dataclasses import replace
 
 from huggingface_hub.errors import StrictDataclassError
 
 from ..data import CheckReport
 from ..models.configuration_allspark import MIT_SIZES, AllSparkConfig
+from ..models.encoders import encoder_config, encoder_normalization, is_model_type, load_encoder
 from ..models.modeling_allspark import SegformerForSemiSupervisedSegmentation
 from ..models.pretrained import loading
+from ..models.registration import SEGMENTERS
+from ..models.segmenter import Segmenter
 from ..publishing.licenses import FROM_SCRATCH, base_weights_of
 from .arguments import ModelArguments
 
@@ -17,15 +21,16 @@ REPLACEABLE = re.compile(r"(.*\.)?classifier\.|bottleneck\.")
 # Entries of a checkpoint's config.json that a new training does not begin with.
 NOT_TAKEN_OVER = ("model_type", "num_labels", "mask_values", "ignored_mask_values")
 GEOMETRY_FIELDS = ("hidden_sizes", "depths", "decoder_hidden_size")
+HEAD_FIELDS = ("head", "use_skip_classifier", "use_image_stem")  # with --encoder
+SEGFORMER_TYPES = ("segformer", *SEGMENTERS)
+MIT_NAME = re.compile(r"nvidia/(?:mit|segformer)-b[0-5].*")
 CONFIG_FIELDS = (
     *("memory_size", "channel_attention_heads", "use_memory", "use_grouping", "grouping_similarity"),
-    *("grouping_source", "mix_images_in_eval", "drop_path_rate"),
+    *("grouping_source", "mix_images_in_eval"),
 )
 
 
-def load_model(
-    arguments: ModelArguments, report: CheckReport, ignore_index: int, plain_segformer: bool
-) -> SegformerForSemiSupervisedSegmentation:
+def load_model(arguments: ModelArguments, report: CheckReport, ignore_index: int, plain_segformer: bool) -> Segmenter:
     """
     The model to train, with the data's classes.
 
@@ -36,10 +41,11 @@ def load_model(
         plain_segformer (`bool`): whether to leave the bottleneck out, for the baselines.
 
     Raises:
-        ValueError: unless exactly one of `model_name_or_path` and `backbone` is given, if the backbone is no Mix
-            Transformer, if a checkpoint is to get another geometry, and if it cannot be loaded, unless that is an
-            `OSError` or a `StrictDataclassError`.
+        ValueError: unless exactly one of `encoder`, `model_name_or_path` and `backbone` is given, if the backbone is
+            no Mix Transformer, if a checkpoint is to get another geometry, and if it cannot be loaded, unless that is
+            an `OSError` or a `StrictDataclassError`.
     """
+    arguments = resolve_encoder(arguments)
     geometry = check_source(arguments)
     fields = {name: getattr(arguments, name) for name in CONFIG_FIELDS if getattr(arguments, name) is not None}
     if arguments.crop_size:
@@ -47,6 +53,10 @@ def load_model(
     if plain_segformer:
         fields |= AllSparkConfig.plain_segformer_switches()
     fields |= class_fields(report) | {"semantic_loss_ignore_index": ignore_index}
+    if arguments.encoder:
+        return _new_head(arguments, fields)
+    if arguments.drop_path_rate is not None:
+        fields["drop_path_rate"] = arguments.drop_path_rate
     if arguments.backbone:
         fields |= geometry | {"base_weights": FROM_SCRATCH}
         config = AllSparkConfig.mit(arguments.backbone, **fields)
@@ -55,14 +65,16 @@ def load_model(
     name = arguments.model_name_or_path
     with loading(name, keep=(OSError, StrictDataclassError)):
         stored, _ = AllSparkConfig.get_config_dict(name)
+        kind = stored.get("model_type")
+        config_class, model_class = SEGMENTERS.get(kind, (AllSparkConfig, SegformerForSemiSupervisedSegmentation))
         fields["base_weights"] = base_weights_of(stored, name)
         stored = {name: value for name, value in stored.items() if name not in NOT_TAKEN_OVER}
         if len(stored.get("palette") or ()) != report.num_labels:
             stored.pop("palette", None)
-        model, info = SegformerForSemiSupervisedSegmentation.from_pretrained(
+        model, info = model_class.from_pretrained(
             name,
             output_loading_info=True,
-            config=AllSparkConfig.from_dict({**stored, **fields}),
+            config=config_class.from_dict({**stored, **fields}),
             ignore_mismatched_sizes=True,  # a head for other classes starts anew, and from_pretrained says so
             attn_implementation=arguments.attn_implementation,
         )
@@ -75,20 +87,55 @@ def load_model(
     return model
 
 
+def _new_head(arguments: ModelArguments, fields: dict) -> Segmenter:
+    """A model with the encoder that was asked for."""
+    name, encoder_fields = arguments.encoder, {}
+    fields |= {name: getattr(arguments, name) for name in HEAD_FIELDS if getattr(arguments, name) is not None}
+    if arguments.decoder_hidden_size is not None:
+        fields["decoder_hidden_size"] = arguments.decoder_hidden_size
+    if arguments.drop_path_rate is not None:
+        encoder_fields["drop_path_rate"] = arguments.drop_path_rate
+    fields["base_weights"] = FROM_SCRATCH if is_model_type(name) else base_weights_of({}, name)
+    return load_encoder(name, arguments.attn_implementation, encoder_fields, **fields)
+
+
+def resolve_encoder(arguments: ModelArguments) -> ModelArguments:
+    """The arguments, with an `encoder` that is a SegFormer's or a whole model of ours as `model_name_or_path`."""
+    name = arguments.encoder
+    if name is None or arguments.model_name_or_path or arguments.backbone or is_model_type(name):
+        return arguments
+    if MIT_NAME.fullmatch(name) or encoder_config(name).model_type in SEGFORMER_TYPES:
+        return replace(arguments, encoder=None, model_name_or_path=name)
+    return arguments
+
+
+def normalization_of(arguments: ModelArguments) -> dict[str, list[float]]:
+    """`image_mean` and `image_std` of the weights that training starts from; ImageNet's from scratch."""
+    return encoder_normalization(arguments.encoder or arguments.model_name_or_path or "dinov2")
+
+
 def check_source(arguments: ModelArguments) -> dict:
     """The geometry fields that were given; ValueError unless there is one source of weights, known, that they fit."""
-    if (arguments.model_name_or_path is None) == (arguments.backbone is None):
-        hint = "; `null` in a recipe removes what its base gives" if arguments.backbone else ""
+    sources = [name for name in ("encoder", "model_name_or_path", "backbone") if getattr(arguments, name)]
+    if len(sources) != 1:
+        given = f", not {' and '.join(sources)}; `null` in a recipe removes what its base gives" if sources else ""
         raise ValueError(
-            f"Give either --model_name_or_path (weights to start from) or --backbone (from scratch){hint}."
+            "Give one of --encoder (a pre-trained encoder, such as facebook/dinov2-small), --model_name_or_path (a "
+            f"model with its head) and --backbone (b0 to b5 from scratch){given}."
         )
     if arguments.backbone not in (None, *MIT_SIZES):
         raise ValueError(
-            f"backbone={arguments.backbone!r} is no Mix Transformer, and AllSpark is built on SegFormer's encoder "
-            f"(on a CNN it hurts: the paper's Table 6): choose one of {', '.join(MIT_SIZES)}."
+            f"backbone={arguments.backbone!r} is no Mix Transformer: choose one of {', '.join(MIT_SIZES)}, or give "
+            "another encoder as --encoder."
+        )
+    if not arguments.encoder and (given := [name for name in HEAD_FIELDS if getattr(arguments, name) is not None]):
+        raise ValueError(
+            f"{', '.join(given)}: for a model with --encoder only, which is no Mix Transformer; leave out."
         )
     geometry = {name: getattr(arguments, name) for name in GEOMETRY_FIELDS if getattr(arguments, name) is not None}
-    if geometry and arguments.model_name_or_path:
+    if arguments.encoder:
+        geometry.pop("decoder_hidden_size", None)
+    if geometry and not arguments.backbone:
         raise ValueError(
             f"{', '.join(geometry)} would not fit the checkpoint's weights: leave them out, or use --backbone."
         )
@@ -107,4 +154,4 @@ def class_fields(report: CheckReport) -> dict:
     return fields
 
 
-__all__ = ["check_source", "class_fields", "load_model"]
+__all__ = ["check_source", "class_fields", "load_model", "normalization_of", "resolve_encoder"]

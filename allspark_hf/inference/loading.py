@@ -8,14 +8,17 @@ from transformers.image_processing_utils import BaseImageProcessor
 # From its module: transformers 5.17 hides it at the top level when torchvision is missing, which it does not need.
 from transformers.models.segformer.image_processing_pil_segformer import SegformerImageProcessorPil
 
+from ..models.configuration_allspark import AllSparkConfig
 from ..models.modeling_allspark import SegformerForSemiSupervisedSegmentation
 from ..models.pretrained import check_image_processor, check_labels, loading, stored_palette
+from ..models.registration import SEGMENTERS
+from ..models.segmenter import Segmenter
 from ..utils.files import HUB_ID
 
 
 def load_trained(
     model_id: str, device: str | None = None, revision: str | None = None, token: str | bool | None = None
-) -> tuple[SegformerForSemiSupervisedSegmentation, BaseImageProcessor]:
+) -> tuple[Segmenter, BaseImageProcessor]:
     """
     Loads a trained model and its image processor.
 
@@ -42,9 +45,9 @@ def load_trained(
         )
     source = {"revision": revision or "main", "token": token}
     with loading(model_id):
-        model, info = SegformerForSemiSupervisedSegmentation.from_pretrained(
-            model_id, output_loading_info=True, **source
-        )
+        kind = AllSparkConfig.get_config_dict(model_id, **source)[0].get("model_type")
+        _, model_class = SEGMENTERS.get(kind, (None, SegformerForSemiSupervisedSegmentation))
+        model, info = model_class.from_pretrained(model_id, output_loading_info=True, **source)
         image_processor = SegformerImageProcessorPil.from_pretrained(model_id, **source)
         check_labels(model.config)
         stored_palette(model.config)
@@ -58,19 +61,20 @@ def load_trained(
     return model.to(device).eval(), image_processor
 
 
-def make_image_processor(long_side: int | None = None) -> SegformerImageProcessorPil:
+def make_image_processor(long_side: int | None = None, **normalization) -> SegformerImageProcessorPil:
     """
-    SegFormer's image processor: normalizes with the ImageNet mean and std, and resizes only if asked to.
+    SegFormer's image processor: normalizes, and resizes only if asked to.
 
     Args:
         long_side (`int`, *optional*): pixels to scale the long side to, keeping the aspect.
+        normalization: `image_mean` and `image_std`, by default ImageNet's.
 
     Returns:
         `SegformerImageProcessorPil`: which gives the same pixels with and without torchvision.
     """
     if long_side is None:
-        return SegformerImageProcessorPil(do_resize=False)
-    return SegformerImageProcessorPil(size={"max_height": long_side, "max_width": long_side})
+        return SegformerImageProcessorPil(do_resize=False, **normalization)
+    return SegformerImageProcessorPil(size={"max_height": long_side, "max_width": long_side}, **normalization)
 
 
 def long_side_of(image_processor: BaseImageProcessor) -> int | None:

@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 
 import torch
 from huggingface_hub.dataclasses import strict
-from transformers import AutoBackbone, AutoConfig, PreTrainedConfig
+from transformers import AutoBackbone, AutoConfig, PreTrainedConfig, __version__
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING_NAMES
 
@@ -81,15 +81,17 @@ def _encoder_shape(kind: type[PreTrainedConfig], fields: str) -> EncoderShape:
             "another, such as dinov2, whose positions are interpolated."
         ) from error
     if any(maps.ndim != 4 for maps in both[0]):
-        raise ValueError(f"The encoder {name!r} gives no feature maps (batch, channels, height, width): choose another.")
+        raise ValueError(
+            f"The encoder {name!r} gives no feature maps (batch, channels, height, width): choose another."
+        )
     strides = []
     for one, other in zip(*both, strict=True):
         (height, width), turned = one.shape[2:], other.shape[2:]
         stride = PROBE_SIZES[0][0] // height
         if (height * stride, width * stride) != PROBE_SIZES[0] or turned != (width, height):
             raise ValueError(
-                f"The encoder {name!r} gives maps of {height} x {width} for {PROBE_SIZES[0]} pixels, which is no whole "
-                "number of pixels per position: choose another, or another patch size."
+                f"The encoder {name!r} gives maps of {height} x {width} for {PROBE_SIZES[0]} pixels, which is no "
+                "whole number of pixels per position: choose another, or another patch size."
             )
         strides.append(stride)
     unused = frozenset(name for name, parameter in encoder.named_parameters() if parameter.grad is None)
@@ -238,7 +240,7 @@ class AllSparkBackboneConfig(AllSparkFields, PreTrainedConfig):
             raise ValueError(
                 f"The dpt head needs {NUM_LEVELS} feature maps and neck_hidden_sizes, but out_indices of the encoder "
                 f"are {list(self.backbone_config.out_indices)} and neck_hidden_sizes {list(self.neck_hidden_sizes)}: "
-                f"set four of each, such as out_indices={default_out_indices(self.backbone_config)}, or head='all_mlp'."
+                f"set four of each (out_indices={default_out_indices(self.backbone_config)}, say), or head='all_mlp'."
             )
         if self.position_interpolation == "scale_factor" and self.backbone_config.model_type != "dinov2":
             raise ValueError(
@@ -279,11 +281,21 @@ def _encoder_config(given: dict | PreTrainedConfig | None) -> PreTrainedConfig:
         config = CONFIG_MAPPING[kind](**fields)
         if not given:
             config.out_indices = default_out_indices(config)
-        elif unknown := sorted(name for name in fields if name not in known and not hasattr(CONFIG_MAPPING[kind](), name)):
+        elif unknown := sorted(
+            name for name in fields if name not in known and not hasattr(CONFIG_MAPPING[kind](), name)
+        ):
             raise ValueError(f"backbone_config of {kind!r} has no field {', '.join(unknown)}: correct the names.")
+    check_has_backbone(config)
+    if hasattr(config, "reshape_hidden_states"):
+        config.reshape_hidden_states = True  # else ViTs give tokens instead of maps
+    return config
+
+
+def check_has_backbone(config: PreTrainedConfig):
+    """ValueError for a configuration of which transformers has no Backbone class, or none with stages."""
     if config.model_type not in MODEL_FOR_BACKBONE_MAPPING_NAMES:
         raise ValueError(
-            f"transformers {_version()} has no Backbone class of {config.model_type!r}: choose an encoder that has, "
+            f"transformers {__version__} has no Backbone class of {config.model_type!r}: choose an encoder that has, "
             "such as dinov2, dinov3_vit, swin, convnext, resnet or pvt_v2."
         )
     if not hasattr(config, "stage_names"):
@@ -291,15 +303,13 @@ def _encoder_config(given: dict | PreTrainedConfig | None) -> PreTrainedConfig:
             f"The configuration of {config.model_type!r} names no stages, of which the head gets maps: choose another "
             "encoder, such as dinov2."
         )
-    if hasattr(config, "reshape_hidden_states"):
-        config.reshape_hidden_states = True  # else ViTs give tokens instead of maps
-    return config
 
 
-def _version() -> str:
-    from transformers import __version__
-
-    return __version__
-
-
-__all__ = ["AUTO_MAP", "AllSparkBackboneConfig", "EncoderShape", "default_out_indices", "encoder_shape"]
+__all__ = [
+    "AUTO_MAP",
+    "AllSparkBackboneConfig",
+    "EncoderShape",
+    "check_has_backbone",
+    "default_out_indices",
+    "encoder_shape",
+]

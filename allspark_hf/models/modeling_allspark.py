@@ -110,6 +110,13 @@ class SemiSupervisedSegmenter:
         """Parameters that are trained with the encoder's learning rate."""
         return self.base_model.parameters()
 
+    def train(self, mode: bool = True):
+        """As in torch; frozen parts of the encoder stay in eval mode, without dropout and with their statistics."""
+        super().train(mode)
+        if mode:
+            _rest_if_frozen(self.base_model)
+        return self
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         super()._init_weights(module)
@@ -212,6 +219,16 @@ class SemiSupervisedSegmenter:
         valid = ((labels >= 0) & (labels != ignore_index)).float()
         loss = F.binary_cross_entropy_with_logits(logits.squeeze(1), labels.float(), reduction="none")
         return (loss * valid).mean()
+
+
+def _rest_if_frozen(module: nn.Module) -> bool | None:
+    """Puts the largest parts without a trained parameter into eval mode; whether one was found, None without any."""
+    found = [_rest_if_frozen(part) for part in module.children()]
+    found += [parameter.requires_grad for parameter in module.parameters(recurse=False)]
+    found = [trained for trained in found if trained is not None]
+    if found and not any(found):
+        module.eval()
+    return any(found) if found else None
 
 
 class DecodeHead(SegformerDecodeHead):

@@ -76,7 +76,9 @@ class BackboneForSemiSupervisedSegmentation(SemiSupervisedSegmenter, PreTrainedM
 
     def run_encoder(self, pixel_values: torch.Tensor, **kwargs) -> BackboneOutput:
         """See [`SemiSupervisedSegmenter.run_encoder`]. For the skip classifier the last map comes twice."""
-        encoded = self.backbone.forward_with_filtered_kwargs(pad_to_multiple(pixel_values, self.padded_multiple), **kwargs)
+        encoded = self.backbone.forward_with_filtered_kwargs(
+            pad_to_multiple(pixel_values, self.padded_multiple), **kwargs
+        )
         if self.skip_classifier is not None:
             encoded.feature_maps = (*encoded.feature_maps, encoded.feature_maps[-1])
         return encoded
@@ -105,7 +107,9 @@ def pad_to_multiple(pixel_values: torch.Tensor, multiple: int) -> torch.Tensor:
     return F.pad(pixel_values, (0, -width % multiple, 0, -height % multiple))
 
 
-def interpolate_positions_by_factor(embeddings: nn.Module, tokens: torch.Tensor, height: int, width: int) -> torch.Tensor:
+def interpolate_positions_by_factor(
+    embeddings: nn.Module, tokens: torch.Tensor, height: int, width: int
+) -> torch.Tensor:
     """
     DINOv2's position embeddings for another image size, as DINOv2's and UniMatch V2's code does it: scaled to 0.1
     positions a side more than the patch grid has.

@@ -20,6 +20,7 @@ SEGMENTERS = {
     )
 }
 
+
 def register_auto_classes() -> None:
     """
     Registers the models with transformers. `import allspark_hf` calls it; calling it again changes nothing.

@@ -44,6 +44,21 @@ class AllSparkTrainingArguments(TrainingArguments, EvaluationArguments, *argumen
         resume="kept",
         shown=True,
     )
+    freeze_encoder: bool = argument(
+        False,
+        "Train bottleneck and head only; the encoder keeps its weights.",
+        resume="refused",
+        common=True,
+        shown=True,
+    )
+    freeze_encoder_layers: int = argument(
+        0,
+        "Layers at the start of a plain ViT that keep their weights, as its embeddings then do; half of them save a "
+        "quarter of the step.",
+        interval="[0, inf)",
+        resume="refused",
+        shown=True,
+    )
     sgd_momentum: float = argument(0.9, "Momentum of --optim sgd.", resume="kept")
     decay_norm_and_bias: bool = argument(
         True,

@@ -18,6 +18,7 @@ from ..evaluation.evaluator import Evaluation, failing_together
 from ..evaluation.metrics import metric_name
 from ..inference.loading import long_side_of
 from ..methods import METHODS, MixedBatch, PixelCounts
+from ..models.freezing import freeze_encoder
 from ..models.segmenter import Segmenter
 from ..publishing.licenses import base_weights_of
 from . import storage
@@ -139,6 +140,8 @@ class AllSparkTrainer(Trainer):
 
     @staticmethod
     def _prepare_model(model: Segmenter, args: AllSparkTrainingArguments):
+        if args.freeze_encoder or args.freeze_encoder_layers:
+            freeze_encoder(model, None if args.freeze_encoder else args.freeze_encoder_layers)
         if args.sync_batchnorm:
             synchronize_batchnorm(model, args.world_size, args.device)
         if model.bottleneck is not None:

@@ -1,0 +1,43 @@
+"""Encoders, or their first layers, that training leaves as they are."""
+
+from torch import nn
+
+from .segmenter import Segmenter
+
+
+def freeze_encoder(model: Segmenter, num_layers: int | None = None):
+    """
+    Takes the encoder, or what comes before a layer of a plain ViT, out of training: no gradient, and no memory for
+    one. Frozen parts stay in eval mode, so that their dropout is off and their batch statistics stay.
+
+    Args:
+        model ([`Segmenter`]): changed in place.
+        num_layers (`int`, *optional*): how many layers to freeze, with the embeddings before them. Default: all.
+
+    Raises:
+        ValueError: if the encoder has no layers of one kind, or not as many.
+    """
+    encoder = model.base_model
+    frozen = [encoder] if num_layers is None else _first_layers(encoder, num_layers)
+    for part in frozen:
+        part.requires_grad_(False)
+    model.train(model.training)
+
+
+def _first_layers(encoder: nn.Module, num_layers: int) -> list[nn.Module]:
+    total = getattr(encoder.config, "num_hidden_layers", None)
+    stacks = [part for part in encoder.modules() if isinstance(part, nn.ModuleList) and len(part) == total]
+    if not stacks:
+        raise ValueError(
+            f"freeze_encoder_layers={num_layers} counts the layers of a plain ViT, and {encoder.config.model_type!r} "
+            "is none: leave it out, or freeze the whole encoder (freeze_encoder=True)."
+        )
+    if num_layers > total:
+        raise ValueError(
+            f"freeze_encoder_layers={num_layers}, but the encoder has {total} layers: set at most {total}."
+        )
+    before = [part for name, part in encoder.named_children() if "embed" in name]
+    return [*before, *stacks[0][:num_layers]]
+
+
+__all__ = ["freeze_encoder"]
