@@ -1,5 +1,6 @@
 """Fixtures: tiny random models from a configuration, in-memory datasets, and the data that may lie beside us."""
 
+import functools
 import logging
 import os
 from pathlib import Path
@@ -14,6 +15,8 @@ from transformers.utils import logging as transformers_logging
 
 from allspark_hf import AllSparkConfig, SegformerForSemiSupervisedSegmentation
 from allspark_hf.inference.loading import make_image_processor
+from allspark_hf.publishing import card
+from allspark_hf.publishing.markdown import environment
 
 
 pytest.register_assert_rewrite("segmenter_tester")
@@ -121,6 +124,16 @@ def own_remote_code(tmp_path_factory):
     """Two workers must not write code of models into one folder, nor into the user's."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def card_template_compiled_once():
+    """Which takes most of the time of a card, and hundreds are rendered."""
+    template_environment = environment()
+    template_environment.from_string = functools.cache(template_environment.from_string)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(card, "environment", lambda: template_environment)
         yield
 
 
