@@ -1,7 +1,7 @@
 """Every script in a process of its own, which has none of the modules and paths of the tests."""
 
+import importlib.util
 import json
-import os
 import subprocess
 import sys
 
@@ -10,7 +10,8 @@ from in_process import SCRIPTS
 
 STARTER = """
 import json, os, runpy, sys
-import allspark_hf  # what takes long, once for all
+import allspark_hf.figures  # the whole package, which takes long, once for all
+assert "matplotlib" not in sys.modules
 
 ended = {}
 for path in sys.argv[1:]:
@@ -26,12 +27,27 @@ for path in sys.argv[1:]:
     ended[path] = os.wait()[1]
 print(json.dumps(ended))
 """
+DRAW = """
+import sys
+import numpy as np
+from allspark_hf.figures import DRAWERS, write_figure
+
+arrays = {"models": ["a"], "sets": ["b"], "num_images": [1], "error": np.ones((1, 1)), "margin": np.zeros((1, 1))}
+write_figure(arrays, DRAWERS["1c"], "drawn", "picture", ["dark"])
+assert "matplotlib" in sys.modules and "matplotlib.pyplot" not in sys.modules
+sys.exit()
+"""
 
 
-def test_every_script_starts():
+def test_every_script_starts_and_drawing_needs_no_pyplot(tmp_path):
+    """Nor does computing figures need matplotlib."""
     paths = sorted(map(str, SCRIPTS.glob("*.py")))
-    done = subprocess.run([sys.executable, "-c", STARTER, *paths], capture_output=True, text=True, timeout=300)
+    (tmp_path / "draw.py").write_text(DRAW)
+    if importlib.util.find_spec("matplotlib"):
+        paths.append(str(tmp_path / "draw.py"))
+    command = [sys.executable, "-c", STARTER, *paths]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     *shown, ended = done.stdout.splitlines()
     assert json.loads(ended) == dict.fromkeys(paths, 0), done.stderr
-    assert all(os.path.basename(path) in "\n".join(shown) for path in paths)
+    assert all(path.name in "\n".join(shown) for path in SCRIPTS.glob("*.py"))
