@@ -25,7 +25,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # for processes that tests start
 datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN = 0  # 5 s at the end of each pass over a stream
 
 # Files that take longest come first, so that two workers end at about the same time.
-LONGEST = ("distributed", "fsdp", "export_onnx", "kill_and_resume", "faults", "make_figures", "study", "segformer")
+LONGEST = ("distributed", "export_onnx", "kill_and_resume", "faults", "make_figures", "study", "segformer")
 LONGEST += ("step", "streaming", "attention", "publish_end_to_end", "compare_runs", "benchmark", "evaluate_script")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"

@@ -3,6 +3,7 @@
 python run_training.py '{"output_dir": ..., "result": ..., ...}'    # or a list of several, one after the other
 """
 
+import gc
 import json
 import os
 import signal
@@ -12,7 +13,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
-from accelerators_on_cpu import allow_sync_batchnorm
+from accelerators_on_cpu import allow_fsdp, allow_sync_batchnorm
 from conftest import NO_DROPOUT, make_dataset, tiny_model
 from sample_method import SampleTrainingArguments
 from transformers import TrainerCallback
@@ -133,8 +134,14 @@ def full_state(trainer: AllSparkTrainer) -> dict[str, torch.Tensor]:
 
 
 def build_trainer(settings: dict) -> AllSparkTrainer:
-    """`exact` takes [`exact_model`], `switches` are fields of the model, `own_weights` differ between processes."""
+    """
+    `exact` takes [`exact_model`], `switches` are fields of the model, `own_weights` differ between processes; `fsdp` is
+    what a launcher's environment says of it, for all that follows.
+    """
     exact, switches = settings.pop("exact", False), settings.pop("switches", {})
+    if fsdp := settings.pop("fsdp", None):
+        os.environ.update(fsdp)
+        allow_fsdp()
     if settings.get("sync_batchnorm"):
         allow_sync_batchnorm()
     if settings.pop("own_weights", False):
@@ -171,6 +178,7 @@ def run(settings: dict) -> AllSparkTrainer:
 
 def run_all(settings: dict | list[dict]):
     """One after the other; then the process ends."""
+    gc.freeze()  # see conftest.py
     for one in settings if isinstance(settings, list) else [settings]:
         trainer = run(one)
     leave(trainer.accelerator)

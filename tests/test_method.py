@@ -129,7 +129,7 @@ def test_the_best_teacher_is_loaded_at_the_end(tmp_path):
 
 
 def test_accumulation_changes_nothing(tmp_path):
-    """tests/test_distributed.py and tests/test_fsdp.py show the same of two processes."""
+    """tests/test_distributed.py shows the same of two processes."""
     results = []
     for batch_size, accumulation in ((4, 1), (2, 2)):
         cut = {"per_device_train_batch_size": batch_size, "gradient_accumulation_steps": accumulation}
