@@ -135,8 +135,8 @@ def full_state(trainer: AllSparkTrainer) -> dict[str, torch.Tensor]:
 
 def build_trainer(settings: dict) -> AllSparkTrainer:
     """
-    `exact` takes [`exact_model`], `switches` are fields of the model, `own_weights` differ between processes; `fsdp` is
-    what a launcher's environment says of it, for all that follows.
+    `exact` takes [`exact_model`], `switches` are fields of the model, `own_weights` differ between processes; `fsdp`
+    is what a launcher's environment says of it, for all that follows.
     """
     exact, switches = settings.pop("exact", False), settings.pop("switches", {})
     if fsdp := settings.pop("fsdp", None):
