@@ -1,5 +1,6 @@
 """Fixtures: tiny random models from a configuration, in-memory datasets, and the data that may lie beside us."""
 
+import functools
 import gc
 import logging
 import os
@@ -57,6 +58,7 @@ def tiny_model(seed: int = 0, **kwargs) -> SegformerForSemiSupervisedSegmentatio
     return model
 
 
+@functools.cache
 def make_dataset(num_rows: int, num_labels: int = 3, seed: int = 0, size=(72, 96), masks: bool = True):
     """Noise images whose mask follows their brightness; in memory, (height, width) = `size`."""
     rng = np.random.default_rng(seed)

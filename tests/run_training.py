@@ -1,4 +1,4 @@
-"""Trains the tiny model in a process of its own, for tests that kill it or start two of it.
+"""Trains the tiny model, for many tests, also in processes of its own.
 
 python run_training.py '{"output_dir": ..., "result": ..., ...}'    # or a list of several, one after the other
 """
@@ -6,7 +6,6 @@ python run_training.py '{"output_dir": ..., "result": ..., ...}'    # or a list 
 import gc
 import json
 import os
-import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,17 +38,6 @@ class StartCallback(TrainerCallback):
                 "find_unused_parameters": getattr(wrapper, "find_unused_parameters", None),
                 "ignored": sorted(getattr(wrapper, "parameters_to_ignore", ())),
             }
-
-
-class KillCallback(TrainerCallback):
-    """SIGKILL from inside, after a given step: nothing gets to clean up."""
-
-    def __init__(self, step: int):
-        self.step = step
-
-    def on_step_begin(self, args, state, control, **kwargs):
-        if state.global_step == self.step:
-            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def make_trainer(model, num_unlabeled=10, stream=False, **kwargs) -> AllSparkTrainer:
@@ -155,11 +143,8 @@ def build_trainer(settings: dict) -> AllSparkTrainer:
 
 def run(settings: dict) -> AllSparkTrainer:
     """One training or evaluation; what came of it is saved to the file that `result` and the process's rank name."""
-    result, kill_at = settings.pop("result"), settings.pop("kill_at", None)
-    evaluate, resume = settings.pop("evaluate", False), settings.pop("resume", None)
+    result, evaluate, resume = settings.pop("result"), settings.pop("evaluate", False), settings.pop("resume", None)
     trainer = build_trainer(settings)
-    if kill_at is not None:
-        trainer.add_callback(KillCallback(kill_at))
     outcome = {}
     if evaluate:
         outcome["metrics"] = trainer.evaluate()
