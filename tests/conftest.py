@@ -1,6 +1,7 @@
 """Fixtures: tiny random models from a configuration, in-memory datasets, and the data that may lie beside us."""
 
 import functools
+import gc
 import logging
 import os
 from pathlib import Path
@@ -27,7 +28,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # for processes that tests start
 datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN = 0  # 5 s at the end of each pass over a stream
 
 # Files that take longest come first, so that two workers end at about the same time.
-LONGEST = ("distributed", "fsdp", "export_onnx", "kill_and_resume", "faults", "make_figures", "study", "segformer")
+LONGEST = ("distributed", "export_onnx", "kill_and_resume", "faults", "make_figures", "study", "segformer")
 LONGEST += ("step", "streaming", "attention", "publish_end_to_end", "compare_runs", "benchmark", "evaluate_script")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -59,6 +60,7 @@ def tiny_model(seed: int = 0, **kwargs) -> SegformerForSemiSupervisedSegmentatio
     return model
 
 
+@functools.cache
 def make_dataset(num_rows: int, num_labels: int = 3, seed: int = 0, size=(72, 96), masks: bool = True):
     """Noise images whose mask follows their brightness; in memory, (height, width) = `size`."""
     rng = np.random.default_rng(seed)
@@ -90,6 +92,11 @@ class Collect(logging.Handler):
 def pytest_collection_modifyitems(items: list[pytest.Item]):
     places = {f"test_{name}": place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path.stem, len(places)))
+
+
+def pytest_collection_finish():
+    """Each `Trainer.train` collects garbage: half a second among all that is imported, none without it."""
+    gc.freeze()
 
 
 @pytest.fixture
