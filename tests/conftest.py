@@ -1,5 +1,7 @@
 """Fixtures: tiny random models from a configuration, in-memory datasets, and the data that may lie beside us."""
 
+import functools
+import gc
 import logging
 import os
 from pathlib import Path
@@ -14,6 +16,8 @@ from transformers.utils import logging as transformers_logging
 
 from allspark_hf import AllSparkConfig, SegformerForSemiSupervisedSegmentation
 from allspark_hf.inference.loading import make_image_processor
+from allspark_hf.publishing import card
+from allspark_hf.publishing.markdown import environment
 
 
 pytest.register_assert_rewrite("segmenter_tester")
@@ -24,7 +28,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # for processes that tests start
 datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN = 0  # 5 s at the end of each pass over a stream
 
 # Files that take longest come first, so that two workers end at about the same time.
-LONGEST = ("distributed", "fsdp", "export_onnx", "kill_and_resume", "faults", "make_figures", "study", "segformer")
+LONGEST = ("distributed", "export_onnx", "kill_and_resume", "faults", "make_figures", "study", "segformer")
 LONGEST += ("step", "streaming", "attention", "publish_end_to_end", "compare_runs", "benchmark", "evaluate_script")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -56,6 +60,7 @@ def tiny_model(seed: int = 0, **kwargs) -> SegformerForSemiSupervisedSegmentatio
     return model
 
 
+@functools.cache
 def make_dataset(num_rows: int, num_labels: int = 3, seed: int = 0, size=(72, 96), masks: bool = True):
     """Noise images whose mask follows their brightness; in memory, (height, width) = `size`."""
     rng = np.random.default_rng(seed)
@@ -87,6 +92,11 @@ class Collect(logging.Handler):
 def pytest_collection_modifyitems(items: list[pytest.Item]):
     places = {f"test_{name}": place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path.stem, len(places)))
+
+
+def pytest_collection_finish():
+    """Each `Trainer.train` collects garbage: half a second among all that is imported, none without it."""
+    gc.freeze()
 
 
 @pytest.fixture
@@ -121,6 +131,16 @@ def own_remote_code(tmp_path_factory):
     """Two workers must not write code of models into one folder, nor into the user's."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def card_template_compiled_once():
+    """Which takes most of the time of a card, and hundreds are rendered."""
+    template_environment = environment()
+    template_environment.from_string = functools.cache(template_environment.from_string)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(card, "environment", lambda: template_environment)
         yield
 
 

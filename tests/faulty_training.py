@@ -1,18 +1,22 @@
 """Trains the tiny model with faults that the command line asks for; for tests that start two processes of it.
 
-python faulty_training.py '{"output_dir": ..., "result": ..., "nan": [rank, step], "kill_worker": rank, ...}'
+python faulty_training.py '[{"output_dir": ..., "result": ..., "nan": [rank, step], "kill_worker": rank, ...}, ...]'
+
+A fault is written to the file that `result` and the process's rank name; the last one ends the process.
 """
 
 import json
 import os
 import signal
 import sys
+from pathlib import Path
 
 import torch
 from conftest import tiny_model
 from run_training import make_trainer
 from torch.utils.data import get_worker_info
 
+from allspark_hf import AllSparkTrainer
 from allspark_hf.cli.ending import fail, leave
 from allspark_hf.data.mixed import MixedDataset
 from allspark_hf.training.faults import TrainingFault
@@ -45,20 +49,30 @@ def kill_workers(position: int):
     return read
 
 
-def main(settings: dict):
-    result, resume = settings.pop("result"), settings.pop("resume", None)
-    nan, kill_worker = settings.pop("nan", None), settings.pop("kill_worker", None)
+def train(settings: dict) -> AllSparkTrainer:
+    resume, nan, kill_worker = (settings.pop(name, None) for name in ("resume", "nan", "kill_worker"))
     trainer = make_trainer(tiny_model(), **settings)
     rank = trainer.args.process_index
     if nan is not None and rank == nan[0]:
         poison(trainer, [nan[1]])
     if kill_worker == rank:
         kill_workers(position=6)  # of the second step
-    try:
-        trainer.train(resume_from_checkpoint=resume)
-    except TrainingFault as error:
-        fail(f"{type(error).__name__}: {error}")
-    torch.save(trainer.model.state_dict(), f"{result}.{rank}")
+    trainer.train(resume_from_checkpoint=resume)
+    return trainer
+
+
+def main(jobs: list[dict]):
+    for number, settings in enumerate(jobs, start=1):
+        told = Path(f"{settings.pop('result')}.{os.environ['RANK']}")
+        try:
+            trainer = train(settings)
+        except TrainingFault as error:
+            sentence = f"{type(error).__name__}: {error}"
+            if number == len(jobs):
+                fail(sentence)
+            told.write_text(sentence)
+        else:
+            told.write_text("no fault")
     leave(trainer.accelerator)
 
 

@@ -42,6 +42,7 @@ class Cut(Exception):
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server_version = "LoopbackHub"
+    disable_nagle_algorithm = True  # or an answer's body may wait 40 ms for its headers to be acknowledged
 
     def log_message(self, *arguments):
         pass

@@ -1,18 +1,18 @@
-"""Trains the tiny model in a process of its own, for tests that kill it or start two of it.
+"""Trains the tiny model, for many tests, also in processes of its own.
 
 python run_training.py '{"output_dir": ..., "result": ..., ...}'    # or a list of several, one after the other
 """
 
+import gc
 import json
 import os
-import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
 import torch
-from accelerators_on_cpu import allow_sync_batchnorm
+from accelerators_on_cpu import allow_fsdp, allow_sync_batchnorm
 from conftest import NO_DROPOUT, make_dataset, tiny_model
 from sample_method import SampleTrainingArguments
 from transformers import TrainerCallback
@@ -38,17 +38,6 @@ class StartCallback(TrainerCallback):
                 "find_unused_parameters": getattr(wrapper, "find_unused_parameters", None),
                 "ignored": sorted(getattr(wrapper, "parameters_to_ignore", ())),
             }
-
-
-class KillCallback(TrainerCallback):
-    """SIGKILL from inside, after a given step: nothing gets to clean up."""
-
-    def __init__(self, step: int):
-        self.step = step
-
-    def on_step_begin(self, args, state, control, **kwargs):
-        if state.global_step == self.step:
-            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def make_trainer(model, num_unlabeled=10, stream=False, **kwargs) -> AllSparkTrainer:
@@ -133,8 +122,14 @@ def full_state(trainer: AllSparkTrainer) -> dict[str, torch.Tensor]:
 
 
 def build_trainer(settings: dict) -> AllSparkTrainer:
-    """`exact` takes [`exact_model`], `switches` are fields of the model, `own_weights` differ between processes."""
+    """
+    `exact` takes [`exact_model`], `switches` are fields of the model, `own_weights` differ between processes; `fsdp`
+    is what a launcher's environment says of it, for all that follows.
+    """
     exact, switches = settings.pop("exact", False), settings.pop("switches", {})
+    if fsdp := settings.pop("fsdp", None):
+        os.environ.update(fsdp)
+        allow_fsdp()
     if settings.get("sync_batchnorm"):
         allow_sync_batchnorm()
     if settings.pop("own_weights", False):
@@ -148,11 +143,8 @@ def build_trainer(settings: dict) -> AllSparkTrainer:
 
 def run(settings: dict) -> AllSparkTrainer:
     """One training or evaluation; what came of it is saved to the file that `result` and the process's rank name."""
-    result, kill_at = settings.pop("result"), settings.pop("kill_at", None)
-    evaluate, resume = settings.pop("evaluate", False), settings.pop("resume", None)
+    result, evaluate, resume = settings.pop("result"), settings.pop("evaluate", False), settings.pop("resume", None)
     trainer = build_trainer(settings)
-    if kill_at is not None:
-        trainer.add_callback(KillCallback(kill_at))
     outcome = {}
     if evaluate:
         outcome["metrics"] = trainer.evaluate()
@@ -171,6 +163,7 @@ def run(settings: dict) -> AllSparkTrainer:
 
 def run_all(settings: dict | list[dict]):
     """One after the other; then the process ends."""
+    gc.freeze()  # see conftest.py
     for one in settings if isinstance(settings, list) else [settings]:
         trainer = run(one)
     leave(trainer.accelerator)

@@ -10,11 +10,11 @@ import torch
 import yaml
 from accelerate import Accelerator
 from accelerate.commands.config.config_args import load_config_from_file
-from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.commands.launch import launch_command_parser
 from accelerate.utils import DeepSpeedPlugin, DistributedType, FullyShardedDataParallelPlugin
 from conftest import tiny_model
 from run_training import make_trainer
-from test_distributed import CONFIG
+from test_distributed import CONFIG, environment_of, read_as_launch
 from test_training_args import arguments
 
 from allspark_hf.training.processes import check_sharding, synchronize_batchnorm
@@ -22,13 +22,6 @@ from allspark_hf.training.processes import check_sharding, synchronize_batchnorm
 
 FOLDER = CONFIG.parent
 NAMES = ["ddp", "ddp_cpu", "deepspeed_zero2", "fsdp"]
-
-
-def read_as_launch(name: str, *options: str) -> Namespace:
-    """What `accelerate launch --config_file` makes of a file."""
-    argv = ["--config_file", str(FOLDER / f"{name}.yaml"), *options, "scripts/train.py"]
-    arguments, _, _ = _validate_launch_command(launch_command_parser().parse_args(argv))
-    return arguments
 
 
 def test_every_file_is_known():
@@ -66,8 +59,8 @@ def environment(monkeypatch):
     """What accelerate's launcher would set, for one test."""
 
     def set_from(env: dict[str, str]):
-        for name, value in env.items():
-            if name.startswith(("ACCELERATE_", "FSDP_")) and os.environ.get(name) != value:
+        for name, value in environment_of(env).items():
+            if os.environ.get(name) != value:
                 monkeypatch.setenv(name, value)
 
     return set_from

@@ -1,8 +1,6 @@
 import json
-import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -24,13 +22,6 @@ TINY = [
 ]
 
 
-def run(*command):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    return subprocess.run(
-        list(map(str, command)), cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120
-    )
-
-
 def options(folder) -> list:
     runs = [folder / method for method in METHODS]
     return ["--data_dir", folder / "data", "--runs", *runs, "--output_dir", folder]
@@ -50,7 +41,7 @@ def demo_dir(tmp_path_factory):
         settings += [] if method == "supervised" else ["--unlabeled_warmup_epochs", 0]
         trained = run_script("train.py", "scripts/recipes/demo.yaml", *settings, *TINY, cwd=ROOT)
         assert trained.returncode == 0, trained.stderr
-    reported = run(sys.executable, "scripts/compare_runs.py", *options(folder), "--num_rows", 2)
+    reported = run_script("compare_runs.py", *options(folder), "--num_rows", 2)
     assert reported.returncode == 0, reported.stderr
     (folder / "printed.txt").write_text(reported.stdout, encoding="utf-8")
     return folder
@@ -117,7 +108,8 @@ def test_runs_of_different_budgets_are_refused(demo_dir, tmp_path):
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
     (tmp_path / "mine.txt").write_text("kept", encoding="utf-8")
-    refused = run("bash", "scripts/demo.sh", tmp_path)
+    command = ["bash", "scripts/demo.sh", tmp_path]
+    refused = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert refused.returncode == 1
     assert "holds something that this demo did not make" in refused.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]

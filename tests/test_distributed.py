@@ -1,17 +1,25 @@
-"""Two processes under `accelerate launch` on CPU (gloo). One launch does everything, since starting takes longest."""
+"""Two processes under `accelerate launch` on CPU (gloo). One launch does everything, since starting takes longest.
+
+FSDP2, as scripts/accelerate/fsdp.yaml has it, comes last: see accelerators_on_cpu.py.
+"""
 
 import inspect
 import json
 import shutil
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
 import torch
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils.launch import prepare_multi_gpu_env
 from conftest import tiny_model
 from run_training import build_trainer, make_trainer, result_of
 from transformers import Trainer
+
+from allspark_hf import SegformerForSemiSupervisedSegmentation
 
 
 SCRIPT = Path(__file__).with_name("run_training.py")
@@ -24,20 +32,20 @@ CPU_RESUME_IS_BROKEN = "map_location = self.args.device if" in inspect.getsource
 
 # Where batch statistics and dropout are out of the way, two processes equal one with twice the batch.
 EQUAL = {
-    "supervised": {"method": "supervised", "num_unlabeled": 12, "max_steps": 3},
-    "pseudo_label": {"method": "pseudo_label", "num_unlabeled": 12, "max_steps": 3},
+    "supervised": {"method": "supervised", "num_unlabeled": 8, "max_steps": 2},
+    "pseudo_label": {"method": "pseudo_label", "num_unlabeled": 8, "max_steps": 2},
     # Two steps before the memory is read and two that read it.
     "allspark": {"method": "allspark", "num_unlabeled": 8, "num_train_epochs": 2, "memory_warmup_epochs": 1},
 }
-EQUAL["sample"] = {"method": "sample", "num_unlabeled": 12, "max_steps": 3, "max_grad_norm": 0.01}
+EQUAL["sample"] = {"method": "sample", "num_unlabeled": 8, "max_steps": 2, "max_grad_norm": 0.01}
 EQUAL["sync_batchnorm"] = {**EQUAL["pseudo_label"], "switches": {"batch_norm": True}, "sync_batchnorm": True}
 EQUAL = {name: {**job, "exact": True, "seed": 1} for name, job in EQUAL.items()}
 STREAM = {"method": "pseudo_label", "num_unlabeled": 12, "stream": True, "num_train_epochs": 2, "seed": 1}
 STREAM |= {"unlabeled_images_per_epoch": 11, "shuffle_buffer_size": 5, "exact": True}
-# With all that training has: dropout, batch statistics, a memory that is read. 3 steps an epoch.
-PLAIN = {"method": "allspark", "num_unlabeled": 12, "num_train_epochs": 2, "seed": 2}
-STEPWISE = {**PLAIN, "num_train_epochs": 3, "save_strategy": "steps", "save_steps": 4}
-UNWEIGHTED = {**PLAIN, "max_steps": 3, "unlabeled_warmup_epochs": 9}
+# With all that training has: dropout, batch statistics, a memory that is read. 2 steps an epoch.
+PLAIN = {"method": "allspark", "num_unlabeled": 8, "num_train_epochs": 2, "seed": 2}
+STEPWISE = {**PLAIN, "num_train_epochs": 3, "save_strategy": "steps", "save_steps": 3}
+UNWEIGHTED = {**PLAIN, "max_steps": 2, "unlabeled_warmup_epochs": 9}
 UNWEIGHTED["switches"] = {"use_memory": False, "use_grouping": False}
 EVALUATION = {"method": "allspark", "evaluate": True, "eval_boundary_iou": True}
 JOBS = {
@@ -53,7 +61,7 @@ JOBS = {
     "own_weights": {**PLAIN, "max_steps": 1, "own_weights": True},
     "own_memory": {**PLAIN, "max_steps": 1, "own_weights": True, "local_memory": True},
     # Every method with a bottleneck in the model; an unused parameter ends a run in its second step.
-    "bottleneck_supervised": {**PLAIN, "method": "supervised", "max_steps": 3},
+    "bottleneck_supervised": {**PLAIN, "method": "supervised", "max_steps": 2},
     "bottleneck_pseudo_label": {**UNWEIGHTED, "method": "pseudo_label"},
     "bottleneck_no_memory": UNWEIGHTED,
     "find_unused": {**PLAIN, "max_steps": 1, "ddp_find_unused_parameters": True},
@@ -66,6 +74,33 @@ if not CPU_RESUME_IS_BROKEN:
         # Other weights in each process, all of which must be replaced.
         JOBS[f"{name}_resumed"] = {**STEPWISE, "local_memory": local, "own_weights": True}
 
+BOTTLENECK = {"use_cross_attention": True, "use_memory": True, "use_grouping": True}
+# 5 images to evaluate, 3 in one process and 2 in the other. Checkpoints of the third and the last step.
+SHARDED = {**EQUAL["allspark"], "save_strategy": "steps", "save_steps": 3, "eval_strategy": "epoch"}
+FSDP_JOBS = {
+    "pseudo_label": EQUAL["pseudo_label"],
+    "supervised": {**EQUAL["supervised"], "switches": BOTTLENECK},  # of which some weights get no gradient
+    "allspark": SHARDED,
+    "checkpointing": {**EQUAL["allspark"], "gradient_checkpointing": True},
+    "adamw": {**EQUAL["allspark"], "optim": "adamw_torch", "max_grad_norm": 1.0, "eval_on_start": True},
+    "sample": EQUAL["sample"],
+    "evaluation": {**EVALUATION, "eval_mode": "whole"},
+}
+if not CPU_RESUME_IS_BROKEN:
+    FSDP_JOBS["resumed"] = {**SHARDED, "own_weights": True}
+
+
+def read_as_launch(name: str, *options: str) -> Namespace:
+    """What `accelerate launch --config_file` makes of a file."""
+    argv = ["--config_file", str(CONFIG.with_name(f"{name}.yaml")), *options, "scripts/train.py"]
+    arguments, _, _ = _validate_launch_command(launch_command_parser().parse_args(argv))
+    return arguments
+
+
+def environment_of(launched: dict[str, str]) -> dict[str, str]:
+    """Those variables of a launcher that say how to train."""
+    return {name: value for name, value in launched.items() if name.startswith(("ACCELERATE_", "FSDP_"))}
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
@@ -73,23 +108,40 @@ def folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def ranks(folder) -> dict[str, list[dict]]:
-    """What each of the two processes saved of every job."""
+def launched(folder) -> dict[str, list[dict]]:
+    """What each of the two processes saved of every job, those of FSDP as `fsdp_...`."""
+    everything = JOBS | {f"fsdp_{name}": job for name, job in FSDP_JOBS.items()}
+    resumed = {f"{memory}_resumed": f"{memory}_uninterrupted" for memory in ("shared", "local")}
+    resumed["fsdp_resumed"] = "fsdp_allspark"
     jobs = []
-    for name, job in JOBS.items():
+    for name, job in everything.items():
         job = {**job, "output_dir": str(folder / name), "result": str(folder / f"{name}.result")}
-        if name.endswith("_resumed"):
-            job["resume"] = str(folder / name.replace("resumed", "uninterrupted") / "checkpoint-4")
+        if name in resumed:
+            job["resume"] = str(folder / resumed[name] / "checkpoint-3")
         jobs.append({"per_device_train_batch_size": 2, **job})
+    # accelerate launch is told this with --config_file fsdp.yaml.
+    sharded = read_as_launch("fsdp", "--num_processes", "2")
+    jobs[len(JOBS)]["fsdp"] = environment_of(prepare_multi_gpu_env(sharded))
     command = [*LAUNCH, CONFIG, SCRIPT, json.dumps(jobs)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr[-9000:-2500]
-    return {name: [torch.load(folder / f"{name}.result.{rank}") for rank in range(2)] for name in JOBS}
+    return {name: [torch.load(folder / f"{name}.result.{rank}") for rank in range(2)] for name in everything}
 
 
-def one_process(folder, name: str) -> dict:
+@pytest.fixture(scope="module")
+def ranks(launched) -> dict[str, list[dict]]:
+    return {name: launched[name] for name in JOBS}
+
+
+@pytest.fixture(scope="module")
+def sharded(launched) -> dict[str, dict]:
+    """What the first process saved of every job of FSDP; the others have no weights to save."""
+    return {name: launched[f"fsdp_{name}"][0] for name in FSDP_JOBS}
+
+
+def one_process(folder, job: dict) -> dict:
     """The job in this process, with twice the batch."""
-    job = {setting: value for setting, value in JOBS[name].items() if setting != "sync_batchnorm"}
+    job = {setting: value for setting, value in job.items() if setting != "sync_batchnorm"}
     trainer = build_trainer({**job, "output_dir": str(folder / "one"), "per_device_train_batch_size": 4})
     trainer.train()
     return result_of(trainer)
@@ -103,7 +155,7 @@ def differing(first: dict, second: dict) -> list[str]:
 
 @pytest.mark.parametrize("method", EQUAL)
 def test_two_processes_equal_one_with_the_doubled_batch(folder, ranks, method):
-    one = one_process(folder, method)
+    one = one_process(folder, JOBS[method])
     for step, (losses, expected) in enumerate(zip(ranks[method][0]["losses"], one["losses"], strict=True)):
         assert losses == pytest.approx(expected, rel=1e-5), step
     assert len(one["health"]) == {"supervised": 0, "allspark": 2}.get(method, 1)
@@ -123,23 +175,23 @@ def test_two_processes_share_out_a_stream(folder, ranks):
         assert sorted(positions) == list(range(12 * epoch, 12 * epoch + 12))
         assert len(set(images)) == 12
     assert [len(one) for one in read] == [12, 12]
-    for losses, expected in zip(ranks["stream"][0]["losses"], one_process(folder, "stream")["losses"], strict=True):
+    for losses, expected in zip(ranks["stream"][0]["losses"], one_process(folder, STREAM)["losses"], strict=True):
         assert losses == pytest.approx(expected, rel=1e-5)
 
 
 def test_allspark_stays_in_step_with_one_memory(ranks):
     first, second = ranks["plain"]
-    assert len(first["losses"]) == 6
+    assert len(first["losses"]) == 4
     assert not [name for name in differing(first["state"], second["state"]) if "running" not in name]
 
 
 @pytest.mark.parametrize("variant", ["checkpointing", "reentrant"])
 def test_gradient_checkpointing_changes_nothing(ranks, variant):
-    """The memory of 6 steps of 2 images with 32 channels, in one process or all, is written once."""
+    """The memory of 4 steps of 2 images with 32 channels, in one process or all, is written once."""
     for rank, plain in zip(ranks[variant], ranks["plain"], strict=True):
         assert rank["losses"] == plain["losses"]
         assert differing(rank["state"], plain["state"]) == []
-        assert rank["state"]["bottleneck.memory.num_enqueued"].sum() in (6 * 2 * 32, 2 * 6 * 2 * 32)
+        assert rank["state"]["bottleneck.memory.num_enqueued"].sum() in (4 * 2 * 32, 2 * 4 * 2 * 32)
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
@@ -161,7 +213,7 @@ def test_gradient_checkpointing_in_one_process(tmp_path, reentrant):
 def test_no_parameter_is_waited_for_in_vain(ranks, name):
     first, second = ranks[f"bottleneck_{name}"]
     assert first["wrapper"]["class"] == "DistributedDataParallel"
-    assert first["wrapper"]["find_unused_parameters"] is False and len(first["losses"]) == 3
+    assert first["wrapper"]["find_unused_parameters"] is False and len(first["losses"]) == 2
     for name, value in first["state"].items():
         if "running" not in name and name not in MEMORY:
             assert torch.equal(value, second["state"][name]), name
@@ -190,10 +242,10 @@ def test_local_memories_stay_apart(ranks):
 @pytest.mark.parametrize("memory", ["shared", "local"])
 def test_resumed_processes_end_with_the_same_bits(folder, ranks, memory):
     """In the middle of the second epoch; accelerate does not tell a resumed batch sampler its epoch, ours does."""
-    checkpoint = folder / f"{memory}_uninterrupted" / "checkpoint-4"
+    checkpoint = folder / f"{memory}_uninterrupted" / "checkpoint-3"
     assert len(list(checkpoint.glob("memory_*.pt"))) == (2 if memory == "local" else 0)
     for whole, resumed in zip(ranks[f"{memory}_uninterrupted"], ranks[f"{memory}_resumed"], strict=True):
-        assert resumed["losses"] == whole["losses"] and len(whole["losses"]) == 9
+        assert resumed["losses"] == whole["losses"] and len(whole["losses"]) == 6
         assert not whole["health"] or resumed["health"] == whole["health"]  # the first process keeps it
         assert differing(whole["state"], resumed["state"]) == []
 
@@ -255,3 +307,50 @@ def test_evaluation_counts_every_image_once(folder, ranks, mode):
         assert rank["num_images"] == 5
         for name in ("eval_mean_iou", "eval_mean_boundary_iou", "eval_overall_accuracy", "eval_loss"):
             assert rank["metrics"][name] == pytest.approx(one[name], rel=1e-6), name
+
+
+# ---- FSDP ----
+
+
+@pytest.mark.parametrize("name", ["pseudo_label", "supervised", "allspark", "checkpointing", "adamw", "sample"])
+def test_shards_train_as_one_process_with_the_doubled_batch(folder, sharded, name):
+    one, shards = one_process(folder, FSDP_JOBS[name]), sharded[name]
+    assert shards["wrapper"]["class"] == "FSDPSegformerForSemiSupervisedSegmentation"
+    for step, (losses, expected) in enumerate(zip(shards["losses"], one["losses"], strict=True)):
+        assert losses == pytest.approx(expected, rel=1e-5), step
+    assert len(one["evaluations"]) == {"allspark": 2, "adamw": 1}.get(name, 0)
+    for entry, expected in zip(shards["evaluations"], one["evaluations"], strict=True):
+        for metric in ("eval_loss", "eval_mean_iou"):
+            assert entry[metric] == pytest.approx(expected[metric], rel=1e-5), metric
+    for part in ("state", "method"):
+        for weights, value in one[part].items():
+            assert torch.allclose(shards[part][weights], value, rtol=0, atol=1e-6), weights
+
+
+def test_a_checkpoint_of_shards_loads_as_a_model_without_fsdp(folder, sharded):
+    checkpoint = folder / "fsdp_allspark" / "checkpoint-4"
+    config = json.loads((checkpoint / "config.json").read_text())
+    assert config["architectures"] == ["SegformerForSemiSupervisedSegmentation"]
+    assert config["auto_map"]["AutoModel"] == "modeling_allspark.SegformerForSemiSupervisedSegmentation"
+    assert sorted(path.name for path in checkpoint.glob("*.py")) == [
+        "bottleneck_allspark.py",
+        "configuration_allspark.py",
+        "modeling_allspark.py",
+    ]
+    loaded = SegformerForSemiSupervisedSegmentation.from_pretrained(checkpoint).state_dict()
+    for name, value in sharded["allspark"]["state"].items():
+        assert torch.equal(loaded[name], value), name
+
+
+@pytest.mark.skipif(CPU_RESUME_IS_BROKEN, reason="this transformers cannot resume several CPU processes")
+def test_resumed_shards_end_with_the_same_bits(sharded):
+    assert sharded["resumed"]["losses"] == sharded["allspark"]["losses"]
+    assert sharded["resumed"]["evaluations"][0] == sharded["allspark"]["evaluations"][0]
+    assert differing(sharded["resumed"]["state"], sharded["allspark"]["state"]) == []
+
+
+def test_shards_are_evaluated_without_training(folder, sharded):
+    settings = {name: value for name, value in FSDP_JOBS["evaluation"].items() if name != "evaluate"}
+    trainer = build_trainer({**settings, "output_dir": str(folder / "one")})
+    assert sharded["evaluation"]["metrics"]["eval_loss"] == pytest.approx(trainer.evaluate()["eval_loss"], rel=1e-6)
+    assert torch.equal(sharded["evaluation"]["confusion"], trainer.evaluation.confusion.counts)

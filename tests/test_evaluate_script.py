@@ -1,17 +1,16 @@
 """scripts/evaluate.py as a user starts it, alone and in two processes."""
 
-import importlib.util
 import json
 import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import tiny_model
+from in_process import SCRIPTS, run_script
 from PIL import Image
 
 from allspark_hf.data import load_folder
@@ -24,8 +23,20 @@ from allspark_hf.inference.loading import load_trained, make_image_processor
 from allspark_hf.models.weights import weights_digest
 
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "evaluate.py"
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+WINDOWS = ["--eval_mode", "sliding_window", "--eval_crop_size", 48, 64, "--eval_scales", 1, 0.75]
+WINDOWS += ["--eval_boundary_iou"]
+# Several evaluations in turn, of which the last ends the processes; the others say that they would have.
+IN_TURN = """
+import json, runpy, sys
+from allspark_hf.cli import ending
+script, *runs = sys.argv[1:]
+leave = ending.leave
+for number, given in enumerate(runs, 1):
+    ending.leave = leave if number == len(runs) else lambda accelerator: print("It leaves here", file=sys.stderr)
+    sys.argv = [script, *json.loads(given)]
+    runpy.run_path(script, run_name="__main__")
+"""
 
 
 @pytest.fixture(scope="module")
@@ -46,35 +57,16 @@ def model_dir(tmp_path_factory):
     return folder
 
 
-def run(*arguments, launcher=(sys.executable,)) -> subprocess.CompletedProcess:
-    """In a process of its own, or two."""
-    command = [*launcher, str(SCRIPT), *map(str, arguments), "--use_cpu"]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+def run(*arguments) -> subprocess.CompletedProcess:
+    return run_script("evaluate.py", *arguments, "--use_cpu")
 
 
-def run_here(*arguments):
-    """In this process, which is quicker."""
-    specification = importlib.util.spec_from_file_location("evaluate_script", SCRIPT)
-    script = importlib.util.module_from_spec(specification)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, "evaluate_script", script)  # where dataclasses look for the types of their fields
-        patch.setattr(sys, "argv", [str(SCRIPT), *map(str, arguments), "--use_cpu"])
-        specification.loader.exec_module(script)
-        script.main()
-
-
-def evaluate(tmp_path, *arguments, launcher=None) -> tuple[dict, str]:
-    """What the script writes, and what it prints if it runs in processes of its own."""
+def evaluate(tmp_path, *arguments) -> tuple[dict, str]:
+    """What the script writes, and what it prints."""
     output_file = tmp_path / "scores.json"
-    arguments = [*arguments, "--output_file", output_file, "--overwrite"]
-    printed = ""
-    if launcher is None:
-        run_here(*arguments)
-    else:
-        done = run(*arguments, launcher=launcher)
-        assert done.returncode == 0, done.stderr
-        printed = done.stdout
-    return json.loads(output_file.read_text()), printed
+    done = run(*arguments, "--output_file", output_file, "--overwrite")
+    assert done.returncode == 0, done.stderr
+    return json.loads(output_file.read_text()), done.stdout
 
 
 def expected_counts(model_dir, dataset):
@@ -92,7 +84,7 @@ def expected_counts(model_dir, dataset):
 def test_table_and_file(tmp_path, data_dir, model_dir):
     confusion, boundary = expected_counts(model_dir, load_folder(data_dir).validation)
     arguments = ["--model", model_dir, "--data_dir", data_dir, "--eval_boundary_iou"]
-    scores, printed = evaluate(tmp_path, *arguments, launcher=[sys.executable])
+    scores, printed = evaluate(tmp_path, *arguments)
     assert torch.equal(torch.tensor(scores["confusion_matrix"]), confusion.counts)
     assert scores["num_images"] == 3 and scores["num_pixels"] == confusion.counts.sum()
     assert scores["metrics"]["mean_iou"] == pytest.approx(confusion.iou().nanmean().item(), abs=1e-12)
@@ -118,19 +110,52 @@ def test_table_and_file(tmp_path, data_dir, model_dir):
     )
 
 
-def test_two_processes_give_the_numbers_of_one(tmp_path, data_dir, model_dir):
+@pytest.fixture(scope="module")
+def in_two_processes(tmp_path_factory, data_dir, model_dir):
+    """One launch: an evaluation of three images, then one that one of the processes finds a bad mask in."""
+    folder = tmp_path_factory.mktemp("two")
+    (folder / "in_turn.py").write_text(IN_TURN)
+    other = shutil.copytree(data_dir, folder / "other")
+    mask = sorted((other / "masks" / "val").iterdir())[1]
+    Image.fromarray(np.full((64, 96), 9, dtype=np.uint8)).save(mask)
+    runs = [
+        [*WINDOWS, "--data_dir", data_dir, "--output_file", folder / "scores.json"],
+        ["--data_dir", other],
+    ]
+    runs = [json.dumps(["--model", str(model_dir), *map(str, given), "--use_cpu"]) for given in runs]
+    command = [*TORCHRUN, folder / "in_turn.py", SCRIPTS / "evaluate.py", *runs]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300)
+    return done, folder / "scores.json", mask
+
+
+def test_two_processes_give_the_numbers_of_one(tmp_path, data_dir, model_dir, in_two_processes):
     """Three images: one process has one more than the other."""
-    arguments = ["--model", model_dir, "--data_dir", data_dir, "--eval_boundary_iou"]
-    arguments += ["--eval_mode", "sliding_window", "--eval_crop_size", 48, 64, "--eval_scales", 1, 0.75]
-    one, _ = evaluate(tmp_path, *arguments)
-    two, printed = evaluate(tmp_path, *arguments, launcher=TORCHRUN)
-    assert printed.count("3 images, percent") == 1
+    one, _ = evaluate(tmp_path, "--model", model_dir, "--data_dir", data_dir, *WINDOWS)
+    done, output_file, _ = in_two_processes
+    assert output_file.is_file(), done.stderr
+    two = json.loads(output_file.read_text())
+    assert done.stdout.count("3 images, percent") == 1 and done.stderr.count("It leaves here") == 2
     assert (one["processes"], two["processes"]) == (1, 2)
     assert one["settings"]["eval_crop_size"] == [48, 64] and one["settings"]["eval_scales"] == [1, 0.75]
     for name in ("confusion_matrix", "per_class", "num_images", "num_pixels", "settings"):
         assert two[name] == one[name], name
     for name, value in one["metrics"].items():
         assert two["metrics"][name] == pytest.approx(value, rel=1e-6), name
+
+
+def test_a_bad_mask_ends_two_processes_with_one_sentence(in_two_processes):
+    """Found by one process in the middle of its work; the other neither waits for it nor fails in its own way."""
+    done, _, mask = in_two_processes
+    assert done.returncode != 0
+    assert re.search(r"\noverall accuracy .*\n.* images per second\n$", done.stdout)  # nothing after the first one's
+    # Two processes write to one stream, so a sentence may stand behind half a line of the other's.
+    sentences = re.findall(
+        r"BadImageError: \S+ cannot be used: The mask of row .*?\(mask_values\)[^.]*\.", done.stderr
+    )
+    # torchrun kills the slower process, maybe before it speaks.
+    assert len(set(sentences)) == 1 and len(sentences) <= 2, done.stderr
+    assert f"The mask of row 1 ({mask.stem}) has the value 9, but the model has" in sentences[0]
+    assert 'evaluate.py", line' not in done.stderr  # no traceback of ours; torchrun adds its own words
 
 
 def test_splits(tmp_path, data_dir, model_dir):
@@ -189,19 +214,21 @@ def test_the_labeled_images_are_those_of_the_run(tmp_path, data_dir, model_dir):
         assert scores["num_images"] == count, split
 
 
-def test_other_names_of_the_classes_are_refused(tmp_path, data_dir, model_dir, capsys):
+def test_other_names_of_the_classes_are_refused(tmp_path, data_dir, model_dir):
     classes = tmp_path / "classes.txt"
     classes.write_text("\n".join(reversed(CLASS_NAMES)) + "\n")
-    with pytest.raises(SystemExit) as end:
-        run_here("--model", model_dir, "--data_dir", data_dir, "--classes", classes)
-    assert f"Class 0 is {CLASS_NAMES[0]!r} for the model and {CLASS_NAMES[-1]!r} for" in str(end.value)
+    done = run("--model", model_dir, "--data_dir", data_dir, "--classes", classes)
+    assert done.returncode == 1
+    assert f"Class 0 is {CLASS_NAMES[0]!r} for the model and {CLASS_NAMES[-1]!r} for" in done.stderr
 
 
 def test_an_existing_file_is_kept(tmp_path, data_dir, model_dir):
     output_file = tmp_path / "scores.json"
     output_file.write_text("earlier")
-    with pytest.raises(SystemExit, match=r"scores\.json exists: pass --overwrite, or choose another --output_file"):
-        run_here("--model", model_dir, "--data_dir", data_dir, "--output_file", output_file)
+    done = run("--model", model_dir, "--data_dir", data_dir, "--output_file", output_file)
+    assert (
+        done.returncode == 1 and "scores.json exists: pass --overwrite, or choose another --output_file" in done.stderr
+    )
     assert output_file.read_text() == "earlier"
 
 
@@ -220,25 +247,8 @@ def test_an_existing_file_is_kept(tmp_path, data_dir, model_dir):
         (["--output_file", "none/scores.json"], "There is no folder for none/scores.json"),
     ],
 )
-def test_mistakes_end_in_one_sentence(data_dir, model_dir, capsys, arguments, sentence):
-    with pytest.raises(SystemExit) as stop:
-        run_here("--model", model_dir, "--data_dir", data_dir, *arguments)
-    assert str(stop.value).startswith("ValueError: ") and "\n" not in str(stop.value)
-    assert sentence in str(stop.value) and capsys.readouterr().out == ""
-
-
-def test_a_bad_mask_ends_two_processes_with_one_sentence(tmp_path, data_dir, model_dir):
-    """Found by one process in the middle of its work; the other neither waits for it nor fails in its own way."""
-    other = shutil.copytree(data_dir, tmp_path / "other")
-    mask = sorted((other / "masks" / "val").iterdir())[1]
-    Image.fromarray(np.full((64, 96), 9, dtype=np.uint8)).save(mask)
-    done = run("--model", model_dir, "--data_dir", other, launcher=TORCHRUN)
-    assert done.returncode != 0 and done.stdout == ""
-    # Two processes write to one stream, so a sentence may stand behind half a line of the other's.
-    sentences = re.findall(
-        r"BadImageError: \S+ cannot be used: The mask of row .*?\(mask_values\)[^.]*\.", done.stderr
-    )
-    # torchrun kills the slower process, maybe before it speaks.
-    assert len(set(sentences)) == 1 and len(sentences) <= 2, done.stderr
-    assert f"The mask of row 1 ({mask.stem}) has the value 9, but the model has" in sentences[0]
-    assert 'evaluate.py", line' not in done.stderr  # no traceback of ours; torchrun adds its own words
+def test_mistakes_end_in_one_sentence(data_dir, model_dir, arguments, sentence):
+    done = run("--model", model_dir, "--data_dir", data_dir, *arguments)
+    (line,) = (line for line in done.stderr.splitlines() if "Error" in line or "Traceback" in line)
+    assert done.returncode == 1 and line.startswith("ValueError: ") and done.stderr.endswith(f"{line}\n")
+    assert sentence in line and done.stdout == ""

@@ -62,6 +62,14 @@ class _Limit(TrainerCallback):
             self.stack.enter_context(files_of_at_most(self.size))
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> list[float]:
+    """Losses of the six steps that a full disk interrupts."""
+    whole = make_trainer(tiny_model(), **SAVING, max_steps=6, output_dir=str(tmp_path_factory.mktemp("whole")))
+    whole.train()
+    return losses_of(whole)
+
+
 @pytest.mark.parametrize(
     ("size", "part", "cause"),
     [
@@ -69,8 +77,8 @@ class _Limit(TrainerCallback):
         (308_000, "the state of the optimizer and the sched", "the file could not be written whole"),
     ],
 )
-def test_full_disk_in_the_midst_of_a_checkpoint(tmp_path, size, part, cause):
-    settings = {**SAVING, "output_dir": str(tmp_path), "save_total_limit": 1}
+def test_full_disk_in_the_midst_of_a_checkpoint(tmp_path, undisturbed, size, part, cause):
+    settings = {**SAVING, "output_dir": str(tmp_path), "save_total_limit": 1, "max_steps": 6}
     trainer = make_trainer(tiny_model(), **settings)
     with contextlib.ExitStack() as stack:
         trainer.add_callback(_Limit(stack, 4, size))
@@ -84,9 +92,7 @@ def test_full_disk_in_the_midst_of_a_checkpoint(tmp_path, size, part, cause):
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["checkpoint-4"]
     resumed = make_trainer(tiny_model(seed=5), **settings)
     resumed.train(resume_from_checkpoint=True)
-    whole = make_trainer(tiny_model(), **{**settings, "output_dir": str(tmp_path / "whole")})
-    whole.train()
-    assert losses_of(resumed) == losses_of(whole) and len(losses_of(whole)) == 10
+    assert losses_of(resumed) == undisturbed and len(undisturbed) == 6
 
 
 def test_full_file_system(tmp_path):
@@ -165,19 +171,29 @@ def test_a_file_that_is_missing_is_no_dead_worker(tmp_path):
         (tmp_path / "nowhere.png").read_bytes()
 
 
-def launch(tmp_path: Path, **settings) -> subprocess.CompletedProcess:
-    settings = {"output_dir": str(tmp_path / "run"), "result": str(tmp_path / "result"), **settings}
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory) -> tuple[subprocess.CompletedProcess, Path]:
+    """
+    One launch of two, and its folder. A checkpoint of one process with two batches an update is taken up by two, with
+    NaN in one of them only; then a worker of one of them dies.
+    """
+    folder = tmp_path_factory.mktemp("two")
+    settings = {**SAVING, "num_unlabeled": 16, "output_dir": str(folder / "run")}
+    make_trainer(tiny_model(), **settings, gradient_accumulation_steps=2).train()
+    resume = str(folder / "run" / "checkpoint-2")
+    nan = {**settings, "result": str(folder / "nan"), "resume": resume, "nan": [1, 4]}
+    dead = {**settings, "result": str(folder / "dead"), "dataloader_num_workers": 1, "kill_worker": 1}
+    command = [*LAUNCH, str(SCRIPT), json.dumps([nan, {**dead, "output_dir": str(folder / "dead")}])]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [*LAUNCH, str(SCRIPT), json.dumps(settings)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=200, env=environment)
+    return subprocess.run(command, capture_output=True, text=True, timeout=200, env=environment), folder
 
 
-def test_a_worker_of_one_of_two_processes(tmp_path):
+def test_a_worker_of_one_of_two_processes(two_processes):
     """Without a hang: the launcher ends the process that waits for the other one."""
-    done = launch(tmp_path, **SAVING, num_unlabeled=16, dataloader_num_workers=1, kill_worker=1)
-    assert done.returncode != 0
+    done, folder = two_processes
+    assert done.returncode == 1
     assert sum(line.startswith("WorkerDiedError: A data load") for line in done.stderr.splitlines()) == 1, done.stderr
-    assert not list(tmp_path.glob("result*"))
+    assert not list(folder.glob("dead.*"))
 
 
 # ---- NaN ----
@@ -236,16 +252,11 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-2"]
 
 
-def test_two_processes_go_on_from_one_and_stop_together(tmp_path):
-    """A checkpoint of one process with two batches an update, taken up by two; NaN in one of them only."""
-    settings = {**SAVING, "num_unlabeled": 16, "output_dir": str(tmp_path / "run")}
-    first = make_trainer(tiny_model(), **settings, gradient_accumulation_steps=2)
-    first.train()
-    done = launch(tmp_path, **settings, resume=str(tmp_path / "run" / "checkpoint-2"), nan=[1, 4])
-    assert done.returncode == 1
-    told = [line for line in done.stderr.splitlines() if "processes 1 -> 2" in line]
-    assert len(told) == 1
-    assert "not finite at step 4" in done.stderr and not list(tmp_path.glob("result*"))
+def test_two_processes_go_on_from_one_and_stop_together(two_processes):
+    done, folder = two_processes
+    assert sum("processes 1 -> 2" in line for line in done.stderr.splitlines()) == 1, done.stderr
+    for rank in range(2):
+        assert "not finite at step 4" in (folder / f"nan.{rank}").read_text()
 
 
 # ---- A broken image ----
@@ -256,8 +267,8 @@ def trainer_on_files(tmp_path: Path, **kwargs) -> tuple[AllSparkTrainer, list[st
     folder = tmp_path / "images"
     folder.mkdir(exist_ok=True)
     paths = [str(folder / f"{row}.png") for row in range(6)]
-    for row, path in enumerate(paths):
-        make_dataset(6, seed=2)[row]["image"].save(path)
+    for row, path in zip(make_dataset(6, seed=2), paths, strict=True):
+        row["image"].save(path)
     trainer = make_trainer(tiny_model(), **{"output_dir": str(tmp_path / "out"), "seed": 3, "max_steps": 6} | kwargs)
     unlabeled = datasets.Dataset.from_dict({"image": paths}).cast_column("image", datasets.Image())
     data = {"train_dataset": trainer.train_dataset, "unlabeled_dataset": unlabeled}

@@ -2,8 +2,6 @@
 
 import json
 import math
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -358,16 +356,3 @@ def test_a_folder_without_a_readable_state_is_refused(tmp_path):
         (tmp_path / "trainer_state.json").write_text(broken, encoding="utf-8")
         with pytest.raises(ValueError, match="is no trainer state"):
             read_curves({"a": tmp_path})
-
-
-def test_computing_needs_no_matplotlib_and_drawing_no_pyplot(tmp_path):
-    code = f"""
-import sys
-import numpy as np
-from allspark_hf.figures import DRAWERS, write_figure
-assert "matplotlib" not in sys.modules
-arrays = {{"models": ["a"], "sets": ["b"], "num_images": [1], "error": np.ones((1, 1)), "margin": np.zeros((1, 1))}}
-write_figure(arrays, DRAWERS["1c"], {str(tmp_path)!r}, "picture", ["dark"])
-assert "matplotlib" in sys.modules and "matplotlib.pyplot" not in sys.modules
-"""
-    assert subprocess.run([sys.executable, "-c", code], timeout=300).returncode == 0

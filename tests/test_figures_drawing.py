@@ -145,18 +145,19 @@ def test_nothing_is_cut_off_or_covered(name, index):
 
 @pytest.mark.parametrize("name", list(CASES))
 def test_both_backgrounds_are_written_with_the_arrays_that_draw_them_again(name, tmp_path):
-    paths = write_figure(CASES[name][1], DRAWERS[name], tmp_path / "new", "picture")
+    arrays = CASES[name][0 if name == "curves" else 1]  # the small ones
+    paths = write_figure(arrays, DRAWERS[name], tmp_path / "new", "picture")
     assert [path.name for path in paths] == ["picture.npz", "picture_light.png", "picture_dark.png"]
     pixels = {}
     for background_name, style in STYLES.items():
         with Image.open(tmp_path / "new" / f"picture_{background_name}.png") as picture:
+            assert len(picture.convert("RGB").getcolors(picture.width * picture.height)) > 20
             pixels[background_name] = np.asarray(picture.convert("RGB"))
         background = tuple(bytes.fromhex(style.background[1:]))
         assert pixels[background_name].shape[1] == WIDTH * DPI
         is_background = (pixels[background_name] == background).all(axis=-1)
         assert is_background[0].all() and is_background[-1].all()
         assert 0.02 < 1 - is_background.mean() < 0.95
-        assert len(np.unique(pixels[background_name].reshape(-1, 3), axis=0)) > 20
     assert pixels["light"][0, 0].min() == 255 and pixels["dark"][0, 0].max() < 40
     again = write_figure(np.load(paths[0]), DRAWERS[name], tmp_path / "again", "picture", ["dark"])
     assert again[0].read_bytes() == paths[0].read_bytes() and again[1].read_bytes() == paths[2].read_bytes()

@@ -1,15 +1,14 @@
 """scripts/make_figures.py on tiny trained models: all figures as a user gets them, and what it refuses."""
 
 import json
-import os
 import runpy
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from in_process import run_script
 from PIL import Image
 
 from allspark_hf.demo.data import write_demo_data
@@ -49,12 +48,8 @@ def folder(tmp_path_factory):
             arguments = ["scripts/recipes/demo.yaml", "--method", method, "--output_dir", folder / method, *settings]
             arguments += [] if method == "supervised" else ["--unlabeled_warmup_epochs", 0]
             run_here(monkeypatch, "train.py", *arguments)
-    command = [sys.executable, "scripts/make_figures.py", *options(folder), "--output_dir", folder / "all"]
-    command += ["--baseline", folder / "supervised", folder / "pseudo_label", "--num_images", 2, "--device", "cpu"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        list(map(str, command)), cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
-    )
+    arguments = [*options(folder), "--output_dir", folder / "all", "--num_images", 2, "--device", "cpu"]
+    done = run_script("make_figures.py", *arguments, "--baseline", folder / "supervised", folder / "pseudo_label")
     assert done.returncode == 0, done.stderr
     (folder / "printed.txt").write_text(done.stdout, encoding="utf-8")
     return folder

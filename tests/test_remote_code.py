@@ -1,6 +1,7 @@
 """A saved folder in a Python without this package: what `SegmenterTester.test_remote_code` leaves out."""
 
 import json
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -10,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from segmenter_tester import images, logits_of
 from test_auto_classes import needs_auto_image_processor
 from test_loading import OLD_NAMES, old_name
+from test_saved_before import ARCHIVE
 from without_package import run_without_package
 
 from allspark_hf import SegformerForSemiSupervisedSegmentation
@@ -44,6 +46,10 @@ for loader in (AutoConfig, AutoModel, AutoModelForSemanticSegmentation):
 report["copied_without_trust"] = [str(path) for path in Path(os.environ["HF_HOME"]).rglob("*allspark*")]
 for name in given["folders"]:
     tensors[name] = logits(load(name))
+old = load("saved/published")
+with torch.no_grad():
+    tensors["saved"] = old(given["saved"]).logits
+report["saved_module"] = type(old).__module__
 half = load("run", dtype=torch.bfloat16)
 tensors["bfloat16"], tensors["bfloat16 memory"] = logits(half), half.bottleneck.memory.channels
 config = AutoConfig.from_pretrained(models / "run", trust_remote_code=True)
@@ -84,8 +90,11 @@ def remote(tmp_path_factory):
         tiny_model(num_labels=num_labels, **NO_DROPOUT).save_pretrained(models / name)
     make_image_processor().save_pretrained(models / "run")
     write_old_names(models / "run", models / "old_names")
+    shutil.unpack_archive(ARCHIVE, models / "saved")
     made.mkdir()
-    torch.save({"folders": [*FOLDERS.values(), "old_names"], "pixel_values": images(2)}, made / "given.pt")
+    given = {"folders": [*FOLDERS.values(), "old_names"], "pixel_values": images(2)}
+    given["saved"] = load_file(models / "saved" / "expected.safetensors")["pixel_values"]
+    torch.save(given, made / "given.pt")
     run_without_package(home, REMOTE, models, made)
     report = json.loads((made / "report.json").read_text())
     return SimpleNamespace(models=models, report=report, tensors=torch.load(made / "tensors.pt"))
@@ -106,6 +115,12 @@ def test_image_processor_is_transformers_own(remote):
 
 def test_old_weight_names(remote):
     assert torch.equal(remote.tensors["old_names"], remote.tensors["run"])
+
+
+def test_a_folder_with_the_code_of_version_0_1_0(remote):
+    assert remote.report["saved_module"].startswith("transformers_modules.")
+    expected = load_file(remote.models / "saved" / "expected.safetensors")["published"]
+    assert torch.equal(remote.tensors["saved"], expected)
 
 
 def test_bfloat16(remote):

@@ -1,4 +1,4 @@
-"""Folders that version 0.1.0 wrote load to the same logits, with this package and without it.
+"""Folders that version 0.1.0 wrote load to the same logits; without this package in tests/test_remote_code.py.
 
 `fixtures/saved_by_0.1.0.zip` holds a tiny model after three training steps of that version: `published` with the code
 files that it had then, weights and logits of `checkpoint-2`, and the logits of both for one input.
@@ -13,7 +13,6 @@ import torch
 from safetensors.torch import load_file
 from segmenter_tester import assert_complete
 from transformers import AutoModelForSemanticSegmentation
-from without_package import run_without_package
 
 from allspark_hf import SegformerForSemiSupervisedSegmentation
 from allspark_hf.inference.loading import load_trained
@@ -21,20 +20,6 @@ from allspark_hf.inference.loading import load_trained
 
 ARCHIVE = Path(__file__).parent / "fixtures" / "saved_by_0.1.0.zip"
 FOLDERS = ("published", "checkpoint-2")
-REMOTE = """
-import sys
-from pathlib import Path
-import torch
-from safetensors.torch import load_file, save_file
-from transformers import AutoModelForSemanticSegmentation
-
-folder = Path(sys.argv[1])
-model = AutoModelForSemanticSegmentation.from_pretrained(folder / "published", trust_remote_code=True)
-assert type(model).__module__.startswith("transformers_modules.")
-with torch.no_grad():
-    logits = model(load_file(folder / "expected.safetensors")["pixel_values"]).logits
-save_file({"logits": logits.contiguous()}, folder / "remote.safetensors")
-"""
 
 
 @pytest.fixture(scope="module")
@@ -55,13 +40,6 @@ def test_same_logits_with_the_package(saved, name):
     assert not any(info.values())
     assert torch.equal(logits_of(model, saved), load_file(saved / "expected.safetensors")[name])
     assert (model.bottleneck.memory.num_enqueued.sum() > 0) == (name == "checkpoint-2")
-
-
-def test_the_published_folder_without_the_package(saved, tmp_path):
-    run_without_package(tmp_path, REMOTE, saved)
-    assert torch.equal(
-        load_file(saved / "remote.safetensors")["logits"], load_file(saved / "expected.safetensors")["published"]
-    )
 
 
 def test_what_the_configuration_says(saved, tmp_path):

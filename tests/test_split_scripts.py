@@ -2,13 +2,11 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import numpy as np
 import pytest
-from in_process import SCRIPTS
 from in_process import run_script as run
 from layout_folders import (
     SBD_ONLY,
@@ -28,12 +26,7 @@ from allspark_hf.data import DataArguments, draw, find_data, load_data, mask_to_
 from allspark_hf.data.sources.published_classes import voc_colormap
 
 
-def run_process(script: str, *arguments) -> subprocess.CompletedProcess:
-    command = [sys.executable, SCRIPTS / script, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300)
-
-
-def last_line(done: subprocess.CompletedProcess) -> str:
+def last_line(done: CompletedProcess) -> str:
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
     return done.stderr.strip().splitlines()[-1]
 
@@ -67,7 +60,7 @@ def test_prepare_sbd(tmp_path):
     broken = sbd / "dataset" / "cls" / f"{SBD_ONLY[2]}.mat"
     content = broken.read_bytes()
     broken.write_bytes(content[:200])
-    assert f"{broken} cannot be read as an SBD mask" in last_line(run_process("prepare_sbd.py", *arguments))
+    assert f"{broken} cannot be read as an SBD mask" in last_line(run("prepare_sbd.py", *arguments))
     # What was done is kept, nothing is half written, and there is no list yet.
     done_before = files_below(voc / "SegmentationClassAug")
     assert sorted(done_before) == [f"{name}.png" for name in VOC_TRAIN + SBD_ONLY[:2]]
@@ -109,7 +102,7 @@ def test_prepare_sbd_from_incomplete_archives(tmp_path):
 def test_made_splits(tmp_path):
     voc, out = make_voc(tmp_path / "voc"), tmp_path / "splits"
     arguments = ("--data_dir", voc, "--seed", 3, "--output_dir", out)
-    done = run_process("make_splits.py", *arguments, "--labeled_fractions", "1/6", "0.34", "1/2")
+    done = run("make_splits.py", *arguments, "--labeled_fractions", "1/6", "0.34", "1/2")
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[:4] == [
         "1_6: 1 labeled, 5 unlabeled images",

@@ -5,12 +5,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import TextIO
 
 import psutil
 import pytest
 import yaml
 from in_process import SCRIPTS, run_script
 
+from allspark_hf.demo.data import write_demo_data
 from allspark_hf.studies.report import collect, mean_and_spread, table, write_report
 from allspark_hf.studies.study import Study, StudyRunner, read_study
 
@@ -111,35 +113,53 @@ def test_a_run_that_ended_before_its_cell_was_written_is_not_trained_again(tmp_p
     assert collect(again) == results
 
 
+# Two studies, each in a process of its own; what they import takes 6 s and is imported once.
+STARTER = """
+import os, runpy, sys
+import allspark_hf.figures, allspark_hf.studies.report
+for folder in ("terminated", "killed"):
+    if os.fork() == 0:
+        os.chdir(folder)
+        sys.argv = ["run_study.py", "study.yaml", "--output_dir", "out"]
+        runpy.run_path("run_study.py", run_name="__main__")
+for _ in range(2):
+    os.wait()
+"""
+
+
 def test_a_terminated_study_ends_its_run(tmp_path):
     """And one that is killed outright leaves a run that the next start does not double."""
     study = {"title": "s", "rows": {"a": None}, "columns": {"b": None}, "seeds": [1]}
-    (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
-    (tmp_path / "train.py").write_text("import time; time.sleep(120)")
-    (tmp_path / "run_study.py").write_text((SCRIPTS / "run_study.py").read_text())
-    command = [sys.executable, "run_study.py", "study.yaml", "--output_dir", "out"]
-    process_file = tmp_path / "out" / "a" / "b" / "seed_1" / "process.json"
+    folders = [tmp_path / name for name in ("terminated", "killed")]
+    for folder in folders:
+        folder.mkdir()
+        (folder / "study.yaml").write_text(yaml.safe_dump(study))
+        (folder / "train.py").write_text("import time; time.sleep(120)")
+        (folder / "run_study.py").write_text((SCRIPTS / "run_study.py").read_text())
+    started = subprocess.Popen([sys.executable, "-c", STARTER], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
 
-    def start() -> tuple[subprocess.Popen, psutil.Process]:
-        study = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    def run_in(folder: Path) -> psutil.Process:
+        process_file = folder / "out" / "a" / "b" / "seed_1" / "process.json"
         deadline = time.monotonic() + 200
         while not process_file.is_file():
-            assert study.poll() is None and time.monotonic() < deadline
+            assert started.poll() is None and time.monotonic() < deadline
             time.sleep(0.05)
-        return study, psutil.Process(json.loads(process_file.read_text())["pid"])
+        return psutil.Process(json.loads(process_file.read_text())["pid"])
 
-    study, run = start()
-    study.terminate()
-    assert "the same command goes on from here" in study.communicate(timeout=100)[1]
-    assert not run.is_running() and not process_file.is_file()
+    def start_again(folder: Path) -> str:
+        again = run_script(folder / "run_study.py", "study.yaml", "--output_dir", "out", cwd=folder)
+        assert again.returncode == 1
+        return again.stderr
 
-    study, run = start()
-    study.kill()
-    study.communicate(timeout=100)
-    assert run.is_running()
-    again = run_script(tmp_path / "run_study.py", *command[2:], cwd=tmp_path)
-    assert again.returncode == 1 and f"still trained by process {run.pid}" in again.stderr
-    run.kill()
+    terminated, killed = map(run_in, folders)
+    terminated.parent().terminate()
+    killed.parent().kill()
+    assert "the same command goes on from here" in started.communicate(timeout=100)[1]
+    assert not terminated.is_running() and killed.is_running()
+    assert f"still trained by process {killed.pid}" in start_again(folders[1])
+    killed.kill()
+    (folders[0] / "train.py").write_text("raise SystemExit(3)")
+    assert "ended with exit code 3" in start_again(folders[0])
 
 
 def test_a_failing_cell_is_reported_with_the_end_of_its_log(tmp_path, train_script):
@@ -250,11 +270,17 @@ def test_the_studies_here_can_be_read(path):
     assert len({cell.folder for cell in study.cells()}) == len(list(study.cells()))
 
 
-def test_label_efficiency_end_to_end(tmp_path):
-    """The real training script, twice, on generated images."""
-    from allspark_hf.demo.data import main as make_data
+def test_label_efficiency_end_to_end(tmp_path, monkeypatch):
+    """The real training script, twice, on generated images; in this process, where the tests above start one."""
 
-    make_data([str(tmp_path / "data"), "--num_train", "12", "--num_labeled", "6", "--num_validation", "3"])
+    def train_here(command: list[str], folder: Path, log: TextIO) -> int:
+        assert command[0] == sys.executable and folder.is_dir()
+        done = run_script(*command[1:])
+        log.write(done.stdout + done.stderr)
+        return done.returncode
+
+    monkeypatch.setattr("allspark_hf.studies.study._run", train_here)
+    write_demo_data(tmp_path / "data", num_train=6, num_labeled=5, num_validation=2, size=(64, 96))
     command = ["label_efficiency.py", "--data_dir", tmp_path / "data", "--max_steps", "2"]
     command += ["--labeled_counts", "4", "2", "--methods", "allspark", "--seeds", "3"]
     command += ["--output_dir", tmp_path / "out", "--recipe", SCRIPTS / "recipes" / "demo.yaml", "--use_cpu"]
