@@ -133,14 +133,14 @@ def test_every_recipe_is_understood(recipe, tmp_path, monkeypatch):
     data, model, args = parse_arguments(
         TYPES, [str(recipe), "--data_dir", "x", "--output_dir", str(tmp_path), "--use_cpu"]
     )
-    assert args.num_train_epochs > 0 and (model.backbone or model.model_name_or_path)
+    assert args.num_train_epochs > 0 and (model.backbone or model.model_name_or_path or model.encoder)
     assert data.classes is None or Path(data.classes).is_file()
 
 
 def test_one_source_of_weights_is_needed(data_dir):
     report = load_data(DataArguments(data_dir=str(data_dir)))
     for arguments in (ModelArguments(), ModelArguments(backbone="b0", model_name_or_path="x")):
-        with pytest.raises(ValueError, match="Give either --model_name_or_path"):
+        with pytest.raises(ValueError, match="Give one of --encoder"):
             load_model(arguments, report, 255, plain_segformer=False)
 
 
@@ -203,7 +203,7 @@ def test_train_then_evaluate(data_dir, tmp_path):
 def test_mistakes_end_in_one_sentence(data_dir, tmp_path):
     cases = [
         ("train.py", ["--data_dir", tmp_path / "none", "--backbone", "b0", "--output_dir", tmp_path], "none"),
-        ("train.py", ["--data_dir", data_dir, "--output_dir", tmp_path], "Give either --model_name_or_path"),
+        ("train.py", ["--data_dir", data_dir, "--output_dir", tmp_path], "Give one of --encoder"),
         ("evaluate.py", ["--data_dir", data_dir, "--model", tmp_path / "none"], "There is no folder"),
         ("evaluate.py", ["--data_dir", data_dir, "--model", "none"], "There is no folder none"),
     ]

@@ -1,5 +1,6 @@
 """`scripts/train.py --dry_run`: builds everything, takes one step on random pixels, and tells what is missing."""
 
+import copy
 import math
 import re
 import tempfile
@@ -11,6 +12,7 @@ from huggingface_hub import constants, try_to_load_from_cache
 from ..data import DataArguments
 from ..data.presence import DataPresence, look_for_data
 from ..methods import METHODS
+from ..models.encoders import is_model_type
 from ..training.arguments import AllSparkTrainingArguments
 from ..training.checks import check_datasets
 from ..training.faults import NonFiniteError
@@ -18,6 +20,7 @@ from ..training.trainer import AllSparkTrainer, make_sampler
 from ..utils.arguments import argument, documented
 from ..utils.files import HUB_ID
 from .arguments import ModelArguments
+from .encoder_defaults import apply_encoder_defaults, planned_updates
 from .models import check_source
 from .trial_step import GIB, StepReport, build_trainer, take_step
 
@@ -74,7 +77,7 @@ def dry_run(data: DataArguments, model: ModelArguments, args: AllSparkTrainingAr
     if buildable is not None and found.num_labels is not None:
         with tempfile.TemporaryDirectory() as folder:
             trainer = build_trainer(found, data, buildable, args, folder)
-            say(*model_lines(trainer))
+            say(*model_lines(trainer), *chosen_lines(trainer, found, args))
             reading = ", reading the memory" if METHODS[args.method].needs_bottleneck else ""
             say(f"One step on random pixels{reading}")
             try:
@@ -107,11 +110,18 @@ def setting_lines(model: ModelArguments, args: AllSparkTrainingArguments) -> lis
     steps = f"{args.eval_steps:g} of the" if args.eval_steps and args.eval_steps < 1 else f"{args.eval_steps}"
     when = {"no": "never", "epoch": "every epoch", "steps": f"every {steps} steps"}[args.eval_strategy.value]
     absent = "count as 0" if args.count_absent_classes else "do not count"
+    rates = f"encoder {encoder:g}, rest {encoder * args.head_learning_rate_multiplier:g}"
+    optimizer = f"{getattr(args.optim, 'value', args.optim)}, weight decay {args.weight_decay:g}"
+    if model.encoder:  # where nobody gave them, they depend on the encoder, which is not read yet
+        given = getattr(args, "given", ())
+        free = [name for name in ("optim", "weight_decay") if name not in given]
+        optimizer = "chosen for the encoder, see below" if free else optimizer
+        rates = "chosen for the encoder, see below" if "learning_rate" not in given else rates
     return [
-        f"  method: {args.method}, from {model.model_name_or_path or model.backbone}",
+        f"  method: {args.method}, from {model.encoder or model.model_name_or_path or model.backbone}",
         f"  its arguments: {', '.join(f'{name} {value}' for name, value in own.items())}",
-        f"  optimizer: {getattr(args.optim, 'value', args.optim)}, weight decay {args.weight_decay:g}",
-        f"  learning rate: encoder {encoder:g}, rest {encoder * args.head_learning_rate_multiplier:g}; {schedule}",
+        f"  optimizer: {optimizer}",
+        f"  learning rate: {rates}; {schedule}",
         f"  length: {length}; an epoch is one pass over the {args.epoch_length} images",
         f"  evaluation: {when}; {args.eval_mode}; absent classes {absent}",
     ]
@@ -149,14 +159,18 @@ def data_lines(found: DataPresence, data: DataArguments, args: AllSparkTrainingA
 
 def update_text(counts: dict[str, int], args: AllSparkTrainingArguments) -> str:
     """Updates of an epoch and in all, or `unknown`."""
-    if "labeled" not in counts or (args.epoch_length == "unlabeled" and "unlabeled" not in counts):
+    if not _are_known(counts, args):
         return "unknown"
     batches = math.ceil(len(make_sampler(args, counts["labeled"], counts.get("unlabeled", 0))) / args.world_size)
     updates = math.ceil(batches / args.gradient_accumulation_steps)
-    total = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * updates)
+    total = planned_updates(args, counts["labeled"], counts.get("unlabeled", 0))
     partial = batches % args.gradient_accumulation_steps
     note = f"; the last of an epoch has {partial} of {args.gradient_accumulation_steps} batches" if partial else ""
     return f"{updates} per epoch, {total} in all{note}"
+
+
+def _are_known(counts: dict[str, int], args: AllSparkTrainingArguments) -> bool:
+    return "labeled" in counts and (args.epoch_length != "unlabeled" or "unlabeled" in counts)
 
 
 def unlabeled_problems(found: DataPresence, args: AllSparkTrainingArguments) -> list[str]:
@@ -185,9 +199,9 @@ def choose_weights(model: ModelArguments) -> tuple[ModelArguments | None, list[s
         ValueError: unless there is one source of weights.
     """
     check_source(model)
-    name = model.model_name_or_path
-    if name is None:
-        return model, ["  weights: random, as backbone asks"], None
+    name = model.encoder or model.model_name_or_path
+    if name is None or (model.encoder and is_model_type(name)):
+        return model, [f"  weights: random, as {'encoder' if model.encoder else 'backbone'} asks"], None
     if Path(name).is_dir():
         return model, [f"  weights: from the folder {name}"], None
     if _is_cached(name):
@@ -199,7 +213,7 @@ def choose_weights(model: ModelArguments) -> tuple[ModelArguments | None, list[s
             "geometry would be known: correct the name, or download it first (hf download)."
         )
         return None, [f"  weights: {name} is not here"], problem
-    random = replace(model, model_name_or_path=None, backbone=match[1])
+    random = replace(model, encoder=None, model_name_or_path=None, backbone=match[1])
     lines = [
         f"  weights: {name} is not in the Hub's cache here, training will download it",
         "  weights of the dry run: random, of the same geometry",
@@ -233,6 +247,16 @@ def model_lines(trainer: AllSparkTrainer) -> list[str]:
         size = channels.numel() * channels.element_size() / MIB
         lines.append(f"  semantic memory: {' x '.join(map(str, channels.shape))}, {size:.1f} MiB")
     return lines
+
+
+def chosen_lines(trainer: AllSparkTrainer, found: DataPresence, args: AllSparkTrainingArguments) -> list[str]:
+    """What the training will take for this encoder and its length, where nobody gave it."""
+    counts = found.counts
+    if not _are_known(counts, args):
+        return []
+    updates = planned_updates(args, counts["labeled"], counts.get("unlabeled", 0))
+    chosen = apply_encoder_defaults(copy.copy(args), trainer.model.config, updates)
+    return [f"  for this encoder and {updates} updates: {', '.join(chosen)}"] if chosen else []
 
 
 def step_lines(step: StepReport, args: AllSparkTrainingArguments) -> list[str]:

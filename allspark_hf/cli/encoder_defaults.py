@@ -63,7 +63,8 @@ def apply_encoder_defaults(args: AllSparkTrainingArguments, config, num_updates:
     Returns:
         `list[str]`: what was set, as `"name value"`.
     """
-    defaults = {name: value for name, value in encoder_defaults(config, num_updates).items() if name not in args.given}
+    given = getattr(args, "given", ())
+    defaults = {name: value for name, value in encoder_defaults(config, num_updates).items() if name not in given}
     for name, value in defaults.items():
         setattr(args, name, value)
     return [f"{name} {value}" for name, value in defaults.items()]

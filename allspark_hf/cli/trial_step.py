@@ -20,7 +20,7 @@ from ..methods import METHODS
 from ..training.arguments import AllSparkTrainingArguments
 from ..training.trainer import AllSparkTrainer
 from .arguments import ModelArguments
-from .models import load_model
+from .models import load_model, normalization_of
 
 
 GIB = 2**30
@@ -92,11 +92,12 @@ def build_trainer(
         num_labels=found.num_labels,
         values=[],
     )
+    normalization = normalization_of(model)
     model = load_model(model, report, data.ignore_index, plain_segformer=not METHODS[args.method].needs_bottleneck)
     trainer = AllSparkTrainer(
         model,
         step_args,
-        make_image_processor(data.image_long_side),
+        make_image_processor(data.image_long_side, **normalization),
         train_dataset=random_images(model.config, args, args.per_device_train_batch_size),
         unlabeled_dataset=random_images(model.config, args, args.per_device_unlabeled_batch_size),
     )

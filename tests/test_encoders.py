@@ -1,0 +1,208 @@
+"""Encoders by name: files in the Hub's format, what is missing or left over, freezing, and resuming with them."""
+
+import json
+import os
+import re
+from dataclasses import replace
+
+import pytest
+import torch
+from run_training import make_trainer
+from safetensors.torch import load_file, save_file
+from segmenter_tester import difference, images, logits_of, train_inputs
+from test_backbone import ENCODERS, tiny_backbone_model
+from transformers import (
+    AutoModel,
+    ConvNextForImageClassification,
+    Dinov2ForImageClassification,
+    ResNetForImageClassification,
+    SegformerConfig,
+    SegformerModel,
+    SwinForImageClassification,
+)
+
+from allspark_hf import AllSparkConfig, AllSparkTrainingArguments
+from allspark_hf.cli.arguments import ModelArguments, parse_arguments
+from allspark_hf.cli.encoder_defaults import apply_encoder_defaults, encoder_defaults
+from allspark_hf.cli.models import resolve_encoder
+from allspark_hf.models import encoders
+from allspark_hf.models.encoders import encoder_normalization, load_encoder
+
+
+# Besides the model alone, with the head of another task, whose names have one prefix more.
+CLASSIFIERS = {
+    "convnext": ConvNextForImageClassification,
+    "dinov2": Dinov2ForImageClassification,
+    "resnet": ResNetForImageClassification,
+    "swin": SwinForImageClassification,
+}
+TINY = {"num_labels": 3, "crop_size": 64, "decoder_hidden_size": 16}
+
+
+def write_encoder(folder, encoder: str, classifier: bool = False, **options):
+    """A folder of transformers' own class, with weights that are none of a new model's."""
+    torch.manual_seed(3)
+    config = ENCODERS[encoder].__class__.from_dict(ENCODERS[encoder].to_dict())
+    config.out_indices = [len(config.stage_names) - 1]  # as in files on the Hub
+    model = CLASSIFIERS[encoder](config) if classifier else AutoModel.from_config(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=max(1, parameter[0].numel()) ** -0.5 if parameter.ndim else 1.0)
+    model.save_pretrained(folder, **options)
+    return model.eval()
+
+
+@pytest.mark.parametrize("encoder", list(ENCODERS))
+@pytest.mark.parametrize("options", [{}, {"classifier": True}, {"save_original_format": False}], ids=str)
+def test_every_weight_is_loaded(tmp_path, encoder, options):
+    if options.get("classifier") and encoder not in CLASSIFIERS:
+        pytest.skip("no classifier of this encoder is written here")
+    source = write_encoder(tmp_path, encoder, **options)
+    source = (source.base_model if options.get("classifier") else source).state_dict()
+    model = load_encoder(str(tmp_path), **TINY)
+    loaded, source = (
+        {re.sub(rf"(^|\.)({encoder}|model|encoder\.model)\.", r"\1", name): value for name, value in state.items()}
+        for state in (model.backbone.state_dict(), source)
+    )
+    added = {name for name in loaded if name.startswith("hidden_states_norms")}
+    shared = loaded.keys() & source.keys()
+    assert loaded.keys() - source.keys() == added and len(shared) > 10
+    assert all(torch.equal(loaded[name], source[name]) for name in shared)
+    assert len(model.config.feature_channels) == 4
+    assert all(value.eq(float("weight" in name)).all() for name, value in loaded.items() if name in added)
+
+
+def test_missing_and_left_over_weights_are_told(tmp_path):
+    write_encoder(tmp_path, "dinov2")
+    weights = load_file(tmp_path / "model.safetensors")
+    name = next(name for name in weights if "layer.2" in name and "value.weight" in name)
+    save_file({key: value for key, value in weights.items() if key != name}, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match="no weights for 1 parameters of the encoder"):
+        load_encoder(str(tmp_path), **TINY)
+    deeper = {key.replace("layer.2", "layer.7"): value for key, value in weights.items() if "layer.2" in key}
+    deeper = {key: value.clone() for key, value in deeper.items()}
+    save_file({**weights, **deeper}, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=r"weights of .* have no place in the encoder"):
+        load_encoder(str(tmp_path), **TINY)
+    token = {key: value for key, value in weights.items() if "mask_token" not in key}  # which segmentation never uses
+    save_file(token, tmp_path / "model.safetensors")
+    load_encoder(str(tmp_path), **TINY)
+
+
+def test_a_type_starts_at_random_and_others_are_told(tmp_path, monkeypatch):
+    monkeypatch.setitem(encoders.CONFIG_MAPPING._extra_content, "dinov2", lambda: ENCODERS["dinov2"])
+    model = load_encoder("dinov2", encoder_fields={"drop_path_rate": 0.2, "out_indices": [1, 2, 3, 4]}, **TINY)
+    assert model.backbone.config.drop_path_rate == 0.2 and logits_of(model.eval()).shape == (2, 3, 50, 70)
+    with pytest.raises(ValueError, match="has no sr_ratios"):
+        load_encoder("dinov2", encoder_fields={"sr_ratios": [1]}, **TINY)
+    with pytest.raises(ValueError, match="no Backbone class of 'vit'"):
+        load_encoder("vit")
+
+    def gated(*args, **kwargs):
+        raise OSError("You are trying to access a gated repo.\nMake sure to have access to it.")
+
+    monkeypatch.setattr(encoders.AutoConfig, "from_pretrained", gated)
+    with pytest.raises(
+        ValueError, match=r"'facebook/dinov3-vits16' are gated: ask for access on https://huggingface\.co"
+    ):
+        load_encoder("facebook/dinov3-vits16")
+
+
+def test_normalization_is_the_encoders(tmp_path):
+    write_encoder(tmp_path, "convnext")
+    assert encoder_normalization(str(tmp_path)) == encoders.IMAGENET
+    own = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.25, 0.5, 0.5]}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({**own, "image_processor_type": "X"}))
+    assert encoder_normalization(str(tmp_path)) == own and encoder_normalization("dinov2") == encoders.IMAGENET
+
+
+def test_segformers_go_to_the_segformer_model(tmp_path):
+    SegformerModel(SegformerConfig(hidden_sizes=[8, 16, 24, 32], depths=[1] * 4)).save_pretrained(tmp_path)
+    for name in ("nvidia/mit-b5", str(tmp_path)):
+        found = resolve_encoder(ModelArguments(encoder=name))
+        assert (found.encoder, found.model_name_or_path) == (None, name)
+    kept = ModelArguments(encoder="dinov2")
+    assert (
+        resolve_encoder(kept) == kept and resolve_encoder(replace(kept, encoder=None, backbone="b0")).backbone == "b0"
+    )
+
+
+# ---- Training ----
+
+
+def test_rates_follow_encoder_and_length(tmp_path):
+    vit, pyramid = tiny_backbone_model("dinov2").config, tiny_backbone_model("swin").config
+    assert (
+        encoder_defaults(vit, 300)["learning_rate"] == 5e-5 and encoder_defaults(vit, 30_000)["learning_rate"] == 5e-6
+    )
+    assert encoder_defaults(pyramid, 300)["head_learning_rate_multiplier"] == 10
+    assert encoder_defaults(AllSparkConfig(), 300) == {}
+    given = ["--output_dir", str(tmp_path), "--use_cpu", "--learning_rate", "0.5", "--optim", "sgd"]
+    (args,) = parse_arguments((AllSparkTrainingArguments,), given)
+    assert apply_encoder_defaults(args, vit, 300) == ["weight_decay 0.01", "head_learning_rate_multiplier 60.0"]
+    assert (args.learning_rate, args.optim, args.head_learning_rate_multiplier) == (0.5, "sgd", 60)
+
+
+@pytest.mark.parametrize(("settings", "layers"), [({"freeze_encoder": True}, 4), ({"freeze_encoder_layers": 2}, 2)])
+def test_frozen_parts_keep_their_weights(tmp_path, settings, layers):
+    model = tiny_backbone_model("dinov2", channel_attention_dropout=0.0)
+    for block in model.backbone.encoder.layer:
+        block.drop_path.drop_prob = 0.5
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    trainer = make_trainer(model, output_dir=str(tmp_path), max_steps=2, **settings)
+    trainer.train()
+    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    parts = ("embeddings", *(f"encoder.layer.{index}." for index in range(layers)))
+    frozen = {name for name in before if name.startswith(tuple(f"backbone.{part}" for part in parts))}
+    assert frozen and not changed & frozen
+    assert any(name.startswith("backbone.") for name in changed) == (layers < 4)
+    assert any(name.startswith("decode_head.") for name in changed)
+    model.train()
+    modes = [block.training for block in model.backbone.encoder.layer]
+    assert modes == [index >= layers for index in range(4)] and model.training
+    model.zero_grad()
+    features = model.encode(images(1))
+    assert features[-1].requires_grad == (layers < 4)  # no graph is kept in a frozen encoder
+
+
+def test_layers_that_are_not_there(tmp_path):
+    for encoder, sentence in (("dinov2", "the encoder has 4 layers"), ("resnet", "'resnet' is none")):
+        with pytest.raises(ValueError, match=sentence):
+            make_trainer(tiny_backbone_model(encoder), output_dir=str(tmp_path), freeze_encoder_layers=5)
+
+
+@pytest.mark.parametrize("encoder", ["dinov2", "dinov3_vit", "swin"])
+def test_resume_restores_every_weight(tmp_path, encoder):
+    """transformers alone would leave out those whose names it changes when it loads them (#48805)."""
+    settings = {"output_dir": str(tmp_path), "max_steps": 4, "save_strategy": "steps", "save_steps": 3, "seed": 3}
+    settings |= {"optim": "adamw_torch", "learning_rate": 0.001}
+    whole = make_trainer(tiny_backbone_model(encoder), **settings)
+    whole.train()
+    resumed = make_trainer(tiny_backbone_model(encoder, seed=5), **settings)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    assert resumed.state.global_step == 4
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(resumed.model.state_dict()[name], value) or "mask_token" in name, name
+
+
+def test_a_real_dinov2():
+    """Features of the segmenter are those of transformers' own model, at a size that needs other positions."""
+    folder = os.environ.get("ALLSPARK_DINOV2_SMALL")
+    if not folder:
+        pytest.skip("ALLSPARK_DINOV2_SMALL names no folder made by tools/extract_dinov2_small.py")
+    model, own = load_encoder(folder, num_labels=3, crop_size=224).eval(), AutoModel.from_pretrained(folder).eval()
+    pixel_values = images(1, (196, 252))
+    with torch.no_grad():
+        tokens, maps = own(pixel_values).last_hidden_state[:, 1:], model.encode(pixel_values)
+    assert difference(maps[-1].flatten(2).transpose(1, 2), tokens) <= 1e-4 and tokens.std() > 0.5
+
+
+def test_gradients_are_checkpointed_in_the_encoder():
+    model = tiny_backbone_model("dinov2").train()
+    model.gradient_checkpointing_enable()
+    calls = []
+    model.backbone.encoder.layer[0].mlp.register_forward_hook(lambda *_: calls.append(1))
+    model(**train_inputs(model)).loss.backward()
+    assert len(calls) == 2
+    with pytest.raises(ValueError, match="activation checkpointing"):
+        tiny_backbone_model("resnet").gradient_checkpointing_enable()
