@@ -12,7 +12,7 @@ from ..models.modeling_allspark import SegformerForSemiSupervisedSegmentation
 from ..models.pretrained import loading
 from ..models.registration import SEGMENTERS
 from ..models.segmenter import Segmenter
-from ..publishing.licenses import FROM_SCRATCH, base_weights_of
+from ..publishing.licenses import FROM_SCRATCH, base_license_of, base_weights_of
 from .arguments import ModelArguments
 
 
@@ -95,7 +95,9 @@ def _new_head(arguments: ModelArguments, fields: dict) -> Segmenter:
         fields["decoder_hidden_size"] = arguments.decoder_hidden_size
     if arguments.drop_path_rate is not None:
         encoder_fields["drop_path_rate"] = arguments.drop_path_rate
-    fields["base_weights"] = FROM_SCRATCH if is_model_type(name) else base_weights_of({}, name)
+    fields["base_weights"] = FROM_SCRATCH
+    if not is_model_type(name):
+        fields |= {"base_weights": base_weights_of({}, name), "base_license": base_license_of(name)}
     return load_encoder(name, arguments.attn_implementation, encoder_fields, **fields)
 
 
