@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
-from huggingface_hub import ModelCard, model_info
+from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.errors import HTTPError
 
 from ..utils.files import HUB_ID
@@ -139,7 +139,7 @@ def _license_on_card(name_or_path: str) -> str | None:
             text = (folder / "README.md").read_text(encoding="utf-8")
             card: Any = ModelCard(text, ignore_metadata_errors=True).data
         else:
-            card = model_info(name_or_path, timeout=HUB_SECONDS).card_data or {}
+            card = HfApi().model_info(name_or_path, timeout=HUB_SECONDS).card_data or {}
     except (HTTPError, OSError, ValueError, yaml.YAMLError):  # offline, no answer, no card, no metadata
         return None
     found = card.get("license")
