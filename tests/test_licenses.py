@@ -10,8 +10,9 @@ from allspark_hf.cli.arguments import ModelArguments
 from allspark_hf.cli.models import load_model
 from allspark_hf.data import DataArguments, load_data
 from allspark_hf.demo.data import write_demo_data
+from allspark_hf.models.encoders import load_encoder
 from allspark_hf.publishing.card import write_model_card
-from allspark_hf.publishing.licenses import base_license_of, license_of
+from allspark_hf.publishing.licenses import base_license_of, base_weights_of, license_of
 
 
 @pytest.mark.parametrize(
@@ -107,10 +108,14 @@ def test_license_stays_with_a_model_that_is_trained_further(tmp_path):
 
     first = load(encoder=str(tmp_path / "encoder"))
     assert (first.config.base_weights, first.config.base_license) == ("encoder", "cc-by-nc-4.0")
+    assert base_weights_of(load_encoder(str(tmp_path / "encoder"), crop_size=56).config) == "encoder"  # from Python
     first.save_pretrained(tmp_path / "first")
     assert str(tmp_path) not in (tmp_path / "first" / "config.json").read_text()
     second = load(model_name_or_path=str(tmp_path / "first"))
     assert (second.config.base_weights, second.config.base_license) == ("encoder", "cc-by-nc-4.0")
+    report.num_labels, report.data.classes = 4, None
+    other = load(model_name_or_path=str(tmp_path / "first"))  # whose classifiers start anew
+    assert other.config.base_license == "cc-by-nc-4.0" and other.classifier.out_channels == 4
     scratch = load(encoder="pvt_v2")
     assert (scratch.config.base_weights, scratch.config.base_license) == ("none", None)
 

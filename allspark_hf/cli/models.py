@@ -17,7 +17,7 @@ from .arguments import ModelArguments
 
 
 # What other classes, crops or bottleneck settings may start anew.
-REPLACEABLE = re.compile(r"(.*\.)?classifier\.|bottleneck\.")
+REPLACEABLE = re.compile(r"(.*\.)?classifier\.|skip_classifier\.|bottleneck\.")
 # Entries of a checkpoint's config.json that a new training does not begin with.
 NOT_TAKEN_OVER = ("model_type", "num_labels", "mask_values", "ignored_mask_values")
 GEOMETRY_FIELDS = ("hidden_sizes", "depths", "decoder_hidden_size")

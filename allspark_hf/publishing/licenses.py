@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import yaml
 from huggingface_hub import HfApi, ModelCard
@@ -137,7 +137,7 @@ def _license_on_card(name_or_path: str) -> str | None:
     try:
         if folder.is_dir():
             text = (folder / "README.md").read_text(encoding="utf-8")
-            card: Any = ModelCard(text, ignore_metadata_errors=True).data
+            card = ModelCard(text, ignore_metadata_errors=True).data
         else:
             card = HfApi().model_info(name_or_path, timeout=HUB_SECONDS).card_data or {}
     except (HTTPError, OSError, ValueError, yaml.YAMLError):  # offline, no answer, no card, no metadata
