@@ -122,7 +122,7 @@ def valid(text: str, rendered: bool = True) -> ModelCard:
     assert card.data.to_dict() == metadata, "metadata changes on its way through ModelCardData"
     assert ModelCard(str(card)).data.to_dict() == metadata
     assert metadata["pipeline_tag"] == "image-segmentation" and metadata["library_name"] == "transformers"
-    assert metadata["license"] in ("apache-2.0", "other", "unknown")
+    assert metadata["license"] in ("apache-2.0", "cc-by-nc-4.0", "other", "unknown")
     assert ("license_name" in metadata) == ("license_link" in metadata) == (metadata["license"] == "other")
     for entry in metadata.get("widget", []):
         assert set(entry) == {"src", "example_title"}

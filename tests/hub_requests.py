@@ -10,7 +10,7 @@ import struct
 from http.server import BaseHTTPRequestHandler
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from hub_store import Refusal, Repository, check_card, is_large, parse_commit
+from hub_store import Refusal, Repository, card_metadata, check_card, is_large, parse_commit
 
 
 REPO = r"(?P<repo>[\w.-]+/[\w.-]+)"
@@ -183,7 +183,10 @@ class Handler(BaseHTTPRequestHandler):
         return self._json(400 if errors else 200, {**told, "warnings": [{"message": text} for text in warnings]})
 
     def _info(self, repo: str, revision: str = "main"):
-        return self._repository(repo).info(revision, with_blobs="blobs" in self.query)
+        repository = self._repository(repo)
+        card = repository.at(revision).files.get("README.md")
+        metadata = {} if card is None else {"cardData": card_metadata(card.content)}
+        return repository.info(revision, with_blobs="blobs" in self.query) | metadata
 
     def _tree(self, repo: str, revision: str, path: str = ""):
         recursive = self.query.get("recursive", ["false"])[0].lower() in ("true", "1")

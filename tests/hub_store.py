@@ -175,6 +175,14 @@ def parse_commit(body: bytes, objects: dict[str, bytes]) -> tuple[str, dict[str,
     return message, changes, folders
 
 
+def card_metadata(card: bytes) -> dict:
+    """The metadata of a card; empty where it cannot be read."""
+    try:
+        return ModelCard(card.decode()).data.to_dict()
+    except (KeyError, TypeError, ValueError, yaml.YAMLError):
+        return {}
+
+
 def check_card(card: str) -> tuple[list[str], list[str]]:
     """Errors and warnings about a card's metadata, as far as huggingface_hub and the Hub's pages need it."""
     try:

@@ -43,6 +43,7 @@ OTHER_VALUES = {
     "use_memory": False,
     "use_cross_attention": False,
     "base_weights": "nvidia/mit-b5",
+    "base_license": "apache-2.0",
     "mask_values": [7, 8],
     "ignored_mask_values": [0, 9],
     "palette": [[0, 0, 0], [255, 128, 1]],

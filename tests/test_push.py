@@ -17,7 +17,8 @@ from safetensors.torch import load, load_file
 
 from allspark_hf import SegformerForSemiSupervisedSegmentation
 from allspark_hf.inference.loading import make_image_processor
-from allspark_hf.publishing import publish, repository, upload
+from allspark_hf.models.registration import auto_map_of
+from allspark_hf.publishing import publish, upload
 from allspark_hf.publishing.figures import write_run_figures
 from allspark_hf.publishing.publish import publish_folder
 from allspark_hf.publishing.repository import stage
@@ -340,7 +341,7 @@ def test_model_and_image_processor_push_themselves(hub, output_folder):
     files = hub.files("tester/roads")
     assert set(files) == (MODEL | CODE | {"README.md"}) - {"preprocessor_config.json"}
     assert not any("memory" in name for name in load(files["model.safetensors"]))
-    assert json.loads(files["config.json"])["auto_map"] == repository.AUTO_MAP
+    assert json.loads(files["config.json"])["auto_map"] == auto_map_of(type(model.config))
     card = ModelCard(files["README.md"].decode())
     assert card.data.license and card.data.pipeline_tag == "image-segmentation"
     assert "roads" in card.data.tags and hub.repositories["tester/roads"].private

@@ -239,32 +239,6 @@ def test_base_weights_from_python(tmp_path):
     assert json.loads((tmp_path / "out" / "config.json").read_text())["base_weights"] == "segformer-b0-mine"
 
 
-@pytest.mark.parametrize(
-    ("base", "started", "expected"),
-    [
-        ("none", None, "apache-2.0"),
-        ("none", "none", "apache-2.0"),
-        ("none", "my_first_run", "apache-2.0"),
-        ("none", "someone/model", "unknown"),
-        ("nvidia/mit-b5", "nvidia/mit-b5", "other"),
-        ("nvidia/segformer-b0-finetuned-ade-512-512", None, "other"),
-        ("nvidia/mit-b2", "my_first_run", "other"),
-        ("mit-b3", None, "other"),
-        ("segformer.b2.512x512.ade.160k", None, "other"),
-        ("none", "nvidia/mit-b0", "other"),
-        ("someone/segformer-b1-tuned", None, "other"),
-        ("someone/model", None, "unknown"),
-        ("my_folder", None, "unknown"),
-        (None, None, "unknown"),
-    ],
-)
-def test_license(base, started, expected):
-    found = license_of(base, started)
-    assert found.id == expected
-    assert found.origin == (None if expected == "apache-2.0" else base if base != "none" else started)
-    assert (found.name is None) == (found.link is None) == (expected != "other")
-
-
 def test_base_weights_of_a_configuration():
     assert base_weights_of({"base_weights": "nvidia/mit-b5", "_name_or_path": "x"}, "y") == "nvidia/mit-b5"
     assert base_weights_of({"_name_or_path": "nvidia/mit-b1"}) == "nvidia/mit-b1"

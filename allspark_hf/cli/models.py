@@ -12,12 +12,12 @@ from ..models.modeling_allspark import SegformerForSemiSupervisedSegmentation
 from ..models.pretrained import loading
 from ..models.registration import SEGMENTERS
 from ..models.segmenter import Segmenter
-from ..publishing.licenses import FROM_SCRATCH, base_weights_of
+from ..publishing.licenses import FROM_SCRATCH, base_license_of, base_weights_of
 from .arguments import ModelArguments
 
 
 # What other classes, crops or bottleneck settings may start anew.
-REPLACEABLE = re.compile(r"(.*\.)?classifier\.|bottleneck\.")
+REPLACEABLE = re.compile(r"(.*\.)?classifier\.|skip_classifier\.|bottleneck\.")
 # Entries of a checkpoint's config.json that a new training does not begin with.
 NOT_TAKEN_OVER = ("model_type", "num_labels", "mask_values", "ignored_mask_values")
 GEOMETRY_FIELDS = ("hidden_sizes", "depths", "decoder_hidden_size")
@@ -95,7 +95,9 @@ def _new_head(arguments: ModelArguments, fields: dict) -> Segmenter:
         fields["decoder_hidden_size"] = arguments.decoder_hidden_size
     if arguments.drop_path_rate is not None:
         encoder_fields["drop_path_rate"] = arguments.drop_path_rate
-    fields["base_weights"] = FROM_SCRATCH if is_model_type(name) else base_weights_of({}, name)
+    fields["base_weights"] = FROM_SCRATCH
+    if not is_model_type(name):
+        fields |= {"base_weights": base_weights_of({}, name), "base_license": base_license_of(name)}
     return load_encoder(name, arguments.attn_implementation, encoder_fields, **fields)
 
 

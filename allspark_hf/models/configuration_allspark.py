@@ -70,6 +70,9 @@ class AllSparkFields:
             comparisons only: predictions then depend on the batch.
         base_weights (`str`, *optional*):
             Weights that the training started from, such as `"nvidia/mit-b5"`. The license of a model depends on them.
+        base_license (`str`, *optional*):
+            License of those weights, where it was found out when they were loaded: an identifier of the Hub's, such
+            as `"apache-2.0"`, or another license's name, such as `"dinov3-license"`.
         mask_values (`list[int]`, *optional*):
             Values that stand for the classes, in order, in the masks of the training data. None: 0, 1, 2, ...
         ignored_mask_values (`list[int]`, *optional*):
@@ -89,6 +92,7 @@ class AllSparkFields:
     grouping_source: Literal["logits", "probabilities"] = "logits"
     mix_images_in_eval: bool = False
     base_weights: str | None = None
+    base_license: str | None = None
     mask_values: list[int] | None = None
     ignored_mask_values: list[int] | None = None
     palette: list[list[int]] | None = None

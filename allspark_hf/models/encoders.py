@@ -71,6 +71,7 @@ def load_encoder(
         config._attn_implementation = attn_implementation
     model = BackboneForSemiSupervisedSegmentation(config)
     if not is_model_type(name):
+        config._name_or_path = name  # from which trainings find out what they started from
         model.backbone.load_state_dict(_pretrained_backbone(name, config.backbone_config).state_dict())
     return model
 

@@ -3,7 +3,7 @@
 import inspect
 from pathlib import Path
 
-from transformers import AutoConfig, AutoModel, AutoModelForSemanticSegmentation, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoModelForSemanticSegmentation, PreTrainedConfig, PreTrainedModel
 from transformers.dynamic_module_utils import get_relative_import_files
 
 from .configuration_allspark import AllSparkConfig
@@ -39,10 +39,35 @@ def register_auto_classes() -> None:
         model_class.register_for_auto_class(AutoModelForSemanticSegmentation)
 
 
+def segmenter_classes(config: dict | None, name: str | Path) -> tuple[type[PreTrainedConfig], type[PreTrainedModel]]:
+    """
+    The configuration and the model class of a saved model.
+
+    Args:
+        config (`dict`, *optional*): the content of its config.json.
+        name (`str` or `Path`): of that file, for the error.
+
+    Raises:
+        ValueError: if it is none of this package's models.
+    """
+    kind = config.get("model_type") if isinstance(config, dict) else None
+    if kind not in SEGMENTERS:
+        raise ValueError(
+            f"{name} describes a model of type {kind!r}, not {' or '.join(map(repr, SEGMENTERS))}: give the output "
+            "folder of this package's training."
+        )
+    return SEGMENTERS[kind]
+
+
+def auto_map_of(config_class: type[PreTrainedConfig]) -> dict[str, str]:
+    """What config.json names for `trust_remote_code=True`, the `AUTO_MAP` beside a configuration class."""
+    return dict(inspect.getmodule(config_class).AUTO_MAP)
+
+
 def code_files(model_class: type[PreTrainedModel]) -> list[Path]:
     """The files that a saved model of this class carries for `trust_remote_code=True`, its own first."""
     own = inspect.getfile(model_class)
     return [Path(own), *sorted({Path(path) for path in get_relative_import_files(own)})]
 
 
-__all__ = ["SEGMENTERS", "code_files", "register_auto_classes"]
+__all__ = ["SEGMENTERS", "auto_map_of", "code_files", "register_auto_classes", "segmenter_classes"]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import jinja2
 from huggingface_hub import ModelCard
+from huggingface_hub.errors import StrictDataclassError
 from PIL import Image
 
 from ..utils.text import one_line
@@ -45,7 +46,7 @@ def render_card(records: Records, repo_id: str | None = None, model_name: str | 
         text = re.sub(r"\n{3,}", "\n\n", text)
         ModelCard(text)  # raises ValueError if the metadata cannot be read back
         return mark(text)
-    except (*UNEXPECTED, jinja2.TemplateError) as error:
+    except (*UNEXPECTED, StrictDataclassError, jinja2.TemplateError) as error:
         what = f"{type(error).__name__}: {one_line(error)}"[:200]
         raise ValueError(
             f"Some record in {records.folder} (config.json, run_record.json, trainer_state.json, an evaluation or an "

@@ -8,7 +8,7 @@ from urllib.parse import quote
 from markupsafe import Markup
 
 from ..evaluation.metrics import COLLAPSE_RATIO, metric_name
-from ..models.configuration_allspark import MIT_SIZES
+from .architecture import architecture_of
 from .licenses import FROM_SCRATCH, license_of
 from .markdown import number, percent
 from .metadata import card_data
@@ -29,15 +29,16 @@ def content(records: Records, repo_id: str | None = None, model_name: str | None
         records, repo_id, model_name: as for [`render_card`].
     """
     title = model_name or (repo_id or records.folder.resolve().name).rpartition("/")[2]
-    license = license_of(records.base_weights, records.started_from)
+    license = license_of(records.base_weights, records.started_from, records.base_license)
+    architecture = architecture_of(records.config)
     config, crop = records.config, records.config.get("crop_size")
     palette, curve = config.get("palette"), _curve(records)
     return {
-        "card_data": Markup(card_data(records, license, title).to_yaml()),
+        "card_data": Markup(card_data(records, license, title, architecture.tag).to_yaml()),
         "title": title,
         "model_string": Markup(json.dumps(repo_id or records.folder.resolve().name, ensure_ascii=False)),
         "config": config,
-        "encoder": encoder_name(config),
+        "architecture": architecture,
         "classes": records.class_names,
         "colors": palette if palette and len(palette) == len(records.class_names) else None,
         "crop": [crop, crop] if isinstance(crop, int) else crop,
@@ -60,15 +61,6 @@ def content(records: Records, repo_id: str | None = None, model_name: str | None
         ],
         "export": records.export,
     }
-
-
-def encoder_name(config: dict) -> str:
-    """ "the encoder MiT-B5", or a description of another Mix Transformer."""
-    widths, depths = (tuple(config.get(name) or ()) for name in ("hidden_sizes", "depths"))
-    for size, (hidden_sizes, layers, _) in MIT_SIZES.items():
-        if (widths, depths) == (tuple(hidden_sizes), tuple(layers)):
-            return f"the encoder MiT-{size.upper()}"
-    return f"a Mix Transformer of widths {', '.join(map(str, widths))}" if widths else "a Mix Transformer"
 
 
 # ---- Evaluations ----

@@ -3,13 +3,55 @@
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
+
+import yaml
+from huggingface_hub import HfApi, ModelCard
+from huggingface_hub.errors import HTTPError
 
 from ..utils.files import HUB_ID
 
 
 FROM_SCRATCH = "none"
-# nvidia/mit-b5, nvidia/segformer-b0-finetuned-ade-512-512, and folders that are called so.
-NVIDIA = re.compile(r"nvidia/.+|(?:.*/)?(?:mit-b[0-5]|segformer[.-]b[0-5].*)", re.IGNORECASE)
+HUB_SECONDS = 5.0  # how long the Hub may take to say what a license is
+NVIDIA_LICENSE = "nvidia-source-code-license-for-segformer"
+DINOV3_LICENSE = "dinov3-license"
+# What the Hub's metadata has an identifier of; another license is "other" there, with its name.
+IDENTIFIERS = ("afl-3.0", "apache-2.0", "apple-amlr", "bsd-2-clause", "bsd-3-clause", "cc0-1.0", "cc-by-4.0")
+IDENTIFIERS += ("cc-by-nc-4.0", "cc-by-nc-nd-4.0", "cc-by-nc-sa-4.0", "cc-by-sa-4.0", "gpl-3.0", "mit", "openrail")
+TITLES = {
+    "apache-2.0": "Apache-2.0",
+    DINOV3_LICENSE: "DINOv3 License",
+    NVIDIA_LICENSE: "NVIDIA Source Code License for SegFormer",
+}
+LINKS = {
+    DINOV3_LICENSE: "https://huggingface.co/facebook/dinov3-vitl16-pretrain-lvd1689m/blob/main/LICENSE.md",
+    NVIDIA_LICENSE: "https://github.com/NVlabs/SegFormer/blob/master/LICENSE",
+}
+
+
+class Family(NamedTuple):
+    """Weights whose license is known: their names, the license, who gives it, and whether it holds for copies too."""
+
+    names: re.Pattern
+    license: str
+    holder: str
+    strict: bool
+
+
+def _family(names: str, license: str, holder: str, strict: bool = False) -> Family:
+    return Family(re.compile(names, re.IGNORECASE), license, holder, strict)
+
+
+# Each as it was seen. Strict terms are taken to hold for whatever is called so, free ones for the originals alone.
+FAMILIES = (
+    # nvidia/mit-b5, nvidia/segformer-b0-finetuned-ade-512-512, and folders that are called so.
+    _family(r"nvidia/.+|(?:.*/)?(?:mit-b[0-5]|segformer[.-]b[0-5].*)", NVIDIA_LICENSE, "NVIDIA", strict=True),
+    _family(r".*dinov3.*", DINOV3_LICENSE, "Meta", strict=True),
+    _family(r"(?:.*/)?(?:convnextv2|hiera)[-_].+", "cc-by-nc-4.0", "Meta", strict=True),
+    _family(r"(?:facebook/)?dinov2-(?:with-registers-)?(?:small|base|large|giant)", "apache-2.0", "Meta"),
+    _family(r"(?:facebook/)?convnext-(?:tiny|small|base|large|xlarge)-.+", "apache-2.0", "Meta"),
+)
 
 
 @dataclass(frozen=True)
@@ -18,16 +60,32 @@ class License:
     A model's license as the Hub's metadata states it; the card's template has the sentences.
 
     Args:
-        id (`str`): `license` of the metadata: `"apache-2.0"`, `"other"` (NVIDIA's) or `"unknown"`.
+        id (`str`): `license` of the metadata: an identifier such as `"apache-2.0"`, `"other"` or `"unknown"`.
         origin (`str`, *optional*): the weights that it follows from, or whose license is not known here.
         name (`str`, *optional*): `license_name`, where the id is `"other"`.
-        link (`str`, *optional*): `license_link`.
+        link (`str`, *optional*): `license_link`, where the id is `"other"` and there is a page.
+        holder (`str`, *optional*): who licenses `origin`, if that is known.
     """
 
     id: str
     origin: str | None = None
     name: str | None = None
     link: str | None = None
+    holder: str | None = None
+
+    @property
+    def title(self) -> str:
+        """The license's name as a person writes it."""
+        return TITLES.get(self.name or self.id) or self.name or self.id.upper()
+
+    @property
+    def non_commercial(self) -> bool:
+        """Whether it is known to forbid commercial use."""
+        return _is_non_commercial(self.name or self.id)
+
+
+def _is_non_commercial(license: str) -> bool:
+    return license == NVIDIA_LICENSE or "-nc" in license
 
 
 def weights_name(name_or_path: str | None) -> str:
@@ -56,26 +114,79 @@ def base_weights_of(config, name_or_path: str | None = None) -> str:
     return stored.get("base_weights") or weights_name(name_or_path or stored.get("_name_or_path"))
 
 
-def license_of(base_weights: str | None, started_from: str | None = None) -> License:
+def base_license_of(name_or_path: str) -> str | None:
+    """
+    The license of weights, for `config.base_license`: what their card says, else that of their family. Copies on the
+    Hub are tagged more freely than some authors allow, so a family of strict terms is believed before a card.
+
+    Args:
+        name_or_path (`str`): Hub id or local folder.
+
+    Returns:
+        `str`: an identifier such as `"apache-2.0"`, or the name of another license; None if nothing tells, as where
+        the Hub does not answer.
+    """
+    family = _family_of(weights_name(name_or_path))
+    if family is not None and family.strict:
+        return family.license
+    return _license_on_card(str(name_or_path)) or (None if family is None else family.license)
+
+
+def _license_on_card(name_or_path: str) -> str | None:
+    folder = Path(name_or_path)
+    try:
+        if folder.is_dir():
+            text = (folder / "README.md").read_text(encoding="utf-8")
+            card = ModelCard(text, ignore_metadata_errors=True).data
+        else:
+            card = HfApi().model_info(name_or_path, timeout=HUB_SECONDS).card_data or {}
+    except (HTTPError, OSError, ValueError, yaml.YAMLError):  # offline, no answer, no card, no metadata
+        return None
+    found = card.get("license")
+    found = found[0] if isinstance(found, list) and len(found) == 1 else found
+    found = card.get("license_name") if found == "other" else found
+    known = isinstance(found, str) and re.fullmatch(r"\w[\w.+-]{0,95}", found) and found not in ("other", "unknown")
+    return found.lower() if known else None
+
+
+def _family_of(name: str | None) -> Family | None:
+    return next((family for family in FAMILIES if name and family.names.fullmatch(name)), None)
+
+
+def license_of(base_weights: str | None, started_from: str | None = None, base_license: str | None = None) -> License:
     """
     The license of a model.
 
     Args:
         base_weights (`str`, *optional*): of [`base_weights_of`]; None if nothing tells.
         started_from (`str`, *optional*): the Hub id or folder name of the model that the last training went on from.
+        base_license (`str`, *optional*): of [`base_license_of`]; default: that of the family of `base_weights`.
 
     Returns:
-        [`License`]: `apache-2.0` from scratch, NVIDIA's for their weights, else `unknown`.
+        [`License`]: `apache-2.0` from scratch, else that of the weights, or `unknown`.
     """
     for name in (base_weights, started_from):
-        if name and NVIDIA.fullmatch(name):
-            link = "https://github.com/NVlabs/SegFormer/blob/master/LICENSE"
-            return License("other", name, "nvidia-source-code-license-for-segformer", link)
-    if base_weights != FROM_SCRATCH:
+        family = _family_of(name)
+        if family is not None and family.strict:
+            return _named(family.license, name, family.holder)
+    family = _family_of(base_weights)
+    found = base_license or (None if family is None else family.license)
+    if base_weights != FROM_SCRATCH and found is None:
         return License("unknown", base_weights)
-    if started_from and HUB_ID.fullmatch(started_from):
+    # Free terms of the first weights say nothing of those of a model in between.
+    between = started_from != base_weights and started_from and HUB_ID.fullmatch(started_from)
+    if between and (base_weights == FROM_SCRATCH or not _is_non_commercial(found)):
         return License("unknown", started_from)
-    return License("apache-2.0")
+    if base_weights == FROM_SCRATCH:
+        return License("apache-2.0")
+    return _named(found, base_weights, family.holder if family and family.license == found else None)
 
 
-__all__ = ["FROM_SCRATCH", "License", "base_weights_of", "license_of", "weights_name"]
+def _named(license: str, origin: str, holder: str | None) -> License:
+    if license in IDENTIFIERS:
+        return License(license, origin, holder=holder)
+    page = f"https://huggingface.co/{origin}" if HUB_ID.fullmatch(origin) else None
+    return License("other", origin, license, LINKS.get(license, page), holder)
+
+
+__all__ = ["FROM_SCRATCH", "License", "base_license_of", "base_weights_of", "license_of", "weights_name"]

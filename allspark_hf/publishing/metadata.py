@@ -12,11 +12,11 @@ from .records import EvaluationRecord, Records
 
 
 METRICS = {"mean_iou": "Mean IoU", "mean_accuracy": "Mean accuracy", "overall_accuracy": "Overall accuracy"}
-TAGS = ["vision", "image-segmentation", "semantic-segmentation", "semi-supervised-learning", "segformer", "allspark"]
+TAGS = ("vision", "image-segmentation", "semantic-segmentation", "semi-supervised-learning")
 TASK = "image-segmentation"
 
 
-def card_data(records: Records, license: License, model_name: str) -> ModelCardData:
+def card_data(records: Records, license: License, model_name: str, architecture: str) -> ModelCardData:
     """
     The metadata of a trained model.
 
@@ -24,6 +24,7 @@ def card_data(records: Records, license: License, model_name: str) -> ModelCardD
         records ([`Records`]): of its folder.
         license ([`License`]): of its weights.
         model_name (`str`): what the evaluation panel calls it.
+        architecture (`str`): the tag of its encoder.
     """
     data = records.section("data")
     hub_data = [data.get("source")] if data.get("on_hub") else []
@@ -35,7 +36,7 @@ def card_data(records: Records, license: License, model_name: str) -> ModelCardD
         **{name: value for name, value in fields.items() if value is not None},
         library_name="transformers",
         pipeline_tag=TASK,
-        tags=TAGS,
+        tags=[*TAGS, architecture, "allspark"],
         datasets=hub_data or None,
         base_model=base,
         base_model_relation=None if base is None else "finetune",

@@ -95,6 +95,10 @@ class Records:
         return self.config.get("base_weights") or self.section("model").get("base_weights")
 
     @property
+    def base_license(self) -> str | None:
+        return self.config.get("base_license")
+
+    @property
     def started_from(self) -> str | None:
         return self.section("model").get("started_from")
 

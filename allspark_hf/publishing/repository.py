@@ -11,8 +11,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME
 
-from ..models.configuration_allspark import AUTO_MAP
-from ..models.modeling_allspark import SegformerForSemiSupervisedSegmentation
+from ..models.modeling_allspark import SemiSupervisedSegmenter
+from ..models.registration import auto_map_of, code_files, segmenter_classes
 from ..utils.files import read_json, read_json_object, write_json
 from .outdated import OF_THE_RUN, outdated_files
 from .record import RECORD_FILE, public
@@ -22,13 +22,7 @@ from .records import EXAMPLES_DIR, SHOWN_IMAGES, is_evaluation
 logger = logging.getLogger(__name__)
 
 PREPROCESSOR_NAME = "preprocessor_config.json"
-PACKAGE = Path(__file__).resolve().parents[1]
-CODE_FILES = (
-    PACKAGE / "models" / "bottleneck_allspark.py",
-    PACKAGE / "models" / "configuration_allspark.py",
-    PACKAGE / "models" / "modeling_allspark.py",
-    PACKAGE / "inference" / "handler.py",
-)
+HANDLER = Path(__file__).resolve().parents[1] / "inference" / "handler.py"
 MODEL_FILES = (SAFE_WEIGHTS_NAME, CONFIG_NAME, PREPROCESSOR_NAME)
 RECORDS = (RECORD_FILE, *OF_THE_RUN)
 PATTERNS = ("figures/*.png", "onnx/*.onnx", "onnx/*.onnx_data", "onnx/*.onnx.data", "onnx/export.json")
@@ -49,13 +43,7 @@ def check_output_folder(folder: str | Path):
         raise ValueError(
             f"{folder} holds no trained model ({', '.join(missing)} missing): give the output folder of a training."
         )
-    config = read_json(folder / CONFIG_NAME)
-    given = config.get("model_type") if isinstance(config, dict) else None
-    if given != "allspark":
-        raise ValueError(
-            f"{folder / CONFIG_NAME} describes a model of type {given!r}, not 'allspark': give the output folder of "
-            "this package's training."
-        )
+    segmenter_classes(read_json(folder / CONFIG_NAME), folder / CONFIG_NAME)
 
 
 def stage(folder: str | Path, staging: str | Path):
@@ -104,16 +92,21 @@ def add_code(staging: str | Path):
     """
     Adds the files that `trust_remote_code=True` and Inference Endpoints run, this package's own, to a staged folder,
     and names them in its configuration.
+
+    Raises:
+        ValueError: if it holds no model of this package.
     """
-    staging = Path(staging)
-    for path in CODE_FILES:
-        shutil.copyfile(path, staging / path.name)
-    write_json(staging / CONFIG_NAME, read_json(staging / CONFIG_NAME) | {"auto_map": AUTO_MAP})
+    path = Path(staging) / CONFIG_NAME
+    config = read_json(path)
+    config_class, model_class = segmenter_classes(config, path)
+    for file in (*code_files(model_class), HANDLER):
+        shutil.copyfile(file, path.with_name(file.name))
+    write_json(path, config | {"auto_map": auto_map_of(config_class)})
 
 
 def _stage_weights(source: Path, target: Path):
     """Weights as saved; without the memory, which belongs to training, if they are a checkpoint's."""
-    ignored = SegformerForSemiSupervisedSegmentation._keys_to_ignore_on_save
+    ignored = SemiSupervisedSegmenter._keys_to_ignore_on_save
     with safe_open(source, "pt") as file:
         names = list(file.keys())
         kept = [name for name in names if not any(re.search(pattern, name) for pattern in ignored)]

@@ -28,7 +28,7 @@ MAX_IMAGE_PIXELS = 40_000_000
 # A model without an input size of its own would get a photo of 12 megapixels whole: minutes and many GB on a CPU.
 MAX_MODEL_PIXELS = 2_000_000
 MAX_SHOWN_SIDE = 1600
-# SegFormer's attention cannot work on less.
+# SegFormer's attention cannot work on less; other encoders see little in less.
 MIN_SIDE = 32
 MAX_LOADED_MODELS = 3
 # Float32 values of upsampled logits held at a time: 256 MB.
@@ -284,7 +284,7 @@ def predict(loaded: LoadedModel, picture: Image.Image, name: str) -> Prediction:
         labels=loaded.labels,
         colors=loaded.colors,
         areas=np.bincount(mask.ravel(), minlength=len(loaded.labels)) / mask.size,
-        confidence=float(logits.softmax(dim=1).amax(dim=1).mean()) if len(loaded.labels) > 1 else None,
+        confidence=mean_confidence(logits) if len(loaded.labels) > 1 else None,
         mask_png=encode_mask(mask, loaded.colors),
         shown_mask=_nearest(mask, height, width),
         model_size=fitted.size if fitted is not picture else None,
@@ -314,6 +314,11 @@ def classes_at_size(logits: torch.Tensor, height: int, width: int) -> np.ndarray
         highest = torch.where(better, values, highest)
         best[better.numpy()] = (indices[better] + first).numpy()
     return best
+
+
+def mean_confidence(logits: torch.Tensor) -> float:
+    """Mean of the highest class probability of float (1, num_labels, height, width), row by row to bound memory."""
+    return float(torch.stack([row.softmax(dim=0).amax(dim=0).mean() for row in logits[0].unbind(1)]).mean())
 
 
 def agreement_of(first: Prediction, second: Prediction) -> float:
