@@ -80,15 +80,24 @@ def run_folder(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "pseudo_label_counts.pt"])
-def test_a_state_that_could_run_code_is_refused(tmp_path, run_folder, name):
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("optimizer.pt", {}),
+        ("scheduler.pt", {}),
+        ("rng_state.pth", {}),
+        ("pseudo_label_counts.pt", {}),
+        ("pseudo_label_counts.pt", {"max_steps": 6}),  # a run that has all its steps
+    ],
+)
+def test_a_state_that_could_run_code_is_refused(tmp_path, run_folder, name, settings):
     """Each is read with torch's loader that knows tensors only."""
     folder = tmp_path / "out"
     shutil.copytree(run_folder, folder)
     checkpoint = folder / "checkpoint-6"
     torch.save(_Bomb(tmp_path / "exploded"), checkpoint / name)
     write_run_file(checkpoint, json.loads((checkpoint / "allspark_run.json").read_text()))
-    trainer = make_trainer(tiny_model(seed=5), **SETTINGS, output_dir=str(folder))
+    trainer = make_trainer(tiny_model(seed=5), **SETTINGS | settings, output_dir=str(folder))
     with pytest.raises(TrainingFault, match=r"A state in .*checkpoint-6 is damaged"):
         trainer.train(resume_from_checkpoint=str(checkpoint))
     assert not (tmp_path / "exploded").exists()

@@ -185,9 +185,10 @@ class AllSparkTrainer(Trainer):
             self.processes.prepare_to_wrap()
             if checkpoint is not None:
                 self.checkpoints.take_up(checkpoint)
-                output = self.checkpoints.finished_run()
-            if output is None:
-                with telling_faults(self.args.output_dir, checkpoint):
+            with telling_faults(self.args.output_dir, checkpoint):
+                if checkpoint is not None:
+                    output = self.checkpoints.finished_run()
+                if output is None:
                     output = super().train(resume_from_checkpoint=checkpoint, **kwargs)
         output.metrics.update(self.last_and_best())
         return output
