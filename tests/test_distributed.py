@@ -83,11 +83,12 @@ FSDP_JOBS = {
     "allspark": SHARDED,
     "checkpointing": {**EQUAL["allspark"], "gradient_checkpointing": True},
     "adamw": {**EQUAL["allspark"], "optim": "adamw_torch", "max_grad_norm": 1.0, "eval_on_start": True},
-    "sample": EQUAL["sample"],
+    "sample": {**EQUAL["sample"], "save_strategy": "steps", "save_steps": 1},  # a teacher, a head and a buffer
     "evaluation": {**EVALUATION, "eval_mode": "whole"},
 }
 if not CPU_RESUME_IS_BROKEN:
     FSDP_JOBS["resumed"] = {**SHARDED, "own_weights": True}
+    FSDP_JOBS["sample_resumed"] = {**FSDP_JOBS["sample"], "own_weights": True}
 
 
 def read_as_launch(name: str, *options: str) -> Namespace:
@@ -112,12 +113,13 @@ def launched(folder) -> dict[str, list[dict]]:
     """What each of the two processes saved of every job, those of FSDP as `fsdp_...`."""
     everything = JOBS | {f"fsdp_{name}": job for name, job in FSDP_JOBS.items()}
     resumed = {f"{memory}_resumed": f"{memory}_uninterrupted" for memory in ("shared", "local")}
-    resumed["fsdp_resumed"] = "fsdp_allspark"
+    resumed = {name: f"{whole}/checkpoint-3" for name, whole in resumed.items()}
+    resumed |= {"fsdp_resumed": "fsdp_allspark/checkpoint-3", "fsdp_sample_resumed": "fsdp_sample/checkpoint-1"}
     jobs = []
     for name, job in everything.items():
         job = {**job, "output_dir": str(folder / name), "result": str(folder / f"{name}.result")}
         if name in resumed:
-            job["resume"] = str(folder / resumed[name] / "checkpoint-3")
+            job["resume"] = str(folder / resumed[name])
         jobs.append({"per_device_train_batch_size": 2, **job})
     # accelerate launch is told this with --config_file fsdp.yaml.
     sharded = read_as_launch("fsdp", "--num_processes", "2")
@@ -346,7 +348,10 @@ def test_a_checkpoint_of_shards_loads_as_a_model_without_fsdp(folder, sharded):
 def test_resumed_shards_end_with_the_same_bits(sharded):
     assert sharded["resumed"]["losses"] == sharded["allspark"]["losses"]
     assert sharded["resumed"]["evaluations"][0] == sharded["allspark"]["evaluations"][0]
-    assert differing(sharded["resumed"]["state"], sharded["allspark"]["state"]) == []
+    assert sharded["sample_resumed"]["losses"] == sharded["sample"]["losses"]
+    for name, whole in (("resumed", "allspark"), ("sample_resumed", "sample")):
+        for part in ("state", "method"):
+            assert differing(sharded[name][part], sharded[whole][part]) == [], (name, part)
 
 
 def test_shards_are_evaluated_without_training(folder, sharded):
