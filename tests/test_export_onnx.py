@@ -34,6 +34,7 @@ from allspark_hf.export.folder import export_files, export_onnx, write_for_trans
 from allspark_hf.export.onnx import (  # noqa: E402
     OPSET,
     OnnxSegmenter,
+    check_differences,
     check_exportable,
     compare_logits,
     export_graph,
@@ -141,6 +142,11 @@ def test_one_size_of_an_encoder_that_cannot_have_all(tmp_path, monkeypatch):
     assert segmenter(torch.zeros(2, 3, 50, 71)).logits.shape == (2, 3, 50, 71)
     with pytest.raises(ValueError, match=r"images are \(50, 70\) pixels .* takes \(50, 71\) only: bring them"):
         segmenter(torch.zeros(1, 3, 50, 70))
+    segmenter.fixed_size = None  # as if it had been exported for any size
+    differences = compare_logits(model, segmenter, [(1, 50, 71), (1, 50, 70)])
+    assert differences[0].max_difference < 1e-5 and differences[1].max_difference == float("inf")
+    with pytest.raises(ValueError, match=r"differ by inf .* 1 images of 50x70 .*: try one size .*--fixed_size"):
+        check_differences(differences)
 
 
 def test_one_file_without_memory_and_paths(export):
