@@ -26,6 +26,10 @@ from allspark_hf.utils.arguments import argument
 class ScriptArguments:
     model: str = argument(help="Folder or Hub id of a trained model.")
     output_dir: str | None = argument(None, "Folder to export to; default: the model's own, which gets a folder onnx.")
+    fixed_size: list[int] | None = argument(
+        None,
+        "HEIGHT WIDTH in pixels of all images that the file takes; default: any size. Some encoders need it.",
+    )
     quantize_int8: bool = argument(False, "Also write a variant with 8-bit weights, onnx/model_quantized.onnx.")
     image_column_name: str = argument("image", "Column of dataset_name with the images.")
     label_column_name: str = argument("label", "Column of dataset_name with the masks.")
@@ -36,6 +40,9 @@ class ScriptArguments:
             raise ValueError(
                 f"There is no folder {self.model}: correct it, or give an --output_dir to export a Hub id."
             )
+        if self.fixed_size is not None and (len(self.fixed_size) != 2 or min(self.fixed_size) < 1):
+            given = " ".join(map(str, self.fixed_size))
+            raise ValueError(f"--fixed_size {given} is no size: give two numbers of pixels, height and width.")
 
     @property
     def folder(self) -> Path:
@@ -64,14 +71,25 @@ class OptionalDataArguments(DataArguments):
 
 
 def validation_samples(arguments: ScriptArguments, data_arguments, model, image_processor):
-    """The images with masks to measure the cost on, none of them read yet; None without data."""
+    """
+    The images with masks to measure the cost on, none of them read yet but for a fixed size the first; None without
+    data.
+    """
     if not data_arguments.given:
         return None
     config = model.config
     data_arguments = fit_to_model(data_arguments, config, long_side_of(image_processor))
     columns = arguments.image_column_name, arguments.label_column_name
     dataset = select_split("validation", data_arguments, config, arguments.model, *columns)
-    return EvaluationDataset(dataset, image_processor, config.num_labels, config.semantic_loss_ignore_index)
+    samples = EvaluationDataset(dataset, image_processor, config.num_labels, config.semantic_loss_ignore_index)
+    if arguments.fixed_size is not None:
+        given = list(samples[0]["pixel_values"].shape[1:])
+        if given != arguments.fixed_size:
+            raise ValueError(
+                f"The first validation image has {given} pixels (height, width) when the model gets it, and "
+                f"--fixed_size is {arguments.fixed_size}: give this size, or leave the data out."
+            )
+    return samples
 
 
 def measured(arguments: ScriptArguments, model, samples) -> dict:
@@ -86,6 +104,9 @@ def measured(arguments: ScriptArguments, model, samples) -> dict:
 def report(record: dict) -> str:
     """Files and differences, to read."""
     lines = [f"onnx/{name}  {size / 1e6:.2f} MB" for name, size in record["files"].items()]
+    if record["fixed_size"] is not None:
+        height, width = record["fixed_size"]
+        lines.append(f"for images of {height} x {width} pixels (height x width) only")
     lines.append("batch x height x width: largest difference of a logit from PyTorch's")
     for difference in record["differences"]:
         size = f"{difference['batch']} x {difference['height']} x {difference['width']}"
@@ -100,10 +121,10 @@ def main():
         check_output(arguments.folder, arguments.in_model_folder, arguments.overwrite)
         model, image_processor = load_trained(arguments.model, "cpu")
         model = model.float()
-        check_exportable(model)
+        check_exportable(model, arguments.fixed_size)
         samples = validation_samples(arguments, data_arguments, model, image_processor)
         where = arguments.folder, arguments.quantize_int8, arguments.in_model_folder, arguments.overwrite
-        record = export_onnx(model, image_processor, *where)
+        record = export_onnx(model, image_processor, *where, arguments.fixed_size)
         print(f"{arguments.folder}\n{report(record)}", flush=True)
         if samples is not None:
             record["cost"] = measured(arguments, model, samples)

@@ -59,6 +59,7 @@ def tiny_backbone_model(encoder: str, seed: int = 0, **fields) -> BackboneForSem
 class BackboneTester(SegmenterTester):
     logits_stride = 1
     no_dropout = {"channel_attention_dropout": 0.0}
+    is_always_exported = False
     encoder: str
 
     def make_model(self, seed=0, **fields):
@@ -67,10 +68,12 @@ class BackboneTester(SegmenterTester):
 
 class TestDinov2(BackboneTester):
     encoder = "dinov2"
+    is_always_exported = True
 
 
 class TestDinov2WithRegisters(BackboneTester):
     encoder = "dinov2_with_registers"
+    fixed_onnx_size = (50, 71)
 
 
 class TestDinov3ViT(BackboneTester):

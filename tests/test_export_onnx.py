@@ -21,6 +21,8 @@ pytest.importorskip("onnxscript", reason="needs onnxscript: pip install 'allspar
 
 from exported import LONG_SIDE, equal_share, save_model, spread, tiny_export  # noqa: E402
 from in_process import run_script  # noqa: E402
+from test_backbone import ENCODERS, VIT, tiny_backbone_model  # noqa: E402
+from transformers import Dinov2WithRegistersConfig  # noqa: E402
 
 from allspark_hf import AllSparkConfig  # noqa: E402
 from allspark_hf.data import load_folder  # noqa: E402
@@ -32,6 +34,7 @@ from allspark_hf.export.folder import export_files, export_onnx, write_for_trans
 from allspark_hf.export.onnx import (  # noqa: E402
     OPSET,
     OnnxSegmenter,
+    check_differences,
     check_exportable,
     compare_logits,
     export_graph,
@@ -65,8 +68,8 @@ def export(tmp_path_factory):
 def copied_graph(export, monkeypatch):
     """Takes the graph that is there instead of tracing the model again, which takes long."""
 
-    def copy(model, path):
-        check_exportable(model)
+    def copy(model, path, fixed_size=None):
+        check_exportable(model, fixed_size)
         shutil.copy(export.folder / "onnx" / "model.onnx", path)
 
     monkeypatch.setattr(export_folder, "export_graph", copy)
@@ -103,17 +106,47 @@ def test_image_does_not_depend_on_its_batch(export):
     ids=["plain, 1 class", "bottleneck without memory, 81 classes"],
 )
 def test_other_models(tmp_path, fields):
-    model = tiny_model(**ONE_STAGE, **fields).eval()
-    export_graph(model, tmp_path / "model.onnx")
+    """For one size, which takes a third of the time."""
+    model, size = tiny_model(**ONE_STAGE, **fields).eval(), (37, 56)
+    export_graph(model, tmp_path / "model.onnx", size)
     segmenter = OnnxSegmenter(tmp_path / "model.onnx", model.config)
-    differences = compare_logits(model, segmenter, sizes_to_compare(model.config))
-    assert [(one.batch, one.height, one.width) for one in differences] == sizes_to_compare(model.config)
+    differences = compare_logits(model, segmenter, sizes_to_compare(model.config, size))
+    assert [(one.batch, one.height, one.width) for one in differences] == [(1, *size), (3, *size)]
     assert max(one.max_difference for one in differences) < 2e-5
     other = tiny_model(seed=1, **ONE_STAGE, **fields).eval()
-    assert min(one.max_difference for one in compare_logits(other, segmenter, [(1, 33, 40)])) > 1e-2
+    assert min(one.max_difference for one in compare_logits(other, segmenter, [(1, *size)])) > 1e-2
     quantize_int8(tmp_path / "model.onnx", tmp_path / "int8.onnx")
-    (difference,) = compare_logits(model, OnnxSegmenter(tmp_path / "int8.onnx", model.config), [(1, 37, 41)])
+    (difference,) = compare_logits(model, OnnxSegmenter(tmp_path / "int8.onnx", model.config), [(1, *size)])
     assert 0 < difference.max_difference < 0.5
+
+
+def two_layers_with_registers(monkeypatch):
+    """A model of an encoder that can be exported for one size only."""
+    fields = {**VIT, "num_hidden_layers": 2, "out_indices": [1, 2]}
+    monkeypatch.setitem(ENCODERS, "dinov2_with_registers", Dinov2WithRegistersConfig(**fields, patch_size=14))
+    return tiny_backbone_model("dinov2_with_registers", head="all_mlp").eval()
+
+
+def test_one_size_of_an_encoder_that_cannot_have_all(tmp_path, monkeypatch):
+    model, image_processor = two_layers_with_registers(monkeypatch), make_image_processor()
+    with pytest.raises(ValueError, match=r"'dinov2_with_registers' cannot be .* any size: .*\(--fixed_size 64 64\)"):
+        export_onnx(model, image_processor, tmp_path / "out")
+    with pytest.raises(ValueError, match=r"fixed_size=\(0, 64\) is too small"):
+        export_onnx(model, image_processor, tmp_path / "out", fixed_size=(0, 64))
+    record = export_onnx(model, image_processor, tmp_path / "out", fixed_size=(50, 71))
+    assert record["fixed_size"] == [50, 71]
+    assert [(one["batch"], one["height"], one["width"]) for one in record["differences"]] == [(1, 50, 71), (3, 50, 71)]
+    assert max(one["max_difference"] for one in record["differences"]) < 1e-5
+    segmenter = OnnxSegmenter(tmp_path / "out" / "onnx" / "model.onnx", model.config)
+    assert segmenter.fixed_size == (50, 71)
+    assert segmenter(torch.zeros(2, 3, 50, 71)).logits.shape == (2, 3, 50, 71)
+    with pytest.raises(ValueError, match=r"images are \(50, 70\) pixels .* takes \(50, 71\) only: bring them"):
+        segmenter(torch.zeros(1, 3, 50, 70))
+    segmenter.fixed_size = None  # as if it had been exported for any size
+    differences = compare_logits(model, segmenter, [(1, 50, 71), (1, 50, 70)])
+    assert differences[0].max_difference < 1e-5 and differences[1].max_difference == float("inf")
+    with pytest.raises(ValueError, match=r"differ by inf .* 1 images of 50x70 .*: try one size .*--fixed_size"):
+        check_differences(differences)
 
 
 def test_one_file_without_memory_and_paths(export):
@@ -155,12 +188,13 @@ def test_script_prints_and_records(export):
     assert record["files"] == sizes
     assert f"onnx/model.onnx  {sizes['model.onnx'] / 1e6:.2f} MB" in export.printed
     measured = [(one["batch"], one["height"], one["width"]) for one in record["differences"]]
-    assert measured == sizes_to_compare(export.model.config) == [(1, 29, 29), (2, 65, 97), (3, 117, 32), (1, 64, 64)]
+    assert measured == sizes_to_compare(export.model.config) == [(1, 29, 29), (2, 71, 106), (3, 129, 35), (1, 64, 64)]
     assert all(one["max_difference"] < 1e-5 for one in record["differences"])
-    assert f"  2 x 65 x 97: {record['differences'][1]['max_difference']:.1e}" in export.printed
+    assert f"  2 x 71 x 106: {record['differences'][1]['max_difference']:.1e}" in export.printed
     assert cost_table(record["cost"]) in export.printed
     assert record["cost"]["num_images"] == 3 and record["cost"]["data"] == "data"
     assert str(export.folder.parent) not in json.dumps(record)
+    assert record["fixed_size"] is None and " only" not in export.printed
     assert not list(export.folder.glob(".export-*"))
 
 
@@ -277,16 +311,23 @@ def test_missing_package_is_named(monkeypatch):
         require_onnx()
 
 
-def test_script_refuses_with_one_line(export, tmp_path):
+def test_script_refuses_with_one_line(export, tmp_path, monkeypatch):
     mixed = save_model(tmp_path / "mixed", mix_images_in_eval=True)
+    two_layers_with_registers(monkeypatch).save_pretrained(tmp_path / "registers")
+    make_image_processor().save_pretrained(tmp_path / "registers")
     arguments = {
+        "ValueError: --fixed_size 64 is no size: give two": ["--model", export.model_dir, "--fixed_size", 64],
+        "ValueError: The encoder 'dinov2_with_registers' cannot be": ["--model", tmp_path / "registers"],
+        "ValueError: The first validation image has [61, 80] pixels (height, width) when the model gets it, and": [
+            *("--model", export.model_dir, "--fixed_size", 64, 64, "--data_dir", export.data_dir)
+        ],
         "ValueError: There is no folder user/model: correct it, or give an --output_dir": ["--model", "user/model"],
         "ValueError: --classes is about data, and there is none": ["--model", export.model_dir, "--classes", "c.txt"],
         "ValueError: The model's configuration has mix_images_in_eval=True": ["--model", mixed],
     }
     for sentence, given in arguments.items():
         assert run_script("export_onnx.py", *given).stderr.splitlines()[-1].startswith(sentence)
-    assert not (mixed / "onnx").exists()
+    assert not (mixed / "onnx").exists() and not (export.model_dir / "onnx").exists()
 
 
 def test_script_says_that_the_cost_was_not_measured(export, tmp_path, copied_graph):

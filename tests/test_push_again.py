@@ -137,8 +137,11 @@ def test_an_export_is_on_the_card(output_folder):  # noqa: F811
     card = write_model_card(output_folder).read_text()
     assert "`onnx/model.onnx` (3.8 MB), `onnx/model_quantized.onnx` (1.9 MB)" in card
     assert "differ from PyTorch's by 3.1e-06 at most" in card and "PyTorch 50.00 %, int8 43.21 %" in card
-    (output_folder / "onnx" / "export.json").write_text(json.dumps(export | {"cost": None}))
-    assert "What the 8-bit file costs was not measured." in write_model_card(output_folder).read_text()
+    assert "batch, height and width are free." in card
+    (output_folder / "onnx" / "export.json").write_text(json.dumps(export | {"cost": None, "fixed_size": [512, 768]}))
+    card = write_model_card(output_folder).read_text()
+    assert "What the 8-bit file costs was not measured." in card
+    assert "the batch is free, images have 512 x 768 pixels (height x width)." in card and "width are free" not in card
 
 
 def test_shards_take_the_place_of_whole_weights(hub, output_folder):  # noqa: F811

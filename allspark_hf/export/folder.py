@@ -12,7 +12,7 @@ from transformers import SegformerConfig
 from transformers.image_processing_utils import BaseImageProcessor
 
 from ..inference.loading import long_side_of
-from ..models.configuration_allspark import AllSparkConfig
+from ..models.configuration_allspark import AllSparkFields
 from ..models.segmenter import Segmenter
 from ..models.weights import DIGEST, weights_digest
 from ..utils.files import write_json
@@ -76,6 +76,7 @@ def export_onnx(
     quantize: bool = False,
     in_model_folder: bool = False,
     overwrite: bool = False,
+    fixed_size: tuple[int, int] | None = None,
 ) -> dict:
     """
     Exports a model, and writes nothing unless its logits are PyTorch's at all [`sizes_to_compare`].
@@ -91,6 +92,7 @@ def export_onnx(
         quantize (`bool`): whether to write the 8-bit variant too.
         in_model_folder (`bool`): whether `output_dir` is the model's own folder, of which all else stays as it is.
         overwrite (`bool`): whether an earlier export may be replaced.
+        fixed_size (`tuple[int, int]`, *optional*): (height, width) of all images that the graph takes; None for any.
 
     Returns:
         `dict`: what is in onnx/export.json.
@@ -100,7 +102,7 @@ def export_onnx(
         ValueError: if the model cannot be exported, ONNX differs from PyTorch, or there is something in the way.
     """
     require_onnx()
-    check_exportable(model)
+    check_exportable(model, fixed_size)
     check_output(output_dir, in_model_folder, overwrite)
     if model.dtype != torch.float32:
         raise ValueError(f"The model is {model.dtype}, but the export compares with float32: call model.float().")
@@ -109,7 +111,7 @@ def export_onnx(
     output_dir.mkdir(parents=True, exist_ok=True)
     try:
         with TemporaryDirectory(prefix=".export-", dir=output_dir) as staging:
-            record = _export_into(Path(staging), model, image_processor, quantize, in_model_folder)
+            record = _export_into(Path(staging), model, image_processor, quantize, in_model_folder, fixed_size)
             if in_model_folder:  # so that an export older than the weights shows
                 record[DIGEST] = weights_digest(output_dir)
                 write_record(staging, record)
@@ -125,11 +127,12 @@ def export_onnx(
     return record
 
 
-def _export_into(folder: Path, model, image_processor, quantize: bool, in_model_folder: bool) -> dict:
+def _export_into(folder: Path, model, image_processor, quantize: bool, in_model_folder: bool, fixed_size) -> dict:
     (folder / ONNX_FOLDER).mkdir()
     path = folder / ONNX_FOLDER / FLOAT_FILE
-    export_graph(model, path)
-    differences = compare_logits(model, OnnxSegmenter(path, model.config), sizes_to_compare(model.config))
+    export_graph(model, path, fixed_size)
+    sizes = sizes_to_compare(model.config, fixed_size)
+    differences = compare_logits(model, OnnxSegmenter(path, model.config), sizes)
     check_differences(differences)
     if quantize:
         quantize_int8(path, path.with_name(INT8_FILE))
@@ -138,6 +141,7 @@ def _export_into(folder: Path, model, image_processor, quantize: bool, in_model_
     names = (FLOAT_FILE, INT8_FILE) if quantize else (FLOAT_FILE,)
     record = {
         "opset": OPSET,
+        "fixed_size": None if fixed_size is None else list(fixed_size),  # height, width; None for any
         "files": {name: path.with_name(name).stat().st_size for name in names},  # bytes
         "tolerance": TOLERANCE,
         "differences": [asdict(difference) for difference in differences],
@@ -166,16 +170,16 @@ def _versions() -> dict[str, str]:
 
 
 def write_for_transformers_js(
-    folder: str | Path, config: AllSparkConfig, image_processor: BaseImageProcessor
+    folder: str | Path, config: AllSparkFields, image_processor: BaseImageProcessor
 ) -> list[Path]:
     """
-    The two files by which transformers.js opens an exported folder. It does not know the model type allspark, but the
-    graph takes and gives what SegFormer's does, and this is what config.json says. The size to resize to is written
-    in the form that both libraries read.
+    The two files by which transformers.js opens an exported folder. It does not know this package's model types, but
+    every graph takes pixels and gives logits as SegFormer's does, and this is what config.json says; transformers.js
+    scales logits of any size to the image. The size to resize to is written in the form that both libraries read.
 
     Args:
         folder (`str` or `Path`): where to.
-        config ([`AllSparkConfig`]): of the model.
+        config ([`AllSparkFields`]): of the model.
         image_processor ([`SegformerImageProcessor`]): of the model.
 
     Returns:

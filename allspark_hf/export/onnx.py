@@ -1,4 +1,4 @@
-"""Export to ONNX: a graph for images of any size, its comparison with PyTorch, and its 8-bit variant."""
+"""Export to ONNX: a graph for images of any size or of one, its comparison with PyTorch, and its 8-bit variant."""
 
 import logging
 import warnings
@@ -11,14 +11,18 @@ import torch
 from torch import nn
 from transformers.modeling_outputs import SemanticSegmenterOutput
 
-from ..models.configuration_allspark import AllSparkConfig
+from ..models.configuration_allspark import AllSparkFields
 from ..models.segmenter import Segmenter
 
+
+logger = logging.getLogger(__name__)
 
 OPSET = 18  # the exporter's own, so that nothing is converted afterwards
 TOLERANCE = 1e-4
 INT8_OPERATORS = ("MatMul",)  # convolutions in 8 bits are smaller still, but took 1.4 times as long
 MAX_BYTES = 2 * 1024**3  # of one protobuf file
+# Encoders of transformers whose graph holds the size that it was traced with, or cannot be traced without one.
+FIXED_SIZE_ENCODERS = ("beit", "dinov2_with_registers", "maskformer-swin", "swinv2")
 
 
 @dataclass
@@ -43,14 +47,29 @@ def require_onnx():
         ) from error
 
 
-def check_exportable(model: Segmenter):
+def check_exportable(model: Segmenter, fixed_size: tuple[int, int] | None = None):
     """
-    Raises ValueError for a model whose predictions depend on their batch, or that does not fit into one file.
+    Raises ValueError for a model whose predictions depend on their batch, that does not fit into one file, or whose
+    encoder cannot be exported for images of any size; and for a size that it does not take.
 
     Args:
         model ([`PreTrainedModel`]): to export.
+        fixed_size (`tuple[int, int]`, *optional*): (height, width) of all images; None for any size.
     """
-    if model.config.mix_images_in_eval:
+    config = model.config
+    encoder = getattr(getattr(config, "backbone_config", None), "model_type", None)
+    if fixed_size is None and encoder in FIXED_SIZE_ENCODERS:
+        height, width = config.crop_height_width
+        raise ValueError(
+            f"The encoder {encoder!r} cannot be exported for images of any size: choose one, such as that of the "
+            f"training crops (--fixed_size {height} {width})."
+        )
+    if fixed_size is not None and min(fixed_size) < config.smallest_side:
+        raise ValueError(
+            f"fixed_size={tuple(fixed_size)} is too small for the model: choose at least {config.smallest_side} "
+            "pixels a side."
+        )
+    if config.mix_images_in_eval:
         raise ValueError(
             "The model's configuration has mix_images_in_eval=True, by which the prediction of an image depends on "
             "the others of its batch: set it to false in config.json (alone in its batch, an image is predicted the "
@@ -77,39 +96,55 @@ class _Logits(nn.Module):
 
 
 @torch.no_grad()
-def export_graph(model: Segmenter, path: str | Path):
+def export_graph(model: Segmenter, path: str | Path, fixed_size: tuple[int, int] | None = None):
     """
-    Writes a model as one ONNX file: float32 `pixel_values` (batch, 3, height, width), all but the 3 of any size, to
-    float32 `logits` (batch, num_labels, ceil(height / 4), ceil(width / 4)). The memory is not part of it.
+    Writes a model as one ONNX file: float32 `pixel_values` (batch, 3, height, width) to float32 `logits` (batch,
+    num_labels, logits height, logits width), which have the size that the model gives them: a quarter of the image's,
+    rounded up, for SegFormer, and the image's own for any other encoder. The memory is not part of it.
 
     Args:
         model ([`PreTrainedModel`]): float32, on the CPU, in eval mode.
         path (`str` or `Path`): the file.
+        fixed_size (`tuple[int, int]`, *optional*):
+            (height, width) in pixels of all images that the graph takes; None for any size. The batch is always free.
 
     Raises:
         ImportError: if onnx or what belongs to it is missing.
-        ValueError: if the model depends on its batch or is too large.
+        ValueError: if [`check_exportable`] refuses the model, or PyTorch cannot export it.
     """
     require_onnx()
-    check_exportable(model)
+    check_exportable(model, fixed_size)
     import onnx
 
-    smallest = model.config.smallest_side
-    example = torch.zeros(2, 3, 2 * smallest + 6, 3 * smallest + 9)  # a batch of 1 would be taken for a fixed one
+    size, free = fixed_size, {0: "batch"}
+    if fixed_size is None:
+        size, free = _example_size(model.config), {**free, 2: "height", 3: "width"}
     with _quiet():
-        program = torch.onnx.export(
-            _Logits(model),
-            (example,),
-            dynamo=True,
-            input_names=["pixel_values"],
-            output_names=["logits"],
-            dynamic_shapes={"pixel_values": {0: "batch", 2: "height", 3: "width"}},
-            opset_version=OPSET,
-            verbose=False,
-        )
+        try:
+            program = torch.onnx.export(
+                _Logits(model),
+                (torch.zeros(2, 3, *size),),  # a batch of 1 would be taken for a fixed one
+                dynamo=True,
+                input_names=["pixel_values"],
+                output_names=["logits"],
+                dynamic_shapes={"pixel_values": free},
+                opset_version=OPSET,
+                verbose=False,
+            )
+        except torch.onnx.OnnxExporterError as error:
+            other = "other versions of torch and onnxscript"
+            if fixed_size is None:
+                other = f"one size for all images (fixed_size), or {other}"
+            raise ValueError(f"PyTorch cannot export this model to ONNX: try {other}.") from error
     graph = _without_notes(program.model_proto)
     onnx.checker.check_model(graph, full_check=True)
     onnx.save(graph, str(path))
+
+
+def _example_size(config: AllSparkFields) -> tuple[int, int]:
+    """(height, width) to trace with, unlike any that a model may treat in another way: a square, or a side of 1."""
+    side = max(config.smallest_side, 2 * config.encoder_stride)
+    return 2 * side + 6, 3 * side + 9
 
 
 def _without_notes(graph):
@@ -125,7 +160,9 @@ def _without_notes(graph):
         graph.graph.ClearField(name)
     graph.ClearField("metadata_props")
     for axis, name in ((2, "logits_height"), (3, "logits_width")):
-        graph.graph.output[0].type.tensor_type.shape.dim[axis].dim_param = name
+        dimension = graph.graph.output[0].type.tensor_type.shape.dim[axis]
+        if not dimension.dim_value:
+            dimension.dim_param = name
     return graph
 
 
@@ -151,15 +188,18 @@ class OnnxSegmenter:
 
     Args:
         path (`str` or `Path`): the file.
-        config ([`AllSparkConfig`]): of the model.
+        config ([`AllSparkFields`]): of the model.
         num_threads (`int`, *optional*): of onnxruntime; as many as PyTorch has.
+
+    Attributes:
+        fixed_size (`tuple[int, int]`, *optional*): the only (height, width) of images that it takes; None for any.
     """
 
     training = False
     device = torch.device("cpu")
     dtype = torch.float32
 
-    def __init__(self, path: str | Path, config: AllSparkConfig, num_threads: int | None = None):
+    def __init__(self, path: str | Path, config: AllSparkFields, num_threads: int | None = None):
         require_onnx()
         import onnxruntime
 
@@ -167,23 +207,35 @@ class OnnxSegmenter:
         options.intra_op_num_threads = num_threads or torch.get_num_threads()
         self.config = config
         self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        size = tuple(self.session.get_inputs()[0].shape[2:])  # a free side is a name
+        self.fixed_size = size if all(isinstance(side, int) for side in size) else None
 
     def __call__(self, pixel_values: torch.Tensor) -> SemanticSegmenterOutput:
-        """float (batch, 3, height, width) to float32 `logits` (batch, num_labels, height / 4, width / 4)."""
+        """
+        Float (batch, 3, height, width) to float32 `logits` (batch, num_labels, logits height, logits width), of the
+        model's size; ValueError for images of another size than `fixed_size`.
+        """
+        size = tuple(pixel_values.shape[2:])
+        if self.fixed_size not in (None, size):
+            raise ValueError(
+                f"The images are {size} pixels (height, width), but the ONNX file takes {self.fixed_size} only: bring "
+                "them to this size, or export with another --fixed_size."
+            )
         (logits,) = self.session.run(["logits"], {"pixel_values": pixel_values.float().numpy()})
         return SemanticSegmenterOutput(logits=torch.from_numpy(logits))
 
 
-def sizes_to_compare(config: AllSparkConfig) -> list[tuple[int, int, int]]:
-    """(batch, height, width): smallest, odd and not square, twice, and the training crop; none is the example's."""
+def sizes_to_compare(config: AllSparkFields, fixed_size: tuple[int, int] | None = None) -> list[tuple[int, int, int]]:
+    """
+    (batch, height, width): smallest, odd and not square, twice, and the training crop; none is the example's. With a
+    fixed size, one image and three of it.
+    """
+    if fixed_size is not None:
+        return [(1, *fixed_size), (3, *fixed_size)]
     smallest = config.smallest_side
-    crop = [max(side, smallest) for side in config.crop_height_width]
-    return [
-        (1, smallest, smallest),
-        (2, 2 * smallest + 7, 3 * smallest + 10),
-        (3, 4 * smallest + 1, smallest + 3),
-        (1, *crop),
-    ]
+    side = max(smallest, config.encoder_stride)
+    crop = [max(length, smallest) for length in config.crop_height_width]
+    return [(1, smallest, smallest), (2, 2 * side + 7, 3 * side + 10), (3, 4 * side + 1, side + 3), (1, *crop)]
 
 
 @torch.no_grad()
@@ -199,14 +251,21 @@ def compare_logits(
         sizes (`Iterable[tuple[int, int, int]]`): (batch, height, width) of each comparison.
 
     Returns:
-        `list[Difference]`: in this order; infinite where the logits differ in shape, or are not all finite.
+        `list[Difference]`: in this order; infinite where the logits differ in shape, are not all finite, or cannot be
+        computed by onnxruntime, as when the graph holds the size that it was traced with.
     """
     generator = torch.Generator().manual_seed(0)
     differences = []
     for batch, height, width in sizes:
         pixel_values = torch.randn(batch, 3, height, width, generator=generator)
-        expected, got = model(pixel_values=pixel_values).logits, segmenter(pixel_values).logits
-        difference = (expected - got).abs().max().item() if expected.shape == got.shape else float("inf")
+        expected, difference = model(pixel_values=pixel_values).logits, float("inf")
+        try:
+            got = segmenter(pixel_values).logits
+        except Exception as error:  # those of onnxruntime have no common class
+            logger.warning("onnxruntime, with %d images of %dx%d: %s", batch, height, width, error)
+        else:
+            if expected.shape == got.shape:
+                difference = (expected - got).abs().max().item()
         differences.append(Difference(batch, height, width, difference if difference == difference else float("inf")))
     return differences
 
@@ -215,10 +274,12 @@ def check_differences(differences: list[Difference], tolerance: float = TOLERANC
     """Raises ValueError if one of them is larger than the tolerance."""
     worst = max(differences, key=lambda difference: difference.max_difference)
     if worst.max_difference > tolerance:
+        several = len({(difference.height, difference.width) for difference in differences}) > 1
+        one_size = "one size for all images (--fixed_size HEIGHT WIDTH), or " if several else ""
         raise ValueError(
             f"ONNX and PyTorch differ by {worst.max_difference:.2g} in a logit, with {worst.batch} images of "
             f"{worst.height}x{worst.width} (height x width), where {tolerance:g} is allowed; nothing was written: try "
-            "other versions of torch, onnxscript and onnxruntime."
+            f"{one_size}other versions of torch, onnxscript and onnxruntime."
         )
 
 

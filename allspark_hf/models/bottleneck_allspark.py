@@ -237,8 +237,9 @@ class ChannelAttention(nn.Module):
         """For inference: torch's fused kernel. It has dropout on some devices only and keeps all keys and values."""
         key, value = (self.project(proj, sources).contiguous() for proj in (self.k_proj, self.v_proj))
         query = normalize_query(query, moments(key)).contiguous()
-        if len(key) != len(query):
-            key, value = key.expand(len(query), -1, -1, -1), value.expand(len(query), -1, -1, -1)
+        images = query.shape[0]  # torch.export would take len() for a constant
+        if key.shape[0] != images:
+            key, value = key.expand(images, -1, -1, -1), value.expand(images, -1, -1, -1)
         return F.scaled_dot_product_attention(query, key, value, scale=1.0)
 
     def _attend_by_tiles(self, query, sources):

@@ -188,11 +188,13 @@ class SemiSupervisedSegmenter:
             features = (*features[:-1], last)
         decoder_features = self.decode_features(features, pixel_values)
         logits = self.classify(decoder_features, features, pixel_values.shape[2:])
-        logits, of_unlabeled = logits.tensor_split([logits.shape[0] - num_unlabeled])
+        of_unlabeled = None
+        if num_unlabeled:  # no split without need: torch.export would take its place for a constant
+            logits, of_unlabeled = logits[:-num_unlabeled], logits[-num_unlabeled:]
         return SemiSupervisedSegmenterOutput(
             loss=None if labels is None else self._labeled_loss(logits, labels),
             logits=logits,
-            unlabeled_logits=of_unlabeled if num_unlabeled else None,
+            unlabeled_logits=of_unlabeled,
             decoder_features=decoder_features if output_decoder_features else None,
             hidden_states=encoded.hidden_states if output_hidden_states else None,
             attentions=encoded.attentions,

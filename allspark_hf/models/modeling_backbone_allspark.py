@@ -95,16 +95,23 @@ class BackboneForSemiSupervisedSegmentation(SemiSupervisedSegmenter, PreTrainedM
         logits = self.classifier(decoder_features)
         if self.skip_classifier is not None:
             logits = logits + self.skip_classifier(features[-3:-1], logits.shape[2:])
-        height, width = size
-        padded = (height + -height % self.padded_multiple, width + -width % self.padded_multiple)
+        padded = padded_size(size, self.padded_multiple)
         logits = F.interpolate(logits, size=padded, mode="bilinear", align_corners=True)
-        return logits[:, :, :height, :width]
+        return logits[:, :, : size[0], : size[1]]
 
 
 def pad_to_multiple(pixel_values: torch.Tensor, multiple: int) -> torch.Tensor:
     """Float (batch, 3, height, width) with zeros at the right and bottom, up to multiples of a number of pixels."""
     height, width = pixel_values.shape[2:]
-    return F.pad(pixel_values, (0, -width % multiple, 0, -height % multiple))
+    padded_height, padded_width = padded_size((height, width), multiple)
+    return F.pad(pixel_values, (0, padded_width - width, 0, padded_height - height))
+
+
+def padded_size(size: tuple[int, int], multiple: int) -> tuple[int, int]:
+    """(height, width), each rounded up to a multiple of a number of pixels."""
+    # Written so that torch.export knows that a stride of the encoder divides it; it does not with a remainder.
+    height, width = ((side + multiple - 1) // multiple * multiple for side in size)
+    return height, width
 
 
 def interpolate_positions_by_factor(
