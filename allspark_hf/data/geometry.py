@@ -102,9 +102,11 @@ def resize_region(image: Image.Image, size: tuple[int, int], box: tuple[int, int
     """
     if size == image.size:
         return image.crop(box)
+    if size[1] < image.height:  # since Pillow 13 the columns may come first, and little would be left out
+        return image.resize(size, Image.Resampling.BILINEAR).crop(box)
     left, top, right, bottom = box
     first, last = _rows_read(image.height, size[1], top, bottom)
-    # Pillow resizes along the rows, rounds to 8 bits, then along the columns: so these are two resizes of ours.
+    # Pillow enlarges along the rows, rounds to 8 bits, then along the columns: so these are two resizes of ours.
     strip = image.crop((0, first, image.width, last)).resize((size[0], last - first), Image.Resampling.BILINEAR)
     strip = strip.crop((left, 0, right, last - first))
     if size[1] == image.height:
