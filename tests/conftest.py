@@ -89,7 +89,11 @@ class Collect(logging.Handler):
         self.messages.append(record.getMessage())
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]):
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]):
+    left_out = [item for item in items if getattr(item.cls, "leaves_out", lambda name: False)(item.originalname)]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in set(left_out)]
     places = {f"test_{name}": place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path.stem, len(places)))
 

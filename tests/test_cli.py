@@ -89,7 +89,7 @@ def shown_help(capsys, *argv) -> dict[str, list[str]]:
 def test_help_shows_the_common_arguments_and_all_on_demand(capsys):
     common, everything = shown_help(capsys), shown_help(capsys, "all")
     assert list(common) == ["data", "model", "method", "training", "evaluation"]
-    assert common["model"] == ["--model_name_or_path", "--backbone", "--crop_size"]
+    assert common["model"] == ["--encoder", "--model_name_or_path", "--backbone", "--crop_size"]
     assert common["method"] == ["--method", "--memory_warmup_epochs", "--unlabeled_loss_weight"]
     assert {"--output_dir", "--num_train_epochs", "--dry_run"} <= set(common["training"])
     listed = [name for names in everything.values() for name in names]

@@ -90,7 +90,7 @@ def test_missing_data_ends_with_exit_code_1(tmp_path):
 
     done = run("--data_dir", tmp_path, "--output_dir", tmp_path / "out", "--num_labels", 3)
     assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert done.stderr.splitlines()[-1].startswith("ValueError: Give either --model_name_or_path")
+    assert done.stderr.splitlines()[-1].startswith("ValueError: Give one of --encoder")
 
 
 # ---- The whole report ----

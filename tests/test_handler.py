@@ -29,7 +29,6 @@ from served_model import (
     variants,
 )
 from torch.nn import functional as F
-from without_package import run_without_package
 
 from allspark_hf.data.images import to_rgb
 from allspark_hf.inference.loading import SegformerImageProcessorPil, make_image_processor
@@ -343,24 +342,3 @@ def test_inference_client_reads_the_answer(handler, model, tmp_path):
         assert caught.value.response.status_code == 400
         with pytest.raises(HfHubHTTPError, match="known format"):
             client.image_segmentation(b"no image", threshold=0.5)
-
-
-WITHOUT_PACKAGE = """
-import importlib.util, json, sys
-from pathlib import Path
-
-spec = importlib.util.spec_from_file_location("handler.EndpointHandler", Path(sys.argv[1]) / "handler.py")
-module = importlib.util.module_from_spec(spec)
-sys.modules[spec.name] = module
-spec.loader.exec_module(module)
-handler = module.EndpointHandler(sys.argv[1])
-print(json.dumps(handler({"inputs": Path(sys.argv[2]).read_bytes()})))
-assert not any(name.startswith("allspark_hf") for name in sys.modules)
-"""
-
-
-def test_needs_no_package(repository, handler, tmp_path):
-    image = picture(3)
-    image.save(tmp_path / "photo.png")
-    printed = run_without_package(tmp_path, WITHOUT_PACKAGE, repository, tmp_path / "photo.png")
-    assert json.loads(printed.splitlines()[-1]) == handler({"inputs": image})

@@ -105,6 +105,18 @@ def test_a_state_that_could_run_code_is_refused(tmp_path, run_folder, name, sett
     assert (tmp_path / "exploded").exists()
 
 
+def test_an_argument_newer_than_the_checkpoint_had_its_default(tmp_path, run_folder):
+    checkpoint = tmp_path / "checkpoint-6"
+    shutil.copytree(run_folder / "checkpoint-6", checkpoint)
+    run = json.loads((checkpoint / "allspark_run.json").read_text())
+    del run["arguments"]["freeze_encoder"]
+    write_run_file(checkpoint, run)
+    make_trainer(tiny_model(), **SETTINGS, output_dir=str(tmp_path)).checkpoints.check(checkpoint)
+    frozen = make_trainer(tiny_model(), **SETTINGS, output_dir=str(tmp_path), freeze_encoder=True)
+    with pytest.raises(ValueError, match="freeze_encoder was False and is True"):
+        frozen.checkpoints.check(checkpoint)
+
+
 def test_weights_of_another_model_are_refused(tmp_path, run_folder):
     folder = tmp_path / "out"
     shutil.copytree(run_folder, folder)

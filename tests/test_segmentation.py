@@ -230,19 +230,24 @@ def test_hub_arguments_reach_transformers(monkeypatch, model_dir):
     """What `load_trained` hands on; the Hub itself is not needed for that."""
     given = []
     model_class = allspark_hf.SegformerForSemiSupervisedSegmentation
-    processor_class = type(make_image_processor())
-    for owner in (model_class, processor_class):
-        original = owner.from_pretrained
+    config_class, processor_class = allspark_hf.AllSparkConfig, type(make_image_processor())
+    for owner, function in (
+        (config_class, "get_config_dict"),
+        (model_class, "from_pretrained"),
+        (processor_class, "from_pretrained"),
+    ):
+        original = getattr(owner, function)
 
-        def recording(name, revision, token, original=original, **kwargs):
-            given.append((name, revision, token))
+        def recording(name, revision=None, token=None, original=original, **kwargs):
+            if name == "user/model":  # transformers then reads the folder by its name
+                given.append((name, revision, token))
             return original(model_dir, **kwargs)
 
-        monkeypatch.setattr(owner, "from_pretrained", recording)
+        monkeypatch.setattr(owner, function, recording)
     allspark_hf.segment("user/model", picture(), revision="v1", token="hf_x")
-    assert given == [("user/model", "v1", "hf_x")] * 2
+    assert given == [("user/model", "v1", "hf_x")] * 3
     allspark_hf.segment("user/model", picture())
-    assert given[2:] == [("user/model", "main", None)] * 2
+    assert given[3:] == [("user/model", "main", None)] * 3
 
 
 def test_loaded_model(model_dir):

@@ -5,12 +5,13 @@ import json
 import logging
 import math
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 
 import datasets
 
 from ..data.overlap import undecoded
-from ..utils.arguments import names, plain
+from ..utils.arguments import default_of, names, plain
 from ..utils.files import read_json_object
 from . import storage
 
@@ -105,6 +106,9 @@ def check_resume(trainer, checkpoint: str | Path) -> dict:
     """
     run = _read_run(trainer, Path(checkpoint))
     now = describe_run(trainer)
+    # An argument that is newer than the checkpoint had its default.
+    defaults = {one.name: plain(default_of(one)) for one in fields(trainer.args) if one.name in now["arguments"]}
+    run["arguments"] = defaults | run["arguments"]
     differences = list(_refused(run, now, Path(checkpoint), trainer))
     if differences:
         raise ValueError(
