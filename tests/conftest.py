@@ -90,7 +90,7 @@ class Collect(logging.Handler):
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]):
-    left_out = [item for item in items if getattr(item.cls, "leaves_out", lambda name: False)(item.originalname)]
+    left_out = [item for item in items if getattr(item.cls, "leaves_out", lambda name: False)(item.name)]
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in set(left_out)]

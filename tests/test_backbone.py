@@ -61,10 +61,13 @@ def tiny_backbone_model(encoder: str, seed: int = 0, **fields) -> BackboneForSem
 
 # Of the encoders beside DINOv2 the suite leaves out what takes long and does not depend on the encoder.
 NEEDS_DINOV2_ONLY = (
+    "test_auto_classes",
     "test_bfloat16_autocast_is_close",
     "test_training_step_of_the_ablations",
     "test_from_config",
     "test_remote_code",
+    "test_a_trained_model_is_saved_and_loaded[{'",  # with other fields than the default ones
+    "test_prediction_of_an_image_is_independent_of_its_batch[dtype0",  # float32; float64 sees more
 )
 
 
@@ -77,7 +80,8 @@ class BackboneTester(SegmenterTester):
     @classmethod
     def leaves_out(cls, test: str) -> bool:
         """Whether the suite passes over a test, unless the environment asks for all encoders."""
-        return not cls.is_traced and test in NEEDS_DINOV2_ONLY and not os.environ.get("ALLSPARK_TEST_ALL_ENCODERS")
+        asked = cls.is_traced or os.environ.get("ALLSPARK_TEST_ALL_ENCODERS")
+        return not asked and test.startswith(NEEDS_DINOV2_ONLY)
 
     def make_model(self, seed=0, **fields):
         return tiny_backbone_model(self.encoder, seed, **fields)
