@@ -139,8 +139,8 @@ def test_rates_follow_encoder_and_length(tmp_path):
     assert encoder_defaults(AllSparkConfig(), 300) == {}
     given = ["--output_dir", str(tmp_path), "--use_cpu", "--learning_rate", "0.5", "--optim", "sgd"]
     (args,) = parse_arguments((AllSparkTrainingArguments,), given)
-    assert apply_encoder_defaults(args, vit, 300) == ["weight_decay 0.01", "head_learning_rate_multiplier 60.0"]
-    assert (args.learning_rate, args.optim, args.head_learning_rate_multiplier) == (0.5, "sgd", 60)
+    assert apply_encoder_defaults(args, vit, 300) == ["weight_decay 0.01", "head_learning_rate_multiplier 10.0"]
+    assert (args.learning_rate, args.optim, args.head_learning_rate_multiplier) == (0.5, "sgd", 10)
 
 
 @pytest.mark.parametrize(("settings", "layers"), [({"freeze_encoder": True}, 4), ({"freeze_encoder_layers": 2}, 2)])
