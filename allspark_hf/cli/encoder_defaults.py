@@ -9,8 +9,8 @@ from ..training.trainer import make_sampler
 
 
 LONG_RUN = 5000  # updates
-# UniMatch V2's for tens of thousands of updates. Short runs need more, but a head at 60 times 5e-5 diverges: within 600
-# updates on CamVid the dpt head's last activation was zero everywhere.
+# UniMatch V2's for tens of thousands of updates. Short runs need more, but a head at 60 times 5e-5 diverges: after 600
+# updates on CamVid the last activation of the dpt head was zero everywhere.
 PLAIN_VIT = {"learning_rate": 5e-6, "head_learning_rate_multiplier": 40.0}
 PLAIN_VIT_SHORT = {"learning_rate": 5e-5, "head_learning_rate_multiplier": 10.0}
 OTHERS = {"learning_rate": 1e-5, "head_learning_rate_multiplier": 10.0}  # UniMatch V2's, of its training logs
