@@ -115,9 +115,7 @@ def build_trainer():
         values = getattr(data_arguments, name)
         setattr(model.config, name, None if values is None else list(values))
     updates = planned_updates(args, len(data.labeled), 0 if streams else len(data.unlabeled), streams)
-    chosen = apply_encoder_defaults(args, model.config, updates)
-    if chosen and args.should_save:
-        print(f"for this encoder and {updates} updates: {', '.join(chosen)}")
+    apply_encoder_defaults(args, model.config, updates, say=print if args.should_save else None)
     trainer = AllSparkTrainer(
         model=model,
         args=args,

@@ -50,13 +50,16 @@ def tiny_config(**kwargs) -> AllSparkConfig:
 def tiny_model(seed: int = 0, **kwargs) -> SegformerForSemiSupervisedSegmentation:
     """A small model with weights large enough that mistakes show."""
     torch.manual_seed(seed)
-    model = SegformerForSemiSupervisedSegmentation(tiny_config(**kwargs))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.normal_(std=parameter[0].numel() ** -0.5)
-            else:
-                parameter.add_(0.1 * torch.randn_like(parameter))
+    return enlarge_weights(SegformerForSemiSupervisedSegmentation(tiny_config(**kwargs)))
+
+
+@torch.no_grad()
+def enlarge_weights(model):
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            parameter.normal_(std=max(1, parameter[0].numel()) ** -0.5)
+        else:
+            parameter.add_(0.1 * torch.randn_like(parameter))
     return model
 
 

@@ -4,6 +4,7 @@ import os
 
 import pytest
 import torch
+from conftest import enlarge_weights
 from segmenter_tester import SegmenterTester
 from transformers import (
     ConvNextConfig,
@@ -49,14 +50,8 @@ def tiny_backbone_model(encoder: str, seed: int = 0, **fields) -> BackboneForSem
     """A small model with weights large enough that mistakes show."""
     torch.manual_seed(seed)
     fields = {"num_labels": 3, "crop_size": 64, "decoder_hidden_size": 16, **fields}
-    model = BackboneForSemiSupervisedSegmentation(AllSparkBackboneConfig(backbone_config=ENCODERS[encoder], **fields))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.normal_(std=parameter[0].numel() ** -0.5)
-            else:
-                parameter.add_(0.1 * torch.randn_like(parameter))
-    return model
+    config = AllSparkBackboneConfig(backbone_config=ENCODERS[encoder], **fields)
+    return enlarge_weights(BackboneForSemiSupervisedSegmentation(config))
 
 
 # Of the encoders beside DINOv2 the suite leaves out what takes long and does not depend on the encoder.

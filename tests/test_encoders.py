@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from copy import deepcopy
 from dataclasses import replace
 
 import pytest
@@ -90,7 +91,7 @@ def test_missing_and_left_over_weights_are_told(tmp_path):
 
 
 def test_a_type_starts_at_random_and_others_are_told(tmp_path, monkeypatch):
-    monkeypatch.setitem(encoders.CONFIG_MAPPING._extra_content, "dinov2", lambda: ENCODERS["dinov2"])
+    monkeypatch.setitem(encoders.CONFIG_MAPPING._extra_content, "dinov2", lambda: deepcopy(ENCODERS["dinov2"]))
     model = load_encoder("dinov2", encoder_fields={"drop_path_rate": 0.2, "out_indices": [1, 2, 3, 4]}, **TINY)
     assert model.backbone.config.drop_path_rate == 0.2 and logits_of(model.eval()).shape == (2, 3, 50, 70)
     with pytest.raises(ValueError, match="has no sr_ratios"):

@@ -1,6 +1,7 @@
 """What the optimizer's arguments are, where nobody gave them, with an encoder of transformers' AutoBackbone."""
 
 import math
+from collections.abc import Callable
 
 from ..data.streaming import whole_steps
 from ..models.configuration_backbone_allspark import AllSparkBackboneConfig
@@ -52,7 +53,9 @@ def encoder_defaults(config, num_updates: int) -> dict:
     return ADAMW | (PLAIN_VIT if num_updates >= LONG_RUN else PLAIN_VIT_SHORT)
 
 
-def apply_encoder_defaults(args: AllSparkTrainingArguments, config, num_updates: int) -> list[str]:
+def apply_encoder_defaults(
+    args: AllSparkTrainingArguments, config, num_updates: int, say: Callable[[str], None] | None = None
+) -> list[str]:
     """
     Sets what was given neither on the command line nor in a recipe.
 
@@ -60,6 +63,7 @@ def apply_encoder_defaults(args: AllSparkTrainingArguments, config, num_updates:
         args ([`AllSparkTrainingArguments`]): of [`parse_arguments`]; changed in place.
         config ([`AllSparkFields`]): of the model.
         num_updates (`int`): of the training.
+        say (`Callable`, *optional*): told in one line what was set, if anything was.
 
     Returns:
         `list[str]`: what was set, as `"name value"`.
@@ -68,7 +72,10 @@ def apply_encoder_defaults(args: AllSparkTrainingArguments, config, num_updates:
     defaults = {name: value for name, value in encoder_defaults(config, num_updates).items() if name not in given}
     for name, value in defaults.items():
         setattr(args, name, value)
-    return [f"{name} {value}" for name, value in defaults.items()]
+    chosen = [f"{name} {value}" for name, value in defaults.items()]
+    if chosen and say is not None:
+        say(f"for this encoder and {num_updates} updates: {', '.join(chosen)}")
+    return chosen
 
 
 __all__ = ["apply_encoder_defaults", "encoder_defaults", "planned_updates"]

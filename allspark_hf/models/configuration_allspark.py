@@ -97,8 +97,16 @@ class AllSparkFields:
     ignored_mask_values: list[int] | None = None
     palette: list[list[int]] | None = None
 
+    code_map = {}  # Auto class -> "file.class", for trust_remote_code=True
     # Fields that decide the shape or the meaning of weights and memory: a training cannot be resumed with others.
     shape_fields = ("channel_attention_heads", "use_cross_attention", "use_memory", "use_grouping", "memory_size")
+
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        """As in transformers; `auto_map` in config.json then names the model's code for every Auto class."""
+        auto_map = {**self.code_map, **(getattr(self, "auto_map", None) or {})}
+        # Saving a model has just set this entry to the class of the model, which may be a user's subclass.
+        self.auto_map = {**auto_map, "AutoModel": auto_map["AutoModelForSemanticSegmentation"]}
+        super().save_pretrained(save_directory, *args, **kwargs)
 
     def __post_init__(self, **kwargs):
         kwargs.pop("share_memory", None)  # a field until version 0.1.0; it belongs to the training
@@ -196,6 +204,7 @@ class AllSparkConfig(AllSparkFields, SegformerConfig):
     ```"""
 
     model_type = "allspark"
+    code_map = AUTO_MAP
     shape_fields = (
         *("num_labels", "hidden_sizes", "depths", "num_attention_heads", "decoder_hidden_size"),
         *AllSparkFields.shape_fields,
@@ -254,13 +263,6 @@ class AllSparkConfig(AllSparkFields, SegformerConfig):
     def plain_segformer_switches(cls) -> dict[str, bool]:
         """The three switches, all off: as keyword arguments they give a plain SegFormer."""
         return {"use_cross_attention": False, "use_memory": False, "use_grouping": False}
-
-    def save_pretrained(self, save_directory, *args, **kwargs):
-        """As in transformers; `auto_map` in config.json then names the model's code for every Auto class."""
-        auto_map = {**AUTO_MAP, **(getattr(self, "auto_map", None) or {})}
-        # Saving a model has just set this entry to the class of the model, which may be a user's subclass.
-        self.auto_map = {**auto_map, "AutoModel": auto_map["AutoModelForSemanticSegmentation"]}
-        super().save_pretrained(save_directory, *args, **kwargs)
 
     def validate_architecture(self):
         """Refuses settings that no model can be built from; called by `@strict` after construction and on saving."""

@@ -161,6 +161,7 @@ class AllSparkBackboneConfig(AllSparkFields, PreTrainedConfig):
     ```"""
 
     model_type = "allspark_backbone"
+    code_map = AUTO_MAP
     sub_configs = {"backbone_config": AutoConfig}
     shape_fields = (
         *("num_labels", "encoder", "head", "decoder_hidden_size", "neck_hidden_sizes"),
@@ -224,13 +225,6 @@ class AllSparkBackboneConfig(AllSparkFields, PreTrainedConfig):
     def token_grid_of(self, height: int, width: int) -> tuple[int, int]:
         multiple, stride = self.padded_multiple, self.encoder_stride
         return tuple(math.ceil(side / multiple) * multiple // stride for side in (height, width))
-
-    def save_pretrained(self, save_directory, *args, **kwargs):
-        """As in transformers; `auto_map` in config.json then names the model's code for every Auto class."""
-        auto_map = {**AUTO_MAP, **(getattr(self, "auto_map", None) or {})}
-        # Saving a model has just set this entry to the class of the model, which may be a user's subclass.
-        self.auto_map = {**auto_map, "AutoModel": auto_map["AutoModelForSemanticSegmentation"]}
-        super().save_pretrained(save_directory, *args, **kwargs)
 
     def validate_architecture(self):
         """Refuses settings that no model can be built from; called by `@strict` after construction and on saving."""
