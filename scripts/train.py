@@ -105,17 +105,17 @@ def build_trainer():
     args.image_column_name, args.label_column_name = "image", "label"  # what load_data calls them
     data = report.data
     streams = data.unlabeled_stream is not None
-    if args.should_save:
-        print(f"{summary(report)}, processes: {args.world_size}")
+    say = print if args.should_save else lambda line: None
+    say(f"{summary(report)}, processes: {args.world_size}")
 
     set_seed(args.seed)
-    plain_segformer = not METHODS[args.method].needs_bottleneck
-    model = load_model(model_arguments, report, data_arguments.ignore_index, plain_segformer)
+    without_bottleneck = not METHODS[args.method].needs_bottleneck
+    model = load_model(model_arguments, report, data_arguments.ignore_index, without_bottleneck)
     for name in ("mask_values", "ignored_mask_values"):  # what scripts/evaluate.py expects of masks
         values = getattr(data_arguments, name)
         setattr(model.config, name, None if values is None else list(values))
     updates = planned_updates(args, len(data.labeled), 0 if streams else len(data.unlabeled), streams)
-    apply_encoder_defaults(args, model.config, updates, say=print if args.should_save else None)
+    apply_encoder_defaults(args, model.config, updates, say)
     trainer = AllSparkTrainer(
         model=model,
         args=args,
