@@ -15,7 +15,7 @@ LONG_RUN = 5000  # updates
 PLAIN_VIT = {"learning_rate": 5e-6, "head_learning_rate_multiplier": 40.0}
 PLAIN_VIT_SHORT = {"learning_rate": 5e-5, "head_learning_rate_multiplier": 10.0}
 OTHERS = {"learning_rate": 1e-5, "head_learning_rate_multiplier": 10.0}  # UniMatch V2's, of its training logs
-ADAMW = {"optim": "adamw_torch", "weight_decay": 0.01}
+ADAMW = {"optim": "adamw_torch_fused", "weight_decay": 0.01}
 
 
 def planned_updates(
