@@ -165,8 +165,14 @@ def image_processor():
 
 
 @pytest.fixture(scope="session")
-def parity_dir() -> Path:
-    folder = SHARED / "parity" / "tiny_a"
+def parity_root() -> Path:
+    """The folder with the numbers of the authors' codes, of this machine or another one's."""
+    folder = Path(os.environ.get("ALLSPARK_PARITY_DIR", SHARED / "parity"))
     if not folder.is_dir():
         pytest.skip(f"the authors' numbers are not at {folder}")
     return folder
+
+
+@pytest.fixture(scope="session")
+def parity_dir(parity_root) -> Path:
+    return parity_root / "tiny_a"

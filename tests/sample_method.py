@@ -18,7 +18,7 @@ from allspark_hf.utils.arguments import argument
 class SampleArguments(MethodArguments):
     """Arguments of the sample method."""
 
-    ema_decay: float = argument(0.9, "Share of the teacher that stays at an update.")
+    sample_decay: float = argument(0.9, "Share of the teacher that stays at an update.")
 
 
 class Sample(Method):
@@ -53,7 +53,7 @@ class Sample(Method):
         student = dict(model.named_parameters()) | dict(model.named_buffers())
         for name, value in [*self.teacher.named_parameters(), *self.teacher.named_buffers()]:
             new = whole(student[name])
-            value.lerp_(new, 1 - self.args.ema_decay) if value.is_floating_point() else value.copy_(new)
+            value.lerp_(new, 1 - self.args.sample_decay) if value.is_floating_point() else value.copy_(new)
 
     def evaluated_model(self, model):
         return self.teacher

@@ -90,11 +90,12 @@ def test_help_shows_the_common_arguments_and_all_on_demand(capsys):
     common, everything = shown_help(capsys), shown_help(capsys, "all")
     assert list(common) == ["data", "model", "method", "training", "evaluation"]
     assert common["model"] == ["--encoder", "--model_name_or_path", "--backbone", "--crop_size"]
-    assert common["method"] == ["--method", "--memory_warmup_epochs", "--unlabeled_loss_weight"]
+    own = ["--confidence_threshold", "--memory_warmup_epochs", "--unlabeled_loss_weight"]
+    assert common["method"] == ["--method", *own]
     assert {"--output_dir", "--num_train_epochs", "--dry_run"} <= set(common["training"])
     listed = [name for names in everything.values() for name in names]
     assert sorted(listed) == sorted(f"--{one.name}" for kind in (*TYPES, DryRunArguments) for one in fields(kind))
-    assert "--train_on_padding" in everything["method, pseudo-labels and AllSpark"]
+    assert "--train_on_padding" in everything["method, pseudo-labels, FixMatch, UniMatch V2 and AllSpark"]
     assert "--local_memory" in everything["method, AllSpark"] and "--labeled_loss" in everything["method"]
     assert "--adam_beta1" in everything["training, all of transformers"]
 

@@ -150,8 +150,10 @@ def test_frozen_parts_keep_their_weights(tmp_path, settings, layers):
     for block in model.backbone.encoder.layer:
         block.drop_path.drop_prob = 0.5
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    trainer = make_trainer(model, output_dir=str(tmp_path), max_steps=2, **settings)
+    trainer = make_trainer(model, output_dir=str(tmp_path), max_steps=2, logging_steps=1, **settings)
     trainer.train()
+    entry = trainer.state.log_history[0]
+    assert entry["learning_rate_head"] == pytest.approx(entry["learning_rate"] * (1 if layers == 4 else 10))
     changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
     parts = ("embeddings", *(f"encoder.layer.{index}." for index in range(layers)))
     frozen = {name for name in before if name.startswith(tuple(f"backbone.{part}" for part in parts))}

@@ -35,7 +35,7 @@ def make_batch(inputs, dtype, step=None):
 
 
 def count_pixels(batch):
-    return PixelCounts((batch["labels"] != 255).sum(), torch.tensor(batch["unlabeled_pixel_mask"].numel()))
+    return PixelCounts((batch["labels"] != 255).sum(), torch.tensor([batch["unlabeled_pixel_mask"].numel()]))
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

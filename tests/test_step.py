@@ -30,22 +30,30 @@ def make_batch(num_labels=3, size=(64, 64)):
     labels = torch.randint(num_labels, (2, *size), generator=torch.Generator().manual_seed(1))
     mask = torch.ones(2, *size, dtype=torch.bool)
     mask[0, 40:] = False
+    strong = {f"unlabeled_pixel_values_strong_{view}": images(2, size, 3 + view) for view in (1, 2)}
+    boxes = {f"unlabeled_cutmix_box_strong_{view}": torch.tensor([[0, 0, 0, 0], [3, 5, 40, 60]]) for view in (1, 2)}
     return MixedBatch(
         pixel_values=images(2, size, 2),
         labels=labels,
         unlabeled_pixel_values=images(2, size, 3),
         unlabeled_pixel_mask=mask,
+        unlabeled_channel_bits_strong_2=torch.randint(256, (2, 512)).byte(),
+        **strong,
+        **boxes,
     )
 
 
-def make_method(name, folder, **kwargs):
+def make_method(name, folder, model, **kwargs):
     settings = {"output_dir": str(folder), "use_cpu": True, "eval_strategy": "no", "memory_warmup_epochs": 0}
-    return METHODS[name](AllSparkTrainingArguments(method=name, **settings, **kwargs), 255)
+    method = METHODS[name](AllSparkTrainingArguments(method=name, **settings, **kwargs), 255)
+    method.attach(model, torch.device("cpu"))
+    method.num_updates = 9
+    return method
 
 
 def take_step(model, method):
     batch = make_batch()
-    pixels = PixelCounts(torch.tensor(batch["labels"].numel()), batch["unlabeled_pixel_mask"].sum())
+    pixels = PixelCounts(torch.tensor(batch["labels"].numel()), method.count_unlabeled(batch))
     return method.step(model, batch, pixels, epoch=1)
 
 
@@ -105,7 +113,7 @@ def test_a_cast_of_the_weights_is_not_kept_from_the_pass(tmp_path):
     """An autocast around the whole step keeps casts of the weights: those of inference mode have no gradient."""
     model = tiny_model().train()
     with torch.autocast("cpu", torch.bfloat16):
-        step = take_step(model, make_method("allspark", tmp_path))
+        step = take_step(model, make_method("allspark", tmp_path, model))
     step.loss.backward()
     assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in model.parameters())
 
@@ -127,9 +135,11 @@ class NoSync(TorchDispatchMode):
 @pytest.mark.parametrize("labeled_loss", ["cross_entropy", "ohem"])
 def test_the_host_never_waits_in_a_step(tmp_path, name, labeled_loss):
     model = tiny_model(**({} if name == "allspark" else PLAIN)).train()
-    method = make_method(name, tmp_path, labeled_loss=labeled_loss, ohem_min_kept=9)
+    method = make_method(name, tmp_path, model, labeled_loss=labeled_loss, ohem_min_kept=9, confidence_threshold=0.2)
     with NoSync():
         take_step(model, method).loss.backward()
+        with torch.no_grad():
+            method.after_update(model, 1)
     with pytest.raises(AssertionError, match="_local_scalar_dense"), NoSync():
         torch.ones(()).item()
 

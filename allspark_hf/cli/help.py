@@ -60,7 +60,8 @@ def _fields_by_class(kind: type) -> list[tuple[type, Field]]:
 def _heading(owner: type, one: Field, everything: bool) -> str:
     if any(owner in declared.__mro__ for declared in arguments_classes()) and issubclass(owner, MethodArguments):
         titles = [method.title for method in METHODS.values() if issubclass(method.arguments_class, owner)]
-        return f"method, {' and '.join(titles)}" if everything and len(titles) < len(METHODS) else "method"
+        listed = " and ".join([", ".join(titles[:-1]), titles[-1]] if titles[1:] else titles)
+        return f"method, {listed}" if everything and len(titles) < len(METHODS) else "method"
     return facts_of(one).group or HEADINGS.get(owner.__name__, "options")
 
 

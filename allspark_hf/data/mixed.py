@@ -18,7 +18,7 @@ from .masks import read_label
 from .photometry import apply_photometry, draw_photometry, to_pixel_values
 from .reading import read_or_replace
 from .streaming import StreamReader
-from .views import STRONG, WEAK, View, draw_cutmix_box
+from .views import CHANNEL_BITS, STRONG, WEAK, View, draw_cutmix_box
 
 
 class Draw(NamedTuple):
@@ -182,11 +182,11 @@ class MixedDataset(Dataset):
         """
         Returns:
             `dict[str, torch.Tensor]`: of each view `pixel_values` float32 (3, height, width) and, if the view has
-            CutMix, `cutmix_box` int64 (4,); of a labeled draw `labels` int64 (height, width); of an unlabeled one
-            `pixel_mask` bool (height, width), False on padding, and, if there is a mask column, `truth` int64 (height,
-            width), the ignore index where the truth is not known. The entries of every view but the first end in
-            `_<name of the view>`. With `augment_on_device`, `pixel_values` are uint8, and each strong view has a
-            `photometry`, float32 (12,).
+            them, `cutmix_box` int64 (4,) and `channel_bits` uint8 (512,); of a labeled draw `labels` int64 (height,
+            width); of an unlabeled one `pixel_mask` bool (height, width), False on padding, and, if there is a mask
+            column, `truth` int64 (height, width), the ignore index where the truth is not known. The entries of every
+            view but the first end in `_<name of the view>`. With `augment_on_device`, `pixel_values` are uint8, and
+            each strong view has a `photometry`, float32 (12,).
 
         Raises:
             BadImageError: if the image or its mask cannot be read.
@@ -220,6 +220,8 @@ class MixedDataset(Dataset):
         drawn = draw_photometry(rng) if view.strong else None
         if view.cutmix:
             sample["cutmix_box"] = torch.tensor(draw_cutmix_box(self.crop, rng))
+        if view.channel_bits:
+            sample["channel_bits"] = torch.from_numpy(rng.integers(256, size=CHANNEL_BITS // 8, dtype=np.uint8))
         if self.augment_on_device:
             sample["pixel_values"] = torch.from_numpy(np.array(image).transpose(2, 0, 1).copy())
             return sample if drawn is None else {**sample, "photometry": pack_photometry(drawn)}
@@ -268,6 +270,10 @@ class MixedBatchCollator:
     """
     Stacks the two halves of a mixed batch apart, entry by entry.
 
+    Where unlabeled images have CutMix boxes, neighbors of the epoch's order (images 0 and 1, 2 and 3, ...) are put in
+    mirrored places: CutMix mixes an image with its mirrored one, and so with the same one however the order is cut
+    into batches of an even size, by accumulation or by processes.
+
     ```python
     >>> collate = MixedBatchCollator()
     >>> labeled = {"pixel_values": torch.zeros(3, 2, 2), "labels": torch.tensor([[0, 1], [1, 255]])}
@@ -279,7 +285,10 @@ class MixedBatchCollator:
 
     def __call__(self, samples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
         halves = {"": [sample for sample in samples if "labels" in sample]}
-        halves["unlabeled_"] = [sample for sample in samples if "labels" not in sample]
+        unlabeled = [sample for sample in samples if "labels" not in sample]
+        if unlabeled and any(name.startswith("cutmix_box") for name in unlabeled[0]):
+            unlabeled = unlabeled[::2] + unlabeled[1::2][::-1]
+        halves["unlabeled_"] = unlabeled
         return {
             f"{prefix}{name}": torch.stack([sample[name] for sample in half])
             for prefix, half in halves.items()

@@ -10,6 +10,7 @@ import torch
 CUTMIX_PROBABILITY = 0.5
 CUTMIX_AREA = (0.02, 0.4)  # of the crop
 CUTMIX_RATIO = (0.3, 1 / 0.3)  # height over width
+CHANNEL_BITS = 4096  # more than an encoder has channels
 
 
 @dataclass(frozen=True)
@@ -21,11 +22,13 @@ class View:
         name (`str`): ends the names of the view's batch entries, but for those of a half's first view.
         strong (`bool`): whether the colors are jittered, grayed and blurred, each with its probability.
         cutmix (`bool`): whether a box is drawn that the view shares with a partner, see [`draw_cutmix_box`].
+        channel_bits (`bool`): whether bits are drawn for the dropout of feature channels, `CHANNEL_BITS` an image.
     """
 
     name: str
     strong: bool = False
     cutmix: bool = False
+    channel_bits: bool = False
 
 
 WEAK = View("weak")
@@ -39,13 +42,13 @@ def draw_cutmix_box(crop: tuple[int, int], rng: np.random.Generator) -> tuple[in
     (top, left, bottom, right) of a box in a crop (height, width), all 0 with a probability of one half; CutMix (ICCV
     2019) with the ranges of UniMatch V2.
     """
-    if rng.random() >= CUTMIX_PROBABILITY:
+    if rng.random() > CUTMIX_PROBABILITY:
         return 0, 0, 0, 0
     area = rng.uniform(*CUTMIX_AREA) * crop[0] * crop[1]
     while True:
         ratio = rng.uniform(*CUTMIX_RATIO)
         height, width = int(math.sqrt(area * ratio)), int(math.sqrt(area / ratio))
-        top, left = int(rng.integers(crop[0])), int(rng.integers(crop[1]))
+        left, top = int(rng.integers(crop[1])), int(rng.integers(crop[0]))
         if top + height <= crop[0] and left + width <= crop[1]:
             return top, left, top + height, left + width
 
@@ -57,4 +60,4 @@ def inside_boxes(boxes: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     return (rows[:, None] >= top) & (rows[:, None] < bottom) & (columns >= left) & (columns < right)
 
 
-__all__ = ["STRONG", "STRONG_1", "STRONG_2", "WEAK", "View", "draw_cutmix_box", "inside_boxes"]
+__all__ = ["CHANNEL_BITS", "STRONG", "STRONG_1", "STRONG_2", "WEAK", "View", "draw_cutmix_box", "inside_boxes"]

@@ -2,13 +2,17 @@
 
 from .allspark import AllSpark
 from .base import Method, MethodArguments, MixedBatch, PixelCounts, StepLosses
+from .fixmatch import FixMatch
 from .pseudo_label import PseudoLabel
 from .supervised import Supervised
+from .unimatch_v2 import UniMatchV2
 
 
 METHODS: dict[str, type[Method]] = {
     "supervised": Supervised,
     "pseudo_label": PseudoLabel,
+    "fixmatch": FixMatch,
+    "unimatch_v2": UniMatchV2,
     "allspark": AllSpark,
 }
 
@@ -22,6 +26,7 @@ def arguments_classes() -> list[type]:
 __all__ = [
     "METHODS",
     "AllSpark",
+    "FixMatch",
     "Method",
     "MethodArguments",
     "MixedBatch",
@@ -29,5 +34,6 @@ __all__ = [
     "PseudoLabel",
     "StepLosses",
     "Supervised",
+    "UniMatchV2",
     "arguments_classes",
 ]

@@ -36,7 +36,13 @@ class MethodArguments:
 
 @dataclass
 class PixelCounts:
-    """Pixels that each loss is divided by: float scalars, so that accumulation and processes average exactly."""
+    """
+    Pixels that each loss is divided by, counted so that accumulation and processes average exactly.
+
+    Args:
+        labeled (`torch.Tensor`): float scalar.
+        unlabeled (`torch.Tensor`): float (unlabeled losses,), see [`Method.count_unlabeled`].
+    """
 
     labeled: torch.Tensor
     unlabeled: torch.Tensor
@@ -85,6 +91,8 @@ class Method(nn.Module):
     uses_unlabeled = True
     acts_after_updates = False
     needs_bottleneck = False
+
+    num_updates = 0  # of the whole training; the trainer sets it before the first step
 
     def __init__(self, args, ignore_index: int):
         super().__init__()
@@ -179,20 +187,27 @@ class Method(nn.Module):
             count = (labels != self.ignore_index).sum()
         return self._per_pixel(logits, labels, count)
 
-    def unlabeled_loss(self, logits, pseudo_labels, pixels: PixelCounts) -> tuple[torch.Tensor, torch.Tensor]:
-        """L_u, cross-entropy per pixel against the pseudo-labels, and the share of pixels used; shapes as for L_x."""
-        return self._per_pixel(logits, pseudo_labels, pixels.unlabeled)
+    def count_unlabeled(self, batch: MixedBatch) -> torch.Tensor:
+        """int64 (unlabeled losses,): the pixels of a batch that each unlabeled loss is divided by."""
+        return self.shown(batch).sum().reshape(1)
+
+    def unlabeled_loss(
+        self, logits, pseudo_labels, pixels: PixelCounts, view: int = 0
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        L_u, cross-entropy per pixel against the pseudo-labels, and the share of pixels used; shapes as for L_x.
+        `view` is the place in `pixels.unlabeled`.
+        """
+        return self._per_pixel(logits, pseudo_labels, pixels.unlabeled[view])
 
     def _per_pixel(self, logits, labels, count) -> tuple[torch.Tensor, torch.Tensor]:
         loss = upsampled_cross_entropy_sum(logits, labels, self.ignore_index) / count.clamp(min=1)
         return loss, (labels != self.ignore_index).float().mean()
 
-    def without_padding(self, labels: torch.Tensor, pixel_mask: torch.Tensor) -> torch.Tensor:
-        """
-        int64 (unlabeled, height, width): pseudo-labels, padding ignored unless `--train_on_padding`, from int64 and
-        bool (unlabeled, height, width), False on padding.
-        """
-        return labels if self.args.train_on_padding else labels.where(pixel_mask, self.ignore_index)
+    def shown(self, batch: MixedBatch) -> torch.Tensor:
+        """bool (unlabeled, height, width): pixels to train on, all but padding unless `--train_on_padding`."""
+        mask = batch["unlabeled_pixel_mask"]
+        return torch.ones_like(mask) if self.args.train_on_padding else mask
 
     def confidence(self, confidence: torch.Tensor, pseudo_labels: torch.Tensor) -> torch.Tensor:
         """

@@ -45,7 +45,7 @@ class PseudoLabel(Method):
 
     def step(self, model, batch, pixels, epoch):
         predicted = pseudo_label_pass(model, batch["unlabeled_pixel_values"])
-        pseudo_labels = self.without_padding(predicted.labels, batch["unlabeled_pixel_mask"])
+        pseudo_labels = predicted.labels.where(self.shown(batch), self.ignore_index)
 
         outputs = model(
             pixel_values=batch["pixel_values"],

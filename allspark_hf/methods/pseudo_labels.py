@@ -28,14 +28,17 @@ class PseudoLabels:
         logits (`torch.Tensor`, *optional*):
             float (unlabeled, num_labels, height, width) at the size of the encoder's last stage, for the model's
             `unlabeled_logits`; None for a model that does not group channels.
+        confident (`torch.Tensor`, *optional*):
+            bool (unlabeled, height, width), whether the probability reaches a threshold; None without one.
     """
 
     labels: torch.Tensor
     confidence: torch.Tensor
     logits: torch.Tensor | None
+    confident: torch.Tensor | None = None
 
 
-def pseudo_label_pass(model: nn.Module, pixel_values: torch.Tensor) -> PseudoLabels:
+def pseudo_label_pass(model: nn.Module, pixel_values: torch.Tensor, threshold: float | None = None) -> PseudoLabels:
     """
     Predicts unlabeled images in eval mode, without gradient, and with the labeled branch alone, as in inference.
 
@@ -45,6 +48,7 @@ def pseudo_label_pass(model: nn.Module, pixel_values: torch.Tensor) -> PseudoLab
     Args:
         model (`nn.Module`): the model as wrapped for training (DDP, FSDP, compiled, ...), or a teacher.
         pixel_values (`torch.Tensor`): float (unlabeled, 3, height, width), normalized.
+        threshold (`float`, *optional*): probability in [0, 1] of a confident pixel.
     """
     module = _beneath_wrappers(model)
     # What FSDP and ZeRO-3 gather is used again in training, which an inference tensor cannot be.
@@ -52,17 +56,21 @@ def pseudo_label_pass(model: nn.Module, pixel_values: torch.Tensor) -> PseudoLab
     with _evaluating(module), no_gradient:
         logits = at_least_float32(module(pixel_values=pixel_values).logits)
         number = images_at_a_time(logits.shape[1], pixel_values.shape[2:])
-        parts = [_read(images, pixel_values.shape[2:], module.config) for images in logits.split(number)]
-    labels, confidence, on_grid = zip(*parts, strict=True)
+        images = logits.split(number)
+        parts = [_read(some, pixel_values.shape[2:], module.config, threshold) for some in images]
     # Joined outside, for the copies to be ordinary tensors, which a backward pass may keep.
-    return PseudoLabels(torch.cat(labels), torch.cat(confidence), None if on_grid[0] is None else torch.cat(on_grid))
+    return PseudoLabels(*(None if some[0] is None else torch.cat(some) for some in zip(*parts, strict=True)))
 
 
-def _read(logits, size, config) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """The three of [`PseudoLabels`], from float (images, num_labels, any height, any width)."""
+def _read(logits, size, config, threshold) -> tuple[torch.Tensor | None, ...]:
+    """The fields of [`PseudoLabels`], from float (images, num_labels, any height, any width)."""
     full = upsample(logits, size)
     every = full[:, :, ::CONFIDENCE_STEP, ::CONFIDENCE_STEP]
-    return full.argmax(dim=1), every.softmax(dim=1).amax(dim=1), _on_token_grid(full, config)
+    if threshold is None:
+        return full.argmax(dim=1), every.softmax(dim=1).amax(dim=1), _on_token_grid(full, config), None
+    confidence, labels = full.softmax(dim=1).max(dim=1)
+    step = CONFIDENCE_STEP
+    return labels, confidence[:, ::step, ::step], _on_token_grid(full, config), confidence >= threshold
 
 
 def _on_token_grid(full: torch.Tensor, config) -> torch.Tensor | None:

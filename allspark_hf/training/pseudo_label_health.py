@@ -57,6 +57,16 @@ class PseudoLabelHealth(TrainerCallback):
             return torch.zeros(len(self.id2label), dtype=torch.int64)
         return memory.num_enqueued.cpu()
 
+    def memory_fill(self) -> dict[str, float]:
+        """Share of the memory's places that are taken, of each class where each has its own."""
+        bottleneck = self.trainer.processes.model.bottleneck
+        if bottleneck is None or bottleneck.memory is None:
+            return {}
+        fill = bottleneck.memory.fill.tolist()
+        if len(fill) != len(self.id2label):
+            return {"memory_fill": fill[0]}  # one ring for all classes
+        return {f"memory_fill_{metric_name(self.id2label[index])}": share for index, share in enumerate(fill)}
+
     def update(self, epoch: int, labels: torch.Tensor, pseudo_labels: torch.Tensor, truth: torch.Tensor | None):
         """
         Adds one batch.

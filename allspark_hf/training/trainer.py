@@ -15,7 +15,6 @@ from ..data.device_photometry import finish_on_device
 from ..data.mixed import MixedBatchSampler
 from ..data.streaming import whole_steps
 from ..evaluation.evaluator import Evaluation, failing_together
-from ..evaluation.metrics import metric_name
 from ..inference.loading import long_side_of
 from ..methods import METHODS, MixedBatch, PixelCounts
 from ..models.freezing import freeze_encoder
@@ -44,6 +43,7 @@ class _Hooks(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         """The one moment between loading a checkpoint and the first step."""
         trainer = self.trainer
+        trainer.method.num_updates = state.max_steps
         trainer.checkpoints.restore(state)
         if trainer.checkpoints.resumed_from is None:
             trainer.method.before_training(trainer.processes.model)
@@ -273,15 +273,12 @@ class AllSparkTrainer(Trainer):
         it makes accumulation and processes add up to exactly the mean over all pixels of the update.
         """
         labeled = sum((batch["labels"] != self.method.ignore_index).sum() for batch in batches)
-        unlabeled = torch.zeros_like(labeled)
+        counts = [labeled.reshape(1)]
         if self.method.uses_unlabeled:
-            masks = [batch["unlabeled_pixel_mask"] for batch in batches]
-            unlabeled = sum(
-                torch.ones_like(mask).sum() if self.args.train_on_padding else mask.sum() for mask in masks
-            )
-        counts = self.accelerator.reduce(torch.stack([labeled, unlabeled]).to(self.args.device), reduction="sum")
+            counts.append(sum(self.method.count_unlabeled(MixedBatch(batch)) for batch in batches))
+        counts = self.accelerator.reduce(torch.cat(counts).to(self.args.device), reduction="sum")
         counts = counts.float() / (len(batches) * self.args.world_size)
-        return PixelCounts(labeled=counts[0], unlabeled=counts[1])
+        return PixelCounts(labeled=counts[0], unlabeled=counts[1:])
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """One step of the method; `num_items_in_batch` is the [`PixelCounts`] of `get_batch_samples`."""
@@ -341,22 +338,14 @@ class AllSparkTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None):
         """Adds to a training entry the loss terms, pixels used, memory fill and the head's learning rate."""
         if "learning_rate" in logs:
-            logs["learning_rate_head"] = logs["learning_rate"] * self.args.head_learning_rate_multiplier
+            encoder_is_trained = any(one.requires_grad for one in self.processes.model.encoder_parameters())
+            multiplier = self.args.head_learning_rate_multiplier if encoder_is_trained else 1  # the first group's rate
+            logs["learning_rate_head"] = logs["learning_rate"] * multiplier
             for name, values in self._terms.items():
                 logs[name] = finite_mean(list(self.accelerator.gather(finite_mean(values).reshape(1)))).item()
             self._terms.clear()
-            logs.update(self._memory_fill())
+            logs.update(self.health.memory_fill())
         super().log(logs, start_time)
-
-    def _memory_fill(self) -> dict[str, float]:
-        bottleneck = self.processes.model.bottleneck
-        if bottleneck is None or bottleneck.memory is None:
-            return {}
-        fill = bottleneck.memory.fill.tolist()
-        if len(fill) != self.model.config.num_labels:
-            return {"memory_fill": fill[0]}  # one ring for all classes
-        id2label = self.model.config.id2label
-        return {f"memory_fill_{metric_name(id2label[index])}": share for index, share in enumerate(fill)}
 
     # ---- Evaluation ----
 
@@ -374,18 +363,27 @@ class AllSparkTrainer(Trainer):
     ) -> EvalLoopOutput:
         """Streams the sums of [`Evaluation`] at the masks' own size; no logits are kept or gathered."""
         self.callback_handler.eval_dataloader = dataloader
-        self.evaluation = Evaluation(self.model.config, self.args, self.args.device)
-        model = self.method.evaluated_model(self.processes.model)
-        was_training = model.training
-        model.eval()
+        student = self.processes.model
+        models = {"": self.method.evaluated_model(student)}
+        if self.args.evaluate_student and models[""] is not student:
+            models["student_"] = student
+        evaluations = {name: Evaluation(self.model.config, self.args, self.args.device) for name in models}
+        self.evaluation = evaluations[""]
+        modes = {model: model.training for model in models.values()}
+        for model in modes:
+            model.eval()
         with self.processes.predicting_apart(), failing_together(self.accelerator):
             for samples in dataloader:
                 with self.compute_loss_context_manager():
-                    self.evaluation.add(model, samples)
+                    for name, model in models.items():
+                        evaluations[name].add(model, samples)
                 self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
-        model.train(was_training)
-        self.evaluation.reduce(self.accelerator)
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in self.evaluation.metrics().items()}
+        for model, was_training in modes.items():
+            model.train(was_training)
+        metrics = {}
+        for of, evaluation in evaluations.items():
+            evaluation.reduce(self.accelerator)
+            metrics |= {f"{metric_key_prefix}_{of}{name}": value for name, value in evaluation.metrics().items()}
         num_images = self.evaluation.num_images
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=num_images)
 

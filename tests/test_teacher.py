@@ -1,0 +1,99 @@
+"""FixMatch and UniMatch V2 in a training: CutMix partners, dropped channels, the teacher's checkpoints and metrics."""
+
+import pytest
+import torch
+from run_training import build_trainer, make_trainer, result_of
+from test_distributed import differing
+from test_method import mixed_dataset
+
+from allspark_hf.data.mixed import Draw, MixedBatch, MixedBatchCollator
+from allspark_hf.methods.strong_views import complementary_dropout, cutmix, unpack_channel_bits
+from allspark_hf.methods.unimatch_v2 import UniMatchV2
+
+
+TRAINING = {"num_unlabeled": 12, "seed": 1, "confidence_threshold": 0.4}
+EXACT = {**TRAINING, "max_steps": 2, "exact": True, "max_grad_norm": 0.01}
+SAVING = {**TRAINING, "max_steps": 4, "save_strategy": "steps", "save_steps": 2, "logging_steps": 1}
+
+
+def collated(*positions):
+    dataset = mixed_dataset(unlabeled_views=UniMatchV2.unlabeled_views)
+    draws = [Draw(True, 0, 0, 0)] + [Draw(False, position % 3, 0, position) for position in positions]
+    return MixedBatch(MixedBatchCollator()([dataset[draw] for draw in draws]))
+
+
+def test_an_image_has_the_same_partner_however_the_order_is_cut():
+    mixed, drawn = {}, {}
+    for cut in ([range(4)], [range(2), range(2, 4)]):
+        for positions in cut:
+            batch = collated(*positions)
+            images, box = batch["unlabeled_pixel_values_strong_2"], batch["unlabeled_cutmix_box_strong_2"]
+            (result,) = cutmix(batch, "strong_2", images)
+            bits, kept = unpack_channel_bits(batch["unlabeled_channel_bits_strong_2"])
+            assert bits.shape == (len(positions), 4096) and kept.sum() == len(positions) // 2
+            order = [*positions][::2] + [*positions][1::2][::-1]
+            mixed.setdefault(len(cut), {}).update(zip(order, result, strict=True))
+            drawn.setdefault(len(cut), {}).update(zip(order, torch.cat([bits, kept[:, None]], 1), strict=True))
+            outside = [not top and not bottom for top, _, bottom, _ in box.tolist()]
+            assert [torch.equal(*pair) for pair in zip(result, images, strict=True)] == outside
+    for found in (mixed, drawn):
+        assert found[1].keys() == found[2].keys() == {0, 1, 2, 3}
+        assert all(torch.equal(found[1][position], found[2][position]) for position in range(4))
+    assert 0.4 < torch.stack(list(drawn[1].values())).float().mean() < 0.6
+
+
+def test_an_odd_batch_mixes_its_middle_image_with_itself():
+    batch = collated(0, 1, 2)
+    images = batch["unlabeled_pixel_values_strong_1"]
+    assert torch.equal(cutmix(batch, "strong_1", images)[0][1], images[1])
+    assert not unpack_channel_bits(batch["unlabeled_channel_bits_strong_2"])[1][1]
+
+
+def test_channels_of_a_pyramid_are_complementary():
+    bits = torch.tensor([[True, False, True], [False, False, True]])
+    maps = (torch.ones(4, 2, 3, 5), torch.ones(4, 3, 1, 2))
+    first, last = complementary_dropout(maps, bits, torch.tensor([False, True]))
+    assert first[:, :, 0, 0].tolist() == [[2, 0], [1, 1], [0, 2], [1, 1]]
+    assert last[:, :, 0, 0].tolist() == [[2, 0, 2], [1, 1, 1], [0, 2, 0], [1, 1, 1]]
+
+
+@pytest.mark.parametrize("method", ["fixmatch", "unimatch_v2"])
+def test_accumulation_changes_nothing(tmp_path, method):
+    """tests/test_distributed.py shows the same of two processes."""
+    results = []
+    for batch_size, accumulation in ((4, 1), (2, 2)):
+        cut = {"per_device_train_batch_size": batch_size, "gradient_accumulation_steps": accumulation}
+        trainer = build_trainer({**EXACT, **cut, "method": method, "output_dir": str(tmp_path)})
+        trainer.train()
+        results.append(result_of(trainer))
+    assert all(entry["loss_u"] > 0 for entry in results[0]["losses"])
+    for losses, others in zip(*(result["losses"] for result in results), strict=True):
+        assert losses == pytest.approx(others, rel=1e-5)
+    for part in ("state", "method"):
+        for name, value in results[0][part].items():
+            assert torch.allclose(results[1][part][name], value, rtol=0, atol=1e-7), name
+
+
+def test_resume_equals_the_uninterrupted_training_and_evaluates_both_models(tmp_path):
+    evaluated = {"eval_strategy": "steps", "eval_steps": 2, "evaluate_student": True}
+    settings = {**SAVING, **evaluated, "ema_decay": 0.9, "method": "unimatch_v2", "output_dir": str(tmp_path)}
+    whole = build_trainer(settings)
+    whole.train()
+    resumed = build_trainer({**settings, "switches": {"seed": 9}})
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert result_of(resumed)["losses"] == result_of(whole)["losses"]
+    for one, other in ((resumed.model, whole.model), (resumed.method, whole.method)):
+        assert differing(one.state_dict(), other.state_dict()) == []
+    logged = [entry for entry in whole.state.log_history if "eval_loss" in entry][-1]
+    for prefix, model in (("", whole.method.teacher), ("student_", whole.model)):
+        alone = make_trainer(model, output_dir=str(tmp_path / "alone"), method="supervised").evaluate()
+        assert logged[f"eval_{prefix}loss"] == pytest.approx(alone["eval_loss"], rel=1e-6)
+        assert logged[f"eval_{prefix}mean_iou"] == pytest.approx(alone["eval_mean_iou"], rel=1e-6)
+    assert logged["eval_loss"] != logged["eval_student_loss"]
+
+
+def test_a_stream_gives_the_views(tmp_path):
+    settings = {**TRAINING, "method": "unimatch_v2", "stream": True, "unlabeled_images_per_epoch": 4, "max_steps": 2}
+    trainer = build_trainer({**settings, "output_dir": str(tmp_path)})
+    trainer.train()
+    assert all(entry["loss_u"] > 0 for entry in result_of(trainer)["losses"])
