@@ -50,7 +50,7 @@ class BenchmarkArguments:
         "inference, evaluation (images per second), loader (data loader). Default: all.",
     )
     variants: list[str] | None = argument(
-        None, "Of the step: supervised, pseudo_label, allspark, textbook. Default: all four."
+        None, "Of the step: supervised, pseudo_label, fixmatch, unimatch_v2, allspark, textbook. Default: all."
     )
     sizes: list[str] | None = argument(None, "Mix Transformers, b0 to b5; or tiny, to try the script.")
     crops: list[int] | None = argument(None, "Sides of the square crop in pixels.")

@@ -22,6 +22,8 @@ from .textbook import TextbookBottleneck
 VARIANTS = {
     "supervised": "supervised",
     "pseudo_label": "pseudo_label",
+    "fixmatch": "fixmatch",
+    "unimatch_v2": "unimatch_v2",
     "allspark": "allspark",
     "textbook": "allspark",
 }

@@ -11,8 +11,14 @@ from .targets import shown, update_share
 from .timing import OUT_OF_MEMORY
 
 
-TITLES = {"supervised": "supervised", "pseudo_label": "pseudo-label", "allspark": "AllSpark", "textbook": "textbook"}
-STEP_PAIRS = ((OURS, "pseudo_label"), (OURS, TEXTBOOK), (TEXTBOOK, "pseudo_label"), (OURS, "supervised"))
+TITLES = {"supervised": "supervised", "pseudo_label": "pseudo-label", "fixmatch": "FixMatch"}
+TITLES |= {"unimatch_v2": "UniMatch V2", "allspark": "AllSpark", "textbook": "textbook"}
+STEP_PAIRS = (
+    (OURS, "pseudo_label"),
+    (OURS, TEXTBOOK),
+    (TEXTBOOK, "pseudo_label"),
+    *((name, "supervised") for name in ("pseudo_label", "fixmatch", "unimatch_v2", OURS)),
+)
 BOTH = (OURS, TEXTBOOK)
 Columns = dict[str, Callable[[Case], str]]
 

@@ -81,6 +81,7 @@ class TrainingStep:
         unlabeled = generated_data(case.batch_size, case.num_labels, case.crop, seed + 1).remove_columns("label")
         self.trainer = make_trainer(case, variant, device, seed, labeled, unlabeled, **settings)
         self.trainer.current_gradient_accumulation_steps = 1  # what Trainer.train sets
+        self.trainer.method.num_updates = 1000
         self.batch = next(iter(self.trainer.get_train_dataloader()))
         self.trainer.create_optimizer()
         prepared = self.trainer.accelerator.prepare(self.trainer.model, self.trainer.optimizer)
@@ -91,6 +92,9 @@ class TrainingStep:
         (batch,), pixels = trainer.get_batch_samples(iter([self.batch]), 1, trainer.args.device)
         trainer.training_step(self.model, dict(batch), pixels)
         self.optimizer.step()
+        if trainer.method.acts_after_updates:
+            with torch.no_grad():
+                trainer.method.after_update(trainer.processes.model, 1000)
         self.model.zero_grad()
 
 
