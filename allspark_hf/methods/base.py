@@ -1,5 +1,6 @@
 """What the training methods share: the batch, the losses they return, and a few steps with one right way."""
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,6 +13,9 @@ from ..data.views import STRONG, WEAK, View
 from ..utils.arguments import argument, documented
 from .losses import ohem_labels, upsampled_cross_entropy_sum
 from .pseudo_labels import CONFIDENCE_STEP
+
+
+BALANCED = "balanced"
 
 
 @documented
@@ -32,6 +36,13 @@ class MethodArguments:
     ohem_min_kept: int = argument(
         200_000, "OHEM keeps at least this many pixels of a batch.", interval="[0, inf)", resume="changed"
     )
+    class_weights: list[str] | None = argument(
+        None,
+        "Weights of the classes in the labeled loss: one number for each, or balanced, which gives rare classes more: "
+        "sqrt(median of the classes' pixels / pixels of the class), counted in the labeled masks.",
+        resume="changed",
+        shown=True,
+    )
 
 
 @dataclass
@@ -40,7 +51,7 @@ class PixelCounts:
     Pixels that each loss is divided by, counted so that accumulation and processes average exactly.
 
     Args:
-        labeled (`torch.Tensor`): float scalar.
+        labeled (`torch.Tensor`): float scalar, see [`Method.count_labeled`].
         unlabeled (`torch.Tensor`): float (unlabeled losses,), see [`Method.count_unlabeled`].
     """
 
@@ -98,6 +109,7 @@ class Method(nn.Module):
         super().__init__()
         self.args = args
         self.ignore_index = ignore_index
+        self.class_weights: torch.Tensor | None = None  # float32 (num_labels,) on the device; set by the trainer
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
@@ -158,8 +170,13 @@ class Method(nn.Module):
             args ([`AllSparkTrainingArguments`]): with this method.
 
         Raises:
-            ValueError: if an epoch would leave out images that the method reads.
+            ValueError: if an epoch would leave out images that the method reads, or `class_weights` are no weights.
         """
+        given = args.class_weights
+        if given is not None and given != [BALANCED] and not all(map(_is_weight, given)):
+            raise ValueError(
+                f"class_weights={' '.join(given)}: set it to balanced, or to a number of at least 0 for each class."
+            )
         if args.epoch_length == "labeled" and cls.uses_unlabeled:
             raise ValueError(
                 f"epoch_length='labeled' would leave most unlabeled images out of an epoch of method={args.method!r}: "
@@ -184,8 +201,15 @@ class Method(nn.Module):
         count = pixels.labeled
         if self.args.labeled_loss == "ohem":
             labels = ohem_labels(logits, labels, self.args.ohem_threshold, self.args.ohem_min_kept, self.ignore_index)
-            count = (labels != self.ignore_index).sum()
-        return self._per_pixel(logits, labels, count)
+            count = self.count_labeled(labels)
+        return self._per_pixel(logits, labels, count, self.class_weights)
+
+    def count_labeled(self, labels: torch.Tensor) -> torch.Tensor:
+        """Scalar: the pixels of int64 labels (labeled, height, width) that count, or the sum of their weights."""
+        counted = labels != self.ignore_index
+        if self.class_weights is None:
+            return counted.sum()
+        return (self.class_weights[labels.where(counted, 0)] * counted).sum()
 
     def count_unlabeled(self, batch: MixedBatch) -> torch.Tensor:
         """int64 (unlabeled losses,): the pixels of a batch that each unlabeled loss is divided by."""
@@ -200,8 +224,9 @@ class Method(nn.Module):
         """
         return self._per_pixel(logits, pseudo_labels, pixels.unlabeled[view])
 
-    def _per_pixel(self, logits, labels, count) -> tuple[torch.Tensor, torch.Tensor]:
-        loss = upsampled_cross_entropy_sum(logits, labels, self.ignore_index) / count.clamp(min=1)
+    def _per_pixel(self, logits, labels, count, weights=None) -> tuple[torch.Tensor, torch.Tensor]:
+        loss = upsampled_cross_entropy_sum(logits, labels, self.ignore_index, weights)
+        loss = loss / count.clamp(min=torch.finfo(loss.dtype).tiny)  # without a pixel both are 0
         return loss, (labels != self.ignore_index).float().mean()
 
     def shown(self, batch: MixedBatch) -> torch.Tensor:
@@ -221,6 +246,13 @@ class Method(nn.Module):
         """(L_x + weight * L_u) / (1 + weight): the paper's mean of the two for a weight of 1."""
         weight = self.args.unlabeled_loss_weight if epoch >= self.args.unlabeled_warmup_epochs else 0.0
         return (loss_x + weight * loss_u) / (1 + weight)
+
+
+def _is_weight(given: str) -> bool:
+    try:
+        return 0 <= float(given) < math.inf
+    except ValueError:
+        return False
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:

@@ -12,7 +12,9 @@ from torch.autograd.function import once_differentiable
 from ..models.upsampling import at_least_float32, cross_entropy_sum, images_at_a_time, upsample
 
 
-def upsampled_cross_entropy_sum(logits: torch.Tensor, labels: torch.Tensor, ignore_index: int = 255) -> torch.Tensor:
+def upsampled_cross_entropy_sum(
+    logits: torch.Tensor, labels: torch.Tensor, ignore_index: int = 255, class_weights: torch.Tensor | None = None
+) -> torch.Tensor:
     """
     [`cross_entropy_sum`] of the logits resized bilinearly to the labels' size, without ever holding those of the whole
     batch: images go one by one (small ones a few at a time), and of each one the gradient is taken at once, so that
@@ -22,31 +24,33 @@ def upsampled_cross_entropy_sum(logits: torch.Tensor, labels: torch.Tensor, igno
         logits (`torch.Tensor`): float (batch, num_labels, any height, any width); differentiable once.
         labels (`torch.Tensor`): int64 (batch, height, width), in [0, num_labels) or `ignore_index`.
         ignore_index (`int`): label of pixels that do not count.
+        class_weights (`torch.Tensor`, *optional*): float (num_labels,), factor of a pixel by its label.
 
     Returns:
         `torch.Tensor`: scalar, float32 or as precise as the logits; 0 with zero gradient if every pixel is ignored.
     """
     if torch.is_grad_enabled() and logits.requires_grad:
-        return _UpsampledCrossEntropy.apply(logits, labels, ignore_index)
-    return torch.stack([loss for _, loss in _losses(at_least_float32(logits), labels, ignore_index)]).sum()
+        return _UpsampledCrossEntropy.apply(logits, labels, ignore_index, class_weights)
+    losses = _losses(at_least_float32(logits), labels, ignore_index, class_weights)
+    return torch.stack([loss for _, loss in losses]).sum()
 
 
-def _losses(logits, labels, ignore_index) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def _losses(logits, labels, *settings) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """The images that are taken together, and their summed cross-entropy."""
     size = labels.shape[1:]
     number = images_at_a_time(logits.shape[1], size)
     for images, their_labels in zip(logits.split(number), labels.split(number), strict=True):
-        yield images, cross_entropy_sum(upsample(images, size), their_labels, ignore_index)
+        yield images, cross_entropy_sum(upsample(images, size), their_labels, *settings)
 
 
 class _UpsampledCrossEntropy(torch.autograd.Function):
     """Of what comes after it, the gradient of a sum needs but a factor: forward computes it, backward scales."""
 
     @staticmethod
-    def forward(ctx, logits, labels, ignore_index):
+    def forward(ctx, logits, labels, *settings):
         losses, gradients = [], []
         with torch.enable_grad():
-            for images, loss in _losses(at_least_float32(logits.detach()).requires_grad_(), labels, ignore_index):
+            for images, loss in _losses(at_least_float32(logits.detach()).requires_grad_(), labels, *settings):
                 gradients.append(torch.autograd.grad(loss, images)[0])  # and frees what is at full resolution
                 losses.append(loss.detach())
         ctx.save_for_backward(torch.cat(gradients).to(logits.dtype))
@@ -56,7 +60,7 @@ class _UpsampledCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, gradient_of_loss):
         (gradient,) = ctx.saved_tensors
-        return (gradient * gradient_of_loss).to(gradient.dtype), None, None
+        return (gradient * gradient_of_loss).to(gradient.dtype), None, None, None
 
 
 @torch.no_grad()

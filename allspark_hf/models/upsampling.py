@@ -20,7 +20,9 @@ def images_at_a_time(num_labels: int, size: tuple[int, int]) -> int:
     return max(1, VALUES_AT_A_TIME // (num_labels * size[0] * size[1]))
 
 
-def cross_entropy_sum(logits: torch.Tensor, labels: torch.Tensor, ignore_index: int = 255) -> torch.Tensor:
+def cross_entropy_sum(
+    logits: torch.Tensor, labels: torch.Tensor, ignore_index: int = 255, class_weights: torch.Tensor | None = None
+) -> torch.Tensor:
     """
     Cross-entropy summed over the pixels that are not ignored.
 
@@ -28,11 +30,14 @@ def cross_entropy_sum(logits: torch.Tensor, labels: torch.Tensor, ignore_index: 
         logits (`torch.Tensor`): float (batch, num_labels, height, width).
         labels (`torch.Tensor`): int64 (batch, height, width), in [0, num_labels) or `ignore_index`.
         ignore_index (`int`): label of pixels that do not count.
+        class_weights (`torch.Tensor`, *optional*): float (num_labels,), factor of a pixel by its label.
 
     Returns:
         `torch.Tensor`: float scalar; 0 with zero gradient if every pixel is ignored.
     """
-    return F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="sum")
+    if class_weights is not None:
+        class_weights = class_weights.to(logits.dtype)
+    return F.cross_entropy(logits, labels, class_weights, ignore_index=ignore_index, reduction="sum")
 
 
 __all__ = ["at_least_float32", "cross_entropy_sum", "images_at_a_time", "upsample"]

@@ -24,6 +24,7 @@ from . import storage
 from .arguments import AllSparkTrainingArguments
 from .checkpoints import Checkpoints
 from .checks import check_datasets, check_evaluation, check_model, check_output_dir
+from .class_weights import class_weights
 from .faults import sole_training, telling_faults
 from .finite import FiniteGuard, finite_mean
 from .hub import HubSide
@@ -132,6 +133,8 @@ class AllSparkTrainer(Trainer):
         self.sampler = self._make_sampler() if train_dataset is not None else None
         self.method = METHODS[args.method](args, model.config.semantic_loss_ignore_index)
         self._method_rates = self.method.attach(model, args.device)
+        weights = class_weights(args, train_dataset, model.config)
+        self.method.class_weights = None if weights is None else weights.to(args.device)
         self.processes = Processes(self)
         self.checkpoints = Checkpoints(self)
         self.record = RunRecord(self)
@@ -272,7 +275,7 @@ class AllSparkTrainer(Trainer):
         Pixels per batch, averaged over the batches and processes of one update: dividing each batch's summed loss by
         it makes accumulation and processes add up to exactly the mean over all pixels of the update.
         """
-        labeled = sum((batch["labels"] != self.method.ignore_index).sum() for batch in batches)
+        labeled = sum(self.method.count_labeled(batch["labels"]) for batch in batches)
         counts = [labeled.reshape(1)]
         if self.method.uses_unlabeled:
             counts.append(sum(self.method.count_unlabeled(MixedBatch(batch)) for batch in batches))

@@ -1,0 +1,55 @@
+"""Weights of the classes in the labeled loss, for data in which some are rare."""
+
+import datasets
+import torch
+
+from ..data.masks import read_label
+from ..methods.base import BALANCED
+from .arguments import AllSparkTrainingArguments
+
+
+def class_weights(
+    args: AllSparkTrainingArguments, train_dataset: datasets.Dataset | None, config
+) -> torch.Tensor | None:
+    """
+    Weights from `args.class_weights`. `balanced` counts the pixels f of each class in all labeled masks and gives it
+    sqrt(median(f) / f) (Alonso et al., ICCV 2021, whose rule is for the images of the last steps); the median is that
+    of the classes that occur, and a class that does not gets the largest of their weights.
+
+    Args:
+        args ([`AllSparkTrainingArguments`]): of the training.
+        train_dataset (`datasets.Dataset`, *optional*): labeled images, read if the weights are to be balanced.
+        config ([`AllSparkFields`]): of the model.
+
+    Returns:
+        `torch.Tensor`, *optional*: float32 (num_labels,); None without `class_weights`.
+
+    Raises:
+        ValueError: if there are not as many weights as classes, or no labeled pixel at all.
+    """
+    given, num_labels = args.class_weights, config.num_labels
+    if given is None or (given == [BALANCED] and train_dataset is None):
+        return None
+    if given != [BALANCED]:
+        if len(given) != num_labels:
+            raise ValueError(f"class_weights has {len(given)} numbers, but there are {num_labels} classes.")
+        return torch.tensor([float(weight) for weight in given])
+    counts = _pixels_of_classes(args, train_dataset, num_labels, config.semantic_loss_ignore_index).double()
+    occurs = counts > 0
+    if not occurs.any():
+        raise ValueError("class_weights=balanced needs labeled pixels, but every pixel of the masks is ignored.")
+    weights = (counts[occurs].quantile(0.5) / counts).sqrt()
+    return weights.where(occurs, weights[occurs].max()).float()
+
+
+def _pixels_of_classes(args, dataset: datasets.Dataset, num_labels: int, ignore_index: int) -> torch.Tensor:
+    """int64 (num_labels,): the pixels of each class in all masks."""
+    counts = torch.zeros(num_labels, dtype=torch.int64)
+    for row, example in enumerate(dataset):
+        mask = example[args.label_column_name]
+        label = torch.from_numpy(read_label(mask, mask.size, num_labels, ignore_index, f"labeled row {row}"))
+        counts += label[label != ignore_index].long().bincount(minlength=num_labels)
+    return counts
+
+
+__all__ = ["class_weights"]
