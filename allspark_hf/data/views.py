@@ -23,12 +23,15 @@ class View:
         strong (`bool`): whether the colors are jittered, grayed and blurred, each with its probability.
         cutmix (`bool`): whether a box is drawn that the view shares with a partner, see [`draw_cutmix_box`].
         channel_bits (`bool`): whether bits are drawn for the dropout of feature channels, `CHANNEL_BITS` an image.
+        class_mix (`float`): probability that classes are drawn that the view gives a partner, see
+            [`draw_class_order`].
     """
 
     name: str
     strong: bool = False
     cutmix: bool = False
     channel_bits: bool = False
+    class_mix: float = 0.0
 
 
 WEAK = View("weak")
@@ -53,6 +56,12 @@ def draw_cutmix_box(crop: tuple[int, int], rng: np.random.Generator) -> tuple[in
             return top, left, top + height, left + width
 
 
+def draw_class_order(num_labels: int, probability: float, rng: np.random.Generator) -> np.ndarray:
+    """int64 (num_labels,): a random order of the classes, or all -1, so that ClassMix leaves the image alone."""
+    order = rng.permutation(num_labels)
+    return order if rng.random() < probability else np.full_like(order, -1)
+
+
 def inside_boxes(boxes: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """bool (batch, height, width), True inside: from int64 (batch, 4) of [`draw_cutmix_box`] and (height, width)."""
     rows, columns = (torch.arange(side, device=boxes.device) for side in size)
@@ -60,4 +69,14 @@ def inside_boxes(boxes: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     return (rows[:, None] >= top) & (rows[:, None] < bottom) & (columns >= left) & (columns < right)
 
 
-__all__ = ["CHANNEL_BITS", "STRONG", "STRONG_1", "STRONG_2", "WEAK", "View", "draw_cutmix_box", "inside_boxes"]
+__all__ = [
+    "CHANNEL_BITS",
+    "STRONG",
+    "STRONG_1",
+    "STRONG_2",
+    "WEAK",
+    "View",
+    "draw_class_order",
+    "draw_cutmix_box",
+    "inside_boxes",
+]

@@ -3,6 +3,7 @@
 from .allspark import AllSpark
 from .base import Method, MethodArguments, MixedBatch, PixelCounts, StepLosses
 from .fixmatch import FixMatch
+from .memory_contrastive import MemoryContrastive
 from .pseudo_label import PseudoLabel
 from .supervised import Supervised
 from .unimatch_v2 import UniMatchV2
@@ -13,6 +14,7 @@ METHODS: dict[str, type[Method]] = {
     "pseudo_label": PseudoLabel,
     "fixmatch": FixMatch,
     "unimatch_v2": UniMatchV2,
+    "memory_contrastive": MemoryContrastive,
     "allspark": AllSpark,
 }
 
@@ -27,6 +29,7 @@ __all__ = [
     "METHODS",
     "AllSpark",
     "FixMatch",
+    "MemoryContrastive",
     "Method",
     "MethodArguments",
     "MixedBatch",

@@ -132,6 +132,8 @@ class AllSparkTrainer(Trainer):
         self._terms: dict[str, list[torch.Tensor]] = defaultdict(list)
         self.sampler = self._make_sampler() if train_dataset is not None else None
         self.method = METHODS[args.method](args, model.config.semantic_loss_ignore_index)
+        if self.sampler is not None:
+            self.method.num_images = (self.sampler.num_labeled, self.sampler.num_unlabeled)
         self._method_rates = self.method.attach(model, args.device)
         weights = class_weights(args, train_dataset, model.config)
         self.method.class_weights = None if weights is None else weights.to(args.device)

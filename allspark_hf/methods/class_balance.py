@@ -1,0 +1,55 @@
+"""Class weights from the classes that the last batches showed (Alonso et al., ICCV 2021; there on Cityscapes only)."""
+
+import torch
+from torch import nn
+
+from .pixel_heads import class_counts, over_processes
+
+
+class ClassBalance(nn.Module):
+    """
+    Counts pixels of each class batch by batch: of the first batches that have shown the labeled set once, and of the
+    last ones that have shown the unlabeled set once.
+
+    Args:
+        labeled_batches (`int`): batches that show the labeled set once.
+        unlabeled_batches (`int`): batches that show the unlabeled set once.
+        num_labels (`int`): classes.
+
+    Buffers:
+        labeled: int64 (labeled_batches, num_labels), pixels of each class in the first batches' labels.
+        unlabeled: int64 (unlabeled_batches, num_labels), pixels in the last batches' pseudo-labels, newest last.
+        seen: int64 scalar, batches counted so far.
+    """
+
+    def __init__(self, labeled_batches: int, unlabeled_batches: int, num_labels: int):
+        super().__init__()
+        self.register_buffer("labeled", torch.zeros(labeled_batches, num_labels, dtype=torch.int64))
+        self.register_buffer("unlabeled", torch.zeros(unlabeled_batches, num_labels, dtype=torch.int64))
+        self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
+
+    @torch.no_grad()
+    def count(self, labels: torch.Tensor, pseudo_labels: torch.Tensor):
+        """Adds a batch of all processes, from int64 (batch, height, width) twice; what is no class does not count."""
+        of_labels, of_pseudo_labels = (
+            over_processes(class_counts(one, self.labeled.shape[1])) for one in (labels, pseudo_labels)
+        )
+        first = torch.arange(len(self.labeled), device=labels.device)[:, None] == self.seen
+        self.labeled.copy_(of_labels.where(first, self.labeled))
+        self.unlabeled.copy_(torch.cat([self.unlabeled[1:], of_pseudo_labels[None]]))
+        self.seen += 1
+
+    def weights(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """
+        Float (num_labels,): sqrt(median frequency / frequency); the largest of these for a class that never was, and
+        ones until both tables are full.
+        """
+        frequencies = (self.labeled.sum(dim=0) + self.unlabeled.sum(dim=0)).to(dtype)
+        middle = frequencies.sort().values[[(len(frequencies) - 1) // 2, len(frequencies) // 2]].mean()
+        weights = (middle / frequencies).sqrt()
+        finite = weights.isfinite()
+        weights = weights.where(finite, weights.where(finite, 1).amax())
+        return weights.where(self.seen >= max(len(self.labeled), len(self.unlabeled)), 1)
+
+
+__all__ = ["ClassBalance"]

@@ -1,0 +1,86 @@
+"""The contrastive part of Alonso et al. (ICCV 2021): heads on the decoder's features, and the memory they fill."""
+
+import torch
+from torch import nn
+
+from .contrastive import contrastive_loss
+from .pixel_heads import ClassMLP, pixel_rows
+from .pixel_memory import PixelMemory
+from .pixel_teacher import TeacherPrediction
+
+
+WIDTH = 256  # channels of a projected pixel
+MEMORY_ROWS = 256  # of each class
+GOOD_CONFIDENCE = 0.95  # of the teacher, above which a labeled pixel may enter the memory
+
+
+def contrast_heads(num_labels: int, features: int, scored_memory: bool) -> nn.ModuleDict:
+    """
+    What is trained beside the model: `projection` and `prediction` of a pixel, `selectors` that score it for each
+    class, and with `scored_memory` `memory_selectors` that do so for the memory's rows.
+
+    Args:
+        num_labels (`int`): classes.
+        features (`int`): channels of the decoder's features.
+        scored_memory (`bool`): see above.
+    """
+    heads = {"projection": ClassMLP(1, features, WIDTH, WIDTH), "prediction": ClassMLP(1, WIDTH, WIDTH, WIDTH)}
+    selectors = ["selectors", "memory_selectors"] if scored_memory else ["selectors"]
+    return nn.ModuleDict(heads | {name: ClassMLP(num_labels, WIDTH, WIDTH, 1, slope=0.2) for name in selectors})
+
+
+class PixelContrast(nn.Module):
+    """
+    Fills a memory with good labeled pixels, and draws pixels towards that of their class. Features are what the
+    classifier gets, at every position of a stride of about 4 pixels: see [`pixel_rows`].
+
+    Args:
+        config ([`AllSparkFields`]): of the model.
+        quota (`int`): rows that a class may get from one batch of all processes.
+        keep (`str`): `"lowest"` or `"highest"`, see [`PixelMemory.update`].
+    """
+
+    def __init__(self, config, quota: int, keep: str):
+        super().__init__()
+        self.keep, self.ignore_index = keep, config.semantic_loss_ignore_index
+        self.padded_multiple = getattr(config, "padded_multiple", 1)
+        self.memory = PixelMemory(config.num_labels, MEMORY_ROWS, quota, WIDTH)
+
+    @torch.no_grad()
+    def fill(self, predicted: TeacherPrediction, labels: torch.Tensor, heads: nn.ModuleDict):
+        """
+        Offers the memory the pixels of which the teacher is right and sure.
+
+        Args:
+            predicted ([`TeacherPrediction`]): of labeled images.
+            labels (`torch.Tensor`): int64 (labeled, height, width), class or the ignore index.
+            heads (`nn.ModuleDict`): of [`contrast_heads`], the teacher's.
+        """
+        good = (predicted.labels == labels) & (predicted.confidence > GOOD_CONFIDENCE)
+        with torch.autocast(labels.device.type, enabled=False):
+            rows, labels, mask = self._rows(predicted.features, labels.where(good, self.ignore_index))
+            rows = heads["projection"](rows[None], mask)[0]
+            self.memory.update(rows, labels, heads["selectors"], self.keep)
+
+    def loss(self, features: torch.Tensor, labels: torch.Tensor, heads: nn.ModuleDict) -> torch.Tensor:
+        """
+        Float scalar of a batch of all processes, see [`contrastive_loss`].
+
+        Args:
+            features (`torch.Tensor`): float (batch, channels, head height, head width), of the student's decoder.
+            labels (`torch.Tensor`): int64 (batch, height, width), class or the ignore index.
+            heads (`nn.ModuleDict`): of [`contrast_heads`], the student's.
+        """
+        with torch.autocast(labels.device.type, enabled=False):
+            rows, labels, mask = self._rows(features, labels)
+            rows = heads["prediction"](heads["projection"](rows[None], mask), mask)[0]
+            memory_selectors = heads["memory_selectors"] if "memory_selectors" in heads else None  # noqa: SIM401
+            return contrastive_loss(rows, labels, self.memory, heads["selectors"], memory_selectors)
+
+    def _rows(self, features, labels) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Float (rows, channels), int64 (rows,) and bool (1, rows), False where ignored."""
+        rows, labels = pixel_rows(features, labels, self.ignore_index, self.padded_multiple)
+        return rows, labels, (labels != self.ignore_index)[None]
+
+
+__all__ = ["MEMORY_ROWS", "PixelContrast", "contrast_heads"]
