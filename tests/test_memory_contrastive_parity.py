@@ -363,13 +363,13 @@ def test_full_steps(load, description, begun):
         predicted = method.teacher.predict((step["unlabeled_images"].double() - mean) / 255)
         assert torch.equal(predicted.labels, step["pseudo_label"].long())
         assert_near(predicted.confidence, step["max_probs"], TOLERANCE, f"confidence of step {update}")
-        weights = method.class_weights(step["labels"].long(), predicted.labels)
+        weights = method.batch_weights(step["labels"].long(), predicted.labels)
         expected = step["class_weights"]
         assert_near(torch.ones_like(expected) if weights is None else weights, expected, TOLERANCE, "class weights")
         labels, strong_labels = step["labels_aug"].long(), step["joined_pseudolabels"].long()
         batch = {"pixel_values": (step["images_aug"] - mean) / 255, "labels": labels}
         strong = (step["joined_unlabeled"] - mean) / 255
-        pixels = PixelCounts((labels != given["ignore"]).sum().double(), torch.tensor(strong_labels.numel() / 2))
+        pixels = PixelCounts((labels != given["ignore"]).sum().double(), torch.tensor([strong_labels.numel() / 2]))
         loss, terms = method.losses(model, batch, strong, step["joined_maxprobs"], strong_labels, weights, pixels, 0)
         names = {"loss_x": "labeled_loss", "loss_u": "loss_ce_unlabeled", "loss_entropy": "entropy"}
         names |= {"loss_contrast_x": "loss_contr_labeled", "loss_contrast_u": "loss_contr_unlabeled"}

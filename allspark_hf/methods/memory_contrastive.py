@@ -50,6 +50,13 @@ class MemoryContrastiveArguments(UnlabeledArguments):
         resume="refused",
         shown=True,
     )
+    memory_confidence: float = argument(
+        0.95,
+        "The memory takes labeled pixels only that the teacher gives their class with a higher probability.",
+        interval="[0, 1]",
+        resume="changed",
+        shown=True,
+    )
     memory_keeps: str = argument(
         "lowest",
         "Which of a class's pixels enter the memory if there are too many: those that the selector scores lowest, as "
@@ -110,7 +117,7 @@ class MemoryContrastive(Method):
         heads = contrast_heads(config.num_labels, config.decoder_hidden_size, self.args.memory_weights == "scored")
         heads.to(model.dtype)
         per_image = rows_per_image(MEMORY_ROWS, max(1, self.num_images[0]), self.args.memory_inflow)
-        self.contrast = PixelContrast(config, batch[0] * per_image, self.args.memory_keeps).to(model.dtype)
+        self.contrast = PixelContrast(config, self.args, batch[0] * per_image).to(model.dtype)
         if self.args.balance_classes:
             batches = [max(1, images // size) for images, size in zip(self.num_images, batch, strict=True)]
             self.balance = ClassBalance(*batches, config.num_labels)
@@ -141,16 +148,16 @@ class MemoryContrastive(Method):
 
     def step(self, model, batch, pixels, epoch):
         predicted = self.teacher.predict(batch["unlabeled_pixel_values"])
-        pseudo_labels = self.without_padding(predicted.labels, batch["unlabeled_pixel_mask"])
+        pseudo_labels = predicted.labels.where(self.shown(batch), self.ignore_index)
         strong, confidence, strong_labels = self.strong_views(batch, predicted.confidence, pseudo_labels)
-        weights = self.class_weights(batch["labels"], pseudo_labels)
+        weights = self.batch_weights(batch["labels"], pseudo_labels)
         loss, terms = self.losses(model, batch, strong, confidence, strong_labels, weights, pixels, epoch)
         terms["pseudo_confidence"] = self.confidence(
             predicted.confidence[:, ::CONFIDENCE_STEP, ::CONFIDENCE_STEP], pseudo_labels
         )
         return StepLosses(loss, terms, pseudo_labels)
 
-    def class_weights(self, labels, pseudo_labels) -> torch.Tensor | None:
+    def batch_weights(self, labels, pseudo_labels) -> torch.Tensor | None:
         """Float (num_labels,) from this batch on, or None for ones."""
         if not self.args.balance_classes:
             return None
@@ -182,7 +189,7 @@ class MemoryContrastive(Method):
         weight = self.args.unlabeled_loss_weight if epoch >= self.args.unlabeled_warmup_epochs else 0.0
         weight *= ramp_up(self.updates, self.contrast_start)
         loss_strong, loss_u, entropy = confident_loss(
-            unlabeled.logits, strong_labels, confidence, ignore_index, 2 * pixels.unlabeled, weights, weight
+            unlabeled.logits, strong_labels, confidence, ignore_index, 2 * pixels.unlabeled[0], weights, weight
         )
         loss = loss_x + loss_strong
         terms = {"loss_x": loss_x, "loss_u": loss_u, "used_x": used_x, "loss_entropy": entropy}

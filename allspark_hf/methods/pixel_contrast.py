@@ -11,7 +11,6 @@ from .pixel_teacher import TeacherPrediction
 
 WIDTH = 256  # channels of a projected pixel
 MEMORY_ROWS = 256  # of each class
-GOOD_CONFIDENCE = 0.95  # of the teacher, above which a labeled pixel may enter the memory
 
 
 def contrast_heads(num_labels: int, features: int, scored_memory: bool) -> nn.ModuleDict:
@@ -36,13 +35,13 @@ class PixelContrast(nn.Module):
 
     Args:
         config ([`AllSparkFields`]): of the model.
+        args ([`MemoryContrastiveArguments`]): which pixels are good, and which of them are taken.
         quota (`int`): rows that a class may get from one batch of all processes.
-        keep (`str`): `"lowest"` or `"highest"`, see [`PixelMemory.update`].
     """
 
-    def __init__(self, config, quota: int, keep: str):
+    def __init__(self, config, args, quota: int):
         super().__init__()
-        self.keep, self.ignore_index = keep, config.semantic_loss_ignore_index
+        self.args, self.ignore_index = args, config.semantic_loss_ignore_index
         self.padded_multiple = getattr(config, "padded_multiple", 1)
         self.memory = PixelMemory(config.num_labels, MEMORY_ROWS, quota, WIDTH)
 
@@ -56,11 +55,11 @@ class PixelContrast(nn.Module):
             labels (`torch.Tensor`): int64 (labeled, height, width), class or the ignore index.
             heads (`nn.ModuleDict`): of [`contrast_heads`], the teacher's.
         """
-        good = (predicted.labels == labels) & (predicted.confidence > GOOD_CONFIDENCE)
+        good = (predicted.labels == labels) & (predicted.confidence > self.args.memory_confidence)
         with torch.autocast(labels.device.type, enabled=False):
             rows, labels, mask = self._rows(predicted.features, labels.where(good, self.ignore_index))
             rows = heads["projection"](rows[None], mask)[0]
-            self.memory.update(rows, labels, heads["selectors"], self.keep)
+            self.memory.update(rows, labels, heads["selectors"], self.args.memory_keeps)
 
     def loss(self, features: torch.Tensor, labels: torch.Tensor, heads: nn.ModuleDict) -> torch.Tensor:
         """
