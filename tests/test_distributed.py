@@ -38,6 +38,9 @@ EQUAL = {
     "allspark": {"method": "allspark", "num_unlabeled": 8, "num_train_epochs": 2, "memory_warmup_epochs": 1},
 }
 EQUAL["sample"] = {"method": "sample", "num_unlabeled": 8, "max_steps": 2, "max_grad_norm": 0.01}
+# Its heads have batch statistics, those of all processes. The second step fills the memory and has the contrast.
+EQUAL["memory_contrastive"] = {"method": "memory_contrastive", "num_unlabeled": 8, "max_steps": 2}
+EQUAL["memory_contrastive"] |= {"contrast_start": 0, "memory_confidence": 0.3, "memory_inflow": 0.2}
 EQUAL["sync_batchnorm"] = {**EQUAL["pseudo_label"], "switches": {"batch_norm": True}, "sync_batchnorm": True}
 EQUAL = {name: {**job, "exact": True, "seed": 1} for name, job in EQUAL.items()}
 STREAM = {"method": "pseudo_label", "num_unlabeled": 12, "stream": True, "num_train_epochs": 2, "seed": 1}

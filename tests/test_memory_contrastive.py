@@ -1,23 +1,152 @@
-"""The method `memory_contrastive` in training: how the batch is cut, resuming, options, encoders; no waiting."""
+"""The method `memory_contrastive` in training: options, encoders, resuming; and its pieces at their edges.
 
+tests/test_memory_contrastive_parity.py compares it to the authors' code, tests/test_distributed.py two processes to
+one, and tests/test_step.py shows that the host never waits.
+"""
+
+import numpy as np
 import pytest
 import torch
-from run_training import build_trainer, result_of
+from run_training import build_trainer, make_trainer, result_of
+from safetensors.torch import load_file
+from test_backbone import tiny_backbone_model
 from test_distributed import differing
+from test_method import mixed_dataset
+
+from allspark_hf.data.mixed import Draw
+from allspark_hf.data.views import WEAK, View, draw_class_order
+from allspark_hf.methods.class_mix import class_mix, mix_with_neighbors
+from allspark_hf.methods.pixel_heads import ClassMLP, pixel_rows
+from allspark_hf.methods.pixel_memory import PixelMemory
 
 
-METHOD = {"method": "memory_contrastive", "num_unlabeled": 12, "seed": 1, "contrast_start": 1}
-SAVING = {**METHOD, "max_steps": 6, "save_strategy": "steps", "save_steps": 4}
+METHOD = {"method": "memory_contrastive", "num_unlabeled": 12, "seed": 1, "memory_confidence": 0.3}
 
 
-def test_resume_is_bit_identical(tmp_path):
-    """From a step after the contrast has begun: with teacher, memory, heads, and dropout in both networks."""
-    whole = build_trainer({**SAVING, "output_dir": str(tmp_path), "balance_classes": True})
+def assert_contrast(trainer):
+    """The last step had both contrastive losses, from a memory with something in it."""
+    last = [entry for entry in trainer.state.log_history if "loss_x" in entry][-1]
+    assert all(0 < last[name] < 2 for name in ("loss_contrast_x", "loss_contrast_u"))
+    assert trainer.method.contrast.memory.fill.max() > 1
+
+
+# ---- Training ----
+
+
+def test_resumed_and_published(tmp_path):
+    """With accumulation and dropout; from a checkpoint after the contrast has begun."""
+    settings = {**METHOD, "max_steps": 4, "save_strategy": "steps", "save_steps": 2, "gradient_accumulation_steps": 2}
+    settings |= {"contrast_start": 0, "balance_classes": True, "output_dir": str(tmp_path)}
+    whole = build_trainer({**settings})
     whole.train()
-    memory = whole.method.contrast.memory
-    print(memory.fill, [entry for entry in whole.state.log_history][:6])
-    resumed = build_trainer({**SAVING, "output_dir": str(tmp_path), "balance_classes": True, "switches": {"seed": 9}})
-    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert_contrast(whole)
+    assert whole.method.updates == 4 and whole.method.balance.seen == 8
+    resumed = build_trainer({**settings, "switches": {"seed": 9}})
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     assert result_of(resumed)["losses"] == result_of(whole)["losses"]
     for one, other in ((resumed.model, whole.model), (resumed.method, whole.method)):
         assert differing(one.state_dict(), other.state_dict()) == []
+    resumed.save_model()
+    names = load_file(tmp_path / "model.safetensors").keys()
+    assert names and not [name for name in names if name.startswith(("method", "teacher", "contrast"))]
+
+
+def test_what_the_paper_says_instead(tmp_path):
+    """The highest scores enter the memory, its rows are scored, and the teacher predicts in eval mode."""
+    settings = {"memory_keeps": "highest", "memory_weights": "scored", "teacher_mode": "eval", "contrast_start": 0}
+    trainer = build_trainer({**METHOD, **settings, "max_steps": 2, "output_dir": str(tmp_path)})
+    start = trainer.model.method_modules["memory_selectors"].output_weight.detach().clone()
+    trainer.train()
+    assert_contrast(trainer)
+    teacher, student = trainer.method.teacher, trainer.model
+    assert not any(module.training for module in teacher.modules())
+    assert torch.equal(teacher.model.decode_head.batch_norm.running_var, student.decode_head.batch_norm.running_var)
+    assert not torch.equal(start, trainer.model.method_modules["memory_selectors"].output_weight)
+
+
+def test_the_teacher_of_the_published_code_keeps_statistics_of_its_own(tmp_path):
+    trainer = build_trainer({**METHOD, "max_steps": 1, "output_dir": str(tmp_path)})
+    trainer.train()
+    teacher, student = trainer.method.teacher.model, trainer.model
+    assert all(module.training for module in teacher.modules())
+    assert torch.equal(teacher.decode_head.classifier.weight, student.decode_head.classifier.weight)  # first update
+    assert teacher.decode_head.batch_norm.num_batches_tracked == 1  # labeled images are not asked about yet
+    assert student.decode_head.batch_norm.num_batches_tracked == 2
+    assert trainer.method.evaluated_model(student) is student
+
+
+@pytest.mark.parametrize(
+    ("encoder", "fields"), [("dinov2", {}), ("dinov2", {"head": "all_mlp"}), ("resnet", {})], ids=str
+)
+def test_every_encoder_and_head(tmp_path, encoder, fields):
+    model = tiny_backbone_model(encoder, use_cross_attention=False, use_memory=False, use_grouping=False, **fields)
+    trainer = make_trainer(model, output_dir=str(tmp_path), **METHOD, max_steps=2, contrast_start=0)
+    trainer.train()
+    assert_contrast(trainer)
+
+
+def test_when_the_contrast_begins(tmp_path):
+    method = build_trainer({**METHOD, "output_dir": str(tmp_path)}).method
+    starts = {}
+    for method.num_updates in (300, 10_000, 150_000):
+        starts[method.num_updates] = method.contrast_start
+    assert starts == {300: 60, 10_000: 2000, 150_000: 2000}
+
+
+# ---- Pieces ----
+
+
+def test_the_highest_scores_come_first():
+    torch.manual_seed(0)
+    rows, labels, selectors = torch.randn(9, 4), torch.zeros(9, dtype=torch.int64), ClassMLP(2, 4, 4, 1)
+    scores = selectors(rows[None], torch.ones(1, 9, dtype=torch.bool)).flatten()
+    for keep, descending in (("lowest", False), ("highest", True)):
+        memory = PixelMemory(num_classes=2, size=8, quota=3, width=4)
+        memory.update(rows, labels, selectors, keep)
+        assert memory.fill.tolist() == [3, 0]
+        assert torch.equal(memory.rows[0, :3], rows[scores.argsort(descending=descending)[:3]])
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_few_pixels(number):
+    """None change nothing, one gives its bias, and neither is an error, as one is in the published code."""
+    mlp, mask = ClassMLP(1, 3, 4, 2), torch.arange(5)[None] < number
+    given = torch.randn(1, 5, 3, requires_grad=True)
+    mlp(given, mask)[mask].sum().backward()
+    assert given.grad.isfinite().all() and mlp.num_batches_tracked == 0 and mlp.running_mean.abs().max() == 0
+
+
+def test_rows_of_feature_maps():
+    labels = torch.arange(64 * 64).view(1, 64, 64)
+    rows, of_rows = pixel_rows(torch.zeros(1, 2, 16, 16), labels, 9999)
+    assert rows.shape == (256, 2) and torch.equal(of_rows, labels[:, ::4, ::4].flatten())
+    # 40 positions for 70 pixels, of which 6 are padding: every second position.
+    rows, of_rows = pixel_rows(torch.zeros(1, 2, 40, 40), labels, 9999, multiple=14)
+    assert rows.shape == (400, 2)
+    place = [int(1.75 * position) for position in range(0, 40, 2)]
+    assert of_rows.view(20, 20)[0].tolist() == [one if one < 64 else 9999 for one in place]
+
+
+def test_class_mix_of_neighbors():
+    labels = torch.tensor([0, 1, 2, 0, 1])[:, None, None].repeat(1, 2, 2)
+    labels[1, 0] = 2
+    orders = torch.tensor([0, 1, 2]).repeat(5, 1)
+    (mixed,) = mix_with_neighbors(orders, labels, labels)
+    assert mixed.tolist() == [labels[1].tolist(), [[0, 0]] * 2, [[0, 0]] * 2, [[2, 2]] * 2, [[1, 1]] * 2]
+    orders[:] = -1
+    assert torch.equal(mix_with_neighbors(orders, labels, labels)[0], labels)
+    chosen = torch.tensor([[False, True, False]]).repeat(5, 1)
+    (mixed,) = class_mix(chosen, labels, torch.tensor([1, 0, 2, 3, 4]), labels)
+    assert mixed[0].tolist() == [[0, 0], [1, 1]]
+
+
+def test_class_orders_follow_from_the_seed():
+    views = {"unlabeled_views": (WEAK, View("strong_1", strong=True, class_mix=1.0))}
+    draw = Draw(False, 1, 4, 9)
+    first, again = (mixed_dataset(**views)[draw] for _ in range(2))
+    assert torch.equal(first["class_order_strong_1"], again["class_order_strong_1"])
+    assert sorted(first["class_order_strong_1"].tolist()) == [0, 1, 2]
+    plain = mixed_dataset(unlabeled_views=(WEAK, View("strong_1", strong=True)))[draw]
+    assert torch.equal(first["pixel_values_strong_1"], plain["pixel_values_strong_1"])
+    drawn = [draw_class_order(3, 0.75, np.random.default_rng(seed))[0] >= 0 for seed in range(400)]
+    assert 260 < sum(drawn) < 340
