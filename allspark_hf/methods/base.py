@@ -104,6 +104,7 @@ class Method(nn.Module):
     needs_bottleneck = False
 
     num_updates = 0  # of the whole training; the trainer sets it before the first step
+    updates = 0  # so far; the trainer sets it when training begins or goes on
     num_images = (0, 0)  # labeled and unlabeled ones of an epoch; the trainer sets it before `build`
 
     def __init__(self, args, ignore_index: int):

@@ -12,8 +12,8 @@ class ClassBalance(nn.Module):
     last ones that have shown the unlabeled set once.
 
     Args:
-        labeled_batches (`int`): batches that show the labeled set once.
-        unlabeled_batches (`int`): batches that show the unlabeled set once.
+        labeled_batches (`int`): batches that show the labeled set once, rounded down; at least one is counted.
+        unlabeled_batches (`int`): likewise for the unlabeled set.
         num_labels (`int`): classes.
 
     Buffers:
@@ -24,8 +24,8 @@ class ClassBalance(nn.Module):
 
     def __init__(self, labeled_batches: int, unlabeled_batches: int, num_labels: int):
         super().__init__()
-        self.register_buffer("labeled", torch.zeros(labeled_batches, num_labels, dtype=torch.int64))
-        self.register_buffer("unlabeled", torch.zeros(unlabeled_batches, num_labels, dtype=torch.int64))
+        for name, batches in (("labeled", labeled_batches), ("unlabeled", unlabeled_batches)):
+            self.register_buffer(name, torch.zeros(max(1, batches), num_labels, dtype=torch.int64))
         self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
 
     @torch.no_grad()

@@ -5,7 +5,7 @@ from torch import nn
 
 from .contrastive import contrastive_loss
 from .pixel_heads import ClassMLP, pixel_rows
-from .pixel_memory import PixelMemory
+from .pixel_memory import PixelMemory, rows_per_image
 from .pixel_teacher import TeacherPrediction
 
 
@@ -13,37 +13,41 @@ WIDTH = 256  # channels of a projected pixel
 MEMORY_ROWS = 256  # of each class
 
 
-def contrast_heads(num_labels: int, features: int, scored_memory: bool) -> nn.ModuleDict:
-    """
-    What is trained beside the model: `projection` and `prediction` of a pixel, `selectors` that score it for each
-    class, and with `scored_memory` `memory_selectors` that do so for the memory's rows.
-
-    Args:
-        num_labels (`int`): classes.
-        features (`int`): channels of the decoder's features.
-        scored_memory (`bool`): see above.
-    """
-    heads = {"projection": ClassMLP(1, features, WIDTH, WIDTH), "prediction": ClassMLP(1, WIDTH, WIDTH, WIDTH)}
-    selectors = ["selectors", "memory_selectors"] if scored_memory else ["selectors"]
-    return nn.ModuleDict(heads | {name: ClassMLP(num_labels, WIDTH, WIDTH, 1, slope=0.2) for name in selectors})
-
-
 class PixelContrast(nn.Module):
     """
     Fills a memory with good labeled pixels, and draws pixels towards that of their class. Features are what the
     classifier gets, at every position of a stride of about 4 pixels: see [`pixel_rows`].
 
+    The heads' batch statistics, the memory's quota and the loss are those of one batch of all processes, so that two
+    processes equal one with twice the batch; accumulated batches each have their own.
+
     Args:
         config ([`AllSparkFields`]): of the model.
-        args ([`MemoryContrastiveArguments`]): which pixels are good, and which of them are taken.
-        quota (`int`): rows that a class may get from one batch of all processes.
+        args ([`MemoryContrastiveArguments`]): which pixels are good, which of them are taken, and how they weigh.
+        batch_size (`int`): labeled images of a batch of all processes.
+        num_labeled (`int`): labeled images.
     """
 
-    def __init__(self, config, args, quota: int):
+    def __init__(self, config, args, batch_size: int, num_labeled: int):
         super().__init__()
-        self.args, self.ignore_index = args, config.semantic_loss_ignore_index
+        self.args, self.num_labels, self.ignore_index = args, config.num_labels, config.semantic_loss_ignore_index
         self.padded_multiple = getattr(config, "padded_multiple", 1)
-        self.memory = PixelMemory(config.num_labels, MEMORY_ROWS, quota, WIDTH)
+        quota = batch_size * rows_per_image(MEMORY_ROWS, max(1, num_labeled), args.memory_inflow)
+        self.memory = PixelMemory(self.num_labels, MEMORY_ROWS, quota, WIDTH)
+
+    def make_heads(self, features: int) -> nn.ModuleDict:
+        """
+        What is trained beside the model: `projection` and `prediction` of a pixel, `selectors` that score it for each
+        class, and with scored memory weights `memory_selectors` that do so for the memory's rows.
+
+        Args:
+            features (`int`): channels of the decoder's features.
+        """
+        heads = {"projection": ClassMLP(1, features, WIDTH, WIDTH), "prediction": ClassMLP(1, WIDTH, WIDTH, WIDTH)}
+        selectors = ["selectors", "memory_selectors"] if self.args.memory_weights == "scored" else ["selectors"]
+        return nn.ModuleDict(
+            heads | {name: ClassMLP(self.num_labels, WIDTH, WIDTH, 1, slope=0.2) for name in selectors}
+        )
 
     @torch.no_grad()
     def fill(self, predicted: TeacherPrediction, labels: torch.Tensor, heads: nn.ModuleDict):
@@ -53,7 +57,7 @@ class PixelContrast(nn.Module):
         Args:
             predicted ([`TeacherPrediction`]): of labeled images.
             labels (`torch.Tensor`): int64 (labeled, height, width), class or the ignore index.
-            heads (`nn.ModuleDict`): of [`contrast_heads`], the teacher's.
+            heads (`nn.ModuleDict`): of `make_heads`, the teacher's.
         """
         good = (predicted.labels == labels) & (predicted.confidence > self.args.memory_confidence)
         with torch.autocast(labels.device.type, enabled=False):
@@ -68,7 +72,7 @@ class PixelContrast(nn.Module):
         Args:
             features (`torch.Tensor`): float (batch, channels, head height, head width), of the student's decoder.
             labels (`torch.Tensor`): int64 (batch, height, width), class or the ignore index.
-            heads (`nn.ModuleDict`): of [`contrast_heads`], the student's.
+            heads (`nn.ModuleDict`): of `make_heads`, the student's.
         """
         with torch.autocast(labels.device.type, enabled=False):
             rows, labels, mask = self._rows(features, labels)
@@ -82,4 +86,4 @@ class PixelContrast(nn.Module):
         return rows, labels, (labels != self.ignore_index)[None]
 
 
-__all__ = ["MEMORY_ROWS", "PixelContrast", "contrast_heads"]
+__all__ = ["MEMORY_ROWS", "PixelContrast"]

@@ -102,27 +102,6 @@ class _SumByImages(torch.autograd.Function):
         return (gradient * gradient_of_total).to(gradient.dtype), None, None
 
 
-def weighted_cross_entropy(
-    logits: torch.Tensor, labels: torch.Tensor, ignore_index: int, class_weights: torch.Tensor
-) -> torch.Tensor:
-    """
-    The mean cross-entropy of all processes' labeled pixels, weighted by class: the process's share of it.
-
-    Args:
-        logits (`torch.Tensor`): float (labeled, num_labels, any height, any width).
-        labels (`torch.Tensor`): int64 (labeled, height, width), in [0, num_labels) or `ignore_index`.
-        ignore_index (`int`): label of pixels that do not count.
-        class_weights (`torch.Tensor`): float (num_labels,).
-    """
-    valid = labels != ignore_index
-    count = mean_over_processes((class_weights[labels.where(valid, 0)] * valid).sum())
-
-    def terms(images, labels):
-        return [weighted_cross_entropy_sum(images, labels, ignore_index, class_weights) / count]
-
-    return sum_by_images(logits, terms, labels)[0]
-
-
 def confident_loss(
     logits: torch.Tensor,
     labels: torch.Tensor,
@@ -171,6 +150,5 @@ __all__ = [
     "entropy_sum",
     "ramp_up",
     "sum_by_images",
-    "weighted_cross_entropy",
     "weighted_cross_entropy_sum",
 ]

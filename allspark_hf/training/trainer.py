@@ -44,7 +44,7 @@ class _Hooks(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         """The one moment between loading a checkpoint and the first step."""
         trainer = self.trainer
-        trainer.method.num_updates = state.max_steps
+        trainer.method.num_updates, trainer.method.updates = state.max_steps, state.global_step
         trainer.checkpoints.restore(state)
         if trainer.checkpoints.resumed_from is None:
             trainer.method.before_training(trainer.processes.model)
