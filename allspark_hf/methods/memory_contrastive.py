@@ -30,7 +30,6 @@ class MemoryContrastiveArguments(UnlabeledArguments):
         "fills from half of them on. Default: the published 2000, but at most a fifth of the training.",
         interval="[0, inf)",
         resume="changed",
-        common=True,
         shown=True,
     )
     contrast_weight: float = argument(
