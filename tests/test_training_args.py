@@ -45,6 +45,7 @@ def test_every_field_has_help_text_and_known_facts():
     rules = {facts_of(field).resume for field in fields(AllSparkTrainingArguments)}
     assert rules == {"refused", "kept", "changed", "cut", "free"}
     refused = {"method", "optim", "lr_scheduler_type", "freeze_encoder", "freeze_encoder_layers"}
+    refused |= {"memory_inflow", "memory_weights", "teacher_mode", "balance_classes"}
     assert set(names(AllSparkTrainingArguments, resume="refused")) == refused
     kept = {"learning_rate", "head_learning_rate_multiplier", "weight_decay", "sgd_momentum", "decay_norm_and_bias"}
     assert set(names(AllSparkTrainingArguments, resume="kept")) == kept
