@@ -95,7 +95,10 @@ def test_help_shows_the_common_arguments_and_all_on_demand(capsys):
     assert {"--output_dir", "--num_train_epochs", "--dry_run"} <= set(common["training"])
     listed = [name for names in everything.values() for name in names]
     assert sorted(listed) == sorted(f"--{one.name}" for kind in (*TYPES, DryRunArguments) for one in fields(kind))
-    assert "--train_on_padding" in everything["method, pseudo-labels, FixMatch, UniMatch V2, memory contrast and AllSpark"]
+    assert (
+        "--train_on_padding"
+        in everything["method, pseudo-labels, FixMatch, UniMatch V2, memory contrast and AllSpark"]
+    )
     assert "--local_memory" in everything["method, AllSpark"] and "--labeled_loss" in everything["method"]
     assert "--adam_beta1" in everything["training, all of transformers"]
 

@@ -40,7 +40,7 @@ def test_resumed_and_published(tmp_path):
     whole = build_trainer({**settings})
     whole.train()
     assert_contrast(whole)
-    assert whole.method.updates == 4 and whole.method.balance.seen == 8
+    assert whole.method.updates == 4 and whole.method.balance.seen == 4
     resumed = build_trainer({**settings, "switches": {"seed": 9}})
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     assert result_of(resumed)["losses"] == result_of(whole)["losses"]

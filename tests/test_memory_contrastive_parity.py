@@ -146,7 +146,7 @@ def test_class_balance(load, description):
     balance = ClassBalance(sizes["labeled_iters"], sizes["unlabeled_iters"], sizes["classes"])
     steps = sum(name.endswith(".weights") for name in stored)
     for step in range(steps):
-        balance.count(stored[f"step{step}.labels"].long(), stored[f"step{step}.pseudo"].long())
+        balance.count(stored[f"step{step}.labels"].long(), stored[f"step{step}.pseudo"].long(), step)
         expected = stored[f"step{step}.weights"]
         assert_near(balance.weights(torch.float64), expected, TOLERANCE, f"weights after step {step}")
     assert torch.equal(balance.labeled, stored["labeled_frequencies"].long())

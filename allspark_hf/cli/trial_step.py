@@ -69,6 +69,7 @@ def build_trainer(
         "max_steps": 1,
         "gradient_accumulation_steps": 1,
         "memory_warmup_epochs": 0,
+        "contrast_start": -1,
         "unlabeled_warmup_epochs": 0,
         "eval_strategy": IntervalStrategy.NO,
         "save_strategy": SaveStrategy.NO,

@@ -8,36 +8,43 @@ from .pixel_heads import class_counts, over_processes
 
 class ClassBalance(nn.Module):
     """
-    Counts pixels of each class batch by batch: of the first batches that have shown the labeled set once, and of the
-    last ones that have shown the unlabeled set once.
+    Counts the pixels of each class update by update: of the first updates that have shown the labeled set once, and of
+    the last ones that have shown the unlabeled set once.
 
     Args:
-        labeled_batches (`int`): batches that show the labeled set once, rounded down; at least one is counted.
-        unlabeled_batches (`int`): likewise for the unlabeled set.
+        labeled_updates (`int`): updates that show the labeled set once, rounded down; at least one is counted.
+        unlabeled_updates (`int`): likewise for the unlabeled set.
         num_labels (`int`): classes.
 
     Buffers:
-        labeled: int64 (labeled_batches, num_labels), pixels of each class in the first batches' labels.
-        unlabeled: int64 (unlabeled_batches, num_labels), pixels in the last batches' pseudo-labels, newest last.
-        seen: int64 scalar, batches counted so far.
+        labeled: int64 (labeled_updates, num_labels), pixels of each class in the first updates' labels.
+        unlabeled: int64 (unlabeled_updates, num_labels), pixels in the last updates' pseudo-labels, newest last.
+        seen: int64 scalar, updates counted so far.
     """
 
-    def __init__(self, labeled_batches: int, unlabeled_batches: int, num_labels: int):
+    def __init__(self, labeled_updates: int, unlabeled_updates: int, num_labels: int):
         super().__init__()
-        for name, batches in (("labeled", labeled_batches), ("unlabeled", unlabeled_batches)):
-            self.register_buffer(name, torch.zeros(max(1, batches), num_labels, dtype=torch.int64))
+        for name, updates in (("labeled", labeled_updates), ("unlabeled", unlabeled_updates)):
+            self.register_buffer(name, torch.zeros(max(1, updates), num_labels, dtype=torch.int64))
         self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
+        self.update: int | None = None
 
     @torch.no_grad()
-    def count(self, labels: torch.Tensor, pseudo_labels: torch.Tensor):
-        """Adds a batch of all processes, from int64 (batch, height, width) twice; what is no class does not count."""
+    def count(self, labels: torch.Tensor, pseudo_labels: torch.Tensor, update: int):
+        """
+        Adds a batch of all processes, from int64 (batch, height, width) twice; what is no class does not count.
+        `update` tells accumulated batches of one update from those of the next.
+        """
         of_labels, of_pseudo_labels = (
             over_processes(class_counts(one, self.labeled.shape[1])) for one in (labels, pseudo_labels)
         )
-        first = torch.arange(len(self.labeled), device=labels.device)[:, None] == self.seen
-        self.labeled.copy_(of_labels.where(first, self.labeled))
-        self.unlabeled.copy_(torch.cat([self.unlabeled[1:], of_pseudo_labels[None]]))
-        self.seen += 1
+        if update != self.update:
+            self.update = update
+            self.seen += 1
+            self.unlabeled.copy_(torch.cat([self.unlabeled[1:], torch.zeros_like(self.unlabeled[:1])]))
+        row = torch.arange(len(self.labeled), device=labels.device)[:, None] == self.seen - 1
+        self.labeled += of_labels.where(row, 0)
+        self.unlabeled[-1] += of_pseudo_labels
 
     def weights(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """

@@ -95,13 +95,13 @@ class MemoryContrastive(Method):
 
     def build(self, model):
         config, args = model.config, self.args
-        labeled = args.per_device_train_batch_size * args.world_size
-        unlabeled = args.per_device_unlabeled_batch_size * args.world_size
-        self.contrast = PixelContrast(config, args, labeled, self.num_images[0]).to(model.dtype)
+        self.contrast = PixelContrast(config, args, self.num_images[0]).to(model.dtype)
         heads = self.contrast.make_heads(config.decoder_hidden_size).to(model.dtype)
         if args.balance_classes:
-            batches = self.num_images[0] // labeled, self.num_images[1] // unlabeled
-            self.balance = ClassBalance(*batches, config.num_labels)
+            batches = args.world_size * args.gradient_accumulation_steps
+            labeled = self.num_images[0] // (args.per_device_train_batch_size * batches)
+            unlabeled = self.num_images[1] // (args.per_device_unlabeled_batch_size * batches)
+            self.balance = ClassBalance(labeled, unlabeled, config.num_labels)
         self.teacher = PixelTeacher(model, heads, args.teacher_mode)
         return {name: (head, args.head_learning_rate_multiplier) for name, head in heads.items()}
 
@@ -134,7 +134,7 @@ class MemoryContrastive(Method):
         """Float (num_labels,), or None for ones."""
         if not self.args.balance_classes:
             return None
-        self.balance.count(labels, pseudo_labels)
+        self.balance.count(labels, pseudo_labels, self.updates)
         return self.balance.weights(self.contrast.memory.rows.dtype) if self.has_begun else None
 
     def strong_views(self, batch, confidence, labels) -> list[torch.Tensor]:

@@ -24,16 +24,17 @@ class PixelContrast(nn.Module):
     Args:
         config ([`AllSparkFields`]): of the model.
         args ([`MemoryContrastiveArguments`]): which pixels are good, which of them are taken, and how they weigh.
-        batch_size (`int`): labeled images of a batch of all processes.
         num_labeled (`int`): labeled images.
     """
 
-    def __init__(self, config, args, batch_size: int, num_labeled: int):
+    def __init__(self, config, args, num_labeled: int):
         super().__init__()
         self.args, self.num_labels, self.ignore_index = args, config.num_labels, config.semantic_loss_ignore_index
         self.padded_multiple = getattr(config, "padded_multiple", 1)
-        quota = batch_size * rows_per_image(MEMORY_ROWS, max(1, num_labeled), args.memory_inflow)
-        self.memory = PixelMemory(self.num_labels, MEMORY_ROWS, quota, WIDTH)
+        quota = args.per_device_train_batch_size * args.world_size
+        quota *= rows_per_image(MEMORY_ROWS, max(1, num_labeled), args.memory_inflow)
+        # No more than all of them, lest the memory's size depend on how a resumed run cuts an update.
+        self.memory = PixelMemory(self.num_labels, MEMORY_ROWS, min(MEMORY_ROWS, quota), WIDTH)
 
     def make_heads(self, features: int) -> nn.ModuleDict:
         """
