@@ -95,8 +95,9 @@ class MemoryContrastive(Method):
 
     def build(self, model):
         config, args = model.config, self.args
-        self.contrast = PixelContrast(config, args, self.num_images[0]).to(model.dtype)
-        heads = self.contrast.make_heads(config.decoder_hidden_size).to(model.dtype)
+        precision = torch.promote_types(model.dtype, torch.float32)
+        self.contrast = PixelContrast(config, args, self.num_images[0]).to(precision)
+        heads = self.contrast.make_heads(config.decoder_hidden_size).to(precision)
         if args.balance_classes:
             batches = args.world_size * args.gradient_accumulation_steps
             labeled = self.num_images[0] // (args.per_device_train_batch_size * batches)

@@ -64,8 +64,7 @@ def sum_by_images(logits: torch.Tensor, terms: Terms, *maps: torch.Tensor) -> tu
     """
     Sums terms of a loss over the images of a batch, without ever holding full-resolution logits of all of them.
 
-    As in [`upsampled_cross_entropy_sum`](losses.py), a few images are resized at a time, and their gradient is taken
-    at once.
+    A few images are resized at a time, and their gradient is taken at once, as in [`upsampled_cross_entropy_sum`].
 
     Args:
         logits (`torch.Tensor`): float (batch, num_labels, any height, any width); differentiable once.

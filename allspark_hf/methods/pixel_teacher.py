@@ -63,6 +63,7 @@ class PixelTeacher(nn.Module):
         self.model.train(mode == "train")
         self.heads.train(mode == "train")
         self.requires_grad_(False)
+        self.to(torch.promote_types(model.dtype, torch.float32))  # an update of 0.005 is lost in bfloat16
         if not self.copies_buffers:
             for module in self.modules():
                 if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
