@@ -53,8 +53,9 @@ def _as_index(labels: torch.Tensor, num_labels: int) -> torch.Tensor:
 
 def mix_with_neighbors(class_order: torch.Tensor, labels: torch.Tensor, *maps: torch.Tensor) -> list[torch.Tensor]:
     """
-    Mixes images 0 and 1, 2 and 3, and so on: the same ones however an even batch is cut by processes or accumulation.
-    The last image of an odd batch stays as it is. Arguments and result are those of the two functions above.
+    Mixes images 0 and 1, 2 and 3, and so on: the same ones however an even batch is cut by processes or accumulation
+    (published: each with the next one, all round). The last image of an odd batch stays as it is. Arguments and result
+    are those of the two functions above.
     """
     partners = (torch.arange(len(labels), device=labels.device) ^ 1).clamp(max=len(labels) - 1)
     return class_mix(choose_classes(class_order, labels), labels, partners, *maps)
