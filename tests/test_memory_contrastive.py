@@ -1,6 +1,6 @@
 """The method `memory_contrastive` in training: options, encoders, resuming; and its pieces at their edges.
 
-tests/test_memory_contrastive_parity.py compares it to the authors' code, tests/test_distributed.py two processes to
+tests/test_parity_memory_contrastive.py compares it to the authors' code, tests/test_distributed.py two processes to
 one, and tests/test_step.py shows that the host never waits.
 """
 
@@ -15,9 +15,9 @@ from test_method import mixed_dataset
 
 from allspark_hf.data.mixed import Draw
 from allspark_hf.data.views import WEAK, View, draw_class_order
-from allspark_hf.methods.class_mix import class_mix, mix_with_neighbors
-from allspark_hf.methods.pixel_heads import ClassMLP, pixel_rows
-from allspark_hf.methods.pixel_memory import PixelMemory
+from allspark_hf.methods.contrast.class_mix import class_mix, mix_with_neighbors
+from allspark_hf.methods.contrast.heads import ClassMLP, pixel_rows
+from allspark_hf.methods.contrast.memory import PixelMemory
 
 
 METHOD = {"method": "memory_contrastive", "num_unlabeled": 12, "seed": 1, "memory_confidence": 0.3}

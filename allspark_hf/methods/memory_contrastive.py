@@ -7,12 +7,12 @@ import torch
 from ..data.views import WEAK, View
 from ..utils.arguments import argument, documented
 from .base import Method, PixelCounts, StepLosses
-from .class_balance import ClassBalance
-from .class_mix import mix_with_neighbors
-from .pixel_contrast import PixelContrast
-from .pixel_heads import mean_over_processes
-from .pixel_losses import confident_loss, ramp_up
-from .pixel_teacher import PixelTeacher, teacher_decay
+from .contrast.balance import ClassBalance
+from .contrast.class_mix import mix_with_neighbors
+from .contrast.heads import mean_over_processes
+from .contrast.pixel_contrast import PixelContrast
+from .contrast.teacher import PixelTeacher, teacher_decay
+from .contrast.terms import confident_loss, ramp_up
 from .pseudo_label import UnlabeledArguments
 
 

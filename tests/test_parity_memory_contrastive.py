@@ -1,33 +1,29 @@
 """The method `memory_contrastive` piece by piece, against the authors' code."""
 
 import itertools
-import json
-import os
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import SHARED
-from parity import assert_near
-from safetensors.torch import load_file
+from parity import Reference, assert_near
 from torch import nn
 from torch.nn import functional as F
 
 from allspark_hf import AllSparkTrainingArguments
-from allspark_hf.methods import PixelCounts, pixel_contrast, pixel_heads
-from allspark_hf.methods.class_balance import ClassBalance
-from allspark_hf.methods.class_mix import choose_classes, class_mix
-from allspark_hf.methods.contrastive import contrastive_loss
+from allspark_hf.methods import PixelCounts
+from allspark_hf.methods.contrast import heads as pixel_heads
+from allspark_hf.methods.contrast import pixel_contrast
+from allspark_hf.methods.contrast.balance import ClassBalance
+from allspark_hf.methods.contrast.class_mix import choose_classes, class_mix
+from allspark_hf.methods.contrast.heads import ROWS_PER_BLOCK, ClassMLP
+from allspark_hf.methods.contrast.loss import contrastive_loss
+from allspark_hf.methods.contrast.memory import PixelMemory, rows_per_image
+from allspark_hf.methods.contrast.teacher import teacher_decay
+from allspark_hf.methods.contrast.terms import entropy_sum, ramp_up, sum_by_images, weighted_cross_entropy_sum
 from allspark_hf.methods.memory_contrastive import MemoryContrastive
-from allspark_hf.methods.pixel_heads import ROWS_PER_BLOCK, ClassMLP
-from allspark_hf.methods.pixel_losses import entropy_sum, ramp_up, sum_by_images, weighted_cross_entropy_sum
-from allspark_hf.methods.pixel_memory import PixelMemory, rows_per_image
-from allspark_hf.methods.pixel_teacher import teacher_decay
 
 
 TOLERANCE = 1e-12
-FOLDER = Path(os.environ.get("ALLSPARK_PARITY_DIR") or SHARED / "parity") / "memory_contrastive"
 SELECTOR = "contrastive_class_selector_"
 MEMORY_SELECTOR = "contrastive_class_selector_memory"
 # Names in the authors' state dict, and ours, in which the first axis is the class.
@@ -83,15 +79,18 @@ def check_memory(memory: PixelMemory, stored, prefix: str):
 
 
 @pytest.fixture(scope="module")
-def description():
-    if not FOLDER.is_dir():
-        pytest.skip(f"the authors' numbers are not at {FOLDER}")
-    return json.loads((FOLDER / "description.json").read_text())
+def reference(parity_root):
+    return Reference(parity_root / "memory_contrastive")
 
 
 @pytest.fixture(scope="module")
-def load(description):
-    return lambda name: load_file(FOLDER / f"{name}.safetensors")
+def description(reference):
+    return reference.description
+
+
+@pytest.fixture(scope="module")
+def load(reference):
+    return reference.load
 
 
 # ---- c0, and the schedules ----

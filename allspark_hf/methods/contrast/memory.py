@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from .pixel_heads import ClassMLP, class_blocks, over_processes
+from .heads import ClassMLP, class_blocks, over_processes
 
 
 def rows_per_image(memory_rows: int, num_labeled: int, inflow: float = 1.0) -> int:

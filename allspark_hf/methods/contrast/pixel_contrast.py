@@ -3,10 +3,10 @@
 import torch
 from torch import nn
 
-from .contrastive import contrastive_loss
-from .pixel_heads import ClassMLP, pixel_rows
-from .pixel_memory import PixelMemory, rows_per_image
-from .pixel_teacher import TeacherPrediction
+from .heads import ClassMLP, pixel_rows
+from .loss import contrastive_loss
+from .memory import PixelMemory, rows_per_image
+from .teacher import TeacherPrediction
 
 
 WIDTH = 256  # channels of a projected pixel

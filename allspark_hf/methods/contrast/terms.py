@@ -7,8 +7,8 @@ import torch
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from ..models.upsampling import at_least_float32, images_at_a_time, upsample
-from .pixel_heads import mean_over_processes
+from ...models.upsampling import at_least_float32, images_at_a_time, upsample
+from .heads import mean_over_processes
 
 
 CONFIDENCE_POWER = 6

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from .pixel_heads import class_counts, over_processes
+from .heads import class_counts, over_processes
 
 
 class ClassBalance(nn.Module):

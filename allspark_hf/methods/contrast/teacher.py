@@ -7,9 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from ..models.upsampling import at_least_float32, images_at_a_time, upsample
-from .base import whole
-from .pseudo_labels import CONFIDENCE_STEP
+from ...models.upsampling import at_least_float32, images_at_a_time, upsample
+from ..base import whole
+from ..pseudo_labels import CONFIDENCE_STEP
 
 
 PUBLISHED_DECAY = 0.995

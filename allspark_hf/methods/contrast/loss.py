@@ -3,8 +3,8 @@
 import torch
 from torch.nn import functional as F
 
-from .pixel_heads import ClassMLP, class_blocks, class_sums, over_processes
-from .pixel_memory import PixelMemory
+from .heads import ClassMLP, class_blocks, class_sums, over_processes
+from .memory import PixelMemory
 
 
 def contrastive_loss(
