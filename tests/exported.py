@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,6 +10,7 @@ import pytest
 import torch
 from conftest import tiny_model
 from filelock import FileLock
+from forking import python
 from in_process import SCRIPTS
 
 from allspark_hf.demo.data import CLASS_NAMES, write_demo_data
@@ -54,7 +54,7 @@ def tiny_export(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
         if not printed.is_file():
             write_demo_data(data_dir, num_train=2, num_labeled=2, num_validation=3, size=(96, 125))
             where = "--model", save_model(model_dir), "--output_dir", root / "export"
-            command = [sys.executable, SCRIPTS / "export_onnx.py", *where, "--quantize_int8", "--data_dir", data_dir]
+            command = [python(), SCRIPTS / "export_onnx.py", *where, "--quantize_int8", "--data_dir", data_dir]
             done = subprocess.run(command, capture_output=True, text=True, timeout=400)
             assert done.returncode == 0, done.stderr
             printed.write_text(done.stdout)
