@@ -31,6 +31,9 @@ TINY = {
     "crop_size": 64,
     "num_labels": 3,
 }
+# Half the stages, for what takes its time for every layer: a stage that reduces its keys, and one that does not.
+TWO_STAGES = {"num_encoder_blocks": 2, "hidden_sizes": [8, 16], "num_attention_heads": [1, 2], "depths": [1, 1]}
+TWO_STAGES |= {"strides": [4, 8], "patch_sizes": [7, 9], "sr_ratios": [8, 1], "mlp_ratios": [4, 4]}
 NO_DROPOUT = {"drop_path_rate": 0.0, "classifier_dropout_prob": 0.0, "channel_attention_dropout": 0.0}
 
 

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_model
+from conftest import TWO_STAGES, tiny_model
 from filelock import FileLock
 from forking import python
 from in_process import SCRIPTS
@@ -35,7 +35,8 @@ def save_model(folder: Path, **kwargs) -> Path:
     names = dict(enumerate(CLASS_NAMES))
     label2id = {name: index for index, name in names.items()}
     palette = [[40 * index, 80, 160] for index in names]
-    model = tiny_model(num_labels=len(names), id2label=names, label2id=label2id, palette=palette, **kwargs)
+    fields = {**TWO_STAGES, "num_labels": len(names), "id2label": names, "label2id": label2id, "palette": palette}
+    model = tiny_model(**fields, **kwargs)
     spread(model).save_pretrained(folder)
     make_image_processor(LONG_SIDE).save_pretrained(folder)
     return folder

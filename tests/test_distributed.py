@@ -15,7 +15,7 @@ import pytest
 import torch
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils.launch import prepare_multi_gpu_env
-from conftest import tiny_model
+from conftest import TWO_STAGES, tiny_model
 from forking import python
 from run_training import build_trainer, make_trainer, result_of
 from transformers import Trainer
@@ -75,9 +75,6 @@ if not CPU_RESUME_IS_BROKEN:
         # Other weights in each process, all of which must be replaced.
         JOBS[f"{name}_resumed"] = {**STEPWISE, "local_memory": local, "own_weights": True}
 
-# Two stages: DTensor takes its time for every weight.
-STAGES = {"num_encoder_blocks": 2, "hidden_sizes": [8, 16], "num_attention_heads": [1, 2], "depths": [1, 1]}
-STAGES |= {"strides": [4, 8], "patch_sizes": [7, 9], "sr_ratios": [8, 1], "mlp_ratios": [4, 4]}
 BOTTLENECK = {"use_cross_attention": True, "use_memory": True, "use_grouping": True}
 # 5 images to evaluate, 3 in one process and 2 in the other. Checkpoints of the third and the last step.
 SHARDED = {**EQUAL["allspark"], "save_strategy": "steps", "save_steps": 3, "eval_strategy": "epoch"}
@@ -92,7 +89,7 @@ FSDP_JOBS = {
 if not CPU_RESUME_IS_BROKEN:
     FSDP_JOBS["resumed"] = {**SHARDED, "own_weights": True}
     FSDP_JOBS["sample_resumed"] = {**FSDP_JOBS["sample"], "own_weights": True}
-FSDP_JOBS = {name: {**job, "switches": STAGES | job.get("switches", {})} for name, job in FSDP_JOBS.items()}
+FSDP_JOBS = {name: {**job, "switches": TWO_STAGES | job.get("switches", {})} for name, job in FSDP_JOBS.items()}
 
 
 def read_as_launch(name: str, *options: str) -> Namespace:
