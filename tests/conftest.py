@@ -19,8 +19,9 @@ pytest.register_assert_rewrite("segmenter_tester")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Files that take longest come first, so that two workers end at about the same time.
-LONGEST = ("distributed", "export_onnx", "kill_and_resume", "faults", "make_figures", "study", "segformer")
-LONGEST += ("step", "streaming", "attention", "publish_end_to_end", "compare_runs", "benchmark", "evaluate_script")
+LONGEST = ("backbone", "distributed", "export_onnx", "kill_and_resume", "faults", "space_browser", "make_figures")
+LONGEST += ("study", "segformer", "step", "streaming", "attention", "publish_end_to_end", "compare_runs", "benchmark")
+LONGEST += ("evaluate_script", "trainer")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 TINY = {
