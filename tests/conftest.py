@@ -65,6 +65,11 @@ def tiny_model(seed: int = 0, **kwargs):
     return enlarge_weights(SegformerForSemiSupervisedSegmentation(tiny_config(**kwargs)))
 
 
+def small_model(seed: int = 0, **kwargs):
+    """[`tiny_model`] with half the stages, for tests that train and do not look at the encoder."""
+    return tiny_model(seed, **TWO_STAGES | kwargs)
+
+
 def enlarge_weights(model):
     import torch
 
