@@ -4,4 +4,5 @@ source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
 "$VENV/bin/ruff" check .
 "$VENV/bin/ruff" format --check .
+unset PYTHONDONTWRITEBYTECODE  # or every process compiles the package, and pytest all tests, anew
 "$PYTHON" -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"

@@ -1,4 +1,7 @@
-"""Fixtures: tiny random models from a configuration, in-memory datasets, and the data that may lie beside us."""
+"""Fixtures: tiny random models from a configuration, in-memory datasets, and the data that may lie beside us.
+
+What takes long to import is imported where it is used: the process that hands out tests to workers starts them sooner.
+"""
 
 import functools
 import gc
@@ -6,30 +9,19 @@ import logging
 import os
 from pathlib import Path
 
-import datasets
-import numpy as np
+import forking
 import pytest
-import torch
-from PIL import Image
-from transformers import dynamic_module_utils
-from transformers.utils import logging as transformers_logging
-
-from allspark_hf import AllSparkConfig, SegformerForSemiSupervisedSegmentation
-from allspark_hf.inference.loading import make_image_processor
-from allspark_hf.publishing import card
-from allspark_hf.publishing.markdown import environment
 
 
 pytest.register_assert_rewrite("segmenter_tester")
 
 # Tiny models are not quicker with two threads, and two workers of pytest-xdist would wait for each other.
-torch.set_num_threads(1)
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # for processes that tests start
-datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN = 0  # 5 s at the end of each pass over a stream
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Files that take longest come first, so that two workers end at about the same time.
-LONGEST = ("distributed", "export_onnx", "kill_and_resume", "faults", "make_figures", "study", "segformer")
-LONGEST += ("step", "streaming", "attention", "publish_end_to_end", "compare_runs", "benchmark", "evaluate_script")
+LONGEST = ("backbone", "distributed", "export_onnx", "kill_and_resume", "faults", "space_browser", "make_figures")
+LONGEST += ("study", "segformer", "step", "streaming", "attention", "publish_end_to_end", "compare_runs", "benchmark")
+LONGEST += ("evaluate_script", "trainer")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 TINY = {
@@ -40,32 +32,63 @@ TINY = {
     "crop_size": 64,
     "num_labels": 3,
 }
+# Half the stages, for what takes its time for every layer: a stage that reduces its keys, and one that does not.
+TWO_STAGES = {"num_encoder_blocks": 2, "hidden_sizes": [8, 16], "num_attention_heads": [1, 2], "depths": [1, 1]}
+TWO_STAGES |= {"strides": [4, 8], "patch_sizes": [7, 9], "sr_ratios": [8, 1], "mlp_ratios": [4, 4]}
 NO_DROPOUT = {"drop_path_rate": 0.0, "classifier_dropout_prob": 0.0, "channel_attention_dropout": 0.0}
 
 
-def tiny_config(**kwargs) -> AllSparkConfig:
+def prepare():
+    """Imports what nearly all tests need, as they need it."""
+    import datasets
+    import torch
+
+    import allspark_hf.publishing  # noqa: F401
+
+    torch.set_num_threads(1)
+    datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN = 0  # 5 s at the end of each pass over a stream
+
+
+def tiny_config(**kwargs):
+    from allspark_hf import AllSparkConfig
+
     return AllSparkConfig(**{**TINY, **kwargs})
 
 
-def tiny_model(seed: int = 0, **kwargs) -> SegformerForSemiSupervisedSegmentation:
-    """A small model with weights large enough that mistakes show."""
+def tiny_model(seed: int = 0, **kwargs):
+    """A small SegFormer with weights large enough that mistakes show."""
+    import torch
+
+    from allspark_hf import SegformerForSemiSupervisedSegmentation
+
     torch.manual_seed(seed)
     return enlarge_weights(SegformerForSemiSupervisedSegmentation(tiny_config(**kwargs)))
 
 
-@torch.no_grad()
+def small_model(seed: int = 0, **kwargs):
+    """[`tiny_model`] with half the stages, for tests that train and do not look at the encoder."""
+    return tiny_model(seed, **TWO_STAGES | kwargs)
+
+
 def enlarge_weights(model):
-    for parameter in model.parameters():
-        if parameter.ndim > 1:
-            parameter.normal_(std=max(1, parameter[0].numel()) ** -0.5)
-        else:
-            parameter.add_(0.1 * torch.randn_like(parameter))
+    import torch
+
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(std=max(1, parameter[0].numel()) ** -0.5)
+            else:
+                parameter.add_(0.1 * torch.randn_like(parameter))
     return model
 
 
 @functools.cache
 def make_dataset(num_rows: int, num_labels: int = 3, seed: int = 0, size=(72, 96), masks: bool = True):
     """Noise images whose mask follows their brightness; in memory, (height, width) = `size`."""
+    import datasets
+    import numpy as np
+    from PIL import Image
+
     rng = np.random.default_rng(seed)
     images, labels = [], []
     for _ in range(num_rows):
@@ -92,6 +115,12 @@ class Collect(logging.Handler):
         self.messages.append(record.getMessage())
 
 
+def pytest_sessionstart(session: pytest.Session):
+    if session.config.getoption("dist", "no") == "no":  # otherwise this process only hands out tests
+        prepare()
+        forking.begin()
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]):
     left_out = [item for item in items if getattr(item.cls, "leaves_out", lambda name: False)(item.name)]
     if left_out:
@@ -109,6 +138,8 @@ def pytest_collection_finish():
 @pytest.fixture
 def transformers_warnings():
     """Messages that transformers logs as warnings, even if it has logged them before."""
+    from transformers.utils import logging as transformers_logging
+
     transformers_logging.warning_once.cache_clear()
     handler, logger = Collect(), logging.getLogger("transformers")
     logger.addHandler(handler)
@@ -119,6 +150,8 @@ def transformers_warnings():
 @pytest.fixture
 def poisoned_memory():
     """Memory that nobody initializes is NaN, or the largest integer, instead of accidental zeros."""
+    import torch
+
     torch.use_deterministic_algorithms(True)
     assert torch.empty(3).isnan().all()
     yield
@@ -136,6 +169,8 @@ def no_waiting_for_the_disk():
 @pytest.fixture(autouse=True, scope="session")
 def own_remote_code(tmp_path_factory):
     """Two workers must not write code of models into one folder, nor into the user's."""
+    from transformers import dynamic_module_utils
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
         yield
@@ -144,6 +179,9 @@ def own_remote_code(tmp_path_factory):
 @pytest.fixture(autouse=True, scope="session")
 def card_template_compiled_once():
     """Which takes most of the time of a card, and hundreds are rendered."""
+    from allspark_hf.publishing import card
+    from allspark_hf.publishing.markdown import environment
+
     template_environment = environment()
     template_environment.from_string = functools.cache(template_environment.from_string)
     with pytest.MonkeyPatch.context() as patch:
@@ -154,6 +192,8 @@ def card_template_compiled_once():
 @pytest.fixture(autouse=True)
 def same_threads():
     """A test that changes their number must not change the last bits of the next one's sums."""
+    import torch
+
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
@@ -161,6 +201,8 @@ def same_threads():
 
 @pytest.fixture
 def image_processor():
+    from allspark_hf.inference.loading import make_image_processor
+
     return make_image_processor()
 
 

@@ -2,15 +2,15 @@
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_model
+from conftest import TWO_STAGES, tiny_model
 from filelock import FileLock
+from forking import python
 from in_process import SCRIPTS
 
 from allspark_hf.demo.data import CLASS_NAMES, write_demo_data
@@ -35,7 +35,8 @@ def save_model(folder: Path, **kwargs) -> Path:
     names = dict(enumerate(CLASS_NAMES))
     label2id = {name: index for index, name in names.items()}
     palette = [[40 * index, 80, 160] for index in names]
-    model = tiny_model(num_labels=len(names), id2label=names, label2id=label2id, palette=palette, **kwargs)
+    fields = {**TWO_STAGES, "num_labels": len(names), "id2label": names, "label2id": label2id, "palette": palette}
+    model = tiny_model(**fields, **kwargs)
     spread(model).save_pretrained(folder)
     make_image_processor(LONG_SIDE).save_pretrained(folder)
     return folder
@@ -54,7 +55,7 @@ def tiny_export(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
         if not printed.is_file():
             write_demo_data(data_dir, num_train=2, num_labeled=2, num_validation=3, size=(96, 125))
             where = "--model", save_model(model_dir), "--output_dir", root / "export"
-            command = [sys.executable, SCRIPTS / "export_onnx.py", *where, "--quantize_int8", "--data_dir", data_dir]
+            command = [python(), SCRIPTS / "export_onnx.py", *where, "--quantize_int8", "--data_dir", data_dir]
             done = subprocess.run(command, capture_output=True, text=True, timeout=400)
             assert done.returncode == 0, done.stderr
             printed.write_text(done.stdout)

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import torch
-from conftest import tiny_model
+from conftest import prepare, tiny_model
 from run_training import make_trainer
 from torch.utils.data import get_worker_info
 
@@ -77,4 +77,5 @@ def main(jobs: list[dict]):
 
 
 if __name__ == "__main__":
+    prepare()
     main(json.loads(sys.argv[1]))

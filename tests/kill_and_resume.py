@@ -23,7 +23,7 @@ if __name__ == "__main__":  # what is forked must not have threads of its own
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
-from conftest import tiny_model
+from conftest import small_model
 from run_training import make_trainer
 from safetensors.torch import load_file
 
@@ -73,7 +73,7 @@ def train(folder: Path, log: Path, before: int | None = None, cut: random.Random
     try:
         resume = last_complete_checkpoint(folder) is not None
         # Other weights than those of the first start, all of which a resume must replace.
-        trainer = make_trainer(tiny_model(seed=5 if resume else 0), output_dir=str(folder), **SETTINGS)
+        trainer = make_trainer(small_model(seed=5 if resume else 0), output_dir=str(folder), **SETTINGS)
         if before is not None:
             kill_before_operation(folder, before, cut)
         trainer.train(resume_from_checkpoint=resume)

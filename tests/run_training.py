@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 from accelerators_on_cpu import allow_fsdp, allow_sync_batchnorm
-from conftest import NO_DROPOUT, make_dataset, tiny_model
+from conftest import NO_DROPOUT, make_dataset, prepare, tiny_model
 from sample_method import SampleTrainingArguments
 from transformers import TrainerCallback
 
@@ -170,4 +170,5 @@ def run_all(settings: dict | list[dict]):
 
 
 if __name__ == "__main__":
+    prepare()
     run_all(json.loads(sys.argv[1]))

@@ -49,8 +49,8 @@ ENCODERS = {
 def tiny_backbone_model(encoder: str, seed: int = 0, **fields) -> BackboneForSemiSupervisedSegmentation:
     """A small model with weights large enough that mistakes show."""
     torch.manual_seed(seed)
-    fields = {"num_labels": 3, "crop_size": 64, "decoder_hidden_size": 16, **fields}
-    config = AllSparkBackboneConfig(backbone_config=ENCODERS[encoder], **fields)
+    defaults = {"backbone_config": ENCODERS[encoder], "num_labels": 3, "crop_size": 64, "decoder_hidden_size": 16}
+    config = AllSparkBackboneConfig(**defaults | fields)
     return enlarge_weights(BackboneForSemiSupervisedSegmentation(config))
 
 
@@ -85,6 +85,10 @@ class BackboneTester(SegmenterTester):
 class TestDinov2(BackboneTester):
     encoder = "dinov2"
     is_traced = True
+
+    def make_traced(self):
+        three_layers = Dinov2Config(**{**VIT, "num_hidden_layers": 3, "out_indices": [0, 1, 2, 3]}, patch_size=14)
+        return self.make_model(backbone_config=three_layers).eval()
 
 
 class TestDinov2WithRegisters(BackboneTester):

@@ -5,9 +5,9 @@ FSDP2, as scripts/accelerate/fsdp.yaml has it, comes last: see accelerators_on_c
 
 import inspect
 import json
+import os
 import shutil
 import subprocess
-import sys
 from argparse import Namespace
 from pathlib import Path
 
@@ -15,7 +15,8 @@ import pytest
 import torch
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils.launch import prepare_multi_gpu_env
-from conftest import tiny_model
+from conftest import TWO_STAGES, tiny_model
+from forking import python
 from run_training import build_trainer, make_trainer, result_of
 from transformers import Trainer
 
@@ -23,7 +24,7 @@ from allspark_hf import SegformerForSemiSupervisedSegmentation
 
 
 SCRIPT = Path(__file__).with_name("run_training.py")
-LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0", "--config_file"]
+LAUNCH = ["-m", "accelerate.commands.launch", "--main_process_port", "0", "--config_file"]
 CONFIG = Path(__file__).resolve().parents[1] / "scripts" / "accelerate" / "ddp_cpu.yaml"
 MEMORY = ["bottleneck.memory.channels", "bottleneck.memory.num_enqueued"]
 
@@ -91,6 +92,7 @@ FSDP_JOBS = {
 if not CPU_RESUME_IS_BROKEN:
     FSDP_JOBS["resumed"] = {**SHARDED, "own_weights": True}
     FSDP_JOBS["sample_resumed"] = {**FSDP_JOBS["sample"], "own_weights": True}
+FSDP_JOBS = {name: {**job, "switches": TWO_STAGES | job.get("switches", {})} for name, job in FSDP_JOBS.items()}
 
 
 def read_as_launch(name: str, *options: str) -> Namespace:
@@ -126,8 +128,9 @@ def launched(folder) -> dict[str, list[dict]]:
     # accelerate launch is told this with --config_file fsdp.yaml.
     sharded = read_as_launch("fsdp", "--num_processes", "2")
     jobs[len(JOBS)]["fsdp"] = environment_of(prepare_multi_gpu_env(sharded))
-    command = [*LAUNCH, CONFIG, SCRIPT, json.dumps(jobs)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=400)
+    command = [python(), *LAUNCH, CONFIG, SCRIPT, json.dumps(jobs)]
+    environment = os.environ | {"PYTHON_EXEC": python()}  # which torchrun then starts
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400, env=environment)
     assert done.returncode == 0, done.stderr[-9000:-2500]
     return {name: [torch.load(folder / f"{name}.result.{rank}") for rank in range(2)] for name in everything}
 

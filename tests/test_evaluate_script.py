@@ -1,15 +1,16 @@
 """scripts/evaluate.py as a user starts it, alone and in two processes."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
 from conftest import tiny_model
+from forking import python
 from in_process import SCRIPTS, run_script
 from PIL import Image
 
@@ -23,7 +24,7 @@ from allspark_hf.inference.loading import load_trained, make_image_processor
 from allspark_hf.models.weights import weights_digest
 
 
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 WINDOWS = ["--eval_mode", "sliding_window", "--eval_crop_size", 48, 64, "--eval_scales", 1, 0.75]
 WINDOWS += ["--eval_boundary_iou"]
 # Several evaluations in turn, of which the last ends the processes; the others say that they would have.
@@ -123,8 +124,9 @@ def in_two_processes(tmp_path_factory, data_dir, model_dir):
         ["--data_dir", other],
     ]
     runs = [json.dumps(["--model", str(model_dir), *map(str, given), "--use_cpu"]) for given in runs]
-    command = [*TORCHRUN, folder / "in_turn.py", SCRIPTS / "evaluate.py", *runs]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300)
+    command = [python(), *TORCHRUN, folder / "in_turn.py", SCRIPTS / "evaluate.py", *runs]
+    environment = os.environ | {"PYTHON_EXEC": python()}
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300, env=environment)
     return done, folder / "scores.json", mask
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_model
+from conftest import TWO_STAGES, tiny_model
 from PIL import Image
 
 
@@ -175,7 +175,7 @@ def test_int8_quantizes_weights_of_products_only(export):
         Counter(node.op_type for node in onnx.load(export.folder / "onnx" / name).graph.node)
         for name in ("model.onnx", "model_quantized.onnx")
     )
-    assert int8_nodes["MatMulInteger"] > 20
+    assert int8_nodes["MatMulInteger"] > 15
     assert int8_nodes["MatMulInteger"] + int8_nodes["MatMul"] == float_nodes["MatMul"]
     assert int8_nodes["Conv"] == float_nodes["Conv"]
     (difference,) = compare_logits(export.model, load(export, "model_quantized.onnx"), [(2, 61, 97)])
@@ -279,7 +279,7 @@ def test_overwrite_replaces_the_earlier_export_as_a_whole(export, tmp_path, copi
 
 
 def test_difference_leaves_nothing_behind(export, tmp_path, copied_graph):
-    other = spread(tiny_model(seed=3, num_labels=6))
+    other = spread(tiny_model(seed=3, num_labels=6, **TWO_STAGES))
     with pytest.raises(ValueError, match=r"differ by .* in a logit, with . images of .* nothing was written"):
         export_onnx(other, export.image_processor, tmp_path / "a" / "b", quantize=True)
     assert not list(tmp_path.iterdir())
@@ -301,7 +301,7 @@ def test_refusals(export, tmp_path, monkeypatch, copied_graph):
     refused("holds the weights of a model", output_dir=export.model_dir)
     (tmp_path / "file").write_text("")
     refused("is a file, but a folder is needed", output_dir=tmp_path / "file")
-    monkeypatch.setattr("allspark_hf.export.onnx.MAX_BYTES", 4 * 64_000)
+    monkeypatch.setattr("allspark_hf.export.onnx.MAX_BYTES", 4 * export.model.num_parameters())
     refused("an ONNX file holds 2 GiB at most")
 
 

@@ -6,7 +6,6 @@ import logging
 import os
 import resource
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import pytest
 import torch
 from conftest import make_dataset, tiny_model
 from faulty_training import kill_workers, poison
+from forking import python
 from run_training import make_trainer
 from safetensors.torch import load_file
 from transformers import TrainerCallback
@@ -27,7 +27,7 @@ from allspark_hf.training.trainer import AllSparkTrainer
 
 
 SCRIPT = Path(__file__).with_name("faulty_training.py")
-LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+LAUNCH = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 SAVING = {"num_train_epochs": 2, "save_strategy": "steps", "save_steps": 2, "seed": 3}
 
 
@@ -183,8 +183,8 @@ def two_processes(tmp_path_factory) -> tuple[subprocess.CompletedProcess, Path]:
     resume = str(folder / "run" / "checkpoint-2")
     nan = {**settings, "result": str(folder / "nan"), "resume": resume, "nan": [1, 4]}
     dead = {**settings, "result": str(folder / "dead"), "dataloader_num_workers": 1, "kill_worker": 1}
-    command = [*LAUNCH, str(SCRIPT), json.dumps([nan, {**dead, "output_dir": str(folder / "dead")}])]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [python(), *LAUNCH, str(SCRIPT), json.dumps([nan, {**dead, "output_dir": str(folder / "dead")}])]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHON_EXEC": python()}
     return subprocess.run(command, capture_output=True, text=True, timeout=200, env=environment), folder
 
 

@@ -2,8 +2,9 @@
 
 import re
 import subprocess
-import sys
 from pathlib import Path
+
+from forking import python
 
 
 SCRIPT = Path(__file__).with_name("kill_and_resume.py")
@@ -11,7 +12,7 @@ SCRIPT = Path(__file__).with_name("kill_and_resume.py")
 
 def test_kills():
     done = subprocess.run(
-        [sys.executable, SCRIPT, "--kills", "9", "--seed", "0"], capture_output=True, text=True, timeout=600
+        [python(), SCRIPT, "--kills", "9", "--seed", "0"], capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     lines = done.stdout.splitlines()

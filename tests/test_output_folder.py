@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import tiny_model
+from conftest import small_model
 from run_training import make_trainer
 
 from allspark_hf import AllSparkTrainingArguments
@@ -29,7 +29,7 @@ def test_one_training_at_a_time(tmp_path):
         [sys.executable, "-c", HOLDER, tmp_path / LOCK_FILE], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
     assert holder.stdout.readline() == b"locked\n"
-    trainer = make_trainer(tiny_model(), **SAVING, output_dir=str(tmp_path))
+    trainer = make_trainer(small_model(), **SAVING, output_dir=str(tmp_path))
     with pytest.raises(FolderInUseError, match=f"Another process is training in {tmp_path}: choose"):
         trainer.train()
     assert trainer.state.global_step == 0
@@ -43,15 +43,15 @@ def test_one_training_at_a_time(tmp_path):
 def test_no_room_for_one_checkpoint_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("allspark_hf.training.checks.free_bytes", lambda folder: 100_000)
     with pytest.raises(ValueError, match=r"There are 0.1 MB free .* not enough to save once: a checkpoint takes 0\."):
-        make_trainer(tiny_model(), **SAVING, output_dir=str(tmp_path))
+        make_trainer(small_model(), **SAVING, output_dir=str(tmp_path))
 
 
 def test_a_resume_says_where_it_goes_on_and_what_it_passes_over(tmp_path, caplog):
-    make_trainer(tiny_model(), **SAVING, output_dir=str(tmp_path)).train()
+    make_trainer(small_model(), **SAVING, output_dir=str(tmp_path)).train()
     weights = tmp_path / "checkpoint-6" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
     with caplog.at_level(logging.INFO, logger="allspark_hf"):
-        make_trainer(tiny_model(), **SAVING, output_dir=str(tmp_path)).train(resume_from_checkpoint=True)
+        make_trainer(small_model(), **SAVING, output_dir=str(tmp_path)).train(resume_from_checkpoint=True)
     told = [record.getMessage() for record in caplog.records if "checkpoint-" in record.getMessage()]
     assert f"Going on from {tmp_path}/checkpoint-4." in told
     assert [text.split(" is passed over")[0] for text in told if "passed over" in text] == [str(weights.parent)]
@@ -59,7 +59,7 @@ def test_a_resume_says_where_it_goes_on_and_what_it_passes_over(tmp_path, caplog
 
 def test_a_crop_too_small_for_the_encoder_is_refused(tmp_path):
     with pytest.raises(ValueError, match="crop_size=7 is too small for the encoder, which needs"):
-        make_trainer(tiny_model(crop_size=7), output_dir=str(tmp_path))
+        make_trainer(small_model(crop_size=7), output_dir=str(tmp_path))
 
 
 @pytest.mark.parametrize("rate", ["nan", "inf", "-1"])

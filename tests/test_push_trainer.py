@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import tiny_model
+from conftest import small_model
 from hub_server import HubServer
 from huggingface_hub import CommitInfo, ModelCard
 from run_training import make_trainer
@@ -37,7 +37,7 @@ def short_trainer(folder: Path, hub: HubServer, **kwargs):
     """Two checkpoints, one step each."""
     saving = {"save_strategy": "steps", "save_steps": 1, "max_steps": 2, "num_unlabeled": 4}
     return make_trainer(
-        tiny_model(),
+        small_model(),
         output_dir=str(folder),
         **{**saving, "push_to_hub": True, "hub_token": hub.token, **kwargs},
     )
@@ -163,7 +163,7 @@ def test_push_of_a_trainer_that_was_not_told_to(hub, tmp_path):
     trainer.push_to_hub(token=hub.token, private=True, revision="branch")
     assert hub.repositories["tester/out"].private and set(hub.files("tester/out", "branch")) >= TRAINING
     before = hashes(tmp_path / "out")
-    fresh = make_trainer(tiny_model(seed=1), output_dir=str(tmp_path / "out"), hub_token=hub.token)
+    fresh = make_trainer(small_model(seed=1), output_dir=str(tmp_path / "out"), hub_token=hub.token)
     with pytest.raises(PushError, match="holds the records of a training, and this model is not the one it gave"):
         fresh.push_to_hub()
     assert hashes(tmp_path / "out") == before

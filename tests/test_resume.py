@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import tiny_model
+from conftest import small_model
 from run_training import make_trainer, result_of
 from transformers import TrainerCallback
 
@@ -36,7 +36,7 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def uninterrupted(folder):
-    trainer = make_trainer(tiny_model(), output_dir=str(folder), **SETTINGS)
+    trainer = make_trainer(small_model(), output_dir=str(folder), **SETTINGS)
     trainer.train()
     return result_of(trainer)
 
@@ -45,11 +45,11 @@ def uninterrupted(folder):
 def test_resume_after_a_stop(tmp_path, folder, uninterrupted, workers):
     settings = {**SETTINGS, "output_dir": str(tmp_path), "dataloader_num_workers": workers}
     if workers:
-        make_trainer(tiny_model(), **settings).train()
+        make_trainer(small_model(), **settings).train()
     else:
         shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     torch.manual_seed(99)  # the resumed process has drawn other numbers before
-    resumed = make_trainer(tiny_model(seed=5), **settings)  # and other weights, all of which must be replaced
+    resumed = make_trainer(small_model(seed=5), **settings)  # and other weights, all of which must be replaced
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
     assert resumed.state.global_step == 9
     assert_same(result_of(resumed), uninterrupted, first_step=4)
@@ -58,25 +58,25 @@ def test_resume_after_a_stop(tmp_path, folder, uninterrupted, workers):
 def test_resume_after_an_end_between_two_saves(tmp_path, uninterrupted):
     """tests/test_kill_and_resume.py does it with SIGKILL."""
     settings = {**SETTINGS, "output_dir": str(tmp_path / "run")}
-    ended = make_trainer(tiny_model(), **settings)
+    ended = make_trainer(small_model(), **settings)
     ended.add_callback(_End())
     with pytest.raises(KeyboardInterrupt):
         ended.train()
     (tmp_path / "run" / "checkpoint-8").mkdir()  # a save that was cut short
-    resumed = make_trainer(tiny_model(seed=5), **settings)
+    resumed = make_trainer(small_model(seed=5), **settings)
     resumed.train(resume_from_checkpoint=True)
     assert_same(result_of(resumed), uninterrupted, first_step=4)
 
 
 def test_other_seed_gives_another_run(tmp_path, uninterrupted):
     """So that the comparisons above can fail."""
-    trainer = make_trainer(tiny_model(), output_dir=str(tmp_path), **{**SETTINGS, "seed": 4}, max_steps=1)
+    trainer = make_trainer(small_model(), output_dir=str(tmp_path), **{**SETTINGS, "seed": 4}, max_steps=1)
     trainer.train()
     assert result_of(trainer)["losses"][0] != uninterrupted["losses"][0]
 
 
 def test_same_seed_gives_the_same_run(tmp_path, uninterrupted):
-    trainer = make_trainer(tiny_model(), output_dir=str(tmp_path), **SETTINGS)
+    trainer = make_trainer(small_model(), output_dir=str(tmp_path), **SETTINGS)
     trainer.train()
     assert_same(result_of(trainer), uninterrupted, first_step=0)
 
@@ -84,14 +84,14 @@ def test_same_seed_gives_the_same_run(tmp_path, uninterrupted):
 def test_a_finished_run_is_not_trained_further(tmp_path):
     """transformers looks at max_steps only after a step; 7 steps end in the middle of an epoch."""
     settings = {"max_steps": 7, "save_strategy": "steps", "save_steps": 7, "seed": 3, "output_dir": str(tmp_path)}
-    first = make_trainer(tiny_model(), **settings)
+    first = make_trainer(small_model(), **settings)
     first.train()
-    again = make_trainer(tiny_model(seed=5), **settings)
+    again = make_trainer(small_model(seed=5), **settings)
     output = again.train(resume_from_checkpoint=True)
     assert output.global_step == again.state.global_step == 7
     assert again.state.log_history == first.state.log_history[: len(again.state.log_history)]
     for name, value in first.model.state_dict().items():
         assert torch.equal(again.model.state_dict()[name], value), name
-    longer = make_trainer(tiny_model(seed=5), **{**settings, "max_steps": 8})
+    longer = make_trainer(small_model(seed=5), **{**settings, "max_steps": 8})
     longer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-7"))
     assert longer.state.global_step == 8

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import tiny_model
+from conftest import small_model
 from run_training import make_trainer
 from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
@@ -40,7 +40,7 @@ def read(tmp_path) -> dict:
 
 
 def train(tmp_path, **kwargs) -> dict:
-    trainer = make_trainer(tiny_model(), output_dir=str(tmp_path / "out"), **kwargs)
+    trainer = make_trainer(small_model(), output_dir=str(tmp_path / "out"), **kwargs)
     trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint)
     return read(tmp_path)
 
@@ -111,7 +111,7 @@ def test_record_of_a_training(tmp_path):
     assert record["training"]["steps"] == 5 and record["training"]["epochs"] == 1.0
     assert 0 < record["training"]["seconds"] < 300 and record["training"]["resumed"] is False
     assert record["training"]["labeled_images_per_update"] == record["training"]["unlabeled_images_per_update"] == 2
-    parameters = sum(parameter.numel() for parameter in tiny_model().parameters())
+    parameters = sum(parameter.numel() for parameter in small_model().parameters())
     assert record["model"] == {"base_weights": "none", "started_from": "none", "parameters": parameters}
     assert record["command"] is None and record["arguments"]["learning_rate"] == 0.01
     assert record["settings"]["seed"] == 3 and record["settings"]["memory_warmup_epochs"] == 1
@@ -131,7 +131,7 @@ def test_record_of_a_supervised_training_and_of_a_stream(tmp_path):
 
 def test_the_record_is_of_the_weights_that_were_saved(tmp_path):
     settings = {"max_steps": 2, "save_strategy": "steps", "save_steps": 2, "output_dir": str(tmp_path / "out")}
-    trainer = make_trainer(tiny_model(), **settings)
+    trainer = make_trainer(small_model(), **settings)
     trainer.train()
     assert (read(tmp_path)["weights_sha256"], read(tmp_path)["metrics"]) == (None, {})
     trainer.save_model(str(tmp_path / "elsewhere"))
@@ -142,12 +142,12 @@ def test_the_record_is_of_the_weights_that_were_saved(tmp_path):
     trainer.save_metrics("eval", {"eval_mean_iou": 0.25})
     assert read(tmp_path)["metrics"] == {"eval": {"eval_mean_iou": 0.25}}
     # A resume from the end trains nothing, and its evaluation is of the same weights.
-    again = make_trainer(tiny_model(), **settings)
+    again = make_trainer(small_model(), **settings)
     again.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-2"))
     again.save_metrics("eval", {"eval_mean_iou": 0.5})
     assert read(tmp_path)["metrics"] == {"eval": {"eval_mean_iou": 0.5}}
     # One that only evaluates another model says nothing of these.
-    other = make_trainer(tiny_model(seed=1), **settings)
+    other = make_trainer(small_model(seed=1), **settings)
     other.save_metrics("eval", {"eval_mean_iou": 0.75})
     assert read(tmp_path)["metrics"] == {"eval": {"eval_mean_iou": 0.5}}
 
@@ -165,7 +165,7 @@ def test_a_resumed_run_says_so_and_a_finished_one_keeps_its_record(tmp_path):
 
 def test_a_record_that_cannot_be_written_does_not_cost_the_training(tmp_path, caplog):
     (tmp_path / "out" / "run_record.json").mkdir(parents=True)
-    trainer = make_trainer(tiny_model(), output_dir=str(tmp_path / "out"), max_steps=1)
+    trainer = make_trainer(small_model(), output_dir=str(tmp_path / "out"), max_steps=1)
     assert trainer.train().global_step == 1
     assert "run_record.json could not be written" in caplog.text
 
@@ -231,7 +231,7 @@ def test_base_weights_stay_through_a_second_training(data_dir, tmp_path):
 
 
 def test_base_weights_from_python(tmp_path):
-    tiny_model().save_pretrained(tmp_path / "segformer-b0-mine")
+    small_model().save_pretrained(tmp_path / "segformer-b0-mine")
     model = SegformerForSemiSupervisedSegmentation.from_pretrained(tmp_path / "segformer-b0-mine")
     trainer = make_trainer(model, output_dir=str(tmp_path / "out"), max_steps=1)
     assert trainer.model.config.base_weights == "segformer-b0-mine"

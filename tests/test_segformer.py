@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import NO_DROPOUT, TINY, tiny_config, tiny_model
+from conftest import NO_DROPOUT, TINY, TWO_STAGES, tiny_config, tiny_model
 from exported import tiny_export
 from segmenter_tester import NO_BOTTLENECK, SegmenterTester, difference, gradients, images, random_labels, train_inputs
 from transformers import SegformerConfig, SegformerForSemanticSegmentation
@@ -16,6 +16,9 @@ BOTH_NORMS = ("layernorm_before", "layernorm_after")
 class TestSegformer(SegmenterTester):
     def make_model(self, seed=0, **fields):
         return tiny_model(seed, **fields)
+
+    def make_traced(self):
+        return tiny_model(**TWO_STAGES).eval()
 
     def exported(self, tmp_path_factory):
         export = tiny_export(tmp_path_factory)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_model
+from conftest import TWO_STAGES, tiny_model
 from parity import predict_full_size
 from run_training import make_trainer, result_of
 from torch.nn import functional as F
@@ -232,9 +232,9 @@ def test_images_are_channels_last_where_asked(tmp_path):
 
 def test_compiled_training_has_the_same_losses(tmp_path, monkeypatch):
     """With the backend that traces and differentiates, but needs no C++ compiler."""
-    expected = step_losses(train(tmp_path))
+    expected = step_losses(train(tmp_path, model=tiny_model(**TWO_STAGES)))
     monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "no")  # what transformers sets is undone afterwards
-    trainer = train(tmp_path, torch_compile=True, torch_compile_backend="aot_eager")
+    trainer = train(tmp_path, model=tiny_model(**TWO_STAGES), torch_compile=True, torch_compile_backend="aot_eager")
     assert step_losses(trainer) == pytest.approx(expected, rel=1e-3)
 
 

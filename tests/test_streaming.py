@@ -10,7 +10,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from conftest import make_dataset, tiny_model
+from conftest import make_dataset, small_model
 from PIL import Image
 from run_training import make_trainer, result_of
 from torch.utils.data import DataLoader
@@ -211,7 +211,7 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def uninterrupted(folder):
-    trainer = make_trainer(tiny_model(), output_dir=str(folder), **SETTINGS)
+    trainer = make_trainer(small_model(), output_dir=str(folder), **SETTINGS)
     trainer.train()
     assert trainer.state.global_step == 9
     return result_of(trainer)
@@ -227,14 +227,14 @@ def assert_same(one: dict, other: dict, last: int):
 def test_resumed_run_equals_the_uninterrupted(tmp_path, folder, uninterrupted, workers):
     settings = {**SETTINGS, "output_dir": str(tmp_path), "dataloader_num_workers": workers}
     if workers:
-        trainer = make_trainer(tiny_model(), **settings)
+        trainer = make_trainer(small_model(), **settings)
         trainer.train()
         assert trainer.get_train_dataloader().persistent_workers  # or each epoch would read from the stream's start
         assert_same(result_of(trainer), uninterrupted, last=9)
     else:
         shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     torch.manual_seed(99)  # the resumed process has drawn other numbers before
-    resumed = make_trainer(tiny_model(seed=5), **settings)
+    resumed = make_trainer(small_model(seed=5), **settings)
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
     assert_same(result_of(resumed), uninterrupted, last=5)
 
@@ -242,7 +242,7 @@ def test_resumed_run_equals_the_uninterrupted(tmp_path, folder, uninterrupted, w
 def test_the_stream_decides_the_losses(tmp_path, uninterrupted):
     """So that the comparisons above can fail."""
     trainer = make_trainer(
-        tiny_model(), output_dir=str(tmp_path), **{**SETTINGS, "shuffle_buffer_size": 0}, max_steps=1
+        small_model(), output_dir=str(tmp_path), **{**SETTINGS, "shuffle_buffer_size": 0}, max_steps=1
     )
     trainer.train()
     assert result_of(trainer)["losses"][0] != uninterrupted["losses"][0]
@@ -251,14 +251,14 @@ def test_the_stream_decides_the_losses(tmp_path, uninterrupted):
 def test_a_stream_cannot_skip_images(tmp_path):
     settings = {"stream": True, "unlabeled_images_per_epoch": 4, "output_dir": str(tmp_path)}
     with pytest.raises(ValueError, match="on_bad_image='skip' takes the next image, but a stream"):
-        make_trainer(tiny_model(), **settings, on_bad_image="skip")
+        make_trainer(small_model(), **settings, on_bad_image="skip")
 
 
 def stream_trainer(tmp_path, stream, train=None, evaluated=None, **kwargs):
     args = AllSparkTrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none", **kwargs)
     train = make_dataset(3, seed=1) if train is None else train
     data = {"train_dataset": train, "unlabeled_dataset": stream, "eval_dataset": evaluated}
-    return AllSparkTrainer(tiny_model(), args, make_image_processor(), **data)
+    return AllSparkTrainer(small_model(), args, make_image_processor(), **data)
 
 
 def test_supervised_reads_nothing_but_keeps_the_length(tmp_path):

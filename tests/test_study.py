@@ -1,6 +1,7 @@
 """Studies: which cells run, what survives, and the table's numbers; mostly with a stand-in for scripts/train.py."""
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -10,6 +11,7 @@ from typing import TextIO
 import psutil
 import pytest
 import yaml
+from forking import python
 from in_process import SCRIPTS, run_script
 
 from allspark_hf.demo.data import write_demo_data
@@ -113,20 +115,6 @@ def test_a_run_that_ended_before_its_cell_was_written_is_not_trained_again(tmp_p
     assert collect(again) == results
 
 
-# Two studies, each in a process of its own; what they import takes 6 s and is imported once.
-STARTER = """
-import os, runpy, sys
-import allspark_hf.figures, allspark_hf.studies.report
-for folder in ("terminated", "killed"):
-    if os.fork() == 0:
-        os.chdir(folder)
-        sys.argv = ["run_study.py", "study.yaml", "--output_dir", "out"]
-        runpy.run_path("run_study.py", run_name="__main__")
-for _ in range(2):
-    os.wait()
-"""
-
-
 def test_a_terminated_study_ends_its_run(tmp_path):
     """And one that is killed outright leaves a run that the next start does not double."""
     study = {"title": "s", "rows": {"a": None}, "columns": {"b": None}, "seeds": [1]}
@@ -136,13 +124,14 @@ def test_a_terminated_study_ends_its_run(tmp_path):
         (folder / "study.yaml").write_text(yaml.safe_dump(study))
         (folder / "train.py").write_text("import time; time.sleep(120)")
         (folder / "run_study.py").write_text((SCRIPTS / "run_study.py").read_text())
-    started = subprocess.Popen([sys.executable, "-c", STARTER], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    command = [python(), "run_study.py", "study.yaml", "--output_dir", "out"]
+    studies = [subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True) for folder in folders]
 
     def run_in(folder: Path) -> psutil.Process:
         process_file = folder / "out" / "a" / "b" / "seed_1" / "process.json"
         deadline = time.monotonic() + 200
         while not process_file.is_file():
-            assert started.poll() is None and time.monotonic() < deadline
+            assert all(study.poll() is None for study in studies) and time.monotonic() < deadline
             time.sleep(0.05)
         return psutil.Process(json.loads(process_file.read_text())["pid"])
 
@@ -154,7 +143,8 @@ def test_a_terminated_study_ends_its_run(tmp_path):
     terminated, killed = map(run_in, folders)
     terminated.parent().terminate()
     killed.parent().kill()
-    assert "the same command goes on from here" in started.communicate(timeout=100)[1]
+    assert "the same command goes on from here" in studies[0].communicate(timeout=100)[1]
+    assert studies[1].wait(timeout=100) == -signal.SIGKILL
     assert not terminated.is_running() and killed.is_running()
     assert f"still trained by process {killed.pid}" in start_again(folders[1])
     killed.kill()

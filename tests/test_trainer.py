@@ -7,7 +7,7 @@ import warnings
 import datasets
 import pytest
 import torch
-from conftest import NO_DROPOUT, make_dataset, tiny_model
+from conftest import NO_DROPOUT, make_dataset, small_model
 from safetensors import safe_open
 
 from allspark_hf import (
@@ -44,7 +44,7 @@ def make_trainer(output_dir, image_processor=None, model=None, data=None, **kwar
         }
     )
     if model is None:
-        model = tiny_model(**({} if args.method == "allspark" else PLAIN))
+        model = small_model(**({} if args.method == "allspark" else PLAIN))
     return AllSparkTrainer(model, args, image_processor or make_image_processor(), **data)
 
 
@@ -72,7 +72,7 @@ def test_training_moves_every_parameter_and_logs_every_term(tmp_path, method):
         assert len(fill) == (3 if method == "allspark" else 0)
     if method == "allspark":
         assert sum(fill) > 0
-        assert trainer.model.bottleneck.memory.num_enqueued.sum() == 6 * 2 * 32
+        assert trainer.model.bottleneck.memory.num_enqueued.sum() == 6 * 2 * 16
 
 
 def test_last_and_best_evaluation_are_reported(tmp_path):
@@ -115,7 +115,7 @@ def test_accumulated_batches_equal_one_large_batch(tmp_path):
     """Without BatchNorm's batch statistics; the crops' padding makes pixel counts differ between small batches."""
     results = {}
     for name, batch, steps in (("large", 4, 1), ("accumulated", 1, 4)):
-        model = tiny_model(**PLAIN, **NO_DROPOUT).double()
+        model = small_model(**PLAIN, **NO_DROPOUT).double()
         trainer = make_trainer(
             tmp_path / name,
             model=model,
@@ -177,7 +177,7 @@ def test_padding_of_unlabeled_crops_is_ignored_unless_asked(tmp_path):
     for train_on_padding in (False, True):
         trainer = make_trainer(
             tmp_path,
-            model=tiny_model(crop_size=160),
+            model=small_model(crop_size=160),
             train_on_padding=train_on_padding,
             max_steps=1,
             eval_strategy="no",
@@ -209,7 +209,7 @@ def test_checkpoint_carries_the_memory_and_a_saved_model_does_not(tmp_path, capl
 
 def test_evaluation_does_not_depend_on_its_batch_size(tmp_path):
     data = {"eval_dataset": datasets.concatenate_datasets([make_dataset(3, size=(48, 72)), make_dataset(2, seed=1)])}
-    model = tiny_model().eval()
+    model = small_model().eval()
     results = [
         make_trainer(tmp_path, model=model, data=data, per_device_eval_batch_size=size).evaluate()
         for size in (1, 2, 5)
@@ -234,11 +234,11 @@ REFUSED = [
         r"resizes to \{'height': 512, 'width': 512\}, which training",
     ),
     (
-        {"model": tiny_model(**PLAIN)},
+        {"model": small_model(**PLAIN)},
         {"method": "allspark"},
         "needs the bottleneck, but the model's configuration has use_",
     ),
-    ({"model": tiny_model(num_labels=1)}, {}, "The model has 1 class, whose prediction is always the same"),
+    ({"model": small_model(num_labels=1)}, {}, "The model has 1 class, whose prediction is always the same"),
 ]
 
 
