@@ -49,6 +49,7 @@ def folder(tmp_path_factory):
             arguments += [] if method == "supervised" else ["--unlabeled_warmup_epochs", 0]
             run_here(monkeypatch, "train.py", *arguments)
     arguments = [*options(folder), "--output_dir", folder / "all", "--num_images", 2, "--device", "cpu"]
+    arguments += ["--background", "light"]  # tests/test_figures_drawing.py draws both
     done = run_script("make_figures.py", *arguments, "--baseline", folder / "supervised", folder / "pseudo_label")
     assert done.returncode == 0, done.stderr
     (folder / "printed.txt").write_text(done.stdout, encoding="utf-8")
@@ -61,13 +62,13 @@ def options(folder: Path, model: str = "allspark") -> list:
 
 def test_all_figures_are_written_and_named(folder):
     printed = (folder / "printed.txt").read_text(encoding="utf-8").splitlines()
-    endings = (".npz", "_light.png", "_dark.png")
+    endings = (".npz", "_light.png")
     expected = [str(folder / "all" / f"{name}{ending}") for name in NAMES for ending in endings]
     assert printed == expected
     assert sorted(str(path) for path in (folder / "all").iterdir()) == sorted(expected)
     for name in NAMES:
-        with Image.open(folder / "all" / f"{name}_dark.png") as picture:
-            assert picture.width == 1200 and max(picture.convert("RGB").getpixel((0, 0))) < 40
+        with Image.open(folder / "all" / f"{name}_light.png") as picture:
+            assert picture.width == 1200 and min(picture.convert("RGB").getpixel((0, 0))) > 215
 
 
 def test_errors_are_of_the_images_that_the_run_was_trained_on(folder):
@@ -182,7 +183,7 @@ def test_earlier_figures_are_kept_unless_asked(folder, monkeypatch, tmp_path):
     assert (tmp_path / "figure_b_dark.png").read_text(encoding="utf-8") == "mine"
     run_here(monkeypatch, "make_figures.py", *arguments, "--overwrite")
     with Image.open(tmp_path / "figure_b_dark.png") as picture:
-        assert picture.width == 1200
+        assert picture.width == 1200 and max(picture.convert("RGB").getpixel((0, 0))) < 40
 
 
 @pytest.mark.parametrize(
