@@ -39,6 +39,7 @@ EQUAL = {
     "allspark": {"method": "allspark", "num_unlabeled": 8, "num_train_epochs": 2, "memory_warmup_epochs": 1},
 }
 EQUAL["sample"] = {"method": "sample", "num_unlabeled": 8, "max_steps": 2, "max_grad_norm": 0.01}
+EQUAL["unimatch_v2"] = {**EQUAL["sample"], "method": "unimatch_v2", "confidence_threshold": 0.4, "ema_decay": 0.5}
 # Its heads have batch statistics, those of all processes. The second step fills the memory and has the contrast.
 EQUAL["memory_contrastive"] = {"method": "memory_contrastive", "num_unlabeled": 8, "max_steps": 2}
 EQUAL["memory_contrastive"] |= {"contrast_start": 0, "memory_confidence": 0.3, "memory_inflow": 0.2}
@@ -168,7 +169,7 @@ def test_two_processes_equal_one_with_the_doubled_batch(folder, ranks, method):
     assert len(one["health"]) == {"supervised": 0, "allspark": 2}.get(method, 1)
     for entry, expected in zip(ranks[method][0]["health"], one["health"], strict=True):
         assert entry == pytest.approx(expected, rel=1e-6)
-    for part in ("state", "method"):  # the second one is a teacher and a buffer, of the sample alone
+    for part in ("state", "method"):  # the second one is a teacher, a memory, a buffer
         for name, value in one[part].items():
             for rank in ranks[method]:
                 assert torch.allclose(rank[part][name], value, rtol=0, atol=1e-7), name
