@@ -134,14 +134,14 @@ def test_segformers_go_to_the_segformer_model(tmp_path):
 def test_rates_follow_encoder_and_length(tmp_path):
     vit, pyramid = tiny_backbone_model("dinov2").config, tiny_backbone_model("swin").config
     assert (
-        encoder_defaults(vit, 300)["learning_rate"] == 5e-5 and encoder_defaults(vit, 30_000)["learning_rate"] == 5e-6
+        encoder_defaults(vit, 300)["learning_rate"] == 1e-5 and encoder_defaults(vit, 30_000)["learning_rate"] == 5e-6
     )
     assert encoder_defaults(pyramid, 300)["head_learning_rate_multiplier"] == 10
     assert encoder_defaults(AllSparkConfig(), 300) == {}
     given = ["--output_dir", str(tmp_path), "--use_cpu", "--learning_rate", "0.5", "--optim", "sgd"]
     (args,) = parse_arguments((AllSparkTrainingArguments,), given)
-    assert apply_encoder_defaults(args, vit, 300) == ["weight_decay 0.01", "head_learning_rate_multiplier 10.0"]
-    assert (args.learning_rate, args.optim, args.head_learning_rate_multiplier) == (0.5, "sgd", 10)
+    assert apply_encoder_defaults(args, vit, 300) == ["weight_decay 0.01", "head_learning_rate_multiplier 50.0"]
+    assert (args.learning_rate, args.optim, args.head_learning_rate_multiplier) == (0.5, "sgd", 50)
 
 
 @pytest.mark.parametrize(("settings", "layers"), [({"freeze_encoder": True}, 4), ({"freeze_encoder_layers": 2}, 2)])

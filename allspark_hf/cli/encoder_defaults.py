@@ -10,10 +10,10 @@ from ..training.trainer import make_sampler
 
 
 LONG_RUN = 5000  # updates
-# UniMatch V2's for tens of thousands of updates. Short runs need more, but a head at 60 times 5e-5 diverges: after 600
-# updates on CamVid the last activation of the dpt head was zero everywhere.
+# UniMatch V2's for tens of thousands of updates. Short runs need more, but 5e-5 spoils the first layers of a whole
+# encoder, and a dpt head at 3e-3 dies: both on CamVid, 600 updates, see scripts/studies/README.md.
 PLAIN_VIT = {"learning_rate": 5e-6, "head_learning_rate_multiplier": 40.0}
-PLAIN_VIT_SHORT = {"learning_rate": 5e-5, "head_learning_rate_multiplier": 10.0}
+PLAIN_VIT_SHORT = {"learning_rate": 1e-5, "head_learning_rate_multiplier": 50.0}
 OTHERS = {"learning_rate": 1e-5, "head_learning_rate_multiplier": 10.0}  # UniMatch V2's, of its training logs
 ADAMW = {"optim": "adamw_torch_fused", "weight_decay": 0.01}
 
