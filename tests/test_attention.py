@@ -252,7 +252,8 @@ def test_compiled_training_in_one_graph(dropout):
     bottleneck = tiny_model(**settings).bottleneck.train()
     features, logits = torch.randn(5, 32, 2, 2, requires_grad=True), torch.randn(3, 3, 5, 5)
     state = {name: value.clone() for name, value in bottleneck.state_dict().items()}
-    compiled = torch.compile(bottleneck, backend="aot_eager", fullgraph=True)
+    # Without dropout the gradients are compared too; with it only the graph, which tests/test_step.py differentiates.
+    compiled = torch.compile(bottleneck, backend="eager" if dropout else "aot_eager", fullgraph=True)
     results = []
     for module in (bottleneck, compiled):
         bottleneck.load_state_dict(state)
