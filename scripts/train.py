@@ -1,6 +1,6 @@
 """Trains a segmenter from images of which some have masks: a folder, or a data set of the Hub.
 
-    python scripts/train.py --data_dir DATA --model_name_or_path nvidia/mit-b2 --output_dir OUT
+    python scripts/train.py --data_dir DATA --encoder facebook/dinov2-small --crop_size 518 --output_dir OUT
     python scripts/train.py --dataset_name segments/sidewalk-semantic --image_column_name pixel_values ...
     python scripts/train.py scripts/recipes/camvid_cpu.yaml --data_dir DATA --output_dir OUT
     python scripts/train.py scripts/recipes/camvid_cpu.yaml --data_dir DATA --output_dir OUT --dry_run

@@ -27,7 +27,7 @@ from allspark_hf.cli.arguments import ModelArguments, parse_arguments
 from allspark_hf.cli.encoder_defaults import apply_encoder_defaults, encoder_defaults
 from allspark_hf.cli.models import resolve_encoder
 from allspark_hf.models import encoders
-from allspark_hf.models.encoders import encoder_normalization, load_encoder
+from allspark_hf.models.encoders import encoder_config, encoder_normalization, load_encoder
 
 
 # Besides the model alone, with the head of another task, whose names have one prefix more.
@@ -209,3 +209,9 @@ def test_gradients_are_checkpointed_in_the_encoder():
     assert len(calls) == 2
     with pytest.raises(ValueError, match="activation checkpointing"):
         tiny_backbone_model("resnet").gradient_checkpointing_enable()
+
+
+@pytest.mark.parametrize("name", ["/no/such/encoder", "./encoder", "models/of/mine"])
+def test_a_folder_that_is_not_there(name):
+    with pytest.raises(ValueError, match=r"There is no folder .* with an encoder: correct the path"):
+        encoder_config(name)

@@ -4,6 +4,8 @@ tests/test_parity_memory_contrastive.py compares it to the authors' code, tests/
 one, and tests/test_step.py shows that the host never waits.
 """
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -47,8 +49,12 @@ def test_resumed_and_published(tmp_path):
     for one, other in ((resumed.model, whole.model), (resumed.method, whole.method)):
         assert differing(one.state_dict(), other.state_dict()) == []
     resumed.save_model()
-    names = load_file(tmp_path / "model.safetensors").keys()
-    assert names and not [name for name in names if name.startswith(("method", "teacher", "contrast"))]
+    published = load_file(tmp_path / "model.safetensors")
+    assert published and not [name for name in published if name.startswith(("method", "teacher", "contrast"))]
+    record = json.loads((tmp_path / "run_record.json").read_text())
+    weights = {name: value for name, value in resumed.model.named_parameters() if name in published}
+    assert record["model"]["parameters"] == sum(value.numel() for value in weights.values())
+    assert "contrast_weight" in record["settings"] and "confidence_threshold" not in record["settings"]
 
 
 def test_what_the_paper_says_instead(tmp_path):

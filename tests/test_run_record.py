@@ -212,6 +212,8 @@ def test_name_of_weights(tmp_path):
     assert weights_name(str(tmp_path / "mine")) == "mine" and weights_name("") == "none" == weights_name(None)
     assert weights_name("nvidia/mit-b5") == "nvidia/mit-b5" and weights_name("/gone/mine/") == "mine"
     assert weights_name("./gone/mine") == "mine"
+    cached = tmp_path / "hub/models--facebook--dinov2-small/snapshots/ed25f3a"
+    assert weights_name(cached) == "facebook/dinov2-small"
 
 
 def test_base_weights_stay_through_a_second_training(data_dir, tmp_path):

@@ -38,6 +38,9 @@ def encoder_config(name: str) -> PreTrainedConfig:
     """
     if is_model_type(name):
         return CONFIG_MAPPING[name]()
+    is_path = name.startswith(("/", ".", "~")) or name.count("/") > 1  # no name on the Hub
+    if is_path and not Path(name).is_dir():
+        raise ValueError(f"There is no folder {name!r} with an encoder: correct the path, or give a Hub id.")
     with _told_in_a_sentence(name):
         return AutoConfig.from_pretrained(name)
 

@@ -89,13 +89,16 @@ def _is_non_commercial(license: str) -> bool:
 
 
 def weights_name(name_or_path: str | None) -> str:
-    """What to call weights in public: a Hub id, or a folder's bare name; `"none"` for no weights."""
+    """What to call weights in public: a Hub id, also for its place in the cache, else a folder's bare name; or `none`."""
     if not name_or_path:
         return FROM_SCRATCH
     name_or_path = str(name_or_path)
     if not Path(name_or_path).exists() and HUB_ID.fullmatch(name_or_path):
         return name_or_path
-    return Path(name_or_path).absolute().resolve().name or name_or_path
+    path = Path(name_or_path).absolute().resolve()
+    if path.parent.name == "snapshots" and path.parents[1].name.startswith("models--"):  # in the Hub's cache
+        return "/".join(path.parents[1].name.split("--", 2)[1:])
+    return path.name or name_or_path
 
 
 def base_weights_of(config, name_or_path: str | None = None) -> str:

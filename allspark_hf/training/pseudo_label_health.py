@@ -155,7 +155,8 @@ class PseudoLabelHealth(TrainerCallback):
         )
         logger.warning(
             "The pseudo-labels of epoch %d collapse onto %s: %.0f %% of their pixels, %.0f %% of the labeled ones. "
-            "Start from pre-trained weights, lower unlabeled_loss_weight, or raise unlabeled_warmup_epochs.",
+            "Train longer, start from pre-trained weights, lower unlabeled_loss_weight, or raise "
+            "unlabeled_warmup_epochs.",
             self.epoch + 1,
             self.id2label[top],
             100 * in_pseudo,

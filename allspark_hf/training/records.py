@@ -1,12 +1,14 @@
 """What the trainer and scripts/train.py write into run_record.json, read from the trainer and the arguments."""
 
 import logging
+from dataclasses import fields
 from pathlib import Path
 
 from transformers import TrainerCallback
 
 from ..data import find_layout
 from ..evaluation.arguments import EvaluationArguments
+from ..methods import METHODS, arguments_classes
 from ..models.weights import DIGEST, weights_digest
 from ..publishing.licenses import base_weights_of, weights_name
 from ..publishing.record import RECORD_FILE, checkout, environment, public, public_command
@@ -92,19 +94,32 @@ def describe_training(trainer, resumed: bool = False, git: dict | None = None) -
         "command": source.get("command"),
         "recipe": source.get("recipe"),
         "arguments": source.get("arguments", {}) | public(recorded(args)),
-        "settings": public(shown(args)),
+        "settings": public({name: value for name, value in shown(args).items() if name not in _of_others(args)}),
         "evaluation": {name: getattr(args, name) for name in EvaluationArguments.__dataclass_fields__},
         "method": {"name": args.method, **method},
         "model": {
             "base_weights": base_weights_of(config),
             "started_from": weights_name(getattr(config, "_name_or_path", None)),
-            "parameters": trainer.method.evaluated_model(trainer.processes.model).num_parameters(),
+            "parameters": _published_parameters(trainer),
         },
         "data": source.get("data", {}) | _counts(trainer) | {"classes": config.num_labels},
         "training": training,
         "git": git,
         **environment(args.world_size),
     }
+
+
+def _published_parameters(trainer) -> int:
+    """Parameters of the published model, without what the method trains beside it."""
+    model = trainer.method.evaluated_model(trainer.processes.model)
+    named = model.named_parameters()
+    return sum(value.numel() for name, value in named if not name.startswith("method_modules."))
+
+
+def _of_others(args) -> set[str]:
+    """Names of the arguments that only other methods read."""
+    names = {one.name for kind in arguments_classes() for one in fields(kind)}
+    return names - {one.name for one in fields(METHODS[args.method].arguments_class)}
 
 
 def _counts(trainer) -> dict:
