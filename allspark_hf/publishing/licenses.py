@@ -89,7 +89,7 @@ def _is_non_commercial(license: str) -> bool:
 
 
 def weights_name(name_or_path: str | None) -> str:
-    """What to call weights in public: a Hub id, also of its place in the cache, or a folder's name; `"none"` for none."""
+    """A public name of weights: a Hub id, also of its place in the cache, or a folder's name; `"none"` for none."""
     if not name_or_path:
         return FROM_SCRATCH
     name_or_path = str(name_or_path)
