@@ -4,12 +4,14 @@ import errno
 import pickle
 import re
 import shutil
+import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError
+from torch.utils.data._utils import signal_handling
 
 from ..data.reading import BadImageError
 from ..utils.text import megabytes
@@ -83,20 +85,21 @@ def telling_faults(output_dir: str | Path, checkpoint: str | None = None) -> Ite
     except (RuntimeError, ConnectionError, EOFError, FileNotFoundError) as error:
         if not _worker_is_gone(error):
             raise
+        _end_reports()
         cause = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(". ")
         raise WorkerDiedError(
             f"A data loading worker died ({cause}), mostly for want of "
             "memory: set fewer --dataloader_num_workers, a smaller batch or --dataloader_prefetch_factor 1, or with "
-            f"'Bus error' give /dev/shm more room; {_going_on_undisturbed(output_dir)}."
+            f"'Bus error' give /dev/shm more room; {going_on(output_dir)}."
         ) from error
 
 
-def _going_on_undisturbed(output_dir: str | Path) -> str:
-    """[`going_on`], again if the DataLoader's signal handler reports the dead worker just then."""
-    try:
-        return going_on(output_dir)
-    except RuntimeError:
-        return going_on(output_dir)
+def _end_reports():
+    """Takes away the DataLoader's signal handler, which may report the dead worker again at any moment."""
+    for _ in range(2):  # it may do so here, too
+        with suppress(RuntimeError, ValueError, AttributeError):  # not the main thread; Windows, without the signal
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal_handling._SIGCHLD_handler_set = False  # the next DataLoader sets it again
 
 
 def _worker_is_gone(error: Exception) -> bool:
