@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import resource
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -151,6 +152,7 @@ def test_a_worker_that_is_killed(tmp_path):
     finally:
         MixedDataset.__getitem__ = read
     assert time.perf_counter() - begun < 60
+    assert signal.getsignal(signal.SIGCHLD) == signal.SIG_DFL  # or the DataLoader tells it again, at any moment
     sentence = str(error.value)
     assert sentence.startswith("A data loading worker died (")  # then how that was noticed, which is a race
     assert "set fewer --dataloader_num_workers" in sentence and "\n" not in sentence
