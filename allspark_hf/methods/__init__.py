@@ -1,6 +1,7 @@
 """Training methods, one file each: diff two of them to see the algorithm."""
 
 from .allspark import AllSpark
+from .allspark_unimatch import AllSparkUniMatch
 from .base import Method, MethodArguments, MixedBatch, PixelCounts, StepLosses
 from .fixmatch import FixMatch
 from .memory_contrastive import MemoryContrastive
@@ -16,6 +17,7 @@ METHODS: dict[str, type[Method]] = {
     "unimatch_v2": UniMatchV2,
     "memory_contrastive": MemoryContrastive,
     "allspark": AllSpark,
+    "allspark_unimatch": AllSparkUniMatch,
 }
 
 
@@ -28,6 +30,7 @@ def arguments_classes() -> list[type]:
 __all__ = [
     "METHODS",
     "AllSpark",
+    "AllSparkUniMatch",
     "FixMatch",
     "MemoryContrastive",
     "Method",

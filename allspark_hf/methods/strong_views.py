@@ -30,7 +30,9 @@ def complementary_dropout(features: FeatureMaps, drawn: torch.Tensor, kept: torc
     view and zero in the other, the same in all feature maps. Maps with fewer channels read the first draws.
 
     Args:
-        features (`tuple[torch.Tensor, ...]`): float (2 * images, channels, height, width) each, first views first.
+        features (`tuple[torch.Tensor, ...]`):
+            float (any number + 2 * images, channels, height, width) each: images that stay as they are, the first
+            views, the second ones.
         drawn (`torch.Tensor`): bool (images, at least as many channels), whether the first view has the channel.
         kept (`torch.Tensor`): bool (images,), whether an image keeps all its channels as they are.
 
@@ -38,7 +40,8 @@ def complementary_dropout(features: FeatureMaps, drawn: torch.Tensor, kept: torc
         `tuple[torch.Tensor, ...]`: of the same shapes.
     """
     first = (2.0 * drawn).masked_fill(kept[:, None], 1.0)
-    factors = torch.cat([first, 2.0 - first])[:, :, None, None]
+    others = first.new_ones(len(features[0]) - 2 * len(first), first.shape[1])
+    factors = torch.cat([others, first, 2.0 - first])[:, :, None, None]
     return tuple(maps * factors[:, : maps.shape[1]].to(maps.dtype) for maps in features)
 
 

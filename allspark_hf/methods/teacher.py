@@ -58,6 +58,8 @@ class TeacherMethod(Method):
     def build(self, model):
         precision = torch.promote_types(model.dtype, torch.float32)  # an update of 0.004 is lost in bfloat16
         self.teacher = deepcopy(model).to(precision).requires_grad_(False).eval()
+        if self.teacher.bottleneck is not None:
+            self.teacher.bottleneck.memory = None  # only training reads the memory
         return {}
 
     def before_training(self, model):
