@@ -69,7 +69,7 @@ def make_trainer(model, num_unlabeled=10, stream=False, **kwargs) -> AllSparkTra
 
 def exact_model(method: str, batch_norm: bool = False, **kwargs):
     """Float64, no dropout, no batch statistics: what is left must not depend on how the batch is cut."""
-    switches = {} if method == "allspark" else AllSparkConfig.plain_segformer_switches()
+    switches = {} if "allspark" in method else AllSparkConfig.plain_segformer_switches()
     model = tiny_model(**{**switches, **NO_DROPOUT, **kwargs}).double()
     if not batch_norm:
         model.decode_head.batch_norm = torch.nn.Identity()

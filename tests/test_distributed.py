@@ -40,6 +40,7 @@ EQUAL = {
 }
 EQUAL["sample"] = {"method": "sample", "num_unlabeled": 8, "max_steps": 2, "max_grad_norm": 0.01}
 EQUAL["unimatch_v2"] = {**EQUAL["sample"], "method": "unimatch_v2", "confidence_threshold": 0.4, "ema_decay": 0.5}
+EQUAL["allspark_unimatch"] = {**EQUAL["unimatch_v2"], "method": "allspark_unimatch", "memory_warmup_epochs": 0}
 # Its heads have batch statistics, those of all processes. The second step fills the memory and has the contrast.
 EQUAL["memory_contrastive"] = {"method": "memory_contrastive", "num_unlabeled": 8, "max_steps": 2}
 EQUAL["memory_contrastive"] |= {"contrast_start": 0, "memory_confidence": 0.3, "memory_inflow": 0.2}
@@ -68,6 +69,7 @@ JOBS = {
     # Every method with a bottleneck in the model; an unused parameter ends a run in its second step.
     "bottleneck_supervised": {**PLAIN, "method": "supervised", "max_steps": 2},
     "bottleneck_pseudo_label": {**UNWEIGHTED, "method": "pseudo_label"},
+    "bottleneck_unimatch_v2": {**PLAIN, "method": "unimatch_v2", "max_steps": 2},
     "bottleneck_no_memory": UNWEIGHTED,
     "find_unused": {**PLAIN, "max_steps": 1, "ddp_find_unused_parameters": True},
     "whole": {**EVALUATION, "eval_mode": "whole"},
@@ -217,7 +219,7 @@ def test_gradient_checkpointing_in_one_process(tmp_path, reentrant):
     assert differing(results[0]["state"], results[1]["state"]) == []
 
 
-@pytest.mark.parametrize("name", ["supervised", "pseudo_label", "no_memory"])
+@pytest.mark.parametrize("name", ["supervised", "pseudo_label", "unimatch_v2", "no_memory"])
 def test_no_parameter_is_waited_for_in_vain(ranks, name):
     first, second = ranks[f"bottleneck_{name}"]
     assert first["wrapper"]["class"] == "DistributedDataParallel"

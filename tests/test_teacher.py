@@ -76,7 +76,8 @@ def test_accumulation_changes_nothing(tmp_path, method):
 
 def test_resume_equals_the_uninterrupted_training_and_evaluates_both_models(tmp_path):
     evaluated = {"eval_strategy": "steps", "eval_steps": 2, "evaluate_student": True}
-    settings = {**SAVING, **evaluated, "ema_decay": 0.9, "method": "unimatch_v2", "output_dir": str(tmp_path)}
+    settings = {**SAVING, **evaluated, "ema_decay": 0.9, "method": "allspark_unimatch", "memory_warmup_epochs": 0}
+    settings["output_dir"] = str(tmp_path)
     whole = build_trainer(settings)
     whole.train()
     resumed = build_trainer({**settings, "switches": {"seed": 9}})

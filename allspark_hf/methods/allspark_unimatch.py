@@ -10,7 +10,7 @@ from ..utils.arguments import documented
 from .allspark import AllSparkMethodArguments
 from .base import StepLosses
 from .pseudo_labels import pseudo_label_pass
-from .strong_views import complementary_dropout, cutmix, unpack_channel_bits
+from .strong_views import complementary_dropout, cutmix, in_drawn_order, unpack_channel_bits
 from .teacher import TeacherArguments, TeacherMethod
 
 
@@ -33,11 +33,7 @@ class AllSparkUniMatch(TeacherMethod):
     title = "AllSpark with UniMatch V2"
     description = "the step of unimatch_v2, with labeled features also rebuilt from the memory of weak unlabeled ones"
     needs_bottleneck = True
-
-    def build(self, model):
-        # No loss reaches the unlabeled branch here, and DistributedDataParallel waits for every gradient.
-        model.bottleneck.unlabeled_attention.requires_grad_(False)
-        return super().build(model)
+    trains_unlabeled_branch = False
 
     def step(self, model, batch, pixels, epoch):
         weak, labeled = batch["unlabeled_pixel_values"], batch["pixel_values"]
@@ -49,8 +45,8 @@ class AllSparkUniMatch(TeacherMethod):
 
         rebuilt = model(
             pixel_values=labeled,
-            unlabeled_pixel_values=weak,
-            unlabeled_logits=predicted.logits,
+            unlabeled_pixel_values=in_drawn_order(weak),
+            unlabeled_logits=None if predicted.logits is None else in_drawn_order(predicted.logits),
             read_memory=epoch >= self.args.memory_warmup_epochs,
         ).logits
         images = torch.cat([labeled, strong_1, strong_2])

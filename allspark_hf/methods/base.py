@@ -102,6 +102,7 @@ class Method(nn.Module):
     uses_unlabeled = True
     acts_after_updates = False
     needs_bottleneck = False
+    trains_unlabeled_branch = True  # of the bottleneck; a step without it says so, or DDP waits for its gradients
 
     num_updates = 0  # of the whole training; the trainer sets it before the first step
     updates = 0  # so far; the trainer sets it when training begins or goes on
@@ -116,6 +117,7 @@ class Method(nn.Module):
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
         cls.uses_unlabeled = bool(cls.unlabeled_views)
+        cls.trains_unlabeled_branch &= cls.uses_unlabeled
         cls.acts_after_updates = cls.after_update is not Method.after_update
 
     def build(self, model: PreTrainedModel) -> dict[str, tuple[nn.Module, float]]:

@@ -93,6 +93,7 @@ class MemoryContrastive(Method):
     arguments_class = MemoryContrastiveArguments
     title = "memory contrast"
     description = "labels of an EMA teacher, and pixels drawn towards a class-wise memory of good labeled ones"
+    trains_unlabeled_branch = False
 
     def build(self, model):
         config, args = model.config, self.args

@@ -63,4 +63,13 @@ def unpack_channel_bits(packed: torch.Tensor) -> tuple[torch.Tensor, torch.Tenso
     return drawn, torch.cat([first, middle, ~first.flip(0)])
 
 
-__all__ = ["complementary_dropout", "cutmix", "unpack_channel_bits"]
+def in_drawn_order(images: torch.Tensor) -> torch.Tensor:
+    """
+    Any tensor (unlabeled, ...) of a mirrored batch in the order in which the images were drawn, which does not depend
+    on how a batch is cut over processes: the first, the last, the second, the last but one, ...
+    """
+    place = torch.arange(len(images), device=images.device)
+    return images[torch.where(place % 2 == 0, place // 2, len(images) - 1 - place // 2)]
+
+
+__all__ = ["complementary_dropout", "cutmix", "in_drawn_order", "unpack_channel_bits"]

@@ -19,6 +19,7 @@ class UniMatchV2(TeacherMethod):
     unlabeled_views = (WEAK, STRONG_1, replace(STRONG_2, channel_bits=True))
     title = "UniMatch V2"
     description = "an EMA teacher's confident labels, learned from two strong views with complementary channels"
+    trains_unlabeled_branch = False
 
     def step(self, model, batch, pixels, epoch):
         predicted = pseudo_label_pass(self.teacher, batch["unlabeled_pixel_values"], self.args.confidence_threshold)

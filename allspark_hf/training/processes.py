@@ -54,7 +54,7 @@ class Processes:
         model = self.model
         # Up to 100 MB a step, and wrong for a local memory; torch.compile puts the prefix before the names.
         names = [name for name, _ in model.named_buffers() if name.startswith(MEMORY_PREFIX)]
-        if not self.trainer.method.uses_unlabeled:  # DDP would wait for gradients that never come
+        if not self.trainer.method.trains_unlabeled_branch:  # DDP would wait for gradients that never come
             names += [name for name, _ in model.named_parameters() if name.startswith(UNLABELED_PREFIX)]
         model._ddp_params_and_buffers_to_ignore = [*names, *(f"_orig_mod.{name}" for name in names)]
         if isinstance(model, FSDPModule):
