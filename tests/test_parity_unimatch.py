@@ -256,7 +256,7 @@ def test_sliding_windows(unimatch):
 class StandIn(nn.Module):
     """The small segmenter of the fixtures: see `stand_in` in their description.json."""
 
-    config = type("Config", (), {"use_cross_attention": False})
+    config, bottleneck = type("Config", (), {"use_cross_attention": False}), None
     dtype = torch.float64
 
     def __init__(self, width=6, hidden=5, classes=4):
