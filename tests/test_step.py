@@ -136,7 +136,7 @@ class NoSync(TorchDispatchMode):
 @pytest.mark.parametrize("name", PUBLISHED)
 @pytest.mark.parametrize("labeled_loss", ["cross_entropy", "ohem"])
 def test_the_host_never_waits_in_a_step(tmp_path, name, labeled_loss):
-    model = tiny_model(**({} if name == "allspark" else PLAIN)).train()
+    model = tiny_model(**({} if METHODS[name].needs_bottleneck else PLAIN)).train()
     settings = {"labeled_loss": labeled_loss, "ohem_min_kept": 9, "confidence_threshold": 0.2}
     settings |= {"memory_confidence": 0.2, "memory_weights": "scored", "balance_classes": True}
     method = make_method(name, tmp_path, model, **settings)
@@ -160,7 +160,7 @@ def test_the_host_never_waits_in_the_augmentation():
 
 
 def train(folder, method="allspark", model=None, **kwargs):
-    model = tiny_model(**({} if method == "allspark" else PLAIN)) if model is None else model
+    model = tiny_model(**({} if METHODS[method].needs_bottleneck else PLAIN)) if model is None else model
     settings = {"max_steps": 2, "memory_warmup_epochs": 0, "seed": 1, **kwargs}
     trainer = make_trainer(model, output_dir=str(folder), method=method, **settings)
     trainer.train(resume_from_checkpoint=kwargs.get("resume_from_checkpoint"))
@@ -181,7 +181,7 @@ OPTIONS = [
 def test_precision_and_memory_format_train_every_parameter_to_the_same_losses(tmp_path, method):
     expected = step_losses(train(tmp_path, method))
     for options, tolerance in OPTIONS:
-        before = tiny_model(**({} if method == "allspark" else PLAIN)).state_dict()
+        before = tiny_model(**({} if METHODS[method].needs_bottleneck else PLAIN)).state_dict()
         trainer = train(tmp_path, method, **options)
         assert step_losses(trainer) == pytest.approx(expected, rel=tolerance), options
         for name, parameter in trainer.model.named_parameters():
