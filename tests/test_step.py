@@ -6,6 +6,7 @@ import torch
 from conftest import TWO_STAGES, tiny_model
 from parity import predict_full_size
 from run_training import make_trainer, result_of
+from test_backbone import tiny_backbone_model
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -147,6 +148,23 @@ def test_the_host_never_waits_in_a_step(tmp_path, name, labeled_loss):
             method.after_update(model, 1)
     with pytest.raises(AssertionError, match="_local_scalar_dense"), NoSync():
         torch.ones(()).item()
+
+
+@pytest.mark.parametrize("encoder", ["dinov2", "resnet"])
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_every_method_trains_a_vit_and_a_cnn(tmp_path, name, encoder):
+    model = tiny_backbone_model(encoder, **({} if METHODS[name].needs_bottleneck else PLAIN)).train()
+    method = make_method(name, tmp_path, model, confidence_threshold=0.2, memory_confidence=0.2)
+    method.updates = 5  # memory_contrastive: its contrast has begun
+    step = take_step(model, method)
+    step.loss.backward()
+    trained = [(one, parameter) for one, parameter in model.named_parameters() if parameter.requires_grad]
+    untouched = [one for one, parameter in trained if parameter.grad is None or not parameter.grad.isfinite().all()]
+    assert untouched == []
+    if name.endswith(("match", "_v2")):
+        own = step.terms.get("loss_self", step.terms["loss_x"])
+        expected = ((step.terms["loss_x"] + own) / 2 + step.terms["loss_u"]) / 2
+        assert step.terms["loss_u"] > 0 and step.loss.item() == pytest.approx(expected.item(), rel=1e-6)
 
 
 def test_the_host_never_waits_in_the_augmentation():
