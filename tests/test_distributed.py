@@ -40,6 +40,7 @@ EQUAL = {
 }
 EQUAL["sample"] = {"method": "sample", "num_unlabeled": 8, "max_steps": 2, "max_grad_norm": 0.01}
 EQUAL["unimatch_v2"] = {**EQUAL["sample"], "method": "unimatch_v2", "confidence_threshold": 0.4, "ema_decay": 0.5}
+EQUAL["unimatch_v2"]["keep_quantile"] = 0.5
 # Its heads have batch statistics, those of all processes. The second step fills the memory and has the contrast.
 EQUAL["memory_contrastive"] = {"method": "memory_contrastive", "num_unlabeled": 8, "max_steps": 2}
 EQUAL["memory_contrastive"] |= {"contrast_start": 0, "memory_confidence": 0.3, "memory_inflow": 0.2}

@@ -163,6 +163,11 @@ class Method(nn.Module):
         """The model that is evaluated, saved and published: `model`, which is trained, or e.g. a teacher."""
         return model
 
+    @property
+    def threshold(self) -> float | torch.Tensor | None:
+        """Least probability of a pseudo-label that counts, of all classes or of each; None where all count."""
+        return None
+
     @classmethod
     def check_arguments(cls, args):
         """
