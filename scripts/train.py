@@ -58,13 +58,14 @@ def keeps_lists(args, checkpoint: str | None) -> bool:
     return checkpoint is None or not list_path(args.output_dir, "labeled").is_file()
 
 
-def summary(report) -> str:
+def summary(report, num_held_out: int) -> str:
     """How much there is of what."""
     data = report.data
+    held_out = f" ({num_held_out} of them held out)" if num_held_out else ""
+    unlabeled = len(data.unlabeled) if data.unlabeled_stream is None else "streamed"
     return (
-        f"{len(data.labeled)} labeled, {len(data.unlabeled) if data.unlabeled_stream is None else 'streamed'} "
-        f"unlabeled, {len(data.validation)} validation images, {report.num_labels} classes, {len(report.left_out)} "
-        "files left out"
+        f"{len(data.labeled)} labeled{held_out}, {unlabeled} unlabeled, {len(data.validation)} validation images, "
+        f"{report.num_labels} classes, {len(report.left_out)} files left out"
     )
 
 
@@ -88,6 +89,7 @@ def build_trainer():
     from allspark_hf.data import DataArguments, load_data
     from allspark_hf.inference.loading import make_image_processor
     from allspark_hf.methods import METHODS
+    from allspark_hf.training.holdout import number_held_out
     from allspark_hf.training.records import run_source
 
     types = (DataArguments, ModelArguments, AllSparkTrainingArguments, DryRunArguments)
@@ -106,7 +108,7 @@ def build_trainer():
     data = report.data
     streams = data.unlabeled_stream is not None
     say = print if args.should_save else lambda line: None
-    say(f"{summary(report)}, processes: {args.world_size}")
+    say(f"{summary(report, number_held_out(args, len(data.labeled)))}, processes: {args.world_size}")
 
     set_seed(args.seed)
     without_bottleneck = not METHODS[args.method].needs_bottleneck

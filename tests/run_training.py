@@ -104,13 +104,16 @@ def recorded_reading() -> Iterator[list[tuple[int, int]]]:
 
 
 def result_of(trainer: AllSparkTrainer) -> dict:
-    """Losses of every step, the pseudo-labels' health of every epoch, all evaluations, weights, the method's state."""
+    """
+    Losses of every step, the pseudo-labels' health of every epoch and on held-out images, all evaluations, weights,
+    the method's state.
+    """
     losses = [
         {name: entry[name] for name in ("loss", "loss_x", "loss_u") if name in entry}
         for entry in trainer.state.log_history
         if "loss_x" in entry
     ]
-    health = [entry for entry in trainer.state.log_history if "pseudo_mean_iou" in entry]
+    health = [entry for entry in trainer.state.log_history if {"pseudo_mean_iou", "holdout_kept"} & entry.keys()]
     evaluations = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
     result = {"losses": losses, "health": health, "evaluations": evaluations, "state": full_state(trainer)}
     return {**result, "method": trainer.method.state_dict()}

@@ -182,10 +182,12 @@ def test_train_then_evaluate(data_dir, tmp_path):
     recipe.write_text("backbone: b0\nhidden_sizes: [8, 16, 40, 64]\ncrop_size: 64\nreport_to: none\nmax_steps: 2\n")
     common = ["--data_dir", data_dir, "--use_cpu"]
     once = ["--output_dir", tmp_path / "out", "--labeled_count", 2, "--disable_tqdm", "true"]
-    done = run_process("train.py", recipe, *common, *once)
+    done = run_process("train.py", recipe, *common, *once, "--holdout_fraction", 0.5)
     assert done.returncode == 0, done.stderr
-    assert "2 labeled, 4 unlabeled, 2 validation images, 6 classes, 0 files left out, processes: 1" in done.stdout
-    assert len((tmp_path / "out" / "labeled_ids.txt").read_text().split()) == 2
+    counts = "2 labeled (1 of them held out), 4 unlabeled, 2 validation images, 6 classes, 0 files left out"
+    assert f"{counts}, processes: 1" in done.stdout
+    labeled, held_out = ((tmp_path / "out" / f"{of}_ids.txt").read_text().split() for of in ("labeled", "holdout"))
+    assert len(labeled) == 2 and len(held_out) == 1 and held_out[0] in labeled
     expected = json.loads((tmp_path / "out" / "eval_results.json").read_text())
     assert {"last_mean_iou", "best_mean_iou"} <= set(json.loads((tmp_path / "out" / "train_results.json").read_text()))
 

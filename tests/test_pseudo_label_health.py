@@ -84,6 +84,9 @@ def test_summary_by_hand(trainer):
     summary = trainer.health.summary()
     # Known on both sides: (2, 2), (1, 2), (1, 1) as (truth, pseudo): IoU of 1 and 2 is 1/2 each, 0 is absent.
     assert summary["pseudo_mean_iou"] == pytest.approx(0.5)
+    right = {name: value for name, value in summary.items() if "accuracy" in name}
+    classes = {"pseudo_accuracy_LABEL_1": 1, "pseudo_accuracy_LABEL_2": 0.5}  # no pseudo-label of class 0 has a truth
+    assert right == pytest.approx({"pseudo_accuracy": 2 / 3, **classes})
     expected = {"pseudo_share": (0.2, 0.2, 0.6), "label_share": (2 / 3, 1 / 3, 0), "channel_share": (0, 0.25, 0.75)}
     for name, shares in expected.items():
         assert [summary[f"{name}_LABEL_{index}"] for index in range(3)] == pytest.approx(shares), name

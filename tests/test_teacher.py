@@ -12,7 +12,7 @@ from allspark_hf.methods.unimatch_v2 import UniMatchV2
 
 
 TRAINING = {"num_unlabeled": 12, "seed": 1, "confidence_threshold": 0.4}
-EXACT = {**TRAINING, "max_steps": 2, "exact": True, "max_grad_norm": 0.01}
+EXACT = {**TRAINING, "max_steps": 2, "exact": True, "max_grad_norm": 0.01, "keep_quantile": 0.5}
 SAVING = {**TRAINING, "max_steps": 4, "save_strategy": "steps", "save_steps": 2, "logging_steps": 1}
 
 
@@ -76,10 +76,11 @@ def test_accumulation_changes_nothing(tmp_path, method):
 
 def test_resume_equals_the_uninterrupted_training_and_evaluates_both_models(tmp_path):
     evaluated = {"eval_strategy": "steps", "eval_steps": 2, "evaluate_student": True}
-    settings = {**SAVING, **evaluated, "ema_decay": 0.9, "method": "allspark_unimatch", "memory_warmup_epochs": 0}
-    settings["output_dir"] = str(tmp_path)
+    settings = {**SAVING, **evaluated, "keep_quantile": 0.5, "ema_decay": 0.9, "output_dir": str(tmp_path)}
+    settings |= {"method": "allspark_unimatch", "memory_warmup_epochs": 0}
     whole = build_trainer(settings)
     whole.train()
+    assert whole.method.state_dict()["class_thresholds.histogram"].sum() > 0
     resumed = build_trainer({**settings, "switches": {"seed": 9}})
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     assert result_of(resumed)["losses"] == result_of(whole)["losses"]

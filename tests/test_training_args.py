@@ -40,12 +40,13 @@ def test_schedule_settings_can_be_replaced():
 def test_every_field_has_help_text_and_known_facts():
     inherited = {field.name for field in fields(TrainingArguments)}
     own = [field for field in fields(AllSparkTrainingArguments) if field.name not in inherited]
-    assert len(own) == 46
+    assert len(own) == 48
     assert all(len(field.metadata.get("help", "")) > 15 for field in own)
     rules = {facts_of(field).resume for field in fields(AllSparkTrainingArguments)}
     assert rules == {"refused", "kept", "changed", "cut", "free"}
     refused = {"method", "optim", "lr_scheduler_type", "freeze_encoder", "freeze_encoder_layers"}
     refused |= {"memory_inflow", "memory_weights", "teacher_mode", "balance_classes"}
+    refused |= {"keep_quantile", "holdout_fraction"}
     assert set(names(AllSparkTrainingArguments, resume="refused")) == refused
     kept = {"learning_rate", "head_learning_rate_multiplier", "weight_decay", "sgd_momentum", "decay_norm_and_bias"}
     assert set(names(AllSparkTrainingArguments, resume="kept")) == kept

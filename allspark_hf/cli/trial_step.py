@@ -70,6 +70,7 @@ def build_trainer(
         "gradient_accumulation_steps": 1,
         "memory_warmup_epochs": 0,
         "contrast_start": -1,
+        "holdout_fraction": 0.0,
         "unlabeled_warmup_epochs": 0,
         "eval_strategy": IntervalStrategy.NO,
         "save_strategy": SaveStrategy.NO,

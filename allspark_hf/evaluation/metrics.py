@@ -62,6 +62,11 @@ class ConfusionMatrix:
         counts = self.counts.cpu().double()
         return counts.diagonal() / counts.sum(1)
 
+    def precision(self) -> torch.Tensor:
+        """float64 (num_labels,) in [0, 1], the share of what is predicted as a class that is right; NaN if none is."""
+        counts = self.counts.cpu().double()
+        return counts.diagonal() / counts.sum(0)
+
     def pixel_share(self) -> torch.Tensor:
         """float64 (num_labels,) in [0, 1], the share of all labeled pixels that are of a class."""
         counts = self.counts.cpu().double()

@@ -37,7 +37,7 @@ class AllSparkUniMatch(TeacherMethod):
 
     def step(self, model, batch, pixels, epoch):
         weak, labeled = batch["unlabeled_pixel_values"], batch["pixel_values"]
-        predicted = pseudo_label_pass(self.teacher, weak, self.args.confidence_threshold)
+        predicted = pseudo_label_pass(self.teacher, weak, self.threshold)
         pseudo_labels = self.confident_labels(predicted, batch)
         strong_1, labels_1 = cutmix(batch, "strong_1", batch["unlabeled_pixel_values_strong_1"], pseudo_labels)
         strong_2, labels_2 = cutmix(batch, "strong_2", batch["unlabeled_pixel_values_strong_2"], pseudo_labels)

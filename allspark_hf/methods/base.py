@@ -165,6 +165,15 @@ class Method(nn.Module):
         """The model that is evaluated, saved and published: `model`, which is trained, or e.g. a teacher."""
         return model
 
+    def labeling_model(self, model: PreTrainedModel) -> PreTrainedModel:
+        """The model that gives the pseudo-labels, for those of held-out images: `model`, or e.g. a teacher."""
+        return self.evaluated_model(model)
+
+    @property
+    def threshold(self) -> float | torch.Tensor | None:
+        """Least probability of a pseudo-label that counts, of all classes or of each; None where all count."""
+        return None
+
     @classmethod
     def check_arguments(cls, args):
         """

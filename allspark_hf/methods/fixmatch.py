@@ -16,7 +16,7 @@ class FixMatch(TeacherMethod):
     description = "an EMA teacher's confident labels, learned from a strong view"
 
     def step(self, model, batch, pixels, epoch):
-        predicted = pseudo_label_pass(self.teacher, batch["unlabeled_pixel_values"], self.args.confidence_threshold)
+        predicted = pseudo_label_pass(self.teacher, batch["unlabeled_pixel_values"], self.threshold)
         pseudo_labels = self.confident_labels(predicted, batch)
         strong, strong_labels = cutmix(batch, "strong_1", batch["unlabeled_pixel_values_strong_1"], pseudo_labels)
 

@@ -82,10 +82,10 @@ class MemoryContrastiveArguments(UnlabeledArguments):
 class MemoryContrastive(Method):
     """
     L = L_x + L_u + 0.01 H + 0.1 (C_x + C_u): labels; the teacher's labels of two strong views, each pixel weighted by
-    confidence^6; entropy of these; and pixels drawn towards the memory of their class. Published for BatchNorm
-    networks with features at a stride of 4 or 8; here the features are what the classifier gets, every position of a
-    stride of about 4 pixels, whatever encoder and head. Crops and colors are the project's views; ClassMix of strong
-    views is theirs, that of labeled images (probability 0.2) is left out. The student is evaluated and published.
+    confidence^6; entropy of these; and pixels drawn towards the memory of their class. Features are what the
+    classifier gets, at a stride of about 4 (published: 4 or 8, BatchNorm). Crops and colors are the project's views,
+    ClassMix of strong views is theirs; that of labeled images (p 0.2) is left out. The student is evaluated and
+    published.
     """
 
     unlabeled_views = (WEAK, *(View(name, strong=True, class_mix=0.75) for name in ("strong_1", "strong_2")))
@@ -114,6 +114,9 @@ class MemoryContrastive(Method):
     def after_update(self, model, updates):
         self.teacher.follow(model, teacher_decay(updates - 1, self.num_updates))
         self.updates = updates
+
+    def labeling_model(self, model):
+        return self.teacher.model
 
     @property
     def contrast_start(self) -> int:

@@ -29,7 +29,7 @@ class PseudoLabels:
             float (unlabeled, num_labels, height, width) at the size of the encoder's last stage, for the model's
             `unlabeled_logits`; None for a model that does not group channels.
         confident (`torch.Tensor`, *optional*):
-            bool (unlabeled, height, width), whether the probability reaches a threshold; None without one.
+            bool (unlabeled, height, width), whether the probability [`reaches`] a threshold; None without one.
     """
 
     labels: torch.Tensor
@@ -38,7 +38,29 @@ class PseudoLabels:
     confident: torch.Tensor | None = None
 
 
-def pseudo_label_pass(model: nn.Module, pixel_values: torch.Tensor, threshold: float | None = None) -> PseudoLabels:
+def reaches(
+    confidence: torch.Tensor, labels: torch.Tensor, threshold: float | torch.Tensor | None
+) -> torch.Tensor | None:
+    """
+    Where a pseudo-label is confident enough.
+
+    Args:
+        confidence (`torch.Tensor`): float (images, height, width), probability in [0, 1] of the label.
+        labels (`torch.Tensor`): int64 (images, height, width), in [0, num_labels).
+        threshold (`float` or `torch.Tensor`, *optional*):
+            least probability, of all classes, or float (num_labels,) of each.
+
+    Returns:
+        `torch.Tensor`, *optional*: bool (images, height, width); None without a threshold.
+    """
+    if threshold is None:
+        return None
+    return confidence >= (threshold[labels] if isinstance(threshold, torch.Tensor) else threshold)
+
+
+def pseudo_label_pass(
+    model: nn.Module, pixel_values: torch.Tensor, threshold: float | torch.Tensor | None = None
+) -> PseudoLabels:
     """
     Predicts unlabeled images in eval mode, without gradient, and with the labeled branch alone, as in inference.
 
@@ -48,7 +70,7 @@ def pseudo_label_pass(model: nn.Module, pixel_values: torch.Tensor, threshold: f
     Args:
         model (`nn.Module`): the model as wrapped for training (DDP, FSDP, compiled, ...), or a teacher.
         pixel_values (`torch.Tensor`): float (unlabeled, 3, height, width), normalized.
-        threshold (`float`, *optional*): probability in [0, 1] of a confident pixel.
+        threshold (`float` or `torch.Tensor`, *optional*): probability of a confident pixel, see [`reaches`].
     """
     module = _beneath_wrappers(model)
     # What FSDP and ZeRO-3 gather is used again in training, which an inference tensor cannot be.
@@ -70,7 +92,7 @@ def _read(logits, size, config, threshold) -> tuple[torch.Tensor | None, ...]:
         return full.argmax(dim=1), every.softmax(dim=1).amax(dim=1), _on_token_grid(full, config), None
     confidence, labels = full.softmax(dim=1).max(dim=1)
     step = CONFIDENCE_STEP
-    return labels, confidence[:, ::step, ::step], _on_token_grid(full, config), confidence >= threshold
+    return labels, confidence[:, ::step, ::step], _on_token_grid(full, config), reaches(confidence, labels, threshold)
 
 
 def _on_token_grid(full: torch.Tensor, config) -> torch.Tensor | None:
@@ -111,4 +133,4 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
         model.train(was_training)
 
 
-__all__ = ["PseudoLabels", "pseudo_label_pass"]
+__all__ = ["PseudoLabels", "pseudo_label_pass", "reaches"]

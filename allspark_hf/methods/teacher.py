@@ -8,6 +8,7 @@ from torch import nn
 
 from ..utils.arguments import argument, documented
 from .base import Method, MixedBatch, whole
+from .class_thresholds import ClassThresholds
 from .pseudo_label import UnlabeledArguments
 from .pseudo_labels import PseudoLabels
 from .strong_views import cutmix
@@ -28,6 +29,15 @@ class TeacherArguments(UnlabeledArguments):
         interval="[0, 1]",
         resume="changed",
         common=True,
+        shown=True,
+    )
+    keep_quantile: float | None = argument(
+        None,
+        "Besides, of the pixels predicted as a class only the most confident share counts, such as 0.8: for strong "
+        "encoders, of whose pixels nearly all pass confidence_threshold. With a lower confidence_threshold it keeps "
+        "rare classes in, of which few pixels are sure.",
+        interval="(0, 1)",
+        resume="refused",
         shown=True,
     )
     ema_decay: float | None = argument(
@@ -60,16 +70,26 @@ class TeacherMethod(Method):
         self.teacher = deepcopy(model).to(precision).requires_grad_(False).eval()
         if self.teacher.bottleneck is not None:
             self.teacher.bottleneck.memory = None  # only training reads the memory
+        if self.args.keep_quantile is not None:
+            own = self.args.keep_quantile, self.args.confidence_threshold
+            self.class_thresholds = ClassThresholds(model.config.num_labels, *own)
         return {}
 
     def before_training(self, model):
         update_teacher(self.teacher, model, decay=0)
 
     def after_update(self, model, updates):
-        update_teacher(self.teacher, model, min(1 - 1 / updates, self.decay))
+        decay = min(1 - 1 / updates, self.decay)
+        update_teacher(self.teacher, model, decay)
+        if self.args.keep_quantile is not None:
+            self.class_thresholds.update(decay)
 
     def evaluated_model(self, model):
         return self.teacher
+
+    @property
+    def threshold(self):
+        return self.args.confidence_threshold if self.args.keep_quantile is None else self.class_thresholds.values
 
     def count_unlabeled(self, batch):
         """Shown pixels of each CutMix view, in which an image's padding is where its partner has it."""
@@ -78,6 +98,8 @@ class TeacherMethod(Method):
 
     def confident_labels(self, predicted: PseudoLabels, batch: MixedBatch) -> torch.Tensor:
         """int64 (unlabeled, height, width): the teacher's labels; the ignore index where unsure, and on padding."""
+        if self.args.keep_quantile is not None:
+            self.class_thresholds.count(predicted.labels, predicted.confidence, self.shown(batch))
         return predicted.labels.where(predicted.confident & self.shown(batch), self.ignore_index)
 
     def kept(self, pseudo_labels: torch.Tensor, batch: MixedBatch) -> torch.Tensor:

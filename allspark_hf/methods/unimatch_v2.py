@@ -22,7 +22,7 @@ class UniMatchV2(TeacherMethod):
     trains_unlabeled_branch = False
 
     def step(self, model, batch, pixels, epoch):
-        predicted = pseudo_label_pass(self.teacher, batch["unlabeled_pixel_values"], self.args.confidence_threshold)
+        predicted = pseudo_label_pass(self.teacher, batch["unlabeled_pixel_values"], self.threshold)
         pseudo_labels = self.confident_labels(predicted, batch)
         strong_1, labels_1 = cutmix(batch, "strong_1", batch["unlabeled_pixel_values_strong_1"], pseudo_labels)
         strong_2, labels_2 = cutmix(batch, "strong_2", batch["unlabeled_pixel_values_strong_2"], pseudo_labels)

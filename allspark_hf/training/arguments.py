@@ -186,6 +186,17 @@ class AllSparkTrainingArguments(TrainingArguments, EvaluationArguments, *argumen
 
     # ---- Evaluation, checkpoints and logs ----
 
+    holdout_fraction: float = argument(
+        0.0,
+        "Share of the labeled images that is not trained on, drawn from the seed: each evaluation says how many of "
+        "their pixels get a pseudo-label that counts, and how many of these are right. Leave it out below 20 labeled "
+        "images: with few labels, every mask is worth more in training.",
+        interval="[0, 0.5]",
+        group="evaluation",
+        resume="refused",
+        shown=True,
+    )
+
     output_dir: str | None = argument(
         None, "Folder for the model, its checkpoints, logs and results.", common=True, recorded=False
     )

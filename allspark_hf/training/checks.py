@@ -15,6 +15,7 @@ from ..models.segmenter import Segmenter
 from ..utils.text import megabytes
 from .arguments import AllSparkTrainingArguments
 from .faults import free_bytes
+from .holdout import number_held_out
 from .storage import sorted_checkpoints
 
 
@@ -81,8 +82,8 @@ def check_datasets(
     eval_dataset: datasets.Dataset | dict[str, datasets.Dataset] | None,
 ):
     """
-    Raises ValueError for empty sets, missing columns, and images that are both trained and evaluated on. Of a stream
-    the first image is read, and a warning says what cannot be known of the others.
+    Raises ValueError for empty sets, a holdout that leaves none, missing columns, and images that are both trained and
+    evaluated on. Of a stream the first image is read, and a warning says what cannot be known of the others.
     """
     evaluated = eval_dataset if isinstance(eval_dataset, dict) else {"eval_dataset": eval_dataset}
     for name, dataset in {"train_dataset": train_dataset, **evaluated}.items():
@@ -96,6 +97,7 @@ def check_datasets(
             "(to the script: training images without a mask, or --labeled_count to hide masks), or set "
             "method='supervised'."
         )
+    number_held_out(args, len(train_dataset))
     _check_columns("train_dataset", train_dataset, [args.image_column_name, args.label_column_name])
     check_stream(args, unlabeled_dataset)
     if isinstance(unlabeled_dataset, datasets.IterableDataset):

@@ -89,12 +89,20 @@ class Processes:
                 tensor.copy_(sent)
 
     @contextmanager
-    def predicting_apart(self) -> Iterator[None]:
-        """Each process may predict by itself inside, with the statistics and weights that are saved."""
+    def predicting_apart(self, *models: nn.Module) -> Iterator[None]:
+        """
+        Each process may predict by itself inside, with the statistics and weights that are saved, and with `models` in
+        eval mode; outside, each of their modules is in the mode of before.
+        """
         self.share_statistics()
         plugin = self.trainer.accelerator.state.fsdp_plugin if self.trainer.is_fsdp_enabled else None
+        modes = {module: module.training for model in models for module in model.modules()}
+        for model in models:
+            model.eval()
         with nullcontext() if plugin is None else gathered(self.model, plugin):
             yield
+        for module, was_training in modes.items():
+            module.training = was_training
 
     def gather_method_modules(self):
         """Makes the method's modules whole for a step; with FSDP2 only the model's own forward would gather them."""

@@ -5,10 +5,15 @@ import logging
 import torch
 from transformers import TrainerCallback
 
-from ..evaluation.metrics import COLLAPSE_RATIO, ConfusionMatrix, metric_name
+from ..evaluation.metrics import COLLAPSE_RATIO, ConfusionMatrix, by_class, metric_name
+from ..methods import METHODS
 
 
 logger = logging.getLogger(__name__)
+
+MOST_WRONG = 0.1  # of the pixels that count: twice what a threshold of 0.95 lets pass of a teacher that knows itself
+LEAST_RIGHT = 0.5  # of those of a class; below that, its label stands for other classes more often than for itself
+ENOUGH = 0.01  # share of these pixels that a class needs to be judged; below that, one object decides
 
 
 def histogram(classes: torch.Tensor, num_classes: int) -> torch.Tensor:
@@ -20,6 +25,45 @@ def histogram(classes: torch.Tensor, num_classes: int) -> torch.Tensor:
     return counts.scatter_add_(0, index, torch.ones_like(index))[:num_classes]
 
 
+def accuracy_of_kept(prefix: str, kept: ConfusionMatrix, id2label: dict[int, str]) -> dict[str, float]:
+    """
+    `<prefix>_accuracy`, the share in [0, 1] of the pixels that is right, and `<prefix>_accuracy_<class>`, that of the
+    pixels labeled as the class; empty without a pixel. `kept` has the pixels whose pseudo-label counts.
+    """
+    if not (total := kept.counts.sum().item()):
+        return {}
+    right = kept.counts.trace().item() / total
+    return {f"{prefix}_accuracy": right, **by_class(f"{prefix}_accuracy", kept.precision(), id2label)}
+
+
+def warn_of_wrong_labels(where: str, kept: ConfusionMatrix, id2label: dict[int, str], args):
+    """
+    Warns if more than `MOST_WRONG` of the pixels are wrong, or less than `LEAST_RIGHT` of those of a class are right.
+
+    Args:
+        where (`str`): which pixels, for the sentence.
+        kept ([`ConfusionMatrix`]): pixels whose pseudo-label counts.
+        id2label (`dict[int, str]`): class names.
+        args ([`AllSparkTrainingArguments`]): of the training; decide what the sentence advises.
+    """
+    total = kept.counts.sum().item()
+    if not total:
+        return
+    wrong, enough = 1 - kept.counts.trace().item() / total, (kept.counts.sum(0) >= ENOUGH * total).cpu()
+    right, worst = (one.item() for one in kept.precision().where(enough, 1).nan_to_num(1).min(dim=0))
+    if wrong <= MOST_WRONG and right >= LEAST_RIGHT:
+        return
+    fix = "choose a method with confidence_threshold"
+    if hasattr(METHODS[args.method].arguments_class, "keep_quantile"):
+        now = args.keep_quantile
+        fix = "set keep_quantile to 0.8, say" if now is None else f"lower keep_quantile from {now}"
+    logger.warning(
+        "Of the pseudo-labels that count %s, %.0f %% of the pixels are wrong, and of those labeled %s, the worst "
+        "class, %.0f %% are right: %s, raise unlabeled_warmup_epochs, or label more images that show %s.",
+        *(where, 100 * wrong, id2label[worst], 100 * right, fix, id2label[worst]),
+    )
+
+
 class PseudoLabelHealth(TrainerCallback):
     """
     Counts over an epoch of training, logged at its end and kept in checkpoints.
@@ -27,8 +71,8 @@ class PseudoLabelHealth(TrainerCallback):
     The entry has `pseudo_share_<class>` and `label_share_<class>`, shares of the pixels of pseudo-labels and labels;
     with a grouping memory `channel_share_<class>`, share of the unlabeled channels that its slot got (of all
     processes, or with local memories in that of the main process); and where the truth of unlabeled images is known,
-    `pseudo_mean_iou`. All are of the augmented crops as trained on. The confidence is a term of each step, see
-    [`Method`].
+    of the pixels whose pseudo-label counts `pseudo_mean_iou` and [`accuracy_of_kept`]. All are of the augmented crops
+    as trained on. The confidence is a term of each step, see [`Method`].
 
     Args:
         trainer ([`AllSparkTrainer`]): whose model and log it uses.
@@ -105,6 +149,7 @@ class PseudoLabelHealth(TrainerCallback):
         if self.trainer.accelerator.reduce(counted, reduction="sum").item() == 0:
             return
         self._warn_of_collapse()
+        warn_of_wrong_labels(f"in epoch {self.epoch + 1}", self._confusion(), self.id2label, self.trainer.args)
         self.trainer.log(entry)
         self.reset()
 
@@ -122,10 +167,9 @@ class PseudoLabelHealth(TrainerCallback):
             return {}
         entry = {}
         if self.counts["confusion"].sum():
-            confusion = ConfusionMatrix(len(self.id2label), self.ignore_index)
-            confusion.counts = self.counts["confusion"].cpu().view_as(confusion.counts)
-            count_absent = self.trainer.args.count_absent_classes
+            confusion, count_absent = self._confusion(), self.trainer.args.count_absent_classes
             entry["pseudo_mean_iou"] = confusion.metrics(self.id2label, count_absent)["mean_iou"]
+            entry |= accuracy_of_kept("pseudo", confusion, self.id2label)
         enqueued = self._enqueued() - self.enqueued_before
         for prefix, counts in (
             ("pseudo_share", self.counts["pseudo_labels"]),
@@ -136,6 +180,11 @@ class PseudoLabelHealth(TrainerCallback):
                 shares = (counts.double() / counts.sum()).tolist()
                 entry |= {f"{prefix}_{metric_name(self.id2label[index])}": share for index, share in enumerate(shares)}
         return entry
+
+    def _confusion(self) -> ConfusionMatrix:
+        confusion = ConfusionMatrix(len(self.id2label), self.ignore_index)
+        confusion.counts = self.counts["confusion"].cpu().view_as(confusion.counts)
+        return confusion
 
     def collapsed_onto(self) -> int | None:
         """The class that nearly all pseudo-labels show, other than the labels do; None if there is none."""
@@ -177,4 +226,4 @@ class PseudoLabelHealth(TrainerCallback):
             self.counts = {name: state[name].to(self.trainer.args.device) for name in self.counts}
 
 
-__all__ = ["PseudoLabelHealth", "histogram"]
+__all__ = ["PseudoLabelHealth", "accuracy_of_kept", "histogram", "warn_of_wrong_labels"]

@@ -67,13 +67,14 @@ def names_of_images(trainer) -> dict[str, list[str]]:
             sets["unlabeled"] = [trainer.unlabeled_dataset]
         column = trainer.args.image_column_name
         trainer._names_of_images = {
-            name: [image for part in parts if isinstance(part, datasets.Dataset) for image in _names(part, column)]
+            name: [image for part in parts if isinstance(part, datasets.Dataset) for image in names_of(part, column)]
             for name, parts in sets.items()
         }
     return trainer._names_of_images
 
 
-def _names(dataset: datasets.Dataset, column: str) -> Iterator[str]:
+def names_of(dataset: datasets.Dataset, column: str) -> Iterator[str]:
+    """What the images of a dataset are known by, see [`names_of_images`]; `column` is that of the images."""
     if "id" in dataset.column_names:
         yield from map(str, dataset.with_format(None).select_columns(["id"])["id"])
         return
@@ -226,4 +227,4 @@ def _warnings(run: dict, now: dict, args) -> Iterator[str]:
         yield "the validation images are others, so earlier evaluations, the best one included, do not compare."
 
 
-__all__ = ["check_resume", "describe_run", "names_of_images"]
+__all__ = ["check_resume", "describe_run", "names_of", "names_of_images"]

@@ -27,6 +27,7 @@ from .checks import check_datasets, check_evaluation, check_model, check_output_
 from .class_weights import class_weights
 from .faults import sole_training, telling_faults
 from .finite import FiniteGuard, finite_mean
+from .holdout import Holdout, split_holdout
 from .hub import HubSide
 from .loaders import evaluation_loader, make_sampler, train_loader
 from .optimizer import split_by_rate
@@ -77,7 +78,8 @@ class AllSparkTrainer(Trainer):
         processing_class:
             Image processor of inference, e.g. [`~transformers.SegformerImageProcessor`]: it either does not resize, or
             resizes the long side (`size={"max_height": n, "max_width": n}`), to which training then scales too.
-        train_dataset (`datasets.Dataset`, *optional*): labeled images, with an image and a mask column.
+        train_dataset (`datasets.Dataset`, *optional*):
+            labeled images, with an image and a mask column, of which `args.holdout_fraction` is not trained on.
         unlabeled_dataset (`datasets.Dataset` or `datasets.IterableDataset`, *optional*):
             unlabeled images; a mask column, where a row may be None, serves to measure the pseudo-labels only. A
             stream, whose masks are not read, needs `args.unlabeled_images_per_epoch`.
@@ -113,6 +115,7 @@ class AllSparkTrainer(Trainer):
         if train_dataset is not None:
             check_datasets(args, train_dataset, self.unlabeled_dataset, eval_dataset)
             check_output_dir(args, model)
+        train_dataset, held_out = split_holdout(args, train_dataset)
         self.long_side = long_side_of(processing_class)
         check_evaluation(model.config, args, processing_class)
         self._prepare_model(model, args)
@@ -142,6 +145,8 @@ class AllSparkTrainer(Trainer):
         self.record = RunRecord(self)
         self.health, self.finite = PseudoLabelHealth(self), FiniteGuard(self)
         self._connect_parts()
+        if held_out is not None:
+            self.add_callback(Holdout(self, held_out))
 
     @staticmethod
     def _prepare_model(model: Segmenter, args: AllSparkTrainingArguments):
@@ -374,17 +379,12 @@ class AllSparkTrainer(Trainer):
             models["student_"] = student
         evaluations = {name: Evaluation(self.model.config, self.args, self.args.device) for name in models}
         self.evaluation = evaluations[""]
-        modes = {model: model.training for model in models.values()}
-        for model in modes:
-            model.eval()
-        with self.processes.predicting_apart(), failing_together(self.accelerator):
+        with self.processes.predicting_apart(*models.values()), failing_together(self.accelerator):
             for samples in dataloader:
                 with self.compute_loss_context_manager():
                     for name, model in models.items():
                         evaluations[name].add(model, samples)
                 self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
-        for model, was_training in modes.items():
-            model.train(was_training)
         metrics = {}
         for of, evaluation in evaluations.items():
             evaluation.reduce(self.accelerator)
