@@ -22,9 +22,9 @@ class AllSparkUniMatchArguments(TeacherArguments, AllSparkMethodArguments):
 
 class AllSparkUniMatch(TeacherMethod):
     """
-    L = ((L_x + L_self) / 2 + (L_s1 + L_s2) / 2) / 2: the step of UniMatch V2, with labeled images read twice. L_x is of
-    features that the bottleneck rebuilds from the memory of weak unlabeled ones (AllSpark); L_self is of features that
-    attend to themselves, as in inference, which nothing else trains on clean images.
+    L = ((L_x + L_self) / 2 + (L_s1 + L_s2) / 2) / 2: the step of UniMatch V2, with labeled images read twice. L_x is
+    of features that the bottleneck rebuilds from the memory of weak unlabeled ones (AllSpark); L_self is of features
+    that attend to themselves, as in inference, which nothing else trains on clean images.
     """
 
     arguments_class = AllSparkUniMatchArguments
