@@ -215,3 +215,17 @@ def test_mistakes_end_in_one_sentence(data_dir, tmp_path):
         done = run_script(script, *arguments, "--use_cpu")
         assert done.returncode == 1 and "Traceback" not in done.stderr
         assert sentence in done.stderr.strip().splitlines()[-1]
+
+
+def test_a_start_that_fails_leaves_nothing(data_dir, tmp_path):
+    model = ["--backbone", "b0", "--hidden_sizes", 8, 16, 40, 64, "--crop_size", 64]
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    (kept / "labeled_ids.txt").write_text("mine\n")
+    for folder in (tmp_path / "new" / "out", kept):
+        common = ["--data_dir", data_dir, "--output_dir", folder, *model, "--use_cpu", "--report_to", "none"]
+        # before there is a model; and after the trainer has made the folder
+        for wrong in (["--num_labels", 3], ["--class_weights", 1, 2, 3]):
+            assert run_script("train.py", *common, *wrong).returncode == 1
+            assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+    assert (kept / "labeled_ids.txt").read_text() == "mine\n"

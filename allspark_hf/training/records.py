@@ -1,4 +1,4 @@
-"""What the trainer and scripts/train.py write into run_record.json, read from the trainer and the arguments."""
+"""What the trainer and scripts/train.py write of a run: run_record.json, and the lists of the images."""
 
 import logging
 from dataclasses import fields
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from transformers import TrainerCallback
 
-from ..data import find_layout
+from ..data import SegmentationData, find_layout, list_path, write_id_lists
 from ..evaluation.arguments import EvaluationArguments
 from ..methods import METHODS, arguments_classes
 from ..models.weights import DIGEST, weights_digest
@@ -194,4 +194,22 @@ class RunRecord(TrainerCallback):
             logger.warning("%s could not be written (%s): the model card will lack its content.", path, error)
 
 
-__all__ = ["RunRecord", "describe_training", "run_source"]
+class IdLists(TrainerCallback):
+    """
+    Writes the lists of a run's images into its `output_dir` when the training begins, so that one that cannot start
+    leaves none; a resume keeps those that are there.
+
+    Args:
+        data ([`SegmentationData`]): the images found.
+    """
+
+    def __init__(self, data: SegmentationData):
+        self.data = data
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        resumed = state.global_step > 0
+        if args.should_save and not (resumed and list_path(args.output_dir, "labeled").is_file()):
+            write_id_lists(self.data, args.output_dir)
+
+
+__all__ = ["IdLists", "RunRecord", "describe_training", "run_source"]
