@@ -67,7 +67,9 @@ def dry_run(data: DataArguments, model: ModelArguments, args: AllSparkTrainingAr
     """
     say = _say if args.should_save else lambda *lines: None
     say("Settings", *setting_lines(model, args), "Batch", *batch_lines(args))
-    found = look_for_data(data)
+    found = look_for_data(data, args.image_column_name, args.label_column_name)
+    args = copy.copy(args)
+    args.image_column_name, args.label_column_name = "image", "label"  # what look_for_data calls them
     problems = found.problems
     say("Data", *data_lines(found, data, args))
     problems += unlabeled_problems(found, args)
@@ -150,8 +152,9 @@ def data_lines(found: DataPresence, data: DataArguments, args: AllSparkTrainingA
     sets = ("labeled", "unlabeled", "validation")
     counts = ", ".join(f"{found.counts.get(name, 'unknown')} {name}" for name in sets)
     origin = "" if found.data is not None or not found.counts else " (by the lists, files are missing)"
+    num_labels = "unknown" if found.num_labels is None else found.num_labels
     return [
-        f"  folder: {data.data_dir}, {'unknown' if found.num_labels is None else found.num_labels} classes",
+        f"  from: {data.data_dir or data.dataset_name}, {num_labels} classes",
         f"  images: {counts}{origin}",
         f"  updates: {update_text(found.counts, args)}",
     ]

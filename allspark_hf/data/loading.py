@@ -172,14 +172,7 @@ def _with_second_source(data: SegmentationData, arguments: DataArguments) -> Seg
 
 def load_data(arguments: DataArguments, image_column: str = "image", label_column: str = "label") -> CheckReport:
     """[`find_data`], checked file by file and with class indices as masks; files left out are logged."""
-    report = check_data(
-        find_data(arguments, image_column, label_column),
-        num_labels=arguments.num_labels,
-        ignore_index=arguments.ignore_index,
-        mask_values=arguments.mask_values,
-        skip_bad_files=arguments.skip_bad_files,
-        ignored_mask_values=arguments.ignored_mask_values,
-    )
+    report = check_found(find_data(arguments, image_column, label_column), arguments)
     for sentence in report.left_out:
         logger.warning("left out: %s", sentence)
     second_source = arguments.unlabeled_dir is not None or arguments.unlabeled_dataset_name is not None
@@ -189,6 +182,12 @@ def load_data(arguments: DataArguments, image_column: str = "image", label_colum
         if twins:
             logger.info("%d unlabeled images are also labeled, first %s = %s.", len(twins), *twins[0])
     return report
+
+
+def check_found(data: SegmentationData, arguments: DataArguments) -> CheckReport:
+    """[`check_data`] of what [`find_data`] returned for these arguments."""
+    names = ("num_labels", "ignore_index", "mask_values", "skip_bad_files", "ignored_mask_values")
+    return check_data(data, **{name: getattr(arguments, name) for name in names})
 
 
 def with_class_indices(dataset: Dataset, data: SegmentationData, arguments: DataArguments) -> Dataset:
@@ -212,4 +211,12 @@ def split_of_run(arguments: DataArguments, folder: str) -> DataArguments:
     return replace(arguments, labeled_list=str(path))
 
 
-__all__ = ["DataArguments", "find_data", "list_path", "load_data", "split_of_run", "with_class_indices"]
+__all__ = [
+    "DataArguments",
+    "check_found",
+    "find_data",
+    "list_path",
+    "load_data",
+    "split_of_run",
+    "with_class_indices",
+]
