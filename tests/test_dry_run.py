@@ -162,6 +162,17 @@ def test_without_unlabeled_images(tmp_path, capsys):
     assert "  - method='allspark' needs unlabeled images" in capsys.readouterr().out
 
 
+def test_unlabeled_images_that_are_streamed(data_dir, tmp_path, capsys):
+    make_dataset(3, masks=False).to_parquet(tmp_path / "train-0.parquet")
+    data = DataArguments(str(data_dir), unlabeled_dataset_name=str(tmp_path), unlabeled_streaming=True)
+    assert dry_run(data, TINY, arguments(unlabeled_images_per_epoch=7, num_train_epochs=5))
+    report = capsys.readouterr().out
+    assert "3 labeled, 8 unlabeled, 2 validation (unlabeled ones: an epoch of the stream)" in report
+    assert "updates: 4 per epoch, 20 in all" in report
+    assert not dry_run(data, TINY, arguments())
+    assert "  - The unlabeled images are a stream, which has no known length" in capsys.readouterr().out
+
+
 # ---- Batches and updates ----
 
 

@@ -71,6 +71,7 @@ def build_trainer(
         "memory_warmup_epochs": 0,
         "contrast_start": -1,
         "unlabeled_warmup_epochs": 0,
+        "unlabeled_images_per_epoch": None,
         "eval_strategy": IntervalStrategy.NO,
         "save_strategy": SaveStrategy.NO,
         "logging_strategy": IntervalStrategy.STEPS,
