@@ -28,6 +28,7 @@ from allspark_hf.cli.encoder_defaults import apply_encoder_defaults, encoder_def
 from allspark_hf.cli.models import resolve_encoder
 from allspark_hf.models import encoders
 from allspark_hf.models.encoders import encoder_config, encoder_normalization, load_encoder
+from allspark_hf.utils.arguments import recorded
 
 
 # Besides the model alone, with the head of another task, whose names have one prefix more.
@@ -142,6 +143,7 @@ def test_rates_follow_encoder_and_length(tmp_path):
     (args,) = parse_arguments((AllSparkTrainingArguments,), given)
     assert apply_encoder_defaults(args, vit, 300) == ["weight_decay 0.01", "head_learning_rate_multiplier 50.0"]
     assert (args.learning_rate, args.optim, args.head_learning_rate_multiplier) == (0.5, "sgd", 50)
+    assert recorded(args) == {"use_cpu": True, "learning_rate": 0.5}  # sgd is the default
 
 
 @pytest.mark.parametrize(("settings", "layers"), [({"freeze_encoder": True}, 4), ({"freeze_encoder_layers": 2}, 2)])

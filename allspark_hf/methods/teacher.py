@@ -60,6 +60,9 @@ class TeacherMethod(Method):
         self.teacher = deepcopy(model).to(precision).requires_grad_(False).eval()
         return {}
 
+    def derived(self):
+        return super().derived() | ({"ema_decay": self.decay} if self.args.ema_decay is None else {})
+
     def before_training(self, model):
         update_teacher(self.teacher, model, decay=0)
 
