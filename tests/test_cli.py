@@ -100,6 +100,10 @@ def test_help_shows_the_common_arguments_and_all_on_demand(capsys):
         in everything["method, pseudo-labels, FixMatch, UniMatch V2, memory contrast and AllSpark"]
     )
     assert "--local_memory" in everything["method, AllSpark"] and "--labeled_loss" in everything["method"]
+    with pytest.raises(SystemExit):
+        parse_arguments(TYPES, ["--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "encoder. (default: 0.001 for a Mix Transformer; else by the encoder, and printed at the start)" in said
     assert "--adam_beta1" in everything["training, all of transformers"]
 
 

@@ -28,7 +28,7 @@ from allspark_hf.cli.encoder_defaults import apply_encoder_defaults, encoder_def
 from allspark_hf.cli.models import resolve_encoder
 from allspark_hf.models import encoders
 from allspark_hf.models.encoders import encoder_config, encoder_normalization, load_encoder
-from allspark_hf.utils.arguments import recorded
+from allspark_hf.utils.arguments import names, recorded
 
 
 # Besides the model alone, with the head of another task, whose names have one prefix more.
@@ -139,6 +139,8 @@ def test_rates_follow_encoder_and_length(tmp_path):
     )
     assert encoder_defaults(pyramid, 300)["head_learning_rate_multiplier"] == 10
     assert encoder_defaults(AllSparkConfig(), 300) == {}
+    for config in (vit, pyramid):  # of which --help says so
+        assert set(encoder_defaults(config, 300)) == set(names(AllSparkTrainingArguments, by_encoder=True))
     given = ["--output_dir", str(tmp_path), "--use_cpu", "--learning_rate", "0.5", "--optim", "sgd"]
     (args,) = parse_arguments((AllSparkTrainingArguments,), given)
     assert apply_encoder_defaults(args, vit, 300) == ["weight_decay 0.01", "head_learning_rate_multiplier 50.0"]

@@ -48,7 +48,10 @@ class ModelArguments:
         None, "From scratch: width of the decode head, instead of the backbone's."
     )
     crop_size: list[int] | None = argument(
-        None, "Training crop in pixels, one side or height and width. Default: 513.", common=True
+        None,
+        "Training crop in pixels, one side or height and width. Default: that of model_name_or_path, else 513; whole "
+        "patches of the encoder waste nothing (DINOv2: 518).",
+        common=True,
     )
     memory_size: float | None = argument(None, "Memory slot as a multiple of C: 0.5, 1, 2, 4.")
     channel_attention_heads: int | None = argument(None, "Heads of the channel attention.")
