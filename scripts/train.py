@@ -52,13 +52,16 @@ def checkpoint_to_resume(args) -> str | None:
 
 
 def summary(report) -> str:
-    """How much there is of what."""
+    """How much there is of what, and how to name classes that have no names."""
     data = report.data
-    return (
+    line = (
         f"{len(data.labeled)} labeled, {len(data.unlabeled) if data.unlabeled_stream is None else 'streamed'} "
         f"unlabeled, {len(data.validation)} validation images, {report.num_labels} classes, {len(report.left_out)} "
         "files left out"
     )
+    if data.classes is None:
+        line += "; classes are called class_0, class_1, ...: name them in classes.txt in the data folder, or --classes"
+    return line
 
 
 def last_evaluation(trainer) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import runpy
 import subprocess
 import sys
 from dataclasses import dataclass, field, fields
@@ -219,6 +220,14 @@ def test_mistakes_end_in_one_sentence(data_dir, tmp_path):
         done = run_script(script, *arguments, "--use_cpu")
         assert done.returncode == 1 and "Traceback" not in done.stderr
         assert sentence in done.stderr.strip().splitlines()[-1]
+
+
+def test_classes_without_names_are_told_how_to_get_them(data_dir, tmp_path):
+    summary = runpy.run_path(str(SCRIPTS / "train.py"))["summary"]
+    report = load_data(DataArguments(data_dir=str(data_dir)))
+    assert summary(report).endswith("6 classes, 0 files left out")
+    report.data.classes = None
+    assert "class_0, class_1, ...: name them in classes.txt in the data folder" in summary(report)
 
 
 def test_a_start_that_fails_leaves_nothing(data_dir, tmp_path):
