@@ -231,6 +231,7 @@ def test_name_of_weights(tmp_path):
 
 def test_base_weights_stay_through_a_second_training(data_dir, tmp_path):
     SegformerForSemanticSegmentation(SegformerConfig(num_labels=4, **GEOMETRY)).save_pretrained(tmp_path / "mit-b0")
+    (tmp_path / "mit-b0" / "README.md").write_text("---\nlicense: mit\n---\n")
     report = load_data(DataArguments(data_dir=str(data_dir)))
 
     def load(source):
@@ -240,7 +241,7 @@ def test_base_weights_stay_through_a_second_training(data_dir, tmp_path):
     assert first.config.base_weights == "mit-b0"
     first.save_pretrained(tmp_path / "first")
     second = load(tmp_path / "first")
-    assert second.config.base_weights == "mit-b0"
+    assert second.config.base_weights == "mit-b0" and second.config.base_license == "mit"
     scratch = load_model(ModelArguments(backbone="b0", **GEOMETRY, crop_size=[64]), report, 255, False)
     assert scratch.config.base_weights == "none"
 

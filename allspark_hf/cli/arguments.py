@@ -21,8 +21,8 @@ class ModelArguments:
 
     encoder: str | None = argument(
         None,
-        "Pre-trained encoder: a Hub id such as facebook/dinov2-small or nvidia/mit-b2, or a folder; or a model type "
-        "of transformers, such as dinov2, to start at random.",
+        "Pre-trained encoder: a Hub id such as facebook/dinov2-small or nvidia/mit-b2, or a folder, whose README.md "
+        "tells the license; or a model type of transformers, such as dinov2, to start at random.",
         common=True,
     )
     model_name_or_path: str | None = argument(

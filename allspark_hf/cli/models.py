@@ -68,6 +68,8 @@ def load_model(arguments: ModelArguments, report: CheckReport, ignore_index: int
         kind = stored.get("model_type")
         config_class, model_class = SEGMENTERS.get(kind, (AllSparkConfig, SegformerForSemiSupervisedSegmentation))
         fields["base_weights"] = base_weights_of(stored, name)
+        if stored.get("base_weights") is None:
+            fields["base_license"] = base_license_of(name)
         stored = {name: value for name, value in stored.items() if name not in NOT_TAKEN_OVER}
         if len(stored.get("palette") or ()) != report.num_labels:
             stored.pop("palette", None)
