@@ -51,22 +51,18 @@ def checkpoint_to_resume(args) -> str | None:
     return asked
 
 
-def keeps_lists(args, checkpoint: str | None) -> bool:
-    """Whether to write the lists of images; a resume does not replace those of the run, which it may yet refuse."""
-    from allspark_hf.data import list_path
-
-    return checkpoint is None or not list_path(args.output_dir, "labeled").is_file()
-
-
 def summary(report, num_held_out: int) -> str:
-    """How much there is of what."""
+    """How much there is of what, and how to name classes that have no names."""
     data = report.data
     held_out = f" ({num_held_out} of them held out)" if num_held_out else ""
     unlabeled = len(data.unlabeled) if data.unlabeled_stream is None else "streamed"
-    return (
+    line = (
         f"{len(data.labeled)} labeled{held_out}, {unlabeled} unlabeled, {len(data.validation)} validation images, "
         f"{report.num_labels} classes, {len(report.left_out)} files left out"
     )
+    if data.classes is None:
+        line += "; classes are called class_0, class_1, ...: name them in classes.txt in the data folder, or --classes"
+    return line
 
 
 def last_evaluation(trainer) -> dict[str, float]:
@@ -77,33 +73,21 @@ def last_evaluation(trainer) -> dict[str, float]:
     return trainer.evaluate()
 
 
-def build_trainer():
-    """From the command line to a trainer; everything that can be wrong with either shows here."""
+def build_trainer(data_arguments, model_arguments, args):
+    """From arguments to a trainer; everything that can be wrong with either shows here."""
     from transformers import set_seed
 
-    from allspark_hf import AllSparkTrainer, AllSparkTrainingArguments
-    from allspark_hf.cli.arguments import ModelArguments, parse_arguments
-    from allspark_hf.cli.dry_run import DryRunArguments, dry_run
+    from allspark_hf import AllSparkTrainer
     from allspark_hf.cli.encoder_defaults import apply_encoder_defaults, planned_updates
     from allspark_hf.cli.models import load_model, normalization_of
-    from allspark_hf.data import DataArguments, load_data
+    from allspark_hf.data import load_data
     from allspark_hf.inference.loading import make_image_processor
     from allspark_hf.methods import METHODS
     from allspark_hf.training.holdout import number_held_out
-    from allspark_hf.training.records import run_source
+    from allspark_hf.training.records import IdLists, run_source
 
-    types = (DataArguments, ModelArguments, AllSparkTrainingArguments, DryRunArguments)
-    data_arguments, model_arguments, args, run = parse_arguments(types)
-    checkpoint = checkpoint_to_resume(args)  # first, before anything is written
-    if run.dry_run:
-        sys.exit(0 if dry_run(data_arguments, model_arguments, args) else 1)
     with args.main_process_first(desc="checking the data"):
-        report = load_data(
-            data_arguments,
-            args.output_dir if args.should_save and keeps_lists(args, checkpoint) else None,
-            image_column=args.image_column_name,
-            label_column=args.label_column_name,
-        )
+        report = load_data(data_arguments, args.image_column_name, args.label_column_name)
     args.image_column_name, args.label_column_name = "image", "label"  # what load_data calls them
     data = report.data
     streams = data.unlabeled_stream is not None
@@ -125,10 +109,29 @@ def build_trainer():
         train_dataset=data.labeled,
         unlabeled_dataset=data.unlabeled_stream if streams else data.unlabeled,
         eval_dataset=data.validation,
+        callbacks=[IdLists(report.found)],
     )
     trainer.run_source = run_source(sys.argv, data_arguments, model_arguments, report)
-    if checkpoint is not None:
-        trainer.checkpoints.check(checkpoint)
+    return trainer
+
+
+def start():
+    """From the command line to a trainer and the checkpoint to go on from; a start that fails leaves nothing."""
+    from allspark_hf import AllSparkTrainingArguments
+    from allspark_hf.cli.arguments import ModelArguments, parse_arguments
+    from allspark_hf.cli.dry_run import DryRunArguments, dry_run
+    from allspark_hf.cli.ending import removing_new_folders
+    from allspark_hf.data import DataArguments
+
+    types = (DataArguments, ModelArguments, AllSparkTrainingArguments, DryRunArguments)
+    data_arguments, model_arguments, args, run = parse_arguments(types)
+    checkpoint = checkpoint_to_resume(args)  # first, before anything is written
+    if run.dry_run:
+        sys.exit(0 if dry_run(data_arguments, model_arguments, args) else 1)
+    with removing_new_folders(args.output_dir):
+        trainer = build_trainer(data_arguments, model_arguments, args)
+        if checkpoint is not None:
+            trainer.checkpoints.check(checkpoint)
     return trainer, checkpoint
 
 
@@ -169,7 +172,7 @@ def main():
     for name in ("httpx", "httpx2"):  # which tell of every request, with signed addresses
         logging.getLogger(name).setLevel(logging.WARNING)
     try:
-        trainer, checkpoint = build_trainer()
+        trainer, checkpoint = start()
     except (OSError, ValueError, StrictDataclassError) as error:
         fail(f"{type(error).__name__}: {error}")
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import runpy
 import subprocess
 import sys
 from dataclasses import dataclass, field, fields
@@ -100,6 +101,10 @@ def test_help_shows_the_common_arguments_and_all_on_demand(capsys):
         in everything["method, pseudo-labels, FixMatch, UniMatch V2, memory contrast and AllSpark"]
     )
     assert "--local_memory" in everything["method, AllSpark"] and "--labeled_loss" in everything["method"]
+    with pytest.raises(SystemExit):
+        parse_arguments(TYPES, ["--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "encoder. (default: 0.001 for a Mix Transformer; else by the encoder, and printed at the start)" in said
     assert "--adam_beta1" in everything["training, all of transformers"]
 
 
@@ -217,3 +222,25 @@ def test_mistakes_end_in_one_sentence(data_dir, tmp_path):
         done = run_script(script, *arguments, "--use_cpu")
         assert done.returncode == 1 and "Traceback" not in done.stderr
         assert sentence in done.stderr.strip().splitlines()[-1]
+
+
+def test_classes_without_names_are_told_how_to_get_them(data_dir, tmp_path):
+    summary = runpy.run_path(str(SCRIPTS / "train.py"))["summary"]
+    report = load_data(DataArguments(data_dir=str(data_dir)))
+    assert summary(report).endswith("6 classes, 0 files left out")
+    report.data.classes = None
+    assert "class_0, class_1, ...: name them in classes.txt in the data folder" in summary(report)
+
+
+def test_a_start_that_fails_leaves_nothing(data_dir, tmp_path):
+    model = ["--backbone", "b0", "--hidden_sizes", 8, 16, 40, 64, "--crop_size", 64]
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    (kept / "labeled_ids.txt").write_text("mine\n")
+    for folder in (tmp_path / "new" / "out", kept):
+        common = ["--data_dir", data_dir, "--output_dir", folder, *model, "--use_cpu", "--report_to", "none"]
+        # before there is a model; and after the trainer has made the folder
+        for wrong in (["--num_labels", 3], ["--class_weights", 1, 2, 3]):
+            assert run_script("train.py", *common, *wrong).returncode == 1
+            assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+    assert (kept / "labeled_ids.txt").read_text() == "mine\n"

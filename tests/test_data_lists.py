@@ -18,7 +18,7 @@ from layout_folders import (
     write_mask,
 )
 
-from allspark_hf.data import DataArguments, find_data, load_data, mask_to_array
+from allspark_hf.data import DataArguments, find_data, load_data, mask_to_array, write_id_lists
 from allspark_hf.data.sources.lists import shared_images, split_line
 
 
@@ -30,12 +30,12 @@ def pair(name: str) -> str:
     return f"JPEGImages/{name}.jpg SegmentationClass/{name}.png"
 
 
-def load(root, tmp_path, output_dir=None, **lists):
+def load(root, tmp_path, **lists):
     """find_data with lists written from lines; other options as they are."""
     for name, lines in lists.items():
         if name.endswith("_list"):
             lists[name] = str(write_ids(tmp_path / f"{name}.txt", lines))
-    return find_data(DataArguments(data_dir=str(root), **lists), output_dir)
+    return find_data(DataArguments(data_dir=str(root), **lists))
 
 
 def make_named_folder(root):
@@ -170,10 +170,12 @@ def test_validation_list_holds_training_images_out(tmp_path):
 @pytest.mark.parametrize("make", [make_voc, make_cityscapes, make_coco, make_named_folder])
 def test_lists_of_a_run_give_the_same_run(tmp_path, make):
     root = make(tmp_path / "data")
-    data = find_data(DataArguments(data_dir=str(root), labeled_count=2, split_seed=5), str(tmp_path / "run"))
+    data = find_data(DataArguments(data_dir=str(root), labeled_count=2, split_seed=5))
+    write_id_lists(data, tmp_path / "run")
     lists = {f"{name}_list": str(tmp_path / "run" / f"{name}_ids.txt") for name in ("labeled", "unlabeled")}
     lists["validation_list"] = str(tmp_path / "run" / "validation_ids.txt")
-    again = find_data(DataArguments(data_dir=str(root), **lists), str(tmp_path / "again"))
+    again = find_data(DataArguments(data_dir=str(root), **lists))
+    write_id_lists(again, tmp_path / "again")
     for name in ("labeled", "unlabeled", "validation"):
         first, second = getattr(data, name), getattr(again, name)
         assert len(first) and [row["image"].filename for row in first] == [row["image"].filename for row in second]
@@ -187,7 +189,8 @@ def test_images_outside_the_usual_folders_keep_their_path_as_id(tmp_path):
     extra = "leftImg8bit/train_extra/erlangen/erlangen_000000_000000_leftImg8bit.png"
     write_image(root / extra)
     lists = {"labeled_list": [JENA.format(0)], "unlabeled_list": [extra]}
-    data = load(root, tmp_path, str(tmp_path / "run"), **lists)
+    data = load(root, tmp_path, **lists)
+    write_id_lists(data, tmp_path / "run")
     assert ids(data.unlabeled) == [extra] and data.hidden_ids == []
     again = load(root, tmp_path, **lists | {"unlabeled_list": [(tmp_path / "run" / "unlabeled_ids.txt").read_text()]})
     assert ids(again.unlabeled) == [extra]

@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from conftest import make_dataset
+from datasets import DatasetDict
 from huggingface_hub import constants
 from in_process import run_script
 from PIL import Image
@@ -66,7 +68,7 @@ def test_ready_to_train(data_dir, tmp_path):
     assert lines[-1] == "Ready to train."
     batch = "(1 labeled + 1 unlabeled) x 1 process x 2 accumulated = 2 labeled + 2 unlabeled images per update"
     assert f"  {batch}" in lines
-    assert f"  folder: {data_dir}, 6 classes" in lines
+    assert f"  from: {data_dir}, 6 classes" in lines
     assert "  images: 3 labeled, 4 unlabeled, 2 validation" in lines
     assert "  updates: 2 per epoch, 20 in all" in lines
     assert "  weights: random, as backbone asks" in lines
@@ -151,13 +153,24 @@ def test_what_is_missing_is_told(data_dir, capsys, monkeypatch):
     everything = DataArguments(str(data_dir / "images"))
     assert not dry_run(everything, TINY, arguments())
     report = capsys.readouterr().out
-    assert "holds neither images/ and masks/" in report and "give --num_labels or --classes" in report
+    assert "holds neither images/ and masks/" in report and "with --num_labels or --classes, the dry run" in report
 
 
 def test_without_unlabeled_images(tmp_path, capsys):
     write_demo_data(tmp_path / "demo", num_train=3, num_labeled=3, num_validation=2, size=(64, 96))
     assert not dry_run(DataArguments(str(tmp_path / "demo")), TINY, arguments())
     assert "  - method='allspark' needs unlabeled images" in capsys.readouterr().out
+
+
+def test_unlabeled_images_that_are_streamed(data_dir, tmp_path, capsys):
+    make_dataset(3, masks=False).to_parquet(tmp_path / "train-0.parquet")
+    data = DataArguments(str(data_dir), unlabeled_dataset_name=str(tmp_path), unlabeled_streaming=True)
+    assert dry_run(data, TINY, arguments(unlabeled_images_per_epoch=7, num_train_epochs=5))
+    report = capsys.readouterr().out
+    assert "3 labeled, 8 unlabeled, 2 validation (unlabeled ones: an epoch of the stream)" in report
+    assert "updates: 4 per epoch, 20 in all" in report
+    assert not dry_run(data, TINY, arguments())
+    assert "  - The unlabeled images are a stream, which has no known length" in capsys.readouterr().out
 
 
 # ---- Batches and updates ----
@@ -238,7 +251,28 @@ def test_where_the_number_of_classes_comes_from(data_dir, tmp_path):
     assert look_for_data(DataArguments("absent", classes=str(classes))).num_labels == 3
     unknown = look_for_data(DataArguments("absent", classes="absent.txt"))
     assert unknown.num_labels is None and unknown.problems[1] == "There is no file absent.txt (classes)."
-    assert unknown.problems[2].startswith("The number of classes is not known before every mask is read")
+    assert unknown.problems[2].startswith("The number of classes is counted in the masks, which cannot be read yet")
+
+
+def test_classes_are_counted_in_the_masks_as_in_training(tmp_path, capsys):
+    folder = tmp_path / "demo"
+    write_demo_data(folder, num_train=5, num_labeled=3, num_validation=2, size=(64, 96))
+    (folder / "classes.json").unlink()
+    assert dry_run(DataArguments(str(folder)), TINY, arguments())
+    assert f"  from: {folder}, 6 classes" in capsys.readouterr().out
+    mask = next((folder / "masks" / "val").iterdir())
+    mask.write_bytes(mask.read_bytes()[:100])
+    found = look_for_data(DataArguments(str(folder)))
+    assert found.num_labels is None and len(found.problems) == 1 and str(mask) in found.problems[0]
+    assert look_for_data(DataArguments(str(folder), skip_bad_files=True)).num_labels == 6
+
+
+def test_a_data_set_with_other_column_names(tmp_path, capsys):
+    masked = make_dataset(4, seed=1).rename_columns({"image": "photo", "label": "mask"})
+    DatasetDict(train=masked, validation=masked).save_to_disk(tmp_path / "data")
+    args = arguments(image_column_name="photo", label_column_name="mask", method="supervised", epoch_length="labeled")
+    assert dry_run(DataArguments(dataset_name=str(tmp_path / "data")), TINY, args)
+    assert f"  from: {tmp_path / 'data'}, " in capsys.readouterr().out and args.image_column_name == "photo"
 
 
 # ---- Weights ----

@@ -3,11 +3,14 @@
 import json
 import os
 import re
+import time
 from copy import deepcopy
 from dataclasses import replace
 
 import pytest
 import torch
+from hub_server import HubServer
+from huggingface_hub import constants, hf_hub_download
 from run_training import make_trainer
 from safetensors.torch import load_file, save_file
 from segmenter_tester import difference, images, logits_of, train_inputs
@@ -26,8 +29,11 @@ from allspark_hf import AllSparkConfig, AllSparkTrainingArguments
 from allspark_hf.cli.arguments import ModelArguments, parse_arguments
 from allspark_hf.cli.encoder_defaults import apply_encoder_defaults, encoder_defaults
 from allspark_hf.cli.models import resolve_encoder
+from allspark_hf.inference.loading import load_trained
 from allspark_hf.models import encoders
 from allspark_hf.models.encoders import encoder_config, encoder_normalization, load_encoder
+from allspark_hf.models.pretrained import check_reachable
+from allspark_hf.utils.arguments import names, recorded
 
 
 # Besides the model alone, with the head of another task, whose names have one prefix more.
@@ -102,11 +108,31 @@ def test_a_type_starts_at_random_and_others_are_told(tmp_path, monkeypatch):
     def gated(*args, **kwargs):
         raise OSError("You are trying to access a gated repo.\nMake sure to have access to it.")
 
+    monkeypatch.setattr(encoders, "check_reachable", lambda name: None)
     monkeypatch.setattr(encoders.AutoConfig, "from_pretrained", gated)
     with pytest.raises(
         ValueError, match=r"'facebook/dinov3-vits16' are gated: ask for access on https://huggingface\.co"
     ):
         load_encoder("facebook/dinov3-vits16")
+
+
+def test_a_name_that_nobody_can_look_up_is_refused_at_once(monkeypatch):
+    with HubServer() as hub:
+        hub.use_here(monkeypatch)
+        hub.add("a/there", {"config.json": b"{}"})
+        hf_hub_download("a/there", "config.json")
+        for how in (404, 503, "cut"):  # any answer leaves the rest to huggingface_hub, and so does a cut connection
+            hub.fail_next("GET", "/api/models/", times=2, how=how)
+            check_reachable("a/missing")
+        with pytest.raises(ValueError, match="'a/missing' cannot be loaded: a/missing is not a local folder"):
+            load_encoder("a/missing")
+        monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # where nobody listens
+        start = time.monotonic()
+        for load in (load_encoder, load_trained):
+            with pytest.raises(ValueError, match=r"no folder .a/missing., and the Hub, .*\(.*Connection refused"):
+                load("a/missing")
+        assert time.monotonic() - start < 5  # huggingface_hub tries for 23 seconds
+        check_reachable("a/there")  # in the Hub's cache
 
 
 def test_normalization_is_the_encoders(tmp_path):
@@ -138,10 +164,13 @@ def test_rates_follow_encoder_and_length(tmp_path):
     )
     assert encoder_defaults(pyramid, 300)["head_learning_rate_multiplier"] == 10
     assert encoder_defaults(AllSparkConfig(), 300) == {}
+    for config in (vit, pyramid):  # of which --help says so
+        assert set(encoder_defaults(config, 300)) == set(names(AllSparkTrainingArguments, by_encoder=True))
     given = ["--output_dir", str(tmp_path), "--use_cpu", "--learning_rate", "0.5", "--optim", "sgd"]
     (args,) = parse_arguments((AllSparkTrainingArguments,), given)
     assert apply_encoder_defaults(args, vit, 300) == ["weight_decay 0.01", "head_learning_rate_multiplier 50.0"]
     assert (args.learning_rate, args.optim, args.head_learning_rate_multiplier) == (0.5, "sgd", 50)
+    assert recorded(args) == {"use_cpu": True, "learning_rate": 0.5}  # sgd is the default
 
 
 @pytest.mark.parametrize(("settings", "layers"), [({"freeze_encoder": True}, 4), ({"freeze_encoder_layers": 2}, 2)])

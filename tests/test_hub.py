@@ -13,7 +13,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 from in_process import run_script
 
 from allspark_hf import AllSparkTrainer, AllSparkTrainingArguments
-from allspark_hf.data import DataArguments, find_classes, find_data, load_data, load_hub_data
+from allspark_hf.data import DataArguments, find_classes, find_data, load_data, load_hub_data, write_id_lists
 from allspark_hf.data.sources import hub
 from allspark_hf.data.sources.unlabeled import open_unlabeled_stream, read_image_folder
 from allspark_hf.inference.loading import make_image_processor
@@ -81,7 +81,7 @@ def test_hidden_masks_stay_beside_the_unlabeled(parquet, tmp_path):
     assert len({tuple(ids) for ids in others}) > 2
 
     arguments = DataArguments(dataset_name=parquet, labeled_count=2)
-    find_data(arguments, str(tmp_path / "lists"), "photo", "mask")
+    write_id_lists(find_data(arguments, "photo", "mask"), tmp_path / "lists")
     listed = load_hub_data(parquet, labeled_list=tmp_path / "lists" / "labeled_ids.txt", **COLUMNS)
     assert listed.labeled["id"][:] == data.labeled["id"][:]
     assert (tmp_path / "lists" / "validation_ids.txt").read_text().split()[-1] == "validation-2"
@@ -164,7 +164,7 @@ def test_classes_of_the_data_set(tmp_path):
     write_parquet(tmp_path / "data", train=rows(4, 1), validation=rows(2, 2))
     (tmp_path / "data" / "id2label.json").write_text("{}")
     arguments = DataArguments(dataset_name=str(tmp_path / "data"), classes=str(tmp_path / "classes.txt"))
-    assert find_data(arguments, None, "photo", "mask").classes.names == ["one", "two", "three"]
+    assert find_data(arguments, "photo", "mask").classes.names == ["one", "two", "three"]
 
 
 def test_hub_data_set(tmp_path, monkeypatch, caplog):
@@ -268,12 +268,11 @@ def test_a_folder_of_images_is_added(parquet, photos, tmp_path, caplog):
     (tmp_path / "ids.txt").write_text("train-0\ntrain-1\n")
     arguments = DataArguments(dataset_name=parquet, labeled_list=str(tmp_path / "ids.txt"), unlabeled_dir=str(photos))
     with caplog.at_level(logging.INFO):
-        data = load_data(arguments, str(tmp_path / "out"), "photo", "mask").data
+        data = load_data(arguments, "photo", "mask").data
     added = [f"unlabeled_dir:{name}" for name in ("a.png", "deep/a.JPG", "deep/twin.png")]
     assert data.unlabeled["id"][-3:] == added and len(data.unlabeled) == 9
     assert [example["label"] is None for example in data.unlabeled][-3:] == [True] * 3
     assert np.array_equal(np.asarray(data.unlabeled[6]["image"]), np.asarray(make_dataset(1, seed=9)[0]["image"]))
-    assert (tmp_path / "out" / "unlabeled_ids.txt").read_text().split()[-3:] == added
     assert "1 unlabeled images are also labeled, first unlabeled_dir:deep/twin.png = train-0." in caplog.text
 
 
@@ -281,7 +280,7 @@ def test_a_second_data_set_is_added_and_checked(parquet, tmp_path):
     second = rows(3, 20).select_columns(["photo"])
     name = write_parquet(tmp_path / "second", train=second)
     arguments = DataArguments(dataset_name=parquet, unlabeled_dataset_name=name, unlabeled_image_column_name="photo")
-    data = load_data(arguments, None, "photo", "mask").data
+    data = load_data(arguments, "photo", "mask").data
     assert data.unlabeled["id"][:] == ["train-2", "train-5", *(f"unlabeled_dataset:train-{row}" for row in range(3))]
     assert_rows(data.unlabeled.select([2, 3, 4]), rows(3, 20), [0, 1, 2])
     for change, sentence in (
@@ -292,21 +291,21 @@ def test_a_second_data_set_is_added_and_checked(parquet, tmp_path):
         ({"unlabeled_split_name": "rest"}, "no split 'rest' but train: name one of these with --unlabeled_split_name"),
     ):
         with pytest.raises(ValueError, match=sentence):
-            find_data(DataArguments(**{**vars(arguments), **change}), None, "photo", "mask")
+            find_data(DataArguments(**{**vars(arguments), **change}), "photo", "mask")
 
 
 def test_bad_and_leaked_images_of_the_second_source(parquet, photos, tmp_path):
     (photos / "bad.png").write_bytes(b"no picture")
     arguments = DataArguments(dataset_name=parquet, unlabeled_dir=str(photos))
     with pytest.raises(ValueError, match=r"1 bad file was found.*\n- .*/photos/bad.png: The file cannot be read"):
-        load_data(arguments, None, "photo", "mask")
+        load_data(arguments, "photo", "mask")
     arguments.skip_bad_files = True
-    report = load_data(arguments, None, "photo", "mask")
+    report = load_data(arguments, "photo", "mask")
     assert len(report.left_out) == 1 and len(report.data.unlabeled) == 5
 
     stored = rows(3, 2).cast_column("photo", Image(decode=False))[1]["photo"]["bytes"]
     (photos / "leak.png").write_bytes(stored)
-    data = load_data(arguments, None, "photo", "mask").data
+    data = load_data(arguments, "photo", "mask").data
     args = AllSparkTrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none")
     sets = {"train_dataset": data.labeled, "unlabeled_dataset": data.unlabeled, "eval_dataset": data.validation}
     with pytest.raises(ValueError, match=r"1 images are in both .*\(unlabeled_dir:leak.png = validation-1\)"):
@@ -329,7 +328,7 @@ def test_stream_of_a_data_set(parquet, tmp_path, caplog):
         unlabeled_image_column_name="photo",
         unlabeled_streaming=True,
     )
-    data = load_data(arguments, None, "photo", "mask").data
+    data = load_data(arguments, "photo", "mask").data
     assert "The 2 unlabeled images of" in caplog.text and len(data.unlabeled) == 2
     decoder, expected = Image(), rows(3, 20)
     for example, row in zip(data.unlabeled_stream, expected, strict=True):

@@ -46,6 +46,8 @@ def test_license(base, started, expected):
     [
         ("facebook/dinov2-small", None, ("apache-2.0", None, "Meta")),
         ("dinov2-with-registers-base", "apache-2.0", ("apache-2.0", None, "Meta")),
+        ("dinov2-small", None, ("apache-2.0", None, "Meta")),
+        ("mit-b0", "mit", ("mit", None, None)),  # a folder, whose card says more than its name
         ("facebook/dinov2-small", "mit", ("mit", None, None)),
         ("someone/dinov2-small", None, ("unknown", None, None)),
         ("facebook/dinov3-vits16-pretrain-lvd1689m", "apache-2.0", ("other", "dinov3-license", "Meta")),
@@ -92,9 +94,16 @@ def test_license_is_read_where_the_encoder_lies(monkeypatch, tmp_path):
     assert [base_license_of(name) for name in ("a/free", "facebook/dinov2-small")] == [None, "apache-2.0"]
     (tmp_path / "mine").mkdir()
     assert base_license_of(str(tmp_path / "mine")) is None
+    for kind, expected in (("dinov3_vit", "dinov3-license"), ("hiera", "cc-by-nc-4.0"), ("dinov2", None)):
+        (tmp_path / "mine" / "config.json").write_text(f'{{"model_type": "{kind}"}}')
+        assert base_license_of(str(tmp_path / "mine")) == expected, kind
     for text, expected in (("license: mit", "mit"), ("license: [", None), ("- a", None), ("license: unknown", None)):
         (tmp_path / "mine" / "README.md").write_text(f"---\n{text}\n---\n")
-        assert base_license_of(str(tmp_path / "mine")) == expected, text
+        for name in ("mine", "mit-b0", "dinov2-small"):  # what a folder is called counts where no card says more
+            (tmp_path / "mine").rename(tmp_path / name)
+            named = "apache-2.0" if name == "dinov2-small" else None
+            assert base_license_of(str(tmp_path / name)) == (expected or named), text
+            (tmp_path / name).rename(tmp_path / "mine")
 
 
 def test_license_stays_with_a_model_that_is_trained_further(tmp_path):
@@ -127,7 +136,8 @@ def test_license_stays_with_a_model_that_is_trained_further(tmp_path):
         (
             *("swin", {"base_weights": "a/b", "base_license": "cc-by-nc-4.0", "head": "all_mlp"}),
             "CC-BY-NC-4.0, non-commercial use only. The weights are derived from [`a/b`](https://huggingface.co/a/b), "
-            "which by its model card is licensed for non-commercial use only under CC-BY-NC-4.0. So are these.",
+            "which by its model card or model type is licensed for non-commercial use only under CC-BY-NC-4.0. So are "
+            "these.",
         ),
         (
             "dinov3_vit",

@@ -11,7 +11,7 @@ from conftest import small_model
 from run_training import make_trainer
 from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
-from allspark_hf import AllSparkTrainingArguments, SegformerForSemiSupervisedSegmentation
+from allspark_hf import AllSparkConfig, AllSparkTrainingArguments, SegformerForSemiSupervisedSegmentation
 from allspark_hf.cli.arguments import ModelArguments
 from allspark_hf.cli.models import load_model
 from allspark_hf.data import DataArguments, load_data
@@ -129,6 +129,19 @@ def test_record_of_a_supervised_training_and_of_a_stream(tmp_path):
     assert record["data"]["unlabeled"] is None and record["data"]["unlabeled_stream"] is True
 
 
+def test_what_follows_from_the_training_is_logged_and_recorded(tmp_path, caplog):
+    given = {"method": "fixmatch", "class_weights": ["balanced"], "max_steps": 8}
+    model = small_model(**AllSparkConfig.plain_segformer_switches())
+    trainer = make_trainer(model, output_dir=str(tmp_path / "out"), **given)
+    with caplog.at_level("INFO"):
+        trainer.train()
+    record = read(tmp_path)
+    weights = record["settings"]["class_weights"]
+    assert record["settings"]["ema_decay"] == 1 - 6 / 8 and record["arguments"]["class_weights"] == ["balanced"]
+    assert sorted(weights)[1] == 1 and len(set(weights)) == 3  # that of the median class
+    assert f"for these images and 8 updates: class_weights {weights}, ema_decay 0.25" in caplog.text
+
+
 def test_the_record_is_of_the_weights_that_were_saved(tmp_path):
     settings = {"max_steps": 2, "save_strategy": "steps", "save_steps": 2, "output_dir": str(tmp_path / "out")}
     trainer = make_trainer(small_model(), **settings)
@@ -218,6 +231,7 @@ def test_name_of_weights(tmp_path):
 
 def test_base_weights_stay_through_a_second_training(data_dir, tmp_path):
     SegformerForSemanticSegmentation(SegformerConfig(num_labels=4, **GEOMETRY)).save_pretrained(tmp_path / "mit-b0")
+    (tmp_path / "mit-b0" / "README.md").write_text("---\nlicense: mit\n---\n")
     report = load_data(DataArguments(data_dir=str(data_dir)))
 
     def load(source):
@@ -227,7 +241,7 @@ def test_base_weights_stay_through_a_second_training(data_dir, tmp_path):
     assert first.config.base_weights == "mit-b0"
     first.save_pretrained(tmp_path / "first")
     second = load(tmp_path / "first")
-    assert second.config.base_weights == "mit-b0"
+    assert second.config.base_weights == "mit-b0" and second.config.base_license == "mit"
     scratch = load_model(ModelArguments(backbone="b0", **GEOMETRY, crop_size=[64]), report, 255, False)
     assert scratch.config.base_weights == "none"
 

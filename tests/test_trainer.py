@@ -17,6 +17,7 @@ from allspark_hf import (
     SegformerForSemiSupervisedSegmentation,
 )
 from allspark_hf.inference.loading import SegformerImageProcessorPil, make_image_processor
+from allspark_hf.training.loaders import evaluation_loader
 from allspark_hf.training.storage import last_complete_checkpoint, write_run_file
 
 
@@ -225,6 +226,16 @@ def test_images_are_scaled_as_the_image_processor_says(tmp_path):
     assert trainer.long_side == 48
     (sample,) = next(iter(trainer.get_eval_dataloader()))
     assert sample["pixel_values"].shape == (3, 32, 48) and sample["labels"].shape == (48, 72)
+
+
+def test_memory_is_pinned_only_for_a_device_that_reads_it(tmp_path, monkeypatch):
+    trainer = make_trainer(tmp_path)
+    trainer.args.dataloader_pin_memory = True  # as without use_cpu
+    pinned = {}
+    for device in ("cpu", "mps", "cuda"):
+        monkeypatch.setattr(AllSparkTrainingArguments, "device", torch.device(device))
+        pinned[device] = evaluation_loader(trainer, trainer.eval_dataset).pin_memory
+    assert pinned == {"cpu": False, "mps": False, "cuda": True}
 
 
 REFUSED = [

@@ -21,8 +21,8 @@ class ModelArguments:
 
     encoder: str | None = argument(
         None,
-        "Pre-trained encoder: a Hub id such as facebook/dinov2-small or nvidia/mit-b2, or a folder; or a model type "
-        "of transformers, such as dinov2, to start at random.",
+        "Pre-trained encoder: a Hub id such as facebook/dinov2-small or nvidia/mit-b2, or a folder, whose README.md "
+        "tells the license; or a model type of transformers, such as dinov2, to start at random.",
         common=True,
     )
     model_name_or_path: str | None = argument(
@@ -48,7 +48,10 @@ class ModelArguments:
         None, "From scratch: width of the decode head, instead of the backbone's."
     )
     crop_size: list[int] | None = argument(
-        None, "Training crop in pixels, one side or height and width. Default: 513.", common=True
+        None,
+        "Training crop in pixels, one side or height and width. Default: that of model_name_or_path, else 513; whole "
+        "patches of the encoder waste nothing (DINOv2: 518).",
+        common=True,
     )
     memory_size: float | None = argument(None, "Memory slot as a multiple of C: 0.5, 1, 2, 4.")
     channel_attention_heads: int | None = argument(None, "Heads of the channel attention.")

@@ -11,6 +11,7 @@ from huggingface_hub import constants, try_to_load_from_cache
 
 from ..data import DataArguments
 from ..data.presence import DataPresence, look_for_data
+from ..data.streaming import whole_steps
 from ..methods import METHODS
 from ..models.encoders import is_model_type
 from ..training.arguments import AllSparkTrainingArguments
@@ -67,7 +68,11 @@ def dry_run(data: DataArguments, model: ModelArguments, args: AllSparkTrainingAr
     """
     say = _say if args.should_save else lambda *lines: None
     say("Settings", *setting_lines(model, args), "Batch", *batch_lines(args))
-    found = look_for_data(data)
+    found = look_for_data(data, args.image_column_name, args.label_column_name)
+    args = copy.copy(args)
+    args.image_column_name, args.label_column_name = "image", "label"  # what look_for_data calls them
+    if _streams(found) and args.unlabeled_images_per_epoch is not None:
+        found.counts["unlabeled"] = whole_steps(args)
     problems = found.problems
     say("Data", *data_lines(found, data, args))
     problems += unlabeled_problems(found, args)
@@ -150,11 +155,17 @@ def data_lines(found: DataPresence, data: DataArguments, args: AllSparkTrainingA
     sets = ("labeled", "unlabeled", "validation")
     counts = ", ".join(f"{found.counts.get(name, 'unknown')} {name}" for name in sets)
     origin = "" if found.data is not None or not found.counts else " (by the lists, files are missing)"
+    origin = " (unlabeled ones: an epoch of the stream)" if _streams(found) else origin
+    num_labels = "unknown" if found.num_labels is None else found.num_labels
     return [
-        f"  folder: {data.data_dir}, {'unknown' if found.num_labels is None else found.num_labels} classes",
+        f"  from: {data.data_dir or data.dataset_name}, {num_labels} classes",
         f"  images: {counts}{origin}",
         f"  updates: {update_text(found.counts, args)}",
     ]
+
+
+def _streams(found: DataPresence) -> bool:
+    return found.data is not None and found.data.unlabeled_stream is not None
 
 
 def update_text(counts: dict[str, int], args: AllSparkTrainingArguments) -> str:
@@ -177,7 +188,8 @@ def unlabeled_problems(found: DataPresence, args: AllSparkTrainingArguments) -> 
     """What the trainer would say to sets that are all there, but for images that are in two of them."""
     if found.data is None:
         return []
-    unlabeled = found.data.unlabeled if len(found.data.unlabeled) else None
+    images = found.data.unlabeled if len(found.data.unlabeled) else None
+    unlabeled = found.data.unlabeled_stream if _streams(found) else images
     try:
         check_datasets(args, found.data.labeled, unlabeled, eval_dataset=None)
     except ValueError as error:

@@ -72,6 +72,7 @@ def apply_encoder_defaults(
     defaults = {name: value for name, value in encoder_defaults(config, num_updates).items() if name not in given}
     for name, value in defaults.items():
         setattr(args, name, value)
+    args.filled_in = args.filled_in | defaults
     chosen = [f"{name} {value}" for name, value in defaults.items()]
     if chosen and say is not None:
         say(f"for this encoder and {num_updates} updates: {', '.join(chosen)}")

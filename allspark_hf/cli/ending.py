@@ -2,9 +2,26 @@
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+
+
+@contextmanager
+def removing_new_folders(folder: str | Path) -> Iterator[None]:
+    """A start inside: if that fails, a folder that was not there before goes again, unless something is in it."""
+    path = Path(folder).absolute()
+    new = [one for one in (path, *path.parents) if not one.exists()]
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):
+            for one in new:
+                one.rmdir()
+        raise
 
 
 def leave(accelerator: Accelerator, failure: str | None = None):
@@ -52,4 +69,4 @@ def _leave_at_once(failure: str | None):
     os._exit(1 if failure else 0)
 
 
-__all__ = ["fail", "leave"]
+__all__ = ["fail", "leave", "removing_new_folders"]

@@ -72,6 +72,8 @@ def _entry(one: Field) -> str:
         text += f" (default: True; --no_{one.name})"
     elif default is MISSING:
         text += " (needed)"
+    elif facts_of(one).by_encoder:
+        text += f" (default: {default} for a Mix Transformer; else by the encoder, and printed at the start)"
     elif default is not None and default != []:
         text += f" (default: {' '.join(map(str, default)) if isinstance(default, list) else default})"
     name = f"  --{one.name}"

@@ -9,7 +9,7 @@ from ..data import CheckReport
 from ..models.configuration_allspark import MIT_SIZES, AllSparkConfig
 from ..models.encoders import encoder_config, encoder_normalization, is_model_type, load_encoder
 from ..models.modeling_allspark import SegformerForSemiSupervisedSegmentation
-from ..models.pretrained import loading
+from ..models.pretrained import check_reachable, loading
 from ..models.registration import SEGMENTERS
 from ..models.segmenter import Segmenter
 from ..publishing.licenses import FROM_SCRATCH, base_license_of, base_weights_of
@@ -63,11 +63,14 @@ def load_model(arguments: ModelArguments, report: CheckReport, ignore_index: int
         config._attn_implementation = arguments.attn_implementation
         return SegformerForSemiSupervisedSegmentation(config)
     name = arguments.model_name_or_path
+    check_reachable(name)
     with loading(name, keep=(OSError, StrictDataclassError)):
         stored, _ = AllSparkConfig.get_config_dict(name)
         kind = stored.get("model_type")
         config_class, model_class = SEGMENTERS.get(kind, (AllSparkConfig, SegformerForSemiSupervisedSegmentation))
         fields["base_weights"] = base_weights_of(stored, name)
+        if stored.get("base_weights") is None:
+            fields["base_license"] = base_license_of(name)
         stored = {name: value for name, value in stored.items() if name not in NOT_TAKEN_OVER}
         if len(stored.get("palette") or ()) != report.num_labels:
             stored.pop("palette", None)

@@ -72,6 +72,7 @@ def build_trainer(
         "contrast_start": -1,
         "holdout_fraction": 0.0,
         "unlabeled_warmup_epochs": 0,
+        "unlabeled_images_per_epoch": None,
         "eval_strategy": IntervalStrategy.NO,
         "save_strategy": SaveStrategy.NO,
         "logging_strategy": IntervalStrategy.STEPS,

@@ -50,12 +50,14 @@ class CheckReport:
         num_labels (`int`): the number of classes.
         values (`list[int]`): the classes that occur in the masks, ascending, without the ignore index.
         left_out (`list[str]`): one sentence per row left out; empty unless `skip_bad_files` was given.
+        found (`SegmentationData`, *optional*): the data that was checked, with the files left out.
     """
 
     data: SegmentationData
     num_labels: int
     values: list[int]
     left_out: list[str] = field(default_factory=list)
+    found: SegmentationData | None = None
 
 
 @dataclass
@@ -102,16 +104,19 @@ def check_data(
             empty, or no mask has a pixel of a class, or all masks hold nothing but 0 and 255. It is a `ValueError`.
         ValueError: if a column is missing, or options contradict each other.
     """
+    found = data
     transform = data.mask_transform(ignore_index, mask_values, ignored_mask_values)
     _require_no_transform(data, transform)
     num_labels = _known_num_labels(data, num_labels, transform)
     _require_rows(data, "there is nothing to train on or to validate with; add images with masks")
     rows = {name: _check_set(dataset, name, num_labels, transform) for name, dataset in data.sets.items()}
-    problems = [row.problem for found in rows.values() for row in found if row.problem]
+    problems = [row.problem for checked in rows.values() for row in checked if row.problem]
     if problems and not skip_bad_files:
         raise BadDataError(_describe_problems(problems), problems)
     if problems:
-        good = {name: [index for index, row in enumerate(found) if not row.problem] for name, found in rows.items()}
+        good = {
+            name: [index for index, row in enumerate(checked) if not row.problem] for name, checked in rows.items()
+        }
         data = replace(data, **{name: dataset.select(good[name]) for name, dataset in data.sets.items()})
         _require_rows(data, f"all its files were left out; the first problem: {problems[0]}")
     present = {name: set().union(*(row.values for row in rows[name])) for name in WITH_MASKS}
@@ -122,7 +127,7 @@ def check_data(
     if transform.maps:
         mapped = {name: dataset.with_transform(transform) for name, dataset in data.sets.items()}
         data = replace(data, **mapped, mask_values=None, ignored_mask_values=None)
-    return CheckReport(data=data, num_labels=num_labels, values=values, left_out=problems)
+    return CheckReport(data=data, num_labels=num_labels, values=values, left_out=problems, found=found)
 
 
 def _require_no_transform(data: SegmentationData, transform: MaskValueTransform):

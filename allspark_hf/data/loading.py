@@ -13,7 +13,7 @@ from .sources.classes import classes_in, read_classes
 from .sources.hub import load_hub_data
 from .sources.layouts import LAYOUTS, VOC_MASKS, find_layout
 from .sources.pairs import SegmentationData
-from .sources.splits import Selection, load_layout, write_id_lists
+from .sources.splits import Selection, load_layout
 from .sources.unlabeled import add_unlabeled, open_unlabeled_stream, read_image_folder, read_unlabeled_dataset
 
 
@@ -112,18 +112,12 @@ class DataArguments:
             )
 
 
-def find_data(
-    arguments: DataArguments,
-    output_dir: str | None = None,
-    image_column: str = "image",
-    label_column: str = "label",
-) -> SegmentationData:
+def find_data(arguments: DataArguments, image_column: str = "image", label_column: str = "label") -> SegmentationData:
     """
     The datasets that the arguments name, nothing decoded.
 
     Args:
         arguments ([`DataArguments`]): which data.
-        output_dir (`str`, *optional*): folder for the lists of ids ([`write_id_lists`]); a stream has none.
         image_column (`str`): column of images of `arguments.dataset_name`; the datasets returned call it `image`.
         label_column (`str`): column of masks of `arguments.dataset_name`; the datasets returned call it `label`.
 
@@ -151,10 +145,7 @@ def find_data(
             classes_column=arguments.classes_column_name,
             **selection,
         )
-    data = _with_second_source(data, arguments)
-    if output_dir is not None:
-        write_id_lists(data, output_dir)
-    return data
+    return _with_second_source(data, arguments)
 
 
 def _with_second_source(data: SegmentationData, arguments: DataArguments) -> SegmentationData:
@@ -179,21 +170,9 @@ def _with_second_source(data: SegmentationData, arguments: DataArguments) -> Seg
     return data
 
 
-def load_data(
-    arguments: DataArguments,
-    output_dir: str | None = None,
-    image_column: str = "image",
-    label_column: str = "label",
-) -> CheckReport:
+def load_data(arguments: DataArguments, image_column: str = "image", label_column: str = "label") -> CheckReport:
     """[`find_data`], checked file by file and with class indices as masks; files left out are logged."""
-    report = check_data(
-        find_data(arguments, output_dir, image_column, label_column),
-        num_labels=arguments.num_labels,
-        ignore_index=arguments.ignore_index,
-        mask_values=arguments.mask_values,
-        skip_bad_files=arguments.skip_bad_files,
-        ignored_mask_values=arguments.ignored_mask_values,
-    )
+    report = check_found(find_data(arguments, image_column, label_column), arguments)
     for sentence in report.left_out:
         logger.warning("left out: %s", sentence)
     second_source = arguments.unlabeled_dir is not None or arguments.unlabeled_dataset_name is not None
@@ -203,6 +182,12 @@ def load_data(
         if twins:
             logger.info("%d unlabeled images are also labeled, first %s = %s.", len(twins), *twins[0])
     return report
+
+
+def check_found(data: SegmentationData, arguments: DataArguments) -> CheckReport:
+    """[`check_data`] of what [`find_data`] returned for these arguments."""
+    names = ("num_labels", "ignore_index", "mask_values", "skip_bad_files", "ignored_mask_values")
+    return check_data(data, **{name: getattr(arguments, name) for name in names})
 
 
 def with_class_indices(dataset: Dataset, data: SegmentationData, arguments: DataArguments) -> Dataset:
@@ -226,4 +211,12 @@ def split_of_run(arguments: DataArguments, folder: str) -> DataArguments:
     return replace(arguments, labeled_list=str(path))
 
 
-__all__ = ["DataArguments", "find_data", "list_path", "load_data", "split_of_run", "with_class_indices"]
+__all__ = [
+    "DataArguments",
+    "check_found",
+    "find_data",
+    "list_path",
+    "load_data",
+    "split_of_run",
+    "with_class_indices",
+]

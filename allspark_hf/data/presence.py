@@ -1,11 +1,11 @@
-"""What of the data is on disk, told without decoding any of it."""
+"""What of the data is on disk, told without decoding any of it, but masks that are needed to count the classes."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
-from .loading import DataArguments, find_data
+from .loading import DataArguments, check_found, find_data
 from .sources.classes import Classes, read_classes
 from .sources.layouts import LAYOUTS, find_layout
 from .sources.lists import is_file, read_lines, split_line
@@ -44,10 +44,11 @@ class DataPresence:
             self.problems.append(str(error))
 
 
-def look_for_data(arguments: DataArguments) -> DataPresence:
+def look_for_data(arguments: DataArguments, image_column: str = "image", label_column: str = "label") -> DataPresence:
     """
-    Looks for the folder, the lists, the images that they name, and the classes; nothing is decoded or written. Where
-    all that is there, [`find_data`] has the last word, masks included.
+    Looks for the folder, the lists, the images that they name, and the classes; nothing is written. Where all that is
+    there, [`find_data`] has the last word, masks included; and where nothing else says how many classes there are,
+    labeled and validation images are checked as in training, which counts them.
     """
     found = DataPresence()
     layout = None
@@ -64,14 +65,19 @@ def look_for_data(arguments: DataArguments) -> DataPresence:
     elif arguments.classes:
         found.classes = found.attempt(read_classes, arguments.classes)
     if not found.problems:
-        found.data = found.attempt(find_data, arguments)
+        found.data = found.attempt(find_data, arguments, image_column, label_column)
     if found.data is not None:
         found.counts = {name: len(dataset) for name, dataset in found.data.sets.items()}
         found.classes = found.data.classes
     found.num_labels = _num_labels(found, arguments)
-    if found.num_labels is None:
+    if found.num_labels is None and found.data is not None:
+        masked = replace(found.data, unlabeled=found.data.unlabeled.select([]))
+        report = found.attempt(check_found, masked, arguments)
+        found.num_labels = None if report is None else report.num_labels
+    elif found.num_labels is None:
         found.problems.append(
-            "The number of classes is not known before every mask is read: give --num_labels or --classes."
+            "The number of classes is counted in the masks, which cannot be read yet: with --num_labels or --classes, "
+            "the dry run takes its step without them."
         )
     return found
 

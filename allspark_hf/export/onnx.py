@@ -22,7 +22,7 @@ TOLERANCE = 1e-4
 INT8_OPERATORS = ("MatMul",)  # convolutions in 8 bits are smaller still, but took 1.4 times as long
 MAX_BYTES = 2 * 1024**3  # of one protobuf file
 # Encoders of transformers whose graph holds the size that it was traced with, or cannot be traced without one.
-FIXED_SIZE_ENCODERS = ("beit", "dinov2_with_registers", "maskformer-swin", "swinv2")
+FIXED_SIZE_ENCODERS = ("beit", "dinov2_with_registers", "swinv2")
 
 
 @dataclass

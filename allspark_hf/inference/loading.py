@@ -10,7 +10,7 @@ from transformers.models.segformer.image_processing_pil_segformer import Segform
 
 from ..models.configuration_allspark import AllSparkConfig
 from ..models.modeling_allspark import SegformerForSemiSupervisedSegmentation
-from ..models.pretrained import check_image_processor, check_labels, loading, stored_palette
+from ..models.pretrained import check_image_processor, check_labels, check_reachable, loading, stored_palette
 from ..models.registration import SEGMENTERS
 from ..models.segmenter import Segmenter
 from ..utils.files import HUB_ID
@@ -43,6 +43,7 @@ def load_trained(
         raise ValueError(
             f"There is no folder {model_id}: give the output folder of a training, or a Hub id user/name."
         )
+    check_reachable(model_id, revision)
     source = {"revision": revision or "main", "token": token}
     with loading(model_id):
         kind = AllSparkConfig.get_config_dict(model_id, **source)[0].get("model_type")

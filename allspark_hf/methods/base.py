@@ -147,6 +147,12 @@ class Method(nn.Module):
         self.to(device)
         return {name: rate for name, (_, rate) in built.items()}
 
+    def derived(self) -> dict:
+        """Arguments whose values follow from data or length of the training, with what is used; once that begins."""
+        if self.args.class_weights != [BALANCED] or self.class_weights is None:
+            return {}
+        return {"class_weights": [float(f"{weight:.4g}") for weight in self.class_weights]}
+
     def before_training(self, model: PreTrainedModel):
         """Called before the first step of a training that does not resume one."""
 

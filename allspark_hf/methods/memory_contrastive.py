@@ -108,6 +108,10 @@ class MemoryContrastive(Method):
         self.teacher = PixelTeacher(model, heads, args.teacher_mode)
         return {name: (head, args.head_learning_rate_multiplier) for name, head in heads.items()}
 
+    def derived(self):
+        own = {"contrast_start": self.contrast_start} if self.args.contrast_start is None else {}
+        return super().derived() | own
+
     def before_training(self, model):
         self.teacher.follow(model, decay=0.0)
 

@@ -75,6 +75,9 @@ class TeacherMethod(Method):
             self.class_thresholds = ClassThresholds(model.config.num_labels, *own)
         return {}
 
+    def derived(self):
+        return super().derived() | ({"ema_decay": self.decay} if self.args.ema_decay is None else {})
+
     def before_training(self, model):
         update_teacher(self.teacher, model, decay=0)
 

@@ -13,7 +13,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING
 from .configuration_backbone_allspark import AllSparkBackboneConfig, check_has_backbone, default_out_indices
 from .configuration_backbone_allspark import encoder_shape as shape_of
 from .modeling_backbone_allspark import BackboneForSemiSupervisedSegmentation
-from .pretrained import loading
+from .pretrained import check_reachable, loading
 
 
 IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
@@ -41,6 +41,7 @@ def encoder_config(name: str) -> PreTrainedConfig:
     is_path = name.startswith(("/", ".", "~")) or name.count("/") > 1  # no name on the Hub
     if is_path and not Path(name).is_dir():
         raise ValueError(f"There is no folder {name!r} with an encoder: correct the path, or give a Hub id.")
+    check_reachable(name)
     with _told_in_a_sentence(name):
         return AutoConfig.from_pretrained(name)
 

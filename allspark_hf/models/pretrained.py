@@ -4,15 +4,19 @@ import math
 import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
-from huggingface_hub.errors import StrictDataclassError
+from huggingface_hub import HfApi, try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError, HTTPError, OfflineModeIsEnabled, StrictDataclassError
 
 from ..utils.text import one_line
 
 
 MAX_SIDE = 100_000
 MAX_NUMBER = 1e30  # float32 holds it
+HUB_SECONDS = 5.0  # to connect; any answer means that huggingface_hub may go on, with its own patience
+UNREACHABLE = ("ConnectError", "ConnectTimeout", "ProxyError")  # of httpx, under the name that huggingface_hub has it
 
 
 @contextmanager
@@ -35,6 +39,42 @@ def loading(name: str, keep: tuple[type[Exception], ...] = ()) -> Iterator[None]
     # transformers checks little of what a file says: KeyError, TypeError, SafetensorError and others arrive here.
     except Exception as error:
         raise ValueError(f"The model {name!r} cannot be loaded: {failure(error)}") from error
+
+
+def check_reachable(name: str, revision: str | None = None) -> None:
+    """
+    Says in seconds what huggingface_hub would say of the connection alone, after a minute of retries.
+
+    Args:
+        name (`str`): folder or Hub id.
+        revision (`str`, *optional*): branch, tag or commit of a Hub id.
+
+    Raises:
+        ValueError: if there is no such folder, no copy in the Hub's cache, and no way to ask the Hub.
+    """
+    try:
+        if Path(name).is_dir() or isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str):
+            return
+        cause = _unreachable(name) and _unreachable(name)  # a connection may fail once
+    except HFValidationError:  # no name on the Hub, which is told where it is loaded
+        return
+    if cause is not None:
+        raise ValueError(
+            f"There is no folder {name!r}, and the Hub, which may have a model of this name, cannot be reached "
+            f"({cause}): correct the folder, or connect to the Hub, or run `hf download {name} --local-dir FOLDER` "
+            "where there is a connection and give that folder."
+        )
+
+
+def _unreachable(name: str) -> str | None:
+    """Why the Hub cannot be asked for a model; None if it answers, whatever that is."""
+    try:
+        HfApi().model_info(name, timeout=HUB_SECONDS)
+    except OfflineModeIsEnabled:
+        return "HF_HUB_OFFLINE is set"
+    except HTTPError as error:
+        return one_line(error) if type(error).__name__ in UNREACHABLE else None
+    return None
 
 
 def failure(error: Exception) -> str:
@@ -124,4 +164,4 @@ def _is_size(size) -> bool:
     return bool(sides) and all(type(side) is int and 1 <= side <= MAX_SIDE for side in sides.values())
 
 
-__all__ = ["check_image_processor", "check_labels", "failure", "loading", "stored_palette"]
+__all__ = ["check_image_processor", "check_labels", "check_reachable", "failure", "loading", "stored_palette"]

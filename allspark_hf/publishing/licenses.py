@@ -9,7 +9,7 @@ import yaml
 from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.errors import HTTPError
 
-from ..utils.files import HUB_ID
+from ..utils.files import HUB_ID, read_json_object
 
 
 FROM_SCRATCH = "none"
@@ -31,24 +31,29 @@ LINKS = {
 
 
 class Family(NamedTuple):
-    """Weights whose license is known: their names, the license, who gives it, and whether it holds for copies too."""
+    """
+    Weights whose license is known: their names, the license, who gives it, whether it holds for copies too, and the
+    model types of transformers of which there are no other weights.
+    """
 
     names: re.Pattern
     license: str
     holder: str
     strict: bool
+    types: tuple[str, ...]
 
 
-def _family(names: str, license: str, holder: str, strict: bool = False) -> Family:
-    return Family(re.compile(names, re.IGNORECASE), license, holder, strict)
+def _family(names: str, license: str, holder: str, strict: bool = False, types: tuple[str, ...] = ()) -> Family:
+    return Family(re.compile(names, re.IGNORECASE), license, holder, strict, types)
 
 
-# Each as it was seen. Strict terms are taken to hold for whatever is called so, free ones for the originals alone.
+# Each as it was seen. Strict terms are taken to hold for whatever is called so, free ones for the originals alone, and
+# folders that are called so: others publish DINOv2s and SegFormers of their own, so that those types tell nothing.
 FAMILIES = (
     # nvidia/mit-b5, nvidia/segformer-b0-finetuned-ade-512-512, and folders that are called so.
     _family(r"nvidia/.+|(?:.*/)?(?:mit-b[0-5]|segformer[.-]b[0-5].*)", NVIDIA_LICENSE, "NVIDIA", strict=True),
-    _family(r".*dinov3.*", DINOV3_LICENSE, "Meta", strict=True),
-    _family(r"(?:.*/)?(?:convnextv2|hiera)[-_].+", "cc-by-nc-4.0", "Meta", strict=True),
+    _family(r".*dinov3.*", DINOV3_LICENSE, "Meta", True, types=("dinov3_vit", "dinov3_convnext")),
+    _family(r"(?:.*/)?(?:convnextv2|hiera)[-_].+", "cc-by-nc-4.0", "Meta", True, types=("convnextv2", "hiera")),
     _family(r"(?:facebook/)?dinov2-(?:with-registers-)?(?:small|base|large|giant)", "apache-2.0", "Meta"),
     _family(r"(?:facebook/)?convnext-(?:tiny|small|base|large|xlarge)-.+", "apache-2.0", "Meta"),
 )
@@ -119,8 +124,9 @@ def base_weights_of(config, name_or_path: str | None = None) -> str:
 
 def base_license_of(name_or_path: str) -> str | None:
     """
-    The license of weights, for `config.base_license`: what their card says, else that of their family. Copies on the
-    Hub are tagged more freely than some authors allow, so a family of strict terms is believed before a card.
+    The license of weights, for `config.base_license`: what their card says, else that of the family that they are
+    named after. Copies are tagged more freely than some authors allow, so a family of strict terms, which on the Hub
+    the name tells and in a folder the model type, is believed before a card.
 
     Args:
         name_or_path (`str`): Hub id or local folder.
@@ -129,10 +135,13 @@ def base_license_of(name_or_path: str) -> str | None:
         `str`: an identifier such as `"apache-2.0"`, or the name of another license; None if nothing tells, as where
         the Hub does not answer.
     """
-    family = _family_of(weights_name(name_or_path))
+    name = weights_name(name_or_path)
+    on_hub = HUB_ID.fullmatch(name)
+    family = _family_of(name) if on_hub else _family_of_type(read_json_object(Path(name_or_path) / "config.json"))
     if family is not None and family.strict:
         return family.license
-    return _license_on_card(str(name_or_path)) or (None if family is None else family.license)
+    family = _family_of(name)
+    return _license_on_card(str(name_or_path)) or (None if family is None or family.strict else family.license)
 
 
 def _license_on_card(name_or_path: str) -> str | None:
@@ -156,6 +165,11 @@ def _family_of(name: str | None) -> Family | None:
     return next((family for family in FAMILIES if name and family.names.fullmatch(name)), None)
 
 
+def _family_of_type(config: dict) -> Family | None:
+    kind = config.get("model_type")
+    return next((family for family in FAMILIES if kind in family.types), None)
+
+
 def license_of(base_weights: str | None, started_from: str | None = None, base_license: str | None = None) -> License:
     """
     The license of a model.
@@ -170,7 +184,8 @@ def license_of(base_weights: str | None, started_from: str | None = None, base_l
     """
     for name in (base_weights, started_from):
         family = _family_of(name)
-        if family is not None and family.strict:
+        told = base_license is not None and not HUB_ID.fullmatch(name or "")  # of a folder, whose name says nothing
+        if family is not None and family.strict and not told:
             return _named(family.license, name, family.holder)
     family = _family_of(base_weights)
     found = base_license or (None if family is None else family.license)

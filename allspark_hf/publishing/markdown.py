@@ -74,8 +74,9 @@ def item(text: str) -> Markup:
 
 
 def argument_rows(arguments: dict | None) -> list[list[Markup]]:
-    """Name and value of arguments as a recipe has them, a list as on the command line; those of None are left out."""
-    return [[code(name), code(_plain(value))] for name, value in (arguments or {}).items() if value is not None]
+    """Name and value of arguments as a recipe has them, a list as on the command line; empty ones are left out."""
+    given = {name: value for name, value in (arguments or {}).items() if value is not None and value != []}
+    return [[code(name), code(_plain(value))] for name, value in given.items()]
 
 
 def _plain(value: object) -> str:

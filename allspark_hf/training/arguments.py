@@ -43,6 +43,7 @@ class AllSparkTrainingArguments(TrainingArguments, EvaluationArguments, *argumen
         interval="(0, inf)",
         resume="kept",
         shown=True,
+        by_encoder=True,
     )
     freeze_encoder: bool = argument(
         False,
@@ -125,7 +126,13 @@ class AllSparkTrainingArguments(TrainingArguments, EvaluationArguments, *argumen
 
     # ---- Optimizer and schedule ----
 
-    optim: str = argument("sgd", "Optimizer, any of transformers'. The paper has sgd.", resume="refused", shown=True)
+    optim: str = argument(
+        "sgd",
+        "Optimizer, any of transformers'. The paper has sgd.",
+        resume="refused",
+        shown=True,
+        by_encoder=True,
+    )
     learning_rate: float = argument(
         1e-3,
         "Initial learning rate of the encoder.",
@@ -133,8 +140,9 @@ class AllSparkTrainingArguments(TrainingArguments, EvaluationArguments, *argumen
         resume="kept",
         common=True,
         shown=True,
+        by_encoder=True,
     )
-    weight_decay: float = argument(1e-4, "Weight decay.", resume="kept", shown=True)
+    weight_decay: float = argument(1e-4, "Weight decay.", resume="kept", shown=True, by_encoder=True)
     lr_scheduler_type: str = argument(
         "polynomial",
         "Schedule; polynomial has power 0.9 and end 0 unless set otherwise.",
@@ -244,6 +252,7 @@ class AllSparkTrainingArguments(TrainingArguments, EvaluationArguments, *argumen
         if self.total_train_batch_size is not None:
             self._set_accumulation()
         defaults = {one.name: default_of(one) for one in fields(self) if one.init}
+        given = {name: "" if value is None and defaults[name] == "" else value for name, value in given.items()}
         self.filled_in = {name: getattr(self, name) for name, value in given.items() if value == defaults[name]}
 
     def _set_accumulation(self):

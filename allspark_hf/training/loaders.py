@@ -95,7 +95,7 @@ def evaluation_loader(trainer, dataset: datasets.Dataset) -> DataLoader:
 def _settings(args: AllSparkTrainingArguments) -> dict:
     return {
         "num_workers": args.dataloader_num_workers,
-        "pin_memory": args.dataloader_pin_memory,
+        "pin_memory": args.dataloader_pin_memory and args.device.type not in ("cpu", "mps"),  # torch warns there
         "persistent_workers": args.dataloader_persistent_workers,
         "prefetch_factor": args.dataloader_prefetch_factor,
     }

@@ -1,4 +1,4 @@
-"""What the trainer and scripts/train.py write into run_record.json, read from the trainer and the arguments."""
+"""What the trainer and scripts/train.py write of a run: run_record.json, and the lists of the images."""
 
 import logging
 from dataclasses import fields
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from transformers import TrainerCallback
 
-from ..data import find_layout
+from ..data import SegmentationData, find_layout, list_path, write_id_lists
 from ..evaluation.arguments import EvaluationArguments
 from ..methods import METHODS, arguments_classes
 from ..models.weights import DIGEST, weights_digest
@@ -66,7 +66,7 @@ def _data_source(arguments, report) -> dict:
 # ---- What the trainer knows ----
 
 
-def describe_training(trainer, resumed: bool = False, git: dict | None = None) -> dict:
+def describe_training(trainer, resumed: bool = False, git: dict | None = None, derived: dict | None = None) -> dict:
     """
     The content of run_record.json at the end of a training, but for the digest of its weights.
 
@@ -74,6 +74,7 @@ def describe_training(trainer, resumed: bool = False, git: dict | None = None) -
         trainer ([`AllSparkTrainer`]): after training.
         resumed (`bool`): whether the training went on from a checkpoint.
         git (`dict`, *optional*): of [`checkout`], from before the training.
+        derived (`dict`, *optional*): of [`Method.derived`], from then too.
     """
     args, config, source = trainer.args, trainer.model.config, trainer.run_source
     runtimes = [entry["train_runtime"] for entry in trainer.state.log_history if "train_runtime" in entry]
@@ -88,13 +89,14 @@ def describe_training(trainer, resumed: bool = False, git: dict | None = None) -
         "load_best_model_at_end": args.load_best_model_at_end,
         "metric_for_best_model": args.metric_for_best_model,
     }
+    settings = {name: value for name, value in shown(args).items() if name not in _of_others(args)}
     method = {name: getattr(trainer.method, name, None) for name in ("title", "description")}
     return {
         "format": 2,
         "command": source.get("command"),
         "recipe": source.get("recipe"),
         "arguments": source.get("arguments", {}) | public(recorded(args)),
-        "settings": public({name: value for name, value in shown(args).items() if name not in _of_others(args)}),
+        "settings": public(settings | (derived or {})),
         "evaluation": {name: getattr(args, name) for name in EvaluationArguments.__dataclass_fields__},
         "method": {"name": args.method, **method},
         "model": {
@@ -155,16 +157,21 @@ class RunRecord(TrainerCallback):
 
     def __init__(self, trainer):
         self.trainer = trainer
-        self.resumed, self.git = False, None
+        self.resumed, self.git, self.derived = False, None, {}
         self.content: dict = {}
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.resumed, self.content = state.global_step > 0, {}
+        self.derived = self.trainer.method.derived()
+        if self.derived and state.is_world_process_zero:
+            found = ", ".join(f"{name} {value}" for name, value in self.derived.items())
+            logger.info("for these images and %d updates: %s", state.max_steps, found)
         self.git = checkout() if state.is_world_process_zero else None
 
     def on_train_end(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
-            self.content = describe_training(self.trainer, self.resumed, self.git) | {DIGEST: None, "metrics": {}}
+            found = describe_training(self.trainer, self.resumed, self.git, self.derived)
+            self.content = found | {DIGEST: None, "metrics": {}}
             self._write()
 
     def note_saved(self, folder: str | Path):
@@ -194,4 +201,22 @@ class RunRecord(TrainerCallback):
             logger.warning("%s could not be written (%s): the model card will lack its content.", path, error)
 
 
-__all__ = ["RunRecord", "describe_training", "run_source"]
+class IdLists(TrainerCallback):
+    """
+    Writes the lists of a run's images into its `output_dir` when the training begins, so that one that cannot start
+    leaves none; a resume keeps those that are there.
+
+    Args:
+        data ([`SegmentationData`]): the images found.
+    """
+
+    def __init__(self, data: SegmentationData):
+        self.data = data
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        resumed = state.global_step > 0
+        if args.should_save and not (resumed and list_path(args.output_dir, "labeled").is_file()):
+            write_id_lists(self.data, args.output_dir)
+
+
+__all__ = ["IdLists", "RunRecord", "describe_training", "run_source"]

@@ -23,6 +23,9 @@ class Facts:
         shown (`bool`, *optional*, defaults to `False`): whether a model card lists it, default or not.
         recorded (`bool`, *optional*, defaults to `True`):
             whether run_record.json has it when it differs from its default.
+        by_encoder (`bool`, *optional*, defaults to `False`):
+            whether scripts/train.py chooses the value for the encoder where nobody gives it; the default is the
+            Mix Transformer's.
         group (`str`, *optional*): heading of `--help` that it stands under; else that of its class.
         interval (`str`, *optional*):
             the numbers allowed, as in `"[0, 1)"`; with `inf` for no bound. Of a list, each entry is one.
@@ -32,6 +35,7 @@ class Facts:
     common: bool = False
     shown: bool = False
     recorded: bool = True
+    by_encoder: bool = False
     group: str | None = None
     interval: str | None = None
 
