@@ -18,16 +18,18 @@ from allspark_hf.models.configuration_allspark import MEMORY_SIZES, MIT_SIZES
 from .textbook import TextbookBottleneck
 
 
-# Name in the results -> training method; the last two are one method with two bottlenecks.
+# Name in the results -> training method: UniMatch V2 also with a plain step, AllSpark also with a plain bottleneck.
 VARIANTS = {
     "supervised": "supervised",
     "pseudo_label": "pseudo_label",
     "fixmatch": "fixmatch",
     "unimatch_v2": "unimatch_v2",
+    "unimatch_v2_plain": "unimatch_v2",
+    "memory_contrastive": "memory_contrastive",
     "allspark": "allspark",
     "textbook": "allspark",
 }
-OURS, TEXTBOOK = "allspark", "textbook"
+OURS, TEXTBOOK, PLAIN_STEP = "allspark", "textbook", "unimatch_v2_plain"
 TINY = "tiny"  # to try the script, and to load every library before something is measured
 TINY_GEOMETRY = {
     "hidden_sizes": [8, 16, 24, 32],
@@ -187,6 +189,7 @@ def silence():
 
 __all__ = [
     "OURS",
+    "PLAIN_STEP",
     "TEXTBOOK",
     "TINY",
     "VARIANTS",
