@@ -8,12 +8,12 @@ from test_benchmark import CASE, CPU, TrainingStep, replace
 def test_the_plain_step_has_our_loss_and_gradients():
     case, results = replace(CASE, size="tiny", crop=64, num_labels=3, precision="fp32", batch_size=3), []
     for variant in ("unimatch_v2", "unimatch_v2_plain"):
-        step = TrainingStep(case, variant, CPU, seed=1, confidence_threshold=0.5)
+        step = TrainingStep(case, variant, CPU, seed=5, confidence_threshold=0.5)
         trainer, model = step.trainer, step.model.train()
         for one in (model, trainer.method.teacher):  # random weights are sure of nothing
             one.decode_head.classifier.weight.data *= 1000
         (batch,), pixels = trainer.get_batch_samples(iter([step.batch]), 1, CPU)
-        assert batch["unlabeled_cutmix_box_strong_1"].any() and not batch["unlabeled_pixel_mask"].all()
+        assert batch["unlabeled_cutmix_box_strong_1"].any() and pixels.unlabeled[0] != pixels.unlabeled[1]
         torch.manual_seed(0)  # dropout
         losses = trainer.method.step(model, trainer._prepare_inputs(batch), pixels, epoch=0)
         losses.loss.backward()
@@ -22,5 +22,6 @@ def test_the_plain_step_has_our_loss_and_gradients():
     assert 0.1 < ours.terms["used_u"] < 0.9
     for name in ("loss_x", "loss_u"):
         assert plain.terms[name].item() == pytest.approx(ours.terms[name].item(), rel=1e-5), name
+    largest = max(gradient.abs().max().item() for gradient in gradients.values())
     for name, gradient in gradients.items():
-        assert torch.allclose(others[name], gradient, rtol=1e-3, atol=1e-5), name
+        assert torch.allclose(others[name], gradient, rtol=1e-3, atol=1e-6 * largest), name
