@@ -163,6 +163,10 @@ class Method(nn.Module):
         """The model that is evaluated, saved and published: `model`, which is trained, or e.g. a teacher."""
         return model
 
+    def also_evaluated(self, model: PreTrainedModel) -> dict[str, PreTrainedModel]:
+        """Models that are evaluated beside that one, by what the names of their metrics begin with."""
+        return {}
+
     @classmethod
     def check_arguments(cls, args):
         """

@@ -37,8 +37,7 @@ class MemoryContrastiveArguments(UnlabeledArguments):
     )
     memory_inflow: float = argument(
         1.0,
-        "How often a pass over the labeled images may renew the memory of a class that all of them show. Published: 1 "
-        "for Cityscapes, a third of the number of classes for Pascal.",
+        "How often a pass over the labeled images may renew a class's memory. Published: 1 (Cityscapes), 7 (Pascal).",
         interval="(0, inf)",
         resume="refused",
         shown=True,
@@ -48,8 +47,7 @@ class MemoryContrastiveArguments(UnlabeledArguments):
     )
     memory_keeps: str = argument(
         "lowest",
-        "Scores of the pixels that enter the memory where a class has too many: lowest, as in the published code, or "
-        "highest, as the paper says.",
+        "Scores that enter the memory if a class has too many: lowest, as published, or highest, as the paper says.",
         choices=("lowest", "highest"),
         resume="changed",
         shown=True,
@@ -64,16 +62,17 @@ class MemoryContrastiveArguments(UnlabeledArguments):
     )
     teacher_mode: str = argument(
         "train",
-        "How the teacher predicts: train, with dropout and the statistics of its batch, as in the published code, or "
-        "eval, with the student's statistics.",
+        "Mode of the teacher: train (dropout, statistics of its batch), as published, or eval (the student's).",
         choices=("train", "eval"),
         resume="refused",
         shown=True,
     )
+    evaluate_teacher: bool = argument(
+        False, "Evaluate the teacher beside the trained model; its metrics begin with teacher_.", resume="changed"
+    )
     balance_classes: bool = argument(
         False,
-        "Once the contrast has begun, weigh both cross-entropies by how rare a class was in the last batches, instead "
-        "of by class_weights; published for Cityscapes.",
+        "From contrast_start on, weigh classes by the last batches, not by class_weights; published for Cityscapes.",
         resume="refused",
         shown=True,
     )
@@ -113,6 +112,9 @@ class MemoryContrastive(Method):
     def after_update(self, model, updates):
         self.teacher.follow(model, teacher_decay(updates - 1, self.num_updates))
         self.updates = updates
+
+    def also_evaluated(self, model):
+        return {"teacher_": self.teacher.model} if self.args.evaluate_teacher else {}
 
     @property
     def contrast_start(self) -> int:

@@ -69,6 +69,9 @@ class TeacherMethod(Method):
     def evaluated_model(self, model):
         return self.teacher
 
+    def also_evaluated(self, model):
+        return {"student_": model} if self.args.evaluate_student else {}
+
     def count_unlabeled(self, batch):
         """Shown pixels of each CutMix view, in which an image's padding is where its partner has it."""
         views = [view.name for view in self.unlabeled_views if view.cutmix]

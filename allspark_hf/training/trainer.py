@@ -369,13 +369,12 @@ class AllSparkTrainer(Trainer):
         """Streams the sums of [`Evaluation`] at the masks' own size; no logits are kept or gathered."""
         self.callback_handler.eval_dataloader = dataloader
         student = self.processes.model
-        models = {"": self.method.evaluated_model(student)}
-        if self.args.evaluate_student and models[""] is not student:
-            models["student_"] = student
+        models = {"": self.method.evaluated_model(student), **self.method.also_evaluated(student)}
         evaluations = {name: Evaluation(self.model.config, self.args, self.args.device) for name in models}
         self.evaluation = evaluations[""]
-        modes = {model: model.training for model in models.values()}
-        for model in modes:
+        # Module by module: a teacher, whose weights are all frozen, would not come back with its `train()`.
+        modes = {module: module.training for model in models.values() for module in model.modules()}
+        for model in models.values():
             model.eval()
         with self.processes.predicting_apart(), failing_together(self.accelerator):
             for samples in dataloader:
@@ -383,8 +382,8 @@ class AllSparkTrainer(Trainer):
                     for name, model in models.items():
                         evaluations[name].add(model, samples)
                 self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
-        for model, was_training in modes.items():
-            model.train(was_training)
+        for module, was_training in modes.items():
+            module.training = was_training
         metrics = {}
         for of, evaluation in evaluations.items():
             evaluation.reduce(self.accelerator)
