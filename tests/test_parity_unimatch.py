@@ -168,9 +168,11 @@ def test_loss_of_a_step(unimatch, tmp_path):
     method.teacher = Logits(stored["logits_weak_teacher"])
     labeled, strong = (stored[f"logits_{name}"].requires_grad_() for name in ("labeled", "strong_1then2"))
     batch = make_batch(stored, stored["logits_labeled"], stored["mask_x"])
-    mixed = cutmix(batch, "strong_1", stored["mask_u_w"], stored["conf_u_w"], stored["ignore_mask"])
-    for name, value in zip(("mask_u_w", "conf_u_w", "ignore_mask"), mixed, strict=True):
-        assert torch.equal(value, stored[f"{name}_cutmixed1"])
+    names = ("mask_u_w", "conf_u_w", "ignore_mask")
+    for view in (1, 2):
+        mixed = cutmix(batch, f"strong_{view}", *(stored[name] for name in names))
+        for name, value in zip(names, mixed, strict=True):
+            assert torch.equal(value, stored[f"{name}_cutmixed{view}"])
     pixels = count(method, batch)
     assert pixels.unlabeled.tolist() == [described["valid1"], described["valid2"]]
     step = method.step(Logits(labeled, strong), batch, pixels, epoch=0)
