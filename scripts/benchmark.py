@@ -1,4 +1,4 @@
-"""Measures speed and memory on this machine: supervised, pseudo-label, AllSpark, and AllSpark as in a textbook.
+"""Measures speed and memory on this machine: all methods, AllSpark as in a textbook, UniMatch V2 as a plain script.
 
     python scripts/benchmark.py                                        # a few minutes on two CPU cores
     python scripts/benchmark.py --full                                 # hours: B0 to B5, crops, classes, memory sizes

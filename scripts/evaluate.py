@@ -20,7 +20,7 @@ from allspark_hf import AllSparkTrainer, AllSparkTrainingArguments
 from allspark_hf.cli.arguments import parse_arguments
 from allspark_hf.cli.ending import fail, leave
 from allspark_hf.data import DataArguments
-from allspark_hf.evaluation.arguments import EvaluationArguments, eval_crop
+from allspark_hf.evaluation.arguments import ONE_PIECE, EvaluationArguments, eval_crop
 from allspark_hf.evaluation.evaluator import Evaluation, OtherProcessError
 from allspark_hf.evaluation.selection import EVALUATION_SPLITS, fit_to_model, select_split
 from allspark_hf.inference.loading import load_trained, long_side_of
@@ -96,7 +96,7 @@ def results(trainer, arguments, data_arguments, seconds: float) -> dict:
     """What goes into the JSON file; metrics in [0, 1]."""
     evaluation, config = trainer.evaluation, trainer.model.config
     settings = {name: getattr(trainer.args, name) for name in EvaluationArguments.__dataclass_fields__}
-    if settings["eval_mode"] != "whole":
+    if settings["eval_mode"] not in ONE_PIECE:
         settings["eval_crop_size"] = list(eval_crop(trainer.args, config))
     means = ("loss", "mean_iou", "mean_accuracy", "mean_boundary_iou", "overall_accuracy")
     return {

@@ -18,6 +18,7 @@ from accelerate.utils.launch import prepare_multi_gpu_env
 from conftest import TWO_STAGES, tiny_model
 from forking import python
 from run_training import build_trainer, make_trainer, result_of
+from safetensors.torch import load_file
 from transformers import Trainer
 
 from allspark_hf import SegformerForSemiSupervisedSegmentation
@@ -82,6 +83,7 @@ if not CPU_RESUME_IS_BROKEN:
         # Other weights in each process, all of which must be replaced.
         JOBS[f"{name}_resumed"] = {**STEPWISE, "local_memory": local, "own_weights": True}
 
+TEACHERS = ("unimatch_v2", "memory_contrastive")
 BOTTLENECK = {"use_cross_attention": True, "use_memory": True, "use_grouping": True}
 # 5 images to evaluate, 3 in one process and 2 in the other. Checkpoints of the third and the last step.
 SHARDED = {**EQUAL["allspark"], "save_strategy": "steps", "save_steps": 3, "eval_strategy": "epoch"}
@@ -90,12 +92,13 @@ FSDP_JOBS = {
     "supervised": {**EQUAL["supervised"], "switches": BOTTLENECK},  # of which some weights get no gradient
     "allspark": SHARDED,
     "checkpointing": {**EQUAL["allspark"], "gradient_checkpointing": True},
-    "sample": {**EQUAL["sample"], "save_strategy": "steps", "save_steps": 1},  # a teacher, a head and a buffer
+    # A teacher that is published; a teacher, heads and a memory beside the model that is published.
+    **{name: {**EQUAL[name], "save_strategy": "steps", "save_steps": 1} for name in TEACHERS},
     "evaluation": {**EVALUATION, "eval_mode": "whole"},
 }
 if not CPU_RESUME_IS_BROKEN:
     FSDP_JOBS["resumed"] = {**SHARDED, "own_weights": True}
-    FSDP_JOBS["sample_resumed"] = {**FSDP_JOBS["sample"], "own_weights": True}
+    FSDP_JOBS |= {f"{name}_resumed": {**FSDP_JOBS[name], "own_weights": True} for name in TEACHERS}
 FSDP_JOBS = {name: {**job, "switches": TWO_STAGES | job.get("switches", {})} for name, job in FSDP_JOBS.items()}
 
 
@@ -122,7 +125,8 @@ def launched(folder) -> dict[str, list[dict]]:
     everything = JOBS | {f"fsdp_{name}": job for name, job in FSDP_JOBS.items()}
     resumed = {f"{memory}_resumed": f"{memory}_uninterrupted" for memory in ("shared", "local")}
     resumed = {name: f"{whole}/checkpoint-3" for name, whole in resumed.items()}
-    resumed |= {"fsdp_resumed": "fsdp_allspark/checkpoint-3", "fsdp_sample_resumed": "fsdp_sample/checkpoint-1"}
+    resumed |= {"fsdp_resumed": "fsdp_allspark/checkpoint-3"}
+    resumed |= {f"fsdp_{name}_resumed": f"fsdp_{name}/checkpoint-1" for name in TEACHERS}
     jobs = []
     for name, job in everything.items():
         job = {**job, "output_dir": str(folder / name), "result": str(folder / f"{name}.result")}
@@ -323,7 +327,7 @@ def test_evaluation_counts_every_image_once(folder, ranks, mode):
 # ---- FSDP ----
 
 
-@pytest.mark.parametrize("name", ["supervised", "allspark", "checkpointing", "sample"])
+@pytest.mark.parametrize("name", ["supervised", "allspark", "checkpointing", *TEACHERS])
 def test_shards_train_as_one_process_with_the_doubled_batch(folder, sharded, name):
     one, shards = one_process(folder, FSDP_JOBS[name]), sharded[name]
     assert shards["wrapper"]["class"] == "FSDPSegformerForSemiSupervisedSegmentation"
@@ -353,12 +357,22 @@ def test_a_checkpoint_of_shards_loads_as_a_model_without_fsdp(folder, sharded):
         assert torch.equal(loaded[name], value), name
 
 
+def test_shards_publish_the_whole_teacher(folder, sharded):
+    published = load_file(folder / "fsdp_unimatch_v2" / "checkpoint-2" / "model.safetensors")
+    result = sharded["unimatch_v2"]
+    assert published.keys() == result["state"].keys()
+    for name, value in published.items():
+        assert torch.equal(value, result["method"][f"teacher.{name}"]), name
+    assert differing(published, result["state"])
+
+
 @pytest.mark.skipif(CPU_RESUME_IS_BROKEN, reason="this transformers cannot resume several CPU processes")
 def test_resumed_shards_end_with_the_same_bits(sharded):
     assert sharded["resumed"]["losses"] == sharded["allspark"]["losses"]
     assert sharded["resumed"]["evaluations"][0] == sharded["allspark"]["evaluations"][0]
-    assert sharded["sample_resumed"]["losses"] == sharded["sample"]["losses"]
-    for name, whole in (("resumed", "allspark"), ("sample_resumed", "sample")):
+    names = {"resumed": "allspark"} | {f"{name}_resumed": name for name in TEACHERS}
+    for name, whole in names.items():
+        assert sharded[name]["losses"] == sharded[whole]["losses"]
         for part in ("state", "method"):
             assert differing(sharded[name][part], sharded[whole][part]) == [], (name, part)
 

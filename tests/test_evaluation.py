@@ -216,7 +216,10 @@ def test_a_resized_image_cannot_be_cropped_beside_its_mask(image_processor):
 @pytest.mark.parametrize(
     ("wrong", "sentence"),
     [
-        ({"eval_mode": "tiles"}, "eval_mode='tiles' is unknown: choose one of whole, center_crop, sliding_window"),
+        (
+            {"eval_mode": "tiles"},
+            "eval_mode='tiles' is unknown: choose one of whole, resized, center_crop, slid",
+        ),
         ({"eval_mode": "center_crop", "eval_crop_size": [1, 2, 3]}, r"eval_crop_size=\[1, 2, 3\] is neither"),
         ({"eval_mode": "center_crop", "eval_crop_size": []}, r"eval_crop_size=\[\] is neither"),
         ({"eval_mode": "center_crop", "eval_crop_size": [64, 0]}, r"eval_crop_size=\[64, 0\] is out of range"),

@@ -71,14 +71,19 @@ def test_what_the_paper_says_instead(tmp_path):
 
 
 def test_the_teacher_of_the_published_code_keeps_statistics_of_its_own(tmp_path):
-    trainer = build_trainer({**METHOD, "max_steps": 1, "output_dir": str(tmp_path)})
+    trainer = build_trainer({**METHOD, "max_steps": 1, "evaluate_teacher": True, "output_dir": str(tmp_path)})
     trainer.train()
+    metrics = trainer.evaluate()
     teacher, student = trainer.method.teacher.model, trainer.model
     assert all(module.training for module in teacher.modules())
     assert torch.equal(teacher.decode_head.classifier.weight, student.decode_head.classifier.weight)  # first update
     assert teacher.decode_head.batch_norm.num_batches_tracked == 1  # labeled images are not asked about yet
     assert student.decode_head.batch_norm.num_batches_tracked == 2
     assert trainer.method.evaluated_model(student) is student
+    for prefix, model in (("", student), ("teacher_", teacher)):
+        alone = make_trainer(model, output_dir=str(tmp_path / "alone"), method="supervised").evaluate()
+        assert metrics[f"eval_{prefix}loss"] == pytest.approx(alone["eval_loss"], rel=1e-6)
+    assert metrics["eval_loss"] != metrics["eval_teacher_loss"]
 
 
 @pytest.mark.parametrize(

@@ -13,13 +13,9 @@ from allspark_hf import AllSparkTrainingArguments
 from allspark_hf.methods import PixelCounts
 from allspark_hf.methods.contrast import heads as pixel_heads
 from allspark_hf.methods.contrast import pixel_contrast
-from allspark_hf.methods.contrast.balance import ClassBalance
-from allspark_hf.methods.contrast.class_mix import choose_classes, class_mix
 from allspark_hf.methods.contrast.heads import ROWS_PER_BLOCK, ClassMLP
 from allspark_hf.methods.contrast.loss import contrastive_loss
 from allspark_hf.methods.contrast.memory import PixelMemory, rows_per_image
-from allspark_hf.methods.contrast.teacher import teacher_decay
-from allspark_hf.methods.contrast.terms import entropy_sum, ramp_up, sum_by_images, weighted_cross_entropy_sum
 from allspark_hf.methods.memory_contrastive import MemoryContrastive
 
 
@@ -93,93 +89,6 @@ def load(reference):
     return reference.load
 
 
-# ---- c0, and the schedules ----
-
-
-def test_loss_terms(load, description):
-    stored, ignore = load("c0_loss_terms"), description["c0_loss_terms"]["ignore"]
-    labels = stored["labels"].long()
-    valid = labels != ignore
-
-    def check(name, term, divisor, *maps):
-        logits = stored["logits"].clone().requires_grad_()
-        total, sums = sum_by_images(logits, lambda images, labels, *more: [term(images, labels, *more)], labels, *maps)
-        value = total / divisor
-        value.backward()
-        assert_near(sums[0] / divisor, stored[f"{name}.value"], TOLERANCE, f"{name} without gradient")
-        assert_near(value, stored[f"{name}.value"], TOLERANCE, name)
-        assert_near(logits.grad, stored[f"{name}.grad"], TOLERANCE, f"gradient of {name}")
-
-    for kind, weights in (("unit", torch.ones_like(stored["class_weights"])), ("weighted", stored["class_weights"])):
-        check(
-            f"ce_labeled.{kind}",
-            lambda images, labels, weights=weights: weighted_cross_entropy_sum(images, labels, ignore, weights),
-            weights[labels[valid]].sum(),
-        )
-        of_updates = f"ce_unlabeled.{kind}.iter"
-        updates = {int(name.removeprefix(of_updates).partition(".")[0]) for name in stored if of_updates in name}
-        assert len(updates) > 1
-        for update in updates:
-            pixel_weights = ramp_up(update, 2000) * stored["max_probs"] ** 6
-            check(
-                f"ce_unlabeled.{kind}.iter{update}",
-                lambda images, labels, sure, weights=weights: weighted_cross_entropy_sum(
-                    images, labels, ignore, weights, sure
-                ),
-                labels.numel(),
-                pixel_weights,
-            )
-    check("entropy", lambda images, labels: entropy_sum(images, labels, ignore), valid.sum())
-
-
-def test_schedules(description):
-    for update, expected in description["schedules"]["ramp"].items():
-        assert ramp_up(int(update), 2000) == pytest.approx(expected, abs=TOLERANCE)
-    for update, expected in description["schedules"]["ema_alpha"].items():
-        decay = teacher_decay(int(update), description["c1_full_steps"]["iterations_total"])
-        assert decay == pytest.approx(expected, abs=TOLERANCE)
-
-
-# ---- e ----
-
-
-def test_class_balance(load, description):
-    stored, sizes = load("e_class_balancing"), description["e_class_balancing"]
-    balance = ClassBalance(sizes["labeled_iters"], sizes["unlabeled_iters"], sizes["classes"])
-    steps = sum(name.endswith(".weights") for name in stored)
-    for step in range(steps):
-        balance.count(stored[f"step{step}.labels"].long(), stored[f"step{step}.pseudo"].long(), step)
-        expected = stored[f"step{step}.weights"]
-        assert_near(balance.weights(torch.float64), expected, TOLERANCE, f"weights after step {step}")
-    assert torch.equal(balance.labeled, stored["labeled_frequencies"].long())
-    assert torch.equal(balance.unlabeled, stored["unlabeled_frequencies"].long())
-
-
-# ---- f ----
-
-
-def test_class_mix(load, description):
-    stored, given = load("f_augmentation_pieces"), description["f_augmentation_pieces"]
-    labels = stored["labels"].long()
-    num_labels = int(max(max(classes) for classes in given["classmix_classes"])) + 1
-    chosen = torch.tensor([[index in classes for index in range(num_labels)] for classes in given["classmix_classes"]])
-    partners = torch.arange(1, len(labels) + 1) % len(labels)
-    mixed, image, probs = class_mix(chosen, labels, partners, labels, stored["image"], stored["probs"])
-    assert torch.equal(mixed, stored["classmix.labels"].long())
-    assert torch.equal(image, stored["classmix.image"]) and torch.equal(probs, stored["classmix.probs"])
-
-
-def test_how_many_classes_are_mixed(description):
-    for shown, number in description["f_augmentation_pieces"]["classmix_class_count"].items():
-        order = torch.randperm(12)[None]
-        labels = torch.tensor([*range(int(shown)), 255]).expand(1, 2, -1)
-        chosen = choose_classes(order, labels)
-        assert chosen.sum() == number
-        first = sorted(range(int(shown)), key=lambda index: order[0, index])[:number]
-        assert chosen[0].nonzero().flatten().tolist() == sorted(first)
-    assert not choose_classes(torch.full((1, 12), -1), labels).any()
-
-
 # ---- a, a2 ----
 
 
@@ -201,9 +110,17 @@ def test_memory_update(load, description, rows_per_block, name):
     selectors = load_selectors(stored, SELECTOR)
     width = stored["step0.features"].shape[1]
     memory = PixelMemory(selectors.num_classes, sizes["memory_per_class"], sizes["elements_per_class"], width).double()
+    passes = []
+    selectors.register_forward_hook(lambda module, given, scores: passes.append((*given[1:], scores.squeeze(-1))))
     for step in range(sum(name.endswith(".features") for name in stored)):
         memory.update(stored[f"step{step}.features"], stored[f"step{step}.labels"].long(), selectors)
         check_memory(memory, stored, f"step{step}.memory")
+        ranked, classes, scores = passes.pop()
+        for index in range(selectors.num_classes if name == "a_memory_update" else 0):
+            found, key = scores[(classes == index)[:, None] & ranked], f"step{step}.selector_logit.class{index}"
+            assert (len(found) > 0) == (key in stored), key
+            if key in stored:
+                assert_near(found, stored[key].flatten(), TOLERANCE, key)
     for index in range(selectors.num_classes):
         for key, value in of_class(selectors, f"sel_final.{SELECTOR}{index}.", index).items():
             if key in stored:

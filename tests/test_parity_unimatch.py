@@ -1,5 +1,7 @@
 """UniMatch V2, FixMatch and their parts, against the numbers of the authors' code."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -13,7 +15,9 @@ from allspark_hf.data.geometry import Geometry, crop_image, crop_label, shown_pi
 from allspark_hf.data.mixed import MixedBatch
 from allspark_hf.data.photometry import Photometry, apply_photometry
 from allspark_hf.data.views import draw_cutmix_box, inside_boxes
-from allspark_hf.evaluation.prediction import sliding_window_sum
+from allspark_hf.evaluation.arguments import EvaluationArguments
+from allspark_hf.evaluation.metrics import ConfusionMatrix
+from allspark_hf.evaluation.prediction import predict_logits, sliding_window_sum
 from allspark_hf.methods import METHODS, PixelCounts
 from allspark_hf.methods.losses import ohem_labels, upsampled_cross_entropy_sum
 from allspark_hf.methods.strong_views import complementary_dropout, cutmix
@@ -164,9 +168,11 @@ def test_loss_of_a_step(unimatch, tmp_path):
     method.teacher = Logits(stored["logits_weak_teacher"])
     labeled, strong = (stored[f"logits_{name}"].requires_grad_() for name in ("labeled", "strong_1then2"))
     batch = make_batch(stored, stored["logits_labeled"], stored["mask_x"])
-    mixed = cutmix(batch, "strong_1", stored["mask_u_w"], stored["conf_u_w"], stored["ignore_mask"])
-    for name, value in zip(("mask_u_w", "conf_u_w", "ignore_mask"), mixed, strict=True):
-        assert torch.equal(value, stored[f"{name}_cutmixed1"])
+    names = ("mask_u_w", "conf_u_w", "ignore_mask")
+    for view in (1, 2):
+        mixed = cutmix(batch, f"strong_{view}", *(stored[name] for name in names))
+        for name, value in zip(names, mixed, strict=True):
+            assert torch.equal(value, stored[f"{name}_cutmixed{view}"])
     pixels = count(method, batch)
     assert pixels.unlabeled.tolist() == [described["valid1"], described["valid2"]]
     step = method.step(Logits(labeled, strong), batch, pixels, epoch=0)
@@ -220,34 +226,50 @@ def test_ohem(unimatch):
 # ---- Evaluation ----
 
 
+class Convolutions:
+    """conv, ReLU, conv, times 3."""
+
+    dtype = torch.float64
+
+    def __init__(self, weights, **fields):
+        self.weights, self.config, self.sizes = weights, SimpleNamespace(**fields), []
+
+    def __call__(self, pixel_values):
+        weights = self.weights
+        self.sizes.append(list(pixel_values.shape[2:]))
+        hidden = F.conv2d(pixel_values, weights["a.weight"], weights["a.bias"], padding=1).relu()
+        logits = 3 * F.conv2d(hidden, weights["b.weight"], weights["b.bias"], padding=1)
+        return SemiSupervisedSegmenterOutput(logits=logits)
+
+
+def check_iou(predictions, masks, expected, mean):
+    """In percent. The authors divide counts in float32."""
+    confusion = ConfusionMatrix(len(expected))
+    confusion.update(predictions, masks)
+    iou = 100 * confusion.iou().nan_to_num(0)
+    assert_near(iou, expected, 1e-5, "IoU")
+    assert iou.mean().item() == pytest.approx(mean, abs=1e-5)
+
+
 def test_sliding_windows(unimatch):
     stored, described = unimatch.load("i_evaluation"), unimatch.description["i_evaluation"]["slide"]
-    weights = part(stored, "model19.")
+    crop = described["crop"]
+    model = Convolutions(part(stored, "model19."), smallest_side=crop)  # its windows are all whole
+    sums = [
+        sliding_window_sum(model, image, (crop, crop), described["stride"] / crop)[0]
+        for image in stored["slide.images"]
+    ]
+    masks = stored["slide.masks"].flatten(0, 1)
+    check_iou(torch.cat(sums).argmax(1), masks, stored["slide.iou"], described["miou"])
 
-    class Model:
-        """conv, ReLU, conv, times 3; its windows are all whole, as its smallest side says."""
 
-        config = type("Config", (), {"smallest_side": described["crop"]})
-        dtype = torch.float64
-
-        def __call__(self, pixel_values):
-            hidden = F.conv2d(pixel_values, weights["a.weight"], weights["a.bias"], padding=1).relu()
-            logits = 3 * F.conv2d(hidden, weights["b.weight"], weights["b.bias"], padding=1)
-            return SemiSupervisedSegmenterOutput(logits=logits)
-
-    classes = len(weights["b.bias"])
-    confusion = torch.zeros(classes, classes, dtype=torch.int64)
-    for image, mask in zip(stored["slide.images"], stored["slide.masks"], strict=True):
-        total, _ = sliding_window_sum(
-            Model(), image, (described["crop"],) * 2, described["stride"] / described["crop"]
-        )
-        valid = mask != 255
-        index = mask[valid] * classes + total.argmax(1)[valid]
-        confusion += index.bincount(minlength=classes**2).reshape(classes, classes)
-    union = confusion.sum(0) + confusion.sum(1) - confusion.diag()
-    iou = 100 * confusion.diag() / (union + 1e-10)
-    assert_near(iou, stored["slide.iou"], 1e-5, "IoU in percent, of float32 quotients")
-    assert iou.mean().item() == pytest.approx(described["miou"], abs=1e-5)
+def test_images_resized_to_whole_patches(unimatch):
+    stored, described = unimatch.load("i_evaluation"), unimatch.description["i_evaluation"]["orig"]
+    model = Convolutions(part(stored, "model4."), smallest_side=14, padded_multiple=14)
+    image, mask = stored["orig.image"], stored["orig.mask"]
+    logits = predict_logits(model, image, mask.shape[1:], EvaluationArguments(eval_mode="resized"))
+    assert model.sizes == [described["resized_to"]]
+    check_iou(logits.argmax(1), mask, stored["orig.iou"], described["miou"])
 
 
 # ---- Trajectories ----

@@ -6,7 +6,9 @@ from run_training import build_trainer, make_trainer, result_of
 from test_distributed import differing
 from test_method import mixed_dataset
 
+from allspark_hf import AllSparkConfig
 from allspark_hf.data.mixed import Draw, MixedBatch, MixedBatchCollator
+from allspark_hf.methods import PixelCounts
 from allspark_hf.methods.strong_views import complementary_dropout, cutmix, unpack_channel_bits
 from allspark_hf.methods.unimatch_v2 import UniMatchV2
 
@@ -55,6 +57,36 @@ def test_channels_of_a_pyramid_are_complementary():
     first, last = complementary_dropout(maps, bits, torch.tensor([False, True]))
     assert first[:, :, 0, 0].tolist() == [[2, 0], [1, 1], [0, 2], [1, 1]]
     assert last[:, :, 0, 0].tolist() == [[2, 0, 2], [1, 1, 1], [0, 2, 0], [1, 1, 1]]
+
+
+def test_bits_of_a_byte_are_channels():
+    bits, _ = unpack_channel_bits(torch.tensor([[1, 130]], dtype=torch.uint8))
+    assert bits.nonzero()[:, 1].tolist() == [0, 9, 15]
+
+
+@pytest.mark.parametrize("name", ["fixmatch", "unimatch_v2"])
+def test_the_teacher_labels_and_begins_as_the_student(tmp_path, name):
+    settings = {**TRAINING, "ema_decay": 0.75, "switches": AllSparkConfig.plain_segformer_switches()}
+    trainer = build_trainer({**settings, "method": name, "output_dir": str(tmp_path)})
+    method, model, batch = trainer.method, trainer.model, collated(0, 1)
+    bias = method.teacher.decode_head.classifier.bias
+    bias[2], model.decode_head.classifier.bias.data[1] = 99, 99
+    step = method.step(model, batch, PixelCounts(torch.ones(()), method.count_unlabeled(batch)), epoch=0)
+    assert step.pseudo_labels[batch["unlabeled_pixel_mask"]].unique().tolist() == [2]
+    method.before_training(model)
+    assert torch.equal(bias, model.decode_head.classifier.bias) and method.decay == 0.75
+    method.build(model.bfloat16())
+    assert method.teacher.dtype == torch.float32
+
+
+def test_padding_is_counted_where_the_partner_has_it(tmp_path):
+    method = build_trainer({**TRAINING, "method": "unimatch_v2", "output_dir": str(tmp_path)}).method
+    mask = torch.ones(2, 8, 8, dtype=torch.bool)
+    mask[0, 4:] = False
+    boxes = {1: torch.tensor([[0, 0, 8, 8], [0, 0, 0, 0]]), 2: torch.tensor([[0, 0, 0, 0], [3, 0, 6, 8]])}
+    views = {f"unlabeled_cutmix_box_strong_{view}": box for view, box in boxes.items()}
+    batch = MixedBatch(unlabeled_pixel_mask=mask, **views)
+    assert method.count_unlabeled(batch).tolist() == [64 + 64, 32 + 48]
 
 
 @pytest.mark.parametrize("method", ["fixmatch", "unimatch_v2"])

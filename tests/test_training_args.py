@@ -40,7 +40,7 @@ def test_schedule_settings_can_be_replaced():
 def test_every_field_has_help_text_and_known_facts():
     inherited = {field.name for field in fields(TrainingArguments)}
     own = [field for field in fields(AllSparkTrainingArguments) if field.name not in inherited]
-    assert len(own) == 48
+    assert len(own) == 49
     assert all(len(field.metadata.get("help", "")) > 15 for field in own)
     rules = {facts_of(field).resume for field in fields(AllSparkTrainingArguments)}
     assert rules == {"refused", "kept", "changed", "cut", "free"}

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from ..utils.arguments import argument, check_values, documented
 
 
-EVAL_MODES = ("whole", "center_crop", "sliding_window")
+EVAL_MODES = ("whole", "resized", "center_crop", "sliding_window")
+ONE_PIECE = ("whole", "resized")
 
 
 @documented
@@ -20,9 +21,9 @@ class EvaluationArguments:
 
     eval_mode: str = argument(
         "whole",
-        "How to predict for evaluation: whole (each image in one piece), sliding_window (softmax summed over "
-        "overlapping windows, the paper's way for Cityscapes), or center_crop (the middle only is predicted and "
-        "scored).",
+        "How to predict for evaluation: whole (each image in one piece), resized (the same, resized to whole patches "
+        "where the model would pad, UniMatch V2's way), sliding_window (softmax summed over overlapping windows, the "
+        "paper's way for Cityscapes), or center_crop (the middle only is predicted and scored).",
         choices=EVAL_MODES,
         common=True,
         shown=True,
@@ -68,10 +69,10 @@ class EvaluationArguments:
                 f"eval_crop_size={self.eval_crop_size} is neither one side nor two of them: set one number for a "
                 "square, or height and width."
             )
-        if self.eval_mode == "whole":
+        if self.eval_mode in ONE_PIECE:
             raise ValueError(
-                "eval_crop_size is given, but eval_mode='whole' does not crop: set eval_mode to sliding_window or "
-                "center_crop, or leave eval_crop_size out."
+                f"eval_crop_size is given, but eval_mode={self.eval_mode!r} does not crop: set eval_mode to "
+                "sliding_window or center_crop, or leave eval_crop_size out."
             )
 
 
@@ -82,4 +83,4 @@ def eval_crop(args: EvaluationArguments, config) -> tuple[int, int]:
     return args.eval_crop_size[0], args.eval_crop_size[-1]
 
 
-__all__ = ["EVAL_MODES", "EvaluationArguments", "eval_crop"]
+__all__ = ["EVAL_MODES", "ONE_PIECE", "EvaluationArguments", "eval_crop"]

@@ -1,4 +1,4 @@
-"""Prediction for evaluation: whole images, sliding windows, center crops, several scales, mirrored."""
+"""Prediction for evaluation: whole or resized images, sliding windows, center crops, several scales, mirrored."""
 
 from itertools import groupby
 
@@ -37,7 +37,7 @@ def predict_logits(
     """
     scales = args.eval_scales or [1.0]
     if args.eval_mode != "sliding_window" and scales == [1.0] and not args.eval_flip:
-        return upsample(_logits(model, pixel_values), size)
+        return _in_one_piece(model, pixel_values, size, args)
     total = None
     for scale in scales:
         scaled = _rescale(pixel_values, scale)
@@ -49,6 +49,18 @@ def predict_logits(
             del probabilities  # or it lives on while the next map is made
     total /= len(scales) * (2 if args.eval_flip else 1)
     return total.clamp_(min=torch.finfo(total.dtype).tiny).log_()  # a probability of 0 gives a finite loss
+
+
+def _in_one_piece(
+    model: PreTrainedModel, pixel_values: torch.Tensor, size: tuple[int, int], args: EvaluationArguments
+) -> torch.Tensor:
+    """Float logits (batch, num_labels, *size); corners stay corners where images are resized to whole patches."""
+    if args.eval_mode != "resized":
+        return upsample(_logits(model, pixel_values), size)
+    multiple = getattr(model.config, "padded_multiple", 1)
+    patches = [max(1, int(side / multiple + 0.5)) * multiple for side in pixel_values.shape[2:]]
+    resized = F.interpolate(pixel_values, size=patches, mode="bilinear", align_corners=True)
+    return F.interpolate(_logits(model, resized), size=size, mode="bilinear", align_corners=True)
 
 
 def _logits(model: PreTrainedModel, pixel_values: torch.Tensor) -> torch.Tensor:
@@ -76,7 +88,7 @@ def _probabilities(
 ) -> torch.Tensor:
     """Class probabilities of one scale and side: float (batch, num_labels, *size)."""
     if args.eval_mode != "sliding_window":
-        return upsample(_logits(model, pixel_values), size).softmax(dim=1)
+        return _in_one_piece(model, pixel_values, size, args).softmax(dim=1)
     crop = eval_crop(args, model.config)
     total, coverage = sliding_window_sum(model, pixel_values, crop, args.eval_stride, args.eval_windows_per_batch)
     total /= coverage

@@ -180,6 +180,10 @@ class Method(nn.Module):
         """Least probability of a pseudo-label that counts, of all classes or of each; None where all count."""
         return None
 
+    def also_evaluated(self, model: PreTrainedModel) -> dict[str, PreTrainedModel]:
+        """Models that are evaluated beside that one, by what the names of their metrics begin with."""
+        return {}
+
     @classmethod
     def check_arguments(cls, args):
         """

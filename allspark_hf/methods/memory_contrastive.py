@@ -1,82 +1,19 @@
 """Pixel contrast against a class-wise memory bank, with an EMA teacher (Alonso et al., ICCV 2021)."""
 
-from dataclasses import dataclass
-
 import torch
 
 from ..data.views import WEAK, View
-from ..utils.arguments import argument, documented
 from .base import Method, PixelCounts, StepLosses
+from .contrast.arguments import MemoryContrastiveArguments
 from .contrast.balance import ClassBalance
 from .contrast.class_mix import mix_with_neighbors
 from .contrast.heads import mean_over_processes
 from .contrast.pixel_contrast import PixelContrast
 from .contrast.teacher import PixelTeacher, teacher_decay
 from .contrast.terms import confident_loss, ramp_up
-from .pseudo_label import UnlabeledArguments
 
 
 PUBLISHED_START = 2000
-
-
-@documented
-@dataclass
-class MemoryContrastiveArguments(UnlabeledArguments):
-    """What the memory of pixels needs besides."""
-
-    contrast_start: int | None = argument(
-        None,
-        "Updates before the contrastive loss and ClassMix begin; the unlabeled loss grows until then, and the memory "
-        "fills from half of them on. Default: the published 2000, but at most a fifth of the training.",
-        interval="[0, inf)",
-        resume="changed",
-        shown=True,
-    )
-    contrast_weight: float = argument(
-        0.1, "Weight of each of the two contrastive losses.", interval="[0, inf)", resume="changed", shown=True
-    )
-    memory_inflow: float = argument(
-        1.0,
-        "How often a pass over the labeled images may renew the memory of a class that all of them show. Published: 1 "
-        "for Cityscapes, a third of the number of classes for Pascal.",
-        interval="(0, inf)",
-        resume="refused",
-        shown=True,
-    )
-    memory_confidence: float = argument(
-        0.95, "Labeled pixels enter the memory above this confidence.", interval="[0, 1]", resume="changed", shown=True
-    )
-    memory_keeps: str = argument(
-        "lowest",
-        "Scores of the pixels that enter the memory where a class has too many: lowest, as in the published code, or "
-        "highest, as the paper says.",
-        choices=("lowest", "highest"),
-        resume="changed",
-        shown=True,
-    )
-    memory_weights: str = argument(
-        "equal",
-        "Weights of the memory's rows in the loss: equal, which the published code comes to, or scored by selectors "
-        "of their own, as the paper says.",
-        choices=("equal", "scored"),
-        resume="refused",
-        shown=True,
-    )
-    teacher_mode: str = argument(
-        "train",
-        "How the teacher predicts: train, with dropout and the statistics of its batch, as in the published code, or "
-        "eval, with the student's statistics.",
-        choices=("train", "eval"),
-        resume="refused",
-        shown=True,
-    )
-    balance_classes: bool = argument(
-        False,
-        "Once the contrast has begun, weigh both cross-entropies by how rare a class was in the last batches, instead "
-        "of by class_weights; published for Cityscapes.",
-        resume="refused",
-        shown=True,
-    )
 
 
 class MemoryContrastive(Method):
@@ -121,6 +58,9 @@ class MemoryContrastive(Method):
 
     def labeling_model(self, model):
         return self.teacher.model
+
+    def also_evaluated(self, model):
+        return {"teacher_": self.teacher.model} if self.args.evaluate_teacher else {}
 
     @property
     def contrast_start(self) -> int:

@@ -94,6 +94,9 @@ class TeacherMethod(Method):
     def threshold(self):
         return self.args.confidence_threshold if self.args.keep_quantile is None else self.class_thresholds.values
 
+    def also_evaluated(self, model):
+        return {"student_": model} if self.args.evaluate_student else {}
+
     def count_unlabeled(self, batch):
         """Shown pixels of each CutMix view, in which an image's padding is where its partner has it."""
         views = [view.name for view in self.unlabeled_views if view.cutmix]

@@ -225,6 +225,7 @@ def evaluation_mode(settings: dict) -> str:
     mode = settings.get("eval_mode") or "whole"
     words = {
         "whole": "whole images",
+        "resized": "whole images, resized to whole patches",
         "center_crop": f"center crops{size}",
         "sliding_window": f"sliding windows{size}, stride {settings.get('eval_stride') or 2 / 3:.2g} of the window",
     }

@@ -8,7 +8,7 @@ import datasets
 
 from ..data.overlap import find_overlap
 from ..data.streaming import read_first_image
-from ..evaluation.arguments import EvaluationArguments, eval_crop
+from ..evaluation.arguments import ONE_PIECE, EvaluationArguments, eval_crop
 from ..methods import METHODS
 from ..models.configuration_allspark import AllSparkConfig
 from ..models.segmenter import Segmenter
@@ -55,7 +55,7 @@ def check_model(model: Segmenter, args: AllSparkTrainingArguments):
 
 def check_evaluation(config: AllSparkConfig, args: EvaluationArguments, image_processor):
     """Raises ValueError for a way of evaluation that the model or the image processor does not allow."""
-    if args.eval_mode == "whole":
+    if args.eval_mode in ONE_PIECE:
         return
     if args.eval_mode == "center_crop" and image_processor.do_resize:
         raise ValueError(

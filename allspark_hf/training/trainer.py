@@ -374,9 +374,7 @@ class AllSparkTrainer(Trainer):
         """Streams the sums of [`Evaluation`] at the masks' own size; no logits are kept or gathered."""
         self.callback_handler.eval_dataloader = dataloader
         student = self.processes.model
-        models = {"": self.method.evaluated_model(student)}
-        if self.args.evaluate_student and models[""] is not student:
-            models["student_"] = student
+        models = {"": self.method.evaluated_model(student), **self.method.also_evaluated(student)}
         evaluations = {name: Evaluation(self.model.config, self.args, self.args.device) for name in models}
         self.evaluation = evaluations[""]
         with self.processes.predicting_apart(*models.values()), failing_together(self.accelerator):

@@ -49,9 +49,7 @@ class BenchmarkArguments:
         "What to measure: step (time and peak memory of an update), memory_update, bottleneck (alone), "
         "inference, evaluation (images per second), loader (data loader). Default: all.",
     )
-    variants: list[str] | None = argument(
-        None, "Of the step: supervised, pseudo_label, fixmatch, unimatch_v2, allspark, textbook. Default: all."
-    )
+    variants: list[str] | None = argument(None, f"Of the step: {', '.join(VARIANTS)}. Default: all.")
     sizes: list[str] | None = argument(None, "Mix Transformers, b0 to b5; or tiny, to try the script.")
     crops: list[int] | None = argument(None, "Sides of the square crop in pixels.")
     num_labels: list[int] | None = argument(None, "Class counts K.")

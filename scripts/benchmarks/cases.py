@@ -12,22 +12,26 @@ from torch import nn
 from transformers.utils import logging
 
 from allspark_hf import AllSparkConfig, SegformerForSemiSupervisedSegmentation
+from allspark_hf.methods import METHODS
 from allspark_hf.models.bottleneck_allspark import AllSparkBottleneck
 from allspark_hf.models.configuration_allspark import MEMORY_SIZES, MIT_SIZES
 
 from .textbook import TextbookBottleneck
 
 
-# Name in the results -> training method; the last two are one method with two bottlenecks.
+# Name in the results -> training method: UniMatch V2 also with a plain step, AllSpark also with a plain bottleneck.
 VARIANTS = {
     "supervised": "supervised",
     "pseudo_label": "pseudo_label",
     "fixmatch": "fixmatch",
     "unimatch_v2": "unimatch_v2",
+    "unimatch_v2_plain": "unimatch_v2",
+    "memory_contrastive": "memory_contrastive",
+    "allspark_unimatch": "allspark_unimatch",
     "allspark": "allspark",
     "textbook": "allspark",
 }
-OURS, TEXTBOOK = "allspark", "textbook"
+OURS, TEXTBOOK, PLAIN_STEP = "allspark", "textbook", "unimatch_v2_plain"
 TINY = "tiny"  # to try the script, and to load every library before something is measured
 TINY_GEOMETRY = {
     "hidden_sizes": [8, 16, 24, 32],
@@ -146,7 +150,7 @@ def make_config(case: Case, plain: bool) -> AllSparkConfig:
 def make_model(case: Case, variant: str, seed: int) -> SegformerForSemiSupervisedSegmentation:
     """A variant of [`VARIANTS`] with random weights, the same in ours and the textbook's; on the CPU."""
     torch.manual_seed(seed)
-    model = SegformerForSemiSupervisedSegmentation(make_config(case, plain=VARIANTS[variant] != "allspark"))
+    model = SegformerForSemiSupervisedSegmentation(make_config(case, plain=not METHODS[VARIANTS[variant]].needs_bottleneck))
     if variant == TEXTBOOK:
         model.bottleneck = TextbookBottleneck.like(model.bottleneck)
     return model
@@ -187,6 +191,7 @@ def silence():
 
 __all__ = [
     "OURS",
+    "PLAIN_STEP",
     "TEXTBOOK",
     "TINY",
     "VARIANTS",

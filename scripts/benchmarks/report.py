@@ -5,19 +5,21 @@ from functools import partial
 
 from allspark_hf.utils.text import text_table
 
-from .cases import OURS, TEXTBOOK, VARIANTS, Case
+from .cases import OURS, PLAIN_STEP, TEXTBOOK, VARIANTS, Case
 from .results import Results
 from .targets import shown, update_share
 from .timing import OUT_OF_MEMORY
 
 
 TITLES = {"supervised": "supervised", "pseudo_label": "pseudo-label", "fixmatch": "FixMatch"}
-TITLES |= {"unimatch_v2": "UniMatch V2", "allspark": "AllSpark", "textbook": "textbook"}
+TITLES |= {"unimatch_v2": "UniMatch V2", PLAIN_STEP: "plain UniMatch V2", "memory_contrastive": "memory contrast"}
+TITLES |= {"allspark_unimatch": "AllSpark + UniMatch V2", "allspark": "AllSpark", "textbook": "textbook"}
 STEP_PAIRS = (
     (OURS, "pseudo_label"),
     (OURS, TEXTBOOK),
     (TEXTBOOK, "pseudo_label"),
-    *((name, "supervised") for name in ("pseudo_label", "fixmatch", "unimatch_v2", OURS)),
+    ("unimatch_v2", PLAIN_STEP),
+    *((name, "supervised") for name in VARIANTS if name not in ("supervised", PLAIN_STEP, TEXTBOOK)),
 )
 BOTH = (OURS, TEXTBOOK)
 Columns = dict[str, Callable[[Case], str]]

@@ -13,6 +13,7 @@ from allspark_hf.inference.loading import make_image_processor
 
 from .cases import (
     OURS,
+    PLAIN_STEP,
     TEXTBOOK,
     TINY,
     VARIANTS,
@@ -24,6 +25,7 @@ from .cases import (
     make_model,
 )
 from .peak import Peak, bytes_in_use, make_memory_exact, measure_peak
+from .plain_step import plain_unimatch_step
 from .timing import out_of_memory, summary, take_turns
 
 
@@ -60,7 +62,10 @@ def make_trainer(
     data = {"train_dataset": labeled, "unlabeled_dataset": unlabeled}
     with tempfile.TemporaryDirectory() as unused_dir:  # which the trainer tries to write into
         args = AllSparkTrainingArguments(output_dir=unused_dir, **(own | settings))
-        return AllSparkTrainer(model, args, make_image_processor(), **data)
+        trainer = AllSparkTrainer(model, args, make_image_processor(), **data)
+    if variant == PLAIN_STEP:
+        trainer.method.step = partial(plain_unimatch_step, trainer.method)
+    return trainer
 
 
 class TrainingStep:
