@@ -150,7 +150,8 @@ def make_config(case: Case, plain: bool) -> AllSparkConfig:
 def make_model(case: Case, variant: str, seed: int) -> SegformerForSemiSupervisedSegmentation:
     """A variant of [`VARIANTS`] with random weights, the same in ours and the textbook's; on the CPU."""
     torch.manual_seed(seed)
-    model = SegformerForSemiSupervisedSegmentation(make_config(case, plain=not METHODS[VARIANTS[variant]].needs_bottleneck))
+    plain = not METHODS[VARIANTS[variant]].needs_bottleneck
+    model = SegformerForSemiSupervisedSegmentation(make_config(case, plain=plain))
     if variant == TEXTBOOK:
         model.bottleneck = TextbookBottleneck.like(model.bottleneck)
     return model
