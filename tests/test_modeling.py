@@ -60,6 +60,25 @@ def test_eval_mode_refuses_unlabeled_images():
         model(images(1), unlabeled_pixel_values=images(1))
 
 
+def test_features_of_unlabeled_images_rebuild_labeled_ones_as_the_images_do():
+    model, memories = tiny_model(**NO_DROPOUT).double().train(), []
+    model.decode_head.batch_norm = torch.nn.Identity()
+    labeled, unlabeled = images(2, seed=1).double(), images(3, seed=2).double()
+    sources = {"unlabeled_pixel_values": unlabeled}, {"unlabeled_features": model.encode(unlabeled)[-1].detach()}
+    results = []
+    for given in sources:
+        torch.manual_seed(0)
+        model.bottleneck.memory.reset()  # to random channels
+        results.append(model(labeled, unlabeled_logits=images(3, seed=3), **given))
+        memories.append(model.bottleneck.memory.channels.clone())
+    assert difference(results[1].logits, results[0].logits) < 1e-12 and results[1].unlabeled_logits is None
+    assert torch.allclose(*memories, rtol=0, atol=1e-12)
+    with pytest.raises(ValueError, match="both given: give one of them"):
+        model(labeled, **sources[0], **sources[1])
+    with pytest.raises(ValueError, match="unlabeled_features belongs to training"):
+        model.eval()(labeled, **sources[1])
+
+
 def test_differing_sizes_are_refused():
     with pytest.raises(ValueError, match=r"\(50, 70\) and unlabeled ones \(70, 50\)"):
         tiny_model().train()(images(1, (50, 70)), unlabeled_pixel_values=images(1, (70, 50)))

@@ -1,4 +1,4 @@
-"""AllSpark inside UniMatch V2: labeled features are rebuilt from the weak views' while the strong views learn."""
+"""AllSpark inside UniMatch V2: labeled features are rebuilt from the teacher's while the strong views learn."""
 
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,8 +23,8 @@ class AllSparkUniMatchArguments(TeacherArguments, AllSparkMethodArguments):
 class AllSparkUniMatch(TeacherMethod):
     """
     L = ((L_x + L_self) / 2 + (L_s1 + L_s2) / 2) / 2: the step of UniMatch V2, with labeled images read twice. L_x is
-    of features that the bottleneck rebuilds from the memory of weak unlabeled ones (AllSpark); L_self is of features
-    that attend to themselves, as in inference, which nothing else trains on clean images.
+    of features that the bottleneck rebuilds from the memory of the teacher's weak unlabeled ones (AllSpark); L_self is
+    of features that attend to themselves, as in inference, which nothing else trains on clean images.
     """
 
     arguments_class = AllSparkUniMatchArguments
@@ -37,7 +37,7 @@ class AllSparkUniMatch(TeacherMethod):
 
     def step(self, model, batch, pixels, epoch):
         weak, labeled = batch["unlabeled_pixel_values"], batch["pixel_values"]
-        predicted = pseudo_label_pass(self.teacher, weak, self.threshold)
+        predicted = pseudo_label_pass(self.teacher, weak, self.threshold, keep_features=True)
         pseudo_labels = self.confident_labels(predicted, batch)
         strong_1, labels_1 = cutmix(batch, "strong_1", batch["unlabeled_pixel_values_strong_1"], pseudo_labels)
         strong_2, labels_2 = cutmix(batch, "strong_2", batch["unlabeled_pixel_values_strong_2"], pseudo_labels)
@@ -45,7 +45,7 @@ class AllSparkUniMatch(TeacherMethod):
 
         rebuilt = model(
             pixel_values=labeled,
-            unlabeled_pixel_values=in_drawn_order(weak),
+            unlabeled_features=in_drawn_order(predicted.features),
             unlabeled_logits=None if predicted.logits is None else in_drawn_order(predicted.logits),
             read_memory=epoch >= self.args.memory_warmup_epochs,
         ).logits

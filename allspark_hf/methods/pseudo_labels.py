@@ -9,6 +9,7 @@ from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.nn import functional as F
 
+from ..models.modeling_allspark import FeatureMaps
 from ..models.upsampling import at_least_float32, images_at_a_time, upsample
 
 
@@ -30,12 +31,15 @@ class PseudoLabels:
             `unlabeled_logits`; None for a model that does not group channels.
         confident (`torch.Tensor`, *optional*):
             bool (unlabeled, height, width), whether the probability [`reaches`] a threshold; None without one.
+        features (`torch.Tensor`, *optional*):
+            float (unlabeled, channels, height, width), the encoder's last feature map, if asked for.
     """
 
     labels: torch.Tensor
     confidence: torch.Tensor
     logits: torch.Tensor | None
     confident: torch.Tensor | None = None
+    features: torch.Tensor | None = None
 
 
 def reaches(
@@ -59,7 +63,10 @@ def reaches(
 
 
 def pseudo_label_pass(
-    model: nn.Module, pixel_values: torch.Tensor, threshold: float | torch.Tensor | None = None
+    model: nn.Module,
+    pixel_values: torch.Tensor,
+    threshold: float | torch.Tensor | None = None,
+    keep_features: bool = False,
 ) -> PseudoLabels:
     """
     Predicts unlabeled images in eval mode, without gradient, and with the labeled branch alone, as in inference.
@@ -71,17 +78,26 @@ def pseudo_label_pass(
         model (`nn.Module`): the model as wrapped for training (DDP, FSDP, compiled, ...), or a teacher.
         pixel_values (`torch.Tensor`): float (unlabeled, 3, height, width), normalized.
         threshold (`float` or `torch.Tensor`, *optional*): probability of a confident pixel, see [`reaches`].
+        keep_features (`bool`, *optional*, defaults to `False`): whether to return the `features`.
     """
+    maps = []
+
+    def keep(features: FeatureMaps) -> FeatureMaps:
+        maps.append(features[-1])
+        return features
+
     module = _beneath_wrappers(model)
     # What FSDP and ZeRO-3 gather is used again in training, which an inference tensor cannot be.
     no_gradient = torch.no_grad() if _is_sharded(module) else torch.inference_mode()
     with _evaluating(module), no_gradient:
-        logits = at_least_float32(module(pixel_values=pixel_values).logits)
+        seen = {"perturb": keep} if keep_features else {}
+        logits = at_least_float32(module(pixel_values=pixel_values, **seen).logits)
         number = images_at_a_time(logits.shape[1], pixel_values.shape[2:])
         images = logits.split(number)
         parts = [_read(some, pixel_values.shape[2:], module.config, threshold) for some in images]
     # Joined outside, for the copies to be ordinary tensors, which a backward pass may keep.
-    return PseudoLabels(*(None if some[0] is None else torch.cat(some) for some in zip(*parts, strict=True)))
+    joined = (None if some[0] is None else torch.cat(some) for some in zip(*parts, strict=True))
+    return PseudoLabels(*joined, features=maps[0].clone() if maps else None)
 
 
 def _read(logits, size, config, threshold) -> tuple[torch.Tensor | None, ...]:

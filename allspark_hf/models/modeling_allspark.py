@@ -144,6 +144,7 @@ class SemiSupervisedSegmenter:
         labels: torch.Tensor | None = None,
         unlabeled_pixel_values: torch.Tensor | None = None,
         unlabeled_logits: torch.Tensor | None = None,
+        unlabeled_features: torch.Tensor | None = None,
         read_memory: bool = True,
         perturb: Callable[[FeatureMaps], FeatureMaps] | None = None,
         output_decoder_features: bool = False,
@@ -160,7 +161,10 @@ class SemiSupervisedSegmenter:
                 float (unlabeled_batch, 3, height, width), any number of images of the same size; training only.
             unlabeled_logits (`torch.Tensor`, *optional*):
                 float (unlabeled_batch, num_labels, any height, any width): the logits of an eval-mode pass over
-                `unlabeled_pixel_values`. Needed when `config.use_grouping`.
+                unlabeled images. Needed when `config.use_grouping`.
+            unlabeled_features (`torch.Tensor`, *optional*):
+                float (unlabeled_batch, channels, height, width), in place of `unlabeled_pixel_values`: their last
+                feature map, of a teacher, say. Labeled images are rebuilt from it; it gets no logits.
             read_memory (`bool`, *optional*, defaults to `True`):
                 Whether labeled images attend to the memory. If False, as during the memory's warm-up, they attend to
                 the unlabeled images of the batch.
@@ -170,21 +174,21 @@ class SemiSupervisedSegmenter:
             output_attentions, output_hidden_states (`bool`, *optional*): whether to return those of the encoder.
 
         Raises:
-            ValueError: if `unlabeled_pixel_values` is given in eval mode or differs in size from `pixel_values`, or
+            ValueError: if unlabeled images are given in eval mode or differ in size from `pixel_values`, or
                 `unlabeled_logits` is missing.
         """
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         num_unlabeled = 0
+        self._check_unlabeled(pixel_values, unlabeled_pixel_values, unlabeled_features)
         if unlabeled_pixel_values is not None:
-            self._check_unlabeled(pixel_values, unlabeled_pixel_values)
             num_unlabeled = unlabeled_pixel_values.shape[0]
             pixel_values = torch.cat([pixel_values, unlabeled_pixel_values])
         asked = {"output_attentions": output_attentions, "output_hidden_states": output_hidden_states}
         encoded = self.run_encoder(pixel_values, **asked, **kwargs)
         features = encoded.feature_maps if perturb is None else perturb(encoded.feature_maps)
         if self.bottleneck is not None:
-            last = self.bottleneck(features[-1], num_unlabeled, unlabeled_logits, read_memory)
+            last = self._rebuild(features[-1], num_unlabeled, unlabeled_logits, unlabeled_features, read_memory)
             features = (*features[:-1], last)
         decoder_features = self.decode_features(features, pixel_values)
         logits = self.classify(decoder_features, features, pixel_values.shape[2:])
@@ -200,13 +204,26 @@ class SemiSupervisedSegmenter:
             attentions=encoded.attentions,
         )
 
-    def _check_unlabeled(self, pixel_values: torch.Tensor, unlabeled_pixel_values: torch.Tensor):
-        if not self.training:
+    def _rebuild(self, last, num_unlabeled, unlabeled_logits, unlabeled_features, read_memory) -> torch.Tensor:
+        """The last feature map after the bottleneck, into which `unlabeled_features` go and do not come out."""
+        if unlabeled_features is None:
+            return self.bottleneck(last, num_unlabeled, unlabeled_logits, read_memory)
+        both = torch.cat([last, unlabeled_features.to(last.dtype)])
+        return self.bottleneck(both, unlabeled_features.shape[0], unlabeled_logits, read_memory)[: last.shape[0]]
+
+    def _check_unlabeled(self, pixel_values, unlabeled_pixel_values, unlabeled_features):
+        given = {"unlabeled_pixel_values": unlabeled_pixel_values, "unlabeled_features": unlabeled_features}
+        given = [name for name, value in given.items() if value is not None]
+        if given and not self.training:
             raise ValueError(
-                "unlabeled_pixel_values belongs to training, but the model is in eval mode: call model.train(), or "
-                "predict unlabeled images as pixel_values."
+                f"{given[0]} belongs to training, but the model is in eval mode: call model.train(), or predict "
+                "unlabeled images as pixel_values."
             )
-        if pixel_values.shape[2:] != unlabeled_pixel_values.shape[2:]:
+        if len(given) == 2:
+            raise ValueError(
+                "Unlabeled images are given as unlabeled_pixel_values and as unlabeled_features: give one."
+            )
+        if unlabeled_pixel_values is not None and pixel_values.shape[2:] != unlabeled_pixel_values.shape[2:]:
             raise ValueError(
                 f"Labeled images are {tuple(pixel_values.shape[2:])} and unlabeled ones "
                 f"{tuple(unlabeled_pixel_values.shape[2:])} pixels (height, width): crop both to one size."

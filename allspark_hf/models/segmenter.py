@@ -74,6 +74,7 @@ class Segmenter(Protocol):
         labels: torch.Tensor | None = None,
         unlabeled_pixel_values: torch.Tensor | None = None,
         unlabeled_logits: torch.Tensor | None = None,
+        unlabeled_features: torch.Tensor | None = None,
         read_memory: bool = True,
         perturb: Callable[[FeatureMaps], FeatureMaps] | None = None,
         output_decoder_features: bool = False,
