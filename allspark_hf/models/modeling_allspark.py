@@ -220,9 +220,7 @@ class SemiSupervisedSegmenter:
                 "unlabeled images as pixel_values."
             )
         if len(given) == 2:
-            raise ValueError(
-                "Unlabeled images are given as unlabeled_pixel_values and as unlabeled_features: give one."
-            )
+            raise ValueError("unlabeled_pixel_values and unlabeled_features are both given: give one of them.")
         if unlabeled_pixel_values is not None and pixel_values.shape[2:] != unlabeled_pixel_values.shape[2:]:
             raise ValueError(
                 f"Labeled images are {tuple(pixel_values.shape[2:])} and unlabeled ones "
