@@ -1,4 +1,4 @@
-"""The README's example: an exported folder with onnxruntime, numpy and Pillow alone."""
+"""The example of allspark_hf/export/README.md: an exported folder with onnxruntime, numpy and Pillow alone."""
 
 import json
 import sys

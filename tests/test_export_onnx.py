@@ -229,7 +229,7 @@ def test_cost_table(export):
 def test_example_of_readme_gives_the_same_mask(export, tmp_path):
     example = Path(__file__).with_name("onnx_example.py")
     _, code, _ = re.split("# README from here\n|# to here\n", example.read_text(encoding="utf-8"))
-    assert code in (example.parents[1] / "README.md").read_text(encoding="utf-8")
+    assert code in (example.parents[1] / "allspark_hf" / "export" / "README.md").read_text(encoding="utf-8")
     done = subprocess.run(
         [sys.executable, example, export.folder, export.images[0], tmp_path / "mask.png"],
         capture_output=True,
