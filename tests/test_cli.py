@@ -96,11 +96,12 @@ def test_help_shows_the_common_arguments_and_all_on_demand(capsys):
     assert {"--output_dir", "--num_train_epochs", "--dry_run"} <= set(common["training"])
     listed = [name for names in everything.values() for name in names]
     assert sorted(listed) == sorted(f"--{one.name}" for kind in (*TYPES, DryRunArguments) for one in fields(kind))
+    titles = "pseudo-labels, FixMatch, UniMatch V2, memory contrast, AllSpark and AllSpark with UniMatch V2"
+    assert "--train_on_padding" in everything[f"method, {titles}"]
     assert (
-        "--train_on_padding"
-        in everything["method, pseudo-labels, FixMatch, UniMatch V2, memory contrast and AllSpark"]
+        "--local_memory" in everything["method, AllSpark and AllSpark with UniMatch V2"]
+        and "--labeled_loss" in everything["method"]
     )
-    assert "--local_memory" in everything["method, AllSpark"] and "--labeled_loss" in everything["method"]
     with pytest.raises(SystemExit):
         parse_arguments(TYPES, ["--help"])
     said = " ".join(capsys.readouterr().out.split())
@@ -124,7 +125,7 @@ def test_an_argument_of_another_method_is_refused_unless_a_recipe_has_it(tmp_pat
     argv = ["--data_dir", "x", "--output_dir", str(tmp_path), "--use_cpu"]
     args = parse_arguments(TYPES, [str(recipe), *argv, "--unlabeled_loss_weight", "2"])[2]
     assert (args.method, args.memory_warmup_epochs, args.unlabeled_loss_weight) == ("pseudo_label", 3, 2)
-    with pytest.raises(ValueError, match="--memory_warmup_epochs belongs to --method allspark and changes nothing wi"):
+    with pytest.raises(ValueError, match="--memory_warmup_epochs belongs to --method allspark or allspark_unim"):
         parse_arguments(TYPES, [*argv, "--method", "pseudo_label", *typed])
     assert parse_arguments(TYPES, [*argv, *typed])[2].memory_warmup_epochs == 3
 
@@ -227,9 +228,9 @@ def test_mistakes_end_in_one_sentence(data_dir, tmp_path):
 def test_classes_without_names_are_told_how_to_get_them(data_dir, tmp_path):
     summary = runpy.run_path(str(SCRIPTS / "train.py"))["summary"]
     report = load_data(DataArguments(data_dir=str(data_dir)))
-    assert summary(report).endswith("6 classes, 0 files left out")
+    assert summary(report, 0).endswith("6 classes, 0 files left out")
     report.data.classes = None
-    assert "class_0, class_1, ...: name them in classes.txt in the data folder" in summary(report)
+    assert "class_0, class_1, ...: name them in classes.txt in the data folder" in summary(report, 0)
 
 
 def test_a_start_that_fails_leaves_nothing(data_dir, tmp_path):
