@@ -9,14 +9,17 @@ import json
 import numpy as np
 import pytest
 import torch
+from conftest import tiny_model
 from run_training import build_trainer, make_trainer, result_of
 from safetensors.torch import load_file
 from test_backbone import tiny_backbone_model
 from test_distributed import differing
 from test_method import mixed_dataset
+from test_step import make_batch, make_method
 
 from allspark_hf.data.mixed import Draw
-from allspark_hf.data.views import WEAK, View, draw_class_order
+from allspark_hf.methods import METHODS
+from allspark_hf.methods.contrast.augment import augment, draw_strong, draw_weak
 from allspark_hf.methods.contrast.class_mix import class_mix, mix_with_neighbors
 from allspark_hf.methods.contrast.heads import ClassMLP, pixel_rows
 from allspark_hf.methods.contrast.memory import PixelMemory
@@ -151,13 +154,74 @@ def test_class_mix_of_neighbors():
     assert mixed[0].tolist() == [[0, 0], [1, 1]]
 
 
-def test_class_orders_follow_from_the_seed():
-    views = {"unlabeled_views": (WEAK, View("strong_1", strong=True, class_mix=1.0))}
-    draw = Draw(False, 1, 4, 9)
-    first, again = (mixed_dataset(**views)[draw] for _ in range(2))
-    assert torch.equal(first["class_order_strong_1"], again["class_order_strong_1"])
-    assert sorted(first["class_order_strong_1"].tolist()) == [0, 1, 2]
-    plain = mixed_dataset(unlabeled_views=(WEAK, View("strong_1", strong=True)))[draw]
-    assert torch.equal(first["pixel_values_strong_1"], plain["pixel_values_strong_1"])
-    drawn = [draw_class_order(3, 0.75, np.random.default_rng(seed))[0] >= 0 for seed in range(400)]
-    assert 260 < sum(drawn) < 340
+def test_draws_follow_from_the_seed():
+    """And are those of the view; the first view's pixels do not move."""
+    method = METHODS["memory_contrastive"]
+    dataset = mixed_dataset(labeled_views=method.labeled_views, unlabeled_views=method.unlabeled_views)
+    first, again = (dataset[Draw(False, 1, 4, 9)] for _ in range(2))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    names = {"class_order", "jitter_order", "jitter_amounts"}
+    assert dataset[Draw(True, 0, 0, 0)].keys() == {"pixel_values", "labels", *names}
+    names |= {"scaled_size", "corner", "flip", "blur"}
+    of_views = {f"{name}_strong_{view}" for name in names for view in (1, 2)}
+    assert first.keys() == {"pixel_values", "pixel_mask", *of_views}
+    assert torch.equal(first["pixel_values"], mixed_dataset()[Draw(False, 1, 4, 9)]["pixel_values"])
+
+
+def test_how_often_each_operation_is_drawn():
+    crop, labels = (40, 57), 3
+    drawn = [draw_strong(crop, labels, np.random.default_rng(seed)) for seed in range(2000)]
+    sizes, corners = (np.array([one[name] for one in drawn]) for name in ("scaled_size", "corner"))
+    shares = {
+        0.75: [one["class_order"][0] >= 0 for one in drawn],
+        0.8: (sizes != crop).any(axis=1),
+        0.5: [one["flip"] for one in drawn],
+        0.2: [one["blur"] for one in drawn],
+    }
+    assert {share: np.mean(happened) for share, happened in shares.items()} == pytest.approx(
+        {share: share for share in shares}, abs=0.03
+    )
+    assert (sizes.min(0) == (30, 42)).all() and (sizes.max(0) == (69, 99)).all()
+    larger = sizes >= crop
+    assert ((corners >= 0) & (corners <= sizes - crop))[larger].all()
+    missing = crop - sizes
+    assert (corners == -((missing + np.array([1, 0])) // 2))[~larger].all()
+    jittered = np.array([one["jitter_amounts"] for one in drawn if one["jitter_order"][0] >= 0])
+    assert len(jittered) / len(drawn) == pytest.approx(0.8, abs=0.03)
+    assert np.abs(jittered - (0, 1, 1, 0)).max(0) == pytest.approx(np.array((0.25, 0.25, 0.125, 0.25 / 3)), rel=0.01)
+    weak = [draw_weak(crop, labels, np.random.default_rng(seed)) for seed in range(2000)]
+    for name in ("class_order", "jitter_order"):
+        assert np.mean([one[name][0] >= 0 for one in weak]) == pytest.approx(0.2, abs=0.03)
+
+
+def test_each_image_has_an_augmentation_of_its_own():
+    """An image of a batch comes out as it does alone, with any numbers, on a crop that is not square."""
+    rng = torch.Generator().manual_seed(0)
+    pixels = torch.rand(5, 3, 24, 37, generator=rng, dtype=torch.float64)
+    labels = torch.randint(4, (5, 24, 37), generator=rng)
+    confidence = torch.rand(5, 24, 37, generator=rng, dtype=torch.float64)
+    each = [draw_strong((24, 37), 4, np.random.default_rng(seed)) for seed in range(4, 9)]
+    drawn = {name: torch.from_numpy(np.stack([one[name] for one in each])) for name in each[0]}
+    together = augment(drawn, pixels, labels, confidence, 255)
+    assert together[0].min() >= 0 and together[0].max() <= 1
+    for index in range(5):
+        own = {name: value[index : index + 1] for name, value in drawn.items()}
+        one = slice(index, index + 1)
+        alone = augment(own, pixels[one], labels[one], confidence[one], 255)
+        for whole, part in zip(together, alone, strict=True):
+            assert torch.allclose(whole[one].double(), part.double(), rtol=0, atol=1e-14)
+        padding = together[1][index] == 255
+        assert (together[2][index][padding] == 0).all()
+    assert (together[1] == 255).any()
+
+
+def test_labels_and_pixels_are_mixed_alike(tmp_path):
+    """And the labels that the loss is divided by are those that the step trains on."""
+    batch = make_batch()
+    batch["pixel_values"] = 0.1 * batch["labels"][:, None].expand(-1, 3, -1, -1).float()
+    batch["jitter_order"] = torch.full_like(batch["jitter_order"], -1)
+    batch["class_order"] = torch.tensor([[0, 1, 2], [2, 0, 1]])
+    method = make_method("memory_contrastive", tmp_path, tiny_model())
+    pixel_values, labels = method.labeled_view(batch)
+    assert torch.equal(labels, method.labels(batch)) and not torch.equal(labels, batch["labels"])
+    assert (pixel_values - 0.1 * labels[:, None]).abs().max() < 1e-6

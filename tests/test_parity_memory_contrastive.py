@@ -286,10 +286,10 @@ def test_full_steps(load, description, begun):
         expected = step["class_weights"]
         assert_near(torch.ones_like(expected) if weights is None else weights, expected, TOLERANCE, "class weights")
         labels, strong_labels = step["labels_aug"].long(), step["joined_pseudolabels"].long()
-        batch = {"pixel_values": (step["images_aug"] - mean) / 255, "labels": labels}
-        strong = (step["joined_unlabeled"] - mean) / 255
+        labeled = (step["images_aug"] - mean) / 255, labels
+        strong = (step["joined_unlabeled"] - mean) / 255, strong_labels, step["joined_maxprobs"]
         pixels = PixelCounts((labels != given["ignore"]).sum().double(), torch.tensor([strong_labels.numel() / 2]))
-        loss, terms = method.losses(model, batch, strong, step["joined_maxprobs"], strong_labels, weights, pixels, 0)
+        loss, terms = method.losses(model, labeled, strong, weights, pixels, 0)
         names = {"loss_x": "labeled_loss", "loss_u": "loss_ce_unlabeled", "loss_entropy": "entropy"}
         names |= {"loss_contrast_x": "loss_contr_labeled", "loss_contrast_u": "loss_contr_unlabeled"}
         for ours, theirs in names.items():

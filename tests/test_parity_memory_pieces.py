@@ -1,19 +1,20 @@
 """Losses, schedules, class weights and augmentation of `memory_contrastive`, against the authors' code."""
 
-import numpy as np
 import pytest
 import torch
 from parity import Reference, assert_near
-from PIL import Image
 
-from allspark_hf.data.geometry import Geometry, crop_image, crop_label
+from allspark_hf.methods.contrast.augment import augment, blur
 from allspark_hf.methods.contrast.balance import ClassBalance
 from allspark_hf.methods.contrast.class_mix import choose_classes, class_mix
+from allspark_hf.methods.contrast.jitter import jitter
 from allspark_hf.methods.contrast.teacher import teacher_decay
 from allspark_hf.methods.contrast.terms import entropy_sum, ramp_up, sum_by_images, weighted_cross_entropy_sum
 
 
 TOLERANCE = 1e-12
+JITTER_TOLERANCE = 1e-11
+IGNORED = 255
 
 
 @pytest.fixture(scope="module")
@@ -109,21 +110,62 @@ def test_class_mix(load, description):
     assert torch.equal(image, stored["classmix.image"]) and torch.equal(probs, stored["classmix.probs"])
 
 
-def test_flip(load):
-    """
-    The fixture's scale, jitter and blur are not reproduced: strong views are the project's, in which Pillow resizes,
-    padding is at the right and bottom, brightness and contrast are factors around black and the mean gray, and the
-    blur is round.
-    """
+def neutral(number: int, side: int) -> dict[str, torch.Tensor]:
+    """Numbers that leave images as they are."""
+    return {
+        "scaled_size": torch.full((number, 2), side),
+        "corner": torch.zeros(number, 2, dtype=torch.int64),
+        "flip": torch.zeros(number, dtype=torch.bool),
+        "blur": torch.zeros(number, dtype=torch.bool),
+        "jitter_order": torch.full((number, 4), -1),
+        "jitter_amounts": torch.zeros(number, 4, dtype=torch.float64),
+    }
+
+
+def check_augmented(stored, name: str, drawn: dict[str, torch.Tensor]):
+    given = stored["image"] / 255, stored["labels"].long(), stored["probs"]
+    image, labels, probs = augment(neutral(len(given[0]), given[1].shape[-1]) | drawn, *given, IGNORED)
+    assert_near(255 * image, stored[f"{name}.image"], TOLERANCE, f"{name}.image")
+    assert torch.equal(labels, stored[f"{name}.labels"].long())
+    assert_near(probs, stored[f"{name}.probs"], TOLERANCE, f"{name}.probs")
+
+
+def test_scale(load, description):
     stored = load("f_augmentation_pieces")
-    side = stored["labels"].shape[-1]
-    mirrored = Geometry((side, side), 0, 0, (side, side), mirrored=True)
-    for name in ("labels", "probs"):
-        for given, expected in zip(stored[name].numpy(), stored[f"flip.{name}"].numpy(), strict=True):
-            assert np.array_equal(crop_label(given, mirrored, 255), expected), name
-    levels, expected = (stored[name].round().byte().movedim(1, 3).numpy() for name in ("image", "flip.image"))
-    for given, result in zip(levels, expected, strict=True):
-        assert np.array_equal(crop_image(Image.fromarray(given), mirrored), result)
+    side, draws = stored["labels"].shape[-1], description["f_augmentation_pieces"]["scale_draws"]
+    assert len(draws) > 2
+    for scale, offsets in draws.items():
+        new = int(float(scale) * side)
+        corner = offsets["row_offset"], offsets["column_offset"]
+        if None in corner:
+            corner = -((side - new + 1) // 2), -((side - new) // 2)
+        number = len(stored["labels"])
+        drawn = {"scaled_size": torch.full((number, 2), new), "corner": torch.tensor([corner] * number)}
+        check_augmented(stored, f"scale{scale}", drawn)
+
+
+def test_flip(load):
+    stored = load("f_augmentation_pieces")
+    check_augmented(stored, "flip", {"flip": torch.ones(len(stored["labels"]), dtype=torch.bool)})
+
+
+def test_jitter(load):
+    stored = load("f_augmentation_pieces")
+    names = ("brightness", "contrast", "saturation", "hue")
+    amounts = torch.stack([stored[f"jitter.{name}_factor"] for name in names], dim=1)
+    amounts[:, 0] -= 1
+    order = stored["jitter.order"].long().expand(len(amounts), -1)
+    image = 255 * jitter(stored["image"] / 255, order, amounts)
+    assert_near(image, stored["jitter.image_out"], JITTER_TOLERANCE, "jitter.image_out")
+
+
+def test_blur(load):
+    stored = load("f_augmentation_pieces")
+    assert_near(blur(stored["blur.image_in"]), stored["blur.image_out"], TOLERANCE, "blur.image_out")
+    impulse = torch.zeros_like(stored["blur.image_in"])
+    middle = impulse.shape[-1] // 2
+    impulse[..., middle, middle] = stored["blur.impulse_response"].sum() / 3
+    assert_near(blur(impulse), stored["blur.impulse_response"], TOLERANCE, "blur.impulse_response")
 
 
 def test_how_many_classes_are_mixed(description):

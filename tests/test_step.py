@@ -14,6 +14,7 @@ from allspark_hf import AllSparkConfig, AllSparkTrainingArguments
 from allspark_hf.data.device_photometry import finish_on_device, pack_photometry
 from allspark_hf.data.photometry import draw_photometry
 from allspark_hf.methods import METHODS, MixedBatch, PixelCounts
+from allspark_hf.methods.contrast.augment import draw_strong, draw_weak
 from allspark_hf.methods.pseudo_labels import pseudo_label_pass
 from allspark_hf.models import upsampling
 from allspark_hf.models.bottleneck_allspark import group_channels
@@ -27,13 +28,22 @@ def images(number, size, seed=0):
     return torch.randn(number, 3, *size, generator=torch.Generator().manual_seed(seed))
 
 
+def stacked_draws(draw, size, num_labels, seed=0):
+    """What a view's `draw` gives of two images."""
+    both = [draw(size, num_labels, np.random.default_rng(seed + number)) for number in (0, 1)]
+    return {name: torch.from_numpy(np.stack([one[name] for one in both])) for name in both[0]}
+
+
 def make_batch(num_labels=3, size=(64, 64)):
     labels = torch.randint(num_labels, (2, *size), generator=torch.Generator().manual_seed(1))
     mask = torch.ones(2, *size, dtype=torch.bool)
     mask[0, 40:] = False
     strong = {f"unlabeled_pixel_values_strong_{view}": images(2, size, 3 + view) for view in (1, 2)}
     boxes = {f"unlabeled_cutmix_box_strong_{view}": torch.tensor([[0, 0, 0, 0], [3, 5, 40, 60]]) for view in (1, 2)}
-    orders = {f"unlabeled_class_order_strong_{view}": torch.arange(num_labels).expand(2, -1) for view in (1, 2)}
+    drawn = stacked_draws(draw_weak, size, num_labels)
+    for view in (1, 2):
+        of_view = stacked_draws(draw_strong, size, num_labels, seed=2 * view)
+        drawn |= {f"unlabeled_{name}_strong_{view}": value for name, value in of_view.items()}
     return MixedBatch(
         pixel_values=images(2, size, 2),
         labels=labels,
@@ -42,7 +52,7 @@ def make_batch(num_labels=3, size=(64, 64)):
         unlabeled_channel_bits_strong_2=torch.randint(256, (2, 512)).byte(),
         **strong,
         **boxes,
-        **orders,
+        **drawn,
     )
 
 

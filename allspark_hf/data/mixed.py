@@ -18,7 +18,7 @@ from .masks import read_label
 from .photometry import apply_photometry, draw_photometry, to_pixel_values
 from .reading import read_or_replace
 from .streaming import StreamReader
-from .views import CHANNEL_BITS, STRONG, WEAK, View, draw_class_order, draw_cutmix_box
+from .views import CHANNEL_BITS, STRONG, WEAK, View, draw_cutmix_box
 
 
 class Draw(NamedTuple):
@@ -182,11 +182,11 @@ class MixedDataset(Dataset):
         """
         Returns:
             `dict[str, torch.Tensor]`: of each view `pixel_values` float32 (3, height, width) and, if the view has
-            them, `cutmix_box` int64 (4,), `channel_bits` uint8 (512,) and `class_order` int64 (num_labels,); of a
-            labeled draw `labels` int64 (height, width); of an unlabeled one `pixel_mask` bool (height, width), False
-            on padding, and, if there is a mask column, `truth` int64 (height, width), the ignore index where the truth
-            is not known. The entries of every view but the first end in `_<name of the view>`. With
-            `augment_on_device`, `pixel_values` are uint8, and each strong view has a `photometry`, float32 (12,).
+            them, `cutmix_box` int64 (4,), `channel_bits` uint8 (512,) and what its `draw` gives; of a labeled draw
+            `labels` int64 (height, width); of an unlabeled one `pixel_mask` bool (height, width), False on padding,
+            and, if there is a mask column, `truth` int64 (height, width), the ignore index where the truth is not
+            known. The entries of every view but the first end in `_<name of the view>`. With `augment_on_device`,
+            `pixel_values` are uint8, and each strong view has a `photometry`, float32 (12,).
 
         Raises:
             BadImageError: if the image or its mask cannot be read.
@@ -222,8 +222,11 @@ class MixedDataset(Dataset):
             sample["cutmix_box"] = torch.tensor(draw_cutmix_box(self.crop, rng))
         if view.channel_bits:
             sample["channel_bits"] = torch.from_numpy(rng.integers(256, size=CHANNEL_BITS // 8, dtype=np.uint8))
-        if view.class_mix:
-            sample["class_order"] = torch.from_numpy(draw_class_order(self.num_labels, view.class_mix, rng))
+        if view.draw:
+            drawn_by_method = view.draw(self.crop, self.num_labels, rng)
+            sample |= {name: torch.as_tensor(array) for name, array in drawn_by_method.items()}
+        if not view.has_pixels:
+            return sample
         if self.augment_on_device:
             sample["pixel_values"] = torch.from_numpy(np.array(image).transpose(2, 0, 1).copy())
             return sample if drawn is None else {**sample, "photometry": pack_photometry(drawn)}

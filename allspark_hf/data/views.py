@@ -1,6 +1,7 @@
 """Views: the versions of one crop that a method trains on, and the CutMix boxes of strong ones."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,15 +24,17 @@ class View:
         strong (`bool`): whether the colors are jittered, grayed and blurred, each with its probability.
         cutmix (`bool`): whether a box is drawn that the view shares with a partner, see [`draw_cutmix_box`].
         channel_bits (`bool`): whether bits are drawn for the dropout of feature channels, `CHANNEL_BITS` an image.
-        class_mix (`float`): probability that classes are drawn that the view gives a partner, see
-            [`draw_class_order`].
+        draw (`Callable`, *optional*): what the method draws for the view: from the crop (height, width), the number of
+            classes and a `numpy.random.Generator`, arrays of one dtype and shape for all images, by name.
+        has_pixels (`bool`): whether the view has pixel values; a method may make them from the first view's.
     """
 
     name: str
     strong: bool = False
     cutmix: bool = False
     channel_bits: bool = False
-    class_mix: float = 0.0
+    draw: Callable[[tuple[int, int], int, np.random.Generator], dict[str, np.ndarray]] | None = None
+    has_pixels: bool = True
 
 
 WEAK = View("weak")
@@ -56,12 +59,6 @@ def draw_cutmix_box(crop: tuple[int, int], rng: np.random.Generator) -> tuple[in
             return top, left, top + height, left + width
 
 
-def draw_class_order(num_labels: int, probability: float, rng: np.random.Generator) -> np.ndarray:
-    """int64 (num_labels,): a random order of the classes, or all -1, so that ClassMix leaves the image alone."""
-    order = rng.permutation(num_labels)
-    return order if rng.random() < probability else np.full_like(order, -1)
-
-
 def inside_boxes(boxes: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """bool (batch, height, width), True inside: from int64 (batch, 4) of [`draw_cutmix_box`] and (height, width)."""
     rows, columns = (torch.arange(side, device=boxes.device) for side in size)
@@ -76,7 +73,6 @@ __all__ = [
     "STRONG_2",
     "WEAK",
     "View",
-    "draw_class_order",
     "draw_cutmix_box",
     "inside_boxes",
 ]

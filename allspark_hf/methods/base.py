@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from ..data.mixed import MixedBatch
 from ..data.views import STRONG, WEAK, View
+from ..models.encoders import IMAGENET
 from ..utils.arguments import argument, documented
 from .losses import ohem_labels, upsampled_cross_entropy_sum
 from .pseudo_labels import CONFIDENCE_STEP
@@ -107,6 +108,7 @@ class Method(nn.Module):
     num_updates = 0  # of the whole training; the trainer sets it before the first step
     updates = 0  # so far; the trainer sets it when training begins or goes on
     num_images = (0, 0)  # labeled and unlabeled ones of an epoch; the trainer sets it before `build`
+    normalization = (IMAGENET["image_mean"], IMAGENET["image_std"])  # of the images; likewise
 
     def __init__(self, args, ignore_index: int):
         super().__init__()
@@ -226,6 +228,10 @@ class Method(nn.Module):
             labels = ohem_labels(logits, labels, self.args.ohem_threshold, self.args.ohem_min_kept, self.ignore_index)
             count = self.count_labeled(labels)
         return self._per_pixel(logits, labels, count, self.class_weights)
+
+    def labels(self, batch: MixedBatch) -> torch.Tensor:
+        """int64 (labeled, height, width): what the step trains on, class or the ignore index."""
+        return batch["labels"]
 
     def count_labeled(self, labels: torch.Tensor) -> torch.Tensor:
         """Scalar: the pixels of int64 labels (labeled, height, width) that count, or the sum of their weights."""

@@ -5,28 +5,31 @@ import torch
 from ..data.views import WEAK, View
 from .base import Method, PixelCounts, StepLosses
 from .contrast.arguments import MemoryContrastiveArguments
+from .contrast.augment import augment, draw_strong, draw_weak
 from .contrast.balance import ClassBalance
 from .contrast.class_mix import mix_with_neighbors
 from .contrast.heads import mean_over_processes
+from .contrast.jitter import jitter
 from .contrast.pixel_contrast import PixelContrast
 from .contrast.teacher import PixelTeacher, teacher_decay
 from .contrast.terms import confident_loss, ramp_up
 
 
 PUBLISHED_START = 2000
+STRONG = ("strong_1", "strong_2")
 
 
 class MemoryContrastive(Method):
     """
     L = L_x + L_u + 0.01 H + 0.1 (C_x + C_u): labels; the teacher's labels of two strong views, each pixel weighted by
     confidence^6; entropy of these; and pixels drawn towards the memory of their class. Features are what the
-    classifier gets, at a stride of about 4 (published: 4 or 8, BatchNorm). Crops and colors are the project's views,
-    ClassMix of strong views is theirs; that of labeled images (p 0.2) is left out. The student is evaluated and
-    published.
+    classifier gets, at a stride of about 4 (published: 4 or 8, BatchNorm). Crops are the project's, which scales and
+    flips them (published: neither, so that labeled ones are scaled and flipped later); what follows is theirs. The
+    student is evaluated and published.
     """
 
-    unlabeled_views = (WEAK, *(View(name, strong=True, class_mix=0.75) for name in ("strong_1", "strong_2")))
-    labeled_views = (WEAK,)
+    unlabeled_views = (WEAK, *(View(name, draw=draw_strong, has_pixels=False) for name in STRONG))
+    labeled_views = (View("weak", draw=draw_weak),)
     arguments_class = MemoryContrastiveArguments
     title = "memory contrast"
     description = "labels of an EMA teacher, and pixels drawn towards a class-wise memory of good labeled ones"
@@ -42,6 +45,8 @@ class MemoryContrastive(Method):
             labeled = self.num_images[0] // (args.per_device_train_batch_size * batches)
             unlabeled = self.num_images[1] // (args.per_device_unlabeled_batch_size * batches)
             self.balance = ClassBalance(labeled, unlabeled, config.num_labels)
+        for name, values in zip(("image_mean", "image_std"), self.normalization, strict=True):
+            self.register_buffer(name, torch.tensor(values)[:, None, None], persistent=False)
         self.teacher = PixelTeacher(model, heads, args.teacher_mode)
         return {name: (head, args.head_learning_rate_multiplier) for name, head in heads.items()}
 
@@ -71,12 +76,17 @@ class MemoryContrastive(Method):
     def has_begun(self) -> bool:
         return self.updates > self.contrast_start
 
+    def labels(self, batch):
+        labels = batch["labels"]
+        return mix_with_neighbors(batch["class_order"], labels, labels)[0]
+
     def step(self, model, batch, pixels, epoch):
         predicted = self.teacher.predict(batch["unlabeled_pixel_values"])
         pseudo_labels = predicted.labels.where(self.shown(batch), self.ignore_index)
-        strong, confidence, strong_labels = self.strong_views(batch, predicted.confidence, pseudo_labels)
         weights = self.batch_weights(batch["labels"], pseudo_labels)
-        loss, terms = self.losses(model, batch, strong, confidence, strong_labels, weights, pixels, epoch)
+        labeled = self.labeled_view(batch)
+        strong = self.strong_views(batch, predicted.confidence, pseudo_labels)
+        loss, terms = self.losses(model, labeled, strong, weights, pixels, epoch)
         terms["pseudo_confidence"] = self.confidence(predicted.sampled_confidence, pseudo_labels)
         return StepLosses(loss, terms, pseudo_labels)
 
@@ -87,20 +97,35 @@ class MemoryContrastive(Method):
         self.balance.count(labels, pseudo_labels, self.updates)
         return self.balance.weights(self.contrast.memory.rows.dtype) if self.has_begun else None
 
-    def strong_views(self, batch, confidence, labels) -> list[torch.Tensor]:
-        """Of both strong views pixel values, confidence and labels, with ClassMix once the contrast has begun."""
-        views = []
-        for name in ("strong_1", "strong_2"):
-            view = batch[f"unlabeled_pixel_values_{name}"], confidence, labels
-            order = batch[f"unlabeled_class_order_{name}"]
-            views.append(mix_with_neighbors(order, labels, *view) if self.has_begun else view)
-        return [torch.cat(both) for both in zip(*views, strict=True)]
+    def labeled_view(self, batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Pixel values and labels, with ClassMix and jitter."""
+        (pixels,) = mix_with_neighbors(batch["class_order"], batch["labels"], self.levels(batch["pixel_values"]))
+        pixels = jitter(pixels, batch["jitter_order"], batch["jitter_amounts"])
+        return self.normalized(pixels), self.labels(batch)
 
-    def losses(self, model, batch, strong, confidence, strong_labels, weights, pixels, epoch):
+    def strong_views(self, batch, confidence, labels) -> list[torch.Tensor]:
+        """Of both strong views pixel values, labels and confidence, with ClassMix once the contrast has begun."""
+        maps, views = [self.levels(batch["unlabeled_pixel_values"]), labels, confidence], []
+        for name in STRONG:
+            own = [key for key in batch if key.endswith(f"_{name}")]
+            drawn = {key.removeprefix("unlabeled_").removesuffix(f"_{name}"): batch[key] for key in own}
+            mixed = mix_with_neighbors(drawn["class_order"], labels, *maps) if self.has_begun else maps
+            views.append(augment(drawn, *mixed, self.ignore_index))
+        pixels, labels, confidence = (torch.cat(both) for both in zip(*views, strict=True))
+        return [self.normalized(pixels), labels, confidence]
+
+    def levels(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Images in [0, 1]."""
+        return pixel_values * self.image_std + self.image_mean
+
+    def normalized(self, pixels: torch.Tensor) -> torch.Tensor:
+        return (pixels - self.image_mean) / self.image_std
+
+    def losses(self, model, labeled_view, strong_views, weights, pixels, epoch):
         """The loss and its terms."""
-        labels, args = batch["labels"], self.args
+        (pixel_values, labels), (strong, strong_labels, confidence), args = labeled_view, strong_views, self.args
         unlabeled = model(pixel_values=strong, output_decoder_features=True)
-        labeled = model(pixel_values=batch["pixel_values"], output_decoder_features=True)
+        labeled = model(pixel_values=pixel_values, output_decoder_features=True)
 
         if weights is not None:
             self.class_weights = weights
@@ -116,7 +141,7 @@ class MemoryContrastive(Method):
         terms["used_u"] = (strong_labels != self.ignore_index).float().mean()
 
         if self.updates > self.contrast_start // 2:
-            self.contrast.fill(self.teacher.predict(batch["pixel_values"]), labels, self.teacher.heads)
+            self.contrast.fill(self.teacher.predict(pixel_values), labels, self.teacher.heads)
         terms["memory_fill"] = self.contrast.memory.share
         if not self.has_begun:  # DDP waits for every gradient
             return loss + 0 * sum(parameter.sum() for parameter in self.built.parameters()), terms

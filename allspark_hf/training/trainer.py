@@ -137,6 +137,7 @@ class AllSparkTrainer(Trainer):
         self.method = METHODS[args.method](args, model.config.semantic_loss_ignore_index)
         if self.sampler is not None:
             self.method.num_images = (self.sampler.num_labeled, self.sampler.num_unlabeled)
+        self.method.normalization = (processing_class.image_mean, processing_class.image_std)
         self._method_rates = self.method.attach(model, args.device)
         weights = class_weights(args, train_dataset, model.config)
         self.method.class_weights = None if weights is None else weights.to(args.device)
@@ -282,10 +283,11 @@ class AllSparkTrainer(Trainer):
         Pixels per batch, averaged over the batches and processes of one update: dividing each batch's summed loss by
         it makes accumulation and processes add up to exactly the mean over all pixels of the update.
         """
-        labeled = sum(self.method.count_labeled(batch["labels"]) for batch in batches)
+        batches = [MixedBatch(batch) for batch in batches]
+        labeled = sum(self.method.count_labeled(self.method.labels(batch)) for batch in batches)
         counts = [labeled.reshape(1)]
         if self.method.uses_unlabeled:
-            counts.append(sum(self.method.count_unlabeled(MixedBatch(batch)) for batch in batches))
+            counts.append(sum(self.method.count_unlabeled(batch) for batch in batches))
         counts = self.accelerator.reduce(torch.cat(counts).to(self.args.device), reduction="sum")
         counts = counts.float() / (len(batches) * self.args.world_size)
         return PixelCounts(labeled=counts[0], unlabeled=counts[1:])

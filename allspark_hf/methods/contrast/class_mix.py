@@ -1,6 +1,13 @@
 """ClassMix (Olsson et al., WACV 2021): an image gets the pixels of some classes of another one."""
 
+import numpy as np
 import torch
+
+
+def draw_class_order(num_labels: int, probability: float, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """`class_order`, int64 (num_labels,): a random order of the classes, or all -1: the image gives nothing."""
+    order = rng.permutation(num_labels)
+    return {"class_order": order if rng.random() < probability else np.full_like(order, -1)}
 
 
 def choose_classes(class_order: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -61,4 +68,4 @@ def mix_with_neighbors(class_order: torch.Tensor, labels: torch.Tensor, *maps: t
     return class_mix(choose_classes(class_order, labels), labels, partners, *maps)
 
 
-__all__ = ["choose_classes", "class_mix", "mix_with_neighbors"]
+__all__ = ["choose_classes", "class_mix", "draw_class_order", "mix_with_neighbors"]
