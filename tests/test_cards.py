@@ -77,10 +77,10 @@ def test_tables_of_a_run(text):
     ]
     assert rows_of(text, "class") == [["sky", "13.01"], ["road", "23.01"], ["sign symbol", "33.01"]]
     assert rows_of(text, "up to epoch") == [
-        ["1", "11.23", "31.07", "sign symbol", "61.01", "21.03"],
-        ["2", "21.23", "32.14", "sign symbol", "62.02", "22.06"],
-        ["3", "31.23", "33.21", "sign symbol", "63.03", "23.09"],
-        ["4", "41.23", "34.28", "sign symbol", "64.04", "24.12"],
+        ["1", "11.23", "31.07", "81.09", "-", "sign symbol", "61.01", "21.03"],
+        ["2", "21.23", "32.14", "82.18", "88.01", "sign symbol", "62.02", "22.06"],
+        ["3", "31.23", "33.21", "83.27", "88.01", "sign symbol", "63.03", "23.09"],
+        ["4", "41.23", "34.28", "84.36", "88.01", "sign symbol", "64.04", "24.12"],
     ]
     assert rows_of(text, "index") == [[str(i), name, f"`#0{i}0{2 * i}ff`"] for i, name in enumerate(CLASSES)]
     assert rows_of(text, "setting") == [

@@ -18,6 +18,7 @@ CURVE_PANELS = (
     ("Validation", "mIoU (%)", (("eval_mean_iou", "", 100),)),
     ("Learning rate", "", (("learning_rate", "encoder", 1), ("learning_rate_head", "head", 1))),
     ("Pixels used", "share (%)", (("used_x", "labeled", 100), ("used_u", "unlabeled", 100))),
+    ("Held-out images", "kept pixels (%)", (("holdout_accuracy", "right", 100), ("holdout_kept", "of all", 100))),
     ("Pseudo-labels", "percent", (("pseudo_mean_iou", "mIoU", 100), ("pseudo_confidence", "confidence", 100))),
 )
 LINES = ("-", "--")

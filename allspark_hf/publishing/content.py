@@ -134,6 +134,7 @@ def _curve(records: Records) -> dict | None:
     """Header and rows of a table of the pseudo-labels' confidence and health; None if nothing was recorded."""
     confident = [entry for entry in records.history if "pseudo_confidence" in entry]
     health = [entry for entry in records.history if any(name.startswith(SHARE) for name in entry)]
+    measured = [entry for entry in records.history if "holdout_accuracy" in entry]
     points = [entry["epoch"] for entry in health or confident]
     if not points:
         return None
@@ -142,12 +143,15 @@ def _curve(records: Records) -> dict | None:
     for end in points[:: -math.ceil(len(points) / shown)][::-1]:
         inside = [entry["pseudo_confidence"] for entry in confident if start < entry["epoch"] <= end]
         latest = ([entry for entry in health if entry["epoch"] <= end] or [{}])[-1]
+        held_out = ([entry for entry in measured if entry["epoch"] <= end] or [{}])[-1]
         top = _largest(latest, records) or {"name": "-", "share": None, "in_labels": None}
         mean = sum(inside) / len(inside) if inside else None
         shares = (percent(top["share"]), percent(top["in_labels"]))
-        rows.append([number(end), percent(mean), percent(latest.get("pseudo_mean_iou")), top["name"], *shares])
+        right = (percent(latest.get("pseudo_accuracy")), percent(held_out.get("holdout_accuracy")))
+        rows.append([number(end), percent(mean), percent(latest.get("pseudo_mean_iou")), *right, top["name"], *shares])
         start = end
-    header = ["up to epoch", "confidence", "mean IoU", "largest class", "its share", "its share of the labels"]
+    header = ["up to epoch", "confidence", "mean IoU", "right", "right on held-out images"]
+    header += ["largest class", "its share", "its share of the labels"]
     filled = [column for column in range(len(header)) if any(row[column] != "-" for row in rows)]
     header, *rows = ([row[column] for column in filled] for row in (header, *rows))
     return {"header": header, "rows": rows}
