@@ -374,7 +374,7 @@ def svg_text(path: Path) -> str:
 )
 def test_bad_arguments_end_with_a_sentence(monkeypatch, arguments, sentence):
     with pytest.raises(SystemExit) as stopped:
-        run_script(monkeypatch, "--use_cpu", *arguments)
+        run_script(monkeypatch, "--use_cpu", "--overwrite", *arguments)
     assert str(stopped.value.code).startswith(sentence)
 
 
