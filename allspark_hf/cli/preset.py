@@ -209,14 +209,15 @@ def choose_length(minutes: float, times: Times) -> list[Choice]:
         ValueError: if the time is too short to learn anything.
     """
     budget = 60 * minutes
+    most = max(0, int((budget - times.evaluation) / times.update))
+    if most < FEWEST_UPDATES:
+        needed = math.ceil((FEWEST_UPDATES * times.update + times.evaluation) / 60)
+        raise ValueError(
+            f"minutes={minutes:g} leaves {most} updates of {times.update:.1f} s, and at least {FEWEST_UPDATES} are "
+            f"needed: give --minutes {needed}, or fewer validation images."
+        )
     evaluations = max(1, min(EVALUATIONS, int(budget * EVALUATED_SHARE / times.evaluation)))
     every = int((budget - evaluations * times.evaluation) / times.update) // evaluations
-    if every * evaluations < FEWEST_UPDATES:
-        needed = (FEWEST_UPDATES * times.update + times.evaluation) / 60
-        raise ValueError(
-            f"minutes={minutes:g} leaves {max(0, every * evaluations)} updates of {times.update:.1f} s, and at least "
-            f"{FEWEST_UPDATES} are needed: give --minutes {math.ceil(needed)}, or fewer validation images."
-        )
     reason = f"{minutes:g} minutes at {times.update:.2g} s an update and {times.evaluation:.2g} s an evaluation"
     return [
         Choice("max_steps", every * evaluations, reason),
