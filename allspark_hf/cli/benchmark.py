@@ -1,8 +1,8 @@
 """Measures speed and memory on this machine: all methods, AllSpark as in a textbook, UniMatch V2 as a plain script.
 
-    python scripts/benchmark.py                                        # a few minutes on two CPU cores
-    python scripts/benchmark.py --full                                 # hours: B0 to B5, crops, classes, memory sizes
-    python scripts/benchmark.py --sizes b5 --crops 513 --precisions bf16 --cases step inference
+    allspark benchmark                                        # a few minutes on two CPU cores
+    allspark benchmark --full                                 # hours: B0 to B5, crops, classes, memory sizes
+    allspark benchmark --sizes b5 --crops 513 --precisions bf16 --cases step inference
 
 The textbook form (whole attention maps, memory written in a Python loop) stands in for the authors' code. What is
 compared takes turns in one process; peak memory is taken in a fresh process for each variant. Prints ratios, absolute
@@ -18,9 +18,9 @@ from types import SimpleNamespace
 
 def finish(results) -> None:
     """Targets, report, plot."""
-    from benchmarks.plot import write_plot
-    from benchmarks.report import machine_lines, report
-    from benchmarks.targets import check_targets
+    from allspark_hf.benchmarks.plot import write_plot
+    from allspark_hf.benchmarks.report import machine_lines, report
+    from allspark_hf.benchmarks.targets import check_targets
 
     results.targets = check_targets(results)
     results.write()
@@ -35,12 +35,12 @@ def finish(results) -> None:
 
 def main():
     # Imported here, since every measurement's process imports this file, and shall hold nothing that it does not need.
-    from benchmarks.arguments import BenchmarkArguments
-    from benchmarks.cases import find_device
-    from benchmarks.children import in_fresh_process
-    from benchmarks.peak import can_measure
-    from benchmarks.results import Results, describe_machine
-    from benchmarks.running import plan, run
+    from allspark_hf.benchmarks.arguments import BenchmarkArguments
+    from allspark_hf.benchmarks.cases import find_device
+    from allspark_hf.benchmarks.children import in_fresh_process
+    from allspark_hf.benchmarks.peak import can_measure
+    from allspark_hf.benchmarks.results import Results, describe_machine
+    from allspark_hf.benchmarks.running import plan, run
 
     from allspark_hf.cli.arguments import parse_arguments
 
@@ -65,7 +65,3 @@ def main():
     failures = measured.failures()
     if failures:
         sys.exit("Failed, and not for want of memory:\n" + "\n".join(failures))
-
-
-if __name__ == "__main__":
-    main()

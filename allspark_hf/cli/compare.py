@@ -1,15 +1,15 @@
-"""Compares runs of scripts/train.py that differ in nothing but the method: a table and pictures.
+"""Compares trainings that differ in nothing but the method: a table and pictures.
 
-    python scripts/compare_runs.py --data_dir DATA --runs OUT/supervised OUT/allspark --output_dir OUT
+    allspark compare --data_dir DATA --runs OUT/supervised OUT/allspark --output_dir OUT
 
 The folders of the runs are named like their methods. Writes `metrics.json`, `metrics.md`, `comparison.png` and
 `legend.png`, and prints the table.
 """
 
 import argparse
-import sys
 from pathlib import Path
 
+from allspark_hf.cli.ending import run_script
 from allspark_hf.methods import METHODS
 
 
@@ -123,7 +123,7 @@ def draw_comparison(
     legend(arrays["class_names"], arrays["palette"]).save(output_dir / "legend.png")
 
 
-def main() -> None:
+def compare() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data_dir", type=Path, required=True, help="folder that the runs were trained on")
     parser.add_argument("--runs", type=Path, nargs="+", required=True, help="output folders of scripts/train.py")
@@ -147,8 +147,5 @@ def main() -> None:
         print(options.output_dir / name)
 
 
-if __name__ == "__main__":
-    try:
-        main()
-    except (ImportError, OSError, ValueError) as error:
-        sys.exit(f"{type(error).__name__}: {error}")
+def main() -> None:
+    run_script(compare)

@@ -1,8 +1,8 @@
 """Evaluates a trained model on images that have masks, of a folder or of a data set of the Hub.
 
-    python scripts/evaluate.py --model OUT --data_dir DATA
-    python scripts/evaluate.py --model OUT --data_dir DATA --eval_mode sliding_window --eval_scales 0.75 1 --eval_flip
-    accelerate launch scripts/evaluate.py ...    # several processes, every image once
+    allspark evaluate --model OUT --data_dir DATA
+    allspark evaluate --model OUT --data_dir DATA --eval_mode sliding_window --eval_scales 0.75 1 --eval_flip
+    accelerate launch -m allspark_hf evaluate ...    # several processes, every image once
 
 Prints a table; --output_file FILE also writes settings, numbers and the confusion matrix as JSON.
 """
@@ -15,8 +15,6 @@ from pathlib import Path
 import torch
 import transformers
 
-import allspark_hf
-from allspark_hf import AllSparkTrainer, AllSparkTrainingArguments
 from allspark_hf.cli.arguments import parse_arguments
 from allspark_hf.cli.ending import fail, leave
 from allspark_hf.data import DataArguments
@@ -25,6 +23,9 @@ from allspark_hf.evaluation.evaluator import Evaluation, OtherProcessError
 from allspark_hf.evaluation.selection import EVALUATION_SPLITS, fit_to_model, select_split
 from allspark_hf.inference.loading import load_trained, long_side_of
 from allspark_hf.models.weights import DIGEST, weights_digest
+from allspark_hf.training.arguments import AllSparkTrainingArguments
+from allspark_hf.training.trainer import AllSparkTrainer
+from allspark_hf.utils import __version__
 from allspark_hf.utils.arguments import argument
 from allspark_hf.utils.files import write_json
 from allspark_hf.utils.text import text_table
@@ -112,7 +113,7 @@ def results(trainer, arguments, data_arguments, seconds: float) -> dict:
         "seconds": seconds,
         "processes": trainer.args.world_size,
         "versions": {
-            "allspark_hf": allspark_hf.__version__,
+            "allspark_hf": __version__,
             "torch": torch.__version__,
             "transformers": transformers.__version__,
             "python": platform.python_version(),
@@ -140,7 +141,3 @@ def main():
         if arguments.output_file:
             write_json(arguments.output_file, results(trainer, arguments, others[1], metrics["eval_runtime"]))
     leave(trainer.accelerator)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,7 +1,7 @@
 """Exports a trained model to ONNX, for onnxruntime and, in browsers, transformers.js.
 
-    python scripts/export_onnx.py --model OUT
-    python scripts/export_onnx.py --model OUT --output_dir OUT_ONNX --quantize_int8 --data_dir DATA
+    allspark export --model OUT
+    allspark export --model OUT --output_dir OUT_ONNX --quantize_int8 --data_dir DATA
 
 Adds onnx/ to the model's own folder, which then goes with it to the Hub; or, with --output_dir, makes a folder that
 transformers.js opens as it is. With data, also measures what the export costs in mIoU, on the validation images.
@@ -135,7 +135,3 @@ def main():
             print("What 8 bits cost in mIoU was not measured: give --data_dir or --dataset_name to measure it.")
     except (ImportError, OSError, ValueError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
-
-
-if __name__ == "__main__":
-    main()

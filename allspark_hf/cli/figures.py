@@ -1,11 +1,11 @@
 """
 Draws the paper's figures from trained models, as PNG and as arrays (.npz).
 
-    python scripts/make_figures.py --model OUT/allspark --baseline OUT/pseudo_label --data_dir DATA --output_dir FIG
+    allspark figures --model OUT/allspark --baseline OUT/pseudo_label --data_dir DATA --output_dir FIG
 
 1c: error on labeled, unlabeled and validation images; 5: channels before and after the bottleneck; 6: channels per
 class; 7: channels in the memory with their images; b: predictions and where they are wrong; curves: what the runs
-logged. Takes the arguments of the data from scripts/train.py; which images were labeled is read from the model's
+logged. Takes the arguments of the data from `allspark train`; which images were labeled is read from the model's
 folder.
 """
 
@@ -213,7 +213,3 @@ def main():
             print(*paths, sep="\n")
     except (ImportError, OSError, ValueError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,7 +1,7 @@
 """
 Segments images with a trained model.
 
-    python scripts/predict.py --model outputs/my-model --input photos --output_dir predictions
+    allspark predict --model outputs/my-model --input photos --output_dir predictions
 
 Every image gives `<stem>_mask.png` (pixel values are class indices, shown in the classes' colors) and
 `<stem>_overlay.png`; every run gives one `legend.png`. Exit code 0: all done; 1: some images failed, the rest are
@@ -189,7 +189,3 @@ def main() -> int:
             tqdm.write(f"{file}: not predicted, {one_line(error)}", file=sys.stderr)
     print(f"{len(files) - failed} of {len(files)} images predicted, results in {output_dir}")
     return 1 if failed else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

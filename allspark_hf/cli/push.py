@@ -1,7 +1,7 @@
 """Publishes the output folder of a training on the Hub, with its card: what --push_to_hub does, at any later time.
 
-    python scripts/push.py --model OUT --repo_id user/name
-    python scripts/push.py --model OUT --repo_id user/name --private --example_images street.jpg park.jpg
+    allspark push --model OUT --repo_id user/name
+    allspark push --model OUT --repo_id user/name --private --example_images street.jpg park.jpg
 
 It sends the weights without the memory, configuration, image processor, code, card, the run's records and figures, and
 an exported onnx/ folder; nothing else that lies in OUT. The token is that of `hf auth login` or HF_TOKEN.
@@ -50,7 +50,3 @@ def main():
     except (OSError, ValueError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
     print(f"Pushed to {commit.pr_url or commit.repo_url}")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,9 +1,9 @@
 """Runs a study: a grid of trainings, one table (mean ± spread over seeds, last and best epoch) and one plot.
 
-    python scripts/run_study.py scripts/studies/camvid.yaml --output_dir OUT --data_dir DATA
-    python scripts/run_study.py STUDY.yaml --output_dir OUT --launcher "accelerate launch --num_processes 4" ...
+    allspark study scripts/studies/camvid.yaml --output_dir OUT --data_dir DATA
+    allspark study STUDY.yaml --output_dir OUT --launcher "accelerate launch --num_processes 4" ...
 
-Arguments that are not listed below go to every run of scripts/train.py. Run it again after an interruption: finished
+Arguments that are not listed below go to every run of `allspark train`. Run it again after an interruption: finished
 cells are skipped, a begun one resumes from its last checkpoint, and a failed one is tried again. The table is written
 after every cell.
 """
@@ -12,9 +12,9 @@ import argparse
 import shlex
 import signal
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
+from allspark_hf.cli.ending import run_script
 from allspark_hf.figures import require_matplotlib
 from allspark_hf.studies.report import collect, write_report
 from allspark_hf.studies.study import StudyRunner, read_study
@@ -40,7 +40,7 @@ def run(study, options, extra: list[str]) -> dict | None:
         `dict`, *optional*: row -> column -> results, None with --list.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("Terminated; the same command goes on from here."))
-    runner = StudyRunner(study, options.output_dir, Path(__file__).with_name("train.py"), extra, options.launcher)
+    runner = StudyRunner(study, options.output_dir, extra=extra, launcher=options.launcher)
     if options.list:
         for cell in study.cells():
             print(shlex.join(runner.command(cell)) if runner.result(cell) is None else f"# finished: {cell.name}")
@@ -56,23 +56,13 @@ def run(study, options, extra: list[str]) -> dict | None:
     return collect(runner)
 
 
-def main() -> None:
+def study() -> None:
     options, extra = make_parser().parse_known_args()
-    study = read_study(options.study)
+    chosen = read_study(options.study)
     if options.seeds:
-        study.seeds = options.seeds
-    run(study, options, extra)
+        chosen.seeds = options.seeds
+    run(chosen, options, extra)
 
 
-def run_script(main: Callable[[], None]) -> None:
-    """Calls `main`; an interruption or an error ends the process with one sentence."""
-    try:
-        main()
-    except KeyboardInterrupt:
-        sys.exit("Interrupted; the same command goes on from here.")
-    except (ImportError, OSError, ValueError) as error:
-        sys.exit(f"{type(error).__name__}: {error}")
-
-
-if __name__ == "__main__":
-    run_script(main)
+def main() -> None:
+    run_script(study)

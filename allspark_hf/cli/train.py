@@ -1,16 +1,15 @@
 """Trains a segmenter from images of which some have masks: a folder, or a data set of the Hub.
 
-    python scripts/train.py --data_dir DATA --encoder facebook/dinov2-small --crop_size 518 --output_dir OUT
-    python scripts/train.py --dataset_name segments/sidewalk-semantic --image_column_name pixel_values ...
-    python scripts/train.py scripts/recipes/camvid_cpu.yaml --data_dir DATA --output_dir OUT
-    python scripts/train.py scripts/recipes/camvid_cpu.yaml --data_dir DATA --output_dir OUT --dry_run
-    accelerate launch scripts/train.py ...
+    allspark train --data_dir DATA --encoder facebook/dinov2-small --crop_size 518 --output_dir OUT
+    allspark train --dataset_name segments/sidewalk-semantic --image_column_name pixel_values ...
+    allspark train camvid_cpu.yaml --data_dir DATA --output_dir OUT --dry_run
+    accelerate launch -m allspark_hf train ...
 
 With --push_to_hub (and --hub_model_id user/name) the model is published when all is done, with its card; the token is
-that of `hf auth login` or HF_TOKEN. scripts/push.py publishes a finished output folder.
+that of `hf auth login` or HF_TOKEN. `allspark push` publishes a finished output folder.
 
-A recipe (YAML or JSON) holds arguments; those on the command line override it. --help shows the common ones,
---help all every one. --dry_run takes one step on random pixels and tells what is missing.
+A recipe (YAML or JSON) holds arguments; those on the command line override it. It is a path, or the name of one in
+allspark_hf/recipes. --dry_run takes one step on random pixels and tells what is missing.
 """
 
 import logging
@@ -73,8 +72,8 @@ def last_evaluation(trainer) -> dict[str, float]:
     return trainer.evaluate()
 
 
-def build_trainer(data_arguments, model_arguments, args):
-    """From arguments to a trainer; everything that can be wrong with either shows here."""
+def build_trainer(data_arguments, model_arguments, args, command: list[str]):
+    """From arguments to a trainer; everything that can be wrong with either shows here. `command` is for the record."""
     from transformers import set_seed
 
     from allspark_hf import AllSparkTrainer
@@ -111,12 +110,15 @@ def build_trainer(data_arguments, model_arguments, args):
         eval_dataset=data.validation,
         callbacks=[IdLists(report.found)],
     )
-    trainer.run_source = run_source(sys.argv, data_arguments, model_arguments, report)
+    trainer.run_source = run_source(command, data_arguments, model_arguments, report)
     return trainer
 
 
-def start():
-    """From the command line to a trainer and the checkpoint to go on from; a start that fails leaves nothing."""
+def start(command: list[str]):
+    """
+    From the command line, the command first, to a trainer and the checkpoint to go on from; a start that fails leaves
+    nothing.
+    """
     from allspark_hf import AllSparkTrainingArguments
     from allspark_hf.cli.arguments import ModelArguments, parse_arguments
     from allspark_hf.cli.dry_run import DryRunArguments, dry_run
@@ -124,12 +126,12 @@ def start():
     from allspark_hf.data import DataArguments
 
     types = (DataArguments, ModelArguments, AllSparkTrainingArguments, DryRunArguments)
-    data_arguments, model_arguments, args, run = parse_arguments(types)
+    data_arguments, model_arguments, args, run = parse_arguments(types, command[1:])
     checkpoint = checkpoint_to_resume(args)  # first, before anything is written
     if run.dry_run:
         sys.exit(0 if dry_run(data_arguments, model_arguments, args) else 1)
     with removing_new_folders(args.output_dir):
-        trainer = build_trainer(data_arguments, model_arguments, args)
+        trainer = build_trainer(data_arguments, model_arguments, args, command)
         if checkpoint is not None:
             trainer.checkpoints.check(checkpoint)
     return trainer, checkpoint
@@ -172,7 +174,7 @@ def main():
     for name in ("httpx", "httpx2"):  # which tell of every request, with signed addresses
         logging.getLogger(name).setLevel(logging.WARNING)
     try:
-        trainer, checkpoint = start()
+        trainer, checkpoint = start(sys.argv)
     except (OSError, ValueError, StrictDataclassError) as error:
         fail(f"{type(error).__name__}: {error}")
 
@@ -186,5 +188,48 @@ def main():
     leave(trainer.accelerator, failure)
 
 
-if __name__ == "__main__":
-    main()
+def train(
+    data: str | Path | None = None,
+    output_dir: str | Path | None = None,
+    recipe: str | Path | None = None,
+    **arguments,
+):
+    """
+    `allspark train` in one call, for notebooks.
+
+    Args:
+        data (`str` or `Path`, *optional*): the data folder, `data_dir`.
+        output_dir (`str` or `Path`, *optional*): folder for the model and its results.
+        recipe (`str` or `Path`, *optional*): a YAML or JSON file of arguments, which those given here override.
+        arguments: those of `allspark train --help_all`, such as `crop_size=[168, 224]`; `None` leaves one out.
+
+    Returns:
+        [`AllSparkTrainer`]: after training and evaluation; its `model` is also in `output_dir`.
+
+    Raises:
+        ValueError: for arguments or data that `allspark train` refuses; for a wrong name with the nearest right one.
+        OSError: for a file or folder that is missing.
+        TrainingFault: where training cannot go on.
+
+    Example:
+
+    ```python
+    >>> import allspark_hf
+
+    >>> trainer = allspark_hf.train(data="data", output_dir="out", encoder="facebook/dinov2-small", max_steps=600)
+    >>> allspark_hf.segment("out", "photo.jpg")
+    ```"""
+    from allspark_hf.training.recipes import check_entry, recipe_arguments
+
+    if arguments.get("dry_run"):
+        raise ValueError("dry_run is of the command line: type `allspark train --dry_run` with the same arguments.")
+    entries = {"data_dir": data, "output_dir": output_dir} | arguments
+    for name, value in entries.items():
+        entries[name] = str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
+        check_entry(name, entries[name], "allspark_hf.train()")
+    recipes = [] if recipe is None else [str(recipe)]
+    trainer, checkpoint = start(["allspark train", *recipes, *recipe_arguments(entries)])
+    train_and_evaluate(trainer, checkpoint)
+    if trainer.args.push_to_hub:
+        trainer.push_to_hub()
+    return trainer

@@ -1,0 +1,9 @@
+"""`allspark predict` as a file, for those who have a checkout, and launchers that start a file."""
+
+import sys
+
+from allspark_hf.cli.main import main
+
+
+if __name__ == "__main__":
+    sys.exit(main("predict"))
