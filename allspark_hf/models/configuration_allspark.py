@@ -204,6 +204,7 @@ class AllSparkConfig(AllSparkFields, SegformerConfig):
     ```"""
 
     model_type = "allspark"
+    _auto_class = "AutoConfig"  # by which `save_pretrained` copies this file
     code_map = AUTO_MAP
     shape_fields = (
         *("num_labels", "hidden_sizes", "depths", "num_attention_heads", "decoder_hidden_size"),

@@ -168,22 +168,22 @@ class StudyRunner:
     Args:
         study ([`Study`]): the study.
         output_dir (`str` or `Path`): its folder.
-        train_script (`str` or `Path`): scripts/train.py.
+        train_script (`str` or `Path`, *optional*): instead of `allspark train`.
         extra (`Sequence[str]`): command-line arguments for every run, such as `--data_dir DATA`.
-        launcher (`Sequence[str]`, *optional*): command before the script, e.g. `accelerate launch`; else Python.
+        launcher (`Sequence[str]`, *optional*): command before `-m allspark_hf train`, e.g. `accelerate launch`; else Python.
     """
 
     def __init__(
         self,
         study: Study,
         output_dir: str | Path,
-        train_script: str | Path,
+        train_script: str | Path | None = None,
         extra: Sequence[str] = (),
         launcher: Sequence[str] | None = None,
     ):
         self.study = study
         self.output_dir = Path(output_dir)
-        self.train_script = str(train_script)
+        self.train = ["-m", "allspark_hf", "train"] if train_script is None else [str(train_script)]
         self.extra = list(extra)
         self.launcher = list(launcher) if launcher else [sys.executable]
 
@@ -225,7 +225,7 @@ class StudyRunner:
         recipe = [self.study.recipe] if self.study.recipe else []
         output_dir = ["--output_dir", str(self.output_dir / cell.folder)]
         arguments = recipe_arguments(cell.arguments)
-        return [*self.launcher, self.train_script, *recipe, *self.extra, *arguments, *output_dir]
+        return [*self.launcher, *self.train, *recipe, *self.extra, *arguments, *output_dir]
 
     def _fingerprint(self, cell: Cell) -> dict:
         """What must not change between two parts of a study: all that decides a cell's numbers."""

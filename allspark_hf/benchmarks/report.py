@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from allspark_hf.utils.text import text_table
+from ..utils.text import text_table
 
 from .cases import OURS, PLAIN_STEP, TEXTBOOK, VARIANTS, Case
 from .results import Results

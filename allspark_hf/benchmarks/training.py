@@ -8,8 +8,9 @@ from functools import partial
 import datasets
 import torch
 
-from allspark_hf import AllSparkTrainer, AllSparkTrainingArguments
-from allspark_hf.inference.loading import make_image_processor
+from ..inference.loading import make_image_processor
+from ..training.arguments import AllSparkTrainingArguments
+from ..training.trainer import AllSparkTrainer
 
 from .cases import (
     OURS,
@@ -46,7 +47,7 @@ def make_trainer(
     unlabeled: datasets.Dataset,
     **settings,
 ) -> AllSparkTrainer:
-    """As scripts/train.py makes it, with further `settings` of [`AllSparkTrainingArguments`]; it writes nothing."""
+    """As `allspark train` makes it, with further `settings` of [`AllSparkTrainingArguments`]; it writes nothing."""
     own = {
         "method": VARIANTS[variant],
         "per_device_train_batch_size": case.batch_size,

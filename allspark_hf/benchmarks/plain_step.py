@@ -9,8 +9,8 @@ from functools import partial
 import torch
 from torch.nn import functional as F
 
-from allspark_hf.methods import StepLosses
-from allspark_hf.methods.strong_views import complementary_dropout, unpack_channel_bits
+from ..methods import StepLosses
+from ..methods.strong_views import complementary_dropout, unpack_channel_bits
 
 
 def plain_unimatch_step(method, model, batch, pixels, epoch) -> StepLosses:

@@ -9,8 +9,8 @@ import psutil
 import torch
 import transformers
 
-import allspark_hf
-from allspark_hf.utils.files import write_json
+from ..utils import __version__
+from ..utils.files import write_json
 
 from .cases import Case
 from .timing import OUT_OF_MEMORY, ratio
@@ -31,7 +31,7 @@ def describe_machine(device: torch.device) -> dict:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
-        "allspark_hf": allspark_hf.__version__,
+        "allspark_hf": __version__,
     }
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)

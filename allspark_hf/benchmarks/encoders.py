@@ -5,9 +5,9 @@ from functools import partial
 
 import torch
 
-from allspark_hf.models.configuration_allspark import AllSparkConfig
-from allspark_hf.models.encoders import load_encoder
-from allspark_hf.models.freezing import freeze_encoder
+from ..models.configuration_allspark import AllSparkConfig
+from ..models.encoders import load_encoder
+from ..models.freezing import freeze_encoder
 
 from .children import in_fresh_process
 from .peak import can_measure, make_memory_exact, measure_peak

@@ -11,10 +11,10 @@ from PIL import Image
 from torch import nn
 from transformers.utils import logging
 
-from allspark_hf import AllSparkConfig, SegformerForSemiSupervisedSegmentation
-from allspark_hf.methods import METHODS
-from allspark_hf.models.bottleneck_allspark import AllSparkBottleneck
-from allspark_hf.models.configuration_allspark import MEMORY_SIZES, MIT_SIZES
+from ..methods import METHODS
+from ..models.bottleneck_allspark import AllSparkBottleneck
+from ..models.configuration_allspark import MEMORY_SIZES, MIT_SIZES, AllSparkConfig
+from ..models.modeling_allspark import SegformerForSemiSupervisedSegmentation
 
 from .textbook import TextbookBottleneck
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from allspark_hf.figures.style import STYLES, Style, drawing, new_figure
+from ..figures.style import STYLES, Style, drawing, new_figure
 
 from .cases import OURS, TEXTBOOK, Case
 from .results import Results

@@ -9,11 +9,11 @@ import datasets
 import torch
 from PIL import Image
 
-from allspark_hf.data import DataArguments, load_data
-from allspark_hf.demo.data import CLASS_NAMES, generate_demo_image
-from allspark_hf.evaluation.arguments import EvaluationArguments
-from allspark_hf.evaluation.evaluator import Evaluation, EvaluationDataset
-from allspark_hf.inference.loading import make_image_processor
+from ..data import DataArguments, load_data
+from ..demo.data import CLASS_NAMES, generate_demo_image
+from ..evaluation.arguments import EvaluationArguments
+from ..evaluation.evaluator import Evaluation, EvaluationDataset
+from ..inference.loading import make_image_processor
 
 from .cases import OURS, TINY, Case, autocast, make_model
 from .timing import take_turns

@@ -17,7 +17,7 @@ LONGEST_ERROR = 300
 
 
 # Processes are forked from a server that has imported these and done nothing else.
-PRELOADED = ["torch", "datasets", "transformers.trainer", "allspark_hf.training.trainer", "benchmarks.serving"]
+PRELOADED = ["torch", "datasets", "transformers.trainer", "allspark_hf.training.trainer", f"{__package__}.serving"]
 
 
 def _context(device: torch.device):

@@ -1,10 +1,10 @@
-"""Arguments of scripts/benchmark.py."""
+"""Arguments of `allspark benchmark`."""
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from allspark_hf.utils.arguments import argument
+from ..utils.arguments import argument
 
 from .cases import VARIANTS
 from .running import MEASURES
