@@ -29,15 +29,18 @@ def test_crops_are_whole_patches_of_what_images_fill(side, crop):
 
 
 def test_without_an_encoder():
-    choices = chosen(weights=None)
+    choices = chosen(weights=None, patch=32, num_layers=0)
     assert choices["backbone"] == "b0" and choices["method"] == "supervised" and choices["crop_size"] == [128, 128]
     assert "encoder" not in choices and "freeze_encoder_layers" not in choices
-    asked = chosen(weights=None, is_given=True)
+    asked = chosen(weights=None, is_given=True, patch=32)
     assert "backbone" not in asked and "hidden_sizes" not in asked and asked["learning_rate"] == 2e-3
 
 
 def test_an_encoder_of_the_users_stays():
-    assert "encoder" not in chosen(weights="folder", is_given=True)
+    plain = chosen(weights="folder", is_given=True, num_layers=24, patch=16)
+    assert "encoder" not in plain and plain["freeze_encoder_layers"] == 12 and plain["crop_size"] == [224, 224]
+    pyramid = chosen(weights="folder", is_given=True, num_layers=0, patch=32)
+    assert "freeze_encoder_layers" not in pyramid and "learning_rate" not in pyramid
 
 
 def test_method_follows_the_unlabeled_images():

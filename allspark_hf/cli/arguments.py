@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 
@@ -67,7 +68,7 @@ class ModelArguments:
     attn_implementation: str | None = argument(None, "Encoder attention: eager or sdpa.")
 
 
-def parse_arguments(types: tuple[type, ...], argv: list[str] | None = None) -> tuple:
+def parse_arguments(types: tuple[type, ...], argv: list[str] | None = None, chosen: Sequence[str] = ()) -> tuple:
     """
     Command line to dataclasses. If the first argument is a recipe (.yaml, .yml, .json), its entries come first and the
     rest of the command line overrides them.
@@ -75,6 +76,7 @@ def parse_arguments(types: tuple[type, ...], argv: list[str] | None = None) -> t
     Args:
         types (`tuple[type, ...]`): argument classes.
         argv (`list[str]`, *optional*): the command line without the command, defaults to that of this process.
+        chosen (`Sequence[str]`, *optional*): arguments that a recipe and the command line override.
 
     Returns:
         `tuple`: an instance of each class; training arguments have the names of those that were given in `given`.
@@ -86,6 +88,7 @@ def parse_arguments(types: tuple[type, ...], argv: list[str] | None = None) -> t
     """
     typed = list(sys.argv[1:] if argv is None else argv)
     recipe = read_recipe(typed.pop(0)) if typed and typed[0].endswith(RECIPE_SUFFIXES) else []
+    recipe = [*chosen, *recipe]
     *parsed, unknown = _Parser(types).parse_args_into_dataclasses(recipe + typed, return_remaining_strings=True)
     if unknown:
         names = [argument.split("=")[0] for argument in unknown if argument.startswith("--")] or unknown

@@ -16,7 +16,6 @@ from ..utils.arguments import argument, documented
 GIB = 2**30
 SMALL_ENCODER, BASE_ENCODER = "facebook/dinov2-small", "facebook/dinov2-base"
 BASE_NEEDS = 15  # GiB of the device: more than a GPU of 12 has, and what one of 16 reports
-PATCH, SCRATCH_STEP = 14, 32  # crops are multiples of these, pixels
 CPU_CROP, GPU_CROP, SCRATCH_CROP = 224, 518, 128
 MINUTES = {"cpu": 20.0, "cuda": 60.0}
 STUDY = "scripts/studies/README.md"
@@ -66,9 +65,10 @@ class Situation:
         side (`tuple[int, int]`): median (height, width) of images in training, in pixels.
         device (`str`): "cpu" or "cuda"; others count as "cpu".
         device_memory (`float`): of a GPU, in GiB.
-        weights (`str`, *optional*):
-            the encoder or model that was given, or the best that can be had; `None` if none can be had.
+        weights (`str`, *optional*): the encoder that was given, or the best that can be had; `None` from scratch.
         is_given (`bool`): whether the user gave these weights, or asked for a start from scratch.
+        patch (`int`): pixels of a side that crops are multiples of.
+        num_layers (`int`): layers of a plain ViT, 0 of other encoders.
     """
 
     num_labeled: int
@@ -78,6 +78,8 @@ class Situation:
     device_memory: float = 0.0
     weights: str | None = SMALL_ENCODER
     is_given: bool = False
+    patch: int = 14
+    num_layers: int = 12
 
 
 def best_encoder(device: str, device_memory: float) -> str:
@@ -95,7 +97,7 @@ def choose(situation: Situation) -> list[Choice]:
 def _encoder(situation: Situation) -> list[Choice]:
     limit = GPU_CROP if situation.device == "cuda" else CPU_CROP
     side = "the largest that the images fill, " + ("UniMatch V2's 518 at most" if limit == GPU_CROP else "224 at most")
-    crop = Choice("crop_size", _crop(situation.side, limit, PATCH), f"{side}, in whole patches")
+    crop = Choice("crop_size", _crop(situation, limit), f"{side}, in whole patches")
     if situation.is_given:
         return [crop]
     reason = "pre-trained, Apache-2.0, and small enough for this machine"
@@ -103,11 +105,12 @@ def _encoder(situation: Situation) -> list[Choice]:
 
 
 def _rates(situation: Situation) -> list[Choice]:
-    """On a GPU those that [`encoder_defaults`] takes for the length."""
-    if situation.device == "cuda":
+    """On a GPU, and for an encoder that is no plain ViT, those that [`encoder_defaults`] takes for the length."""
+    half = situation.num_layers // 2
+    if situation.device == "cuda" or not half:
         return []
     return [
-        Choice("freeze_encoder_layers", 6, f"half of the encoder rests: faster, and better here ({STUDY})"),
+        Choice("freeze_encoder_layers", half, f"half of the encoder rests: faster, and better here ({STUDY})"),
         Choice("learning_rate", 5e-5, "what the half that learns had there"),
         Choice("head_learning_rate_multiplier", 10.0, "likewise"),
     ]
@@ -121,7 +124,7 @@ def _from_scratch(situation: Situation) -> list[Choice]:
         *([] if situation.is_given else [Choice("backbone", "b0", reason)]),
         *([] if situation.is_given else [Choice("hidden_sizes", [16, 32, 64, 96], width)]),
         *([] if situation.is_given else [Choice("decoder_hidden_size", 64, width)]),
-        Choice("crop_size", _crop(situation.side, SCRATCH_CROP, SCRATCH_STEP), "small, for many updates"),
+        Choice("crop_size", _crop(situation, SCRATCH_CROP), "small, for many updates"),
         Choice("optim", "adamw_torch", rate),
         Choice("learning_rate", 2e-3, rate),
         Choice("head_learning_rate_multiplier", 1.0, rate),
@@ -157,9 +160,10 @@ def _batch(situation: Situation) -> list[Choice]:
     return [Choice("per_device_train_batch_size", size, "labeled images, and as many unlabeled ones")]
 
 
-def _crop(side: tuple[int, int], limit: int, step: int) -> list[int]:
-    """[height, width]: whole steps, no more than the limit and, if that leaves one, than the images."""
-    return [max(step, min(limit, length) // step * step) for length in side]
+def _crop(situation: Situation, limit: int) -> list[int]:
+    """[height, width]: whole patches, no more than the limit and, if that leaves one, than the images."""
+    step = situation.patch
+    return [max(step, min(limit, length) // step * step) for length in situation.side]
 
 
 # ---- Length ----

@@ -14,6 +14,7 @@ allspark_hf/recipes. --dry_run takes one step on random pixels and tells what is
 
 import logging
 import sys
+from functools import partial
 from pathlib import Path
 
 
@@ -72,27 +73,32 @@ def last_evaluation(trainer) -> dict[str, float]:
     return trainer.evaluate()
 
 
-def build_trainer(data_arguments, model_arguments, args, command: list[str]):
-    """From arguments to a trainer; everything that can be wrong with either shows here. `command` is for the record."""
+def check_data(data_arguments, args):
+    """Decodes and checks all images and masks, and says how many there are of what."""
+    from allspark_hf.data import load_data
+    from allspark_hf.training.holdout import number_held_out
+
+    with args.main_process_first(desc="checking the data"):
+        report = load_data(data_arguments, args.image_column_name, args.label_column_name)
+    if args.should_save:
+        print(f"{summary(report, number_held_out(args, len(report.data.labeled)))}, processes: {args.world_size}")
+    return report
+
+
+def build_trainer(data_arguments, model_arguments, args, report, command: list[str], say=print):
+    """From arguments to a trainer; all that can be wrong with either shows here. `command` is for the record."""
     from transformers import set_seed
 
     from allspark_hf import AllSparkTrainer
     from allspark_hf.cli.encoder_defaults import apply_encoder_defaults, planned_updates
     from allspark_hf.cli.models import load_model, normalization_of
-    from allspark_hf.data import load_data
     from allspark_hf.inference.loading import make_image_processor
     from allspark_hf.methods import METHODS
-    from allspark_hf.training.holdout import number_held_out
     from allspark_hf.training.records import IdLists, run_source
 
-    with args.main_process_first(desc="checking the data"):
-        report = load_data(data_arguments, args.image_column_name, args.label_column_name)
     args.image_column_name, args.label_column_name = "image", "label"  # what load_data calls them
     data = report.data
     streams = data.unlabeled_stream is not None
-    say = print if args.should_save else lambda line: None
-    say(f"{summary(report, number_held_out(args, len(data.labeled)))}, processes: {args.world_size}")
-
     set_seed(args.seed)
     without_bottleneck = not METHODS[args.method].needs_bottleneck
     model = load_model(model_arguments, report, data_arguments.ignore_index, without_bottleneck)
@@ -100,7 +106,7 @@ def build_trainer(data_arguments, model_arguments, args, command: list[str]):
         values = getattr(data_arguments, name)
         setattr(model.config, name, None if values is None else list(values))
     updates = planned_updates(args, len(data.labeled), 0 if streams else len(data.unlabeled), streams)
-    apply_encoder_defaults(args, model.config, updates, say)
+    apply_encoder_defaults(args, model.config, updates, say if args.should_save else None)
     trainer = AllSparkTrainer(
         model=model,
         args=args,
@@ -120,20 +126,35 @@ def start(command: list[str]):
     nothing.
     """
     from allspark_hf import AllSparkTrainingArguments
+    from allspark_hf.cli.apply_preset import Preset, applies
     from allspark_hf.cli.arguments import ModelArguments, parse_arguments
     from allspark_hf.cli.dry_run import DryRunArguments, dry_run
     from allspark_hf.cli.ending import removing_new_folders
+    from allspark_hf.cli.preset import PresetArguments
+    from allspark_hf.cli.progress import Progress
     from allspark_hf.data import DataArguments
 
-    types = (DataArguments, ModelArguments, AllSparkTrainingArguments, DryRunArguments)
-    data_arguments, model_arguments, args, run = parse_arguments(types, command[1:])
+    types = (DataArguments, ModelArguments, AllSparkTrainingArguments, DryRunArguments, PresetArguments)
+    data_arguments, model_arguments, args, run, wanted = parse_arguments(types, command[1:])
     checkpoint = checkpoint_to_resume(args)  # first, before anything is written
+    preset = None
+    if applies(wanted, model_arguments, args, command[1:]):
+        preset = Preset(types, command[1:], print if args.should_save else lambda line: None)
+        data_arguments, model_arguments, args, run, _ = preset.choose(data_arguments, model_arguments, args)
     if run.dry_run:
         sys.exit(0 if dry_run(data_arguments, model_arguments, args) else 1)
     with removing_new_folders(args.output_dir):
-        trainer = build_trainer(data_arguments, model_arguments, args, command)
+        report = check_data(data_arguments, args)
+        if preset is not None:
+            build = partial(build_trainer, command=command, say=lambda line: None)
+            arguments = data_arguments, model_arguments, args
+            data_arguments, model_arguments, args = preset.choose_length(build, report, arguments, wanted.minutes)
+        trainer = build_trainer(data_arguments, model_arguments, args, report, command)
+        trainer.add_callback(Progress(trainer))
         if checkpoint is not None:
             trainer.checkpoints.check(checkpoint)
+        if preset is not None and args.should_save:
+            preset.save(args.output_dir)
     return trainer, checkpoint
 
 
