@@ -16,6 +16,7 @@ from PIL import Image
 from safetensors.torch import load, load_file
 
 from allspark_hf import SegformerForSemiSupervisedSegmentation
+from allspark_hf.cli import push as push_command
 from allspark_hf.inference.loading import make_image_processor
 from allspark_hf.models.registration import auto_map_of
 from allspark_hf.publishing import publish, upload
@@ -67,19 +68,11 @@ def hashes(folder: Path) -> dict[str, str]:
     return {str(p): hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.rglob("*") if p.is_file()}
 
 
-def load_script(name: str):
-    specification = importlib.util.spec_from_file_location(f"{name}_script", SCRIPTS / f"{name}.py")
-    script = importlib.util.module_from_spec(specification)
-    sys.modules[f"{name}_script"] = script  # where dataclasses look for the types of their fields
-    specification.loader.exec_module(script)
-    return script
-
-
 def push(*arguments):
-    """scripts/push.py in this process."""
+    """`allspark push` in this process."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["push.py", *map(str, arguments)])
-        load_script("push").main()
+        push_command.main()
 
 
 # ---- What is published ----

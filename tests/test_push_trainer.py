@@ -10,8 +10,9 @@ from hub_server import HubServer
 from huggingface_hub import CommitInfo, ModelCard
 from run_training import make_trainer
 from safetensors.torch import load, load_file
-from test_push import CODE, MODEL, hashes, load_script
+from test_push import CODE, MODEL, hashes
 
+from allspark_hf.cli import train as train_command
 from allspark_hf.demo.data import write_demo_data
 from allspark_hf.publishing import upload
 from allspark_hf.publishing.upload import PushError
@@ -211,7 +212,7 @@ def train(*given):
     """scripts/train.py in this process, up to its exit."""
     with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as stopped:
         patch.setattr(sys, "argv", ["train.py", *map(str, given)])
-        load_script("train").main()
+        train_command.main()
     return stopped.value.code
 
 

@@ -73,10 +73,9 @@ def last_evaluation(trainer) -> dict[str, float]:
 
 
 def build_trainer(data_arguments, model_arguments, args, command: list[str]):
-    """From arguments to a trainer; everything that can be wrong with either shows here. `command` is for the record."""
+    """From arguments to a trainer; all that can be wrong with either shows here. `command` is for the run's record."""
     from transformers import set_seed
 
-    from allspark_hf import AllSparkTrainer
     from allspark_hf.cli.encoder_defaults import apply_encoder_defaults, planned_updates
     from allspark_hf.cli.models import load_model, normalization_of
     from allspark_hf.data import load_data
@@ -84,6 +83,7 @@ def build_trainer(data_arguments, model_arguments, args, command: list[str]):
     from allspark_hf.methods import METHODS
     from allspark_hf.training.holdout import number_held_out
     from allspark_hf.training.records import IdLists, run_source
+    from allspark_hf.training.trainer import AllSparkTrainer
 
     with args.main_process_first(desc="checking the data"):
         report = load_data(data_arguments, args.image_column_name, args.label_column_name)
@@ -119,11 +119,11 @@ def start(command: list[str]):
     From the command line, the command first, to a trainer and the checkpoint to go on from; a start that fails leaves
     nothing.
     """
-    from allspark_hf import AllSparkTrainingArguments
     from allspark_hf.cli.arguments import ModelArguments, parse_arguments
     from allspark_hf.cli.dry_run import DryRunArguments, dry_run
     from allspark_hf.cli.ending import removing_new_folders
     from allspark_hf.data import DataArguments
+    from allspark_hf.training.arguments import AllSparkTrainingArguments
 
     types = (DataArguments, ModelArguments, AllSparkTrainingArguments, DryRunArguments)
     data_arguments, model_arguments, args, run = parse_arguments(types, command[1:])

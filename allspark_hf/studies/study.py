@@ -170,7 +170,8 @@ class StudyRunner:
         output_dir (`str` or `Path`): its folder.
         train_script (`str` or `Path`, *optional*): instead of `allspark train`.
         extra (`Sequence[str]`): command-line arguments for every run, such as `--data_dir DATA`.
-        launcher (`Sequence[str]`, *optional*): command before `-m allspark_hf train`, e.g. `accelerate launch`; else Python.
+        launcher (`Sequence[str]`, *optional*):
+            command before `-m allspark_hf train`, e.g. `accelerate launch`; else Python.
     """
 
     def __init__(
