@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import allspark_hf
+from allspark_hf.cli import demo
 from allspark_hf.cli.help import read_help
 from allspark_hf.cli.main import COMMANDS, main
 from allspark_hf.demo.data import write_demo_data
@@ -113,6 +114,27 @@ def data_dir(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("data") / "garden"
     write_demo_data(folder, num_train=5, num_labeled=2, num_validation=2, size=(64, 96))
     return folder
+
+
+def test_demo(tmp_path, monkeypatch, capsys):
+    """Which commands it starts, that it keeps its images, and that it leaves another folder alone."""
+    started = []
+    monkeypatch.setattr(demo, "COUNTS", {"num_train": 3, "num_labeled": 2, "num_validation": 1})
+    monkeypatch.setattr(demo, "start", lambda *command: started.append([str(word) for word in command]))
+    monkeypatch.setattr(sys, "argv", ["allspark", "demo", str(tmp_path / "out")])
+    for said in ("Wrote 3 images, 2 of them with a mask", "Using the data in"):
+        assert main() is None and said in capsys.readouterr().out
+        (tmp_path / "out" / "supervised").mkdir()
+    assert [command[0] for command in started] == ["train", "train", "compare"] * 2
+    data, folder = str(tmp_path / "out" / "data"), str(tmp_path / "out" / "supervised")
+    given = ["demo.yaml", "--method", "supervised", "--data_dir", data, "--output_dir", folder]
+    assert started[0] == started[3] == ["train", *given]
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "mine.txt").write_text("kept")
+    monkeypatch.setattr(sys, "argv", ["allspark", "demo", str(tmp_path / "mine")])
+    with pytest.raises(SystemExit, match="holds something that this demo did not make"):
+        main()
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["mine.txt"]
 
 
 def test_train_in_one_call(data_dir, tmp_path):

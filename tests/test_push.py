@@ -310,7 +310,7 @@ def test_a_push_that_never_gets_through(hub, output_folder, method, path, how):
     assert "Pushing to tester/roads failed: " in sentence
     reasons = {"cut": f"the connection to {hub.url} broke", 503: "answered 503", 418: "broken (Bearer ***)"}
     assert reasons[how] in sentence and hub.token not in sentence
-    command = f"python scripts/push.py --model '{output_folder}' --repo_id tester/roads --revision try"
+    command = f"allspark push --model '{output_folder}' --repo_id tester/roads --revision try"
     assert sentence.endswith(f"Everything is still in {output_folder}; push it again with: {command}")
     assert hub.commits("tester/roads", "try") == []
     assert hub.count("POST", "/commit/") == (0 if path == "/lfs/" else 1 if how == 418 else upload.TRIES)

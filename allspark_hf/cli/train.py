@@ -96,7 +96,7 @@ def build_trainer(data_arguments, model_arguments, args, command: list[str]):
     set_seed(args.seed)
     without_bottleneck = not METHODS[args.method].needs_bottleneck
     model = load_model(model_arguments, report, data_arguments.ignore_index, without_bottleneck)
-    for name in ("mask_values", "ignored_mask_values"):  # what scripts/evaluate.py expects of masks
+    for name in ("mask_values", "ignored_mask_values"):  # what `allspark evaluate` expects of masks
         values = getattr(data_arguments, name)
         setattr(model.config, name, None if values is None else list(values))
     updates = planned_updates(args, len(data.labeled), 0 if streams else len(data.unlabeled), streams)
