@@ -1,6 +1,6 @@
 """Writes allspark_hf/cli/help.json, which `allspark COMMAND --help` shows, from the commands' arguments.
 
-    python scripts/write_help.py
+python scripts/write_help.py
 """
 
 import argparse

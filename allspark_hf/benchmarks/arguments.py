@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..utils.arguments import argument
-
 from .cases import VARIANTS
 from .running import MEASURES
 from .training import check_settings

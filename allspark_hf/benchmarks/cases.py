@@ -15,7 +15,6 @@ from ..methods import METHODS
 from ..models.bottleneck_allspark import AllSparkBottleneck
 from ..models.configuration_allspark import MEMORY_SIZES, MIT_SIZES, AllSparkConfig
 from ..models.modeling_allspark import SegformerForSemiSupervisedSegmentation
-
 from .textbook import TextbookBottleneck
 
 

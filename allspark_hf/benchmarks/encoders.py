@@ -8,7 +8,6 @@ import torch
 from ..models.configuration_allspark import AllSparkConfig
 from ..models.encoders import load_encoder
 from ..models.freezing import freeze_encoder
-
 from .children import in_fresh_process
 from .peak import can_measure, make_memory_exact, measure_peak
 from .timing import ratio, summary, take_turns

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..figures.style import STYLES, Style, drawing, new_figure
-
 from .cases import OURS, TEXTBOOK, Case
 from .results import Results
 from .timing import OUT_OF_MEMORY

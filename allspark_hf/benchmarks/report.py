@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from ..utils.text import text_table
-
 from .cases import OURS, PLAIN_STEP, TEXTBOOK, VARIANTS, Case
 from .results import Results
 from .targets import shown, update_share

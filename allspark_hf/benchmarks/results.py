@@ -11,7 +11,6 @@ import transformers
 
 from ..utils import __version__
 from ..utils.files import write_json
-
 from .cases import Case
 from .timing import OUT_OF_MEMORY, ratio
 

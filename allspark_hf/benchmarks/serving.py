@@ -14,7 +14,6 @@ from ..demo.data import CLASS_NAMES, generate_demo_image
 from ..evaluation.arguments import EvaluationArguments
 from ..evaluation.evaluator import Evaluation, EvaluationDataset
 from ..inference.loading import make_image_processor
-
 from .cases import OURS, TINY, Case, autocast, make_model
 from .timing import take_turns
 from .training import as_results, make_trainer

@@ -11,7 +11,6 @@ import torch
 from ..inference.loading import make_image_processor
 from ..training.arguments import AllSparkTrainingArguments
 from ..training.trainer import AllSparkTrainer
-
 from .cases import (
     OURS,
     PLAIN_STEP,

@@ -131,7 +131,7 @@ class _Help(argparse.Action):
 
 
 class _Parser(HfArgumentParser):
-    """An error is a ValueError, and no usage longer than a screen; the command answers `--help` before it comes here."""
+    """An error is a ValueError, without a usage longer than a screen; [`~allspark_hf.cli.main`] answers `--help`."""
 
     def __init__(self, types: tuple[type, ...]):
         super().__init__(types, add_help=False, allow_abbrev=False)

@@ -41,7 +41,6 @@ def main():
     from allspark_hf.benchmarks.peak import can_measure
     from allspark_hf.benchmarks.results import Results, describe_machine
     from allspark_hf.benchmarks.running import plan, run
-
     from allspark_hf.cli.arguments import parse_arguments
 
     try:

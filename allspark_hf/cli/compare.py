@@ -19,7 +19,7 @@ NUM_ROWS = 8
 
 def read_run(folder: Path) -> dict:
     """
-    What a run of scripts/train.py says about itself.
+    What a training says about itself.
 
     Args:
         folder (`Path`): its output folder, named like its method.
@@ -126,7 +126,7 @@ def draw_comparison(
 def compare() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data_dir", type=Path, required=True, help="folder that the runs were trained on")
-    parser.add_argument("--runs", type=Path, nargs="+", required=True, help="output folders of scripts/train.py")
+    parser.add_argument("--runs", type=Path, nargs="+", required=True, help="output folders of `allspark train`")
     parser.add_argument("--output_dir", type=Path, required=True, help="where to write the comparison")
     parser.add_argument("--num_rows", type=int, default=NUM_ROWS, help="validation images to draw (default: 8)")
     options = parser.parse_args()

@@ -3,8 +3,8 @@
     allspark demo
     allspark demo OUTPUT_DIR
 
-Writes 400 images, 24 of them with a mask, trains the supervised baseline and AllSpark, and leaves a table, a picture and
-both models. A rerun keeps the images, and trains anew.
+Writes 400 images, 24 of them with a mask, trains the supervised baseline and AllSpark, and leaves a table, a picture
+and both models. A rerun keeps the images, and trains anew.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""`scripts/train.py --dry_run`: builds everything, takes one step on random pixels, and tells what is missing."""
+"""`allspark train --dry_run`: builds everything, takes one step on random pixels, and tells what is missing."""
 
 import copy
 import math

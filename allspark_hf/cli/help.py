@@ -1,5 +1,5 @@
 """
-What `--help` prints, without importing what it describes: help.json holds it, and scripts/write_help.py makes that anew
+What `--help` prints, without importing what it describes: help.json holds it, which scripts/write_help.py makes anew
 from the argument classes. It has only arguments of this package, so that no release of transformers changes it.
 """
 

@@ -27,7 +27,7 @@ def main(command: str | None = None) -> int | None:
     Starts a subcommand.
 
     Args:
-        command (`str`, *optional*): one of [`COMMANDS`], whose arguments are all of `sys.argv`; default: the first one.
+        command (`str`, *optional*): one of [`COMMANDS`], whose arguments `sys.argv` has; default: its first one.
 
     Returns:
         `int`, *optional*: the exit code, if the subcommand gives one.

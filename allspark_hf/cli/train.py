@@ -89,12 +89,12 @@ def build_trainer(data_arguments, model_arguments, args, report, command: list[s
     """From arguments to a trainer; all that can be wrong with either shows here. `command` is for the record."""
     from transformers import set_seed
 
-    from allspark_hf import AllSparkTrainer
     from allspark_hf.cli.encoder_defaults import apply_encoder_defaults, planned_updates
     from allspark_hf.cli.models import load_model, normalization_of
     from allspark_hf.inference.loading import make_image_processor
     from allspark_hf.methods import METHODS
     from allspark_hf.training.records import IdLists, run_source
+    from allspark_hf.training.trainer import AllSparkTrainer
 
     args.image_column_name, args.label_column_name = "image", "label"  # what load_data calls them
     data = report.data
@@ -102,7 +102,7 @@ def build_trainer(data_arguments, model_arguments, args, report, command: list[s
     set_seed(args.seed)
     without_bottleneck = not METHODS[args.method].needs_bottleneck
     model = load_model(model_arguments, report, data_arguments.ignore_index, without_bottleneck)
-    for name in ("mask_values", "ignored_mask_values"):  # what scripts/evaluate.py expects of masks
+    for name in ("mask_values", "ignored_mask_values"):  # what `allspark evaluate` expects of masks
         values = getattr(data_arguments, name)
         setattr(model.config, name, None if values is None else list(values))
     updates = planned_updates(args, len(data.labeled), 0 if streams else len(data.unlabeled), streams)
@@ -125,7 +125,6 @@ def start(command: list[str]):
     From the command line, the command first, to a trainer and the checkpoint to go on from; a start that fails leaves
     nothing.
     """
-    from allspark_hf import AllSparkTrainingArguments
     from allspark_hf.cli.apply_preset import Preset, applies
     from allspark_hf.cli.arguments import ModelArguments, parse_arguments
     from allspark_hf.cli.dry_run import DryRunArguments, dry_run
@@ -133,6 +132,7 @@ def start(command: list[str]):
     from allspark_hf.cli.preset import PresetArguments
     from allspark_hf.cli.progress import Progress
     from allspark_hf.data import DataArguments
+    from allspark_hf.training.arguments import AllSparkTrainingArguments
 
     types = (DataArguments, ModelArguments, AllSparkTrainingArguments, DryRunArguments, PresetArguments)
     data_arguments, model_arguments, args, run, wanted = parse_arguments(types, command[1:])

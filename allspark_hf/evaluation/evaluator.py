@@ -2,9 +2,10 @@
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from itertools import groupby
+from itertools import groupby, zip_longest
 
 import datasets
+import numpy as np
 import torch
 from accelerate.utils import gather_object
 from torch.utils.data import Dataset
@@ -15,6 +16,7 @@ from ..data.masks import read_label
 from ..data.reading import read_or_replace
 from ..models.upsampling import cross_entropy_sum
 from .arguments import EvaluationArguments, eval_crop
+from .intervals import image_counts
 from .metrics import BoundaryCounts, ConfusionMatrix
 from .prediction import center_crop, predict_logits
 
@@ -73,7 +75,7 @@ class EvaluationDataset(Dataset):
 
 class Evaluation:
     """
-    What is summed over the images of a data set; memory does not grow with their number.
+    What is summed over the images of a data set; of each image only three numbers a class are kept.
 
     Args:
         config ([`~transformers.PreTrainedConfig`]): of the model: classes, ignore index, training crop.
@@ -86,6 +88,7 @@ class Evaluation:
         loss_sum (`float`): cross-entropy summed over pixels, see [`predict_logits`] for whose.
         num_pixels (`int`): pixels that are not ignored.
         num_images (`int`): images.
+        by_image (`list[np.ndarray]`): [`image_counts`] of each image, in the order of the data set.
     """
 
     def __init__(self, config, args: EvaluationArguments, device: torch.device):
@@ -96,6 +99,7 @@ class Evaluation:
         if args.eval_boundary_iou:
             self.boundary = BoundaryCounts(num_labels, ignore_index, device, args.eval_boundary_ratio)
         self.loss_sum, self.num_pixels, self.num_images = 0.0, 0, 0
+        self.by_image: list[np.ndarray] = []
 
     @torch.no_grad()
     def add(self, model: PreTrainedModel, samples: Iterable[dict[str, torch.Tensor]]):
@@ -130,7 +134,11 @@ class Evaluation:
 
     def _score(self, logits: torch.Tensor, labels: torch.Tensor):
         predictions = logits.argmax(dim=1)
-        self.confusion.update(predictions, labels)
+        for predicted, label in zip(predictions, labels, strict=True):
+            of_image = ConfusionMatrix(len(self.confusion.counts), self.confusion.ignore_index, self.device)
+            of_image.update(predicted, label)
+            self.confusion.counts += of_image.counts
+            self.by_image.append(image_counts(of_image.counts.cpu().numpy()))
         if self.boundary is not None:
             self.boundary.update(predictions, labels)
         self.loss_sum += cross_entropy_sum(logits, labels, self.confusion.ignore_index).item()
@@ -151,6 +159,9 @@ class Evaluation:
         self.loss_sum = accelerator.reduce(loss_sum, reduction="sum").item()
         sizes = torch.tensor([self.num_pixels, self.num_images], device=self.device)
         self.num_pixels, self.num_images = accelerator.reduce(sizes, reduction="sum").tolist()
+        # Each process had every n-th image.
+        shares = gather_object([self.by_image])
+        self.by_image = [one for row in zip_longest(*shares) for one in row if one is not None]
 
     def metrics(self) -> dict[str, float]:
         """

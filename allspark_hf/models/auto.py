@@ -1,4 +1,4 @@
-"""transformers' Auto classes know the models at the first lookup, so that `import allspark_hf` need not import them."""
+"""transformers' Auto classes get to know the models at the first lookup: `import allspark_hf` imports none of them."""
 
 import importlib.util
 import sys

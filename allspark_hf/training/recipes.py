@@ -99,8 +99,8 @@ def recipe_arguments(entries: dict) -> list[str]:
 
 def resolve_recipe(path: str | Path, derived: tuple[Path, ...] = ()) -> dict:
     """
-    The entries of a recipe on top of those of its `base`, which is another recipe, named relative to its own folder, or
-    one of this package. A file of `classes` that is not in the working folder may lie beside the recipe too.
+    The entries of a recipe on top of those of its `base`, which is another recipe, named relative to its own folder,
+    or one of this package. A file of `classes` that is not in the working folder may lie beside the recipe too.
 
     Args:
         path (`str` or `Path`): a YAML or JSON file, or the name of one of this package, see [`find_recipe`].
@@ -137,8 +137,8 @@ def resolve_recipe(path: str | Path, derived: tuple[Path, ...] = ()) -> dict:
         return entries
     if not isinstance(base, str) or not base.isprintable():
         raise ValueError(f"The recipe {path} has base {base!r}: name another recipe, relative to its own folder.")
-    beside = path.parent / base
-    return {**resolve_recipe(beside if beside.is_file() or not find_recipe(base).is_file() else base, chain), **entries}
+    beside, own = path.parent / base, find_recipe(base)
+    return {**resolve_recipe(own if own.is_file() and not beside.is_file() else beside, chain), **entries}
 
 
 def check_entry(name: object, value: object, where: str) -> None:
