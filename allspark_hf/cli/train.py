@@ -122,11 +122,12 @@ def build_trainer(data_arguments, model_arguments, args, report, command: list[s
 
 def start(command: list[str]):
     """
-    From the command line, the command first, to a trainer and the checkpoint to go on from; a start that fails leaves
-    nothing.
+    From the command line, the command first, to a trainer, the checkpoint to go on from, and if wanted what makes the
+    trainer of the baseline from its arguments; a start that fails leaves nothing.
     """
     from allspark_hf.cli.apply_preset import Preset, applies
     from allspark_hf.cli.arguments import ModelArguments, parse_arguments
+    from allspark_hf.cli.baseline import BaselineArguments, check_baseline
     from allspark_hf.cli.dry_run import DryRunArguments, dry_run
     from allspark_hf.cli.ending import removing_new_folders
     from allspark_hf.cli.preset import PresetArguments
@@ -134,13 +135,17 @@ def start(command: list[str]):
     from allspark_hf.data import DataArguments
     from allspark_hf.training.arguments import AllSparkTrainingArguments
 
-    types = (DataArguments, ModelArguments, AllSparkTrainingArguments, DryRunArguments, PresetArguments)
-    data_arguments, model_arguments, args, run, wanted = parse_arguments(types, command[1:])
+    types = (
+        *(DataArguments, ModelArguments, AllSparkTrainingArguments, DryRunArguments),
+        *(PresetArguments, BaselineArguments),
+    )
+    data_arguments, model_arguments, args, run, wanted, comparison = parse_arguments(types, command[1:])
     checkpoint = checkpoint_to_resume(args)  # first, before anything is written
     preset = None
     if applies(wanted, model_arguments, args, command[1:]):
         preset = Preset(types, command[1:], print if args.should_save else lambda line: None)
-        data_arguments, model_arguments, args, run, _ = preset.choose(data_arguments, model_arguments, args)
+        data_arguments, model_arguments, args, *_ = preset.choose(data_arguments, model_arguments, args)
+    check_baseline(comparison, args)
     if run.dry_run:
         sys.exit(0 if dry_run(data_arguments, model_arguments, args) else 1)
     with removing_new_folders(args.output_dir):
@@ -155,10 +160,13 @@ def start(command: list[str]):
             trainer.checkpoints.check(checkpoint)
         if preset is not None and args.should_save:
             preset.save(args.output_dir)
-    return trainer, checkpoint
+    baseline = partial(build_trainer, data_arguments, model_arguments, report=report, command=command)
+    return trainer, checkpoint, baseline if comparison.compare_supervised else None
 
 
 def train_and_evaluate(trainer, checkpoint: str | None):
+    from allspark_hf.cli.baseline import save_by_image
+
     result = trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model(_internal_call=True)  # which does not push: there is nothing yet for the card to report
     trainer.save_state()
@@ -167,6 +175,7 @@ def train_and_evaluate(trainer, checkpoint: str | None):
     metrics = last_evaluation(trainer)
     trainer.log_metrics("eval", metrics)
     trainer.save_metrics("eval", metrics)
+    save_by_image(trainer)
     trainer.save_state()  # whose log now has this evaluation
 
 
@@ -186,6 +195,7 @@ def push(trainer) -> str | None:
 def main():
     from huggingface_hub.errors import StrictDataclassError
 
+    from allspark_hf.cli.baseline import compare_with_baseline
     from allspark_hf.cli.ending import fail, leave
     from allspark_hf.data.reading import BadImageError
     from allspark_hf.evaluation.evaluator import OtherProcessError
@@ -195,12 +205,14 @@ def main():
     for name in ("httpx", "httpx2"):  # which tell of every request, with signed addresses
         logging.getLogger(name).setLevel(logging.WARNING)
     try:
-        trainer, checkpoint = start(sys.argv)
+        trainer, checkpoint, baseline = start(sys.argv)
     except (OSError, ValueError, StrictDataclassError) as error:
         fail(f"{type(error).__name__}: {error}")
 
     try:
         train_and_evaluate(trainer, checkpoint)
+        if baseline is not None:
+            compare_with_baseline(trainer, baseline, train_and_evaluate)
     except (TrainingFault, BadImageError, OSError) as error:
         fail(f"{type(error).__name__}: {error}")
     except OtherProcessError as error:
@@ -240,6 +252,7 @@ def train(
     >>> trainer = allspark_hf.train(data="data", output_dir="out", encoder="facebook/dinov2-small", max_steps=600)
     >>> allspark_hf.segment("out", "photo.jpg")
     ```"""
+    from allspark_hf.cli.baseline import compare_with_baseline
     from allspark_hf.training.recipes import check_entry, recipe_arguments
 
     if arguments.get("dry_run"):
@@ -249,8 +262,10 @@ def train(
         entries[name] = str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
         check_entry(name, entries[name], "allspark_hf.train()")
     recipes = [] if recipe is None else [str(recipe)]
-    trainer, checkpoint = start(["allspark train", *recipes, *recipe_arguments(entries)])
+    trainer, checkpoint, baseline = start(["allspark train", *recipes, *recipe_arguments(entries)])
     train_and_evaluate(trainer, checkpoint)
+    if baseline is not None:
+        compare_with_baseline(trainer, baseline, train_and_evaluate)
     if trainer.args.push_to_hub:
         trainer.push_to_hub()
     return trainer
