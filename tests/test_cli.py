@@ -207,7 +207,7 @@ def test_train_then_evaluate(data_dir, tmp_path):
 def test_mistakes_end_in_one_sentence(data_dir, tmp_path):
     cases = [
         ("train.py", ["--data_dir", tmp_path / "none", "--backbone", "b0", "--output_dir", tmp_path], "none"),
-        ("train.py", ["--data_dir", data_dir, "--output_dir", tmp_path], "Give one of --encoder"),
+        ("train.py", ["--data_dir", data_dir, "--output_dir", tmp_path, "--preset", "none"], "Give one of --encoder"),
         ("evaluate.py", ["--data_dir", data_dir, "--model", tmp_path / "none"], "There is no folder"),
         ("evaluate.py", ["--data_dir", data_dir, "--model", "none"], "There is no folder none"),
     ]
