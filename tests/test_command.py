@@ -1,5 +1,6 @@
 """The command `allspark`, `import allspark_hf`, and `allspark_hf.train`."""
 
+import ast
 import importlib
 import json
 import re
@@ -73,6 +74,14 @@ def test_the_entry_point_is_the_command(monkeypatch, capsys):
     assert capsys.readouterr().err == "allspark has no command 'trian': did you mean train?\n"
     monkeypatch.setattr(sys, "argv", ["allspark", "x"])
     assert main() == 2 and capsys.readouterr().err.startswith("allspark has no command 'x': choose one of train, ")
+
+
+def test_whatever_is_no_code_is_packaged():
+    project, package = (ROOT / "pyproject.toml").read_text(encoding="utf-8"), Path(allspark_hf.__file__).parent
+    patterns = ast.literal_eval(re.search(r"^allspark_hf = (\[.*\])$", project, flags=re.MULTILINE)[1])
+    packaged = {path for pattern in patterns for path in package.glob(pattern)}
+    data = {path for path in package.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc", ".md")}
+    assert packaged == data and package / "recipes" / "demo.yaml" in data
 
 
 def test_help_of_every_command_imports_nothing_heavy():

@@ -119,11 +119,12 @@ def test_a_run_that_ended_before_its_cell_was_written_is_not_trained_again(tmp_p
 def test_a_terminated_study_ends_its_run(tmp_path):
     """And one that is killed outright leaves a run that the next start does not double."""
     study = {"title": "s", "rows": {"a": None}, "columns": {"b": None}, "seeds": [1]}
-    launcher = shlex.join([sys.executable, "-c", "import time; time.sleep(120)"])
+    launcher = shlex.join([sys.executable, "train.py"])
     folders = [tmp_path / name for name in ("terminated", "killed")]
     for folder in folders:
         folder.mkdir()
         (folder / "study.yaml").write_text(yaml.safe_dump(study))
+        (folder / "train.py").write_text("import time; time.sleep(120)")
     arguments = ["study.yaml", "--output_dir", "out", "--launcher", launcher]
     command = [python(), SCRIPTS / "run_study.py", *arguments]
     studies = [subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True) for folder in folders]

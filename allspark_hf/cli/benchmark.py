@@ -34,7 +34,7 @@ def finish(results) -> None:
 
 
 def main():
-    # Imported here, since every measurement's process imports this file, and shall hold nothing that it does not need.
+    # Imported here, as in the files that start this: a measurement's process shall hold nothing that it does not need.
     from allspark_hf.benchmarks.arguments import BenchmarkArguments
     from allspark_hf.benchmarks.cases import find_device
     from allspark_hf.benchmarks.children import in_fresh_process
