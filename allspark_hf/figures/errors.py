@@ -7,6 +7,7 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
+from ..data.masks import MaskConvention
 from ..evaluation.arguments import EvaluationArguments
 from ..evaluation.evaluator import Evaluation, EvaluationDataset
 from .crops import class_names
@@ -57,7 +58,7 @@ def error_by_set(models: Mapping[str, tuple[PreTrainedModel, object]], sets: Map
 def _evaluate(model: PreTrainedModel, image_processor, dataset: Dataset, title: str) -> Evaluation:
     config = model.config
     evaluation = Evaluation(config, EvaluationArguments(), model.device)
-    samples = EvaluationDataset(dataset, image_processor, config.num_labels, config.semantic_loss_ignore_index)
+    samples = EvaluationDataset(dataset, image_processor, config.num_labels, MaskConvention.of(config))
     for row in tqdm(range(len(samples)), desc=title, unit="image", disable=None):
         evaluation.add(model, [samples[row]])
     return evaluation
