@@ -15,8 +15,8 @@ HOLDS_CLASSES = "class_indices"  # in `info` of a mask whose values have been ma
 class MaskConvention:
     """
     What the stored values of a data set's masks mean; travels in the model's configuration, see [`MaskConvention.of`].
-    [`read_label`] applies it. As a transform (`Dataset.with_transform`) it maps the masks when rows are read, and their
-    `info` then says so; other columns stay as they are.
+    [`read_label`] applies it. As a transform (`Dataset.with_transform`) it maps the masks when rows are read, which
+    their `info` then says; other columns stay as they are.
 
     Args:
         mask_values (`tuple[int]`, *optional*): the stored value of class 0, of class 1 and so on; `None`: the values
@@ -86,6 +86,9 @@ class MaskConvention:
         return map_mask_values(array, self.mask_values, self.ignore_index, self.ignored_mask_values)
 
 
+CLASS_INDICES = MaskConvention()
+
+
 def read_label(
     mask: Image.Image, image_size: tuple[int, int], num_labels: int, convention: MaskConvention, where: str
 ) -> np.ndarray:
@@ -134,4 +137,4 @@ def read_label(
     return array.astype(np.uint8)
 
 
-__all__ = ["MaskConvention", "read_label"]
+__all__ = ["CLASS_INDICES", "MaskConvention", "read_label"]

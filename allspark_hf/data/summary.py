@@ -75,12 +75,13 @@ def stored_values(array: np.ndarray) -> np.ndarray:
 
 
 def file_of(dataset: datasets.Dataset, row: int, column: str) -> str:
-    """What to call a row in an error: the path of its file, else its `id` or its number."""
+    """What to call a row in an error: the path of its file, else its `id`, else its number."""
     try:
         stored = undecoded(dataset, column)[row][column] or {}
     except ValueError:  # a column that a transform of one's own makes
         stored = {}
-    return stored.get("path") or row_name(dataset, row, None)
+    has_name = "id" in dataset.column_names
+    return stored.get("path") or (row_name(dataset, row, None) if has_name else f"row {row}")
 
 
 def require_known_values(
