@@ -17,7 +17,7 @@ from .images import InexactMaskError, describe_values, mask_to_array, require_ex
 from .masks import MaskConvention
 from .reading import row_name, undecoded
 from .sources.pairs import SegmentationData
-from .summary import SetSummary, binary_sentence, describe_binary_masks, note, stored_values
+from .summary import binary_sentence, describe_binary_masks, note, stored_values
 
 
 logger = logging.getLogger(__name__)
@@ -139,7 +139,7 @@ def check_data(
 def _note_rows(dataset: Dataset, rows: list[_Row]):
     """So that the trainer need not read the files again."""
     rows = [row for row in rows if not row.problem]
-    note(dataset, SetSummary(tuple(row.size for row in rows), tuple(row.stored for row in rows)))
+    note(dataset, sizes=(row.size for row in rows), values=(row.stored for row in rows))
 
 
 def _require_no_transform(data: SegmentationData, transform: MaskConvention):

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import datasets
 from transformers.image_utils import get_image_size_for_max_height_width
 
-from ..data.summary import file_of, summarize
+from ..data.summary import file_of, image_sizes
 from .arguments import EvaluationArguments
 
 
@@ -15,7 +15,6 @@ def require_large_enough(
     args: EvaluationArguments,
     long_side: int | None,
     image_column: str = "image",
-    label_column: str = "label",
 ):
     """
     Args:
@@ -25,7 +24,6 @@ def require_large_enough(
             that only the image counts.
         long_side (`int`, *optional*): to which the image processor scales.
         image_column (`str`): name of the image column.
-        label_column (`str`): name of the mask column.
 
     Raises:
         ValueError: if an image, at one of the scales, is too small where the model gets it.
@@ -33,7 +31,7 @@ def require_large_enough(
     scale = min(args.eval_scales or [1.0])
     for name, dataset in sets.items():
         found = []
-        for row, size in enumerate(summarize(dataset, image_column, label_column).sizes):
+        for row, size in enumerate(image_sizes(dataset, image_column)):
             if size is None:
                 continue
             given = get_image_size_for_max_height_width(size, long_side, long_side) if long_side else size

@@ -9,7 +9,7 @@ import datasets
 from transformers import TrainerCallback
 
 from ..data.masks import MaskConvention
-from ..data.summary import convention_of, summarize
+from ..data.summary import classes_of
 from ..methods import METHODS
 from .arguments import AllSparkTrainingArguments
 
@@ -175,9 +175,8 @@ class Advice(TrainerCallback):
         )
 
     def _classes(self, dataset: datasets.Dataset) -> set[int]:
-        args = self.trainer.args
-        convention = convention_of(dataset) or MaskConvention.of(self.trainer.model.config)
-        return summarize(dataset, args.image_column_name, args.label_column_name).classes(convention)
+        convention = MaskConvention.of(self.trainer.model.config)
+        return classes_of(dataset, convention, self.trainer.args.label_column_name)
 
 
 __all__ = ["Advice", "RunPlan", "advise"]

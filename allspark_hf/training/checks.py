@@ -126,7 +126,6 @@ def check_contents(
     Raises ValueError for masks in which 255 may be a class, and for images to evaluate on that are too small. Reads
     every mask, unless [`check_data`] did. The mask values that the labeled images are read with go into `config`.
     """
-    columns = args.image_column_name, args.label_column_name
     evaluated = eval_dataset if isinstance(eval_dataset, dict) else {"validation": eval_dataset}
     evaluated = {name: dataset for name, dataset in evaluated.items() if isinstance(dataset, datasets.Dataset)}
     masked = dict(evaluated)
@@ -140,8 +139,8 @@ def check_contents(
         evaluated |= {} if held_out is None else {"held-out": held_out}
     if isinstance(unlabeled_dataset, datasets.Dataset):
         masked["unlabeled"] = unlabeled_dataset
-    require_known_values(masked, config, *columns)
-    require_large_enough(evaluated, config, args, long_side, *columns)
+    require_known_values(masked, config, args.label_column_name)
+    require_large_enough(evaluated, config, args, long_side, args.image_column_name)
 
 
 def check_stream(

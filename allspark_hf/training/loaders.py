@@ -83,8 +83,8 @@ def evaluation_loader(trainer, dataset: datasets.Dataset) -> DataLoader:
     """
     args, config = trainer.args, trainer.model.config
     columns = args.image_column_name, args.label_column_name
-    require_known_values({"validation": dataset}, config, *columns)
-    require_large_enough({"validation": dataset}, config, args, trainer.long_side, *columns)
+    require_known_values({"validation": dataset}, config, args.label_column_name)
+    require_large_enough({"validation": dataset}, config, args, trainer.long_side, args.image_column_name)
     prepared = EvaluationDataset(
         dataset, trainer.processing_class, config.num_labels, MaskConvention.of(config), *columns
     )

@@ -165,7 +165,7 @@ class AllSparkTrainer(Trainer):
     def _connect_parts(self):
         self.add_callback(_Hooks(self))
         self.add_callback(self.record)
-        self.add_callback(Advice(self))
+        self.callback_handler.callbacks.insert(0, Advice(self))  # before the progress bar begins
         if self.method.state_dict():
             self.checkpoints.register("method", self.method)
         if self.method.uses_unlabeled:
