@@ -14,10 +14,10 @@ from tqdm.auto import tqdm
 
 from ..utils.text import one_line
 from .images import InexactMaskError, describe_values, mask_to_array, require_exact_values, require_readable, to_rgb
-from .masks import MaskConvention
+from .masks import MaskConvention, binary_sentence
 from .reading import row_name, undecoded
 from .sources.pairs import SegmentationData
-from .summary import binary_sentence, describe_binary_masks, note, stored_values
+from .summary import describe_binary_masks, note, stored_values
 
 
 logger = logging.getLogger(__name__)
@@ -273,7 +273,7 @@ def _find_values(stored: np.ndarray, num_labels: int | None, transform: MaskConv
     if not len(wrong):
         return frozenset(found.tolist())
     if set(found.tolist()) == {0, 255}:
-        raise ValueError(binary_sentence("The mask holds", []))
+        raise ValueError(binary_sentence("The mask holds"))
     allowed = "0 to 255" if num_labels is None else f"0 to {num_labels - 1} (for {num_labels} classes)"
     raise ValueError(
         f"The mask holds {describe_values(wrong)}, but only {allowed} and the ignore index {ignore_index} are "

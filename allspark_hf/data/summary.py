@@ -11,7 +11,7 @@ import numpy as np
 import PIL.Image
 
 from .images import mask_to_array, open_image
-from .masks import MaskConvention
+from .masks import MaskConvention, binary_sentence
 from .reading import row_name, undecoded
 
 
@@ -126,25 +126,10 @@ def describe_binary_masks(
         rows = enumerate(mask_values(dataset, label_column))
         suspects = [row for row, one in rows if one is not None and 255 in one and one <= {0, 255}]
         if suspects:
-            count = f"All {len(suspects)}" if len(suspects) == len(values[name]) else f"{len(suspects)}"
+            count = f"{len(suspects)} of {len(values[name])}"
             first = file_of(dataset, suspects[0], label_column)
             return binary_sentence(f"{count} {name} masks (first {first}) hold", others)
     return None
-
-
-def binary_sentence(masks_hold: str, others: list[int]) -> str:
-    """One sentence about such masks, with the options; `others` are the values that further masks hold."""
-    void = "--ignored_mask_values 255 (in Python ignored_mask_values=[255] in the model's configuration)"
-    if others:
-        return (
-            f"{masks_hold} only 0 and 255, while others hold {others[0]}: if 255 is a class, store all masks in one "
-            f"way (class indices); if its pixels do not count, give {void}."
-        )
-    return (
-        f"{masks_hold} only 0 and 255, so that 255 may be a class, as in binary masks: if it is, give --mask_values "
-        "0 255 (in Python mask_values=[0, 255] in the model's configuration); if its pixels do not count, give "
-        f"{void}."
-    )
 
 
 # ---- Reading ----
@@ -191,7 +176,6 @@ def _values(mask) -> frozenset[int] | None:
 
 
 __all__ = [
-    "binary_sentence",
     "classes_of",
     "convention_of",
     "describe_binary_masks",
