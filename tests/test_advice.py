@@ -49,7 +49,7 @@ def test_nothing_is_said_of_a_sound_training(method):
             ["80 epochs are 80 steps because there are 2 unlabeled images, .*: set the length with --max_steps.$"],
         ),
         (
-            {"num_train_epochs": 3, "method": "supervised"},
+            {"num_train_epochs": 3, "method": "supervised", "logging_steps": 1},
             {"num_unlabeled": 1, "steps": 3, "epochs": 3, "num_labeled": 1},
             ["3 epochs are 3 steps because there is 1 unlabeled image, .*--max_steps or --epoch_length labeled.$"],
         ),

@@ -15,6 +15,7 @@ from allspark_hf.data import BadDataError, DataArguments, SegmentationData, chec
 from allspark_hf.data.masks import CLASS_INDICES, MaskConvention
 from allspark_hf.data.mixed import Draw
 from allspark_hf.data.summary import describe_binary_masks
+from allspark_hf.evaluation.selection import select_split
 from allspark_hf.figures import compare_predictions, error_by_set
 from allspark_hf.figures.crops import crop_row
 from allspark_hf.inference.loading import make_image_processor
@@ -105,7 +106,7 @@ def test_check_data_counts_classes_before_it_judges():
 def test_the_trainer_refuses_what_nobody_explained(tmp_path):
     binary, indices = rows((0, 255), (255, 0)), rows((0, 1), (1, 0))
     with pytest.raises(ValueError, match=rf"2 of 2 labeled masks .*{OPTION}"):
-        trainer_of(tmp_path, binary, binary)
+        trainer_of(tmp_path, binary, None)
     with pytest.raises(ValueError, match=r"2 of 2 validation masks .* while others hold 1"):
         trainer_of(tmp_path, indices, binary)
     with pytest.raises(ValueError, match=r"2 of 2 two masks .* while others hold 1"):
@@ -227,6 +228,10 @@ def test_the_validation_images_of_a_run_are_found_again(folders):
     found = find_data(split_of_run(DataArguments(data_dir=str(folders / "binary")), str(run)))
     assert list(found.validation["id"]) == list(data.validation["id"]) and len(data.validation) == 3
     assert list(found.labeled["id"]) == list(data.labeled["id"])
+    for more, count in (({}, 3), ({"validation_fraction": 0.3}, 2), ({"labeled_count": 1}, 1)):
+        arguments = DataArguments(data_dir=str(folders / "binary"), **more)
+        config = small_model(num_labels=2, mask_values=[0, 255], **PLAIN).config
+        assert len(select_split("validation", arguments, config, str(run))) == count
     other = find_data(split_of_run(DataArguments(data_dir=str(folders / "binary"), labeled_count=1), str(run)))
     assert len(other.labeled) == 1
 

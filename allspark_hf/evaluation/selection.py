@@ -6,6 +6,7 @@ from datasets import Dataset, concatenate_datasets
 
 from ..data import DataArguments, find_data, split_of_run, with_class_indices
 from ..data.images import require_readable
+from ..data.loading import held_out_in_run
 from ..data.overlap import row_name, undecoded
 from ..data.summary import require_known_values
 from ..utils.text import one_line
@@ -72,7 +73,7 @@ def select_split(
     """
     where = data_arguments.data_dir or data_arguments.dataset_name
     no_second_source = {"unlabeled_dir": None, "unlabeled_dataset_name": None, "unlabeled_streaming": False}
-    if split in ("labeled", "unlabeled"):
+    if split in ("labeled", "unlabeled") or held_out_in_run(data_arguments, model_folder):
         data_arguments = split_of_run(data_arguments, model_folder)
     data = find_data(replace(data_arguments, **no_second_source), image_column=image_column, label_column=label_column)
     if data.classes is not None and data.classes.num_labels != config.num_labels:
