@@ -3,6 +3,8 @@
 import datasets
 import pytest
 from conftest import small_model
+from in_process import run_script
+from layout_folders import make_folder
 from PIL import Image
 
 from allspark_hf import AllSparkConfig, AllSparkTrainer, AllSparkTrainingArguments
@@ -65,3 +67,15 @@ def test_the_trainer_names_the_image(tmp_path):
         trainer.evaluate(small)
     with pytest.raises(ValueError, match=r"1 of 1 held-out images is too small, first i(9|10) with"):
         build(None, labeled=rows((smallest - 1, 64), (smallest - 1, 64), start=9), holdout_fraction=0.5, seed=1)
+
+
+def test_a_dry_run_tells_it_and_what_training_will_warn_of(tmp_path):
+    """Images of 11 x 7 pixels; which is enough for training, where crops are padded."""
+    model = ["--backbone", "b0", "--crop_size", 32, "--hidden_sizes", 8, 8, 8, 8, "--depths", 1, 1, 1, 1]
+    data = ["--data_dir", make_folder(tmp_path / "data"), "--num_labels", 2, "--output_dir", tmp_path / "out"]
+    done = run_script("train.py", *model, *data, "--decoder_hidden_size", 8, "--use_cpu", "--dry_run")
+    assert done.returncode == 1, done.stderr
+    consider, to_do = done.stdout.split("To consider:")[1].split("To do before training:")
+    assert "- The validation set has 2 images, so" in consider
+    assert "- 80 epochs are 80 steps because there are 2 unlabeled images" in consider
+    assert "- 2 of 2 validation images are too small, first " in to_do and "v000.jpg with 11x7 pixels:" in to_do

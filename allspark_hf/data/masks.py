@@ -9,7 +9,8 @@ from PIL import Image
 from .images import check_mask_values, map_mask_values, mask_to_array
 
 
-HOLDS_CLASSES = "class_indices"  # in `info` of a mask whose values have been mapped, so that nobody maps them again
+# In `info` of a mask whose values have been mapped, so that nobody maps them again; a file's own entries are strings.
+HOLDS_CLASSES = ("allspark_hf", "class indices")
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,8 @@ class MaskConvention:
         values = getattr(config, "mask_values", None)
         if values is not None and len(values) != config.num_labels:
             raise ValueError(
-                f"mask_values lists {len(values)} classes, but the model has {config.num_labels}: list each."
+                f"mask_values lists {len(values)} classes, but the model has {config.num_labels}: list each, or set "
+                "it to None where masks hold class indices."
             )
         ignored = tuple(getattr(config, "ignored_mask_values", None) or ())
         return cls(None if values is None else tuple(values), config.semantic_loss_ignore_index, ignored)
