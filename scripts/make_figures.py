@@ -88,8 +88,6 @@ class Material:
             name: with_class_indices(getattr(data, name), data, data_arguments)
             for name in ("labeled", "unlabeled", "validation")
         }
-        for model, _ in self.models.values():
-            require_known_values(self.sets, model.config)
         self.hidden_ids = set(data.hidden_ids)
         self.lists_problem = self._lists_problem()
 
@@ -146,6 +144,8 @@ class Material:
 
     def chosen(self) -> list[dict]:
         """Rows of the images to show one by one, with masks where there are any."""
+        for model, _ in self.models.values():
+            require_known_values({"validation": self.sets["validation"]}, model.config)
         if self.arguments.images is None:
             return list(self.some(self.sets["validation"], self.arguments.num_images))
         rows = []

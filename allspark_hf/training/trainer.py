@@ -85,7 +85,7 @@ class AllSparkTrainer(Trainer):
             unlabeled images; a mask column, where a row may be None, serves to measure the pseudo-labels only. A
             stream, whose masks are not read, needs `args.unlabeled_images_per_epoch`.
         eval_dataset (`datasets.Dataset` or `dict[str, datasets.Dataset]`, *optional*):
-            labeled images, none of which may be among those trained on.
+            labeled images that are not trained on. `model.config.mask_values` says what the values of all masks mean.
         kwargs: of [`~transformers.Trainer`].
 
     Attributes:
