@@ -16,6 +16,7 @@ from pathlib import Path
 from allspark_hf import figures
 from allspark_hf.cli.arguments import parse_arguments
 from allspark_hf.data import DataArguments, find_data, list_path, split_of_run, with_class_indices
+from allspark_hf.data.summary import require_known_values
 from allspark_hf.inference.loading import load_trained
 from allspark_hf.utils.arguments import argument
 
@@ -143,6 +144,8 @@ class Material:
 
     def chosen(self) -> list[dict]:
         """Rows of the images to show one by one, with masks where there are any."""
+        for model, _ in self.models.values():
+            require_known_values({"validation": self.sets["validation"]}, model.config)
         if self.arguments.images is None:
             return list(self.some(self.sets["validation"], self.arguments.num_images))
         rows = []

@@ -14,9 +14,10 @@ from tqdm.auto import tqdm
 
 from ..utils.text import one_line
 from .images import InexactMaskError, describe_values, mask_to_array, require_exact_values, require_readable, to_rgb
-from .masks import MaskValueTransform
+from .masks import MaskConvention, binary_sentence
 from .reading import row_name, undecoded
 from .sources.pairs import SegmentationData
+from .summary import describe_binary_masks, note, stored_values
 
 
 logger = logging.getLogger(__name__)
@@ -62,9 +63,11 @@ class CheckReport:
 
 @dataclass
 class _Row:
-    """What was found in one row: the values of its mask, or the column that is bad and why."""
+    """What was found in one row: the classes and the stored values of its mask, or the column that is bad and why."""
 
     values: frozenset[int] = frozenset()
+    stored: frozenset[int] | None = None
+    size: tuple[int, int] | None = None
     column: str | None = None
     problem: str | None = None
 
@@ -119,18 +122,27 @@ def check_data(
         }
         data = replace(data, **{name: dataset.select(good[name]) for name, dataset in data.sets.items()})
         _require_rows(data, f"all its files were left out; the first problem: {problems[0]}")
-    present = {name: set().union(*(row.values for row in rows[name])) for name in WITH_MASKS}
-    values = _check_all_values(present, num_labels, transform)
+    for name, dataset in data.sets.items():
+        _note_rows(dataset, rows[name])
+    values = _check_all_values(data, rows, num_labels, transform)
     if num_labels is None:
         num_labels = _infer_num_labels(values)
-        _check_num_labels(num_labels, transform)
+        _check_num_labels(num_labels, transform, inferred=True)
     if transform.maps:
         mapped = {name: dataset.with_transform(transform) for name, dataset in data.sets.items()}
         data = replace(data, **mapped, mask_values=None, ignored_mask_values=None)
+        for name, dataset in data.sets.items():
+            _note_rows(dataset, rows[name])
     return CheckReport(data=data, num_labels=num_labels, values=values, left_out=problems, found=found)
 
 
-def _require_no_transform(data: SegmentationData, transform: MaskValueTransform):
+def _note_rows(dataset: Dataset, rows: list[_Row]):
+    """So that the trainer need not read the files again."""
+    rows = [row for row in rows if not row.problem]
+    note(dataset, sizes=(row.size for row in rows), values=(row.stored for row in rows))
+
+
+def _require_no_transform(data: SegmentationData, transform: MaskConvention):
     for name in WITH_MASKS:
         form = data.sets[name].format["type"]
         if transform.maps and form is not None:
@@ -140,7 +152,7 @@ def _require_no_transform(data: SegmentationData, transform: MaskValueTransform)
             )
 
 
-def _known_num_labels(data: SegmentationData, num_labels: int | None, transform: MaskValueTransform) -> int | None:
+def _known_num_labels(data: SegmentationData, num_labels: int | None, transform: MaskConvention) -> int | None:
     sources = {"num_labels": num_labels}
     if transform.mask_values is not None:
         sources["the list of mask values"] = len(transform.mask_values)
@@ -158,12 +170,17 @@ def _known_num_labels(data: SegmentationData, num_labels: int | None, transform:
     return count
 
 
-def _check_num_labels(num_labels: int, transform: MaskValueTransform):
+def _check_num_labels(num_labels: int, transform: MaskConvention, inferred: bool = False):
     ignore_index = transform.ignore_index
     if 0 <= ignore_index < num_labels:
+        # Counted in the masks, the ignored value was counted too; said by the user, it was hardly meant to be.
+        count = num_labels if inferred or transform.mask_values is not None else num_labels + 1
+        stored = [str(value) for value in range(count) if value != ignore_index]
+        stored = stored[:3] + ["..."] * (len(stored) > 3)
         raise ValueError(
-            f"The ignore index {ignore_index} is also one of the classes 0 to {num_labels - 1}; use another value for "
-            "ignored pixels, in the masks too."
+            f"The ignore index {ignore_index} is also one of the classes 0 to {num_labels - 1}; leave --ignore_index "
+            "out, and list the stored value of each class and what does not count: --mask_values "
+            f"{' '.join(stored)} --ignored_mask_values {ignore_index}."
         )
     clash = [value for value in transform.ignored_mask_values if 0 <= value < num_labels]
     if transform.mask_values is None and clash:
@@ -179,7 +196,7 @@ def _require_rows(data: SegmentationData, reason: str):
             raise BadDataError(f"The {name} set is empty: {reason}.")
 
 
-def _check_set(dataset: Dataset, title: str, num_labels: int | None, transform: MaskValueTransform) -> list[_Row]:
+def _check_set(dataset: Dataset, title: str, num_labels: int | None, transform: MaskConvention) -> list[_Row]:
     if len(dataset) == 0:
         return []
     hidden = title == "unlabeled" and "label" in dataset.column_names
@@ -207,7 +224,7 @@ def _check_set(dataset: Dataset, title: str, num_labels: int | None, transform: 
 
 def _check_row(stored: dict, decoders: dict, find_values) -> _Row:
     sizes = {}
-    values = frozenset()
+    values, stored_in_mask = frozenset(), None
     for column, content in stored.items():
         if content is None:
             return _Row(column=column, problem="The entry is empty; give it a file or remove the row.")
@@ -218,7 +235,8 @@ def _check_row(stored: dict, decoders: dict, find_values) -> _Row:
             else:
                 array = mask_to_array(picture)
                 sizes[column] = array.shape[::-1]
-                values = find_values(array)
+                stored_in_mask = stored_values(array)
+                values = find_values(stored_in_mask)
         except ValueError as error:
             return _Row(column=column, problem=str(error))
     if len(set(sizes.values())) > 1:
@@ -228,7 +246,8 @@ def _check_row(stored: dict, decoders: dict, find_values) -> _Row:
             problem=f"The mask is {width} x {height} pixels (width x height), but its image is {image_width} x "
             f"{image_height} once upright; export the mask at the size of the image.",
         )
-    return _Row(values=values)
+    stored = None if stored_in_mask is None else frozenset(stored_in_mask.tolist())
+    return _Row(values=values, stored=stored, size=sizes["image"])
 
 
 def _decode(content: dict, decoder, is_mask: bool) -> PIL.Image.Image:
@@ -245,22 +264,16 @@ def _decode(content: dict, decoder, is_mask: bool) -> PIL.Image.Image:
         raise ValueError(f"The file cannot be read ({one_line(error)}); replace or remove it.") from error
 
 
-def _find_values(array: np.ndarray, num_labels: int | None, transform: MaskValueTransform) -> frozenset[int]:
-    """The classes in a mask, the ignore index included; ValueError if a value is none of these."""
+def _find_values(stored: np.ndarray, num_labels: int | None, transform: MaskConvention) -> frozenset[int]:
+    """The classes of the values in a mask, the ignore index included; ValueError if a value is none of these."""
     ignore_index = transform.ignore_index
-    array = transform.map(array)
-    # Counting is several times faster than sorting where the values are few.
-    small = array.dtype == np.uint8
-    found = np.flatnonzero(np.bincount(array.ravel(), minlength=256)) if small else np.unique(array)
+    found = np.unique(transform.map(stored))
     highest = 255 if num_labels is None else num_labels - 1  # labels have 8 bits
     wrong = found[((found < 0) | (found > highest)) & (found != ignore_index)]
     if not len(wrong):
         return frozenset(found.tolist())
     if set(found.tolist()) == {0, 255}:
-        raise ValueError(
-            "The mask holds only 0 and 255, so it is a binary mask and not class indices; give the option "
-            "--mask_values 0 255."
-        )
+        raise ValueError(binary_sentence("The mask holds"))
     allowed = "0 to 255" if num_labels is None else f"0 to {num_labels - 1} (for {num_labels} classes)"
     raise ValueError(
         f"The mask holds {describe_values(wrong)}, but only {allowed} and the ignore index {ignore_index} are "
@@ -270,16 +283,15 @@ def _find_values(array: np.ndarray, num_labels: int | None, transform: MaskValue
 
 
 def _check_all_values(
-    present: dict[str, set[int]], num_labels: int | None, transform: MaskValueTransform
+    data: SegmentationData, rows: dict[str, list[_Row]], num_labels: int | None, transform: MaskConvention
 ) -> list[int]:
+    present = {name: set().union(*(row.values for row in rows[name])) for name in WITH_MASKS}
     ignore_index = transform.ignore_index
+    number = num_labels or max(set().union(*present.values()) - {ignore_index}, default=0) + 1
     # With one class asked for, 0 and 255 are that class and the ignored pixels.
-    if not transform.maps and ignore_index == 255 and present["labeled"] == {0, 255} and num_labels != 1:
-        raise BadDataError(
-            "All labeled masks hold only 0 and 255, so 255 would be ignored and class 0 be the only one to learn; if "
-            "they are binary masks, give the option --mask_values 0 255, else label images of more classes or set the "
-            "number of classes to 1."
-        )
+    sentence = None if num_labels == 1 else describe_binary_masks(data.sets, number, transform)
+    if sentence:
+        raise BadDataError(sentence)
     for split, found in present.items():
         if not found - {ignore_index}:
             raise BadDataError(

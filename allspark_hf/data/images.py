@@ -237,7 +237,7 @@ def check_mask_values(mask_values: Sequence[int] | None, ignore_index: int, igno
     if 0 <= ignore_index < len(listed):
         raise ValueError(
             f"With the {len(listed)} mask values {text}, the ignore index {ignore_index} is also the index of a "
-            f"class; use an ignore index of at least {len(listed)}."
+            f"class; leave --ignore_index out, and name what does not count with --ignored_mask_values {ignore_index}."
         )
 
 

@@ -191,7 +191,10 @@ def check_found(data: SegmentationData, arguments: DataArguments) -> CheckReport
 
 
 def with_class_indices(dataset: Dataset, data: SegmentationData, arguments: DataArguments) -> Dataset:
-    """Rows of `data`, of [`find_data`], whose masks, when read, hold class indices; they are not checked."""
+    """
+    Rows of `data`, of [`find_data`], whose masks, when read, hold class indices; they are not checked. Where neither
+    arguments nor data say what the masks hold, the rows stay as they are, for the convention of a model.
+    """
     transform = data.mask_transform(arguments.ignore_index, arguments.mask_values, arguments.ignored_mask_values)
     return dataset.with_transform(transform) if transform.maps else dataset
 
@@ -203,18 +206,40 @@ def list_path(folder: str, kind: str) -> Path:
 
 
 def split_of_run(arguments: DataArguments, folder: str) -> DataArguments:
-    """Arguments by which the images labeled in a run are labeled, unless others were asked for."""
+    """
+    Arguments by which the images labeled in a run are labeled, and in a folder the validation images those of the run,
+    unless others were asked for.
+    """
     asked = (arguments.labeled_fraction, arguments.labeled_count, arguments.labeled_list)
-    path = list_path(folder, "labeled")
-    if not path.is_file() or any(value is not None for value in asked):
+    labeled, validation = list_path(folder, "labeled"), list_path(folder, "validation")
+    if not labeled.is_file() or any(value is not None for value in asked):
         return arguments
-    return replace(arguments, labeled_list=str(path))
+    if validation.is_file() and not _choose_validation(arguments):
+        arguments = replace(arguments, validation_list=str(validation))
+    return replace(arguments, labeled_list=str(labeled))
+
+
+def _choose_validation(arguments: DataArguments) -> bool:
+    """Whether they say which images validate, or are about a data set of the Hub, which no list can say it of."""
+    names = ("dataset_name", "validation_list", "validation_fraction", "split_seed")
+    return any(getattr(arguments, name) != getattr(DataArguments, name) for name in names)
+
+
+def held_out_in_run(arguments: DataArguments, folder: str) -> bool:
+    """Whether a run held its validation images out of the folder of these arguments, which names none itself."""
+    path = list_path(folder, "validation")
+    if _choose_validation(arguments) or not path.is_file():
+        return False
+    layout = find_layout(arguments.data_dir, arguments.data_format, arguments.voc_masks)
+    listed = path.read_text(encoding="utf-8").split("\n")[:-1]
+    return not layout.has_validation and not layout.pairs("train").images.keys().isdisjoint(listed)
 
 
 __all__ = [
     "DataArguments",
     "check_found",
     "find_data",
+    "held_out_in_run",
     "list_path",
     "load_data",
     "split_of_run",

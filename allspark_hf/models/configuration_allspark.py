@@ -75,6 +75,7 @@ class AllSparkFields:
             as `"apache-2.0"`, or another license's name, such as `"dinov3-license"`.
         mask_values (`list[int]`, *optional*):
             Values that stand for the classes, in order, in the masks of the training data. None: 0, 1, 2, ...
+            Training, evaluation and figures read masks by them, such as `[0, 255]` for binary masks.
         ignored_mask_values (`list[int]`, *optional*):
             Values in the masks of the training data that are ignored, besides `semantic_loss_ignore_index`.
         palette (`list[list[int]]`, *optional*):
