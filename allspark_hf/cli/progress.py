@@ -10,6 +10,7 @@ from transformers import TrainerCallback
 from transformers.integrations import TensorBoardCallback
 
 from ..data.images import to_rgb
+from ..data.masks import MaskConvention
 from ..evaluation.evaluator import EvaluationDataset, failing_together
 from ..evaluation.metrics import metric_name
 from ..evaluation.prediction import predict_logits
@@ -39,7 +40,7 @@ class Progress(TrainerCallback):
         chosen = trainer.eval_dataset.select(list(rows))
         columns = args.image_column_name, args.label_column_name
         self.samples = EvaluationDataset(
-            chosen, trainer.processing_class, config.num_labels, config.semantic_loss_ignore_index, *columns
+            chosen, trainer.processing_class, config.num_labels, MaskConvention.of(config), *columns
         )
         self.images = chosen, columns[0]
         self.palette = np.array(config.palette or default_palette(config.num_labels))
@@ -78,7 +79,7 @@ class Progress(TrainerCallback):
     def draw(self, now: list[np.ndarray]) -> Image.Image:
         """A row for each image, with the columns of `COLUMNS`."""
         dataset, column = self.images
-        ignore_index = self.samples.ignore_index
+        ignore_index = self.samples.masks.ignore_index
         rows = []
         for index, (before, after) in enumerate(zip(self.before, now, strict=True)):
             image, truth = to_rgb(dataset[index][column]), self.samples[index]["labels"].numpy()
