@@ -13,8 +13,10 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 
 from ..utils.text import one_line
-from .images import InexactMaskError, describe_values, mask_to_array, require_exact_values, require_readable, to_rgb
+from .columns import Mask, Picture
+from .images import describe_values, mask_to_array, require_readable
 from .masks import MaskValueTransform
+from .pixels import ImageError, common_range, deep_values, open_image, to_rgb, value_range
 from .reading import row_name, undecoded
 from .sources.pairs import SegmentationData
 
@@ -51,6 +53,8 @@ class CheckReport:
         values (`list[int]`): the classes that occur in the masks, ascending, without the ignore index.
         left_out (`list[str]`): one sentence per row left out; empty unless `skip_bad_files` was given.
         found (`SegmentationData`, *optional*): the data that was checked, with the files left out.
+        image_range (`list[int]`, *optional*): the values of 16-bit images that are to become black and white, for
+            `config.image_range` of a model; `None` where there are none, or where they use all 16 bits.
     """
 
     data: SegmentationData
@@ -58,6 +62,7 @@ class CheckReport:
     values: list[int]
     left_out: list[str] = field(default_factory=list)
     found: SegmentationData | None = None
+    image_range: list[int] | None = None
 
 
 @dataclass
@@ -67,6 +72,9 @@ class _Row:
     values: frozenset[int] = frozenset()
     column: str | None = None
     problem: str | None = None
+    range: tuple[int, int] | None = None  # of an image of 16 bits
+    turned_alone: bool = False  # the image, by its EXIF orientation, and nothing shows whether the mask should be
+    name: str = ""
 
 
 def check_data(

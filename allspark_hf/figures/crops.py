@@ -9,9 +9,9 @@ from datasets import Dataset
 from PIL import Image, ImageOps
 
 from ..data.geometry import PADDING_COLOR
-from ..data.images import to_rgb
 from ..data.masks import read_label
 from ..data.photometry import to_pixel_values
+from ..data.pixels import to_rgb
 
 
 @dataclass
@@ -48,7 +48,8 @@ def crop_row(images: Sequence[dict], row: int, image_processor, config) -> Cente
         ValueError: if [`to_rgb`] refuses the image or [`read_label`] the mask.
     """
     example = images[row]
-    mask, picture, ignore_index = example.get("label"), to_rgb(example["image"]), config.semantic_loss_ignore_index
+    mask, picture = example.get("label"), to_rgb(example["image"], config.image_range)
+    ignore_index = config.semantic_loss_ignore_index
     label = Image.new("L", picture.size, ignore_index)
     if mask is not None:
         label = Image.fromarray(read_label(mask, picture.size, config.num_labels, ignore_index, "an image to draw"))

@@ -44,6 +44,7 @@ def train_loader(trainer) -> DataLoader:
             seed=data_seed(args),
             buffer_size=args.shuffle_buffer_size,
             image_column=args.image_column_name,
+            image_range=config.image_range,
         )
     dataset = MixedDataset(
         labeled=trainer.train_dataset,
@@ -61,6 +62,7 @@ def train_loader(trainer) -> DataLoader:
         label_column=args.label_column_name,
         on_bad_image=args.on_bad_image,
         augment_on_device=args.augment_on_device,
+        image_range=config.image_range,
     )
     settings = _settings(args)
     if streams:
@@ -81,6 +83,7 @@ def evaluation_loader(trainer, dataset: datasets.Dataset) -> DataLoader:
         config.semantic_loss_ignore_index,
         args.image_column_name,
         args.label_column_name,
+        config.image_range,
     )
     # Not prepared by accelerate, which would repeat rows to even out the processes.
     return DataLoader(
