@@ -13,6 +13,7 @@ from pathlib import Path
 
 from allspark_hf.cli.arguments import parse_arguments
 from allspark_hf.data import DataArguments
+from allspark_hf.data.masks import MaskConvention
 from allspark_hf.evaluation.evaluator import EvaluationDataset
 from allspark_hf.evaluation.selection import fit_to_model, select_split
 from allspark_hf.export.cost import cost_table, measure_cost
@@ -85,7 +86,7 @@ def validation_samples(arguments: ScriptArguments, data_arguments, model, image_
         dataset,
         image_processor,
         config.num_labels,
-        config.semantic_loss_ignore_index,
+        MaskConvention.of(config),
         image_range=config.image_range,
     )
     if arguments.fixed_size is not None:

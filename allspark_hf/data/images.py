@@ -8,7 +8,7 @@ import numpy as np
 import PIL.Image
 import PIL.ImageOps
 
-from .pixels import ImageError, load_image, open_image, require_one_page
+from .pixels import ImageError, load_image, load_orientation, open_image, require_one_page
 
 
 SHOWN_VALUES = 10
@@ -94,8 +94,10 @@ def decode(stored: dict, is_mask: bool) -> PIL.Image.Image:
         if not is_mask:
             return load_image(opened, name=path)
         require_exact_values(opened)
-        opened.load()
-        return PIL.ImageOps.exif_transpose(opened)
+        orientation = load_orientation(opened)
+        upright = PIL.ImageOps.exif_transpose(opened)
+        upright.orientation = orientation
+        return upright
 
 
 def mask_to_array(mask: PIL.Image.Image) -> np.ndarray:
@@ -208,7 +210,7 @@ def check_mask_values(mask_values: Sequence[int] | None, ignore_index: int, igno
     if 0 <= ignore_index < len(listed):
         raise ValueError(
             f"With the {len(listed)} mask values {text}, the ignore index {ignore_index} is also the index of a "
-            f"class; use an ignore index of at least {len(listed)}."
+            f"class; leave --ignore_index out, and name what does not count with --ignored_mask_values {ignore_index}."
         )
 
 

@@ -191,7 +191,10 @@ def check_found(data: SegmentationData, arguments: DataArguments) -> CheckReport
 
 
 def with_class_indices(dataset: Dataset, data: SegmentationData, arguments: DataArguments) -> Dataset:
-    """Rows of `data`, of [`find_data`], whose masks, when read, hold class indices; they are not checked."""
+    """
+    Rows of `data`, of [`find_data`], whose masks, when read, hold class indices; they are not checked. Where neither
+    arguments nor data say what the masks hold, the rows stay as they are, for the convention of a model.
+    """
     transform = data.mask_transform(arguments.ignore_index, arguments.mask_values, arguments.ignored_mask_values)
     return dataset.with_transform(transform) if transform.maps else dataset
 

@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 from torch.utils.data import BatchSampler, Dataset
 
-from .device_photometry import pack_photometry
 from .columns import exact_columns
+from .device_photometry import pack_photometry
 from .geometry import crop_image, crop_label, draw_geometry, shown_pixels
-from .masks import read_label
+from .masks import MaskConvention, read_label
 from .photometry import apply_photometry, draw_photometry, to_pixel_values
 from .pixels import to_rgb
 from .reading import read_or_replace
@@ -134,7 +134,7 @@ class MixedDataset(Dataset):
         image_std (`tuple[float, ...]`): of the normalization.
         labeled_views (`tuple[View, ...]`): of every labeled image.
         unlabeled_views (`tuple[View, ...]`): of every unlabeled image.
-        ignore_index (`int`): label of padding and of pixels that do not count.
+        masks ([`MaskConvention`]): what the values of the masks mean; padding gets its ignore index.
         image_column (`str`): name of the image column.
         label_column (`str`): name of the mask column.
         on_bad_image (`str`): "stop" or "skip", see [`read_or_replace`].
@@ -154,7 +154,7 @@ class MixedDataset(Dataset):
         image_std: tuple[float, ...],
         labeled_views: tuple[View, ...] = (STRONG,),
         unlabeled_views: tuple[View, ...] = (WEAK,),
-        ignore_index: int = 255,
+        masks: MaskConvention = MaskConvention(),
         image_column: str = "image",
         label_column: str = "label",
         on_bad_image: str = "stop",
@@ -173,7 +173,7 @@ class MixedDataset(Dataset):
         self.image_std = image_std
         self.labeled_views = labeled_views
         self.unlabeled_views = unlabeled_views
-        self.ignore_index = ignore_index
+        self.masks = masks
         self.image_column = image_column
         self.label_column = label_column
         self.on_bad_image = on_bad_image
@@ -205,7 +205,7 @@ class MixedDataset(Dataset):
         if not draw.labeled:
             sample["pixel_mask"] = torch.from_numpy(shown_pixels(geometry).copy())
         if label is not None:
-            label = crop_label(label, geometry, self.ignore_index)
+            label = crop_label(label, geometry, self.masks.ignore_index)
             sample["labels" if draw.labeled else "truth"] = torch.from_numpy(label.astype(np.int64))
         return sample
 
@@ -246,9 +246,9 @@ class MixedDataset(Dataset):
         """uint8 (height, width) of an image of `size` (width, height)."""
         mask = example.get(self.label_column)
         if mask is None and not draw.labeled:
-            return np.full(size[::-1], self.ignore_index, dtype=np.uint8)
+            return np.full(size[::-1], self.masks.ignore_index, dtype=np.uint8)
         where = f"labeled row {draw.row}" if draw.labeled else f"unlabeled row {draw.row}"
-        return read_label(mask, size, self.num_labels, self.ignore_index, where)
+        return read_label(mask, size, self.num_labels, self.masks, where)
 
 
 class MixedBatch(dict):

@@ -29,13 +29,13 @@ logger = logging.getLogger(__name__)
 
 STARTS_A_PROGRAM = ("EPS",)
 FULL_RANGE = (0, 65535)  # of 16 bits
-OUTLIERS = 1000  # one pixel in so many, at either end, does not count for an image's range
 # Programs write any fourth band into these as if it was opacity; GDAL does so with near infrared.
 ANY_FOURTH_BAND = ("TIFF", "JPEG2000")
 # The raw mode that reads the other byte of each value; libtiff gives them in the machine's order ("N").
 OTHER_BYTE = {";16B": ";16L", ";16L": ";16B", ";16N": ";16B" if sys.byteorder == "little" else ";16L"}
 # Tags of TIFF.
-SUBFILE, BITS, IMAGEJ, BANDS, PLANES, SUB_IFDS, EXTRA_BANDS, SAMPLE_FORMAT = 254, 258, 270, 277, 284, 330, 338, 339
+SUBFILE, BITS, IMAGEJ, ORIENTATION, BANDS, PLANES = 254, 258, 270, 274, 277, 284
+SUB_IFDS, EXTRA_BANDS, SAMPLE_FORMAT = 330, 338, 339
 NOT_A_PAGE = 0b101  # bits of SUBFILE: a reduced copy, a transparency mask
 _UNREADABLE = (
     "The TIFF file has {bands} band{s} of {bits}-bit {kind}, which is no picture that can be read; save it as gray or "
@@ -85,7 +85,8 @@ def load_image(image: PIL.Image.Image, name: str | None = None) -> PIL.Image.Ima
 
     Returns:
         `PIL.Image.Image`: upright, in the file's mode. 16-bit colors, of which Pillow keeps 8 bits, have their lower
-        8 bits in the attribute `low_bytes`, an image of the same mode and size.
+        8 bits in the attribute `low_bytes`, an image of the same size; `orientation` is the EXIF orientation, 1 to 8,
+        by which it was turned.
 
     Raises:
         ImageError: if the file has several pages, or 16-bit colors that Pillow cannot read.
@@ -98,12 +99,23 @@ def load_image(image: PIL.Image.Image, name: str | None = None) -> PIL.Image.Ima
         _say_of_frames(image, name)
         bands = _keep_stored_colors(image)
         low = _low_bytes(image)
-        image.load()
+        orientation = load_orientation(image)
         image = _without_other_bands(image, bands, name)
+    else:
+        orientation = load_orientation(image)
     upright = PIL.ImageOps.exif_transpose(image)
+    upright.orientation = orientation
     if low is not None:
         upright.low_bytes = PIL.ImageOps.exif_transpose(low)
     return upright
+
+
+def load_orientation(image: PIL.Image.Image) -> int:
+    """Decodes an image file; its EXIF orientation, 1 to 8, where 1 is upright."""
+    # Pillow turns TIFF files when it decodes them.
+    orientation = image.tag_v2.get(ORIENTATION) if image.format == "TIFF" else None
+    image.load()
+    return orientation or image.getexif().get(ORIENTATION) or 1
 
 
 def to_rgb(image: PIL.Image.Image, image_range: Sequence[int] | None = None) -> PIL.Image.Image:
@@ -201,23 +213,6 @@ def deep_values(image: PIL.Image.Image) -> np.ndarray | None:
         return None
     high, low = np.asarray(image)[..., :3], np.asarray(low)[..., :3]
     return high.astype(np.uint16) * 256 + low
-
-
-def value_range(values: np.ndarray) -> tuple[int, int]:
-    """The smallest and largest of [`deep_values`], without one pixel in 1000 at either end, which may be a defect."""
-    values = values.ravel()
-    rest = len(values) // OUTLIERS
-    low, high = np.partition(values, (rest, len(values) - 1 - rest))[[rest, len(values) - 1 - rest]]
-    return int(low), int(high)
-
-
-def common_range(ranges: Sequence[tuple[int, int]]) -> list[int] | None:
-    """
-    The range to scale the 16-bit images of a data set by, from each one's [`value_range`]: their own, or `None` (0 to
-    65535) where they span half of it or more, or show nothing.
-    """
-    low, high = min((low for low, _ in ranges), default=0), max((high for _, high in ranges), default=0)
-    return [low, high] if 0 < high - low < FULL_RANGE[1] // 2 else None
 
 
 @lru_cache(maxsize=8)

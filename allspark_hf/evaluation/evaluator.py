@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedModel
 
 from ..data.columns import exact_columns
-from ..data.masks import read_label
+from ..data.masks import MaskConvention, read_label
 from ..data.pixels import to_rgb
 from ..data.reading import read_or_replace
 from ..models.upsampling import cross_entropy_sum
@@ -28,7 +28,7 @@ class EvaluationDataset(Dataset):
         dataset (`datasets.Dataset`): an image and a mask column.
         image_processor: what inference uses.
         num_labels (`int`): classes.
-        ignore_index (`int`): label of pixels that do not count.
+        masks ([`MaskConvention`]): what the values of the masks mean.
         image_column (`str`): name of the image column.
         label_column (`str`): name of the mask column.
         image_range (`list[int]`, *optional*): the model's, of images of 16 bits, see [`to_rgb`].
@@ -39,7 +39,7 @@ class EvaluationDataset(Dataset):
         dataset: datasets.Dataset,
         image_processor,
         num_labels: int,
-        ignore_index: int = 255,
+        masks: MaskConvention = MaskConvention(),
         image_column: str = "image",
         label_column: str = "label",
         image_range: list[int] | None = None,
@@ -48,7 +48,7 @@ class EvaluationDataset(Dataset):
         self.image_range = image_range
         self.image_processor = image_processor
         self.num_labels = num_labels
-        self.ignore_index = ignore_index
+        self.masks = masks
         self.image_column = image_column
         self.label_column = label_column
 
@@ -70,7 +70,7 @@ class EvaluationDataset(Dataset):
         example = self.dataset[row]
         image = to_rgb(example[self.image_column], self.image_range)
         where = f"row {row}" + (f" ({example['id']})" if "id" in example else "")
-        label = read_label(example[self.label_column], image.size, self.num_labels, self.ignore_index, where)
+        label = read_label(example[self.label_column], image.size, self.num_labels, self.masks, where)
         pixel_values = self.image_processor(images=image, return_tensors="pt")["pixel_values"][0]
         return {"pixel_values": pixel_values, "labels": torch.from_numpy(label).long()}
 

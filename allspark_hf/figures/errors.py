@@ -7,6 +7,7 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
+from ..data.masks import MaskConvention
 from ..evaluation.arguments import EvaluationArguments
 from ..evaluation.evaluator import Evaluation, EvaluationDataset
 from .crops import class_names
@@ -61,7 +62,7 @@ def _evaluate(model: PreTrainedModel, image_processor, dataset: Dataset, title: 
         dataset,
         image_processor,
         config.num_labels,
-        config.semantic_loss_ignore_index,
+        MaskConvention.of(config),
         image_range=config.image_range,
     )
     for row in tqdm(range(len(samples)), desc=title, unit="image", disable=None):

@@ -4,6 +4,7 @@ import datasets
 import torch
 from torch.utils.data import DataLoader
 
+from ..data.masks import MaskConvention
 from ..data.mixed import MixedBatchCollator, MixedBatchSampler, MixedDataset
 from ..data.streaming import StreamReader
 from ..evaluation.evaluator import EvaluationDataset
@@ -57,7 +58,7 @@ def train_loader(trainer) -> DataLoader:
         image_std=trainer.processing_class.image_std,
         labeled_views=trainer.method.labeled_views,
         unlabeled_views=trainer.method.unlabeled_views,
-        ignore_index=config.semantic_loss_ignore_index,
+        masks=MaskConvention.of(config),
         image_column=args.image_column_name,
         label_column=args.label_column_name,
         on_bad_image=args.on_bad_image,
@@ -80,7 +81,7 @@ def evaluation_loader(trainer, dataset: datasets.Dataset) -> DataLoader:
         dataset,
         trainer.processing_class,
         config.num_labels,
-        config.semantic_loss_ignore_index,
+        MaskConvention.of(config),
         args.image_column_name,
         args.label_column_name,
         config.image_range,

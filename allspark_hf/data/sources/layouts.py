@@ -134,6 +134,7 @@ class CityscapesLayout(PublishedLayout):
             for end in self.mask_ends
         )
         self.mask_end = self.mask_ends[0]
+        self.mask_values = tuple(range(CITYSCAPES_CLASSES.num_labels))  # whatever a model was trained on
         if not label_ids <= train_ids:
             self.mask_end = self.mask_ends[1]
             self.mask_values = CITYSCAPES_LABEL_IDS

@@ -7,7 +7,7 @@ from pathlib import Path
 from datasets import Dataset, Features, Image, IterableDataset, Value
 
 from ...utils.files import IMAGE_SUFFIXES
-from ..masks import MaskValueTransform
+from ..masks import MaskConvention
 from .classes import Classes
 
 
@@ -56,7 +56,7 @@ class SegmentationData:
         ignore_index: int = 255,
         mask_values: Iterable[int] | None = None,
         ignored_mask_values: Iterable[int] | None = None,
-    ) -> MaskValueTransform:
+    ) -> MaskConvention:
         """
         What makes class indices of the masks: by the options, else by what the data set says of itself.
 
@@ -73,7 +73,7 @@ class SegmentationData:
         if mask_values is None:
             mask_values = self.mask_values
         stored = None if mask_values is None else tuple(mask_values)
-        return MaskValueTransform(stored, ignore_index, tuple(ignored_mask_values or ()))
+        return MaskConvention(stored, ignore_index, tuple(ignored_mask_values or ()))
 
 
 @dataclass
