@@ -30,7 +30,7 @@ from served_model import (
 )
 from torch.nn import functional as F
 
-from allspark_hf.data.images import to_rgb
+from allspark_hf.data.pixels import to_rgb
 from allspark_hf.inference.loading import SegformerImageProcessorPil, make_image_processor
 from allspark_hf.inference.prediction import predict_mask
 

@@ -27,7 +27,7 @@ import PIL.TiffImagePlugin
 
 logger = logging.getLogger(__name__)
 
-STARTS_A_PROGRAM = ("EPS",)
+STARTS_A_PROGRAM = "EPS"
 FULL_RANGE = (0, 65535)  # of 16 bits
 # Programs write any fourth band into these as if it was opacity; GDAL does so with near infrared.
 ANY_FOURTH_BAND = ("TIFF", "JPEG2000")
@@ -49,10 +49,14 @@ class ImageError(ValueError):
     """An image or mask that cannot be used as it is. The message is one sentence: what it is, and what to do."""
 
 
-def open_image(file: str | Path | BinaryIO) -> PIL.Image.Image:
+def open_image(file: str | Path | BinaryIO, formats: Sequence[str] | None = None) -> PIL.Image.Image:
     """
-    Opens a picture or a mask of any format that Pillow reads by itself, nothing decoded: for EPS it would start a
-    program, Ghostscript, on the file.
+    Opens a picture or a mask, nothing decoded.
+
+    Args:
+        file (`str`, `Path` or `BinaryIO`): the file.
+        formats (`Sequence[str]`, *optional*): names of Pillow's; default: all that Pillow reads by itself. For EPS it
+            would start a program, Ghostscript, on the file.
 
     Raises:
         ImageError: if it is of a format that is known and not read; a `ValueError`.
@@ -60,7 +64,7 @@ def open_image(file: str | Path | BinaryIO) -> PIL.Image.Image:
     """
     PIL.Image.init()
     try:
-        image = PIL.Image.open(file, formats=[name for name in PIL.Image.OPEN if name not in STARTS_A_PROGRAM])
+        image = PIL.Image.open(file, formats=formats or [name for name in PIL.Image.OPEN if name != STARTS_A_PROGRAM])
     except PIL.UnidentifiedImageError as error:
         reason = _why_unknown(file)
         if reason is None:
