@@ -291,13 +291,14 @@ def _why_unknown(file: str | Path | BinaryIO) -> str | None:
 
 def _read_bmp_as_stored(image: PIL.Image.Image):
     """Pillow takes the palettes 'black, white' and '0, 1, 2, ...' for 1 and 8 bits a pixel, whatever the file has."""
-    image.fp.seek(28)
-    bits = int.from_bytes(image.fp.read(2), "little")
+    image.fp.seek(14 if image.format == "BMP" else 0)
+    header = image.fp.read(16)
+    bits = header[10] if header[0] == 12 else header[14]
     if (image.mode, bits) not in (("1", 4), ("1", 8), ("L", 4)):
         return
     colors = [0, 255] if image.mode == "1" else range(16)
     image._mode = "P"
-    image.palette = PIL.ImagePalette.ImagePalette("RGB", [value for value in colors for _ in range(3)])
+    image.palette = PIL.ImagePalette.raw("RGB", bytes(value for value in colors for _ in range(3)))
     (tile,) = image.tile
     image.tile = [tile._replace(args=("P;4" if bits == 4 else "P", *tile.args[1:]))]
 
