@@ -104,7 +104,8 @@ class EndpointHandler:
         Args:
             data (`dict`):
                 `inputs` is the image: a PIL image, the bytes of a file (BMP, GIF, JPEG, PNG, PPM, TIFF or WebP; of an
-                animation the first frame), its base64 text with or without `data:image/...;base64,` in front, or
+                animation the first frame; the server itself cuts the body of a 16-bit image to 8 bits, but not
+                base64), its base64 text with or without `data:image/...;base64,` in front, or
                 `{"image": one of these}`. A URL is not fetched.
                 `parameters`, optional, may hold of the task's four:
 

@@ -215,7 +215,7 @@ def _read(image: ImageInput) -> Image.Image:
         image = {"path": str(image)}
     if isinstance(image, np.ndarray):
         return array_to_image(image)
-    stored = isinstance(image, dict) and bool(image.keys() & {"bytes", "path"})
+    stored = isinstance(image, dict) and bool(image.get("bytes") or image.get("path"))
     if not stored and not isinstance(image, Image.Image):
         raise ValueError(
             f"An image is of type {type(image).__name__}, but a PIL image, a path, a NumPy array or a dict of the "
