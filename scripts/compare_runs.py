@@ -10,6 +10,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from datasets import Dataset
+
 from allspark_hf.methods import METHODS
 
 
@@ -101,16 +103,27 @@ def write_metrics(output_dir: Path, runs: dict[str, dict], class_names: list[str
     return text_table(*cells)
 
 
+def validation_of_run(data_dir: Path, folder: Path, models: dict[str, tuple]) -> Dataset:
+    """The validation images of a run's list; ValueError if one is not in `data_dir`, or 255 may be a class."""
+    from allspark_hf.data import DataArguments, find_data, split_of_run, with_class_indices
+    from allspark_hf.data.summary import require_known_values
+
+    arguments = split_of_run(DataArguments(data_dir=str(data_dir)), str(folder))
+    data = find_data(arguments)
+    validation = with_class_indices(data.validation, data, arguments)
+    for model, _ in models.values():
+        require_known_values({"validation": validation}, model.config)
+    return validation
+
+
 def draw_comparison(
-    output_dir: Path, data_dir: Path, runs: dict[str, dict], models: dict[str, tuple], num_rows: int
+    output_dir: Path, validation: Dataset, runs: dict[str, dict], models: dict[str, tuple], num_rows: int
 ) -> None:
     """Writes `comparison.png`, a row for each of some validation images, evenly spread, and `legend.png`."""
-    from allspark_hf.data import load_folder
     from allspark_hf.figures import STYLES, compare_predictions, draw_predictions
     from allspark_hf.figures.style import drawing
     from allspark_hf.inference.visualization import legend
 
-    validation = load_folder(data_dir).validation
     num_rows = min(num_rows, len(validation))
     rows = [validation[index * len(validation) // num_rows] for index in range(num_rows)]
     titled = {
@@ -139,10 +152,11 @@ def main() -> None:
     runs = {folder.name: read_run(folder) for folder in options.runs}
     check_same_budget(runs)
     models = {folder.name: load_trained(str(folder), device="cpu") for folder in options.runs}
+    validation = validation_of_run(options.data_dir, options.runs[0], models)
     config = next(iter(models.values()))[0].config
     options.output_dir.mkdir(parents=True, exist_ok=True)
     print(write_metrics(options.output_dir, runs, [config.id2label[index] for index in range(config.num_labels)]))
-    draw_comparison(options.output_dir, options.data_dir, runs, models, options.num_rows)
+    draw_comparison(options.output_dir, validation, runs, models, options.num_rows)
     for name in ("comparison.png", "legend.png", "metrics.md", "metrics.json"):
         print(options.output_dir / name)
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from allspark_hf import figures
 from allspark_hf.cli.arguments import parse_arguments
 from allspark_hf.data import DataArguments, find_data, list_path, split_of_run, with_class_indices
+from allspark_hf.data.summary import require_known_values
 from allspark_hf.inference.loading import load_trained
 from allspark_hf.utils.arguments import argument
 
@@ -87,6 +88,8 @@ class Material:
             name: with_class_indices(getattr(data, name), data, data_arguments)
             for name in ("labeled", "unlabeled", "validation")
         }
+        for model, _ in self.models.values():
+            require_known_values(self.sets, model.config)
         self.hidden_ids = set(data.hidden_ids)
         self.lists_problem = self._lists_problem()
 

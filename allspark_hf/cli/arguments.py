@@ -1,6 +1,7 @@
 """What the scripts share: recipes, the way from a command line to arguments, and which model is meant."""
 
 import argparse
+import re
 import sys
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
@@ -134,7 +135,9 @@ class _Parser(HfArgumentParser):
         self.add_argument("-h", "--help", action=_Help, nargs="?", default=argparse.SUPPRESS)
 
     def error(self, message: str):
-        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}; --help explains all arguments.\n")
+        list_in_one = re.search(r"invalid (int|float) value: '\S*[\d.][,; ]", message)
+        hint = "give several numbers with blanks between them, such as 0 255; " if list_in_one else ""
+        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}; {hint}--help explains all arguments.\n")
 
 
 __all__ = ["ModelArguments", "parse_arguments"]

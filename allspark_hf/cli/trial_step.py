@@ -17,6 +17,7 @@ from ..data import CheckReport, DataArguments, SegmentationData
 from ..data.presence import DataPresence
 from ..inference.loading import make_image_processor
 from ..methods import METHODS
+from ..training.advice import Advice
 from ..training.arguments import AllSparkTrainingArguments
 from ..training.trainer import AllSparkTrainer
 from .arguments import ModelArguments
@@ -105,6 +106,7 @@ def build_trainer(
         unlabeled_dataset=random_images(model.config, args, args.per_device_unlabeled_batch_size),
     )
     trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(Advice)
     return trainer
 
 

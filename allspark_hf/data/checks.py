@@ -15,12 +15,12 @@ from tqdm.auto import tqdm
 from ..utils.text import one_line
 from .columns import Mask, Picture
 from .images import describe_values, mask_to_array
-from .masks import MaskConvention
+from .masks import MaskConvention, binary_sentence
 from .pixels import ImageError, deep_values, to_rgb
 from .ranges import common_range, value_range
 from .reading import row_name, undecoded
 from .sources.pairs import SegmentationData
-from .summary import SetSummary, binary_sentence, describe_binary_masks, note, stored_values
+from .summary import describe_binary_masks, note, stored_values
 
 
 logger = logging.getLogger(__name__)
@@ -173,7 +173,7 @@ def _find_image_range(rows: dict[str, list[_Row]]) -> list[int] | None:
 def _note_rows(dataset: Dataset, rows: list[_Row]):
     """So that the trainer need not read the files again."""
     rows = [row for row in rows if not row.problem]
-    note(dataset, SetSummary(tuple(row.size for row in rows), tuple(row.stored for row in rows)))
+    note(dataset, sizes=(row.size for row in rows), values=(row.stored for row in rows))
 
 
 def _require_no_transform(data: SegmentationData, transform: MaskConvention):
@@ -308,7 +308,7 @@ def _find_values(stored: np.ndarray, num_labels: int | None, transform: MaskConv
     if not len(wrong):
         return frozenset(found.tolist())
     if set(found.tolist()) == {0, 255}:
-        raise ValueError(binary_sentence("The mask holds", []))
+        raise ValueError(binary_sentence("The mask holds"))
     allowed = "0 to 255" if num_labels is None else f"0 to {num_labels - 1} (for {num_labels} classes)"
     raise ValueError(
         f"The mask holds {describe_values(wrong)}, but only {allowed} and the ignore index {ignore_index} are "

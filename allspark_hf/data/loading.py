@@ -208,12 +208,17 @@ def list_path(folder: str, kind: str) -> Path:
 
 
 def split_of_run(arguments: DataArguments, folder: str) -> DataArguments:
-    """Arguments by which the images labeled in a run are labeled, unless others were asked for."""
-    asked = (arguments.labeled_fraction, arguments.labeled_count, arguments.labeled_list)
-    path = list_path(folder, "labeled")
-    if not path.is_file() or any(value is not None for value in asked):
+    """
+    Arguments by which the images labeled in a run are labeled, and in a folder the validation images those of the run,
+    unless others were asked for.
+    """
+    asked = (arguments.labeled_fraction, arguments.labeled_count, arguments.labeled_list, arguments.validation_list)
+    paths = {f"{kind}_list": list_path(folder, kind) for kind in ("labeled", "validation")}
+    if not paths["labeled_list"].is_file() or any(value is not None for value in asked):
         return arguments
-    return replace(arguments, labeled_list=str(path))
+    if arguments.data_dir is None or not paths["validation_list"].is_file():
+        del paths["validation_list"]
+    return replace(arguments, **{name: str(path) for name, path in paths.items()})
 
 
 __all__ = [

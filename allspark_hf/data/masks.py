@@ -1,5 +1,6 @@
 """What the values of masks mean, and masks on their way into a loss or a metric."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,8 +16,8 @@ HOLDS_CLASSES = "class_indices"  # in `info` of a mask whose values have been ma
 class MaskConvention:
     """
     What the stored values of a data set's masks mean; travels in the model's configuration, see [`MaskConvention.of`].
-    [`read_label`] applies it. As a transform (`Dataset.with_transform`) it maps the masks when rows are read, and their
-    `info` then says so; other columns stay as they are.
+    [`read_label`] applies it. As a transform (`Dataset.with_transform`) it maps the masks when rows are read, which
+    their `info` then says; other columns stay as they are.
 
     Args:
         mask_values (`tuple[int]`, *optional*): the stored value of class 0, of class 1 and so on; `None`: the values
@@ -86,6 +87,9 @@ class MaskConvention:
         return map_mask_values(array, self.mask_values, self.ignore_index, self.ignored_mask_values)
 
 
+CLASS_INDICES = MaskConvention()
+
+
 def read_label(
     mask: Image.Image, image_size: tuple[int, int], num_labels: int, convention: MaskConvention, where: str
 ) -> np.ndarray:
@@ -104,7 +108,8 @@ def read_label(
         `np.ndarray`: uint8 (height, width), in [0, num_labels) or the convention's ignore index.
 
     Raises:
-        ValueError: if the sizes differ, or a value is no class or does not fit into 8 bits.
+        ValueError: if the sizes differ, a value is no class or does not fit into 8 bits, or there are two classes and
+            255 may be one of them.
     """
     array = mask_to_array(mask)
     height, width = array.shape
@@ -114,6 +119,8 @@ def read_label(
             "give every image a mask of its own size."
         )
     if not mask.info.get(HOLDS_CLASSES):
+        if num_labels == 2 and not convention.says_what_255_is and set(np.unique(array).tolist()) == {0, 255}:
+            raise ValueError(binary_sentence(f"The mask of {where} holds"))
         try:
             array = convention.map(array)
         except ValueError as error:
@@ -134,4 +141,19 @@ def read_label(
     return array.astype(np.uint8)
 
 
-__all__ = ["MaskConvention", "read_label"]
+def binary_sentence(masks_hold: str, others: Sequence[int] = ()) -> str:
+    """One sentence about such masks, with the options; `others` are the values that further masks hold."""
+    void = "--ignored_mask_values 255 (in Python ignored_mask_values=[255] in the model's configuration)"
+    if others:
+        return (
+            f"{masks_hold} only 0 and 255, while others hold {others[0]}: if 255 is a class, store all masks in one "
+            f"way (class indices); if its pixels do not count, give {void}."
+        )
+    return (
+        f"{masks_hold} only 0 and 255, so that 255 may be a class, as in binary masks: if it is, give --mask_values "
+        "0 255 (in Python mask_values=[0, 255] in the model's configuration); if its pixels do not count, give "
+        f"{void}."
+    )
+
+
+__all__ = ["CLASS_INDICES", "MaskConvention", "binary_sentence", "read_label"]

@@ -14,7 +14,7 @@ from torch.utils.data import BatchSampler, Dataset
 from .columns import exact_columns
 from .device_photometry import pack_photometry
 from .geometry import crop_image, crop_label, draw_geometry, shown_pixels
-from .masks import MaskConvention, read_label
+from .masks import CLASS_INDICES, MaskConvention, read_label
 from .photometry import apply_photometry, draw_photometry, to_pixel_values
 from .pixels import to_rgb
 from .reading import read_or_replace
@@ -154,7 +154,7 @@ class MixedDataset(Dataset):
         image_std: tuple[float, ...],
         labeled_views: tuple[View, ...] = (STRONG,),
         unlabeled_views: tuple[View, ...] = (WEAK,),
-        masks: MaskConvention = MaskConvention(),
+        masks: MaskConvention = CLASS_INDICES,
         image_column: str = "image",
         label_column: str = "label",
         on_bad_image: str = "stop",

@@ -2,9 +2,8 @@
 
 import io
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
 import datasets
@@ -13,52 +12,39 @@ import PIL.Image
 
 from .columns import Mask
 from .images import mask_to_array, open_image
-from .masks import MaskConvention
+from .masks import MaskConvention, binary_sentence
 from .reading import row_name, undecoded
 
 
-@dataclass(frozen=True)
-class SetSummary:
-    """
-    What is stored in the rows of a data set.
-
-    Args:
-        sizes (`tuple`): (width, height) of each row's image as stored; None where it cannot be read or is not here.
-        values (`tuple`): the values of each row's mask as stored, a frozenset; None without a mask or where it cannot
-            be read.
-    """
-
-    sizes: tuple[tuple[int, int] | None, ...]
-    values: tuple[frozenset[int] | None, ...]
-
-    def classes(self, convention: MaskConvention) -> set[int]:
-        """The class indices that occur in some mask."""
-        stored = sorted(set().union(*(values for values in self.values if values is not None)))
-        return set(convention.map(np.array(stored, dtype=np.int64)).tolist()) - {convention.ignore_index}
+_SIZES: WeakKeyDictionary[datasets.Dataset, tuple] = WeakKeyDictionary()
+_VALUES: WeakKeyDictionary[datasets.Dataset, tuple] = WeakKeyDictionary()
 
 
-_SUMMARIES: WeakKeyDictionary[datasets.Dataset, SetSummary] = WeakKeyDictionary()
-
-
-def note(dataset: datasets.Dataset, summary: SetSummary):
+def note(dataset: datasets.Dataset, sizes: Iterable, values: Iterable):
     """Keeps what was found when a data set was read for another reason."""
-    _SUMMARIES[dataset] = summary
+    _SIZES[dataset], _VALUES[dataset] = tuple(sizes), tuple(values)
 
 
-def summarize(dataset: datasets.Dataset, image_column: str = "image", label_column: str = "label") -> SetSummary:
-    """
-    Reads the masks and the beginnings of the images, once for each data set. A broken file is told when it is read.
+def image_sizes(dataset: datasets.Dataset, image_column: str = "image") -> tuple[tuple[int, int] | None, ...]:
+    """(width, height) of each row's image as stored, nothing decoded; None where it cannot be read, or is not here."""
+    if dataset not in _SIZES:
+        _SIZES[dataset] = _look(dataset, image_column, _size)
+    return _SIZES[dataset]
 
-    Args:
-        dataset (`datasets.Dataset`): rows with images and perhaps masks.
-        image_column (`str`): name of the image column.
-        label_column (`str`): name of the mask column; may be missing.
-    """
-    if dataset not in _SUMMARIES:
-        with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow decodes without holding the interpreter lock
-            sizes = _look(dataset, image_column, _size, pool)
-            note(dataset, SetSummary(sizes, _look(dataset, label_column, _values, pool)))
-    return _SUMMARIES[dataset]
+
+def mask_values(dataset: datasets.Dataset, label_column: str = "label") -> tuple[frozenset[int] | None, ...]:
+    """The values of each row's mask as stored; None without a mask, or where it cannot be read."""
+    if dataset not in _VALUES:
+        _VALUES[dataset] = _look(dataset, label_column, _values)
+    return _VALUES[dataset]
+
+
+def classes_of(dataset: datasets.Dataset, convention: MaskConvention, label_column: str = "label") -> set[int]:
+    """The class indices that occur in some mask; the convention is that of masks that are read without one."""
+    values = (one for one in mask_values(dataset, label_column) if one is not None)
+    stored = np.array(sorted(set().union(*values)), dtype=np.int64)
+    convention = convention_of(dataset) or convention
+    return set(convention.map(stored).tolist()) - {convention.ignore_index}
 
 
 def convention_of(dataset: datasets.Dataset) -> MaskConvention | None:
@@ -76,32 +62,47 @@ def stored_values(array: np.ndarray) -> np.ndarray:
 
 
 def file_of(dataset: datasets.Dataset, row: int, column: str) -> str:
-    """What to call a row in an error: the path of its file, else its `id` or its number."""
+    """What to call a row in an error: the path of its file, else its `id`, else its number."""
     try:
         stored = undecoded(dataset, column)[row][column] or {}
     except ValueError:  # a column that a transform of one's own makes
         stored = {}
-    return stored.get("path") or row_name(dataset, row, None)
+    has_name = "id" in dataset.column_names
+    return stored.get("path") or (row_name(dataset, row, None) if has_name else f"row {row}")
 
 
-def require_known_values(
-    sets: Mapping[str, datasets.Dataset], config, image_column: str = "image", label_column: str = "label"
-):
+def require_known_values(sets: Mapping[str, datasets.Dataset], config, label_column: str = "label"):
     """
-    Raises ValueError if 255 may be a class in masks that a model is to be trained or scored on; see
-    [`describe_binary_masks`]. `config` is the model's configuration.
+    Checks masks that a model is to be trained or scored on against its convention; sets that are read through one of
+    their own need not hold its values.
+
+    Args:
+        sets (`Mapping[str, datasets.Dataset]`): name -> rows.
+        config ([`AllSparkFields`]): of the model.
+        label_column (`str`): name of the mask column.
+
+    Raises:
+        ValueError: if 255 may be a class, see [`describe_binary_masks`], or a value is not among the mask values.
     """
     convention = MaskConvention.of(config)
-    sentence = describe_binary_masks(sets, config.num_labels, convention, image_column, label_column)
+    sentence = describe_binary_masks(sets, config.num_labels, convention, label_column)
     if sentence:
         raise ValueError(sentence)
+    if convention.mask_values is None:
+        return
+    for dataset in (dataset for dataset in sets.values() if convention_of(dataset) is None):
+        for row, values in enumerate(mask_values(dataset, label_column)):
+            try:
+                convention.map(np.array(sorted(values or ()), dtype=np.int64))
+            except ValueError as error:
+                problem = str(error).replace("the mask values", "the model's mask values", 1)
+                raise ValueError(f"{file_of(dataset, row, label_column)}: {problem}") from error
 
 
 def describe_binary_masks(
     sets: Mapping[str, datasets.Dataset],
     num_labels: int,
     convention: MaskConvention,
-    image_column: str = "image",
     label_column: str = "label",
 ) -> str | None:
     """
@@ -114,39 +115,22 @@ def describe_binary_masks(
         sets (`Mapping[str, datasets.Dataset]`): name -> rows, as they are stored.
         num_labels (`int`): classes.
         convention ([`MaskConvention`]): of the masks, unless a set is read through one.
-        image_column (`str`): name of the image column.
         label_column (`str`): name of the mask column.
     """
-    values = {name: summarize(dataset, image_column, label_column).values for name, dataset in sets.items()}
-    values = {name: [one for one in rows if one is not None] for name, rows in values.items()}
+    values = {name: [one for one in mask_values(rows, label_column) if one is not None] for name, rows in sets.items()}
     others = sorted(set().union(*(one for rows in values.values() for one in rows)) - {0, 255})
     for name, dataset in sets.items():
         shown = set().union(*values[name])
         known = (convention_of(dataset) or convention).says_what_255_is
         if known or 255 not in shown or shown == {255} or (num_labels > 2 and shown - {0, 255}):
             continue
-        rows = summarize(dataset).values
-        suspects = [row for row, one in enumerate(rows) if one is not None and 255 in one and one <= {0, 255}]
+        rows = enumerate(mask_values(dataset, label_column))
+        suspects = [row for row, one in rows if one is not None and 255 in one and one <= {0, 255}]
         if suspects:
-            count = f"All {len(suspects)}" if len(suspects) == len(values[name]) else f"{len(suspects)}"
+            count = f"{len(suspects)} of {len(values[name])}"
             first = file_of(dataset, suspects[0], label_column)
             return binary_sentence(f"{count} {name} masks (first {first}) hold", others)
     return None
-
-
-def binary_sentence(masks_hold: str, others: list[int]) -> str:
-    """One sentence about such masks, with the options; `others` are the values that further masks hold."""
-    void = "--ignored_mask_values 255 (in Python ignored_mask_values=[255] in the model's configuration)"
-    if others:
-        return (
-            f"{masks_hold} only 0 and 255, while others hold {others[0]}: if 255 is a class, store all masks in one "
-            f"way (class indices); if its pixels do not count, give {void}."
-        )
-    return (
-        f"{masks_hold} only 0 and 255, so that 255 may be a class, as in binary masks: if it is, give --mask_values "
-        "0 255 (in Python mask_values=[0, 255] in the model's configuration); if its pixels do not count, give "
-        f"{void}."
-    )
 
 
 # ---- Reading ----
@@ -165,7 +149,7 @@ def _reader(dataset: datasets.Dataset, column: str) -> Callable[[int], object]:
     return lambda row: rows[row][column]
 
 
-def _look(dataset: datasets.Dataset, column: str, find: Callable, pool: ThreadPoolExecutor) -> tuple:
+def _look(dataset: datasets.Dataset, column: str, find: Callable) -> tuple:
     read = _reader(dataset, column)
 
     def look(row: int):
@@ -175,7 +159,8 @@ def _look(dataset: datasets.Dataset, column: str, find: Callable, pool: ThreadPo
         except Exception:
             return None
 
-    return tuple(pool.map(look, range(len(dataset))))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow decodes without holding the interpreter lock
+        return tuple(pool.map(look, range(len(dataset))))
 
 
 def _size(image) -> tuple[int, int] | None:
@@ -192,13 +177,13 @@ def _values(mask) -> frozenset[int] | None:
 
 
 __all__ = [
-    "SetSummary",
-    "binary_sentence",
+    "classes_of",
     "convention_of",
     "describe_binary_masks",
     "file_of",
+    "image_sizes",
+    "mask_values",
     "note",
     "require_known_values",
     "stored_values",
-    "summarize",
 ]

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedModel
 
 from ..data.columns import exact_columns
-from ..data.masks import MaskConvention, read_label
+from ..data.masks import CLASS_INDICES, MaskConvention, read_label
 from ..data.pixels import to_rgb
 from ..data.reading import read_or_replace
 from ..models.upsampling import cross_entropy_sum
@@ -39,7 +39,7 @@ class EvaluationDataset(Dataset):
         dataset: datasets.Dataset,
         image_processor,
         num_labels: int,
-        masks: MaskConvention = MaskConvention(),
+        masks: MaskConvention = CLASS_INDICES,
         image_column: str = "image",
         label_column: str = "label",
         image_range: list[int] | None = None,

@@ -7,7 +7,9 @@ from torch.utils.data import DataLoader
 from ..data.masks import MaskConvention
 from ..data.mixed import MixedBatchCollator, MixedBatchSampler, MixedDataset
 from ..data.streaming import StreamReader
+from ..data.summary import require_known_values
 from ..evaluation.evaluator import EvaluationDataset
+from ..evaluation.sizes import require_large_enough
 from ..methods import METHODS
 from .arguments import AllSparkTrainingArguments
 
@@ -75,15 +77,22 @@ def train_loader(trainer) -> DataLoader:
 
 
 def evaluation_loader(trainer, dataset: datasets.Dataset) -> DataLoader:
-    """Lists of samples of [`EvaluationDataset`]; every process reads its own rows, none of them twice."""
+    """
+    Lists of samples of [`EvaluationDataset`]; every process reads its own rows, none of them twice.
+
+    Raises:
+        ValueError: if 255 may be a class in the masks, or an image is too small.
+    """
     args, config = trainer.args, trainer.model.config
+    columns = args.image_column_name, args.label_column_name
+    require_known_values({"validation": dataset}, config, args.label_column_name)
+    require_large_enough({"validation": dataset}, config, args, trainer.long_side, args.image_column_name)
     prepared = EvaluationDataset(
         dataset,
         trainer.processing_class,
         config.num_labels,
         MaskConvention.of(config),
-        args.image_column_name,
-        args.label_column_name,
+        *columns,
         config.image_range,
     )
     # Not prepared by accelerate, which would repeat rows to even out the processes.
