@@ -45,8 +45,9 @@ def bands_tiff(
         *([(338, 3, list(extra))] if extra else []),
         *tags,
     ]
+    entries = {tag: (kind, numbers) for tag, kind, numbers in entries}
     content, directory = b"".join(strips), b""
-    for tag, kind, numbers in sorted(entries):
+    for tag, (kind, numbers) in sorted(entries.items()):
         packed = struct.pack(f"{order}{len(numbers)}{'H' if kind == 3 else 'L'}", *numbers)
         if len(packed) > 4:
             packed, content = struct.pack(f"{order}L", 8 + len(content)), content + packed

@@ -228,6 +228,18 @@ def test_a_reduced_copy_in_front_is_refused():
     np.testing.assert_array_equal(rgb(bands_tiff(noise(3), tags=((254, 4, [1]),))), noise(3))  # the only picture
 
 
+def test_a_page_that_leads_nowhere_is_none():
+    one = bands_tiff(noise(3))
+    for following in (8, len(one) + 50, 2**31):  # among the pixels, behind the end
+        np.testing.assert_array_equal(rgb(one[:-4] + following.to_bytes(4, "little")), noise(3))
+
+
+def test_16_bits_where_white_is_0():
+    stored = noise(1, np.uint16)
+    image = load_image(opened(bands_tiff(stored, rgb=False, tags=((262, 3, [0]),))))
+    np.testing.assert_array_equal(deep_values(image), 65535 - stored[..., 0])
+
+
 @pytest.mark.parametrize("form", ["GIF", "PNG", "WEBP"])
 def test_animations_show_their_first_frame_and_are_no_masks(form, caplog):
     content = stack(3, form)

@@ -6,6 +6,7 @@ folder, and in the Space.
 """
 
 import io
+import itertools
 import logging
 import os
 import re
@@ -34,8 +35,9 @@ ANY_FOURTH_BAND = ("TIFF", "JPEG2000")
 # The raw mode that reads the other byte of each value; libtiff gives them in the machine's order ("N").
 OTHER_BYTE = {";16B": ";16L", ";16L": ";16B", ";16N": ";16B" if sys.byteorder == "little" else ";16L"}
 # Tags of TIFF.
-SUBFILE, BITS, IMAGEJ, ORIENTATION, BANDS, PLANES = 254, 258, 270, 274, 277, 284
-SUB_IFDS, EXTRA_BANDS, SAMPLE_FORMAT = 330, 338, 339
+SUBFILE, WIDTH, BITS, PHOTOMETRIC, IMAGEJ, ORIENTATION = 254, 256, 258, 262, 270, 274
+BANDS, PLANES, SUB_IFDS, EXTRA_BANDS, SAMPLE_FORMAT = 277, 284, 330, 338, 339
+MAX_PAGES = 1000  # that are looked at
 NOT_A_PAGE = 0b101  # bits of SUBFILE: a reduced copy, a transparency mask
 _UNREADABLE = (
     "The TIFF file has {bands} band{s} of {bits}-bit {kind}, which is no picture that can be read; save it as gray or "
@@ -105,6 +107,8 @@ def load_image(image: PIL.Image.Image, name: str | None = None) -> PIL.Image.Ima
         low = _low_bytes(image)
         orientation = load_orientation(image)
         image = _without_other_bands(image, bands, name)
+        if image.mode == "I;16" and image.format == "TIFF" and image.tag_v2.get(PHOTOMETRIC) == 0:  # white is 0
+            image = PIL.Image.fromarray(FULL_RANGE[1] - np.asarray(image))
     else:
         orientation = load_orientation(image)
     upright = PIL.ImageOps.exif_transpose(image)
@@ -140,7 +144,7 @@ def to_rgb(image: PIL.Image.Image, image_range: Sequence[int] | None = None) -> 
         ImageError: if the picture holds floating-point values, or integers outside 0 to 65535, or [`load_image`]
             refuses it; a `ValueError`.
     """
-    image = load_image(image)
+    image = image if hasattr(image, "orientation") else load_image(image)
     values = deep_values(image)
     if values is None:
         if not image.has_transparency_data:
@@ -237,7 +241,7 @@ def require_one_page(image: PIL.Image.Image):
     file = getattr(image, "fp", None)
     if image.format != "TIFF" or file is None or file.closed or image.tell():
         return
-    pages = list(_tiff_pages(file))
+    pages = list(itertools.islice(_tiff_pages(file), MAX_PAGES))
     full = [page for page in pages if not page.get(SUBFILE, 0) & NOT_A_PAGE]
     stack = re.match(r"ImageJ=.*?^images=(\d+)", str(pages[0].get(IMAGEJ, "")), re.DOTALL | re.MULTILINE)
     count = max(len(full), int(stack[1]) if stack else 0)
@@ -254,7 +258,7 @@ def require_one_page(image: PIL.Image.Image):
 
 
 def _tiff_pages(file: BinaryIO) -> Iterator[dict]:
-    """The tags of every page, whether or not Pillow can decode it."""
+    """The tags of every page, whether or not Pillow can decode it; what follows a damaged one is passed over."""
     file.seek(0)
     header = file.read(8)
     header += file.read(8) if b"+" in header[2:4] else b""  # BigTIFF
@@ -262,9 +266,14 @@ def _tiff_pages(file: BinaryIO) -> Iterator[dict]:
     seen = {0}
     while directory.next not in seen:
         seen.add(directory.next)
-        file.seek(directory.next)
-        directory.load(file)
-        yield dict(directory)
+        try:
+            file.seek(directory.next)
+            directory.load(file)
+            tags = {tag: directory[tag] for tag in (SUBFILE, BITS, IMAGEJ, BANDS, SAMPLE_FORMAT) if tag in directory}
+        except Exception:  # Pillow raises nearly anything
+            return
+        if WIDTH in directory:
+            yield tags | dict.fromkeys({SUB_IFDS} & set(directory))
 
 
 def _why_unknown(file: str | Path | BinaryIO) -> str | None:
@@ -278,13 +287,12 @@ def _why_unknown(file: str | Path | BinaryIO) -> str | None:
         return "The file is HEIC, as phones write it, which Pillow does not read; save it as JPEG or PNG."
     if start.startswith((b"\xff\x0a", b"\0\0\0\x0cJXL ")):
         return "The file is JPEG XL, which Pillow does not read; save it as JPEG or PNG."
-    if start[:4] not in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+    if start[:4] not in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+") or len(start) < 16:
         return None
-    try:
-        page = next(_tiff_pages(file))
-        bits, bands = page.get(BITS, (1,)), page.get(BANDS, 1)
-    except Exception:  # a damaged file, of which nothing is known
+    page = next(_tiff_pages(file), None)
+    if page is None:
         return None
+    bits, bands = page.get(BITS, (1,)), page.get(BANDS, 1)
     kind = {2: "signed integers", 3: "floating-point values"}.get(page.get(SAMPLE_FORMAT, (1,))[0], "integers")
     return _UNREADABLE.format(bands=bands, s="s" if bands > 1 else "", bits=bits[0], kind=kind)
 
