@@ -14,8 +14,9 @@ from mask_files import huge_png, pgm, png, tiff
 from PIL import Image
 
 from allspark_hf.data import BadDataError, check_data, load_folder
-from allspark_hf.data.images import map_mask_values, mask_to_array, open_image, to_rgb
+from allspark_hf.data.images import map_mask_values, mask_to_array
 from allspark_hf.data.masks import MaskConvention, read_label
+from allspark_hf.data.pixels import open_image, to_rgb
 from allspark_hf.data.sources.pairs import SegmentationData
 from allspark_hf.evaluation.selection import _rows_with_mask
 

@@ -27,7 +27,7 @@ from allspark_hf.publishing.upload import PushError, scrub
 
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
-CODE = {"bottleneck_allspark.py", "modeling_allspark.py", "configuration_allspark.py", "handler.py"}
+CODE = {"bottleneck_allspark.py", "modeling_allspark.py", "configuration_allspark.py", "handler.py", "pixels.py"}
 MODEL = {"model.safetensors", "config.json", "preprocessor_config.json"}
 LOG = [{"epoch": 1.0, "step": 2, "loss_x": 2.5}, {"epoch": 2.0, "step": 4, "loss_x": 1.5}]
 EVALUATION = {

@@ -82,7 +82,13 @@ def validation_samples(arguments: ScriptArguments, data_arguments, model, image_
     data_arguments = fit_to_model(data_arguments, config, long_side_of(image_processor))
     columns = arguments.image_column_name, arguments.label_column_name
     dataset = select_split("validation", data_arguments, config, arguments.model, *columns)
-    samples = EvaluationDataset(dataset, image_processor, config.num_labels, MaskConvention.of(config))
+    samples = EvaluationDataset(
+        dataset,
+        image_processor,
+        config.num_labels,
+        MaskConvention.of(config),
+        image_range=config.image_range,
+    )
     if arguments.fixed_size is not None:
         given = list(samples[0]["pixel_values"].shape[1:])
         if given != arguments.fixed_size:

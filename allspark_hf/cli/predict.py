@@ -17,7 +17,7 @@ from pathlib import Path
 from tqdm import tqdm
 from transformers import HfArgumentParser
 
-from allspark_hf.data.images import open_image, to_rgb
+from allspark_hf.data.pixels import open_image, to_rgb
 from allspark_hf.inference.loading import load_trained
 from allspark_hf.inference.prediction import model_palette, predict_mask
 from allspark_hf.inference.visualization import index_image, legend, overlay
@@ -144,7 +144,7 @@ def predict_file(file: Path, results: tuple[Path, Path], model, image_processor,
     """
     try:
         with open_image(file) as opened:
-            image = to_rgb(opened)
+            image = to_rgb(opened, getattr(model.config, "image_range", None))
     # Pillow's decoders raise OSError, SyntaxError, struct.error, zlib.error and others on bad files.
     except Exception as error:
         raise ValueError(f"it cannot be read as an image ({one_line(error)})") from error

@@ -13,8 +13,11 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 
 from ..utils.text import one_line
-from .images import InexactMaskError, describe_values, mask_to_array, require_exact_values, require_readable, to_rgb
+from .columns import Mask, Picture
+from .images import describe_values, mask_to_array
 from .masks import MaskConvention, binary_sentence
+from .pixels import ImageError, deep_values, to_rgb
+from .ranges import common_range, value_range
 from .reading import row_name, undecoded
 from .sources.pairs import SegmentationData
 from .summary import describe_binary_masks, note, stored_values
@@ -52,6 +55,8 @@ class CheckReport:
         values (`list[int]`): the classes that occur in the masks, ascending, without the ignore index.
         left_out (`list[str]`): one sentence per row left out; empty unless `skip_bad_files` was given.
         found (`SegmentationData`, *optional*): the data that was checked, with the files left out.
+        image_range (`list[int]`, *optional*): the values of 16-bit images that are to become black and white, for
+            `config.image_range` of a model; `None` where there are none, or where they use all 16 bits.
     """
 
     data: SegmentationData
@@ -59,6 +64,7 @@ class CheckReport:
     values: list[int]
     left_out: list[str] = field(default_factory=list)
     found: SegmentationData | None = None
+    image_range: list[int] | None = None
 
 
 @dataclass
@@ -70,6 +76,8 @@ class _Row:
     size: tuple[int, int] | None = None
     column: str | None = None
     problem: str | None = None
+    image_range: tuple[int, int] | None = None  # of an image of 16 bits
+    turned_alone: bool = False  # the image, by its EXIF orientation, and the sizes agree before and after
 
 
 def check_data(
@@ -133,7 +141,33 @@ def check_data(
         data = replace(data, **mapped, mask_values=None, ignored_mask_values=None)
         for name, dataset in data.sets.items():
             _note_rows(dataset, rows[name])
-    return CheckReport(data=data, num_labels=num_labels, values=values, left_out=problems, found=found)
+    _say_of_turned(found, rows)
+    image_range = _find_image_range(rows)
+    return CheckReport(data, num_labels, values, left_out=problems, found=found, image_range=image_range)
+
+
+def _say_of_turned(found: SegmentationData, rows: dict[str, list[_Row]]):
+    turned = [(name, row) for name, checked in rows.items() for row, one in enumerate(checked) if one.turned_alone]
+    if turned:
+        dataset, row = found.sets[turned[0][0]], turned[0][1]
+        name = row_name(dataset, row, undecoded(dataset, "image")[row]["image"])
+        logger.warning(
+            "%d images (first %s) are turned by their EXIF orientation and their masks are not, which the sizes do "
+            "not show to be wrong: see that the masks were drawn on the upright image, as a viewer shows it.",
+            *(len(turned), name),
+        )
+
+
+def _find_image_range(rows: dict[str, list[_Row]]) -> list[int] | None:
+    ranges = [row.image_range for checked in rows.values() for row in checked if row.image_range and not row.problem]
+    image_range = common_range(ranges)
+    if image_range is not None:
+        logger.info(
+            "%d images have 16 bits: for all of this data set, %d becomes black and %d white (image_range in the "
+            "model's configuration).",
+            *(len(ranges), *image_range),
+        )
+    return image_range
 
 
 def _note_rows(dataset: Dataset, rows: list[_Row]):
@@ -202,14 +236,13 @@ def _check_set(dataset: Dataset, title: str, num_labels: int | None, transform: 
     hidden = title == "unlabeled" and "label" in dataset.column_names
     names = ("image", "label") if title in WITH_MASKS or hidden else ("image",)
     columns = {name: undecoded(dataset, name) for name in names}
-    decoders = {name: replace(dataset.features[name], decode=True) for name in columns}
     find_values = partial(_find_values, num_labels=num_labels, transform=transform)
 
     def check(row: int) -> _Row:
         stored = {name: rows[row][name] for name, rows in columns.items()}
         if hidden and stored["label"] is None:
             del stored["label"]
-        found = _check_row(stored, decoders, find_values)
+        found = _check_row(stored, find_values)
         if found.problem is None:
             return found
         path = (stored[found.column] or {}).get("path")
@@ -222,16 +255,19 @@ def _check_set(dataset: Dataset, title: str, num_labels: int | None, transform: 
         return list(bar)
 
 
-def _check_row(stored: dict, decoders: dict, find_values) -> _Row:
-    sizes = {}
+def _check_row(stored: dict, find_values) -> _Row:
+    sizes, orientations, image_range = {}, {}, None
     values, stored_in_mask = frozenset(), None
     for column, content in stored.items():
         if content is None:
             return _Row(column=column, problem="The entry is empty; give it a file or remove the row.")
         try:
-            picture = _decode(content, decoders[column], is_mask=column == "label")
+            picture = _decode(content, is_mask=column == "label")
+            orientations[column] = getattr(picture, "orientation", 1)
             if column == "image":
                 sizes[column] = to_rgb(picture).size
+                values_of_16_bits = deep_values(picture)
+                image_range = None if values_of_16_bits is None else value_range(values_of_16_bits)
             else:
                 array = mask_to_array(picture)
                 sizes[column] = array.shape[::-1]
@@ -247,17 +283,16 @@ def _check_row(stored: dict, decoders: dict, find_values) -> _Row:
             f"{image_height} once upright; export the mask at the size of the image.",
         )
     stored = None if stored_in_mask is None else frozenset(stored_in_mask.tolist())
-    return _Row(values=values, stored=stored, size=sizes["image"])
+    width, height = sizes["image"]
+    may_be_turned = orientations["image"] in (2, 3, 4) or (width == height and orientations["image"] != 1)
+    turned_alone = may_be_turned and orientations.get("label") == 1
+    return _Row(values, stored, sizes["image"], image_range=image_range, turned_alone=turned_alone)
 
 
-def _decode(content: dict, decoder, is_mask: bool) -> PIL.Image.Image:
+def _decode(content: dict, is_mask: bool) -> PIL.Image.Image:
     try:
-        require_readable(content, is_mask)
-        picture = decoder.decode_example(content)
-        if is_mask:
-            require_exact_values(picture)  # a file on a network was passed over before
-        return picture
-    except InexactMaskError:
+        return (Mask() if is_mask else Picture()).decode_example(content)
+    except ImageError:
         raise
     # Broken files make Pillow raise nearly anything, among others SyntaxError and struct.error.
     except Exception as error:

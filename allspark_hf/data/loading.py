@@ -8,6 +8,7 @@ from datasets import Dataset
 
 from ..utils.arguments import argument
 from .checks import CheckReport, check_data
+from .columns import exact_columns
 from .overlap import find_overlap
 from .sources.classes import classes_in, read_classes
 from .sources.hub import load_hub_data
@@ -145,7 +146,8 @@ def find_data(arguments: DataArguments, image_column: str = "image", label_colum
             classes_column=arguments.classes_column_name,
             **selection,
         )
-    return _with_second_source(data, arguments)
+    data = _with_second_source(data, arguments)
+    return replace(data, **{name: exact_columns(dataset) for name, dataset in data.sets.items()})
 
 
 def _with_second_source(data: SegmentationData, arguments: DataArguments) -> SegmentationData:

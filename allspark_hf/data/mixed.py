@@ -11,11 +11,12 @@ import torch
 from PIL import Image
 from torch.utils.data import BatchSampler, Dataset
 
+from .columns import exact_columns
 from .device_photometry import pack_photometry
 from .geometry import crop_image, crop_label, draw_geometry, shown_pixels
-from .images import to_rgb
 from .masks import CLASS_INDICES, MaskConvention, read_label
 from .photometry import apply_photometry, draw_photometry, to_pixel_values
+from .pixels import to_rgb
 from .reading import read_or_replace
 from .streaming import StreamReader
 from .views import CHANNEL_BITS, STRONG, WEAK, View, draw_cutmix_box
@@ -138,6 +139,7 @@ class MixedDataset(Dataset):
         label_column (`str`): name of the mask column.
         on_bad_image (`str`): "stop" or "skip", see [`read_or_replace`].
         augment_on_device (`bool`): leave photometry and normalization to [`~device_photometry.finish_on_device`].
+        image_range (`list[int]`, *optional*): the model's, of images of 16 bits, see [`to_rgb`].
     """
 
     def __init__(
@@ -157,9 +159,11 @@ class MixedDataset(Dataset):
         label_column: str = "label",
         on_bad_image: str = "stop",
         augment_on_device: bool = False,
+        image_range: list[int] | None = None,
     ):
-        self.labeled = labeled
-        self.unlabeled = unlabeled
+        self.labeled = exact_columns(labeled, image_column, label_column)
+        self.unlabeled = exact_columns(unlabeled, image_column, label_column)
+        self.image_range = image_range
         self.has_truth = isinstance(unlabeled, datasets.Dataset) and label_column in unlabeled.column_names
         self.crop = crop
         self.seed = seed
@@ -235,7 +239,7 @@ class MixedDataset(Dataset):
 
     def _read(self, draw: Draw) -> tuple[Image.Image, np.ndarray | None]:
         example = (self.labeled if draw.labeled else self.unlabeled)[draw.row]
-        image = to_rgb(example[self.image_column])
+        image = to_rgb(example[self.image_column], self.image_range)
         return image, self._label(example, image.size, draw) if draw.labeled or self.has_truth else None
 
     def _label(self, example: dict, size: tuple[int, int], draw: Draw) -> np.ndarray:

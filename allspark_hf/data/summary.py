@@ -10,6 +10,7 @@ import datasets
 import numpy as np
 import PIL.Image
 
+from .columns import Mask
 from .images import mask_to_array, open_image
 from .masks import MaskConvention, binary_sentence
 from .reading import row_name, undecoded
@@ -171,7 +172,7 @@ def _size(image) -> tuple[int, int] | None:
 
 
 def _values(mask) -> frozenset[int] | None:
-    decoded = datasets.Image().decode_example(mask) if isinstance(mask, dict) else mask
+    decoded = Mask().decode_example(mask) if isinstance(mask, dict) else mask
     return None if decoded is None else frozenset(stored_values(mask_to_array(decoded)).tolist())
 
 

@@ -11,8 +11,9 @@ from accelerate.utils import gather_object
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel
 
-from ..data.images import to_rgb
+from ..data.columns import exact_columns
 from ..data.masks import CLASS_INDICES, MaskConvention, read_label
+from ..data.pixels import to_rgb
 from ..data.reading import read_or_replace
 from ..models.upsampling import cross_entropy_sum
 from .arguments import EvaluationArguments, eval_crop
@@ -32,6 +33,7 @@ class EvaluationDataset(Dataset):
         masks ([`MaskConvention`]): what the values of the masks mean.
         image_column (`str`): name of the image column.
         label_column (`str`): name of the mask column.
+        image_range (`list[int]`, *optional*): the model's, of images of 16 bits, see [`to_rgb`].
     """
 
     def __init__(
@@ -42,8 +44,10 @@ class EvaluationDataset(Dataset):
         masks: MaskConvention = CLASS_INDICES,
         image_column: str = "image",
         label_column: str = "label",
+        image_range: list[int] | None = None,
     ):
-        self.dataset = dataset
+        self.dataset = exact_columns(dataset, image_column, label_column)
+        self.image_range = image_range
         self.image_processor = image_processor
         self.num_labels = num_labels
         self.masks = masks
@@ -66,7 +70,7 @@ class EvaluationDataset(Dataset):
 
     def _read(self, row: int) -> dict[str, torch.Tensor]:
         example = self.dataset[row]
-        image = to_rgb(example[self.image_column])
+        image = to_rgb(example[self.image_column], self.image_range)
         where = f"row {row}" + (f" ({example['id']})" if "id" in example else "")
         label = read_label(example[self.label_column], image.size, self.num_labels, self.masks, where)
         pixel_values = self.image_processor(images=image, return_tensors="pt")["pixel_values"][0]

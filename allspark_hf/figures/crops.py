@@ -9,9 +9,9 @@ from datasets import Dataset
 from PIL import Image, ImageOps
 
 from ..data.geometry import PADDING_COLOR
-from ..data.images import to_rgb
 from ..data.masks import MaskConvention, read_label
 from ..data.photometry import to_pixel_values
+from ..data.pixels import to_rgb
 
 
 @dataclass
@@ -48,7 +48,8 @@ def crop_row(images: Sequence[dict], row: int, image_processor, config) -> Cente
         ValueError: if [`to_rgb`] refuses the image or [`read_label`] the mask.
     """
     example = images[row]
-    mask, picture, masks = example.get("label"), to_rgb(example["image"]), MaskConvention.of(config)
+    mask, masks = example.get("label"), MaskConvention.of(config)
+    picture = to_rgb(example["image"], config.image_range)
     label = Image.new("L", picture.size, masks.ignore_index)
     if mask is not None:
         label = Image.fromarray(read_label(mask, picture.size, config.num_labels, masks, "an image to draw"))

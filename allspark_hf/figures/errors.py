@@ -62,7 +62,13 @@ def error_by_set(models: Mapping[str, tuple[PreTrainedModel, object]], sets: Map
 def _evaluate(model: PreTrainedModel, image_processor, dataset: Dataset, title: str) -> Evaluation:
     config = model.config
     evaluation = Evaluation(config, EvaluationArguments(), model.device)
-    samples = EvaluationDataset(dataset, image_processor, config.num_labels, MaskConvention.of(config))
+    samples = EvaluationDataset(
+        dataset,
+        image_processor,
+        config.num_labels,
+        MaskConvention.of(config),
+        image_range=config.image_range,
+    )
     for row in tqdm(range(len(samples)), desc=title, unit="image", disable=None):
         evaluation.add(model, [samples[row]])
     return evaluation

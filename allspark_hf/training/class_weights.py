@@ -3,6 +3,7 @@
 import datasets
 import torch
 
+from ..data.columns import exact_columns
 from ..data.masks import MaskConvention, read_label
 from ..methods.base import BALANCED
 from .arguments import AllSparkTrainingArguments
@@ -45,7 +46,7 @@ def class_weights(
 def _pixels_of_classes(args, dataset: datasets.Dataset, num_labels: int, masks: MaskConvention) -> torch.Tensor:
     """int64 (num_labels,): the pixels of each class in all masks."""
     counts = torch.zeros(num_labels, dtype=torch.int64)
-    for row, example in enumerate(dataset):
+    for row, example in enumerate(exact_columns(dataset, args.image_column_name, args.label_column_name)):
         mask = example[args.label_column_name]
         label = torch.from_numpy(read_label(mask, mask.size, num_labels, masks, f"labeled row {row}"))
         counts += label[label != masks.ignore_index].long().bincount(minlength=num_labels)

@@ -47,6 +47,7 @@ def train_loader(trainer) -> DataLoader:
             seed=data_seed(args),
             buffer_size=args.shuffle_buffer_size,
             image_column=args.image_column_name,
+            image_range=config.image_range,
         )
     dataset = MixedDataset(
         labeled=trainer.train_dataset,
@@ -64,6 +65,7 @@ def train_loader(trainer) -> DataLoader:
         label_column=args.label_column_name,
         on_bad_image=args.on_bad_image,
         augment_on_device=args.augment_on_device,
+        image_range=config.image_range,
     )
     settings = _settings(args)
     if streams:
@@ -86,7 +88,12 @@ def evaluation_loader(trainer, dataset: datasets.Dataset) -> DataLoader:
     require_known_values({"validation": dataset}, config, args.label_column_name)
     require_large_enough({"validation": dataset}, config, args, trainer.long_side, args.image_column_name)
     prepared = EvaluationDataset(
-        dataset, trainer.processing_class, config.num_labels, MaskConvention.of(config), *columns
+        dataset,
+        trainer.processing_class,
+        config.num_labels,
+        MaskConvention.of(config),
+        *columns,
+        config.image_range,
     )
     # Not prepared by accelerate, which would repeat rows to even out the processes.
     return DataLoader(
