@@ -46,9 +46,11 @@ class DataArguments:
         common=True,
     )
     dataset_config_name: str | None = argument(None, "Configuration of dataset_name.")
-    train_split_name: str = argument("train", "Split of dataset_name to train on.")
+    train_split_name: str | None = argument(
+        None, "Split of dataset_name to train on; default: train, or what means the same."
+    )
     validation_split_name: str | None = argument(
-        None, "Split to validate with; default: validation, else val, else a held-out share."
+        None, "Split to validate with; default: validation, val, dev or the like, else a held-out share."
     )
     classes_column_name: str | None = argument(
         None, "Column of dataset_name whose ClassLabel names are those of the mask values."
@@ -101,9 +103,11 @@ class DataArguments:
     def __post_init__(self):
         if (self.data_dir is None) == (self.dataset_name is None):
             raise ValueError("Give either --data_dir (a folder of images and masks) or --dataset_name.")
-        for name in ("data_format", "unlabeled_list", "validation_list"):
-            if self.dataset_name is not None and getattr(self, name) is not None:
-                raise ValueError(f"--{name} belongs to --data_dir, but --dataset_name was given: leave it out.")
+        if self.dataset_name is not None and self.data_format is not None:
+            raise ValueError("--data_format belongs to --data_dir, but --dataset_name was given: leave it out.")
+        for name in ("dataset_config_name", "train_split_name", "validation_split_name", "classes_column_name"):
+            if self.data_dir is not None and getattr(self, name) is not None:
+                raise ValueError(f"--{name} belongs to --dataset_name, but --data_dir was given: leave it out.")
         if self.unlabeled_streaming and self.unlabeled_dataset_name is None:
             raise ValueError("--unlabeled_streaming needs --unlabeled_dataset_name, the data set to stream.")
         if self.unlabeled_streaming and self.unlabeled_dir is not None:
