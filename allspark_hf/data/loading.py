@@ -9,7 +9,7 @@ from datasets import Dataset
 from ..utils.arguments import argument
 from .checks import CheckReport, check_data
 from .overlap import find_overlap
-from .sources.classes import classes_in, read_classes
+from .sources.classes import read_classes
 from .sources.hub import load_hub_data
 from .sources.layouts import LAYOUTS, VOC_MASKS, find_layout
 from .sources.pairs import SegmentationData
@@ -135,8 +135,7 @@ def find_data(arguments: DataArguments, image_column: str = "image", label_colum
     classes = read_classes(arguments.classes) if arguments.classes else None
     if arguments.dataset_name is None:
         layout = find_layout(arguments.data_dir, arguments.data_format, arguments.voc_masks)
-        data = load_layout(layout, Selection(**selection))
-        data.classes = classes or classes_in(layout.root) or data.classes
+        data = load_layout(layout, Selection(**selection), classes)
     else:
         data = load_hub_data(
             arguments.dataset_name,

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ...utils.files import MASK_SUFFIXES, image_suffixes
-from .classes import Classes, classes_in
 from .layout import Layout
 from .pairs import (
     ACCEPTED,
@@ -110,10 +109,6 @@ class FolderLayout(Layout):
             self.left_alone = (
                 f"Left alone in {self.root}: {', '.join(unused)}; to use one, rename it (train, val or unlabeled)."
             )
-
-    @property
-    def classes(self) -> Classes | None:
-        return classes_in(self.root)
 
     def find(self, split: str) -> Pairs:
         place = self.places[split]

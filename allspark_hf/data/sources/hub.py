@@ -76,8 +76,7 @@ def load_hub_data(
     layout = HubLayout(dataset_name, splits, chosen, {"image": image_column, "label": label_column})
     if left_alone:
         layout.left_alone = f"Left alone in {dataset_name}: {', '.join(left_alone)}; to use one, {SPLIT_FIX}."
-    if classes is None:
-        classes = find_classes(dataset_name, splits[chosen["train"]], classes_column)
+    classes = classes or find_classes(dataset_name, splits[chosen["train"]], classes_column)
     layout.classes = classes
     return load_layout(layout, selection)
 
@@ -134,6 +133,9 @@ class HubLayout(Layout):
             there = columns if split != "unlabeled" else {"image": columns["image"]}
             self.rows[split] = standard_columns(splits[source], there, title, source, COLUMN_FIX)
 
+    def find_classes(self) -> Classes | None:
+        return self.classes
+
     def find(self, split: str) -> Pairs:
         rows = self.rows[split]
         prefix = "unlabeled:" if split == "unlabeled" else ""
@@ -170,12 +172,14 @@ class HubLayout(Layout):
         parts = []
         for split, rows in self.rows.items():
             numbers = sorted(row.number for row in ids if row.split == split)
+            if not numbers:
+                continue
             part = rows.select(numbers)
             if split == "unlabeled":
                 part = part.remove_columns("id").add_column("id", [ids[Row(split, number)] for number in numbers])
             elif not with_masks:
                 part = part.remove_columns("label")
-            parts += [part] if numbers else []
+            parts.append(part)
         if not parts:
             empty = self.rows["train"].select([])
             return empty if with_masks else empty.remove_columns("label")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from datasets import Dataset
 
-from .classes import Classes
+from .classes import Classes, classes_in
 from .lists import read_list
 from .pairs import Pairs, one_form
 
@@ -37,6 +37,10 @@ class Layout:
         if split not in self._found:
             self._found[split] = self.find(split)
         return self._found[split]
+
+    def find_classes(self) -> Classes | None:
+        """The classes that a file in the folder names, else those that the data set is known to have."""
+        return classes_in(self.root) or self.classes
 
     def find(self, split: str) -> Pairs:
         """Looks for the images of a split and their masks."""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from .classes import Classes
 from .layout import Layout
 from .pairs import SETS, Pairs, SegmentationData, some
 
@@ -67,10 +68,10 @@ class Selection:
             raise ValueError(f"seed is {self.seed}, but it must be 0 or above.")
 
 
-def load_layout(layout: Layout, selection: Selection) -> SegmentationData:
+def load_layout(layout: Layout, selection: Selection, classes: Classes | None = None) -> SegmentationData:
     """
     Chooses the three sets ([`select_pairs`]) and makes datasets of them, files sorted by id; nothing is decoded. What
-    the data set holds besides is logged.
+    the data set holds besides is logged. Without `classes`, the data set is asked ([`Layout.find_classes`]).
 
     Raises:
         FileNotFoundError: if a folder or a list is missing.
@@ -84,7 +85,7 @@ def load_layout(layout: Layout, selection: Selection) -> SegmentationData:
         labeled=layout.to_dataset(labeled, with_masks=True),
         unlabeled=unlabeled_set,
         validation=layout.to_dataset(validation, with_masks=True),
-        classes=layout.classes,
+        classes=classes or layout.find_classes(),
         hidden_ids=[name for name in unlabeled_set["id"] if name in unlabeled.masks],
         mask_values=layout.mask_values,
         ignored_mask_values=layout.ignored_mask_values,
