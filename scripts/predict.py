@@ -9,6 +9,7 @@ written; 2: nothing was done.
 """
 
 import glob
+import os
 import sys
 from collections import Counter
 from dataclasses import dataclass
@@ -65,7 +66,8 @@ def find_images(pattern: str, output_dir: Path) -> tuple[Path, list[Path]]:
         found, others = find_image_files(path)
     else:
         root = glob_root(path)
-        found = [Path(file) for file in glob.glob(pattern, recursive=True)]
+        matches = sorted(map(Path, glob.glob(pattern, recursive=True)), key=lambda file: len(file.parts), reverse=True)
+        found = {(os.path.realpath(file.parent), file.name): file for file in matches}.values()  # links in a circle
     inside = output_dir.resolve()
     if inside == root.resolve():
         raise ValueError(

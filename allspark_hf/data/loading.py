@@ -26,8 +26,8 @@ class DataArguments:
 
     data_dir: str | None = argument(
         None,
-        "Folder with images/{train,val} and masks/{train,val}, or flat images/ and masks/; or Pascal VOC 2012, "
-        "Cityscapes or COCO as unpacked.",
+        "Folder with images/{train,val} and masks/{train,val}, or {train,val}/{images,masks}, or flat images/ and "
+        "masks/; or Pascal VOC 2012, Cityscapes or COCO as unpacked.",
         common=True,
     )
     data_format: str | None = argument(
@@ -86,7 +86,10 @@ class DataArguments:
     )
     validation_fraction: float = argument(0.1, "Share of the labeled images held out when there is no validation set.")
     split_seed: int = argument(42, "Seed of these choices; --seed does not touch them.")
-    classes: str | None = argument(None, "classes.txt or classes.json; default: the one in data_dir, if any.")
+    classes: str | None = argument(
+        None,
+        "File of class names, like classes.txt, classes.json or _classes.csv; default: the one in data_dir, if any.",
+    )
     num_labels: int | None = argument(None, "Number of classes; default: from the classes file, else from the masks.")
     mask_values: list[int] | None = argument(
         None, "Mask value of class 0, 1, ...; e.g. 0 255 for binary masks stored as 0/255."

@@ -54,6 +54,19 @@ def _voc_roots(data_dir: Path) -> tuple[Path, ...]:
     return data_dir, data_dir / "VOC2012", data_dir / "VOCdevkit" / "VOC2012"
 
 
+def _images_by_id(folder: Path) -> dict[str, Path]:
+    """The images that lie in a folder by their name without extension, sorted."""
+    found: dict[str, Path] = {}
+    for path in sorted(folder.glob("*")):
+        if is_hidden(path) or path.suffix.lower() not in image_suffixes():
+            continue
+        name = one_form(path.stem)
+        if name in found:
+            raise ValueError(f"{found[name]} and {path} have the same name but for the extension; keep one of them.")
+        found[name] = path
+    return found
+
+
 def _holds_own_images(root: Path) -> bool:
     """Whether VOC's folders hold other images than VOC's, without lists of VOC's names: then they are like any."""
     names = [path.stem for path in (root / "ImageSets" / "Segmentation").glob("*.txt")]
@@ -105,19 +118,7 @@ class VocLayout(PublishedLayout):
 
     @cached_property
     def _images(self) -> dict[str, Path]:
-        """The images by id, in the order of their names."""
-        paths = sorted((self.root / "JPEGImages").glob("*"))
-        found: dict[str, Path] = {}
-        for path in paths:
-            name = one_form(path.stem)
-            if is_hidden(path) or path.suffix.lower() not in image_suffixes():
-                continue
-            if name in found:
-                raise ValueError(
-                    f"{found[name]} and {path} have the same name but for the extension; keep one of them."
-                )
-            found[name] = path
-        return found
+        return _images_by_id(self.root / "JPEGImages")
 
     def find(self, split: str) -> Pairs:
         names, fix = ("train",), "name the images with labeled_list and unlabeled_list"
@@ -233,7 +234,7 @@ class CityscapesLayout(PublishedLayout):
 
 class CocoLayout(PublishedLayout):
     """
-    COCO 2017: `train2017/*.jpg`, `val2017/*.jpg`, and in `masks` a PNG per image with 81 class indices, 0 for
+    COCO 2017: images in `train2017` and `val2017`, and in `masks` a PNG per image with 81 class indices, 0 for
     background, 255 to ignore. The masks lie in `masks` itself or in `masks/train2017` and `masks/val2017`. The images
     of `unlabeled2017` are unlabeled, if they are there. An id is a file's name without extension.
 
@@ -254,6 +255,7 @@ class CocoLayout(PublishedLayout):
         need = "COCO's json files hold outlines, so draw a PNG of class indices for each image"
         require_folder(self.root / "masks", f"coco data must have one: {need}")
         self.mask_folder = self.root / "masks"
+        self._by_id: dict[str, dict[str, Path]] = {}
         self.has_unlabeled = (self.root / self.splits["unlabeled"]).is_dir()
         used = {name for name in subfolders(self.root) if split_of(name) != "test"}
         self._leave_alone(self.root, used, "rename it to use it")
@@ -261,7 +263,7 @@ class CocoLayout(PublishedLayout):
 
     def find(self, split: str) -> Pairs:
         folder = self.root / self.splits[split]
-        pairs = self._collect(folder.glob("*.jpg"), folder)
+        pairs = self._collect(self._images(split).values(), folder)
         used = [*pairs.masks.values()]
         if split == "unlabeled":
             return pairs
@@ -274,15 +276,20 @@ class CocoLayout(PublishedLayout):
         require_images(sorted(mask_folder.glob("*.png")), used)
         return pairs
 
+    def _images(self, split: str) -> dict[str, Path]:
+        if split not in self._by_id:
+            self._by_id[split] = _images_by_id(self.root / self.splits[split])
+        return self._by_id[split]
+
     def image_of(self, name: str, split: str) -> Path:
-        return self.root / self.splits[split] / f"{name}.jpg"
+        return self._images(split).get(name, self.root / self.splits[split] / f"{name}.jpg")
 
     def mask_of(self, image: Path) -> Path:
         folder = self.mask_folder / image.parent.name if self.has_subfolders else self.mask_folder
         return folder / f"{image.stem}.png"
 
     def name_of(self, image: Path) -> str:
-        return image.stem
+        return one_form(image.stem)
 
     def listed_mask(self, mask: Path, image: Path) -> Path:
         is_elsewhere = self.has_subfolders and mask.parent == self.mask_folder and mask.stem == image.stem
