@@ -60,8 +60,11 @@ def loaded(root, caplog, **options) -> tuple[list[list[str]], list[str]]:
         ),
         *((name, "validation") for name in ("val", "Val", "valid", "VALIDATION", "val2017", "dev", "eval", "valset")),
         *((name, "test") for name in ("test", "Testing", "test2017", "test_set")),
-        *((name, "unlabeled") for name in ("unlabeled", "Unlabelled", "unlabeled2017")),
-        *((name, None) for name in ("trainval", "train_extra", "value", "devices", "contest", "2017", "", "city")),
+        *((name, "unlabeled") for name in ("unlabeled", "Unlabelled", "unlabeled2017", "images_unlabeled")),
+        *(
+            (name, None)
+            for name in ("trainval", "train_extra", "value", "devices", "contest", "2017", "", "city", "images")
+        ),
     ],
 )
 def test_what_a_name_means(name, split):
@@ -375,6 +378,8 @@ def test_names_in_either_form_of_unicode(tmp_path, caplog):
         "images/train/a.jpg ; masks/train/a.png",
         "images/train/a.jpg\tmasks/train/a.png",
         "./images/train/a.jpg",
+        "images/train/a.JPG masks/train/a.PNG",
+        "a.jpg",
         "a",
     ],
 )

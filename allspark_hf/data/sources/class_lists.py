@@ -22,6 +22,7 @@ _THREE_NUMBERS = re.compile(r"^(?P<name>.*\S)[\s,]+(?P<red>-?\d+)[\s,]+(?P<green
 _HEX_COLOR = re.compile(r"^(?P<name>.*\S)\s+#(?P<hex>[0-9a-fA-F]{6})$")
 _CVAT = re.compile(r"^(?P<name>[^:]+):(?P<color>(?:\d+,\d+,\d+)?):[^:]*:[^:]*$")
 _INDEX_FIRST = re.compile(r"^(?P<index>-?\d{1,9})(?P<mark>\s*[:,;=]\s*|[.)]\s+|\s+-\s+|\s+)(?P<rest>\S.*)$")
+_COLOR_FIRST = re.compile(r"^(\d{1,3})[\s,]+(\d{1,3})[\s,]+(\d{1,3})[\s,]+([^\d\s].*)$")
 _INDEX_LAST = re.compile(r"^(?P<name>\S.*?)\s*[:,;=\t]\s*(?P<index>-?\d{1,9})$")
 # What the columns of a table are called, in lower case and without blanks and the like.
 _INDEX_COLUMNS = ("pixelvalue", "value", "index", "idx", "id", "classid", "labelid", "classindex", "maskvalue")
@@ -39,9 +40,9 @@ class Entry(NamedTuple):
 
 def parse_text(text: str) -> list[Entry]:
     """
-    Reads lines with a class each: the name, alone or with `r g b` or `#rrggbb` after it; `0: name`, `0 name`, `0,name`
-    or `name,0` on every line; CVAT's `name:r,g,b:parts:actions`; or a table in CSV whose first line names its columns,
-    as Roboflow writes it. Blank lines and comments, from `#` on, do not count.
+    Reads lines with a class each: the name, alone, with `r g b` or `#rrggbb` after it or `r g b` before it; `0: name`,
+    `0 name`, `0,name` or `name,0` on every line; CVAT's `name:r,g,b:parts:actions`; or a table in CSV whose first line
+    names its columns, as Roboflow writes it. Blank lines and comments, from `#` on, do not count.
 
     Raises:
         ValueError: if only some lines have an index, or a line of a table has too few or too many cells.
@@ -55,6 +56,8 @@ def parse_text(text: str) -> list[Entry]:
         return _from_table(lines, columns)
     if matches := _all(_CVAT, lines):
         return [Entry(match["name"].strip(), color=_color(match["color"].split(","))) for match in matches]
+    if matches := _all(_COLOR_FIRST, lines):
+        return [Entry(name, color=_color(color)) for *color, name in (match.groups() for match in matches)]
     if matches := _all(_INDEX_FIRST, lines):
         return [parse_line(match["rest"])._replace(index=int(match["index"])) for match in matches]
     if (matches := _all(_INDEX_LAST, lines)) and not any(map(_THREE_NUMBERS.match, lines.values())):
@@ -165,7 +168,7 @@ def parse_content(content: Any) -> tuple[list[Entry], Any]:
     """
     Reads a list of names; `{"names": ..., "colors": [...]}`, colors optional; `{0: name}` or `{name: 0}`, alone or
     under `names`, `id2label` or `label2id`; or a list of objects with a name, perhaps with `id` and `color`, alone or
-    under `categories`.
+    under `categories`, `classes` or `labels`.
 
     Returns:
         `tuple[list[Entry], Any]`: the classes, and what stands under `colors`; `None` if nothing does.
@@ -173,7 +176,7 @@ def parse_content(content: Any) -> tuple[list[Entry], Any]:
     Raises:
         ValueError: if the content is none of these.
     """
-    for key in ("names", "id2label", "label2id", "categories"):
+    for key in ("names", "id2label", "label2id", "categories", "classes", "labels"):
         if isinstance(content, dict) and key in content:
             if not isinstance(content[key], list | dict):
                 raise ValueError(f'"{key}" must be a list, in the order of the class indices, or have them as keys.')
@@ -237,9 +240,12 @@ def _require_no_gaps(by_index: dict[int, Entry]):
     missing = sorted(set(range(len(by_index))) - set(by_index))
     if not missing and not ignored:
         return
-    values = [str(index) for index in sorted(set(by_index) - set(ignored))]
-    values = values if len(values) <= SHOWN_INDICES else [*values[:SHOWN_INDICES], "..."]
-    option = f"--mask_values {' '.join(values)}" + "".join(f" --ignored_mask_values {index}" for index in ignored)
+    values = sorted(set(by_index) - set(ignored))
+    shown = " ".join(map(str, values))
+    if len(values) > SHOWN_INDICES:
+        is_run = values == [*range(values[0], values[-1] + 1)]
+        shown = f"$(seq {values[0]} {values[-1]})" if is_run else " ".join(map(str, values[:SHOWN_INDICES])) + " ..."
+    option = f"--mask_values {shown}" + "".join(f" --ignored_mask_values {index}" for index in ignored)
     fix = f"number them so, or, if the masks hold these values, list the names alone and give {option}."
     if missing:
         raise ValueError(

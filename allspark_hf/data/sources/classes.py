@@ -123,6 +123,8 @@ def read_classes(path: str | Path) -> Classes:
         if suffix in PARSERS:
             return _from_entries(*PARSERS[suffix](text))
         raise ValueError(f"A file of classes must end in {', '.join((*PARSERS, *TEXT_SUFFIXES))}; rename it.")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: This is not text in UTF-8 ({error.reason}); save the file as UTF-8.") from error
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}: This is not valid JSON ({error}); correct the file.") from error
     except RecursionError as error:

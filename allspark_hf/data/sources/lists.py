@@ -66,10 +66,10 @@ def read_list(path: str | Path, layout: "Layout", split: str, need_masks: bool) 
     """
     Reads a split file, as UniMatch, AllSpark and U2PL publish them or as a run writes them.
 
-    A line is `image mask` or an image path, or a bare id. Between the two paths are blanks, a comma or a semicolon;
-    they are relative to the root of the data set, or absolute and in it, with slashes or backslashes. The mask of an
-    image path or an id lies where the data set keeps it. No line leads out of the data set's folder. A link in that
-    folder is part of it, wherever it leads: whoever made it chose what to read.
+    A line is `image mask` or an image path, an id, or the name of a file that has that id. Between the two paths are
+    blanks, a comma or a semicolon; they are relative to the root of the data set, or absolute and in it, with slashes
+    or backslashes. The mask of an image path or an id lies where the data set keeps it. No line leads out of the data
+    set's folder. A link in that folder is part of it, wherever it leads: whoever made it chose what to read.
 
     Args:
         path (`str` or `Path`): the text file, UTF-8.
@@ -125,20 +125,26 @@ def find_image(line: str, layout: "Layout", split: str) -> tuple[Path | None, st
         if _is_path(name) and not _leaves(name, layout) and (image := path_in(layout.root, name)):
             return image, None
     first, second = split_line(line.strip())
-    if second is None or _leaves(first, layout):
+    if _leaves(first, layout) or not _is_path(first):
         return None, second
-    return path_in(layout.root, first), second
+    if second is not None and (image := path_in(layout.root, first)):
+        return image, second
+    # A file's name alone.
+    image = layout.image_of(one_form(PurePosixPath(first).with_suffix("").as_posix()), split)
+    is_named = is_file(image) and one_form(image.name).lower() == one_form(PurePosixPath(first).name).lower()
+    return image if is_named else None, second
 
 
 def path_in(root: Path, relative: str) -> Path | None:
     """
-    The file that a path in a list means, if there is one below `root`: with slashes or backslashes, and with accents
-    in either of Unicode's forms.
+    The file that a path in a list means, if there is one below `root`: with slashes or backslashes, its extension in
+    upper or lower case, and accents in either of Unicode's forms.
     """
     for text in dict.fromkeys((relative, relative.replace("\\", "/"))):
         path = root / text
-        if is_file(path):
-            return path
+        for change in (str, str.lower, str.upper):
+            if path.name and is_file(same := path.with_suffix(change(path.suffix))):
+                return same
         if not text.isascii() and (path := _in_stored_form(root, path.relative_to(root).parts)):
             return path
     return None

@@ -9,7 +9,7 @@ from ...utils.files import is_hidden
 
 
 SPLIT_NAMES = {
-    "train": ("train", "training"),
+    "train": ("train", "training", "labeled", "labelled"),
     "validation": ("validation", "valid", "val", "dev", "development", "eval", "evaluation"),
     "unlabeled": ("unlabeled", "unlabelled", "unannotated", "unsupervised"),
     "test": ("test", "testing"),
@@ -17,14 +17,18 @@ SPLIT_NAMES = {
 # The first one that is there counts: in VOC's folders, Annotations holds no masks.
 KIND_NAMES = {
     "images": ("images", "image", "imgs", "img", "jpegimages"),
-    "masks": ("masks", "mask", "segmentationclasspng", "segmentationclass", "labels", "annotations"),
+    "masks": ("masks", "mask", "segmentationclasspng", "segmentationclass", "labels", "label", "annotations"),
 }
+_CONTENT = "(?:set|split|data|images?|imgs?|masks?)"
 USED_SPLITS = ("train", "validation", "unlabeled")
 
 
 def split_of(name: str) -> str | None:
-    """The split that a name means, in any case, with a number or `set` at its end: `Val`, `train2017`, `test_set`."""
-    bare = re.sub(r"[\W_]*(set|split)?[\W_\d]*$", "", name.casefold())
+    """
+    The split that a name means, in any case, with a number at its end or a word that says what is in it: `Val`,
+    `train2017`, `test_set`, `unlabeled_images`.
+    """
+    bare = re.sub(rf"^{_CONTENT}[\W_]+|[\W_]*{_CONTENT}?[\W_\d]*$", "", name.casefold())
     return next((split for split, names in SPLIT_NAMES.items() if bare in names), None)
 
 
