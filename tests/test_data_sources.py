@@ -193,6 +193,16 @@ def test_folders_that_are_refused_by_name(tmp_path, images, masks, message):
         load_folder(make(tmp_path, images, masks))
 
 
+def test_an_unlabeled_folder_that_is_named_too_is_read_once(tmp_path, caplog):
+    root = make(tmp_path, f"{TRAIN} images/val/v.jpg unlabeled/u.jpg unlabeled/w.tga", f"{MASKS} masks/val/v.png")
+    for folder, added in (("unlabeled", []), ("", ["unlabeled_dir:images/train/a.jpg"])):
+        found, _ = loaded(root, caplog, unlabeled_dir=str(root / folder))
+        assert found[1][:3] == ["c", "unlabeled/u.jpg", "unlabeled/w.tga"] and found[1][3:4] == added
+    (root / "images" / "train" / "d.jpg").symlink_to(root / "gone.jpg")
+    with pytest.raises(ValueError, match=r"d\.jpg is a link that leads nowhere; bring back what it leads to"):
+        load_folder(root)
+
+
 def test_lists_of_a_run_with_unlabeled_folders_give_the_same_run(tmp_path):
     root = make(tmp_path / "data", f"{TRAIN} images/unlabeled/é.jpg images/val/v.jpg", f"{MASKS} masks/val/v.png")
     data = load_folder(root, labeled_count=1, output_dir=tmp_path / "run")
@@ -221,13 +231,13 @@ def test_published_folders_beside_those_that_are_used(tmp_path, caplog, make_dat
 
 
 @pytest.mark.parametrize("classes", ["classes.txt", "class_names.txt", "labelmap.txt", "--classes", None])
-@pytest.mark.parametrize("lists", ["train val", "default", ""])
+@pytest.mark.parametrize("lists", ["train valid", "default", ""])
 def test_own_classes_in_vocs_folders(tmp_path, caplog, classes, lists):
     root = make(tmp_path / "voc", "JPEGImages/a.jpg JPEGImages/b.PNG JPEGImages/c.jpg", "SegmentationClass/a.png")
     write_mask(root / "SegmentationClass" / "b.png")
     (root / "Annotations").mkdir()
     for name in lists.split():
-        write_ids(root / "ImageSets" / "Segmentation" / f"{name}.txt", {"train": "a", "val": "b"}.get(name, "abc"))
+        write_ids(root / "ImageSets" / "Segmentation" / f"{name}.txt", {"train": "a", "valid": "b"}.get(name, "abc"))
     options = {}
     text = "soil:0,0,0::\nroot:255,0,0::\n" if classes == "labelmap.txt" else "soil\nroot\n"
     if classes is not None:
@@ -236,7 +246,7 @@ def test_own_classes_in_vocs_folders(tmp_path, caplog, classes, lists):
         options = {"classes": str(path)} if classes == "--classes" else {}
     data = find_data(DataArguments(data_dir=str(root), **options))
     assert data.classes is None if classes is None else data.classes.names == ["soil", "root"]
-    if lists == "train val":
+    if lists == "train valid":
         assert (ids(data.labeled), ids(data.unlabeled), ids(data.validation)) == (["a"], [], ["b"])
         assert "1 images that neither list names, first c; to learn from them" in caplog.text
     else:

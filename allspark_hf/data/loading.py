@@ -1,6 +1,7 @@
 """From arguments to data: which images and masks, and what their values mean."""
 
 import logging
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from datasets import Dataset
 from ..utils.arguments import argument
 from .checks import CheckReport, check_data
 from .overlap import find_overlap
+from .reading import undecoded
 from .sources.classes import read_classes
 from .sources.hub import load_hub_data
 from .sources.layouts import LAYOUTS, VOC_MASKS, find_layout
@@ -170,10 +172,21 @@ def _with_second_source(data: SegmentationData, arguments: DataArguments) -> Seg
             )
         return replace(data, unlabeled_stream=open_unlabeled_stream(*second))
     if arguments.unlabeled_dir is not None:
-        data = add_unlabeled(data, "unlabeled_dir", read_image_folder(arguments.unlabeled_dir))
+        images = _without_files_of(data.unlabeled, read_image_folder(arguments.unlabeled_dir))
+        data = add_unlabeled(data, "unlabeled_dir", images) if len(images) else data
     if arguments.unlabeled_dataset_name is not None:
         data = add_unlabeled(data, "unlabeled_dataset", read_unlabeled_dataset(*second))
     return data
+
+
+def _without_files_of(dataset: Dataset, images: Dataset) -> Dataset:
+    """The images whose files are not in a data set already, where a folder was named that is read anyway."""
+    files, known = ([row["image"]["path"] for row in undecoded(rows, "image")] for rows in (images, dataset))
+    known = {os.path.realpath(path) for path in known if path}
+    new = [row for row, path in enumerate(files) if os.path.realpath(path) not in known]
+    if len(new) < len(images):
+        logger.info("%d images of unlabeled_dir are unlabeled images of the data already.", len(images) - len(new))
+    return images.select(new)
 
 
 def load_data(arguments: DataArguments, image_column: str = "image", label_column: str = "label") -> CheckReport:

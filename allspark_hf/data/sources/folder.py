@@ -140,8 +140,8 @@ class FolderLayout(Layout):
             for part in name.split("/")[:-1]:
                 if split_of(part) in ("validation", "test"):
                     raise ValueError(
-                        f"{path} lies in a folder called {part}, but would be trained on; put such a folder directly "
-                        f"into {folder}, or rename it."
+                        f"{path} lies in a folder called {part}, but would be trained on; move that folder out of "
+                        f"{folder}, or rename it."
                     )
 
     def pairs(self, split: str) -> Pairs:
@@ -257,6 +257,8 @@ def _list_files(folder: Path, suffixes: tuple[str, ...], deep: bool) -> tuple[di
             raise ValueError(
                 f"{path} is a link to a folder, whose files would not be found; link the files, or all of {folder}."
             )
+        if path.is_symlink() and not path.exists() and path.suffix.lower() in suffixes:
+            raise ValueError(f"{path} is a link that leads nowhere; bring back what it leads to, or remove it.")
         if not path.is_file():
             continue
         if path.suffix.lower() not in suffixes:

@@ -159,7 +159,8 @@ class HubLayout(Layout):
         for _, line in read_lines(path):
             name = next((known[text] for text in map(one_form, (line, line.strip())) if text in known), None)
             if name is None:
-                raise ValueError(f"{path} names {line.strip()}, but there is no such {split} row; correct the list.")
+                kind = "training" if split == "train" else split
+                raise ValueError(f"{path} names {line.strip()}, but there is no such {kind} row; correct the list.")
             if need_masks and name not in pairs.masks:
                 raise ValueError(f"{path} names {name}, which has no mask; correct the list.")
             named.append(name)

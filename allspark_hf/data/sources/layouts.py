@@ -17,7 +17,7 @@ from .published_classes import (
     COCO_CLASSES,
     VOC_CLASSES,
 )
-from .split_names import find_kinds, split_of, subfolders
+from .split_names import find_kinds, sort_splits, split_of, subfolders
 
 
 VOC_MASKS = ("original", "augmented")
@@ -128,9 +128,10 @@ class VocLayout(PublishedLayout):
             names, fix = ("train_aug", "trainaug"), f"make it with scripts/prepare_sbd.py, or {fix}"
         folder = self.root / "ImageSets" / "Segmentation"
         paths = [folder / f"{name}.txt" for name in names]
-        if not self.is_augmented or split == "validation":
-            paths += sorted(path for path in folder.glob("*.txt") if split_of(path.stem) == split)
         path = next((path for path in paths if path.is_file()), None)
+        if path is None and (split == "validation" or not self.is_augmented):
+            named, _ = sort_splits((path.stem for path in folder.glob("*.txt")), str(folder), "keep one")
+            path = folder / f"{named[split]}.txt" if split in named else None
         if path is None:
             raise FileNotFoundError(f"There is no list {paths[0]}; {fix}.")
         return read_list(path, self, split, need_masks=split == "validation")
