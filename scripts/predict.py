@@ -66,7 +66,7 @@ def find_images(pattern: str, output_dir: Path) -> tuple[Path, list[Path]]:
         found, others = find_image_files(path)
     else:
         root = glob_root(path)
-        matches = sorted(map(Path, glob.glob(pattern, recursive=True)), key=lambda file: len(file.parts), reverse=True)
+        matches = sorted(map(Path, glob.glob(pattern, recursive=True)), key=lambda file: (-len(file.parts), file))
         found = {(os.path.realpath(file.parent), file.name): file for file in matches}.values()  # links in a circle
     inside = output_dir.resolve()
     if inside == root.resolve():

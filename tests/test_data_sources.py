@@ -271,7 +271,7 @@ def test_labelme2voc(tmp_path):
 # ---- Splits of the Hub ----
 
 
-def rows(names: str, masks: str = "") -> Dataset:
+def rows(names: str, masks: str | list[str] = "") -> Dataset:
     """Rows of these ids; those of `masks` have one."""
     names = names.split()
     picture, mask = PIL.Image.new("RGB", (8, 6)), PIL.Image.new("L", (8, 6))
@@ -304,6 +304,18 @@ def test_unlabeled_split_of_the_hub(tmp_path, caplog):
     unlabeled = write_ids(tmp_path / "u.txt", ["unlabeled:u", "c"])
     data = load_hub_data(str(tmp_path / "saved"), labeled_list=listed, unlabeled_list=unlabeled)
     assert [ids(data.sets[name]) for name in SETS] == [["a"], ["c", "unlabeled:u"], ["v"]]
+
+
+@pytest.mark.parametrize("options", [{}, {"labeled_count": 2}, {"labeled_fraction": 0.3, "seed": 7}])
+def test_folders_and_the_hub_choose_the_same_ids(tmp_path, options):
+    names = "a b c d e f g h"
+    with_mask = names[:11].split()
+    images = " ".join(f"images/{name}.jpg" for name in names.split())
+    make(tmp_path / "own", images, " ".join(f"masks/{name}.png" for name in with_mask))
+    rows(names, with_mask).save_to_disk(tmp_path / "saved")
+    chosen = [load(str(tmp_path / kind), **options) for load, kind in ((load_folder, "own"), (load_hub_data, "saved"))]
+    first, second = ([sorted(ids(data.sets[name])) for name in SETS] + [sorted(data.hidden_ids)] for data in chosen)
+    assert first == second and len(first[2]) == 1 and sorted(sum(first[:3], [])) == names.split()
 
 
 def test_splits_of_the_hub_that_are_refused_by_name(tmp_path):

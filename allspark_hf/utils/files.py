@@ -25,9 +25,9 @@ def image_suffixes() -> tuple[str, ...]:
     return tuple(sorted(suffix for suffix, name in PIL.Image.EXTENSION.items() if name in decoded))
 
 
-def is_hidden(path: Path) -> bool:
+def is_hidden(name: str) -> bool:
     """Whether a file or folder is none of the user's: its name begins with a dot, or a system has left it behind."""
-    return path.name.startswith(".") or path.name.lower() in LEFT_BEHIND
+    return name.startswith(".") or name.lower() in LEFT_BEHIND
 
 
 def find_image_files(folder: str | Path) -> tuple[list[Path], list[Path]]:
@@ -51,7 +51,7 @@ def find_image_files(folder: str | Path) -> tuple[list[Path], list[Path]]:
             continue
         seen.add(real)
         for path in sorted(current.iterdir()):
-            if is_hidden(path):
+            if is_hidden(path.name):
                 continue
             if path.is_dir():
                 (links if path.is_symlink() else folders).append(path)

@@ -253,15 +253,17 @@ def _list_files(folder: Path, suffixes: tuple[str, ...], deep: bool) -> tuple[di
     """Files by id, sorted by id, and the files with another extension, each with its id."""
     found, others = {}, []
     for path, name in visible_paths(folder, deep):
-        if deep and path.is_symlink() and path.is_dir():
-            raise ValueError(
-                f"{path} is a link to a folder, whose files would not be found; link the files, or all of {folder}."
-            )
-        if path.is_symlink() and not path.exists() and path.suffix.lower() in suffixes:
-            raise ValueError(f"{path} is a link that leads nowhere; bring back what it leads to, or remove it.")
+        is_usable = path.suffix.lower() in suffixes
         if not path.is_file():
+            if deep and path.is_symlink() and path.is_dir():
+                raise ValueError(
+                    f"{path} is a link to a folder, whose files would not be found; link the files, or all of "
+                    f"{folder}."
+                )
+            if is_usable and path.is_symlink() and not path.exists():
+                raise ValueError(f"{path} is a link that leads nowhere; bring back what it leads to, or remove it.")
             continue
-        if path.suffix.lower() not in suffixes:
+        if not is_usable:
             others.append((path, name))
             continue
         require_usable_name(path, name)

@@ -35,7 +35,7 @@ class PublishedLayout(Layout):
 
     def _collect(self, images: Iterable[Path], folder: Path) -> Pairs:
         """The images found in a folder, and those masks of theirs that exist."""
-        files = {self.name_of(image): image for image in sorted(images) if not is_hidden(image)}
+        files = {self.name_of(image): image for image in sorted(images) if not is_hidden(image.name)}
         if not files:
             raise ValueError(f"{folder} holds no image of the form {self.image_form}; unpack the images there.")
         for name, image in files.items():
@@ -58,7 +58,7 @@ def _images_by_id(folder: Path) -> dict[str, Path]:
     """The images that lie in a folder by their name without extension, sorted."""
     found: dict[str, Path] = {}
     for path in sorted(folder.glob("*")):
-        if is_hidden(path) or path.suffix.lower() not in image_suffixes():
+        if is_hidden(path.name) or path.suffix.lower() not in image_suffixes():
             continue
         name = one_form(path.stem)
         if name in found:
@@ -75,7 +75,7 @@ def _holds_own_images(root: Path) -> bool:
 
 
 def _has_voc_ids(root: Path) -> bool:
-    stems = [path.stem for path in (root / "JPEGImages").glob("*") if not is_hidden(path)]
+    stems = [path.stem for path in (root / "JPEGImages").glob("*") if not is_hidden(path.name)]
     return bool(stems) and all(map(VOC_ID.fullmatch, stems))
 
 

@@ -136,7 +136,7 @@ def visible_paths(folder: Path, deep: bool = True) -> Iterator[tuple[Path, str]]
     """Sorted paths in a folder and its subfolders, each with its id, for what a list can name; none is hidden."""
     for path in sorted(folder.rglob("*") if deep else folder.glob("*")):
         relative = path.relative_to(folder)
-        if not any(is_hidden(Path(part)) for part in relative.parts):
+        if not any(is_hidden(part) for part in relative.parts):
             yield path, one_form(relative.with_suffix("").as_posix())
 
 
@@ -154,7 +154,7 @@ def require_folder(folder: Path, need: str):
 def require_images(masks: Iterable[Path], used: Iterable[Path], fix: str = "add the images or remove the masks"):
     """Raises `ValueError` if a mask is of no image, which shows that the images are not all there."""
     used = set(used)
-    orphans = [mask for mask in masks if mask not in used and not is_hidden(mask)]
+    orphans = [mask for mask in masks if mask not in used and not is_hidden(mask.name)]
     if orphans:
         counted = "1 mask has" if len(orphans) == 1 else f"{len(orphans)} masks have"
         raise ValueError(f"{counted} no image, first {orphans[0]}; {fix}.")

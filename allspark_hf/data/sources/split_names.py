@@ -66,7 +66,7 @@ def subfolders(folder: Path) -> dict[str, Path]:
         return {}
     with os.scandir(folder) as entries:  # many times faster than asking for each of many files
         paths = sorted(folder / entry.name for entry in entries if entry.is_dir())
-    return {path.name: path for path in paths if not is_hidden(path)}
+    return {path.name: path for path in paths if not is_hidden(path.name)}
 
 
 def find_kinds(folder: Path) -> dict[str, Path]:
