@@ -315,7 +315,7 @@ def test_folders_and_the_hub_choose_the_same_ids(tmp_path, options):
     rows(names, with_mask).save_to_disk(tmp_path / "saved")
     chosen = [load(str(tmp_path / kind), **options) for load, kind in ((load_folder, "own"), (load_hub_data, "saved"))]
     first, second = ([sorted(ids(data.sets[name])) for name in SETS] + [sorted(data.hidden_ids)] for data in chosen)
-    assert first == second and len(first[2]) == 1 and sorted(sum(first[:3], [])) == names.split()
+    assert first == second and len(first[2]) == 1 and sorted(first[0] + first[1] + first[2]) == names.split()
 
 
 def test_splits_of_the_hub_that_are_refused_by_name(tmp_path):
