@@ -217,7 +217,7 @@ def test_mistakes_of_the_main_data_set(parquet, tmp_path):
         (parquet, {"validation_split": "test"}, "no split 'test'.*--validation_split_name"),
         (parquet, {"labeled_count": 7}, "labeled_count is 7, but .* has only 6 masks"),
         (parquet, {"labeled_list": ids}, "ids.txt names train-2, which has no mask"),
-        (parquet, {"labeled_list": ids, "validation_list": ids}, "validation_list belongs to a folder"),
+        (parquet, {"validation_list": ids}, "ids.txt names train-2, but there is no such validation row"),
         (only_none, {}, "of .*none has no mask of a training image, so the labeled set is empty"),
         (lists, {}, "the column 'mask' holds List.*, not images: store images"),
         (one, {}, "has 1 mask and 1 would be held out"),
@@ -234,7 +234,8 @@ def test_mistakes_of_the_main_data_set(parquet, tmp_path):
     [
         ({}, "Give either --data_dir"),
         ({"data_dir": "a", "dataset_name": "b"}, "Give either --data_dir"),
-        ({"dataset_name": "b", "validation_list": "c"}, "--validation_list belongs to --data_dir"),
+        ({"dataset_name": "b", "data_format": "voc"}, "--data_format belongs to --data_dir"),
+        ({"data_dir": "a", "validation_split_name": "test"}, "--validation_split_name belongs to --dataset_name"),
         ({"data_dir": "a", "unlabeled_streaming": True}, "--unlabeled_streaming needs --unlabeled_dataset_name"),
         (
             {"data_dir": "a", "unlabeled_streaming": True, "unlabeled_dataset_name": "b", "unlabeled_dir": "c"},

@@ -202,13 +202,18 @@ def test_same_stem_results_are_both_written(model_dir, images, tmp_path, monkeyp
     assert sizes == {"a_jpg": (44, 40), "a_png": (70, 50)}
 
 
-def test_finding_images(images, tmp_path):
+def test_finding_images(images, tmp_path, capsys):
     (images / "notes.txt").write_text("no image")
     (images / ".hidden.png").write_text("no image")
     (images / "out").mkdir()
     (images / "out" / "a_mask.png").write_text("earlier result")
     expected = [images / "a.png", images / "b.png", images / "sub" / "a.png"]
     assert find_images(str(images), images / "out") == (images, expected)
+    said = f"Left out of {images}: 1 file that Pillow does not read, first {images / 'notes.txt'}.\n"
+    assert capsys.readouterr().err == said
+    (images / "sub" / "circle").symlink_to(images)
+    (images / "Photo.JFIF").write_bytes((images / "a.png").read_bytes())
+    assert find_images(str(images), images / "out") == (images, [images / "Photo.JFIF", *expected])
     assert find_images(f"{images}/**/*.png", images / "out") == (images, expected)
     assert find_images(f"{images}/s*/a.png", tmp_path) == (images, expected[2:])
     assert find_images(str(images / "b.png"), images) == (images, expected[1:2])

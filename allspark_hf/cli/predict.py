@@ -9,6 +9,7 @@ written; 2: nothing was done.
 """
 
 import glob
+import os
 import sys
 from collections import Counter
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from allspark_hf.inference.loading import load_trained
 from allspark_hf.inference.prediction import model_palette, predict_mask
 from allspark_hf.inference.visualization import index_image, legend, overlay
 from allspark_hf.utils.arguments import argument
-from allspark_hf.utils.files import PREDICTED_SUFFIXES
+from allspark_hf.utils.files import find_image_files, left_out
 from allspark_hf.utils.text import one_line
 
 
@@ -44,7 +45,7 @@ class PredictArguments:
 
 def find_images(pattern: str, output_dir: Path) -> tuple[Path, list[Path]]:
     """
-    Finds the images to predict.
+    Finds the images to predict; files of a folder that are left out are counted on stderr.
 
     Args:
         pattern (`str`): file, folder or glob pattern.
@@ -57,14 +58,16 @@ def find_images(pattern: str, output_dir: Path) -> tuple[Path, list[Path]]:
         ValueError: if no image is found, or results would land among the images.
     """
     path = Path(pattern)
+    others: list[Path] = []
     if path.is_file():
         return path.parent, [path]
     if path.is_dir():
         root = path
-        found = [file for file in path.rglob("*") if file.suffix.lower() in PREDICTED_SUFFIXES and file.name[0] != "."]
+        found, others = find_image_files(path)
     else:
         root = glob_root(path)
-        found = [Path(file) for file in glob.glob(pattern, recursive=True)]
+        matches = sorted(map(Path, glob.glob(pattern, recursive=True)), key=lambda file: (-len(file.parts), file))
+        found = {(os.path.realpath(file.parent), file.name): file for file in matches}.values()  # links in a circle
     inside = output_dir.resolve()
     if inside == root.resolve():
         raise ValueError(
@@ -72,12 +75,14 @@ def find_images(pattern: str, output_dir: Path) -> tuple[Path, list[Path]]:
             "choose another output_dir."
         )
     if root.resolve() in inside.parents:
-        found = [file for file in found if inside not in file.resolve().parents]
+        found, others = ([file for file in kept if inside not in file.resolve().parents] for kept in (found, others))
+    if others:
+        print(left_out(others, root), file=sys.stderr)
     files = sorted(file for file in found if file.is_file())
     if not files:
         raise ValueError(
-            f"No image found at {pattern!r}: give an image file, a folder with images "
-            f"({' '.join(PREDICTED_SUFFIXES)}) or a glob pattern that matches files."
+            f"No image found at {pattern!r}: give an image file, a folder with images that Pillow reads, or a glob "
+            "pattern that matches files."
         )
     return root, files
 

@@ -1,6 +1,7 @@
 """From arguments to data: which images and masks, and what their values mean."""
 
 import logging
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,7 +11,8 @@ from ..utils.arguments import argument
 from .checks import CheckReport, check_data
 from .columns import exact_columns
 from .overlap import find_overlap
-from .sources.classes import classes_in, read_classes
+from .reading import undecoded
+from .sources.classes import read_classes
 from .sources.hub import load_hub_data
 from .sources.layouts import LAYOUTS, VOC_MASKS, find_layout
 from .sources.pairs import SegmentationData
@@ -27,8 +29,8 @@ class DataArguments:
 
     data_dir: str | None = argument(
         None,
-        "Folder with images/{train,val} and masks/{train,val}, or flat images/ and masks/; or Pascal VOC 2012, "
-        "Cityscapes or COCO as unpacked.",
+        "Folder with images/{train,val} and masks/{train,val}, or {train,val}/{images,masks}, or flat images/ and "
+        "masks/; or Pascal VOC 2012, Cityscapes or COCO as unpacked.",
         common=True,
     )
     data_format: str | None = argument(
@@ -47,9 +49,11 @@ class DataArguments:
         common=True,
     )
     dataset_config_name: str | None = argument(None, "Configuration of dataset_name.")
-    train_split_name: str = argument("train", "Split of dataset_name to train on.")
+    train_split_name: str | None = argument(
+        None, "Split of dataset_name to train on; default: train, or what means the same."
+    )
     validation_split_name: str | None = argument(
-        None, "Split to validate with; default: validation, else val, else a held-out share."
+        None, "Split to validate with; default: validation, val, dev or the like, else a held-out share."
     )
     classes_column_name: str | None = argument(
         None, "Column of dataset_name whose ClassLabel names are those of the mask values."
@@ -85,7 +89,10 @@ class DataArguments:
     )
     validation_fraction: float = argument(0.1, "Share of the labeled images held out when there is no validation set.")
     split_seed: int = argument(42, "Seed of these choices; --seed does not touch them.")
-    classes: str | None = argument(None, "classes.txt or classes.json; default: the one in data_dir, if any.")
+    classes: str | None = argument(
+        None,
+        "File of class names, like classes.txt, classes.json or _classes.csv; default: the one in data_dir, if any.",
+    )
     num_labels: int | None = argument(None, "Number of classes; default: from the classes file, else from the masks.")
     mask_values: list[int] | None = argument(
         None, "Mask value of class 0, 1, ...; e.g. 0 255 for binary masks stored as 0/255."
@@ -102,9 +109,11 @@ class DataArguments:
     def __post_init__(self):
         if (self.data_dir is None) == (self.dataset_name is None):
             raise ValueError("Give either --data_dir (a folder of images and masks) or --dataset_name.")
-        for name in ("data_format", "unlabeled_list", "validation_list"):
-            if self.dataset_name is not None and getattr(self, name) is not None:
-                raise ValueError(f"--{name} belongs to --data_dir, but --dataset_name was given: leave it out.")
+        if self.dataset_name is not None and self.data_format is not None:
+            raise ValueError("--data_format belongs to --data_dir, but --dataset_name was given: leave it out.")
+        for name in ("dataset_config_name", "train_split_name", "validation_split_name", "classes_column_name"):
+            if self.data_dir is not None and getattr(self, name) is not None:
+                raise ValueError(f"--{name} belongs to --dataset_name, but --data_dir was given: leave it out.")
         if self.unlabeled_streaming and self.unlabeled_dataset_name is None:
             raise ValueError("--unlabeled_streaming needs --unlabeled_dataset_name, the data set to stream.")
         if self.unlabeled_streaming and self.unlabeled_dir is not None:
@@ -132,8 +141,7 @@ def find_data(arguments: DataArguments, image_column: str = "image", label_colum
     classes = read_classes(arguments.classes) if arguments.classes else None
     if arguments.dataset_name is None:
         layout = find_layout(arguments.data_dir, arguments.data_format, arguments.voc_masks)
-        data = load_layout(layout, Selection(**selection))
-        data.classes = classes or classes_in(layout.root) or data.classes
+        data = load_layout(layout, Selection(**selection), classes)
     else:
         data = load_hub_data(
             arguments.dataset_name,
@@ -166,10 +174,21 @@ def _with_second_source(data: SegmentationData, arguments: DataArguments) -> Seg
             )
         return replace(data, unlabeled_stream=open_unlabeled_stream(*second))
     if arguments.unlabeled_dir is not None:
-        data = add_unlabeled(data, "unlabeled_dir", read_image_folder(arguments.unlabeled_dir))
+        images = _without_files_of(data.unlabeled, read_image_folder(arguments.unlabeled_dir))
+        data = add_unlabeled(data, "unlabeled_dir", images) if len(images) else data
     if arguments.unlabeled_dataset_name is not None:
         data = add_unlabeled(data, "unlabeled_dataset", read_unlabeled_dataset(*second))
     return data
+
+
+def _without_files_of(dataset: Dataset, images: Dataset) -> Dataset:
+    """The images whose files are not in a data set already, where a folder was named that is read anyway."""
+    files, known = ([row["image"]["path"] for row in undecoded(rows, "image")] for rows in (images, dataset))
+    known = {os.path.realpath(path) for path in known if path}
+    new = [row for row, path in enumerate(files) if os.path.realpath(path) not in known]
+    if len(new) < len(images):
+        logger.info("%d images of unlabeled_dir are unlabeled images of the data already.", len(images) - len(new))
+    return images.select(new)
 
 
 def load_data(arguments: DataArguments, image_column: str = "image", label_column: str = "label") -> CheckReport:
