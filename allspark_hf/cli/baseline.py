@@ -36,8 +36,8 @@ def check_baseline(arguments: BaselineArguments, args: AllSparkTrainingArguments
     """Raises ValueError where there is nothing to compare."""
     if arguments.compare_supervised and args.method == BASELINE:
         raise ValueError(
-            "compare_supervised compares with method=supervised, which is the method of this training itself: leave it "
-            "out, or choose another method."
+            "compare_supervised compares with method=supervised, which is the method of this training itself: leave "
+            "it out, or choose another method."
         )
 
 
