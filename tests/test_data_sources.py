@@ -1,7 +1,6 @@
 """Of every way to keep data in folders and splits: the ids of the three sets, and what is said of the rest."""
 
 import logging
-import unicodedata
 from pathlib import Path
 
 import datasets
@@ -15,15 +14,15 @@ from layout_folders import (
     ids,
     make_cityscapes,
     make_coco,
+    make_files,
     make_voc,
     write_ids,
     write_image,
     write_mask,
 )
 
-from allspark_hf.data import DataArguments, find_data, load_folder, load_hub_data, read_image_folder
+from allspark_hf.data import DataArguments, find_data, load_folder, load_hub_data
 from allspark_hf.data.sources.split_names import split_of
-from allspark_hf.utils.files import find_image_files
 
 
 SETS = ("labeled", "unlabeled", "validation")
@@ -33,15 +32,6 @@ SETS = ("labeled", "unlabeled", "validation")
 def own_cache(tmp_path_factory, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
     datasets.disable_progress_bars()
-
-
-def make(root: Path, images: str, masks: str = "") -> Path:
-    """Files at the paths given, with blanks between them."""
-    for path in images.split():
-        write_image(root / path)
-    for path in masks.split():
-        write_mask(root / path)
-    return root
 
 
 def loaded(root, caplog, **options) -> tuple[list[list[str]], list[str]]:
@@ -86,7 +76,7 @@ def test_splits_inside_and_outside(tmp_path, caplog, train, val, form, images, m
         for kind, suffix in ((images, ".jpg"), (masks, ".png")):
             folder = form.format(kind=kind, split=split)
             files = " ".join(f"{folder}/{name}{suffix}" for name in names.split() if (kind, name) != (masks, "b"))
-            make(tmp_path, *(files, "") if kind == images else ("", files))
+            make_files(tmp_path, *(files, "") if kind == images else ("", files))
     assert loaded(tmp_path, caplog) == ([["a", "sub/c"], ["b"], ["a", "v"]], [])
 
 
@@ -149,7 +139,7 @@ LEFT = "Left alone in {root}: {names}; to use one, rename it (train, val or unla
     ],
 )
 def test_folders(tmp_path, caplog, images, masks, sets, left):
-    found, messages = loaded(make(tmp_path, images, masks), caplog)
+    found, messages = loaded(make_files(tmp_path, images, masks), caplog)
     assert found == sets if isinstance(sets, list) else tuple(map(len, found)) == sets
     assert messages == ([] if left is None else [LEFT.format(root=tmp_path, names=left)])
     assert not {"t", "x", "h"} & {Path(name).stem for names in found for name in names}
@@ -190,11 +180,13 @@ def test_folders(tmp_path, caplog, images, masks, sets, left):
 )
 def test_folders_that_are_refused_by_name(tmp_path, images, masks, message):
     with pytest.raises((FileNotFoundError, ValueError), match=message):
-        load_folder(make(tmp_path, images, masks))
+        load_folder(make_files(tmp_path, images, masks))
 
 
 def test_an_unlabeled_folder_that_is_named_too_is_read_once(tmp_path, caplog):
-    root = make(tmp_path, f"{TRAIN} images/val/v.jpg unlabeled/u.jpg unlabeled/w.tga", f"{MASKS} masks/val/v.png")
+    root = make_files(
+        tmp_path, f"{TRAIN} images/val/v.jpg unlabeled/u.jpg unlabeled/w.tga", f"{MASKS} masks/val/v.png"
+    )
     for folder, added in (("unlabeled", []), ("", ["unlabeled_dir:images/train/a.jpg"])):
         found, _ = loaded(root, caplog, unlabeled_dir=str(root / folder))
         assert found[1][:3] == ["c", "unlabeled/u.jpg", "unlabeled/w.tga"] and found[1][3:4] == added
@@ -204,7 +196,9 @@ def test_an_unlabeled_folder_that_is_named_too_is_read_once(tmp_path, caplog):
 
 
 def test_lists_of_a_run_with_unlabeled_folders_give_the_same_run(tmp_path):
-    root = make(tmp_path / "data", f"{TRAIN} images/unlabeled/é.jpg images/val/v.jpg", f"{MASKS} masks/val/v.png")
+    root = make_files(
+        tmp_path / "data", f"{TRAIN} images/unlabeled/é.jpg images/val/v.jpg", f"{MASKS} masks/val/v.png"
+    )
     data = load_folder(root, labeled_count=1, output_dir=tmp_path / "run")
     lists = {f"{name}_list": tmp_path / "run" / f"{name}_ids.txt" for name in SETS}
     again = load_folder(root, **lists)
@@ -233,7 +227,9 @@ def test_published_folders_beside_those_that_are_used(tmp_path, caplog, make_dat
 @pytest.mark.parametrize("classes", ["classes.txt", "class_names.txt", "labelmap.txt", "--classes", None])
 @pytest.mark.parametrize("lists", ["train valid", "default", ""])
 def test_own_classes_in_vocs_folders(tmp_path, caplog, classes, lists):
-    root = make(tmp_path / "voc", "JPEGImages/a.jpg JPEGImages/b.PNG JPEGImages/c.jpg", "SegmentationClass/a.png")
+    root = make_files(
+        tmp_path / "voc", "JPEGImages/a.jpg JPEGImages/b.PNG JPEGImages/c.jpg", "SegmentationClass/a.png"
+    )
     write_mask(root / "SegmentationClass" / "b.png")
     (root / "Annotations").mkdir()
     for name in lists.split():
@@ -260,7 +256,9 @@ def test_vocs_own_images_have_vocs_classes(tmp_path, caplog):
 
 
 def test_labelme2voc(tmp_path):
-    root = make(tmp_path, "JPEGImages/a.jpg JPEGImages/b.jpg", "SegmentationClassPNG/a.png SegmentationClassPNG/b.png")
+    root = make_files(
+        tmp_path, "JPEGImages/a.jpg JPEGImages/b.jpg", "SegmentationClassPNG/a.png SegmentationClassPNG/b.png"
+    )
     (root / "SegmentationClass").mkdir()
     (root / "SegmentationClass" / "a.npy").write_bytes(b"numbers")
     (root / "class_names.txt").write_text("_background_\ncar\n")
@@ -311,7 +309,7 @@ def test_folders_and_the_hub_choose_the_same_ids(tmp_path, options):
     names = "a b c d e f g h"
     with_mask = names[:11].split()
     images = " ".join(f"images/{name}.jpg" for name in names.split())
-    make(tmp_path / "own", images, " ".join(f"masks/{name}.png" for name in with_mask))
+    make_files(tmp_path / "own", images, " ".join(f"masks/{name}.png" for name in with_mask))
     rows(names, with_mask).save_to_disk(tmp_path / "saved")
     chosen = [load(str(tmp_path / kind), **options) for load, kind in ((load_folder, "own"), (load_hub_data, "saved"))]
     first, second = ([sorted(ids(data.sets[name])) for name in SETS] + [sorted(data.hidden_ids)] for data in chosen)
@@ -347,82 +345,3 @@ def test_columns_of_bytes_and_paths(tmp_path):
     data = load_hub_data(str(tmp_path / "saved"))
     assert data.labeled[0]["image"].size == data.labeled[1]["label"].size == (8, 6)
     assert ids(load_hub_data(str(tmp_path / "data")).validation) == ["a", "b"]
-
-
-# ---- Folders to predict, or of unlabeled images ----
-
-
-def test_every_image_that_pillow_reads_is_found_once(tmp_path, caplog):
-    suffixes = "jpg JPG jfif jp2 tga webp tiff bmp gif pgm png"
-    folder, disk = make(tmp_path / "photos", " ".join(f"{s}.{s}" for s in suffixes.split())), tmp_path / "disk"
-    make(disk, "deep/x.png")
-    (disk / "back").symlink_to(disk)
-    for name, target in (("linked", disk), ("again", disk / "deep"), ("here", folder), ("up", tmp_path)):
-        (folder / name).symlink_to(target)
-    (folder / "circle").symlink_to(folder / "circle")
-    (folder / "y.png").symlink_to(disk / "deep" / "x.png")
-    make(folder, ".hidden/h.png ._a.png")
-    for name in ("Thumbs.db", "a.heic", "b.txt", ".DS_Store"):
-        (folder / name).write_text("x")
-    images, others = find_image_files(folder)
-    names = sorted([*(f"{s}.{s}" for s in suffixes.split()), "again/x.png", "y.png"])
-    assert [path.relative_to(folder).as_posix() for path in images] == names
-    assert [path.name for path in others] == ["a.heic", "b.txt", "circle"]
-    assert ids(read_image_folder(folder)) == names
-    assert caplog.messages == [f"Left out of {folder}: 3 files that Pillow does not read, first {folder}/a.heic."]
-
-
-# ---- Names and lists ----
-
-
-def test_names_in_either_form_of_unicode(tmp_path, caplog):
-    composed, split = (unicodedata.normalize(form, "é") for form in ("NFC", "NFD"))
-    root = make(tmp_path / "own", f"images/train/{split}.jpg images/train/b.jpg", f"masks/train/{composed}.png")
-    make(root, f"images/val/{composed}.jpg", f"masks/val/{split}.png")
-    assert loaded(root, caplog)[0] == [[composed], ["b"], [composed]]
-    image = f"images/train/{composed}.jpg"
-    for line in (split, composed, image, f"{image} masks/train/{split}.png"):
-        data = load_folder(root, labeled_list=write_ids(tmp_path / "l.txt", [line]))
-        assert ids(data.labeled) == [composed] and data.labeled[0]["label"] is not None
-    make(root, f"images/train/{composed}.jpg")
-    with pytest.raises(ValueError, match="have the same name but for the extension"):
-        load_folder(root)
-
-
-@pytest.mark.parametrize("end", ["\n", "\r\n"])
-@pytest.mark.parametrize(
-    "line",
-    [
-        "images\\train\\a.jpg masks\\train\\a.png",
-        "{root}/images/train/a.jpg {root}/masks/train/a.png",
-        "{root}/images/train/a.jpg",
-        "images/train/a.jpg,masks/train/a.png",
-        "images/train/a.jpg ; masks/train/a.png",
-        "images/train/a.jpg\tmasks/train/a.png",
-        "./images/train/a.jpg",
-        "images/train/a.JPG masks/train/a.PNG",
-        "a.jpg",
-        "a",
-    ],
-)
-def test_lines_of_lists(tmp_path, line, end):
-    images = f"{TRAIN} images/val/v.jpg"
-    root = make(tmp_path / "own", images, f"{MASKS} masks/val/v.png")
-    path = tmp_path / "l.txt"
-    path.write_bytes(("\ufeff" + line.format(root=root) + end).encode())
-    assert ids(load_folder(root, labeled_list=path).labeled) == ["a"]
-    path.write_text(f"{tmp_path}/elsewhere/a.jpg\n")
-    with pytest.raises(ValueError, match=r"which is outside .*own; paths must be relative to that folder"):
-        load_folder(root, labeled_list=path)
-
-
-def test_names_with_commas_and_blanks(tmp_path):
-    names = ("a,b", "c d.png,e", "f.jpg g", "v")
-    for name in names:
-        write_image(tmp_path / "images" / f"{name}.jpg")
-        write_mask(tmp_path / "masks" / f"{name}.png")
-    validation = write_ids(tmp_path / "val.txt", "v")
-    for name in names[:3]:
-        for line in (name, f"images/{name}.jpg"):
-            path = write_ids(tmp_path / "l.txt", [line])
-            assert ids(load_folder(tmp_path, labeled_list=path, validation_list=validation).labeled) == [name]
