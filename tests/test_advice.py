@@ -28,6 +28,7 @@ def test_nothing_is_said_of_a_sound_training(method):
     assert said({"method": method}) == []
     by_steps = {"method": method, "max_steps": 200, "warmup_steps": 5, "logging_steps": 200}
     assert said(by_steps, steps=200, epochs=200, num_unlabeled=2) == []  # whoever gives steps knows how many
+    assert said({"method": method}, num_labeled=40, num_unlabeled=11) == []
     for plan in ({"num_unlabeled": None}, {"num_validation": None}, {"validation_classes": set()}):
         assert said({"method": method}, **plan) == []
 
@@ -52,6 +53,11 @@ def test_nothing_is_said_of_a_sound_training(method):
             {"num_train_epochs": 3, "method": "supervised", "logging_steps": 1},
             {"num_unlabeled": 1, "steps": 3, "epochs": 3, "num_labeled": 1},
             ["3 epochs are 3 steps because there is 1 unlabeled image, .*--max_steps or --epoch_length labeled.$"],
+        ),
+        (
+            {},
+            {"num_labeled": 60, "num_unlabeled": 14},
+            ["40 epochs are 800 steps because there are 14 unlabeled images"],
         ),
         ({"unlabeled_warmup_epochs": 40}, {}, ["unlabeled_warmup_epochs=40 is .*no unlabeled image counts: lower it"]),
         (

@@ -17,7 +17,7 @@ from .arguments import AllSparkTrainingArguments
 logger = logging.getLogger(__name__)
 
 FEW_VALIDATION_IMAGES = 10
-FEW_STEPS_PER_EPOCH = 5
+FEW_STEPS, FEW_STEPS_PER_EPOCH = 1000, 5
 SHOWN_CLASSES = 5
 
 
@@ -94,8 +94,8 @@ def _about_images(args: AllSparkTrainingArguments, plan: RunPlan) -> list[str]:
         )
     if args.max_steps > 0 or not plan.num_unlabeled or args.epoch_length != "unlabeled":
         return said
-    few = plan.num_unlabeled < plan.num_labeled or plan.steps < FEW_STEPS_PER_EPOCH * plan.epochs
-    if few:
+    hardly_a_step = plan.steps < min(FEW_STEPS_PER_EPOCH * plan.epochs, FEW_STEPS)
+    if hardly_a_step or plan.num_unlabeled < plan.num_labeled / 4:  # an epoch then shows a quarter of the labeled ones
         other = "" if METHODS[args.method].uses_unlabeled else " or --epoch_length labeled"
         said.append(
             f"{args.num_train_epochs:g} epochs are {_count(plan.steps, 'step')} because there "
