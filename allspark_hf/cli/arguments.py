@@ -1,6 +1,7 @@
 """What the commands share: recipes, the way from a command line to arguments, and which model is meant."""
 
 import argparse
+import re
 import sys
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
@@ -135,7 +136,9 @@ class _Parser(HfArgumentParser):
         self.add_argument("--help_all", action=_Help, nargs=0, default=argparse.SUPPRESS)
 
     def error(self, message: str):
-        raise ValueError(f"{' '.join(message.split())}; --help explains the arguments.")
+        list_in_one = re.search(r"invalid (int|float) value: '\S*[\d.][,; ]", message)
+        hint = "give several numbers with blanks between them, such as 0 255; " if list_in_one else ""
+        raise ValueError(f"{' '.join(message.split())}; {hint}--help explains the arguments.")
 
 
 __all__ = ["ModelArguments", "parse_arguments"]
