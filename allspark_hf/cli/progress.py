@@ -9,8 +9,8 @@ from PIL import Image, ImageDraw
 from transformers import TrainerCallback
 from transformers.integrations import TensorBoardCallback
 
-from ..data.images import to_rgb
 from ..data.masks import MaskConvention
+from ..data.pixels import to_rgb
 from ..evaluation.evaluator import EvaluationDataset, failing_together
 from ..evaluation.metrics import metric_name
 from ..evaluation.prediction import predict_logits
@@ -40,7 +40,12 @@ class Progress(TrainerCallback):
         chosen = trainer.eval_dataset.select(list(rows))
         columns = args.image_column_name, args.label_column_name
         self.samples = EvaluationDataset(
-            chosen, trainer.processing_class, config.num_labels, MaskConvention.of(config), *columns
+            chosen,
+            trainer.processing_class,
+            config.num_labels,
+            MaskConvention.of(config),
+            *columns,
+            config.image_range,
         )
         self.images = chosen, columns[0]
         self.palette = np.array(config.palette or default_palette(config.num_labels))
@@ -82,7 +87,8 @@ class Progress(TrainerCallback):
         ignore_index = self.samples.masks.ignore_index
         rows = []
         for index, (before, after) in enumerate(zip(self.before, now, strict=True)):
-            image, truth = to_rgb(dataset[index][column]), self.samples[index]["labels"].numpy()
+            image = to_rgb(dataset[index][column], self.samples.image_range)
+            truth = self.samples[index]["labels"].numpy()
             masks = (truth, before, after)
             cells = [image, *(overlay(image, mask, self.palette, 0.6, ignore_index) for mask in masks)]
             rows.append([_fitted(cell) for cell in cells])
