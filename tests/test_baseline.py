@@ -63,7 +63,7 @@ def test_without_a_method_one_is_chosen(data_dir, tmp_path, monkeypatch, capsys)
     """With the time that five updates take; what was given stays; the choices are a recipe of the same training."""
     monkeypatch.setattr(apply_preset, "measure", lambda trainer, number: Times(update=0.5, evaluation=0.25 * number))
     given = {name: value for name, value in TINY.items() if name != "max_steps"}
-    trainer = allspark_hf.train(data_dir, tmp_path / "out", minutes=0.25, **given)
+    trainer = allspark_hf.train(data_dir, tmp_path / "out", minutes=0.25, compare_supervised=True, **given)
     args, lines = trainer.args, capsys.readouterr().out.splitlines()
     num_validation = len(trainer.eval_dataset)
     updates = int((15 - 0.25 * num_validation) / 0.5)
@@ -72,6 +72,8 @@ def test_without_a_method_one_is_chosen(data_dir, tmp_path, monkeypatch, capsys)
     assert trainer.model.config.crop_height_width == (64, 64)
     assert any(line.startswith("  method supervised: from scratch, unlabeled images did not help") for line in lines)
     assert any(line.startswith("done at about ") for line in lines)
+    assert "nothing to compare: the method that was chosen reads no unlabeled images" in lines
+    assert not (tmp_path / "out" / "supervised").exists()
     recipe = yaml.safe_load((tmp_path / "out" / "preset.yaml").read_text())
     assert recipe["max_steps"] == args.max_steps and "crop_size" not in recipe
     again = allspark_hf.train(data_dir, tmp_path / "again", tmp_path / "out" / "preset.yaml", **given)

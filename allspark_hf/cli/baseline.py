@@ -32,13 +32,23 @@ class BaselineArguments:
     )
 
 
-def check_baseline(arguments: BaselineArguments, args: AllSparkTrainingArguments):
-    """Raises ValueError where there is nothing to compare."""
-    if arguments.compare_supervised and args.method == BASELINE:
+def wants_baseline(arguments: BaselineArguments, args: AllSparkTrainingArguments, is_chosen: bool) -> bool:
+    """
+    Whether to train twice; where `--preset auto` chose `supervised` (`is_chosen`), once is enough, which is said.
+
+    Raises:
+        ValueError: if there is nothing to compare.
+    """
+    if not arguments.compare_supervised or args.method != BASELINE:
+        return arguments.compare_supervised
+    if not is_chosen:
         raise ValueError(
             "compare_supervised compares with method=supervised, which is the method of this training itself: leave "
             "it out, or choose another method."
         )
+    if args.should_save:
+        print("nothing to compare: the method that was chosen reads no unlabeled images")
+    return False
 
 
 def baseline_arguments(args: AllSparkTrainingArguments) -> AllSparkTrainingArguments:
@@ -86,8 +96,8 @@ def compare_with_baseline(trainer, build: Callable, train_and_evaluate: Callable
 
 __all__ = [
     "BaselineArguments",
-    "check_baseline",
     "compare_folders",
     "compare_with_baseline",
     "save_by_image",
+    "wants_baseline",
 ]

@@ -127,7 +127,7 @@ def start(command: list[str]):
     """
     from allspark_hf.cli.apply_preset import Preset, applies
     from allspark_hf.cli.arguments import ModelArguments, parse_arguments
-    from allspark_hf.cli.baseline import BaselineArguments, check_baseline
+    from allspark_hf.cli.baseline import BaselineArguments, wants_baseline
     from allspark_hf.cli.dry_run import DryRunArguments, dry_run
     from allspark_hf.cli.ending import removing_new_folders
     from allspark_hf.cli.preset import PresetArguments
@@ -145,7 +145,7 @@ def start(command: list[str]):
     if applies(wanted, model_arguments, args, command[1:]):
         preset = Preset(types, command[1:], print if args.should_save else lambda line: None)
         data_arguments, model_arguments, args, *_ = preset.choose(data_arguments, model_arguments, args)
-    check_baseline(comparison, args)
+    trains_twice = wants_baseline(comparison, args, is_chosen=preset is not None)
     if run.dry_run:
         sys.exit(0 if dry_run(data_arguments, model_arguments, args) else 1)
     with removing_new_folders(args.output_dir):
@@ -161,7 +161,7 @@ def start(command: list[str]):
         if preset is not None and args.should_save:
             preset.save(args.output_dir)
     baseline = partial(build_trainer, data_arguments, model_arguments, report=report, command=command)
-    return trainer, checkpoint, baseline if comparison.compare_supervised else None
+    return trainer, checkpoint, baseline if trains_twice else None
 
 
 def train_and_evaluate(trainer, checkpoint: str | None):
