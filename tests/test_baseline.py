@@ -11,6 +11,7 @@ from test_command import TINY
 import allspark_hf
 from allspark_hf.cli import apply_preset
 from allspark_hf.cli.baseline import BY_IMAGE, compare_folders
+from allspark_hf.cli.main import main
 from allspark_hf.cli.preset import Times
 from allspark_hf.demo.data import write_demo_data
 
@@ -80,6 +81,18 @@ def test_without_a_method_one_is_chosen(data_dir, tmp_path, monkeypatch, capsys)
     assert again.args.max_steps == args.max_steps
     scores = [read(tmp_path / name / "eval_results.json")["eval_mean_iou"] for name in ("out", "again")]
     assert scores[0] == scores[1]
+
+
+def test_dry_run_says_how_the_length_is_chosen(data_dir, tmp_path, monkeypatch, capsys):
+    options = ["--backbone", "b0", "--hidden_sizes", "8", "16", "24", "32", "--minutes", "7", "--use_cpu"]
+    folders = ["--data_dir", str(data_dir), "--output_dir", str(tmp_path / "out")]
+    monkeypatch.setattr("sys.argv", ["allspark", "train", *folders, *options, "--dry_run"])
+    with pytest.raises(SystemExit, match="0"):
+        main()
+    lines = capsys.readouterr().out.splitlines()
+    assert "  length: what fits into 7 minutes, not the epochs below; training times five updates" in lines
+    assert "  method: supervised, from b0" in lines and lines[-1] == "Ready to train."
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_papers_settings_on_request(data_dir, tmp_path, capsys):

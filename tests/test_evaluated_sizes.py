@@ -73,7 +73,9 @@ def test_a_dry_run_tells_it_and_what_training_will_warn_of(tmp_path):
     """Images of 11 x 7 pixels; which is enough for training, where crops are padded."""
     model = ["--backbone", "b0", "--crop_size", 32, "--hidden_sizes", 8, 8, 8, 8, "--depths", 1, 1, 1, 1]
     data = ["--data_dir", make_folder(tmp_path / "data"), "--num_labels", 2, "--output_dir", tmp_path / "out"]
-    done = run_script("train.py", *model, *data, "--decoder_hidden_size", 8, "--use_cpu", "--dry_run")
+    done = run_script(
+        "train.py", *model, *data, "--decoder_hidden_size", 8, "--use_cpu", "--dry_run", "--preset", "none"
+    )
     assert done.returncode == 1, done.stderr
     consider, to_do = done.stdout.split("To consider:")[1].split("To do before training:")
     assert "- The validation set has 2 images, so" in consider

@@ -350,6 +350,7 @@ def test_train_from_parquet_with_a_stream_then_evaluate(parquet, tmp_path, monke
     stream = ["--unlabeled_dataset_name", name, "--unlabeled_image_column_name", "photo", "--unlabeled_streaming"]
     model = ["--backbone", "b0", "--hidden_sizes", "8", "16", "40", "64", "--crop_size", "64"]
     rest = ["--unlabeled_images_per_epoch", "3", "--max_steps", "2", "--report_to", "none", "--disable_tqdm", "true"]
+    rest += ["--preset", "none"]
 
     done = run_script("train.py", *data, *stream, *model, *rest, "--output_dir", tmp_path / "out")
     assert done.returncode == 0, done.stderr

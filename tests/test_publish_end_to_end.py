@@ -78,6 +78,7 @@ def output_dir(hub, data_dir, tmp_path_factory):
         "output_dir": "out",
         "backbone": "b0",
         "crop_size": 64,
+        "method": "allspark",
         "max_steps": 3,
         "eval_strategy": "steps",
         "eval_steps": 3,

@@ -83,12 +83,20 @@ class Preset:
             return arguments
         times = [_time(build, report, arguments)]
         broadcast_object_list(times)  # all processes take the main one's
-        minutes = minutes or MINUTES[args.device.type if args.device.type in MINUTES else "cpu"]
+        minutes = minutes or _default_minutes(args)
         length = choose_length(minutes, times[0])
         self._add([choice for choice in length if choice.name not in args.given])
         end = datetime.now() + timedelta(minutes=minutes)
         self.say(f"done at about {end:%H:%M}; the first evaluation shows {args.output_dir}/progress.png")
         return self.parse()[:3]
+
+    def announce_length(self, args: AllSparkTrainingArguments, minutes: float | None):
+        """Says for a dry run how the training will choose its length."""
+        if not args.given.intersection(LENGTHS):
+            minutes = minutes or _default_minutes(args)
+            self.say(
+                f"  length: what fits into {minutes:g} minutes, not the epochs below; training times five updates"
+            )
 
     def save(self, output_dir: str):
         """Writes the choices as a recipe, of which the same training can be made again."""
@@ -150,6 +158,10 @@ def applies(preset: PresetArguments, model: ModelArguments, args: AllSparkTraini
             "max_steps and num_train_epochs: leave it out, or these."
         )
     return wanted
+
+
+def _default_minutes(args: AllSparkTrainingArguments) -> float:
+    return MINUTES.get(args.device.type, MINUTES["cpu"])
 
 
 def median_side(dataset, long_side: int | None = None) -> tuple[int, int]:
