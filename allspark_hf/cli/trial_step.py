@@ -62,6 +62,7 @@ def trial_arguments(args: AllSparkTrainingArguments, folder: str, updates: int) 
     changes = {
         "output_dir": folder,
         "max_steps": updates,
+        "warmup_steps": 0,
         "gradient_accumulation_steps": 1,
         "memory_warmup_epochs": 0,
         "contrast_start": -1,
