@@ -24,11 +24,11 @@ def main():
     parser.add_argument("--output_file", type=Path, help="JSON file for all times.")
     given = vars(parser.parse_args())
 
-    from benchmarks.cases import find_device
-    from benchmarks.children import in_fresh_process
-    from benchmarks.encoders import EncoderCase, measure
-    from benchmarks.report import machine_lines
-    from benchmarks.results import describe_machine
+    from allspark_hf.benchmarks.cases import find_device
+    from allspark_hf.benchmarks.children import in_fresh_process
+    from allspark_hf.benchmarks.encoders import EncoderCase, measure
+    from allspark_hf.benchmarks.report import machine_lines
+    from allspark_hf.benchmarks.results import describe_machine
 
     output_file, use_cpu = given.pop("output_file"), given.pop("use_cpu")
     try:

@@ -11,8 +11,8 @@ import argparse
 import shlex
 from pathlib import Path
 
-from run_study import run, run_script
-
+from allspark_hf.cli.ending import run_script
+from allspark_hf.cli.study import run
 from allspark_hf.methods import METHODS
 from allspark_hf.studies.report import mean_and_spread
 from allspark_hf.studies.study import Study

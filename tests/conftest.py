@@ -43,7 +43,7 @@ def prepare():
     import datasets
     import torch
 
-    import allspark_hf.publishing  # noqa: F401
+    from allspark_hf import AllSparkTrainer, segment  # noqa: F401
 
     torch.set_num_threads(1)
     datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN = 0  # 5 s at the end of each pass over a stream

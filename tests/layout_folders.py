@@ -133,3 +133,12 @@ def files_below(folder: Path) -> dict[str, bytes]:
     """Every file and what it holds."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+
+
+def make_files(root: Path, images: str, masks: str = "") -> Path:
+    """Files at the paths given, with blanks between them."""
+    for path in images.split():
+        write_image(root / path)
+    for path in masks.split():
+        write_mask(root / path)
+    return root

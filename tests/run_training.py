@@ -153,6 +153,7 @@ def run(settings: dict) -> AllSparkTrainer:
         outcome["metrics"] = trainer.evaluate()
         outcome["confusion"] = trainer.evaluation.confusion.counts
         outcome["boundary"] = trainer.evaluation.boundary.counts
+        outcome["by_image"] = torch.from_numpy(np.stack(trainer.evaluation.by_image))
         outcome["num_images"] = trainer.evaluation.num_images
     else:
         start = StartCallback(trainer)

@@ -1,4 +1,4 @@
-"""scripts/benchmark.py: the textbook form is the same mathematics, and what is measured is what is there."""
+"""`allspark benchmark`: the textbook form is the same mathematics, and what is measured is what is there."""
 
 import copy
 import json
@@ -16,24 +16,20 @@ import pytest
 import torch
 from conftest import NO_DROPOUT, tiny_config, tiny_model
 
+from allspark_hf.benchmarks import serving
+from allspark_hf.benchmarks.cases import Case, make_cases, make_model, memory_grid
+from allspark_hf.benchmarks.children import in_fresh_process
+from allspark_hf.benchmarks.peak import make_memory_exact, measure_peak
+from allspark_hf.benchmarks.plot import Curve, memory_curves
+from allspark_hf.benchmarks.results import Results
+from allspark_hf.benchmarks.targets import check_targets
+from allspark_hf.benchmarks.textbook import TextbookBottleneck
+from allspark_hf.benchmarks.timing import take_turns
+from allspark_hf.benchmarks.training import TrainingStep
 from allspark_hf.models.bottleneck_allspark import AllSparkBottleneck
 
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.append(str(ROOT / "scripts"))  # at the end: scripts/evaluate.py must not hide the package of that name
-
-from benchmarks import serving  # noqa: E402
-from benchmarks.cases import Case, make_cases, make_model, memory_grid  # noqa: E402
-from benchmarks.children import in_fresh_process  # noqa: E402
-from benchmarks.peak import make_memory_exact, measure_peak  # noqa: E402
-from benchmarks.plot import Curve, memory_curves  # noqa: E402
-from benchmarks.results import Results  # noqa: E402
-from benchmarks.targets import check_targets  # noqa: E402
-from benchmarks.textbook import TextbookBottleneck  # noqa: E402
-from benchmarks.timing import take_turns  # noqa: E402
-from benchmarks.training import TrainingStep  # noqa: E402
-
-
 CPU = torch.device("cpu")
 CASE = Case("b5", 513, 21, 1, "bf16", 2)
 

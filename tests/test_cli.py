@@ -2,7 +2,6 @@
 
 import json
 import re
-import runpy
 import subprocess
 import sys
 from dataclasses import dataclass, field, fields
@@ -15,11 +14,14 @@ from transformers import SegformerConfig, SegformerForSemanticSegmentation
 from allspark_hf import AllSparkTrainingArguments
 from allspark_hf.cli.arguments import ModelArguments, parse_arguments
 from allspark_hf.cli.dry_run import DryRunArguments
+from allspark_hf.cli.help import render
+from allspark_hf.cli.help_content import help_content
 from allspark_hf.cli.models import load_model
+from allspark_hf.cli.train import summary
 from allspark_hf.data import DataArguments, load_data
 from allspark_hf.demo.data import CLASS_NAMES, write_demo_data
 from allspark_hf.evaluation.arguments import EvaluationArguments
-from allspark_hf.training.recipes import read_recipe
+from allspark_hf.training.recipes import OWN, read_recipe
 
 
 TYPES = (DataArguments, ModelArguments, AllSparkTrainingArguments)
@@ -64,58 +66,50 @@ def test_recipe_and_overrides(tmp_path, suffix):
     assert (args.learning_rate, args.decay_norm_and_bias, args.lr_scheduler_kwargs) == (0.25, False, {"power": 2.0})
 
 
-def test_an_unknown_argument_is_named_with_the_one_meant(tmp_path, capsys):
+def test_an_unknown_argument_is_named_with_the_one_meant(tmp_path):
     arguments = ["--data_dir", "x", "--output_dir", str(tmp_path)]
     with pytest.raises(ValueError, match=r"There is no argument --labelled_count: did you mean --labeled_count\?"):
         parse_arguments(TYPES, [*arguments, "--labelled_count", "8"])
-    with pytest.raises(SystemExit):
+    with pytest.raises(ValueError, match=r"argument --num_train_epochs.*: invalid float value: 'two'; --help"):
         parse_arguments(TYPES, [*arguments, "--num_train_epochs", "two"])
-    assert len(capsys.readouterr().err.splitlines()) == 1
+    with pytest.raises(ValueError, match="the following arguments are required: --folder; --help"):
+        parse_arguments((FewArguments,), [])
 
 
-def shown_help(capsys, *argv) -> dict[str, list[str]]:
+def named(content: dict) -> dict[str, list[str]]:
     """The arguments that --help names, by heading."""
-    with pytest.raises(SystemExit) as ended:
-        parse_arguments((*TYPES, DryRunArguments), ["--help", *argv])
-    assert ended.value.code == 0
-    sections, heading = {}, None
-    for line in capsys.readouterr().out.splitlines():
-        if re.fullmatch(r"[a-z].*:", line):
-            heading = sections.setdefault(line[:-1], [])
-        elif line.startswith("  --") and heading is not None:
-            heading.append(line.split()[0])
-    return sections
+    return {heading: [name for name, _ in entries] for heading, entries in content["sections"].items()}
 
 
 def test_help_shows_the_common_arguments_and_all_on_demand(capsys):
-    common, everything = shown_help(capsys), shown_help(capsys, "all")
-    assert list(common) == ["data", "model", "method", "training", "evaluation"]
-    assert common["model"] == ["--encoder", "--model_name_or_path", "--backbone", "--crop_size"]
-    own = ["--confidence_threshold", "--memory_warmup_epochs", "--unlabeled_loss_weight"]
-    assert common["method"] == ["--method", *own]
-    assert {"--output_dir", "--num_train_epochs", "--dry_run"} <= set(common["training"])
+    types = (*TYPES, DryRunArguments)
+    common, everything = (named(help_content(types, None, everything)) for everything in (False, True))
+    assert list(common) == ["start with", "data", "model", "method", "training", "evaluation"]
+    first = ["--data_dir", "--output_dir", "--method", "--encoder", "--crop_size", "--max_steps"]
+    assert common["start with"] == everything["start with"] == first
+    assert common["model"] == ["--model_name_or_path", "--backbone"]
+    assert common["method"] == ["--confidence_threshold", "--memory_warmup_epochs", "--unlabeled_loss_weight"]
+    assert {"--num_train_epochs", "--dry_run"} <= set(common["training"])
     listed = [name for names in everything.values() for name in names]
-    assert sorted(listed) == sorted(f"--{one.name}" for kind in (*TYPES, DryRunArguments) for one in fields(kind))
-    titles = "pseudo-labels, FixMatch, UniMatch V2, memory contrast, AllSpark and AllSpark with UniMatch V2"
-    assert "--train_on_padding" in everything[f"method, {titles}"]
-    assert (
-        "--local_memory" in everything["method, AllSpark and AllSpark with UniMatch V2"]
-        and "--labeled_loss" in everything["method"]
-    )
-    with pytest.raises(SystemExit):
-        parse_arguments(TYPES, ["--help"])
-    said = " ".join(capsys.readouterr().out.split())
-    assert "encoder. (default: 0.001 for a Mix Transformer; else by the encoder, and printed at the start)" in said
+    assert sorted(listed) == sorted(f"--{one.name}" for kind in types for one in fields(kind))
+    (heading,) = (one for one in everything if one.startswith("method, all but supervised learning"))
+    assert "--train_on_padding" in everything[heading] and max(map(len, everything)) < 60
+    assert "--local_memory" in everything["method, AllSpark, AllSpark with UniMatch V2"]
+    assert "--labeled_loss" in everything["method"]
     assert "--adam_beta1" in everything["training, all of transformers"]
+    with pytest.raises(SystemExit) as ended:
+        parse_arguments(types, ["--help_all"])
+    assert ended.value.code in (0, None) and "--adam_beta1" in capsys.readouterr().out
 
 
-def test_help_says_defaults_and_hides_nothing_of_a_script_with_few_arguments(capsys):
-    with pytest.raises(SystemExit):
-        parse_arguments((EvaluationArguments, FewArguments), ["-h"])
-    text = capsys.readouterr().out
-    assert "(default: whole)" in text and "--eval_flip" not in text and "2 common" not in text
-    assert text.splitlines()[-1].startswith("These are the common ones of 11 arguments; --help all")
+def test_help_says_defaults_and_hides_nothing_of_a_command_with_few_arguments():
+    content = help_content((EvaluationArguments, FewArguments), " Words. ", everything=False)
+    text = render(content)
+    assert text.startswith("Words.\n\n") and "(default: whole)" in text and "--eval_flip" not in text
+    assert text.splitlines()[-1].startswith("These are the common arguments; --help_all")
     assert re.search(r"options:\n  --folder +Where\. \(needed\)\n  --fast +\(default: True; --no_fast\)", text)
+    said = dict(help_content(TYPES, None, everything=False)["sections"]["training"])["--learning_rate"]
+    assert "encoder. (default: 0.001 for a Mix Transformer; else by the encoder, and printed at the start)" in said
 
 
 @pytest.mark.parametrize("typed", [["--memory_warmup_epochs", "3"], ["--memory-warmup-epochs=3"]])
@@ -137,12 +131,11 @@ def test_recipe_that_is_no_mapping(tmp_path):
         read_recipe(str(recipe))
 
 
-@pytest.mark.parametrize("recipe", sorted((SCRIPTS / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_recipe_is_understood(recipe, tmp_path, monkeypatch):
-    monkeypatch.chdir(SCRIPTS.parent)
-    data, model, args = parse_arguments(
-        TYPES, [str(recipe), "--data_dir", "x", "--output_dir", str(tmp_path), "--use_cpu"]
-    )
+@pytest.mark.parametrize("recipe", sorted(OWN.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_recipe_is_understood(recipe, tmp_path):
+    """By its name, from any folder."""
+    given = [recipe.name, "--data_dir", "x", "--output_dir", str(tmp_path), "--use_cpu"]
+    data, model, args = parse_arguments(TYPES, given)
     assert args.num_train_epochs > 0 and (model.backbone or model.model_name_or_path or model.encoder)
     assert data.classes is None or Path(data.classes).is_file()
 
@@ -215,7 +208,7 @@ def test_train_then_evaluate(data_dir, tmp_path):
 def test_mistakes_end_in_one_sentence(data_dir, tmp_path):
     cases = [
         ("train.py", ["--data_dir", tmp_path / "none", "--backbone", "b0", "--output_dir", tmp_path], "none"),
-        ("train.py", ["--data_dir", data_dir, "--output_dir", tmp_path], "Give one of --encoder"),
+        ("train.py", ["--data_dir", data_dir, "--output_dir", tmp_path, "--preset", "none"], "Give one of --encoder"),
         ("evaluate.py", ["--data_dir", data_dir, "--model", tmp_path / "none"], "There is no folder"),
         ("evaluate.py", ["--data_dir", data_dir, "--model", "none"], "There is no folder none"),
     ]
@@ -226,7 +219,6 @@ def test_mistakes_end_in_one_sentence(data_dir, tmp_path):
 
 
 def test_classes_without_names_are_told_how_to_get_them(data_dir, tmp_path):
-    summary = runpy.run_path(str(SCRIPTS / "train.py"))["summary"]
     report = load_data(DataArguments(data_dir=str(data_dir)))
     assert summary(report, 0).endswith("6 classes, 0 files left out")
     report.data.classes = None

@@ -11,7 +11,7 @@ from card_folders import rows_of, run_of, valid, write_records
 from test_recipes import PUBLISHED
 
 from allspark_hf.publishing.markdown import argument_rows
-from allspark_hf.training.recipes import resolve_recipe
+from allspark_hf.training.recipes import find_recipe, resolve_recipe
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -47,8 +47,8 @@ def test_every_card_is_valid(name):
     text = (CARDS / f"{name}.md").read_text(encoding="utf-8")
     card = valid(text, rendered=name not in PAPER)
     assert card.data["widget"] and str(ROOT) not in text
-    for path in re.findall(r"scripts/[\w./-]+\.(?:py|yaml|md)", text):
-        assert (ROOT / path).is_file(), path
+    for path in re.findall(r"(?:scripts|allspark_hf)/[\w./-]+\.(?:py|yaml|md)", text):
+        assert find_recipe(ROOT / path).is_file() or find_recipe(path).is_file(), path
     demo = (CARDS / "allspark-demo.md").read_text(encoding="utf-8")
     assert (
         text.split("## Citation")[1].split("<!--")[0].strip() == demo.split("## Citation")[1].split("<!--")[0].strip()
@@ -74,7 +74,9 @@ def test_card_of_the_paper(name):
     else:
         assert "we have no number of the paper's" in text and not re.search(r"\| \d\d\.\d\d \|", text)
     commands = re.findall(r"^accelerate launch --num_processes 4 scripts/train.py (\S+)$", text, flags=re.MULTILINE)
-    paths = {path for folder in folders for path in (ROOT / "scripts/recipes/paper").glob(f"{folder}/*_{model}.yaml")}
+    paths = {
+        path for folder in folders for path in (ROOT / "allspark_hf/recipes/paper").glob(f"{folder}/*_{model}.yaml")
+    }
     assert sorted(ROOT / command for command in commands) == sorted(paths)
     recipes = [resolve_recipe(path) for path in paths]
     shared = {name: value for name, value in recipes[0].items() if all(one.get(name) == value for one in recipes)}

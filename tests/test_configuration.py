@@ -46,6 +46,7 @@ OTHER_VALUES = {
     "base_license": "apache-2.0",
     "mask_values": [7, 8],
     "ignored_mask_values": [0, 9],
+    "image_range": [100, 4095],
     "palette": [[0, 0, 0], [255, 128, 1]],
 }
 FIXED = {"reshape_last_stage"}  # has one allowed value
@@ -164,6 +165,7 @@ CONTRADICTIONS = [
     ({"channel_attention_heads": 0}, "channel_attention_heads=0"),
     ({"channel_attention_dropout": 1}, "channel_attention_dropout=1"),
     ({"channel_attention_dropout": -0.1}, "channel_attention_dropout=-0.1"),
+    *[({"image_range": values}, "image_range") for values in ([5], [5, 5], [-1, 5], [0, 65536], [0, 1, 2])],
     ({"palette": [[0, 0, 0], [1, 2]]}, "palette"),
     ({"palette": [[0, 0, 0], [0, 0, 256]]}, "palette"),
     *(({"crop_size": crop}, f"crop_size={crop} is neither") for crop in (0, -513, [], [513], [64, 64, 64], [0, 64])),
@@ -200,6 +202,7 @@ def test_contradiction_made_later_is_refused_on_saving(tmp_path):
         ("base_weights", 3),
         ("mask_values", [0.5]),
         ("ignored_mask_values", "123"),
+        ("image_range", [0, 4095.5]),
         ("palette", [[0, 0, 0.5]]),
     ],
 )

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import PIL.ExifTags
 import PIL.Image
 import pytest
 from layout_folders import SIZE, ids, make_folder, rotated_exif, write_image, write_mask
@@ -305,3 +306,51 @@ def test_masks_are_mapped_upright(tmp_path):
 def test_camvid_is_good():
     report = check_data(load_folder(CAMVID, labeled_fraction=1 / 8))
     assert (report.num_labels, report.values, report.left_out) == (11, list(range(11)), [])
+
+
+def orientation(value: int) -> PIL.Image.Exif:
+    exif = PIL.Image.Exif()
+    exif[PIL.ExifTags.Base.Orientation] = value
+    return exif
+
+
+def test_photos_that_are_turned_without_their_masks(tmp_path, caplog):
+    """What the sizes would show needs no line: upright masks of photos that are stored lying."""
+    root = make_folder(tmp_path)
+    for name, size, photo, mask in (
+        ("t000", SIZE, 3, 1),  # upside down: told
+        ("t001", (40, 40), 6, 1),  # a square one: told
+        ("t002", (40, 40), 6, 6),
+        ("t003", (40, 40), 1, 1),
+    ):
+        write_image(root / f"images/train/{name}.jpg", size, exif=orientation(photo))
+        write_mask(root / f"masks/train/{name}.png", size=size, exif=orientation(mask))
+    write_image(root / "images/val/v000.jpg", SIZE, exif=orientation(6))
+    write_mask(root / "masks/val/v000.png", size=SIZE[::-1])
+    check_data(load_folder(root))
+    (line,) = [record.message for record in caplog.records if "EXIF" in record.message]
+    assert line.startswith("2 images (first t000) are turned by their EXIF orientation and their masks are not")
+
+
+def test_the_range_leaves_out_what_is_left_out(tmp_path):
+    root = make_folder(tmp_path)
+    for index, largest in enumerate((3000, 4095, 60_000)):
+        (root / f"images/train/t00{index}.jpg").unlink()
+        values = np.linspace(0, largest, WIDTH * HEIGHT).reshape(HEIGHT, WIDTH).astype(np.uint16)
+        PIL.Image.fromarray(values).save(root / f"images/train/t00{index}.png")
+    assert check_data(load_folder(root)).image_range is None  # some have all 16 bits
+    truncate(root / "images/train/t002.png")
+    report = check_data(load_folder(root), skip_bad_files=True)
+    assert report.image_range[0] <= 5 and 4080 <= report.image_range[1] <= 4095
+
+
+def test_pages_and_palettes_are_told_with_the_file(tmp_path):
+    root = make_folder(tmp_path)
+    page = PIL.Image.new("L", SIZE)
+    (root / "images/train/t000.jpg").unlink()
+    (root / "masks/train/t001.png").unlink()
+    for path in ("images/train/t000.tif", "masks/train/t001.tif"):
+        page.save(root / path, save_all=True, append_images=[page, page])
+    message = error_of(root)
+    assert f"{root / 'images/train/t000.tif'}: The TIFF file has 3 pages, and only the first" in message
+    assert f"{root / 'masks/train/t001.tif'}: The TIFF file has 3 pages, and only the first" in message

@@ -166,9 +166,11 @@ def test_missing_folders(tmp_path):
     write_image(tmp_path / "images" / "a.jpg")
     with pytest.raises(FileNotFoundError, match=r"no folder .*masks; the data folder"):
         load_folder(tmp_path)
-    write_image(tmp_path / "images" / "train" / "a.jpg")
-    write_mask(tmp_path / "masks" / "train" / "a.png")
-    with pytest.raises(FileNotFoundError, match=r"no folder .*images.val; images/ and masks/ must both have"):
+    write_image(tmp_path / "images" / "val" / "v.jpg")
+    with pytest.raises(FileNotFoundError, match=r"no folder .*masks; the data folder"):
+        load_folder(tmp_path)
+    write_mask(tmp_path / "masks" / "a.png")
+    with pytest.raises(FileNotFoundError, match=r"no folder .*masks.val; images/ and masks/ must both have"):
         load_folder(tmp_path)
 
 

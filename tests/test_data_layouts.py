@@ -162,7 +162,7 @@ def test_cityscapes_label_ids_are_mapped(tmp_path, caplog):
 @pytest.mark.parametrize("kinds", [("labelTrainIds",), ("labelIds", "labelTrainIds")])
 def test_cityscapes_train_ids_are_taken_as_they_are(tmp_path, kinds):
     data = load(make_cityscapes(tmp_path, kinds))
-    assert data.mask_values is None and data.ignored_mask_values is None
+    assert data.mask_values == tuple(range(19)) and data.ignored_mask_values is None  # also for a model of label ids
     report = check_data(data)
     assert (report.num_labels, report.values) == (19, [0, 18])
     assert {tuple(first_values(row)) for row in report.data.labeled} == {(255, 0, 18, 255, 255)}

@@ -11,6 +11,7 @@ import subprocess
 from argparse import Namespace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
@@ -316,7 +317,11 @@ def test_evaluation_counts_every_image_once(folder, ranks, mode):
     settings = {name: value for name, value in JOBS[mode].items() if name != "evaluate"}
     trainer = build_trainer({**settings, "output_dir": str(folder / "one")})
     one = trainer.evaluate()
+    by_image = torch.from_numpy(np.stack(trainer.evaluation.by_image))
+    assert torch.equal(by_image.sum(dim=0)[1], trainer.evaluation.confusion.counts.sum(dim=1))
+    assert len(by_image.unique(dim=0)) == 5
     for rank in ranks[mode]:
+        assert torch.equal(rank["by_image"], by_image)
         assert torch.equal(rank["confusion"], trainer.evaluation.confusion.counts)
         assert torch.equal(rank["boundary"], trainer.evaluation.boundary.counts)
         assert rank["num_images"] == 5

@@ -90,7 +90,7 @@ def test_missing_data_ends_with_exit_code_1(tmp_path):
     )
     assert not (tmp_path / "out").exists()
 
-    done = run("--data_dir", tmp_path, "--output_dir", tmp_path / "out", "--num_labels", 3)
+    done = run("--data_dir", tmp_path, "--output_dir", tmp_path / "out", "--num_labels", 3, "--preset", "none")
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert done.stderr.splitlines()[-1].startswith("ValueError: Give one of --encoder")
 

@@ -30,11 +30,11 @@ WINDOWS += ["--eval_boundary_iou"]
 # Several evaluations in turn, of which the last ends the processes; the others say that they would have.
 IN_TURN = """
 import json, runpy, sys
-from allspark_hf.cli import ending
+from allspark_hf.cli import evaluate
 script, *runs = sys.argv[1:]
-leave = ending.leave
+leave = evaluate.leave
 for number, given in enumerate(runs, 1):
-    ending.leave = leave if number == len(runs) else lambda accelerator: print("It leaves here", file=sys.stderr)
+    evaluate.leave = leave if number == len(runs) else lambda accelerator: print("It leaves here", file=sys.stderr)
     sys.argv = [script, *json.loads(given)]
     runpy.run_path(script, run_name="__main__")
 """

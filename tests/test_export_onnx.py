@@ -21,6 +21,9 @@ pytest.importorskip("onnxscript", reason="needs onnxscript: pip install 'allspar
 
 from exported import LONG_SIDE, equal_share, save_model, spread, tiny_export  # noqa: E402
 from in_process import run_script  # noqa: E402
+from layout_folders import rotated_exif  # noqa: E402
+from mask_files import chunk  # noqa: E402
+from picture_files import deep_png  # noqa: E402
 from test_backbone import ENCODERS, VIT, tiny_backbone_model  # noqa: E402
 from transformers import Dinov2WithRegistersConfig  # noqa: E402
 
@@ -226,20 +229,28 @@ def test_cost_table(export):
     assert cost_table(cost).splitlines()[-3].split()[-1] == "-1.23"
 
 
-def test_example_of_readme_gives_the_same_mask(export, tmp_path):
+def test_example_of_readme_gives_the_same_mask(export, tmp_path, monkeypatch):
+    """Of a photo, and of a turned one of 12 bits in 16 with transparent parts."""
+    shown = np.asarray(Image.open(export.images[0]).convert("RGB")).astype(np.uint16) * 16
+    opacity = np.where(np.arange(shown.shape[1]) % 40 < 9, 0, 65535) * np.ones((shown.shape[0], 1), int)
+    deep = np.dstack([shown, opacity.astype(np.uint16)])
+    (tmp_path / "deep.png").write_bytes(deep_png(np.rot90(deep), chunk(b"eXIf", rotated_exif().tobytes()[6:])))
+    folder = shutil.copytree(export.folder, tmp_path / "export")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"image_range": [0, 4080]}))
+    monkeypatch.setattr(export.model.config, "image_range", [0, 4080])
+    write_for_transformers_js(tmp_path, export.model.config, export.image_processor)
+    assert json.loads((tmp_path / "config.json").read_text())["image_range"] == [0, 4080]
     example = Path(__file__).with_name("onnx_example.py")
     _, code, _ = re.split("# README from here\n|# to here\n", example.read_text(encoding="utf-8"))
     assert code in (example.parents[1] / "allspark_hf" / "export" / "README.md").read_text(encoding="utf-8")
-    done = subprocess.run(
-        [sys.executable, example, export.folder, export.images[0], tmp_path / "mask.png"],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
-    expected = predict_mask(export.model, export.image_processor, Image.open(export.images[0]))
-    assert len(np.unique(expected)) > 2
-    assert equal_share(np.asarray(Image.open(tmp_path / "mask.png")), expected) > 0.999
+    for image in (export.images[0], tmp_path / "deep.png"):
+        command = [sys.executable, example, folder, image, tmp_path / "mask.png"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        expected = predict_mask(export.model, export.image_processor, Image.open(image))
+        assert len(np.unique(expected)) > 2
+        assert equal_share(np.asarray(Image.open(tmp_path / "mask.png")), expected) > 0.999
 
 
 def test_folder_for_transformers_js(export, tmp_path):
@@ -263,7 +274,7 @@ def test_own_folder_only_gets_onnx(export, tmp_path, copied_graph):
     export_onnx(export.model, export.image_processor, folder, in_model_folder=True)
     assert {path.name for path in folder.iterdir()} == {*before, "onnx"}
     assert {name: (folder / name).read_bytes() for name in before} == before
-    assert {path.name for path in (folder / "onnx").iterdir()} == {"model.onnx", "export.json"}
+    assert {path.name for path in (folder / "onnx").iterdir()} == {"model.onnx", "export.json", "pixels.py"}
 
 
 def test_overwrite_replaces_the_earlier_export_as_a_whole(export, tmp_path, copied_graph):

@@ -14,8 +14,9 @@ from mask_files import huge_png, pgm, png, tiff
 from PIL import Image
 
 from allspark_hf.data import BadDataError, check_data, load_folder
-from allspark_hf.data.images import map_mask_values, mask_to_array, open_image, to_rgb
-from allspark_hf.data.masks import read_label
+from allspark_hf.data.images import map_mask_values, mask_to_array
+from allspark_hf.data.masks import MaskConvention, read_label
+from allspark_hf.data.pixels import open_image, to_rgb
 from allspark_hf.data.sources.pairs import SegmentationData
 from allspark_hf.evaluation.selection import _rows_with_mask
 
@@ -86,8 +87,8 @@ def checked(mask: bytes, size: tuple[int, int], **options):
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         report = check_data(SegmentationData(data, data.select([]), data), **options)
     row = report.data.labeled[0]
-    ignore_index = options.get("ignore_index", 255)
-    return report, read_label(row["label"], row["image"].size, report.num_labels, ignore_index, "the row")
+    masks = MaskConvention(ignore_index=options.get("ignore_index", 255))
+    return report, read_label(row["label"], row["image"].size, report.num_labels, masks, "the row")
 
 
 def refusal(error: ValueError) -> str:
@@ -191,7 +192,7 @@ def test_sizes(size, other, num_labels):
 def test_labels_fit_or_are_refused(value, num_labels, ignore_index):
     mask = Image.fromarray(np.array([[value]], dtype=np.int32))
     try:
-        found = read_label(mask, (1, 1), num_labels, ignore_index, "m.png")
+        found = read_label(mask, (1, 1), num_labels, MaskConvention(ignore_index=ignore_index), "m.png")
     except ValueError as error:
         assert is_one_sentence(error) and "m.png" in str(error)
         assert not (0 <= value < num_labels or value == ignore_index) or not 0 <= value <= 255

@@ -30,7 +30,7 @@ from served_model import (
 )
 from torch.nn import functional as F
 
-from allspark_hf.data.images import to_rgb
+from allspark_hf.data.pixels import to_rgb
 from allspark_hf.inference.loading import SegformerImageProcessorPil, make_image_processor
 from allspark_hf.inference.prediction import predict_mask
 
@@ -150,7 +150,7 @@ BAD = {
     "truncated": ({"inputs": PNG[: len(PNG) // 2]}, "damaged or incomplete"),
     "header alone": ({"inputs": huge_png(20, 20)}, "damaged or incomplete"),
     "floating point": ({"inputs": as_bytes(Image.fromarray(np.full((40, 40), np.nan, np.float32)), "TIFF")}, "float"),
-    "32 bits": ({"inputs": Image.fromarray(np.full((40, 40), 70000, np.int32))}, "outside 0 to 65535"),
+    "32 bits": ({"inputs": Image.fromarray(np.full((40, 40), 70000, np.int32))}, "70000 .* within 0 to 65535"),
     "no pixels": ({"inputs": Image.new("RGB", (0, 5))}, "0x5 pixels"),
     "flat": ({"inputs": Image.new("RGB", (5000, 1))}, "5000x1 pixels.*too narrow"),
     "upright line": ({"inputs": as_bytes(Image.new("RGB", (1, 5000)))}, "1x5000 pixels.*too narrow"),

@@ -8,7 +8,7 @@ import torch
 from served_model import variants
 from torch.nn import functional as F
 
-from allspark_hf.data.images import to_rgb
+from allspark_hf.data.pixels import to_rgb
 from allspark_hf.inference import handler as package_handler
 from allspark_hf.inference.loading import SegformerImageProcessorPil
 

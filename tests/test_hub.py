@@ -217,7 +217,7 @@ def test_mistakes_of_the_main_data_set(parquet, tmp_path):
         (parquet, {"validation_split": "test"}, "no split 'test'.*--validation_split_name"),
         (parquet, {"labeled_count": 7}, "labeled_count is 7, but .* has only 6 masks"),
         (parquet, {"labeled_list": ids}, "ids.txt names train-2, which has no mask"),
-        (parquet, {"labeled_list": ids, "validation_list": ids}, "validation_list belongs to a folder"),
+        (parquet, {"validation_list": ids}, "ids.txt names train-2, but there is no such validation row"),
         (only_none, {}, "of .*none has no mask of a training image, so the labeled set is empty"),
         (lists, {}, "the column 'mask' holds List.*, not images: store images"),
         (one, {}, "has 1 mask and 1 would be held out"),
@@ -234,7 +234,8 @@ def test_mistakes_of_the_main_data_set(parquet, tmp_path):
     [
         ({}, "Give either --data_dir"),
         ({"data_dir": "a", "dataset_name": "b"}, "Give either --data_dir"),
-        ({"dataset_name": "b", "validation_list": "c"}, "--validation_list belongs to --data_dir"),
+        ({"dataset_name": "b", "data_format": "voc"}, "--data_format belongs to --data_dir"),
+        ({"data_dir": "a", "validation_split_name": "test"}, "--validation_split_name belongs to --dataset_name"),
         ({"data_dir": "a", "unlabeled_streaming": True}, "--unlabeled_streaming needs --unlabeled_dataset_name"),
         (
             {"data_dir": "a", "unlabeled_streaming": True, "unlabeled_dataset_name": "b", "unlabeled_dir": "c"},
@@ -349,6 +350,7 @@ def test_train_from_parquet_with_a_stream_then_evaluate(parquet, tmp_path, monke
     stream = ["--unlabeled_dataset_name", name, "--unlabeled_image_column_name", "photo", "--unlabeled_streaming"]
     model = ["--backbone", "b0", "--hidden_sizes", "8", "16", "40", "64", "--crop_size", "64"]
     rest = ["--unlabeled_images_per_epoch", "3", "--max_steps", "2", "--report_to", "none", "--disable_tqdm", "true"]
+    rest += ["--preset", "none"]
 
     done = run_script("train.py", *data, *stream, *model, *rest, "--output_dir", tmp_path / "out")
     assert done.returncode == 0, done.stderr

@@ -9,7 +9,7 @@ import allspark_hf
 PACKAGE = Path(allspark_hf.__file__).parent
 # A folder imports from itself and from those before it, so nothing goes in a circle, and nobody imports `cli`.
 ORDER = ("utils", "models", "data", "methods", "evaluation", "inference", "figures", "export")
-ORDER += ("publishing", "training", "studies", "demo", "cli")
+ORDER += ("publishing", "training", "studies", "demo", "benchmarks", "cli")
 # The model's own push_to_hub, where this package is installed; the file also runs alone, as code of the Hub.
 OPTIONAL = ("models/modeling_allspark.py", "publishing")
 NOT_FROM = {"data": {"models"}, "evaluation": {"methods"}}  # neighbors that need not know each other
@@ -36,7 +36,7 @@ def test_every_folder_has_its_place_and_says_what_belongs_there():
     assert folders == set(ORDER)
     for folder in folders:
         assert ast.get_docstring(ast.parse((PACKAGE / folder / "__init__.py").read_text())), folder
-    assert [path.name for path in PACKAGE.glob("*.py")] == ["__init__.py"]
+    assert {path.name for path in PACKAGE.glob("*.py")} == {"__init__.py", "__main__.py"}
 
 
 def test_imports_flow_one_way():

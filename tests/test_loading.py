@@ -175,7 +175,7 @@ def test_nothing_is_left_uninitialized(tmp_path, poisoned_memory, kind, options)
 
 
 def data_report(num_labels):
-    return SimpleNamespace(data=SimpleNamespace(classes=None), num_labels=num_labels)
+    return SimpleNamespace(data=SimpleNamespace(classes=None), num_labels=num_labels, image_range=[0, 4095])
 
 
 @pytest.mark.parametrize("kind", ["mit", "segformer"])
@@ -193,7 +193,7 @@ def test_load_model_of_the_training_script(tmp_path, poisoned_memory, kind, plai
     assert (config.model_type, config.num_labels, config.semantic_loss_ignore_index) == ("allspark", 3, 9)
     assert (list(config.hidden_sizes), config.decoder_hidden_size) == (TINY["hidden_sizes"], 16)
     assert config.id2label == {0: "class_0", 1: "class_1", 2: "class_2"}
-    assert (config.drop_path_rate, config.layer_norm_eps) == (0.2, 1e-6)
+    assert (config.drop_path_rate, config.layer_norm_eps, config.image_range) == (0.2, 1e-6, [0, 4095])
     assert model.segformer.stages[0].layer_norm.eps == 1e-6
     assert all(value.isfinite().all() for value in model.state_dict().values())
     assert (model.bottleneck is None) == plain

@@ -11,6 +11,7 @@ import pytest
 from in_process import run_script
 from PIL import Image
 
+from allspark_hf.cli.figures import run_names
 from allspark_hf.demo.data import write_demo_data
 
 
@@ -217,5 +218,4 @@ def test_missing_matplotlib_is_said_first(folder, monkeypatch, tmp_path):
     ],
 )
 def test_models_are_named_by_what_differs(folders, names):
-    module = runpy.run_path(str(ROOT / "scripts" / "make_figures.py"))
-    assert module["run_names"](folders) == names
+    assert run_names(folders) == names

@@ -101,7 +101,7 @@ def test_other_weights(folder, caplog):
     for name in ("night.json", "onnx", "run_record.json"):
         assert f"{folder / name} is left out of the card: it is not of the weights" in caplog.text
         assert f"{folder / name} is not published: it is not of the weights" in caplog.text
-    assert "run scripts/export_onnx.py again" in caplog.text and "run scripts/evaluate.py again" in caplog.text
+    assert "run `allspark export` again" in caplog.text and "run `allspark evaluate` again" in caplog.text
 
 
 def test_a_record_without_a_digest(folder):

@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 from test_layout import ORDER
 
+from allspark_hf import __all__ as EXPORTED
+from allspark_hf.cli.main import COMMANDS, main
+
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
@@ -18,13 +21,13 @@ SHELL = [name for name in FILES if name.endswith(".sh")]
 SCRIPTS = [name for name in FILES if re.fullmatch(r"scripts/\w+\.py", name)]
 # Of accelerate, npm, hf and tests/kill_and_resume.py.
 OTHERS = {"--config_file", "--num_processes", "--cpu", "--ignore-scripts", "--prefix", "--repo-type", "--space-sdk"}
-OTHERS |= {"--env", "--exclude", "--kills", "--help"}
+OTHERS |= {"--env", "--exclude", "--kills", "--help", "--help_all"}
 
 
 @pytest.fixture(scope="module")
 def options() -> dict[str, set[str]]:
-    """Script -> the options of its parser, at which the script is stopped."""
-    found = {}
+    """Script or command -> the options of its parser, at which it is stopped."""
+    found, starts = {}, [*SCRIPTS, *(f"allspark {command}" for command in COMMANDS)]
 
     def parse(parser, *args, **kwargs):
         found[script] = set(parser._option_string_actions)
@@ -33,11 +36,12 @@ def options() -> dict[str, set[str]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ArgumentParser, "parse_known_args", parse)
         patch.syspath_prepend(str(ROOT / "scripts"))
-        for script in SCRIPTS:
-            patch.setattr(sys, "argv", [script])
+        for script in starts:
+            patch.setattr(sys, "argv", script.split())
             with pytest.raises(SystemExit):
-                runpy.run_path(str(ROOT / script), run_name="__main__")
-    for script in ("scripts/run_study.py", "scripts/label_efficiency.py"):  # which pass on what they do not know
+                main() if script.startswith("allspark") else runpy.run_path(str(ROOT / script), run_name="__main__")
+    # which pass on what they do not know
+    for script in ("allspark study", "scripts/run_study.py", "scripts/label_efficiency.py"):
         found[script] |= found["scripts/train.py"]
     app = "scripts/space/app.py"  # not started: importing gradio takes seconds
     return found | {app: set(re.findall(r'"(--\w+)"', (ROOT / app).read_text(encoding="utf-8")))}
@@ -45,11 +49,11 @@ def options() -> dict[str, set[str]]:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_options(page, options):
-    """In a command those of its script, elsewhere those of any."""
-    assert options.keys() == {*SCRIPTS, "scripts/space/app.py"}
+    """In a command its own, elsewhere those of any."""
+    assert options.keys() == {*SCRIPTS, *(f"allspark {command}" for command in COMMANDS), "scripts/space/app.py"}
     text = (ROOT / page).read_text(encoding="utf-8").replace("\\\n", " ")
-    for part in re.split(r"(?=\bscripts/[\w/]+\.py)|[`\n]", text):
-        script = part.split(" ")[0]
+    for part in re.split(r"(?=\bscripts/[\w/]+\.py)|(?=\ballspark [a-z]+ )|[`\n]", text):
+        script = re.match(r"allspark \w+|[^ ]*", part)[0]
         known = options.get(script, set().union(*options.values())) | OTHERS
         unknown = set(re.findall(r"(?<![\w-])--[A-Za-z][\w-]*", part)) - known
         assert not unknown, f"{page}, {part!r}: there is no {unknown}"
@@ -67,7 +71,7 @@ def test_files(page):
         assert any(f"/{file}".endswith(f"/{name}") for file in FILES), f"{page} names {name}"
     for name in re.findall(r"\ballspark_hf(?:\.[a-z]\w*)+", text):
         module = name.replace(".", "/")
-        assert f"{module}.py" in FILES or f"{module}/__init__.py" in FILES or name == "allspark_hf.segment", name
+        assert f"{module}.py" in FILES or f"{module}/__init__.py" in FILES or name[12:] in EXPORTED, name
 
 
 def test_every_folder_has_its_sentence():

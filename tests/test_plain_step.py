@@ -1,4 +1,4 @@
-"""scripts/benchmarks/plain_step.py: the plain step that the benchmark compares UniMatch V2 with is the same step."""
+"""The plain step that `allspark benchmark` compares UniMatch V2 with is the same step."""
 
 import pytest
 import torch

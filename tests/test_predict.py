@@ -9,6 +9,7 @@ from PIL import Image
 from served_model import balanced_model
 
 from allspark_hf import AllSparkConfig, SegformerForSemiSupervisedSegmentation
+from allspark_hf.cli.predict import find_images, name_results
 from allspark_hf.demo.data import generate_demo_image
 from allspark_hf.inference.loading import SegformerImageProcessorPil
 from allspark_hf.inference.prediction import model_palette, predict_mask
@@ -16,7 +17,6 @@ from allspark_hf.inference.visualization import default_palette
 
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "predict.py"
-SCRIPT_NAMES = runpy.run_path(str(SCRIPT), run_name="predict")
 NAMES = ["ground", "été", "sky", "道路"]
 
 
@@ -185,7 +185,7 @@ def test_a_model_with_missing_weights_is_refused(model_dir, images, tmp_path, mo
 def test_names_never_collide():
     root = Path("photos")
     files = ["a.jpg", "a.png", "a_jpg.png", "b.png", "B.PNG", "sub/a.png", "c.d.png", "e/f.g/h.tif"]
-    names = [str(name) for name in SCRIPT_NAMES["name_results"](root, [root / file for file in files])]
+    names = [str(name) for name in name_results(root, [root / file for file in files])]
     assert names == ["a_jpg_2", "a_png", "a_jpg", "b_png", "B_PNG_2", "sub/a", "c.d", "e/f.g/h"]
     assert len({name.lower() for name in names}) == len(files)
 
@@ -202,14 +202,18 @@ def test_same_stem_results_are_both_written(model_dir, images, tmp_path, monkeyp
     assert sizes == {"a_jpg": (44, 40), "a_png": (70, 50)}
 
 
-def test_finding_images(images, tmp_path):
-    find_images = SCRIPT_NAMES["find_images"]
+def test_finding_images(images, tmp_path, capsys):
     (images / "notes.txt").write_text("no image")
     (images / ".hidden.png").write_text("no image")
     (images / "out").mkdir()
     (images / "out" / "a_mask.png").write_text("earlier result")
     expected = [images / "a.png", images / "b.png", images / "sub" / "a.png"]
     assert find_images(str(images), images / "out") == (images, expected)
+    said = f"Left out of {images}: 1 file that Pillow does not read, first {images / 'notes.txt'}.\n"
+    assert capsys.readouterr().err == said
+    (images / "sub" / "circle").symlink_to(images)
+    (images / "Photo.JFIF").write_bytes((images / "a.png").read_bytes())
+    assert find_images(str(images), images / "out") == (images, [images / "Photo.JFIF", *expected])
     assert find_images(f"{images}/**/*.png", images / "out") == (images, expected)
     assert find_images(f"{images}/s*/a.png", tmp_path) == (images, expected[2:])
     assert find_images(str(images / "b.png"), images) == (images, expected[1:2])

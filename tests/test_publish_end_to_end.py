@@ -78,6 +78,7 @@ def output_dir(hub, data_dir, tmp_path_factory):
         "output_dir": "out",
         "backbone": "b0",
         "crop_size": 64,
+        "method": "allspark",
         "max_steps": 3,
         "eval_strategy": "steps",
         "eval_steps": 3,
@@ -190,7 +191,7 @@ def test_export_by_id(hub, output_dir, tmp_path, monkeypatch):
         got.update(model.state_dict())
         raise ValueError("far enough")
 
-    monkeypatch.setattr("allspark_hf.export.folder.export_onnx", export_onnx)
+    monkeypatch.setattr("allspark_hf.cli.export.export_onnx", export_onnx)
     hub.use_here(monkeypatch)
     done = run_script("export_onnx.py", "--model", REPO_ID, "--output_dir", tmp_path / "onnx")
     assert done.stderr.splitlines()[-1] == "ValueError: far enough"

@@ -16,6 +16,7 @@ from PIL import Image
 from safetensors.torch import load, load_file
 
 from allspark_hf import SegformerForSemiSupervisedSegmentation
+from allspark_hf.cli import push as push_command
 from allspark_hf.inference.loading import make_image_processor
 from allspark_hf.models.registration import auto_map_of
 from allspark_hf.publishing import publish, upload
@@ -26,7 +27,7 @@ from allspark_hf.publishing.upload import PushError, scrub
 
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
-CODE = {"bottleneck_allspark.py", "modeling_allspark.py", "configuration_allspark.py", "handler.py"}
+CODE = {"bottleneck_allspark.py", "modeling_allspark.py", "configuration_allspark.py", "handler.py", "pixels.py"}
 MODEL = {"model.safetensors", "config.json", "preprocessor_config.json"}
 LOG = [{"epoch": 1.0, "step": 2, "loss_x": 2.5}, {"epoch": 2.0, "step": 4, "loss_x": 1.5}]
 EVALUATION = {
@@ -67,19 +68,11 @@ def hashes(folder: Path) -> dict[str, str]:
     return {str(p): hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.rglob("*") if p.is_file()}
 
 
-def load_script(name: str):
-    specification = importlib.util.spec_from_file_location(f"{name}_script", SCRIPTS / f"{name}.py")
-    script = importlib.util.module_from_spec(specification)
-    sys.modules[f"{name}_script"] = script  # where dataclasses look for the types of their fields
-    specification.loader.exec_module(script)
-    return script
-
-
 def push(*arguments):
-    """scripts/push.py in this process."""
+    """`allspark push` in this process."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["push.py", *map(str, arguments)])
-        load_script("push").main()
+        push_command.main()
 
 
 # ---- What is published ----
@@ -317,7 +310,7 @@ def test_a_push_that_never_gets_through(hub, output_folder, method, path, how):
     assert "Pushing to tester/roads failed: " in sentence
     reasons = {"cut": f"the connection to {hub.url} broke", 503: "answered 503", 418: "broken (Bearer ***)"}
     assert reasons[how] in sentence and hub.token not in sentence
-    command = f"python scripts/push.py --model '{output_folder}' --repo_id tester/roads --revision try"
+    command = f"allspark push --model '{output_folder}' --repo_id tester/roads --revision try"
     assert sentence.endswith(f"Everything is still in {output_folder}; push it again with: {command}")
     assert hub.commits("tester/roads", "try") == []
     assert hub.count("POST", "/commit/") == (0 if path == "/lfs/" else 1 if how == 418 else upload.TRIES)

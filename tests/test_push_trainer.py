@@ -1,4 +1,4 @@
-"""Pushing from the Trainer and with scripts/train.py, to a loopback Hub."""
+"""Pushing from the Trainer and with `allspark train`, to a loopback Hub."""
 
 import json
 import sys
@@ -10,8 +10,9 @@ from hub_server import HubServer
 from huggingface_hub import CommitInfo, ModelCard
 from run_training import make_trainer
 from safetensors.torch import load, load_file
-from test_push import CODE, MODEL, hashes, load_script
+from test_push import CODE, MODEL, hashes
 
+from allspark_hf.cli import train as train_command
 from allspark_hf.demo.data import write_demo_data
 from allspark_hf.publishing import upload
 from allspark_hf.publishing.upload import PushError
@@ -132,7 +133,7 @@ def test_failing_pushes_do_not_end_training(hub, tmp_path, caplog):
     before = hashes(tmp_path / "out")
     with pytest.raises(PushError, match=r"Pushing to tester/out failed: the connection to .* Everything is still in"):
         trainer.push_to_hub()
-    with pytest.raises(PushError, match=r"push it again with: python scripts/push.py --model"):
+    with pytest.raises(PushError, match=r"push it again with: allspark push --model"):
         trainer.push_to_hub(blocking=False).result(timeout=60)
     after = hashes(tmp_path / "out")
     assert {path: after[path] for path in before} == before
@@ -191,7 +192,7 @@ def test_wrong_token_is_found_at_construction(hub, tmp_path, token):
     assert hub.repositories == {}
 
 
-# ---- scripts/train.py ----
+# ---- allspark train ----
 
 
 @pytest.fixture(scope="module")
@@ -208,10 +209,10 @@ def arguments(data_dir: Path, out: Path) -> list[str]:
 
 
 def train(*given):
-    """scripts/train.py in this process, up to its exit."""
+    """`allspark train` in this process, up to its exit."""
     with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as stopped:
         patch.setattr(sys, "argv", ["train.py", *map(str, given)])
-        load_script("train").main()
+        train_command.main()
     return stopped.value.code
 
 
@@ -227,7 +228,7 @@ def test_failure_at_the_end(hub, data_dir, tmp_path, capsys):
     out = tmp_path / "out"
     code = train(*arguments(data_dir, out), "--hub_token", hub.token)
     assert code.startswith("PushError: Pushing to tester/out failed: ") and "answered 503" in code
-    assert f"Everything is still in {out}; push it again with: python scripts/push.py --model {out}" in code
+    assert f"Everything is still in {out}; push it again with: allspark push --model {out}" in code
     assert (out / "model.safetensors").is_file() and (out / "eval_results.json").is_file()
     printed = capsys.readouterr()
     assert_nowhere(hub.token, hub, printed.out, printed.err, code, folder=tmp_path)

@@ -9,10 +9,10 @@ from transformers import HfArgumentParser
 from allspark_hf import AllSparkTrainingArguments
 from allspark_hf.cli.arguments import ModelArguments, parse_arguments
 from allspark_hf.data import DataArguments
-from allspark_hf.training.recipes import read_recipe, recipe_arguments, resolve_recipe
+from allspark_hf.training.recipes import OWN, find_recipe, read_recipe, recipe_arguments, resolve_recipe
 
 
-PAPER = Path(__file__).parents[1] / "scripts" / "recipes" / "paper"
+PAPER = OWN / "paper"
 CELLS = sorted(PAPER.glob("*/*.yaml"))
 TYPES = (DataArguments, ModelArguments, AllSparkTrainingArguments)
 
@@ -68,6 +68,21 @@ def test_a_recipe_overrides_those_it_is_based_on(tmp_path):
     cell = write(tmp_path, "sets/cells/one.yaml", base="../one.yaml", seed=3)
     assert resolve_recipe(cell) == {"learning_rate": 0.2, "seed": 3, "crop_size": None, "method": "allspark"}
     assert read_recipe(cell) == ["--learning_rate", "0.2", "--seed", "3", "--method", "allspark"]
+
+
+def test_recipes_of_the_package_are_found_by_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert find_recipe("demo.yaml") == find_recipe("scripts/recipes/demo.yaml") == OWN / "demo.yaml"
+    assert find_recipe("paper/pascal.yaml") == OWN / "paper" / "pascal.yaml"
+    assert resolve_recipe("camvid_dinov2.yaml")["classes"] == str(OWN / "camvid_classes.txt")
+    own = write(tmp_path, "mine/a.yaml", base="demo.yaml", classes="names.txt")
+    assert resolve_recipe(own)["backbone"] == "b0" and resolve_recipe(own)["classes"] == "names.txt"
+    (tmp_path / "mine" / "names.txt").write_text("a\nb\n")
+    assert resolve_recipe(own)["classes"] == str(tmp_path / "mine" / "names.txt")
+    write(tmp_path, "mine/demo.yaml", seed=5)  # one beside it comes first
+    assert resolve_recipe(own) == {"seed": 5, "classes": str(tmp_path / "mine" / "names.txt")}
+    write(tmp_path, "demo.yaml", seed=7)
+    assert resolve_recipe("demo.yaml") == {"seed": 7}
 
 
 def test_a_removed_value_can_be_set_again(tmp_path):

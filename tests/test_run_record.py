@@ -1,6 +1,5 @@
 """run_record.json: what it says, and what it must not say; base weights and the license that follows from them."""
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
 from allspark_hf import AllSparkConfig, AllSparkTrainingArguments, SegformerForSemiSupervisedSegmentation
 from allspark_hf.cli.arguments import ModelArguments
+from allspark_hf.cli.main import main
 from allspark_hf.cli.models import load_model
 from allspark_hf.data import DataArguments, load_data
 from allspark_hf.demo.data import write_demo_data
@@ -58,7 +58,7 @@ def train(tmp_path, **kwargs) -> dict:
         ("~/street", "street"),
         ("C:\\Users\\jane\\street", "street"),
         ("file:///home/jane/street", "street"),
-        (str(REPOSITORY / "scripts" / "recipes" / "demo.yaml"), "scripts/recipes/demo.yaml"),
+        (str(REPOSITORY / "allspark_hf" / "recipes" / "demo.yaml"), "allspark_hf/recipes/demo.yaml"),
         ("out=/home/jane/x,other=/srv/y z", "out=x,other=y z"),
         ("https://huggingface.co/a/b", "https://huggingface.co/a/b"),
         ("1/8 and/or 2 / 3", "1/8 and/or 2 / 3"),
@@ -78,6 +78,8 @@ def test_public_command():
     given = ["/home/jane/train.py", f"--hub_token={SECRET}", "--data_dir=/home/jane/data", "--push_to_hub"]
     assert public_command(given) == "python train.py --data_dir=data --push_to_hub"
     assert public_command(["t.py", "--hub_token", "--seed", "3"]) == "python t.py --seed 3"
+    given = ["allspark train", "demo.yaml", "--data_dir", "/home/jane/data", "--hub_token", SECRET]
+    assert public_command(given) == "allspark train demo.yaml --data_dir data"
     assert public_command(["t.py", "--hub_tok", "secret", "--seed", "3"]) == "python t.py --seed 3"  # cut short
 
 
@@ -187,12 +189,8 @@ def test_a_record_that_cannot_be_written_does_not_cost_the_training(tmp_path, ca
 
 
 def run_script(monkeypatch, *arguments):
-    path = REPOSITORY / "scripts" / "train.py"
-    spec = importlib.util.spec_from_file_location("train_script", path)
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    monkeypatch.setattr(sys, "argv", [str(path), *map(str, arguments)])
-    script.main()
+    monkeypatch.setattr(sys, "argv", [str(REPOSITORY / "scripts" / "train.py"), *map(str, arguments)])
+    main("train")
 
 
 def test_record_of_the_script(monkeypatch, data_dir, tmp_path):

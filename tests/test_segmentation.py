@@ -272,8 +272,10 @@ def test_wrong_models(model):
 BAD = {
     "None": (None, "type NoneType"),
     "tensor": (torch.zeros(3, 40, 40), "type Tensor"),
-    "float": (np.zeros((40, 40, 3)), r"An array is float64 of shape \(40, 40, 3\)"),
-    "gray": (np.zeros((40, 40), np.uint8), r"uint8 of shape \(40, 40\)"),
+    "float": (np.zeros((40, 40, 3)), r"An array is float64 of shape \(40, 40, 3\).* multiply values of 0 to 1 by 255"),
+    "32 bits": (np.zeros((40, 40), np.int32), r"int32 of shape \(40, 40\)"),
+    "no file": ({"image": b""}, "type dict"),
+    "empty file": ({"bytes": None, "path": None}, "type dict.*dict of the bytes or the path"),
     "channels first": (np.zeros((3, 40, 40), np.uint8), r"uint8 of shape \(3, 40, 40\)"),
     "alpha": (np.zeros((40, 40, 4), np.uint8), r"uint8 of shape \(40, 40, 4\)"),
     "batch": (np.zeros((2, 40, 40, 3), np.uint8), r"uint8 of shape \(2, 40, 40, 3\)"),

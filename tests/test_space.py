@@ -13,7 +13,7 @@ from PIL import Image
 from published_model import publish
 from safetensors.torch import load_file, save_file
 
-from allspark_hf.data.images import to_rgb
+from allspark_hf.data.pixels import to_rgb
 from allspark_hf.inference.loading import make_image_processor
 from allspark_hf.inference.prediction import predict_mask
 from allspark_hf.inference.visualization import default_palette, overlay
@@ -185,7 +185,7 @@ def test_images_of_all_kinds_are_read_as_in_training(mode, tmp_path):
     image.save(path)
     with Image.open(path) as opened:
         expected = to_rgb(opened)
-    read = segmenter.read_image(str(path))
+    read = to_rgb(segmenter.read_image(str(path)))
     assert read.mode == "RGB"
     np.testing.assert_array_equal(np.asarray(read), np.asarray(expected))
 

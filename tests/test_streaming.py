@@ -16,6 +16,7 @@ from run_training import make_trainer, result_of
 from torch.utils.data import DataLoader
 
 from allspark_hf import AllSparkTrainer, AllSparkTrainingArguments
+from allspark_hf.data.columns import Picture
 from allspark_hf.data.mixed import MixedBatchCollator, MixedBatchSampler, MixedDataset
 from allspark_hf.data.sources.unlabeled import open_unlabeled_stream
 from allspark_hf.data.streaming import StreamReader, whole_steps
@@ -79,13 +80,13 @@ def test_a_copy_for_a_worker_starts_at_the_beginning():
 
 def count_decoding(monkeypatch) -> list:
     decoded = []
-    decode = datasets.Image.decode_example
+    decode = Picture.decode_example
 
     def counting(self, value, **kwargs):
         decoded.append(value)
         return decode(self, value, **kwargs)
 
-    monkeypatch.setattr(datasets.Image, "decode_example", counting)
+    monkeypatch.setattr(Picture, "decode_example", counting)
     return decoded
 
 

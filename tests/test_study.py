@@ -1,6 +1,7 @@
-"""Studies: which cells run, what survives, and the table's numbers; mostly with a stand-in for scripts/train.py."""
+"""Studies: which cells run, what survives, and the table's numbers; mostly with a stand-in for the training."""
 
 import json
+import shlex
 import signal
 import subprocess
 import sys
@@ -118,13 +119,14 @@ def test_a_run_that_ended_before_its_cell_was_written_is_not_trained_again(tmp_p
 def test_a_terminated_study_ends_its_run(tmp_path):
     """And one that is killed outright leaves a run that the next start does not double."""
     study = {"title": "s", "rows": {"a": None}, "columns": {"b": None}, "seeds": [1]}
+    launcher = shlex.join([sys.executable, "train.py"])
     folders = [tmp_path / name for name in ("terminated", "killed")]
     for folder in folders:
         folder.mkdir()
         (folder / "study.yaml").write_text(yaml.safe_dump(study))
         (folder / "train.py").write_text("import time; time.sleep(120)")
-        (folder / "run_study.py").write_text((SCRIPTS / "run_study.py").read_text())
-    command = [python(), "run_study.py", "study.yaml", "--output_dir", "out"]
+    arguments = ["study.yaml", "--output_dir", "out", "--launcher", launcher]
+    command = [python(), SCRIPTS / "run_study.py", *arguments]
     studies = [subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True) for folder in folders]
 
     def run_in(folder: Path) -> psutil.Process:
@@ -136,7 +138,7 @@ def test_a_terminated_study_ends_its_run(tmp_path):
         return psutil.Process(json.loads(process_file.read_text())["pid"])
 
     def start_again(folder: Path) -> str:
-        again = run_script(folder / "run_study.py", "study.yaml", "--output_dir", "out", cwd=folder)
+        again = run_script("run_study.py", *arguments, cwd=folder)
         assert again.returncode == 1
         return again.stderr
 
@@ -264,8 +266,8 @@ def test_label_efficiency_end_to_end(tmp_path, monkeypatch):
     """The real training script, twice, on generated images; in this process, where the tests above start one."""
 
     def train_here(command: list[str], folder: Path, log: TextIO) -> int:
-        assert command[0] == sys.executable and folder.is_dir()
-        done = run_script(*command[1:])
+        assert command[:4] == [sys.executable, "-m", "allspark_hf", "train"] and folder.is_dir()
+        done = run_script("train.py", *command[4:])
         log.write(done.stdout + done.stderr)
         return done.returncode
 
@@ -273,7 +275,7 @@ def test_label_efficiency_end_to_end(tmp_path, monkeypatch):
     write_demo_data(tmp_path / "data", num_train=6, num_labeled=5, num_validation=2, size=(64, 96))
     command = ["label_efficiency.py", "--data_dir", tmp_path / "data", "--max_steps", "2"]
     command += ["--labeled_counts", "4", "2", "--methods", "allspark", "--seeds", "3"]
-    command += ["--output_dir", tmp_path / "out", "--recipe", SCRIPTS / "recipes" / "demo.yaml", "--use_cpu"]
+    command += ["--output_dir", tmp_path / "out", "--recipe", "demo.yaml", "--use_cpu"]
     command += ["--per_device_train_batch_size", "2", "--hidden_sizes", "8", "16", "24", "32"]
     done = run_script(*command)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -1,1 +1,1 @@
-"""The command line: arguments, recipes, and the dry run. Nothing else imports this folder."""
+"""The command `allspark`: a file for each subcommand, their arguments and help. Nothing else imports this folder."""

@@ -1,7 +1,9 @@
-"""What the scripts share: recipes, the way from a command line to arguments, and which model is meant."""
+"""What the commands share: recipes, the way from a command line to arguments, and which model is meant."""
 
 import argparse
+import re
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 
@@ -11,7 +13,8 @@ from ..methods import METHODS, arguments_classes
 from ..training.arguments import AllSparkTrainingArguments
 from ..training.recipes import RECIPE_SUFFIXES, read_recipe
 from ..utils.arguments import argument, documented
-from .help import help_text
+from .help import render
+from .help_content import help_content
 
 
 @documented
@@ -66,25 +69,27 @@ class ModelArguments:
     attn_implementation: str | None = argument(None, "Encoder attention: eager or sdpa.")
 
 
-def parse_arguments(types: tuple[type, ...], argv: list[str] | None = None) -> tuple:
+def parse_arguments(types: tuple[type, ...], argv: list[str] | None = None, chosen: Sequence[str] = ()) -> tuple:
     """
     Command line to dataclasses. If the first argument is a recipe (.yaml, .yml, .json), its entries come first and the
     rest of the command line overrides them.
 
     Args:
         types (`tuple[type, ...]`): argument classes.
-        argv (`list[str]`, *optional*): the command line without the script, defaults to that of this process.
+        argv (`list[str]`, *optional*): the command line without the command, defaults to that of this process.
+        chosen (`Sequence[str]`, *optional*): arguments that a recipe and the command line override.
 
     Returns:
         `tuple`: an instance of each class; training arguments have the names of those that were given in `given`.
 
     Raises:
         FileNotFoundError: if the recipe, or one it is based on, does not exist.
-        ValueError: if a recipe is not a flat mapping or is based on itself, an argument does not exist, or one that
-            was typed is not of the method that was chosen.
+        ValueError: if a recipe is not a flat mapping or is based on itself, an argument does not exist, is missing or
+            has a value of another type, or one that was typed is not of the method that was chosen.
     """
     typed = list(sys.argv[1:] if argv is None else argv)
     recipe = read_recipe(typed.pop(0)) if typed and typed[0].endswith(RECIPE_SUFFIXES) else []
+    recipe = [*chosen, *recipe]
     *parsed, unknown = _Parser(types).parse_args_into_dataclasses(recipe + typed, return_remaining_strings=True)
     if unknown:
         names = [argument.split("=")[0] for argument in unknown if argument.startswith("--")] or unknown
@@ -122,19 +127,21 @@ def _check_method(method: str, typed: list[str]):
 
 class _Help(argparse.Action):
     def __call__(self, parser, namespace, values, option_string=None):
-        print(help_text(parser.dataclass_types, sys.modules["__main__"].__doc__, everything=values == "all"))
+        print(render(help_content(parser.dataclass_types, None, everything=True)))
         parser.exit()
 
 
 class _Parser(HfArgumentParser):
-    """Without the usage, which is longer than a screen, before an error; `--help` is [`help_text`]."""
+    """An error is a ValueError, without a usage longer than a screen; [`~allspark_hf.cli.main`] answers `--help`."""
 
     def __init__(self, types: tuple[type, ...]):
         super().__init__(types, add_help=False, allow_abbrev=False)
-        self.add_argument("-h", "--help", action=_Help, nargs="?", default=argparse.SUPPRESS)
+        self.add_argument("--help_all", action=_Help, nargs=0, default=argparse.SUPPRESS)
 
     def error(self, message: str):
-        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}; --help explains all arguments.\n")
+        list_in_one = re.search(r"invalid (int|float) value: '\S*[\d.][,; ]", message)
+        hint = "give several numbers with blanks between them, such as 0 255; " if list_in_one else ""
+        raise ValueError(f"{' '.join(message.split())}; {hint}--help explains the arguments.")
 
 
 __all__ = ["ModelArguments", "parse_arguments"]

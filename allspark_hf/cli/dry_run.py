@@ -1,4 +1,4 @@
-"""`scripts/train.py --dry_run`: builds everything, takes one step on random pixels, and tells what is missing."""
+"""`allspark train --dry_run`: builds everything, takes one step on random pixels, and tells what is missing."""
 
 import copy
 import math
@@ -12,8 +12,10 @@ from huggingface_hub import constants, try_to_load_from_cache
 from ..data import DataArguments
 from ..data.presence import DataPresence, look_for_data
 from ..data.streaming import whole_steps
+from ..evaluation.sizes import require_large_enough
 from ..methods import METHODS
 from ..models.encoders import is_model_type
+from ..training.advice import RunPlan, advise
 from ..training.arguments import AllSparkTrainingArguments
 from ..training.checks import check_datasets
 from ..training.faults import NonFiniteError
@@ -83,6 +85,7 @@ def dry_run(data: DataArguments, model: ModelArguments, args: AllSparkTrainingAr
         with tempfile.TemporaryDirectory() as folder:
             trainer = build_trainer(found, data, buildable, args, folder)
             say(*model_lines(trainer), *chosen_lines(trainer, found, args))
+            problems += size_problems(found, trainer, args)
             reading = ", reading the memory" if METHODS[args.method].needs_bottleneck else ""
             say(f"One step on random pixels{reading}")
             try:
@@ -91,6 +94,9 @@ def dry_run(data: DataArguments, model: ModelArguments, args: AllSparkTrainingAr
                 problems.append("The loss of the step on random pixels is not finite: lower the learning rate.")
     else:
         say("  not built, and no step taken: see below")
+    advice = advice_lines(found, args)
+    if advice:
+        say("To consider:", *(f"  - {sentence}" for sentence in advice))
     if problems:
         say("To do before training:", *(f"  - {problem}" for problem in problems))
     else:
@@ -172,12 +178,21 @@ def update_text(counts: dict[str, int], args: AllSparkTrainingArguments) -> str:
     """Updates of an epoch and in all, or `unknown`."""
     if not _are_known(counts, args):
         return "unknown"
-    batches = math.ceil(len(make_sampler(args, counts["labeled"], counts.get("unlabeled", 0))) / args.world_size)
-    updates = math.ceil(batches / args.gradient_accumulation_steps)
+    batches, updates = batches_of_epoch(args, counts), updates_of_epoch(args, counts)
     total = planned_updates(args, counts["labeled"], counts.get("unlabeled", 0))
     partial = batches % args.gradient_accumulation_steps
     note = f"; the last of an epoch has {partial} of {args.gradient_accumulation_steps} batches" if partial else ""
     return f"{updates} per epoch, {total} in all{note}"
+
+
+def batches_of_epoch(args: AllSparkTrainingArguments, counts: dict[str, int]) -> int:
+    """Of one process."""
+    return math.ceil(len(make_sampler(args, counts["labeled"], counts.get("unlabeled", 0))) / args.world_size)
+
+
+def updates_of_epoch(args: AllSparkTrainingArguments, counts: dict[str, int]) -> int:
+    """Updates of a pass over the unlabeled images."""
+    return math.ceil(batches_of_epoch(args, counts) / args.gradient_accumulation_steps)
 
 
 def _are_known(counts: dict[str, int], args: AllSparkTrainingArguments) -> bool:
@@ -195,6 +210,34 @@ def unlabeled_problems(found: DataPresence, args: AllSparkTrainingArguments) -> 
     except ValueError as error:
         return [str(error)]
     return []
+
+
+def size_problems(found: DataPresence, trainer: AllSparkTrainer, args: AllSparkTrainingArguments) -> list[str]:
+    """Validation images that are too small for the encoder."""
+    if found.data is None:
+        return []
+    try:
+        require_large_enough({"validation": found.data.validation}, trainer.model.config, args, trainer.long_side)
+    except ValueError as error:
+        return [str(error)]
+    return []
+
+
+def advice_lines(found: DataPresence, args: AllSparkTrainingArguments) -> list[str]:
+    """What the training will warn of, but for the classes, which only masks show."""
+    counts = found.counts
+    if not _are_known(counts, args):
+        return []
+    unlabeled = counts.get("unlabeled", 0)
+    steps, per_epoch = planned_updates(args, counts["labeled"], unlabeled), updates_of_epoch(args, counts)
+    plan = RunPlan(
+        num_labeled=counts["labeled"],
+        num_unlabeled=None if _streams(found) else unlabeled,
+        num_validation=counts.get("validation"),
+        steps=steps,
+        epochs=math.ceil(steps / per_epoch),
+    )
+    return advise(args, plan, [])
 
 
 # ---- Model ----

@@ -1,8 +1,8 @@
-"""How a script ends, also as one of several processes."""
+"""How a command ends, also as one of several processes."""
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -22,6 +22,16 @@ def removing_new_folders(folder: str | Path) -> Iterator[None]:
             for one in new:
                 one.rmdir()
         raise
+
+
+def run_script(main: Callable[[], object]) -> None:
+    """Calls `main`; an interruption or an error ends the process with one sentence."""
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("Interrupted; the same command goes on from here.")
+    except (ImportError, OSError, ValueError) as error:
+        sys.exit(f"{type(error).__name__}: {error}")
 
 
 def leave(accelerator: Accelerator, failure: str | None = None):
@@ -69,4 +79,4 @@ def _leave_at_once(failure: str | None):
     os._exit(1 if failure else 0)
 
 
-__all__ = ["fail", "leave", "removing_new_folders"]
+__all__ = ["fail", "leave", "removing_new_folders", "run_script"]

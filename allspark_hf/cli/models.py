@@ -148,12 +148,12 @@ def check_source(arguments: ModelArguments) -> dict:
 
 
 def class_fields(report: CheckReport) -> dict:
-    """Configuration fields with the names and colors of the data's classes."""
-    classes = report.data.classes
+    """Configuration fields with the names and colors of the data's classes, and the range of its 16-bit images."""
+    classes, fields = report.data.classes, {"image_range": report.image_range}
     if classes is None:
         names = {index: f"class_{index}" for index in range(report.num_labels)}
-        return {"id2label": names, "label2id": {name: index for index, name in names.items()}}
-    fields = {"id2label": classes.id2label, "label2id": classes.label2id}
+        return fields | {"id2label": names, "label2id": {name: index for index, name in names.items()}}
+    fields |= {"id2label": classes.id2label, "label2id": classes.label2id}
     if classes.colors:
         fields["palette"] = [list(color) for color in classes.colors]
     return fields

@@ -17,6 +17,7 @@ from ..data import CheckReport, DataArguments, SegmentationData
 from ..data.presence import DataPresence
 from ..inference.loading import make_image_processor
 from ..methods import METHODS
+from ..training.advice import Advice
 from ..training.arguments import AllSparkTrainingArguments
 from ..training.trainer import AllSparkTrainer
 from .arguments import ModelArguments
@@ -55,18 +56,13 @@ class _Stopwatch(TrainerCallback):
             torch.cuda.synchronize()
 
 
-def build_trainer(
-    found: DataPresence,
-    data: DataArguments,
-    model: ModelArguments,
-    args: AllSparkTrainingArguments,
-    folder: str,
-) -> AllSparkTrainer:
-    """The trainer of the training to come, but with random images, for one step that reads the memory."""
-    step_args = copy.copy(args)  # not made anew: that would undo what was derived from the original ones
+def trial_arguments(args: AllSparkTrainingArguments, folder: str, updates: int) -> AllSparkTrainingArguments:
+    """Those of a training, for a few updates of one batch each that leave nothing behind."""
+    trial = copy.copy(args)  # not made anew: that would undo what was derived from the original ones
     changes = {
         "output_dir": folder,
-        "max_steps": 1,
+        "max_steps": updates,
+        "warmup_steps": 0,
         "gradient_accumulation_steps": 1,
         "memory_warmup_epochs": 0,
         "contrast_start": -1,
@@ -75,8 +71,7 @@ def build_trainer(
         "unlabeled_images_per_epoch": None,
         "eval_strategy": IntervalStrategy.NO,
         "save_strategy": SaveStrategy.NO,
-        "logging_strategy": IntervalStrategy.STEPS,
-        "logging_steps": 1,
+        "logging_strategy": IntervalStrategy.NO,
         "logging_nan_inf_filter": False,
         "load_best_model_at_end": False,
         "push_to_hub": False,
@@ -88,7 +83,20 @@ def build_trainer(
         "dataloader_drop_last": False,
     }
     for name, value in changes.items():
-        setattr(step_args, name, value)
+        setattr(trial, name, value)
+    return trial
+
+
+def build_trainer(
+    found: DataPresence,
+    data: DataArguments,
+    model: ModelArguments,
+    args: AllSparkTrainingArguments,
+    folder: str,
+) -> AllSparkTrainer:
+    """The trainer of the training to come, but with random images, for one step that reads the memory."""
+    step_args = trial_arguments(args, folder, updates=1)
+    step_args.logging_strategy, step_args.logging_steps = IntervalStrategy.STEPS, 1
     set_seed(args.seed)
     report = CheckReport(
         data=SegmentationData(labeled=None, unlabeled=None, validation=None, classes=found.classes),
@@ -105,6 +113,7 @@ def build_trainer(
         unlabeled_dataset=random_images(model.config, args, args.per_device_unlabeled_batch_size),
     )
     trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(Advice)
     return trainer
 
 
@@ -155,4 +164,4 @@ def _peak_memory(device: torch.device) -> str:
     return f"{peak / GIB:.2f} GiB, the most this process has held on the CPU, Python and libraries included"
 
 
-__all__ = ["GIB", "StepReport", "build_trainer", "random_images", "take_step"]
+__all__ = ["GIB", "StepReport", "build_trainer", "random_images", "take_step", "trial_arguments"]

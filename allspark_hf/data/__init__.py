@@ -1,9 +1,10 @@
 """Data, one's own and published: reading, splitting and checking images and masks; batches to train on."""
 
 from .checks import BadDataError, CheckReport, check_data
-from .images import map_mask_values, mask_to_array, to_rgb
+from .images import map_mask_values, mask_to_array
 from .loading import DataArguments, find_data, list_path, load_data, split_of_run, with_class_indices
 from .overlap import find_overlap
+from .pixels import open_image, to_rgb
 from .sources.classes import Classes, read_classes, write_classes
 from .sources.folder import load_folder
 from .sources.hub import find_classes, load_hub_data
@@ -37,6 +38,7 @@ __all__ = [
     "load_layout",
     "map_mask_values",
     "mask_to_array",
+    "open_image",
     "open_unlabeled_stream",
     "read_classes",
     "read_image_folder",

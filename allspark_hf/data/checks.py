@@ -13,10 +13,14 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 
 from ..utils.text import one_line
-from .images import InexactMaskError, describe_values, mask_to_array, require_exact_values, require_readable, to_rgb
-from .masks import MaskValueTransform
+from .columns import Mask, Picture
+from .images import describe_values, mask_to_array
+from .masks import MaskConvention, binary_sentence
+from .pixels import ImageError, deep_values, to_rgb
+from .ranges import common_range, value_range
 from .reading import row_name, undecoded
 from .sources.pairs import SegmentationData
+from .summary import describe_binary_masks, note, stored_values
 
 
 logger = logging.getLogger(__name__)
@@ -51,6 +55,8 @@ class CheckReport:
         values (`list[int]`): the classes that occur in the masks, ascending, without the ignore index.
         left_out (`list[str]`): one sentence per row left out; empty unless `skip_bad_files` was given.
         found (`SegmentationData`, *optional*): the data that was checked, with the files left out.
+        image_range (`list[int]`, *optional*): the values of 16-bit images that are to become black and white, for
+            `config.image_range` of a model; `None` where there are none, or where they use all 16 bits.
     """
 
     data: SegmentationData
@@ -58,15 +64,20 @@ class CheckReport:
     values: list[int]
     left_out: list[str] = field(default_factory=list)
     found: SegmentationData | None = None
+    image_range: list[int] | None = None
 
 
 @dataclass
 class _Row:
-    """What was found in one row: the values of its mask, or the column that is bad and why."""
+    """What was found in one row: the classes and the stored values of its mask, or the column that is bad and why."""
 
     values: frozenset[int] = frozenset()
+    stored: frozenset[int] | None = None
+    size: tuple[int, int] | None = None
     column: str | None = None
     problem: str | None = None
+    image_range: tuple[int, int] | None = None  # of an image of 16 bits
+    turned_alone: bool = False  # the image, by its EXIF orientation, and the sizes agree before and after
 
 
 def check_data(
@@ -119,18 +130,53 @@ def check_data(
         }
         data = replace(data, **{name: dataset.select(good[name]) for name, dataset in data.sets.items()})
         _require_rows(data, f"all its files were left out; the first problem: {problems[0]}")
-    present = {name: set().union(*(row.values for row in rows[name])) for name in WITH_MASKS}
-    values = _check_all_values(present, num_labels, transform)
+    for name, dataset in data.sets.items():
+        _note_rows(dataset, rows[name])
+    values = _check_all_values(data, rows, num_labels, transform)
     if num_labels is None:
         num_labels = _infer_num_labels(values)
-        _check_num_labels(num_labels, transform)
+        _check_num_labels(num_labels, transform, inferred=True)
     if transform.maps:
         mapped = {name: dataset.with_transform(transform) for name, dataset in data.sets.items()}
         data = replace(data, **mapped, mask_values=None, ignored_mask_values=None)
-    return CheckReport(data=data, num_labels=num_labels, values=values, left_out=problems, found=found)
+        for name, dataset in data.sets.items():
+            _note_rows(dataset, rows[name])
+    _say_of_turned(found, rows)
+    image_range = _find_image_range(rows)
+    return CheckReport(data, num_labels, values, left_out=problems, found=found, image_range=image_range)
 
 
-def _require_no_transform(data: SegmentationData, transform: MaskValueTransform):
+def _say_of_turned(found: SegmentationData, rows: dict[str, list[_Row]]):
+    turned = [(name, row) for name, checked in rows.items() for row, one in enumerate(checked) if one.turned_alone]
+    if turned:
+        dataset, row = found.sets[turned[0][0]], turned[0][1]
+        name = row_name(dataset, row, undecoded(dataset, "image")[row]["image"])
+        logger.warning(
+            "%d images (first %s) are turned by their EXIF orientation and their masks are not, which the sizes do "
+            "not show to be wrong: see that the masks were drawn on the upright image, as a viewer shows it.",
+            *(len(turned), name),
+        )
+
+
+def _find_image_range(rows: dict[str, list[_Row]]) -> list[int] | None:
+    ranges = [row.image_range for checked in rows.values() for row in checked if row.image_range and not row.problem]
+    image_range = common_range(ranges)
+    if image_range is not None:
+        logger.info(
+            "%d images have 16 bits: for all of this data set, %d becomes black and %d white (image_range in the "
+            "model's configuration).",
+            *(len(ranges), *image_range),
+        )
+    return image_range
+
+
+def _note_rows(dataset: Dataset, rows: list[_Row]):
+    """So that the trainer need not read the files again."""
+    rows = [row for row in rows if not row.problem]
+    note(dataset, sizes=(row.size for row in rows), values=(row.stored for row in rows))
+
+
+def _require_no_transform(data: SegmentationData, transform: MaskConvention):
     for name in WITH_MASKS:
         form = data.sets[name].format["type"]
         if transform.maps and form is not None:
@@ -140,7 +186,7 @@ def _require_no_transform(data: SegmentationData, transform: MaskValueTransform)
             )
 
 
-def _known_num_labels(data: SegmentationData, num_labels: int | None, transform: MaskValueTransform) -> int | None:
+def _known_num_labels(data: SegmentationData, num_labels: int | None, transform: MaskConvention) -> int | None:
     sources = {"num_labels": num_labels}
     if transform.mask_values is not None:
         sources["the list of mask values"] = len(transform.mask_values)
@@ -158,12 +204,17 @@ def _known_num_labels(data: SegmentationData, num_labels: int | None, transform:
     return count
 
 
-def _check_num_labels(num_labels: int, transform: MaskValueTransform):
+def _check_num_labels(num_labels: int, transform: MaskConvention, inferred: bool = False):
     ignore_index = transform.ignore_index
     if 0 <= ignore_index < num_labels:
+        # Counted in the masks, the ignored value was counted too; said by the user, it was hardly meant to be.
+        count = num_labels if inferred or transform.mask_values is not None else num_labels + 1
+        stored = [str(value) for value in range(count) if value != ignore_index]
+        stored = stored[:3] + ["..."] * (len(stored) > 3)
         raise ValueError(
-            f"The ignore index {ignore_index} is also one of the classes 0 to {num_labels - 1}; use another value for "
-            "ignored pixels, in the masks too."
+            f"The ignore index {ignore_index} is also one of the classes 0 to {num_labels - 1}; leave --ignore_index "
+            "out, and list the stored value of each class and what does not count: --mask_values "
+            f"{' '.join(stored)} --ignored_mask_values {ignore_index}."
         )
     clash = [value for value in transform.ignored_mask_values if 0 <= value < num_labels]
     if transform.mask_values is None and clash:
@@ -179,20 +230,19 @@ def _require_rows(data: SegmentationData, reason: str):
             raise BadDataError(f"The {name} set is empty: {reason}.")
 
 
-def _check_set(dataset: Dataset, title: str, num_labels: int | None, transform: MaskValueTransform) -> list[_Row]:
+def _check_set(dataset: Dataset, title: str, num_labels: int | None, transform: MaskConvention) -> list[_Row]:
     if len(dataset) == 0:
         return []
     hidden = title == "unlabeled" and "label" in dataset.column_names
     names = ("image", "label") if title in WITH_MASKS or hidden else ("image",)
     columns = {name: undecoded(dataset, name) for name in names}
-    decoders = {name: replace(dataset.features[name], decode=True) for name in columns}
     find_values = partial(_find_values, num_labels=num_labels, transform=transform)
 
     def check(row: int) -> _Row:
         stored = {name: rows[row][name] for name, rows in columns.items()}
         if hidden and stored["label"] is None:
             del stored["label"]
-        found = _check_row(stored, decoders, find_values)
+        found = _check_row(stored, find_values)
         if found.problem is None:
             return found
         path = (stored[found.column] or {}).get("path")
@@ -205,20 +255,24 @@ def _check_set(dataset: Dataset, title: str, num_labels: int | None, transform: 
         return list(bar)
 
 
-def _check_row(stored: dict, decoders: dict, find_values) -> _Row:
-    sizes = {}
-    values = frozenset()
+def _check_row(stored: dict, find_values) -> _Row:
+    sizes, orientations, image_range = {}, {}, None
+    values, stored_in_mask = frozenset(), None
     for column, content in stored.items():
         if content is None:
             return _Row(column=column, problem="The entry is empty; give it a file or remove the row.")
         try:
-            picture = _decode(content, decoders[column], is_mask=column == "label")
+            picture = _decode(content, is_mask=column == "label")
+            orientations[column] = getattr(picture, "orientation", 1)
             if column == "image":
                 sizes[column] = to_rgb(picture).size
+                values_of_16_bits = deep_values(picture)
+                image_range = None if values_of_16_bits is None else value_range(values_of_16_bits)
             else:
                 array = mask_to_array(picture)
                 sizes[column] = array.shape[::-1]
-                values = find_values(array)
+                stored_in_mask = stored_values(array)
+                values = find_values(stored_in_mask)
         except ValueError as error:
             return _Row(column=column, problem=str(error))
     if len(set(sizes.values())) > 1:
@@ -228,39 +282,33 @@ def _check_row(stored: dict, decoders: dict, find_values) -> _Row:
             problem=f"The mask is {width} x {height} pixels (width x height), but its image is {image_width} x "
             f"{image_height} once upright; export the mask at the size of the image.",
         )
-    return _Row(values=values)
+    stored = None if stored_in_mask is None else frozenset(stored_in_mask.tolist())
+    width, height = sizes["image"]
+    may_be_turned = orientations["image"] in (2, 3, 4) or (width == height and orientations["image"] != 1)
+    turned_alone = may_be_turned and orientations.get("label") == 1
+    return _Row(values, stored, sizes["image"], image_range=image_range, turned_alone=turned_alone)
 
 
-def _decode(content: dict, decoder, is_mask: bool) -> PIL.Image.Image:
+def _decode(content: dict, is_mask: bool) -> PIL.Image.Image:
     try:
-        require_readable(content, is_mask)
-        picture = decoder.decode_example(content)
-        if is_mask:
-            require_exact_values(picture)  # a file on a network was passed over before
-        return picture
-    except InexactMaskError:
+        return (Mask() if is_mask else Picture()).decode_example(content)
+    except ImageError:
         raise
     # Broken files make Pillow raise nearly anything, among others SyntaxError and struct.error.
     except Exception as error:
         raise ValueError(f"The file cannot be read ({one_line(error)}); replace or remove it.") from error
 
 
-def _find_values(array: np.ndarray, num_labels: int | None, transform: MaskValueTransform) -> frozenset[int]:
-    """The classes in a mask, the ignore index included; ValueError if a value is none of these."""
+def _find_values(stored: np.ndarray, num_labels: int | None, transform: MaskConvention) -> frozenset[int]:
+    """The classes of the values in a mask, the ignore index included; ValueError if a value is none of these."""
     ignore_index = transform.ignore_index
-    array = transform.map(array)
-    # Counting is several times faster than sorting where the values are few.
-    small = array.dtype == np.uint8
-    found = np.flatnonzero(np.bincount(array.ravel(), minlength=256)) if small else np.unique(array)
+    found = np.unique(transform.map(stored))
     highest = 255 if num_labels is None else num_labels - 1  # labels have 8 bits
     wrong = found[((found < 0) | (found > highest)) & (found != ignore_index)]
     if not len(wrong):
         return frozenset(found.tolist())
     if set(found.tolist()) == {0, 255}:
-        raise ValueError(
-            "The mask holds only 0 and 255, so it is a binary mask and not class indices; give the option "
-            "--mask_values 0 255."
-        )
+        raise ValueError(binary_sentence("The mask holds"))
     allowed = "0 to 255" if num_labels is None else f"0 to {num_labels - 1} (for {num_labels} classes)"
     raise ValueError(
         f"The mask holds {describe_values(wrong)}, but only {allowed} and the ignore index {ignore_index} are "
@@ -270,16 +318,15 @@ def _find_values(array: np.ndarray, num_labels: int | None, transform: MaskValue
 
 
 def _check_all_values(
-    present: dict[str, set[int]], num_labels: int | None, transform: MaskValueTransform
+    data: SegmentationData, rows: dict[str, list[_Row]], num_labels: int | None, transform: MaskConvention
 ) -> list[int]:
+    present = {name: set().union(*(row.values for row in rows[name])) for name in WITH_MASKS}
     ignore_index = transform.ignore_index
+    number = num_labels or max(set().union(*present.values()) - {ignore_index}, default=0) + 1
     # With one class asked for, 0 and 255 are that class and the ignored pixels.
-    if not transform.maps and ignore_index == 255 and present["labeled"] == {0, 255} and num_labels != 1:
-        raise BadDataError(
-            "All labeled masks hold only 0 and 255, so 255 would be ignored and class 0 be the only one to learn; if "
-            "they are binary masks, give the option --mask_values 0 255, else label images of more classes or set the "
-            "number of classes to 1."
-        )
+    sentence = None if num_labels == 1 else describe_binary_masks(data.sets, number, transform)
+    if sentence:
+        raise BadDataError(sentence)
     for split, found in present.items():
         if not found - {ignore_index}:
             raise BadDataError(

@@ -1,47 +1,40 @@
-"""Pictures and masks of any usual PNG, JPEG or TIFF kind, brought to one form."""
+"""Masks of any usual PNG, BMP or TIFF kind, brought to one form; for pictures see `pixels`."""
 
 import io
 import os
 from collections.abc import Sequence
-from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import PIL.Image
 import PIL.ImageOps
 
+from .pixels import ImageError, load_image, load_orientation, open_image, require_one_page
+
 
 SHOWN_VALUES = 10
 MAX_VALUE = 2**31 - 1  # of a mask
-STARTS_A_PROGRAM = ("EPS",)
 LOSSY = ("JPEG", "MPO", "JPEG2000", "AVIF")
 
 
-class InexactMaskError(ValueError):
+class InexactMaskError(ImageError):
     """A mask whose values are not those that were stored."""
-
-
-def open_image(file: str | Path | BinaryIO) -> PIL.Image.Image:
-    """
-    Opens a picture or a mask of any format that Pillow reads by itself, nothing decoded: for EPS it would start a
-    program, Ghostscript, on the file.
-
-    Raises:
-        OSError: if the file cannot be opened, or is of no such format.
-    """
-    PIL.Image.init()
-    return PIL.Image.open(file, formats=[name for name in PIL.Image.OPEN if name not in STARTS_A_PROGRAM])
 
 
 def require_exact_values(mask: PIL.Image.Image):
     """
     Refuses a mask of [`open_image`] whose values are not those that were stored, which can hardly be told once it is
-    decoded: compression that loses some, and gray of fewer bits than 8 or of another maximum, which Pillow scales to 0
-    to 255.
+    decoded: compression that loses some, gray of fewer bits than 8 or of another maximum, which Pillow scales to 0 to
+    255, and several pages or frames, of which it reads the first.
 
     Raises:
-        InexactMaskError: if it is such a mask; a `ValueError`.
+        ImageError: if it is such a mask; a `ValueError`.
     """
+    require_one_page(mask)
+    if mask.format in ("PNG", "WEBP") and getattr(mask, "is_animated", False):
+        raise InexactMaskError(
+            f"The mask is an animation of {mask.n_frames} frames, and only the first would be read; save that of the "
+            "classes as PNG."
+        )
     compression = mask.info.get("compression") if mask.format == "TIFF" else None
     if mask.format in LOSSY or compression in ("jpeg", "tiff_jpeg", "webp"):
         kind = "TIFF file with JPEG or WebP compression" if compression else f"{mask.format} file"
@@ -71,7 +64,7 @@ def require_readable(stored: dict, is_mask: bool):
 
     Raises:
         OSError: if it is no image.
-        InexactMaskError: if a mask has lost its values.
+        ImageError: if a mask has lost its values.
     """
     content, path = stored.get("bytes"), stored.get("path")
     if content is None and (path is None or not os.path.isfile(path)):
@@ -81,50 +74,30 @@ def require_readable(stored: dict, is_mask: bool):
             require_exact_values(opened)
 
 
-def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
+def decode(stored: dict, is_mask: bool) -> PIL.Image.Image:
     """
-    Converts a picture to 8-bit RGB, the way a person sees it.
-
-    The EXIF orientation is applied (nothing happens where `datasets.Image` has already done so), 16-bit gray is scaled
-    by 1/257 instead of being clipped at 255, and transparent pixels show a white background.
+    Reads an image file or a mask, as it is stored, into memory.
 
     Args:
-        image (`PIL.Image.Image`): a picture of mode 1, L, LA, P, PA, RGB, RGBA, CMYK, YCbCr, HSV, LAB, I;16 (any byte
-            order) or I. Mode I must hold 16-bit values, 0 to 65535.
+        stored (`dict`): `bytes` and `path`; a path without bytes is that of a file here.
+        is_mask (`bool`): whether its values must be exact, and are kept as they are.
 
     Returns:
-        `PIL.Image.Image`: mode RGB, 0 to 255, upright.
+        `PIL.Image.Image`: upright; an image as [`load_image`] gives it, a mask in the file's own mode.
 
     Raises:
-        ValueError: if the picture holds floating-point values, or integers outside 0 to 65535.
+        ImageError: if an image is of a kind that is not read, or a mask has lost its values.
+        OSError: or another error of Pillow's, if the file is damaged.
     """
-    image = PIL.ImageOps.exif_transpose(image)
-    if image.mode == "F":
-        raise ValueError(
-            "The image holds floating-point values, whose range for black to white is not defined; "
-            "save it as 8-bit or 16-bit integers."
-        )
-    if image.mode.startswith("I"):
-        return _gray16_to_rgb(image)
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        background = PIL.Image.new("RGBA", image.size, "white")
-        return PIL.Image.alpha_composite(background, image).convert("RGB")
-    return image.convert("RGB")
-
-
-def _gray16_to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
-    gray = np.asarray(image).astype(np.int64)
-    if gray.min() < 0 or gray.max() > 65535:
-        raise ValueError(
-            f"The image holds integers from {gray.min()} to {gray.max()}, but gray pictures must lie within 0 to "
-            "65535 (16 bits); save it as 8-bit or 16-bit gray."
-        )
-    transparent = image.info.get("transparency")
-    if isinstance(transparent, int):
-        gray = np.where(gray == transparent, 65535, gray)
-    # 65535 / 257 = 255 exactly; adding 128 rounds to nearest.
-    return PIL.Image.fromarray(((gray + 128) // 257).astype(np.uint8)).convert("RGB")
+    content, path = stored.get("bytes"), stored.get("path")
+    with open_image(path if content is None else io.BytesIO(content)) as opened:
+        if not is_mask:
+            return load_image(opened, name=path)
+        require_exact_values(opened)
+        orientation = load_orientation(opened)
+        upright = PIL.ImageOps.exif_transpose(opened)
+        upright.orientation = orientation
+        return upright
 
 
 def mask_to_array(mask: PIL.Image.Image) -> np.ndarray:
@@ -237,7 +210,7 @@ def check_mask_values(mask_values: Sequence[int] | None, ignore_index: int, igno
     if 0 <= ignore_index < len(listed):
         raise ValueError(
             f"With the {len(listed)} mask values {text}, the ignore index {ignore_index} is also the index of a "
-            f"class; use an ignore index of at least {len(listed)}."
+            f"class; leave --ignore_index out, and name what does not count with --ignored_mask_values {ignore_index}."
         )
 
 

@@ -1,6 +1,7 @@
 """From arguments to data: which images and masks, and what their values mean."""
 
 import logging
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -8,8 +9,10 @@ from datasets import Dataset
 
 from ..utils.arguments import argument
 from .checks import CheckReport, check_data
+from .columns import exact_columns
 from .overlap import find_overlap
-from .sources.classes import classes_in, read_classes
+from .reading import undecoded
+from .sources.classes import read_classes
 from .sources.hub import load_hub_data
 from .sources.layouts import LAYOUTS, VOC_MASKS, find_layout
 from .sources.pairs import SegmentationData
@@ -26,8 +29,8 @@ class DataArguments:
 
     data_dir: str | None = argument(
         None,
-        "Folder with images/{train,val} and masks/{train,val}, or flat images/ and masks/; or Pascal VOC 2012, "
-        "Cityscapes or COCO as unpacked.",
+        "Folder with images/{train,val} and masks/{train,val}, or {train,val}/{images,masks}, or flat images/ and "
+        "masks/; or Pascal VOC 2012, Cityscapes or COCO as unpacked.",
         common=True,
     )
     data_format: str | None = argument(
@@ -46,9 +49,11 @@ class DataArguments:
         common=True,
     )
     dataset_config_name: str | None = argument(None, "Configuration of dataset_name.")
-    train_split_name: str = argument("train", "Split of dataset_name to train on.")
+    train_split_name: str | None = argument(
+        None, "Split of dataset_name to train on; default: train, or what means the same."
+    )
     validation_split_name: str | None = argument(
-        None, "Split to validate with; default: validation, else val, else a held-out share."
+        None, "Split to validate with; default: validation, val, dev or the like, else a held-out share."
     )
     classes_column_name: str | None = argument(
         None, "Column of dataset_name whose ClassLabel names are those of the mask values."
@@ -84,7 +89,10 @@ class DataArguments:
     )
     validation_fraction: float = argument(0.1, "Share of the labeled images held out when there is no validation set.")
     split_seed: int = argument(42, "Seed of these choices; --seed does not touch them.")
-    classes: str | None = argument(None, "classes.txt or classes.json; default: the one in data_dir, if any.")
+    classes: str | None = argument(
+        None,
+        "File of class names, like classes.txt, classes.json or _classes.csv; default: the one in data_dir, if any.",
+    )
     num_labels: int | None = argument(None, "Number of classes; default: from the classes file, else from the masks.")
     mask_values: list[int] | None = argument(
         None, "Mask value of class 0, 1, ...; e.g. 0 255 for binary masks stored as 0/255."
@@ -101,9 +109,11 @@ class DataArguments:
     def __post_init__(self):
         if (self.data_dir is None) == (self.dataset_name is None):
             raise ValueError("Give either --data_dir (a folder of images and masks) or --dataset_name.")
-        for name in ("data_format", "unlabeled_list", "validation_list"):
-            if self.dataset_name is not None and getattr(self, name) is not None:
-                raise ValueError(f"--{name} belongs to --data_dir, but --dataset_name was given: leave it out.")
+        if self.dataset_name is not None and self.data_format is not None:
+            raise ValueError("--data_format belongs to --data_dir, but --dataset_name was given: leave it out.")
+        for name in ("dataset_config_name", "train_split_name", "validation_split_name", "classes_column_name"):
+            if self.data_dir is not None and getattr(self, name) is not None:
+                raise ValueError(f"--{name} belongs to --dataset_name, but --data_dir was given: leave it out.")
         if self.unlabeled_streaming and self.unlabeled_dataset_name is None:
             raise ValueError("--unlabeled_streaming needs --unlabeled_dataset_name, the data set to stream.")
         if self.unlabeled_streaming and self.unlabeled_dir is not None:
@@ -131,8 +141,7 @@ def find_data(arguments: DataArguments, image_column: str = "image", label_colum
     classes = read_classes(arguments.classes) if arguments.classes else None
     if arguments.dataset_name is None:
         layout = find_layout(arguments.data_dir, arguments.data_format, arguments.voc_masks)
-        data = load_layout(layout, Selection(**selection))
-        data.classes = classes or classes_in(layout.root) or data.classes
+        data = load_layout(layout, Selection(**selection), classes)
     else:
         data = load_hub_data(
             arguments.dataset_name,
@@ -145,7 +154,8 @@ def find_data(arguments: DataArguments, image_column: str = "image", label_colum
             classes_column=arguments.classes_column_name,
             **selection,
         )
-    return _with_second_source(data, arguments)
+    data = _with_second_source(data, arguments)
+    return replace(data, **{name: exact_columns(dataset) for name, dataset in data.sets.items()})
 
 
 def _with_second_source(data: SegmentationData, arguments: DataArguments) -> SegmentationData:
@@ -164,10 +174,21 @@ def _with_second_source(data: SegmentationData, arguments: DataArguments) -> Seg
             )
         return replace(data, unlabeled_stream=open_unlabeled_stream(*second))
     if arguments.unlabeled_dir is not None:
-        data = add_unlabeled(data, "unlabeled_dir", read_image_folder(arguments.unlabeled_dir))
+        images = _without_files_of(data.unlabeled, read_image_folder(arguments.unlabeled_dir))
+        data = add_unlabeled(data, "unlabeled_dir", images) if len(images) else data
     if arguments.unlabeled_dataset_name is not None:
         data = add_unlabeled(data, "unlabeled_dataset", read_unlabeled_dataset(*second))
     return data
+
+
+def _without_files_of(dataset: Dataset, images: Dataset) -> Dataset:
+    """The images whose files are not in a data set already, where a folder was named that is read anyway."""
+    files, known = ([row["image"]["path"] for row in undecoded(rows, "image")] for rows in (images, dataset))
+    known = {os.path.realpath(path) for path in known if path}
+    new = [row for row, path in enumerate(files) if os.path.realpath(path) not in known]
+    if len(new) < len(images):
+        logger.info("%d images of unlabeled_dir are unlabeled images of the data already.", len(images) - len(new))
+    return images.select(new)
 
 
 def load_data(arguments: DataArguments, image_column: str = "image", label_column: str = "label") -> CheckReport:
@@ -191,7 +212,10 @@ def check_found(data: SegmentationData, arguments: DataArguments) -> CheckReport
 
 
 def with_class_indices(dataset: Dataset, data: SegmentationData, arguments: DataArguments) -> Dataset:
-    """Rows of `data`, of [`find_data`], whose masks, when read, hold class indices; they are not checked."""
+    """
+    Rows of `data`, of [`find_data`], whose masks, when read, hold class indices; they are not checked. Where neither
+    arguments nor data say what the masks hold, the rows stay as they are, for the convention of a model.
+    """
     transform = data.mask_transform(arguments.ignore_index, arguments.mask_values, arguments.ignored_mask_values)
     return dataset.with_transform(transform) if transform.maps else dataset
 
@@ -203,18 +227,40 @@ def list_path(folder: str, kind: str) -> Path:
 
 
 def split_of_run(arguments: DataArguments, folder: str) -> DataArguments:
-    """Arguments by which the images labeled in a run are labeled, unless others were asked for."""
+    """
+    Arguments by which the images labeled in a run are labeled, and in a folder the validation images those of the run,
+    unless others were asked for.
+    """
     asked = (arguments.labeled_fraction, arguments.labeled_count, arguments.labeled_list)
-    path = list_path(folder, "labeled")
-    if not path.is_file() or any(value is not None for value in asked):
+    labeled, validation = list_path(folder, "labeled"), list_path(folder, "validation")
+    if not labeled.is_file() or any(value is not None for value in asked):
         return arguments
-    return replace(arguments, labeled_list=str(path))
+    if validation.is_file() and not _choose_validation(arguments):
+        arguments = replace(arguments, validation_list=str(validation))
+    return replace(arguments, labeled_list=str(labeled))
+
+
+def _choose_validation(arguments: DataArguments) -> bool:
+    """Whether they say which images validate, or are about a data set of the Hub, which no list can say it of."""
+    names = ("dataset_name", "validation_list", "validation_fraction", "split_seed")
+    return any(getattr(arguments, name) != getattr(DataArguments, name) for name in names)
+
+
+def held_out_in_run(arguments: DataArguments, folder: str) -> bool:
+    """Whether a run held its validation images out of the folder of these arguments, which names none itself."""
+    path = list_path(folder, "validation")
+    if _choose_validation(arguments) or not path.is_file():
+        return False
+    layout = find_layout(arguments.data_dir, arguments.data_format, arguments.voc_masks)
+    listed = path.read_text(encoding="utf-8").split("\n")[:-1]
+    return not layout.has_validation and not layout.pairs("train").images.keys().isdisjoint(listed)
 
 
 __all__ = [
     "DataArguments",
     "check_found",
     "find_data",
+    "held_out_in_run",
     "list_path",
     "load_data",
     "split_of_run",

@@ -1,5 +1,6 @@
-"""Masks on their way into a loss or a metric."""
+"""What the values of masks mean, and masks on their way into a loss or a metric."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,13 +9,20 @@ from PIL import Image
 from .images import check_mask_values, map_mask_values, mask_to_array
 
 
+# In `info` of a mask whose values have been mapped, so that nobody maps them again; a file's own entries are strings.
+HOLDS_CLASSES = ("allspark_hf", "class indices")
+
+
 @dataclass(frozen=True)
-class MaskValueTransform:
+class MaskConvention:
     """
-    Maps the values of the masks when rows are read; for `Dataset.with_transform`. Other columns stay as they are.
+    What the stored values of a data set's masks mean; travels in the model's configuration, see [`MaskConvention.of`].
+    [`read_label`] applies it. As a transform (`Dataset.with_transform`) it maps the masks when rows are read, which
+    their `info` then says; other columns stay as they are.
 
     Args:
-        mask_values (`tuple[int]`, *optional*): the stored value of class 0, of class 1 and so on.
+        mask_values (`tuple[int]`, *optional*): the stored value of class 0, of class 1 and so on; `None`: the values
+            are the class indices.
         ignore_index (`int`, *optional*, defaults to 255): the value of ignored pixels.
         ignored_mask_values (`tuple[int]`, *optional*): further stored values that do not count.
 
@@ -22,12 +30,29 @@ class MaskValueTransform:
         ValueError: if the values cannot be used, see [`check_mask_values`].
     """
 
-    mask_values: tuple[int, ...] | None
+    mask_values: tuple[int, ...] | None = None
     ignore_index: int = 255
     ignored_mask_values: tuple[int, ...] = ()
 
     def __post_init__(self):
         check_mask_values(self.mask_values, self.ignore_index, self.ignored_mask_values)
+
+    @classmethod
+    def of(cls, config) -> "MaskConvention":
+        """
+        That of a model: `mask_values`, `ignored_mask_values` and `semantic_loss_ignore_index` of its configuration.
+
+        Raises:
+            ValueError: if the values cannot be used, or are not one for each class.
+        """
+        values = getattr(config, "mask_values", None)
+        if values is not None and len(values) != config.num_labels:
+            raise ValueError(
+                f"mask_values lists {len(values)} classes, but the model has {config.num_labels}: list each, or set "
+                "it to None where masks hold class indices."
+            )
+        ignored = tuple(getattr(config, "ignored_mask_values", None) or ())
+        return cls(None if values is None else tuple(values), config.semantic_loss_ignore_index, ignored)
 
     def __call__(self, batch: dict[str, list]) -> dict[str, list]:
         """
@@ -42,37 +67,51 @@ class MaskValueTransform:
         """
         if "label" not in batch:
             return batch
-        masks = [None if mask is None else Image.fromarray(self.map(mask_to_array(mask))) for mask in batch["label"]]
-        return {**batch, "label": masks}
+        return {**batch, "label": [None if mask is None else self._mapped(mask) for mask in batch["label"]]}
+
+    def _mapped(self, mask: Image.Image) -> Image.Image:
+        mapped = Image.fromarray(self.map(mask_to_array(mask)))
+        mapped.info[HOLDS_CLASSES] = True
+        return mapped
 
     @property
     def maps(self) -> bool:
-        """Whether any value is changed."""
+        """Whether it says anything of the values, so that they are mapped."""
         return self.mask_values is not None or bool(self.ignored_mask_values)
+
+    @property
+    def says_what_255_is(self) -> bool:
+        """Whether 255 is named as a class or as ignored; else it is ignored only because nobody said otherwise."""
+        return 255 in (*(self.mask_values or ()), *self.ignored_mask_values) or self.ignore_index != 255
 
     def map(self, array: np.ndarray) -> np.ndarray:
         """The class indices of a mask, by [`map_mask_values`]."""
         return map_mask_values(array, self.mask_values, self.ignore_index, self.ignored_mask_values)
 
 
+CLASS_INDICES = MaskConvention()
+
+
 def read_label(
-    mask: Image.Image, image_size: tuple[int, int], num_labels: int, ignore_index: int, where: str
+    mask: Image.Image, image_size: tuple[int, int], num_labels: int, convention: MaskConvention, where: str
 ) -> np.ndarray:
     """
-    A decoded mask as class indices, checked against its image and the number of classes.
+    A decoded mask as class indices, checked against its image and the number of classes: the one way from a mask to
+    labels.
 
     Args:
         mask (`PIL.Image.Image`): indexed or gray.
         image_size (`tuple[int, int]`): (width, height) of its image.
         num_labels (`int`): classes.
-        ignore_index (`int`): label of pixels that do not count.
+        convention ([`MaskConvention`]): what the values mean, unless the mask was read through such a transform.
         where (`str`): what to call the mask in an error.
 
     Returns:
-        `np.ndarray`: uint8 (height, width), in [0, num_labels) or `ignore_index`.
+        `np.ndarray`: uint8 (height, width), in [0, num_labels) or the convention's ignore index.
 
     Raises:
-        ValueError: if the sizes differ, or a value is no class or does not fit into 8 bits.
+        ValueError: if the sizes differ, a value is no class or does not fit into 8 bits, or there are two classes and
+            255 may be one of them.
     """
     array = mask_to_array(mask)
     height, width = array.shape
@@ -81,6 +120,14 @@ def read_label(
             f"The mask of {where} is {width}x{height} pixels, its image {image_size[0]}x{image_size[1]}: "
             "give every image a mask of its own size."
         )
+    if not mask.info.get(HOLDS_CLASSES):
+        if num_labels == 2 and not convention.says_what_255_is and set(np.unique(array).tolist()) == {0, 255}:
+            raise ValueError(binary_sentence(f"The mask of {where} holds"))
+        try:
+            array = convention.map(array)
+        except ValueError as error:
+            raise ValueError(str(error).replace("The mask holds", f"The mask of {where} holds", 1)) from error
+    ignore_index = convention.ignore_index
     wrong = (array != ignore_index) & ((array < 0) | (array >= num_labels))
     if wrong.any():
         raise ValueError(
@@ -96,4 +143,19 @@ def read_label(
     return array.astype(np.uint8)
 
 
-__all__ = ["MaskValueTransform", "read_label"]
+def binary_sentence(masks_hold: str, others: Sequence[int] = ()) -> str:
+    """One sentence about such masks, with the options; `others` are the values that further masks hold."""
+    void = "--ignored_mask_values 255 (in Python ignored_mask_values=[255] in the model's configuration)"
+    if others:
+        return (
+            f"{masks_hold} only 0 and 255, while others hold {others[0]}: if 255 is a class, store all masks in one "
+            f"way (class indices); if its pixels do not count, give {void}."
+        )
+    return (
+        f"{masks_hold} only 0 and 255, so that 255 may be a class, as in binary masks: if it is, give --mask_values "
+        "0 255 (in Python mask_values=[0, 255] in the model's configuration); if its pixels do not count, give "
+        f"{void}."
+    )
+
+
+__all__ = ["CLASS_INDICES", "MaskConvention", "binary_sentence", "read_label"]

@@ -11,11 +11,12 @@ import torch
 from PIL import Image
 from torch.utils.data import BatchSampler, Dataset
 
+from .columns import exact_columns
 from .device_photometry import pack_photometry
 from .geometry import crop_image, crop_label, draw_geometry, shown_pixels
-from .images import to_rgb
-from .masks import read_label
+from .masks import CLASS_INDICES, MaskConvention, read_label
 from .photometry import apply_photometry, draw_photometry, to_pixel_values
+from .pixels import to_rgb
 from .reading import read_or_replace
 from .streaming import StreamReader
 from .views import CHANNEL_BITS, STRONG, WEAK, View, draw_cutmix_box
@@ -133,11 +134,12 @@ class MixedDataset(Dataset):
         image_std (`tuple[float, ...]`): of the normalization.
         labeled_views (`tuple[View, ...]`): of every labeled image.
         unlabeled_views (`tuple[View, ...]`): of every unlabeled image.
-        ignore_index (`int`): label of padding and of pixels that do not count.
+        masks ([`MaskConvention`]): what the values of the masks mean; padding gets its ignore index.
         image_column (`str`): name of the image column.
         label_column (`str`): name of the mask column.
         on_bad_image (`str`): "stop" or "skip", see [`read_or_replace`].
         augment_on_device (`bool`): leave photometry and normalization to [`~device_photometry.finish_on_device`].
+        image_range (`list[int]`, *optional*): the model's, of images of 16 bits, see [`to_rgb`].
     """
 
     def __init__(
@@ -152,14 +154,16 @@ class MixedDataset(Dataset):
         image_std: tuple[float, ...],
         labeled_views: tuple[View, ...] = (STRONG,),
         unlabeled_views: tuple[View, ...] = (WEAK,),
-        ignore_index: int = 255,
+        masks: MaskConvention = CLASS_INDICES,
         image_column: str = "image",
         label_column: str = "label",
         on_bad_image: str = "stop",
         augment_on_device: bool = False,
+        image_range: list[int] | None = None,
     ):
-        self.labeled = labeled
-        self.unlabeled = unlabeled
+        self.labeled = exact_columns(labeled, image_column, label_column)
+        self.unlabeled = exact_columns(unlabeled, image_column, label_column)
+        self.image_range = image_range
         self.has_truth = isinstance(unlabeled, datasets.Dataset) and label_column in unlabeled.column_names
         self.crop = crop
         self.seed = seed
@@ -169,7 +173,7 @@ class MixedDataset(Dataset):
         self.image_std = image_std
         self.labeled_views = labeled_views
         self.unlabeled_views = unlabeled_views
-        self.ignore_index = ignore_index
+        self.masks = masks
         self.image_column = image_column
         self.label_column = label_column
         self.on_bad_image = on_bad_image
@@ -201,7 +205,7 @@ class MixedDataset(Dataset):
         if not draw.labeled:
             sample["pixel_mask"] = torch.from_numpy(shown_pixels(geometry).copy())
         if label is not None:
-            label = crop_label(label, geometry, self.ignore_index)
+            label = crop_label(label, geometry, self.masks.ignore_index)
             sample["labels" if draw.labeled else "truth"] = torch.from_numpy(label.astype(np.int64))
         return sample
 
@@ -235,16 +239,16 @@ class MixedDataset(Dataset):
 
     def _read(self, draw: Draw) -> tuple[Image.Image, np.ndarray | None]:
         example = (self.labeled if draw.labeled else self.unlabeled)[draw.row]
-        image = to_rgb(example[self.image_column])
+        image = to_rgb(example[self.image_column], self.image_range)
         return image, self._label(example, image.size, draw) if draw.labeled or self.has_truth else None
 
     def _label(self, example: dict, size: tuple[int, int], draw: Draw) -> np.ndarray:
         """uint8 (height, width) of an image of `size` (width, height)."""
         mask = example.get(self.label_column)
         if mask is None and not draw.labeled:
-            return np.full(size[::-1], self.ignore_index, dtype=np.uint8)
+            return np.full(size[::-1], self.masks.ignore_index, dtype=np.uint8)
         where = f"labeled row {draw.row}" if draw.labeled else f"unlabeled row {draw.row}"
-        return read_label(mask, size, self.num_labels, self.ignore_index, where)
+        return read_label(mask, size, self.num_labels, self.masks, where)
 
 
 class MixedBatch(dict):

@@ -7,9 +7,10 @@ from typing import TypeVar
 
 from .loading import DataArguments, check_found, find_data
 from .sources.classes import Classes, read_classes
+from .sources.layout import Layout
 from .sources.layouts import LAYOUTS, find_layout
-from .sources.lists import is_file, read_lines, split_line
-from .sources.pairs import SETS, Layout, SegmentationData
+from .sources.lists import find_image, read_lines, split_line
+from .sources.pairs import SETS, SegmentationData
 
 
 SHOWN_FILES = 3
@@ -89,11 +90,8 @@ def _look_through_list(found: DataPresence, name: str, path: Path, layout: Layou
         return
     found.counts[name] = len(lines)
     split = "validation" if name == "validation" else "train"
-    missing = []
-    for line in dict.fromkeys(line for _, line in lines) if layout is not None else ():
-        image = split_line(line.strip())[0]
-        if not is_file(layout.root / image) and not any(is_file(layout.image_of(it, split)) for it in (line, image)):
-            missing.append(image)
+    named = dict.fromkeys(line for _, line in lines) if layout is not None else ()
+    missing = [split_line(line.strip())[0] for line in named if find_image(line, layout, split)[0] is None]
     if missing:
         shown = ", ".join(missing[:SHOWN_FILES]) + (", ..." if len(missing) > SHOWN_FILES else "")
         counts = f"{len(missing)} of the {len(lines)} images of {path}"

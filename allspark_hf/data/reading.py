@@ -120,7 +120,7 @@ def _describe_bad_row(dataset, row: int, columns: tuple[str, ...], error: Except
         if column not in dataset.column_names:
             continue
         stored = undecoded(dataset, column)[row][column]
-        if stored is None or _decodes(stored):
+        if stored is None or _decodes(dataset.features[column], stored):
             continue
         where = stored.get("path") or f"The {column} of row {row_name(dataset, row, stored)}"
         return f"{where} cannot be read ({reason}){advice}"
@@ -128,9 +128,9 @@ def _describe_bad_row(dataset, row: int, columns: tuple[str, ...], error: Except
     return f"{row_name(dataset, row, stored)} cannot be used: {reason}"
 
 
-def _decodes(stored: dict) -> bool:
+def _decodes(feature: datasets.Image, stored: dict) -> bool:
     try:
-        datasets.Image().decode_example(stored).load()
+        feature.decode_example(stored).load()
     except Exception:
         return False
     return True

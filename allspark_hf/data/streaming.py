@@ -10,7 +10,8 @@ import fsspec.asyn
 import PIL.Image
 from torch.utils.data import get_worker_info
 
-from .images import to_rgb
+from .columns import Picture
+from .pixels import to_rgb
 from .reading import require_columns
 
 
@@ -36,6 +37,7 @@ class StreamReader:
         buffer_size (`int`): images, as stored, that are shuffled at a time; with 0 or 1 every pass has the dataset's
             own order.
         image_column (`str`): name of the image column.
+        image_range (`list[int]`, *optional*): the model's, of images of 16 bits, see [`to_rgb`].
 
     Raises:
         ValueError: if the dataset is known to have no such column.
@@ -48,7 +50,9 @@ class StreamReader:
         seed: int,
         buffer_size: int = 1000,
         image_column: str = "image",
+        image_range: list[int] | None = None,
     ):
+        self.image_range = image_range
         self.images_per_epoch = images_per_epoch
         self.seed = seed
         self.buffer_size = buffer_size
@@ -114,15 +118,15 @@ class StreamReader:
         return shuffled
 
     def _decode(self, stored, position: int) -> PIL.Image.Image:
-        feature = datasets.Image()
+        feature = Picture()
         try:
             if stored is None:
                 raise ValueError("the entry is empty")
             if isinstance(stored, PIL.Image.Image):
-                return to_rgb(stored)
+                return to_rgb(stored, self.image_range)
             if not isinstance(stored, dict):
                 stored = feature.encode_example(stored)  # a path, or encoded bytes
-            return to_rgb(feature.decode_example(stored, token_per_repo_id=self._tokens))
+            return to_rgb(feature.decode_example(stored, token_per_repo_id=self._tokens), self.image_range)
         # Broken files make Pillow raise nearly anything, among others SyntaxError and struct.error.
         except Exception as error:
             path = (stored.get("path") if isinstance(stored, dict) else None) or "without a path"

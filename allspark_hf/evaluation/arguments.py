@@ -1,4 +1,4 @@
-"""How to evaluate: what [`AllSparkTrainingArguments`] and scripts/evaluate.py have in common."""
+"""How to evaluate: what [`AllSparkTrainingArguments`] and `allspark evaluate` have in common."""
 
 from dataclasses import dataclass
 

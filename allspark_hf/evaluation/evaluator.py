@@ -2,19 +2,22 @@
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from itertools import groupby
+from itertools import groupby, zip_longest
 
 import datasets
+import numpy as np
 import torch
 from accelerate.utils import gather_object
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel
 
-from ..data.images import to_rgb
-from ..data.masks import read_label
+from ..data.columns import exact_columns
+from ..data.masks import CLASS_INDICES, MaskConvention, read_label
+from ..data.pixels import to_rgb
 from ..data.reading import read_or_replace
 from ..models.upsampling import cross_entropy_sum
 from .arguments import EvaluationArguments, eval_crop
+from .intervals import image_counts
 from .metrics import BoundaryCounts, ConfusionMatrix
 from .prediction import center_crop, predict_logits
 
@@ -27,9 +30,10 @@ class EvaluationDataset(Dataset):
         dataset (`datasets.Dataset`): an image and a mask column.
         image_processor: what inference uses.
         num_labels (`int`): classes.
-        ignore_index (`int`): label of pixels that do not count.
+        masks ([`MaskConvention`]): what the values of the masks mean.
         image_column (`str`): name of the image column.
         label_column (`str`): name of the mask column.
+        image_range (`list[int]`, *optional*): the model's, of images of 16 bits, see [`to_rgb`].
     """
 
     def __init__(
@@ -37,14 +41,16 @@ class EvaluationDataset(Dataset):
         dataset: datasets.Dataset,
         image_processor,
         num_labels: int,
-        ignore_index: int = 255,
+        masks: MaskConvention = CLASS_INDICES,
         image_column: str = "image",
         label_column: str = "label",
+        image_range: list[int] | None = None,
     ):
-        self.dataset = dataset
+        self.dataset = exact_columns(dataset, image_column, label_column)
+        self.image_range = image_range
         self.image_processor = image_processor
         self.num_labels = num_labels
-        self.ignore_index = ignore_index
+        self.masks = masks
         self.image_column = image_column
         self.label_column = label_column
 
@@ -64,16 +70,16 @@ class EvaluationDataset(Dataset):
 
     def _read(self, row: int) -> dict[str, torch.Tensor]:
         example = self.dataset[row]
-        image = to_rgb(example[self.image_column])
+        image = to_rgb(example[self.image_column], self.image_range)
         where = f"row {row}" + (f" ({example['id']})" if "id" in example else "")
-        label = read_label(example[self.label_column], image.size, self.num_labels, self.ignore_index, where)
+        label = read_label(example[self.label_column], image.size, self.num_labels, self.masks, where)
         pixel_values = self.image_processor(images=image, return_tensors="pt")["pixel_values"][0]
         return {"pixel_values": pixel_values, "labels": torch.from_numpy(label).long()}
 
 
 class Evaluation:
     """
-    What is summed over the images of a data set; memory does not grow with their number.
+    What is summed over the images of a data set; of each image only three numbers a class are kept.
 
     Args:
         config ([`~transformers.PreTrainedConfig`]): of the model: classes, ignore index, training crop.
@@ -86,6 +92,7 @@ class Evaluation:
         loss_sum (`float`): cross-entropy summed over pixels, see [`predict_logits`] for whose.
         num_pixels (`int`): pixels that are not ignored.
         num_images (`int`): images.
+        by_image (`list[np.ndarray]`): [`image_counts`] of each image, in the order of the data set.
     """
 
     def __init__(self, config, args: EvaluationArguments, device: torch.device):
@@ -96,6 +103,7 @@ class Evaluation:
         if args.eval_boundary_iou:
             self.boundary = BoundaryCounts(num_labels, ignore_index, device, args.eval_boundary_ratio)
         self.loss_sum, self.num_pixels, self.num_images = 0.0, 0, 0
+        self.by_image: list[np.ndarray] = []
 
     @torch.no_grad()
     def add(self, model: PreTrainedModel, samples: Iterable[dict[str, torch.Tensor]]):
@@ -130,7 +138,11 @@ class Evaluation:
 
     def _score(self, logits: torch.Tensor, labels: torch.Tensor):
         predictions = logits.argmax(dim=1)
-        self.confusion.update(predictions, labels)
+        for predicted, label in zip(predictions, labels, strict=True):
+            of_image = ConfusionMatrix(len(self.confusion.counts), self.confusion.ignore_index, self.device)
+            of_image.update(predicted, label)
+            self.confusion.counts += of_image.counts
+            self.by_image.append(image_counts(of_image.counts.cpu().numpy()))
         if self.boundary is not None:
             self.boundary.update(predictions, labels)
         self.loss_sum += cross_entropy_sum(logits, labels, self.confusion.ignore_index).item()
@@ -151,6 +163,9 @@ class Evaluation:
         self.loss_sum = accelerator.reduce(loss_sum, reduction="sum").item()
         sizes = torch.tensor([self.num_pixels, self.num_images], device=self.device)
         self.num_pixels, self.num_images = accelerator.reduce(sizes, reduction="sum").tolist()
+        # Each process had every n-th image.
+        shares = gather_object([self.by_image])
+        self.by_image = [one for row in zip_longest(*shares) for one in row if one is not None]
 
     def metrics(self) -> dict[str, float]:
         """

@@ -6,7 +6,9 @@ from datasets import Dataset, concatenate_datasets
 
 from ..data import DataArguments, find_data, split_of_run, with_class_indices
 from ..data.images import require_readable
+from ..data.loading import held_out_in_run
 from ..data.overlap import row_name, undecoded
+from ..data.summary import require_known_values
 from ..utils.text import one_line
 
 
@@ -15,7 +17,8 @@ EVALUATION_SPLITS = ("labeled", "unlabeled", "validation", "all")
 
 def fit_to_model(data_arguments: DataArguments, config, long_side: int | None) -> DataArguments:
     """
-    The data arguments with what the model was trained with: its ignore index and, unless given, its mask values.
+    The data arguments with the model's ignore index. Its mask values need no option: [`read_label`] takes them from
+    the configuration where neither the arguments nor the data set say what the masks hold.
 
     Args:
         data_arguments ([`DataArguments`]): as given.
@@ -30,9 +33,6 @@ def fit_to_model(data_arguments: DataArguments, config, long_side: int | None) -
         given = getattr(data_arguments, name)
         if given is not None and given != value:
             raise ValueError(f"{name}={given} was given, but the model has {value}: leave --{name} out.")
-    if data_arguments.mask_values is None and data_arguments.ignored_mask_values is None:  # as in training
-        stored = {name: getattr(config, name, None) for name in ("mask_values", "ignored_mask_values")}
-        data_arguments = replace(data_arguments, **stored)
     values = data_arguments.mask_values
     if values and len(values) != config.num_labels:
         raise ValueError(f"mask_values lists {len(values)} classes, but the model has {config.num_labels}: list each.")
@@ -58,7 +58,7 @@ def select_split(
     label_column: str = "label",
 ) -> Dataset:
     """
-    The images with masks to evaluate on, with class indices as masks.
+    The images with masks to evaluate on, to be read with the model's [`MaskConvention`].
 
     Args:
         split (`str`): one of `EVALUATION_SPLITS`.
@@ -69,11 +69,11 @@ def select_split(
         label_column (`str`): column of masks, of a data set of the Hub.
 
     Raises:
-        ValueError: if the data's classes are not the model's, or there is no such image.
+        ValueError: if the data's classes are not the model's, there is no such image, or 255 may be a class in them.
     """
     where = data_arguments.data_dir or data_arguments.dataset_name
     no_second_source = {"unlabeled_dir": None, "unlabeled_dataset_name": None, "unlabeled_streaming": False}
-    if split in ("labeled", "unlabeled"):
+    if split in ("labeled", "unlabeled") or held_out_in_run(data_arguments, model_folder):
         data_arguments = split_of_run(data_arguments, model_folder)
     data = find_data(replace(data_arguments, **no_second_source), image_column=image_column, label_column=label_column)
     if data.classes is not None and data.classes.num_labels != config.num_labels:
@@ -87,7 +87,10 @@ def select_split(
     if not parts:
         hint = "give --labeled_count or the like, which hides masks" if split == "unlabeled" else "add some"
         raise ValueError(f"There is no {split} image with a mask in {where}: {hint}.")
-    return with_class_indices(concatenate_datasets(parts), data, data_arguments)
+    chosen = with_class_indices(concatenate_datasets(parts), data, data_arguments)
+    title = "training and validation" if split == "all" else split
+    require_known_values({title: chosen}, config)
+    return chosen
 
 
 def _check_names(config, classes, where: str):

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,6 +12,7 @@ import torch
 from transformers import SegformerConfig
 from transformers.image_processing_utils import BaseImageProcessor
 
+from ..data import pixels
 from ..inference.loading import long_side_of
 from ..models.configuration_allspark import AllSparkFields
 from ..models.segmenter import Segmenter
@@ -35,11 +37,12 @@ ONNX_FOLDER = "onnx"
 # As transformers.js names them: dtype "fp32" and dtype "q8".
 FLOAT_FILE, INT8_FILE = "model.onnx", "model_quantized.onnx"
 RECORD_FILE = "export.json"
+PIXELS = Path(pixels.__file__)  # how an image becomes 8-bit RGB, for those who run the file without this package
 
 
 def export_files(folder: str | Path, quantize: bool, in_model_folder: bool) -> list[Path]:
     """The files that [`export_onnx`] writes to a folder."""
-    names = [FLOAT_FILE, *([INT8_FILE] if quantize else []), RECORD_FILE]
+    names = [FLOAT_FILE, *([INT8_FILE] if quantize else []), RECORD_FILE, PIXELS.name]
     files = [Path(folder) / ONNX_FOLDER / name for name in names]
     if not in_model_folder:
         files += [Path(folder) / "config.json", Path(folder) / "preprocessor_config.json"]
@@ -81,9 +84,9 @@ def export_onnx(
     """
     Exports a model, and writes nothing unless its logits are PyTorch's at all [`sizes_to_compare`].
 
-    `output_dir` gets onnx/model.onnx, with `quantize` onnx/model_quantized.onnx, and onnx/export.json; an earlier
-    export is replaced as a whole. Where it is not the model's own folder, it also gets the two files of
-    [`write_for_transformers_js`].
+    `output_dir` gets onnx/model.onnx, with `quantize` onnx/model_quantized.onnx, onnx/export.json, and onnx/pixels.py,
+    which makes RGB of an image without this package; an earlier export is replaced as a whole. Where it is not the
+    model's own folder, it also gets the two files of [`write_for_transformers_js`].
 
     Args:
         model ([`Segmenter`]): on the CPU, in eval mode.
@@ -138,6 +141,7 @@ def _export_into(folder: Path, model, image_processor, quantize: bool, in_model_
         quantize_int8(path, path.with_name(INT8_FILE))
     if not in_model_folder:
         write_for_transformers_js(folder, model.config, image_processor)
+    shutil.copyfile(PIXELS, path.with_name(PIXELS.name))
     names = (FLOAT_FILE, INT8_FILE) if quantize else (FLOAT_FILE,)
     record = {
         "opset": OPSET,
@@ -187,7 +191,11 @@ def write_for_transformers_js(
     """
     stored = config.to_dict()
     fields = {name: stored[name] for name in SegformerConfig().to_dict() if name in stored}
-    fields |= {name: stored[name] for name in ("id2label", "label2id", "palette") if stored.get(name) is not None}
+    fields |= {
+        name: stored[name]
+        for name in ("id2label", "label2id", "palette", "image_range")
+        if stored.get(name) is not None
+    }
     fields |= {
         "architectures": ["SegformerForSemanticSegmentation"],
         "model_type": "segformer",

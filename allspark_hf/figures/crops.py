@@ -9,9 +9,9 @@ from datasets import Dataset
 from PIL import Image, ImageOps
 
 from ..data.geometry import PADDING_COLOR
-from ..data.images import to_rgb
-from ..data.masks import read_label
+from ..data.masks import MaskConvention, read_label
 from ..data.photometry import to_pixel_values
+from ..data.pixels import to_rgb
 
 
 @dataclass
@@ -48,10 +48,11 @@ def crop_row(images: Sequence[dict], row: int, image_processor, config) -> Cente
         ValueError: if [`to_rgb`] refuses the image or [`read_label`] the mask.
     """
     example = images[row]
-    mask, picture, ignore_index = example.get("label"), to_rgb(example["image"]), config.semantic_loss_ignore_index
-    label = Image.new("L", picture.size, ignore_index)
+    mask, masks = example.get("label"), MaskConvention.of(config)
+    picture = to_rgb(example["image"], config.image_range)
+    label = Image.new("L", picture.size, masks.ignore_index)
     if mask is not None:
-        label = Image.fromarray(read_label(mask, picture.size, config.num_labels, ignore_index, "an image to draw"))
+        label = Image.fromarray(read_label(mask, picture.size, config.num_labels, masks, "an image to draw"))
     (scaled,) = image_processor(images=picture, do_rescale=False, do_normalize=False, return_tensors="np").pixel_values
     picture = Image.fromarray(scaled.transpose(1, 2, 0))
     label = label.resize(picture.size, Image.Resampling.NEAREST)
@@ -61,7 +62,7 @@ def crop_row(images: Sequence[dict], row: int, image_processor, config) -> Cente
     padding = (0, 0, max(width - picture.width, 0), max(height - picture.height, 0))  # left, top, right, bottom
     box = (left, top, left + width, top + height)
     picture = ImageOps.expand(picture, padding, fill=PADDING_COLOR).crop(box)
-    label = ImageOps.expand(label, padding, fill=ignore_index).crop(box)
+    label = ImageOps.expand(label, padding, fill=masks.ignore_index).crop(box)
     pixel_values = to_pixel_values(picture, image_processor.image_mean, image_processor.image_std)
     return CenterCrop(np.array(picture), pixel_values.unsqueeze(0), None if mask is None else np.array(label))
 

@@ -7,6 +7,8 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
+from ..data.masks import MaskConvention
+from ..data.summary import require_known_values
 from ..evaluation.arguments import EvaluationArguments
 from ..evaluation.evaluator import Evaluation, EvaluationDataset
 from .crops import class_names
@@ -30,13 +32,16 @@ def error_by_set(models: Mapping[str, tuple[PreTrainedModel, object]], sets: Map
         `mean_iou` in [0, 1], `error` = 1 - mean IoU and `margin` = error - error on the first set.
 
     Raises:
-        ValueError: if there is no model or no set, a set has no image, or the models' classes differ.
+        ValueError: if there is no model or no set, a set has no image, the models' classes differ, or masks are not as
+            the models' configurations say.
     """
     if not models or not sets or not all(len(dataset) for dataset in sets.values()):
         raise ValueError("Figure 1c needs a model and sets of at least one image with a mask each: give both.")
     first, *others = [class_names(model.config) for model, _ in models.values()]
     if not all(np.array_equal(first, other) for other in others):
         raise ValueError("The models have different classes, so that their errors do not compare: draw them apart.")
+    for model, _ in models.values():
+        require_known_values(sets, model.config)
     evaluations = [
         [_evaluate(*model, dataset, f"{title}, {name}") for name, dataset in sets.items()]
         for title, model in models.items()
@@ -57,7 +62,13 @@ def error_by_set(models: Mapping[str, tuple[PreTrainedModel, object]], sets: Map
 def _evaluate(model: PreTrainedModel, image_processor, dataset: Dataset, title: str) -> Evaluation:
     config = model.config
     evaluation = Evaluation(config, EvaluationArguments(), model.device)
-    samples = EvaluationDataset(dataset, image_processor, config.num_labels, config.semantic_loss_ignore_index)
+    samples = EvaluationDataset(
+        dataset,
+        image_processor,
+        config.num_labels,
+        MaskConvention.of(config),
+        image_range=config.image_range,
+    )
     for row in tqdm(range(len(samples)), desc=title, unit="image", disable=None):
         evaluation.add(model, [samples[row]])
     return evaluation

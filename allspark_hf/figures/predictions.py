@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from transformers import PreTrainedModel
 
-from ..data.images import to_rgb
-from ..data.masks import read_label
+from ..data.masks import MaskConvention, read_label
+from ..data.pixels import to_rgb
 from ..inference.prediction import model_palette, predict_mask
 from .crops import class_names, row_ids
 
@@ -61,27 +61,27 @@ def compare_predictions(models: Mapping[str, tuple[PreTrainedModel, object]], im
         raise ValueError("Figure b needs at least one model and one image with a mask: give both.")
     *_, (model_of_interest, _) = models.values()
     config = model_of_interest.config
-    ids, ignore_index = row_ids(images), config.semantic_loss_ignore_index
+    ids, masks = row_ids(images), MaskConvention.of(config)
     arrays = {
         "models": np.array(list(models)),
         "ids": np.array(ids),
         "class_names": class_names(config),
         "palette": model_palette(model_of_interest),
-        "ignore_index": np.array(ignore_index),
+        "ignore_index": np.array(masks.ignore_index),
     }
     for row, name in enumerate(ids):
         example = images[row]
         if example.get("label") is None:
             raise ValueError(f"The image {name} has no mask, which figure b shows as the truth: choose another image.")
-        picture = to_rgb(example["image"])
-        truth = read_label(example["label"], picture.size, config.num_labels, ignore_index, f"image {name}")
-        predictions = [predict_mask(model, processor, picture) for model, processor in models.values()]
+        picture = to_rgb(example["image"], getattr(config, "image_range", None))
+        truth = read_label(example["label"], picture.size, config.num_labels, masks, f"image {name}")
+        predictions = [predict_mask(model, processor, example["image"]) for model, processor in models.values()]
         baselines = predictions[:-1] or [None]
         arrays[f"picture_{row}"] = np.array(picture)
         arrays[f"truth_{row}"] = truth
         arrays[f"predictions_{row}"] = np.stack(predictions)
         arrays[f"differences_{row}"] = np.stack(
-            [difference(truth, predictions[-1], baseline, ignore_index) for baseline in baselines]
+            [difference(truth, predictions[-1], baseline, masks.ignore_index) for baseline in baselines]
         )
     return arrays
 

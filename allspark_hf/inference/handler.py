@@ -1,8 +1,8 @@
 """
 Serves a published model on Hugging Face Inference Endpoints: the file `handler.py` of its repository.
 
-It stands alone: beside the repository's own files it needs torch, transformers, Pillow and NumPy. The rest of the
-package takes the way from an image to classes from here, so that both give the same.
+It stands alone: beside the repository's own files, `pixels.py` among them, it needs torch, transformers, Pillow and
+NumPy. The rest of the package takes the way from an image to classes from here, so that both give the same.
 
 A request is `{"inputs": image, "parameters": {...}}`, the answer a list with an entry per class that occurs, as the
 Hub's image-segmentation task has it; see [`EndpointHandler`].
@@ -20,18 +20,25 @@ import logging
 import math
 import re
 import reprlib
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import PIL.Image
-import PIL.ImageOps
 import torch
 from torch.nn import functional as F
 from transformers import AutoModelForSemanticSegmentation
 
 # From its module: transformers 5.17 hides it at the top level when torchvision is missing, which it does not need.
 from transformers.models.segformer.image_processing_pil_segformer import SegformerImageProcessorPil
+
+
+try:
+    from ..data.pixels import ImageError, open_image, to_rgb
+except ImportError:  # in a repository, where it lies beside this file
+    sys.path.insert(0, str(Path(__file__).parent))
+    from pixels import ImageError, open_image, to_rgb
 
 
 logger = logging.getLogger(__name__)
@@ -97,7 +104,8 @@ class EndpointHandler:
         Args:
             data (`dict`):
                 `inputs` is the image: a PIL image, the bytes of a file (BMP, GIF, JPEG, PNG, PPM, TIFF or WebP; of an
-                animation the first frame), its base64 text with or without `data:image/...;base64,` in front, or
+                animation the first frame; the server itself cuts the body of a 16-bit image to 8 bits, but not
+                base64), its base64 text with or without `data:image/...;base64,` in front, or
                 `{"image": one of these}`. A URL is not fetched.
                 `parameters`, optional, may hold of the task's four:
 
@@ -161,9 +169,9 @@ class EndpointHandler:
         if not image.width * image.height:
             raise BadRequest(f"The image has {image.width}x{image.height} pixels: send one with at least one pixel.")
         try:
-            return to_rgb(image)
-        except BadRequest:
-            raise
+            return to_rgb(image, getattr(self.model.config, "image_range", None))
+        except ImageError as error:
+            raise BadRequest(str(error)) from error
         except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error and others
             raise BadRequest("The image cannot be decoded: the file is damaged or incomplete.") from error
 
@@ -180,7 +188,9 @@ class EndpointHandler:
         if not inputs:
             raise BadRequest("The image has 0 bytes: send the content of an image file.")
         try:
-            return PIL.Image.open(io.BytesIO(inputs), formats=IMAGE_FORMATS)
+            return open_image(io.BytesIO(inputs), IMAGE_FORMATS)
+        except ImageError as error:
+            raise BadRequest(str(error)) from error
         except PIL.Image.DecompressionBombError as error:
             raise BadRequest(self._too_large("far more pixels")) from error
         except Exception as error:
@@ -266,31 +276,6 @@ def encode_mask(mask: np.ndarray) -> str:
     file = io.BytesIO()
     PIL.Image.fromarray(mask.astype(np.uint8) * 255).save(file, format="PNG")
     return base64.b64encode(file.getvalue()).decode("ascii")
-
-
-def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
-    """
-    8-bit RGB as a person sees it, the same as the training code makes of its images: upright by the EXIF orientation,
-    16-bit gray scaled by 1/257, white behind transparent pixels.
-
-    Raises:
-        BadRequest: if the image holds floating-point values, or integers outside 0 to 65535.
-    """
-    image = PIL.ImageOps.exif_transpose(image)
-    if image.mode == "F":
-        raise BadRequest("The image holds floating-point values: save it with 8-bit or 16-bit integers.")
-    if image.mode.startswith("I"):
-        gray = np.asarray(image).astype(np.int64)
-        if gray.min() < 0 or gray.max() > 65535:
-            raise BadRequest("The image holds integers outside 0 to 65535: save it with 8 or 16 bits.")
-        transparent = image.info.get("transparency")
-        if isinstance(transparent, int):
-            gray[gray == transparent] = 65535
-        return PIL.Image.fromarray(((gray + 128) // 257).astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        return PIL.Image.alpha_composite(PIL.Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
 
 
 @torch.no_grad()

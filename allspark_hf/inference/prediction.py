@@ -5,7 +5,7 @@ from PIL import Image
 from transformers import PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
-from ..data.images import to_rgb
+from ..data.pixels import to_rgb
 from ..models.pretrained import stored_palette
 from .handler import classify_pixels, model_logits
 from .visualization import default_palette
@@ -52,7 +52,7 @@ def predict_confidence(
 def _predict(model, image_processor, image, with_confidence: bool) -> tuple[np.ndarray, np.ndarray | None]:
     if model.training:
         raise ValueError("The model is in training mode, but prediction needs eval mode: call model.eval() first.")
-    picture = to_rgb(image)
+    picture = to_rgb(image, getattr(model.config, "image_range", None))
     logits = model_logits(model, image_processor, picture)
     classes, confidence = classify_pixels(logits, (picture.height, picture.width), with_confidence)
     return classes.cpu().numpy(), confidence.cpu().numpy() if with_confidence else None

@@ -15,7 +15,8 @@ from PIL import Image
 from transformers import PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
-from ..data.images import open_image, to_rgb
+from ..data.images import decode
+from ..data.pixels import array_to_image, deep_values, load_image, to_rgb
 from ..utils.text import one_line
 from .loading import load_trained
 from .prediction import model_palette, predict_confidence
@@ -28,7 +29,7 @@ _MODEL_FILES = ("config.json", "preprocessor_config.json", "*.safetensors", "*.s
 _loaded = OrderedDict()
 _lock = threading.Lock()
 
-ImageInput = Image.Image | str | Path | np.ndarray
+ImageInput = Image.Image | str | Path | np.ndarray | dict
 
 
 @dataclass(frozen=True)
@@ -172,9 +173,11 @@ def segment(
         model (`str`, `Path` or `tuple`):
             Hub id or folder of a model trained by this library, or a pair of model (in eval mode) and image
             processor, as [`load_trained`] gives it.
-        image (`PIL.Image.Image`, `str`, `Path` or `np.ndarray`):
-            a picture, the path of an image file, or an array uint8 (height, width, 3) of red, green and blue in
-            0..255; or a list or tuple of these.
+        image (`PIL.Image.Image`, `str`, `Path`, `np.ndarray` or `dict`):
+            a picture, the path of an image file, an array uint8 (0..255) or uint16 (0..65535), red, green and blue
+            (height, width, 3) or gray (height, width), or a dict of the `bytes` or else the `path` of a file, as data
+            sets store it; or a list or tuple of these. 16-bit values are scaled by the model's `image_range`, but a
+            16-bit color file that Pillow has already decoded has 8 bits left: give its path.
         device, revision, token (*optional*): of [`load_trained`]; not for a loaded model.
 
     Returns:
@@ -198,34 +201,34 @@ def segment(
     palette, id2label = model_palette(network), dict(network.config.id2label)
     results = []
     for picture in pictures:
+        picture = to_rgb(picture, getattr(network.config, "image_range", None))
         mask, confidence = predict_confidence(network, image_processor, picture)
         results.append(Segmentation(picture, mask, confidence, id2label, palette))
     return results if many else results[0]
 
 
 def _read(image: ImageInput) -> Image.Image:
-    """RGB and upright."""
+    """Decoded and upright, for [`to_rgb`]."""
     if isinstance(image, (str, Path)):
         if not Path(image).is_file():
             raise ValueError(f"There is no file {image}: give the path of an image, a PIL image or an array.")
-        try:
-            with open_image(image) as opened:
-                return to_rgb(opened)
-        # Pillow's decoders raise OSError, SyntaxError, struct.error, zlib.error and others on bad files.
-        except Exception as error:
-            raise ValueError(f"{image} cannot be read as an image: {one_line(error)}") from error
-    if isinstance(image, Image.Image):
-        return to_rgb(image)
-    if not isinstance(image, np.ndarray):
+        image = {"path": str(image)}
+    if isinstance(image, np.ndarray):
+        return array_to_image(image)
+    stored = isinstance(image, dict) and bool(image.get("bytes") or image.get("path"))
+    if not stored and not isinstance(image, Image.Image):
         raise ValueError(
-            f"An image is of type {type(image).__name__}, but a PIL image, a path or a NumPy array is needed."
+            f"An image is of type {type(image).__name__}, but a PIL image, a path, a NumPy array or a dict of the "
+            "bytes or the path of a file is needed."
         )
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
-        raise ValueError(
-            f"An array is {image.dtype} of shape {image.shape}, but uint8 (height, width, 3) with red, green and blue "
-            "in 0 to 255 is needed."
-        )
-    return Image.fromarray(image)
+    try:
+        picture = decode(image, is_mask=False) if stored else load_image(image)
+        deep_values(picture)
+        return picture
+    # Pillow's decoders raise OSError, SyntaxError, struct.error, zlib.error and others on bad files.
+    except Exception as error:
+        name = (image.get("path") if stored else None) or "The image"
+        raise ValueError(f"{name} cannot be read as an image: {one_line(error)}") from error
 
 
 def _loaded_pair(model) -> tuple[PreTrainedModel, BaseImageProcessor]:

@@ -75,8 +75,12 @@ class AllSparkFields:
             as `"apache-2.0"`, or another license's name, such as `"dinov3-license"`.
         mask_values (`list[int]`, *optional*):
             Values that stand for the classes, in order, in the masks of the training data. None: 0, 1, 2, ...
+            Training, evaluation and figures read masks by them, such as `[0, 255]` for binary masks.
         ignored_mask_values (`list[int]`, *optional*):
             Values in the masks of the training data that are ignored, besides `semantic_loss_ignore_index`.
+        image_range (`list[int]`, *optional*):
+            Values `[black, white]` of the training data's 16-bit images: they are scaled so that these become 0 and
+            255. None: 0 and 65535. 8-bit images are taken as they are.
         palette (`list[list[int]]`, *optional*):
             Color of each class, `[red, green, blue]` in 0..255.
     """
@@ -95,6 +99,7 @@ class AllSparkFields:
     base_license: str | None = None
     mask_values: list[int] | None = None
     ignored_mask_values: list[int] | None = None
+    image_range: list[int] | None = None
     palette: list[list[int]] | None = None
 
     code_map = {}  # Auto class -> "file.class", for trust_remote_code=True
@@ -165,6 +170,13 @@ class AllSparkFields:
                 f"crop_size={self.crop_size} is neither a side of 1 to {MAX_SIZE} pixels nor two of them: set one "
                 "integer for a square crop or [height, width]."
             )
+        if self.image_range is not None and not (
+            len(self.image_range) == 2 and 0 <= self.image_range[0] < self.image_range[1] <= 65535
+        ):
+            raise ValueError(
+                f"image_range={self.image_range} is not [black, white], two 16-bit values, 0 to 65535, the smaller "
+                "first: correct it, or set None for [0, 65535]."
+            )
         if not all(len(color) == 3 and all(0 <= value <= 255 for value in color) for color in self.palette or ()):
             raise ValueError(
                 "palette is not a list of colors [red, green, blue], integers from 0 to 255: correct or remove it."
@@ -204,6 +216,7 @@ class AllSparkConfig(AllSparkFields, SegformerConfig):
     ```"""
 
     model_type = "allspark"
+    _auto_class = "AutoConfig"  # by which `save_pretrained` copies this file
     code_map = AUTO_MAP
     shape_fields = (
         *("num_labels", "hidden_sizes", "depths", "num_attention_heads", "decoder_hidden_size"),

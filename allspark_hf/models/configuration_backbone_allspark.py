@@ -161,6 +161,7 @@ class AllSparkBackboneConfig(AllSparkFields, PreTrainedConfig):
     ```"""
 
     model_type = "allspark_backbone"
+    _auto_class = "AutoConfig"  # by which `save_pretrained` copies this file
     code_map = AUTO_MAP
     sub_configs = {"backbone_config": AutoConfig}
     shape_fields = (

@@ -277,6 +277,7 @@ class SegformerForSemiSupervisedSegmentation(SemiSupervisedSegmenter, SegformerP
 
     config: AllSparkConfig
     config_class = AllSparkConfig
+    _auto_class = "AutoModelForSemanticSegmentation"  # by which `save_pretrained` copies this file
 
     def __init__(self, config: AllSparkConfig):
         super().__init__(config)

@@ -26,6 +26,7 @@ class BackboneForSemiSupervisedSegmentation(SemiSupervisedSegmenter, PreTrainedM
 
     config: AllSparkBackboneConfig
     config_class = AllSparkBackboneConfig
+    _auto_class = "AutoModelForSemanticSegmentation"  # by which `save_pretrained` copies this file
     base_model_prefix = "backbone"
     main_input_name = "pixel_values"
     input_modalities = ("image",)

@@ -1,4 +1,4 @@
-"""Registers the models with transformers' Auto classes, and their code files to be saved with every model."""
+"""Registers the models with transformers' Auto classes, and names the code files that are saved with every model."""
 
 import inspect
 from pathlib import Path
@@ -23,7 +23,8 @@ SEGMENTERS = {
 
 def register_auto_classes() -> None:
     """
-    Registers the models with transformers. `import allspark_hf` calls it; calling it again changes nothing.
+    Registers the models with transformers. Importing this module calls it, which the first use of `allspark_hf`, or of
+    its models by an Auto class, does; calling it again changes nothing.
 
     `AutoConfig`, `AutoModel` and `AutoModelForSemanticSegmentation` then load saved folders and Hub ids without
     `trust_remote_code`. `AutoImageProcessor` needs nothing: preprocessor_config.json names SegFormer's own class.
@@ -34,9 +35,6 @@ def register_auto_classes() -> None:
         AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
         for auto_class in (AutoModel, AutoModelForSemanticSegmentation):
             auto_class.register(config_class, model_class, exist_ok=True)
-        # `save_pretrained` copies a class's file only if the class is marked with an Auto class.
-        config_class.register_for_auto_class()
-        model_class.register_for_auto_class(AutoModelForSemanticSegmentation)
 
 
 def segmenter_classes(config: dict | None, name: str | Path) -> tuple[type[PreTrainedConfig], type[PreTrainedModel]]:
@@ -69,5 +67,7 @@ def code_files(model_class: type[PreTrainedModel]) -> list[Path]:
     own = inspect.getfile(model_class)
     return [Path(own), *sorted({Path(path) for path in get_relative_import_files(own)})]
 
+
+register_auto_classes()
 
 __all__ = ["SEGMENTERS", "auto_map_of", "code_files", "register_auto_classes", "segmenter_classes"]

@@ -40,6 +40,7 @@ def content(records: Records, repo_id: str | None = None, model_name: str | None
         "config": config,
         "architecture": architecture,
         "classes": records.class_names,
+        "masks": _mask_values(config),
         "colors": palette if palette and len(palette) == len(records.class_names) else None,
         "crop": [crop, crop] if isinstance(crop, int) else crop,
         "run": records.run,
@@ -61,6 +62,26 @@ def content(records: Records, repo_id: str | None = None, model_name: str | None
         ],
         "export": records.export,
     }
+
+
+def _mask_values(config: dict) -> dict[str, str | None]:
+    """Which stored values stood for the classes, None if these were the indices, and which for ignored pixels."""
+    classes = config.get("mask_values")
+    ignored = {config.get("semantic_loss_ignore_index", 255), *(config.get("ignored_mask_values") or ())}
+    ignored = sorted(ignored - {*(classes or ())})
+    return {"classes": _ranges(classes) if classes else None, "ignored": _ranges(ignored) if ignored else None}
+
+
+def _ranges(values: list[int]) -> str:
+    """Such as `0, 7 to 12`."""
+    runs = []
+    for value in values:
+        if runs and value == runs[-1][-1] + 1:
+            runs[-1].append(value)
+        else:
+            runs.append([value])
+    texts = [[f"{run[0]} to {run[-1]}"] if len(run) > 2 else map(str, run) for run in runs]
+    return ", ".join(text for some in texts for text in some)
 
 
 # ---- Evaluations ----

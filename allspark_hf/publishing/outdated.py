@@ -35,10 +35,10 @@ def outdated_files(folder: str | Path) -> dict[str, str]:
     own = weights_digest(folder) if told else None
     remedies = {
         RECORD_FILE: "save the model it tells of again, or remove it",
-        "onnx": "run scripts/export_onnx.py again",
+        "onnx": "run `allspark export` again",
     }
     found = {
-        name: f"it is not of the weights in {folder}: {remedies.get(name, 'run scripts/evaluate.py again')}"
+        name: f"it is not of the weights in {folder}: {remedies.get(name, 'run `allspark evaluate` again')}"
         for name, digest in told.items()
         if own is not None and digest != own
     }

@@ -64,10 +64,12 @@ def public_command(arguments: list[str]) -> str:
     A command line as it may be published, to be typed in the repository's folder.
 
     Args:
-        arguments (`list[str]`): `sys.argv`: the script, then its arguments. A `--..._token` goes with its value.
+        arguments (`list[str]`):
+            `sys.argv`: the script or `allspark train`, then its arguments. A `--..._token` goes with its value.
     """
-    shown, skip = ["python"], False
-    for argument in map(str, arguments):
+    command, *arguments = map(str, arguments)
+    shown, skip = command.split() if command.startswith("allspark ") else ["python", public(command)], False
+    for argument in arguments:
         name, has_value, value = argument.partition("=")
         if skip and not argument.startswith("--"):
             skip = False

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 EXAMPLES_DIR = "examples"
 SHOWN_IMAGES = (".jpg", ".jpeg", ".png", ".webp")  # what a browser shows
-EVALUATION_KEYS = {"data", "settings", "metrics", "per_class", "num_images"}  # of scripts/evaluate.py
+EVALUATION_KEYS = {"data", "settings", "metrics", "per_class", "num_images"}  # of `allspark evaluate`
 UNKNOWN_DATA = "not recorded"
 # What Python raises for a file that somebody edited so that it is not as this package writes it.
 UNEXPECTED = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError)
@@ -69,7 +69,7 @@ class Records:
         run (`dict`): run_record.json.
         history (`list[dict]`): the log of trainer_state.json.
         final (`EvaluationRecord`, *optional*): training's evaluation of the saved model.
-        evaluations (`list[EvaluationRecord]`): JSON files of scripts/evaluate.py.
+        evaluations (`list[EvaluationRecord]`): JSON files of `allspark evaluate`.
         figures (`list[str]`): paths in the folder.
         examples (`list[str]`): paths in the folder, or addresses.
         export (`dict`): onnx/export.json.
@@ -165,7 +165,7 @@ def _object(path: Path) -> dict:
 
 
 def is_evaluation(content: Any) -> bool:
-    """Whether the content of a JSON file is what scripts/evaluate.py writes."""
+    """Whether the content of a JSON file is what `allspark evaluate` writes."""
     return isinstance(content, dict) and content.keys() >= EVALUATION_KEYS
 
 

@@ -22,10 +22,18 @@ from .records import EXAMPLES_DIR, SHOWN_IMAGES, is_evaluation
 logger = logging.getLogger(__name__)
 
 PREPROCESSOR_NAME = "preprocessor_config.json"
-HANDLER = Path(__file__).resolve().parents[1] / "inference" / "handler.py"
+PACKAGE = Path(__file__).resolve().parents[1]
+HANDLER_FILES = (PACKAGE / "inference" / "handler.py", PACKAGE / "data" / "pixels.py")
 MODEL_FILES = (SAFE_WEIGHTS_NAME, CONFIG_NAME, PREPROCESSOR_NAME)
 RECORDS = (RECORD_FILE, *OF_THE_RUN)
-PATTERNS = ("figures/*.png", "onnx/*.onnx", "onnx/*.onnx_data", "onnx/*.onnx.data", "onnx/export.json")
+PATTERNS = (
+    "figures/*.png",
+    "onnx/*.onnx",
+    "onnx/*.onnx_data",
+    "onnx/*.onnx.data",
+    "onnx/export.json",
+    "onnx/pixels.py",
+)
 # Entries of records that may name files of this machine; class names elsewhere stay as they are.
 WITH_PATHS = ("best_model_checkpoint", "data", "model")
 
@@ -99,7 +107,7 @@ def add_code(staging: str | Path):
     path = Path(staging) / CONFIG_NAME
     config = read_json(path)
     config_class, model_class = segmenter_classes(config, path)
-    for file in (*code_files(model_class), HANDLER):
+    for file in (*code_files(model_class), *HANDLER_FILES):
         shutil.copyfile(file, path.with_name(file.name))
     write_json(path, config | {"auto_map": auto_map_of(config_class)})
 

@@ -142,7 +142,7 @@ def push_again(
     error: PushError, folder: str | Path, repo_id: str, revision: str | None = None, *flags: str
 ) -> PushError:
     """The error of a push from an output folder, plus where everything is and how to send it again, with `flags`."""
-    command = ["python", "scripts/push.py", "--model", str(folder), "--repo_id", repo_id]
+    command = ["allspark", "push", "--model", str(folder), "--repo_id", repo_id]
     command += [] if revision is None else ["--revision", revision]
     return PushError(f"{error} Everything is still in {folder}; push it again with: {shlex.join([*command, *flags])}")
 

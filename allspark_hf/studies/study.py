@@ -14,7 +14,7 @@ from typing import TextIO
 
 import psutil
 
-from ..training.recipes import check_entry, read_recipe, read_yaml, recipe_arguments
+from ..training.recipes import check_entry, find_recipe, read_recipe, read_yaml, recipe_arguments
 from ..training.storage import finish_renaming, last_complete_checkpoint
 from ..utils.files import read_json, write_json
 from ..utils.text import one_line
@@ -45,7 +45,7 @@ class Study:
 
     Args:
         title (`str`): what table and plot are headed with.
-        rows (`dict[str, dict]`): name -> arguments of scripts/train.py; a method, say.
+        rows (`dict[str, dict]`): name -> arguments of `allspark train`; a method, say.
         columns (`dict[str, dict]`): the same; a number of labels, say.
         arguments (`dict`): arguments of all runs; those of a row and a column win, the column's last.
         recipe (`str`, *optional*): recipe that the arguments go on top of.
@@ -115,7 +115,7 @@ def _folder_name(name: str) -> str:
 
 def read_study(path: str | Path) -> Study:
     """
-    Reads a study from YAML; `recipe` in it is relative to the file.
+    Reads a study from YAML; `recipe` in it is relative to the file, or one of this package.
 
     Raises:
         FileNotFoundError: if the file, or its recipe, is missing.
@@ -131,8 +131,9 @@ def read_study(path: str | Path) -> Study:
     _check_types(content, path)
     if content.get("recipe"):
         recipe = Path(os.path.normpath(path.parent / content["recipe"]))
+        recipe = recipe if recipe.is_file() else find_recipe(content["recipe"])
         if not recipe.is_file():
-            raise FileNotFoundError(f"{path} names the recipe {recipe}, which does not exist: correct it.")
+            raise FileNotFoundError(f"{path} names the recipe {content['recipe']}, which does not exist: correct it.")
         content["recipe"] = str(recipe)
     for name in ("rows", "columns"):  # YAML reads 92 as a number
         content[name] = {str(key): value or {} for key, value in (content[name] or {}).items()}
@@ -168,22 +169,23 @@ class StudyRunner:
     Args:
         study ([`Study`]): the study.
         output_dir (`str` or `Path`): its folder.
-        train_script (`str` or `Path`): scripts/train.py.
+        train_script (`str` or `Path`, *optional*): instead of `allspark train`.
         extra (`Sequence[str]`): command-line arguments for every run, such as `--data_dir DATA`.
-        launcher (`Sequence[str]`, *optional*): command before the script, e.g. `accelerate launch`; else Python.
+        launcher (`Sequence[str]`, *optional*):
+            command before `-m allspark_hf train`, e.g. `accelerate launch`; else Python.
     """
 
     def __init__(
         self,
         study: Study,
         output_dir: str | Path,
-        train_script: str | Path,
+        train_script: str | Path | None = None,
         extra: Sequence[str] = (),
         launcher: Sequence[str] | None = None,
     ):
         self.study = study
         self.output_dir = Path(output_dir)
-        self.train_script = str(train_script)
+        self.train = ["-m", "allspark_hf", "train"] if train_script is None else [str(train_script)]
         self.extra = list(extra)
         self.launcher = list(launcher) if launcher else [sys.executable]
 
@@ -225,7 +227,7 @@ class StudyRunner:
         recipe = [self.study.recipe] if self.study.recipe else []
         output_dir = ["--output_dir", str(self.output_dir / cell.folder)]
         arguments = recipe_arguments(cell.arguments)
-        return [*self.launcher, self.train_script, *recipe, *self.extra, *arguments, *output_dir]
+        return [*self.launcher, *self.train, *recipe, *self.extra, *arguments, *output_dir]
 
     def _fingerprint(self, cell: Cell) -> dict:
         """What must not change between two parts of a study: all that decides a cell's numbers."""
@@ -300,7 +302,7 @@ def _running(folder: Path) -> int | None:
 
 def read_run_metrics(folder: Path) -> dict:
     """
-    What a finished run of scripts/train.py says about itself.
+    What a finished run of `allspark train` says about itself.
 
     Returns:
         `dict`: `last_mean_iou` and `best_mean_iou` in [0, 1], `best_epoch`, `best_step`, `steps`, `seconds`,

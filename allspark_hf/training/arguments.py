@@ -76,7 +76,11 @@ class AllSparkTrainingArguments(TrainingArguments, EvaluationArguments, *argumen
         80.0, "Epochs; one is a pass over the unlabeled set.", resume="changed", common=True, shown=True
     )
     max_steps: int = argument(
-        -1, "Updates in all, instead of num_train_epochs, if more than 0.", resume="changed", shown=True
+        -1,
+        "Updates in all, instead of num_train_epochs, if more than 0.",
+        resume="changed",
+        common=True,
+        shown=True,
     )
     per_device_train_batch_size: int = argument(
         2,

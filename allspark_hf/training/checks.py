@@ -8,14 +8,16 @@ import datasets
 
 from ..data.overlap import find_overlap
 from ..data.streaming import read_first_image
+from ..data.summary import convention_of, require_known_values
 from ..evaluation.arguments import ONE_PIECE, EvaluationArguments, eval_crop
+from ..evaluation.sizes import require_large_enough
 from ..methods import METHODS
 from ..models.configuration_allspark import AllSparkConfig
 from ..models.segmenter import Segmenter
 from ..utils.text import megabytes
 from .arguments import AllSparkTrainingArguments
 from .faults import free_bytes
-from .holdout import number_held_out
+from .holdout import number_held_out, split_holdout
 from .storage import sorted_checkpoints
 
 
@@ -39,7 +41,8 @@ def check_model(model: Segmenter, args: AllSparkTrainingArguments):
     if not model.config.num_labels <= ignore_index <= 255:
         raise ValueError(
             f"semantic_loss_ignore_index={ignore_index} is not between num_labels={model.config.num_labels} and 255, "
-            "the values that an 8-bit mask has left: set it to 255."
+            "the values that an 8-bit mask has left: set it to 255 (to the script: leave --ignore_index out), and "
+            f"where masks hold {ignore_index}, name it in ignored_mask_values."
         )
     if model.config.num_labels < 2:
         raise ValueError(
@@ -109,6 +112,35 @@ def check_datasets(
             _check_columns(name, dataset, [args.image_column_name, args.label_column_name])
             _check_overlap("train_dataset", train_dataset, name, dataset, args.image_column_name)
             _check_overlap("unlabeled_dataset", unlabeled_dataset, name, dataset, args.image_column_name)
+
+
+def check_contents(
+    args: AllSparkTrainingArguments,
+    config: AllSparkConfig,
+    long_side: int | None,
+    train_dataset: datasets.Dataset | None,
+    unlabeled_dataset: datasets.Dataset | datasets.IterableDataset | None,
+    eval_dataset: datasets.Dataset | dict[str, datasets.Dataset] | None,
+):
+    """
+    Raises ValueError for masks in which 255 may be a class, and for images to evaluate on that are too small. Reads
+    every mask, unless [`check_data`] did. The mask values that the labeled images are read with go into `config`.
+    """
+    evaluated = eval_dataset if isinstance(eval_dataset, dict) else {"validation": eval_dataset}
+    evaluated = {name: dataset for name, dataset in evaluated.items() if isinstance(dataset, datasets.Dataset)}
+    masked = dict(evaluated)
+    if train_dataset is not None:
+        read_with = convention_of(train_dataset)
+        if read_with is not None:
+            config.mask_values = None if read_with.mask_values is None else list(read_with.mask_values)
+            config.ignored_mask_values = list(read_with.ignored_mask_values) or None
+        masked = {"labeled": train_dataset, **masked}
+        held_out = split_holdout(args, train_dataset)[1]
+        evaluated |= {} if held_out is None else {"held-out": held_out}
+    if isinstance(unlabeled_dataset, datasets.Dataset):
+        masked["unlabeled"] = unlabeled_dataset
+    require_known_values(masked, config, args.label_column_name)
+    require_large_enough(evaluated, config, args, long_side, args.image_column_name)
 
 
 def check_stream(
@@ -199,4 +231,4 @@ def _check_overlap(name: str, dataset: datasets.Dataset | None, eval_name: str, 
         )
 
 
-__all__ = ["check_datasets", "check_evaluation", "check_model", "check_output_dir"]
+__all__ = ["check_contents", "check_datasets", "check_evaluation", "check_model", "check_output_dir"]

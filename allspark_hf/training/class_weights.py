@@ -3,7 +3,8 @@
 import datasets
 import torch
 
-from ..data.masks import read_label
+from ..data.columns import exact_columns
+from ..data.masks import MaskConvention, read_label
 from ..methods.base import BALANCED
 from .arguments import AllSparkTrainingArguments
 
@@ -34,7 +35,7 @@ def class_weights(
         if len(given) != num_labels:
             raise ValueError(f"class_weights has {len(given)} numbers, but there are {num_labels} classes.")
         return torch.tensor([float(weight) for weight in given])
-    counts = _pixels_of_classes(args, train_dataset, num_labels, config.semantic_loss_ignore_index).double()
+    counts = _pixels_of_classes(args, train_dataset, num_labels, MaskConvention.of(config)).double()
     occurs = counts > 0
     if not occurs.any():
         raise ValueError("class_weights=balanced needs labeled pixels, but every pixel of the masks is ignored.")
@@ -42,13 +43,13 @@ def class_weights(
     return weights.where(occurs, weights[occurs].max()).float()
 
 
-def _pixels_of_classes(args, dataset: datasets.Dataset, num_labels: int, ignore_index: int) -> torch.Tensor:
+def _pixels_of_classes(args, dataset: datasets.Dataset, num_labels: int, masks: MaskConvention) -> torch.Tensor:
     """int64 (num_labels,): the pixels of each class in all masks."""
     counts = torch.zeros(num_labels, dtype=torch.int64)
-    for row, example in enumerate(dataset):
+    for row, example in enumerate(exact_columns(dataset, args.image_column_name, args.label_column_name)):
         mask = example[args.label_column_name]
-        label = torch.from_numpy(read_label(mask, mask.size, num_labels, ignore_index, f"labeled row {row}"))
-        counts += label[label != ignore_index].long().bincount(minlength=num_labels)
+        label = torch.from_numpy(read_label(mask, mask.size, num_labels, masks, f"labeled row {row}"))
+        counts += label[label != masks.ignore_index].long().bincount(minlength=num_labels)
     return counts
 
 

@@ -4,9 +4,12 @@ import datasets
 import torch
 from torch.utils.data import DataLoader
 
+from ..data.masks import MaskConvention
 from ..data.mixed import MixedBatchCollator, MixedBatchSampler, MixedDataset
 from ..data.streaming import StreamReader
+from ..data.summary import require_known_values
 from ..evaluation.evaluator import EvaluationDataset
+from ..evaluation.sizes import require_large_enough
 from ..methods import METHODS
 from .arguments import AllSparkTrainingArguments
 
@@ -44,6 +47,7 @@ def train_loader(trainer) -> DataLoader:
             seed=data_seed(args),
             buffer_size=args.shuffle_buffer_size,
             image_column=args.image_column_name,
+            image_range=config.image_range,
         )
     dataset = MixedDataset(
         labeled=trainer.train_dataset,
@@ -56,11 +60,12 @@ def train_loader(trainer) -> DataLoader:
         image_std=trainer.processing_class.image_std,
         labeled_views=trainer.method.labeled_views,
         unlabeled_views=trainer.method.unlabeled_views,
-        ignore_index=config.semantic_loss_ignore_index,
+        masks=MaskConvention.of(config),
         image_column=args.image_column_name,
         label_column=args.label_column_name,
         on_bad_image=args.on_bad_image,
         augment_on_device=args.augment_on_device,
+        image_range=config.image_range,
     )
     settings = _settings(args)
     if streams:
@@ -72,15 +77,23 @@ def train_loader(trainer) -> DataLoader:
 
 
 def evaluation_loader(trainer, dataset: datasets.Dataset) -> DataLoader:
-    """Lists of samples of [`EvaluationDataset`]; every process reads its own rows, none of them twice."""
+    """
+    Lists of samples of [`EvaluationDataset`]; every process reads its own rows, none of them twice.
+
+    Raises:
+        ValueError: if 255 may be a class in the masks, or an image is too small.
+    """
     args, config = trainer.args, trainer.model.config
+    columns = args.image_column_name, args.label_column_name
+    require_known_values({"validation": dataset}, config, args.label_column_name)
+    require_large_enough({"validation": dataset}, config, args, trainer.long_side, args.image_column_name)
     prepared = EvaluationDataset(
         dataset,
         trainer.processing_class,
         config.num_labels,
-        config.semantic_loss_ignore_index,
-        args.image_column_name,
-        args.label_column_name,
+        MaskConvention.of(config),
+        *columns,
+        config.image_range,
     )
     # Not prepared by accelerate, which would repeat rows to even out the processes.
     return DataLoader(

@@ -10,6 +10,7 @@ import yaml
 
 
 RECIPE_SUFFIXES = (".yaml", ".yml", ".json")
+OWN = Path(__file__).parents[1] / "recipes"
 MAX_ENTRIES = 10_000  # of a file, what aliases repeat included
 MAX_DEPTH = 20
 _NAME = re.compile(r"[A-Za-z][\w-]*")
@@ -70,6 +71,13 @@ def _check_size(content: object, path: Path) -> None:
             waiting += [(part, depth + 1) for part in value]
 
 
+def find_recipe(name: str | Path) -> Path:
+    """A recipe's file: at this path, or else of this name in allspark_hf/recipes, where scripts/recipes has moved."""
+    path = Path(name)
+    own = OWN / path.as_posix().removeprefix("scripts/recipes/")
+    return own if own.is_file() and not path.is_file() else path
+
+
 def read_recipe(path: str | Path) -> list[str]:
     """The entries of a YAML or JSON recipe, and of those it is based on, as command-line arguments."""
     return recipe_arguments(resolve_recipe(path))
@@ -91,10 +99,11 @@ def recipe_arguments(entries: dict) -> list[str]:
 
 def resolve_recipe(path: str | Path, derived: tuple[Path, ...] = ()) -> dict:
     """
-    The entries of a recipe on top of those of its `base`, which is another recipe, named relative to its own folder.
+    The entries of a recipe on top of those of its `base`, which is another recipe, named relative to its own folder,
+    or one of this package. A file of `classes` that is not in the working folder may lie beside the recipe too.
 
     Args:
-        path (`str` or `Path`): a YAML or JSON file.
+        path (`str` or `Path`): a YAML or JSON file, or the name of one of this package, see [`find_recipe`].
         derived (`tuple[Path, ...]`): the recipes that led here, to notice a circle.
 
     Returns:
@@ -104,25 +113,32 @@ def resolve_recipe(path: str | Path, derived: tuple[Path, ...] = ()) -> dict:
         FileNotFoundError: if the recipe, or one it is based on, does not exist.
         ValueError: if a recipe is not a flat mapping, or is based on itself.
     """
-    path = Path(path)
+    path = find_recipe(path)
     chain = (*derived, path.resolve())
     if path.resolve() in derived:
         names = " -> ".join(recipe.name for recipe in chain)
         raise ValueError(f"The recipe {path} is based on itself ({names}): remove one `base`.")
     if not path.is_file():
         named = f", which {derived[-1]} names as its `base` (relative to its own folder)," if derived else ""
-        raise FileNotFoundError(f"The recipe {path}{named} does not exist: correct the path.")
+        raise FileNotFoundError(
+            f"The recipe {path}{named} does not exist: correct the path, or name one of this package, such as "
+            f"{', '.join(sorted(one.name for one in OWN.glob('*.yaml')))}."
+        )
     entries = read_yaml(path)
     if not isinstance(entries, dict):
         raise ValueError(f"The recipe {path} holds no `name: value` lines: write one argument per line.")
     for name, value in entries.items():
         check_entry(name, value, f"The recipe {path}")
+    classes = entries.get("classes")
+    if isinstance(classes, str) and not Path(classes).is_file() and (path.parent / classes).is_file():
+        entries["classes"] = str(path.parent / classes)
     base = entries.pop("base", None)
     if base is None:
         return entries
     if not isinstance(base, str) or not base.isprintable():
         raise ValueError(f"The recipe {path} has base {base!r}: name another recipe, relative to its own folder.")
-    return {**resolve_recipe(path.parent / base, chain), **entries}
+    beside, own = path.parent / base, find_recipe(base)
+    return {**resolve_recipe(own if own.is_file() and not beside.is_file() else beside, chain), **entries}
 
 
 def check_entry(name: object, value: object, where: str) -> None:

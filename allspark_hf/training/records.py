@@ -1,4 +1,4 @@
-"""What the trainer and scripts/train.py write of a run: run_record.json, and the lists of the images."""
+"""What the trainer and `allspark train` write of a run: run_record.json, and the lists of the images."""
 
 import logging
 from dataclasses import fields
@@ -19,12 +19,12 @@ from ..utils.files import read_json_object, write_json
 logger = logging.getLogger(__name__)
 
 
-# ---- What scripts/train.py knows ----
+# ---- What `allspark train` knows ----
 
 
 def run_source(arguments: list[str], data_arguments, model_arguments, report) -> dict:
     """
-    What scripts/train.py knows of a run and the trainer does not; for `AllSparkTrainer.run_source`.
+    What `allspark train` knows of a run and the trainer does not; for `AllSparkTrainer.run_source`.
 
     Args:
         arguments (`list[str]`): `sys.argv`.

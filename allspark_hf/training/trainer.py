@@ -21,9 +21,10 @@ from ..models.freezing import freeze_encoder
 from ..models.segmenter import Segmenter
 from ..publishing.licenses import base_weights_of
 from . import storage
+from .advice import Advice
 from .arguments import AllSparkTrainingArguments
 from .checkpoints import Checkpoints
-from .checks import check_datasets, check_evaluation, check_model, check_output_dir
+from .checks import check_contents, check_datasets, check_evaluation, check_model, check_output_dir
 from .class_weights import class_weights
 from .faults import sole_training, telling_faults
 from .finite import FiniteGuard, finite_mean
@@ -84,7 +85,7 @@ class AllSparkTrainer(Trainer):
             unlabeled images; a mask column, where a row may be None, serves to measure the pseudo-labels only. A
             stream, whose masks are not read, needs `args.unlabeled_images_per_epoch`.
         eval_dataset (`datasets.Dataset` or `dict[str, datasets.Dataset]`, *optional*):
-            labeled images, none of which may be among those trained on.
+            labeled images that are not trained on. `model.config.mask_values` says what the values of all masks mean.
         kwargs: of [`~transformers.Trainer`].
 
     Attributes:
@@ -115,9 +116,10 @@ class AllSparkTrainer(Trainer):
         if train_dataset is not None:
             check_datasets(args, train_dataset, self.unlabeled_dataset, eval_dataset)
             check_output_dir(args, model)
-        train_dataset, held_out = split_holdout(args, train_dataset)
         self.long_side = long_side_of(processing_class)
         check_evaluation(model.config, args, processing_class)
+        check_contents(args, model.config, self.long_side, train_dataset, self.unlabeled_dataset, eval_dataset)
+        train_dataset, held_out = split_holdout(args, train_dataset)
         self._prepare_model(model, args)
         self.hub = HubSide(self)
         super().__init__(
@@ -163,6 +165,7 @@ class AllSparkTrainer(Trainer):
     def _connect_parts(self):
         self.add_callback(_Hooks(self))
         self.add_callback(self.record)
+        self.callback_handler.callbacks.insert(0, Advice(self))  # before the progress bar begins
         if self.method.state_dict():
             self.checkpoints.register("method", self.method)
         if self.method.uses_unlabeled:

@@ -24,7 +24,7 @@ class Facts:
         recorded (`bool`, *optional*, defaults to `True`):
             whether run_record.json has it when it differs from its default.
         by_encoder (`bool`, *optional*, defaults to `False`):
-            whether scripts/train.py chooses the value for the encoder where nobody gives it; the default is the
+            whether `allspark train` chooses the value for the encoder where nobody gives it; the default is the
             Mix Transformer's.
         group (`str`, *optional*): heading of `--help` that it stands under; else that of its class.
         interval (`str`, *optional*):

@@ -3,13 +3,70 @@
 import json
 import os
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
-PREDICTED_SUFFIXES = (*IMAGE_SUFFIXES, ".gif", ".pgm", ".ppm")  # no data set of photographs has the last three
+MASK_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+# EPS starts another program, the others are only recognized or need a library that is not there.
+NOT_DECODED = ("BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF")
+LEFT_BEHIND = ("thumbs.db", "desktop.ini")  # by Windows, in any folder with pictures
 HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")  # user/name
+
+
+@cache
+def image_suffixes() -> tuple[str, ...]:
+    """The extensions, in lower case, of all formats that Pillow decodes by itself; sorted."""
+    import PIL.Image
+
+    PIL.Image.init()
+    decoded = PIL.Image.OPEN.keys() - set(NOT_DECODED)
+    return tuple(sorted(suffix for suffix, name in PIL.Image.EXTENSION.items() if name in decoded))
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is none of the user's: its name begins with a dot, or a system has left it behind."""
+    return name.startswith(".") or name.lower() in LEFT_BEHIND
+
+
+def find_image_files(folder: str | Path) -> tuple[list[Path], list[Path]]:
+    """
+    The images in a folder and its subfolders, for reading alone. Links are followed, each folder is read once and no
+    link back into the folder, or to one around it, is.
+
+    Args:
+        folder (`str` or `Path`): any folder.
+
+    Returns:
+        `tuple[list[Path], list[Path]]`: the images and the other files, hidden ones left out; both sorted.
+    """
+    root = Path(os.path.realpath(folder))
+    images, others, seen = [], [], set()
+    folders, links = [Path(folder)], []
+    while folders or links:
+        current = folders.pop() if folders else links.pop(0)  # links last, so that a file is found where it lies
+        real = Path(os.path.realpath(current))
+        if real in seen or (root.is_relative_to(real) and real != root):
+            continue
+        seen.add(real)
+        for path in sorted(current.iterdir()):
+            if is_hidden(path.name):
+                continue
+            if path.is_dir():
+                (links if path.is_symlink() else folders).append(path)
+            else:
+                readable = path.suffix.lower() in image_suffixes() and path.is_file()
+                (images if readable else others).append(path)
+    return sorted(images), sorted(others)
+
+
+def left_out(files: list[Path], where: str | Path) -> str | None:
+    """A sentence that counts files left out of a folder and names the first one; `None` without any."""
+    if not files:
+        return None
+    counted = "1 file" if len(files) == 1 else f"{len(files)} files"
+    return f"Left out of {where}: {counted} that Pillow does not read, first {files[0]}."
 
 
 def read_json(path: str | Path) -> Any:
@@ -43,4 +100,14 @@ def write_json(path: str | Path, value: Any):
     os.replace(part, path)
 
 
-__all__ = ["HUB_ID", "IMAGE_SUFFIXES", "PREDICTED_SUFFIXES", "read_json", "read_json_object", "write_json"]
+__all__ = [
+    "HUB_ID",
+    "MASK_SUFFIXES",
+    "find_image_files",
+    "image_suffixes",
+    "is_hidden",
+    "left_out",
+    "read_json",
+    "read_json_object",
+    "write_json",
+]

@@ -1,5 +1,7 @@
 """Models, images and predictions of the Space. Stands alone: it needs torch, transformers and Pillow, not allspark_hf.
 
+`pixels.py` beside it is a link to the package's, which `hf upload` follows.
+
 A sentence that a visitor should read is a `VisitorError`; what only the owner should know goes to the log.
 """
 
@@ -15,7 +17,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
+from pixels import ImageError, deep_values, load_image, open_image, to_rgb
 from rendering import decode_mask, encode_mask, model_colors
 from torch.nn import functional as F
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, PreTrainedModel
@@ -144,7 +147,7 @@ class ModelShelf:
 
 
 def read_image(path: str) -> Image.Image:
-    """A picture of any usual kind as 8-bit RGB, upright, at its own size.
+    """A picture of any usual kind, upright, at its own size, for `to_rgb`.
 
     Raises:
         VisitorError: If the file is gone, is no picture that Pillow reads, is damaged, or is too large or too small.
@@ -154,7 +157,7 @@ def read_image(path: str) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
+            with open_image(path) as image:
                 if image.width * image.height > MAX_IMAGE_PIXELS:
                     raise VisitorError(
                         f"The image has {image.width} x {image.height} pixels, over the limit of "
@@ -165,9 +168,13 @@ def read_image(path: str) -> Image.Image:
                         f"The image has {image.width} x {image.height} pixels: please upload one with at least "
                         f"{MIN_SIDE} pixels a side."
                     )
-                return to_rgb(image)
+                picture = load_image(image)
+                deep_values(picture)  # which refuses what has no range
+                return picture
     except VisitorError:
         raise
+    except ImageError as error:
+        raise VisitorError(str(error)) from error
     except Image.DecompressionBombError as error:
         raise VisitorError(
             f"The image is far over the limit of {MAX_IMAGE_PIXELS // 1_000_000} megapixels: please upload a smaller "
@@ -179,33 +186,14 @@ def read_image(path: str) -> Image.Image:
         ) from error
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """8-bit RGB as a person sees it: EXIF orientation, 16-bit gray scaled, transparency on white (as in training)."""
-    image = ImageOps.exif_transpose(image)
-    if image.mode == "F":
-        raise VisitorError("The image holds floating-point values: please save it with 8 or 16 bits a channel.")
-    if image.mode.startswith("I"):
-        gray = np.asarray(image).astype(np.int64)
-        if gray.min() < 0 or gray.max() > 65535:
-            raise VisitorError("The image holds values beyond 16 bits: please save it with 8 or 16 bits a channel.")
-        transparent = image.info.get("transparency")
-        if isinstance(transparent, int):
-            gray = np.where(gray == transparent, 65535, gray)
-        # 65535 / 257 = 255 exactly; adding 128 rounds to nearest.
-        return Image.fromarray(((gray + 128) // 257).astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
-
-
 @dataclass(frozen=True)
 class Prediction:
     """What one model says of one image.
 
     `mask_png` is the indexed PNG of class indices at the image's own size; `shown_mask` the same indices, integers
     (height, width) at the size shown; `areas` float (num_labels,), each class's share of the pixels, sum 1;
-    `confidence` the mean over the image of the highest class probability, None for a model with a single class.
+    `confidence` the mean over the image of the highest class probability, None for a model with a single class;
+    `image_range` the model's, by which 16-bit images are scaled.
     """
 
     model_name: str
@@ -216,6 +204,7 @@ class Prediction:
     mask_png: bytes
     shown_mask: np.ndarray
     model_size: tuple[int, int] | None
+    image_range: list[int] | None
 
 
 @dataclass(frozen=True)
@@ -253,19 +242,22 @@ def segment(shelf: ModelShelf, path: str, names: Sequence[str], previous: Result
                 raise
             warning = str(error)
     width, height = shown_size(picture.size)
-    photo = np.asarray(picture if picture.size == (width, height) else picture.resize((width, height)))
+    shown = to_rgb(picture, predictions[0].image_range)
+    photo = np.asarray(shown if shown.size == (width, height) else shown.resize((width, height)))
     agreement = agreement_of(*predictions) if len(predictions) == 2 else None
     return Result(path, Path(path).stem, picture.size, photo, tuple(predictions), agreement, warning)
 
 
 @torch.no_grad()
 def predict(loaded: LoadedModel, picture: Image.Image, name: str) -> Prediction:
-    """Predict the class of every pixel of an RGB picture.
+    """Predict the class of every pixel of a picture of `read_image`.
 
     Raises:
         VisitorError: If the model fails on this picture (logged).
     """
     start = time.perf_counter()
+    image_range = getattr(loaded.model.config, "image_range", None)
+    picture = to_rgb(picture, image_range)
     fitted = picture if getattr(loaded.image_processor, "do_resize", False) else _at_most(picture, MAX_MODEL_PIXELS)
     try:
         inputs = loaded.image_processor(images=fitted, return_tensors="pt")
@@ -288,6 +280,7 @@ def predict(loaded: LoadedModel, picture: Image.Image, name: str) -> Prediction:
         mask_png=encode_mask(mask, loaded.colors),
         shown_mask=_nearest(mask, height, width),
         model_size=fitted.size if fitted is not picture else None,
+        image_range=image_range,
     )
 
 

@@ -1,17 +1,20 @@
-"""The names of the classes, and their colors in pictures, read from a small text or JSON file."""
+"""The names of the classes, and their colors in pictures, read from a small file."""
 
 import json
-import re
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
+from .class_lists import Color, Entry, in_order, parse_json, parse_text, parse_yaml
 
-Color = tuple[int, int, int]
+
+logger = logging.getLogger(__name__)
 
 CLASS_FILES = ("classes.json", "classes.txt")
-
-_THREE_NUMBERS = re.compile(r"^(?P<name>.*\S)[\s,]+(?P<red>-?\d+)[\s,]+(?P<green>-?\d+)[\s,]+(?P<blue>-?\d+)$")
-_HEX_COLOR = re.compile(r"^(?P<name>.*\S)\s+#(?P<hex>[0-9a-fA-F]{6})$")
+# Of Roboflow, CVAT, LabelMe, labelme2voc, transformers, YOLO.
+FOREIGN_CLASS_FILES = ("_classes.csv", "labelmap.txt", "labels.txt", "class_names.txt", "id2label.json", "data.yaml")
+PARSERS = {".json": parse_json, ".yaml": parse_yaml, ".yml": parse_yaml}
+TEXT_SUFFIXES = (".txt", ".csv", ".tsv", ".names")
 
 
 @dataclass
@@ -89,109 +92,73 @@ class Classes:
 
 def read_classes(path: str | Path) -> Classes:
     """
-    Reads the classes from a JSON or text file.
+    Reads the classes from a file.
 
-    JSON may be a list of names, `{"names": [...], "colors": [[r, g, b], ...]}` (colors optional),
-    `{"0": "sky", "1": "building", ...}`, or `[{"name": "sky", "color": [r, g, b]}, ...]` (colors optional). A text
-    file has one class per line, the name followed, if wanted, by `r g b` or `#rrggbb`; blank lines and lines that
-    start with `#` do not count.
+    JSON and YAML may be a list of names, `{"names": [...], "colors": [[r, g, b], ...]}` (colors optional),
+    `{"0": "sky", "1": "building", ...}` or `{"sky": 0, ...}`, also under `id2label`, `label2id` or `names`, or
+    `[{"name": "sky", "id": 0, "color": [r, g, b]}, ...]` (ids and colors optional). Text has one class per line, in
+    one of the forms of [`parse_text`]. The index in the list decides, where there is one, and else the place;
+    LabelMe's `__ignore__` is no class.
 
     Args:
-        path (`str` or `Path`): a file ending in `.json` or `.txt`, in UTF-8.
+        path (`str` or `Path`): a file in UTF-8 that ends in `.json`, `.yaml`, `.yml`, `.txt`, `.csv`, `.tsv` or
+            `.names`.
 
     Returns:
         `Classes`: names and colors in the order of the class indices.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if the file is in none of these forms, ids have gaps, or [`Classes`] refuses the content. The
-            message starts with the file's path.
+        ValueError: if the file is in none of these forms, ids have gaps or do not begin at 0, or [`Classes`] refuses
+            the content. The message starts with the file's path.
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; name a .json or .txt file with the class names.")
+        raise FileNotFoundError(f"{path} does not exist; name a file with the class names, such as classes.txt.")
+    suffix = path.suffix.lower()
     try:
         text = path.read_text(encoding="utf-8-sig")
-        if path.suffix.lower() == ".json":
-            return _from_json(json.loads(text, object_pairs_hook=_without_duplicates))
-        if path.suffix.lower() == ".txt":
-            return _from_text(text)
-        raise ValueError("A file of classes must end in .json or .txt; rename it.")
+        if suffix in TEXT_SUFFIXES:
+            return _from_entries(parse_text(text))
+        if suffix in PARSERS:
+            return _from_entries(*PARSERS[suffix](text))
+        raise ValueError(f"A file of classes must end in {', '.join((*PARSERS, *TEXT_SUFFIXES))}; rename it.")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: This is not text in UTF-8 ({error.reason}); save the file as UTF-8.") from error
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}: This is not valid JSON ({error}); correct the file.") from error
     except RecursionError as error:
-        raise ValueError(f"{path}: The JSON is nested too deeply for a list of classes; correct the file.") from error
+        raise ValueError(f"{path}: This is nested too deeply for a list of classes; correct the file.") from error
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
 
 def classes_in(folder: Path) -> Classes | None:
-    """The classes of `classes.json` or `classes.txt` in a folder; `None` without either, `ValueError` with both."""
-    found = [folder / name for name in CLASS_FILES if (folder / name).is_file()]
-    if len(found) > 1:
-        raise ValueError(f"{found[0]} and {found[1]} both exist; keep one of them.")
-    return read_classes(found[0]) if found else None
+    """
+    The classes of the file in a folder that names them: `classes.json` or `classes.txt`, else one that another program
+    has written; `None` without any.
+
+    Raises:
+        ValueError: if there are two, or [`read_classes`] refuses the file.
+    """
+    for names in (CLASS_FILES, FOREIGN_CLASS_FILES):
+        found = [folder / name for name in names if (folder / name).is_file()]
+        if len(found) > 1:
+            raise ValueError(f"{found[0]} and {found[1]} both exist; keep one of them.")
+        if found:
+            logger.info("The names of the classes are those in %s.", found[0])
+            return read_classes(found[0])
+    return None
 
 
-def _without_duplicates(pairs: list[tuple]) -> dict:
-    content = dict(pairs)
-    if len(content) != len(pairs):
-        keys = [key for key, _ in pairs]
-        double = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f'The key "{double}" occurs twice; keep one.')
-    return content
-
-
-def _from_json(content) -> Classes:
-    if isinstance(content, dict) and "names" in content:
-        if not isinstance(content["names"], list):
-            raise ValueError('"names" must be a list, in the order of the class indices.')
-        return Classes(content["names"], content.get("colors"))
-    if isinstance(content, dict) and content and all(re.fullmatch(r"0|[1-9][0-9]*", key) for key in content):
-        return Classes(_names_in_order({int(key): name for key, name in content.items()}))
-    if isinstance(content, list) and content and all(isinstance(entry, dict) for entry in content):
-        for index, entry in enumerate(content):
-            if "name" not in entry:
-                raise ValueError(f'Class {index} has no "name"; give every entry one.')
-        return _from_entries([(entry["name"], entry.get("color")) for entry in content])
-    if isinstance(content, list) and all(isinstance(entry, str) for entry in content):
-        return Classes(content)
-    raise ValueError(
-        'The JSON must be a list of names, {"names": [...], "colors": [...]}, {"0": "first name", ...} or '
-        '[{"name": ..., "color": [r, g, b]}, ...]; it is none of these.'
-    )
-
-
-def _names_in_order(names: dict[int, str]) -> list[str]:
-    missing = sorted(set(range(len(names))) - set(names))
-    if missing:
+def _from_entries(entries: list[Entry], colors: list[Color] | None = None) -> Classes:
+    entries = in_order(entries)
+    own = [entry.color for entry in entries if entry.color is not None]
+    if own and len(own) < len(entries):
         raise ValueError(
-            f"The {len(names)} class ids must be 0 to {len(names) - 1} without gaps, but {missing[0]} is missing and "
-            f"{max(names)} is the highest; number them from 0 on."
+            f"Only {len(own)} of the {len(entries)} classes have a color; give every class a color, or none."
         )
-    return [names[index] for index in range(len(names))]
-
-
-def _from_text(text: str) -> Classes:
-    lines = [line.strip() for line in text.splitlines()]
-    return _from_entries([_parse_line(line) for line in lines if line and not line.startswith("#")])
-
-
-def _from_entries(entries: list[tuple[str, Color | None]]) -> Classes:
-    colors = [color for _, color in entries if color is not None]
-    if colors and len(colors) < len(entries):
-        raise ValueError(
-            f"Only {len(colors)} of the {len(entries)} classes have a color; give every class a color, or none."
-        )
-    return Classes([name for name, _ in entries], colors or None)
-
-
-def _parse_line(line: str) -> tuple[str, Color | None]:
-    if match := _HEX_COLOR.match(line):
-        return match["name"], tuple(bytes.fromhex(match["hex"]))
-    if match := _THREE_NUMBERS.match(line):
-        return match["name"].rstrip(","), (int(match["red"]), int(match["green"]), int(match["blue"]))
-    return line, None
+    return Classes([entry.name for entry in entries], own or None if colors is None else colors)
 
 
 def write_classes(classes: Classes, path: str | Path):
@@ -220,11 +187,18 @@ def write_classes(classes: Classes, path: str | Path):
 
 
 def _text_lines(classes: Classes) -> list[str]:
-    lines = []
-    for index, name in enumerate(classes.names):
-        color = None if classes.colors is None else classes.colors[index]
-        line = name if color is None else name + "\t" + " ".join(map(str, color))
-        if name.startswith("#") or name.splitlines() != [name] or _parse_line(line.strip()) != (name, color):
-            raise ValueError(f"The class name {name!r} cannot be told apart in a text file; write a .json file.")
-        lines.append(line)
+    colors = classes.colors or [None] * len(classes.names)
+    entries = [Entry(name, color=color) for name, color in zip(classes.names, colors, strict=True)]
+    lines = [name if color is None else name + "\t" + " ".join(map(str, color)) for name, _, color in entries]
+    if not _reads_back(lines, entries):
+        alone = (entry.name for line, entry in zip(lines, entries, strict=True) if not _reads_back([line], [entry]))
+        odd = next(alone, classes.names[0])  # or all names together look like a table
+        raise ValueError(f"The class name {odd!r} cannot be told apart in a text file; write a .json file.")
     return lines
+
+
+def _reads_back(lines: list[str], entries: list[Entry]) -> bool:
+    try:
+        return in_order(parse_text("\n".join(lines))) == entries
+    except ValueError:
+        return False

@@ -2,35 +2,46 @@
 
 import logging
 from pathlib import Path
+from typing import NamedTuple
 
-from ...utils.files import IMAGE_SUFFIXES
-from .classes import Classes, classes_in
+from ...utils.files import MASK_SUFFIXES, image_suffixes
+from .layout import Layout
 from .pairs import (
     ACCEPTED,
-    Layout,
+    ACCEPTED_IMAGES,
     Pairs,
     SegmentationData,
+    one_form,
     require_folder,
     require_images,
     require_usable_name,
     visible_paths,
 )
+from .split_names import find_kinds, sort_splits, split_of, subfolders
 from .splits import Selection, load_layout, write_id_lists
 
 
 logger = logging.getLogger(__name__)
+
+NEED = "the data folder must hold images/ and masks/, or train/images/ and train/masks/"
+ONE_EACH = "keep one, or put both into one folder"
 
 
 def load_folder(data_dir: str | Path, output_dir: str | Path | None = None, **selection) -> SegmentationData:
     """
     Reads a folder of images and masks.
 
-    Either the folder holds `images/train`, `images/val`, `masks/train` and `masks/val`, or `images` and `masks` hold
-    the files directly; then some of the images with masks are held out for validation. Subfolders are read too. Links
-    to files, and `images/train` and the like as links to folders, are followed wherever they lead; a link to a folder
-    further down is refused. A mask has the path of its image but for the extension, which may be any of jpg, jpeg,
-    png, bmp, tif, tiff and webp, in upper or lower case. A training image without a mask is unlabeled. A
-    `classes.json` or `classes.txt` in the folder is read ([`read_classes`]).
+    The folder holds `images` and `masks`, and each of them a folder for every split, or none; or it holds a folder for
+    every split, and each of these `images` and `masks`. Splits are told by their names ([`split_of`]: `train`, `Val`,
+    `training` and the like). Without a folder of validation images, some of the images with masks are held out. What
+    a folder called unlabeled holds, among the splits or in the data folder, is unlabeled; it needs no masks. Test
+    images and folders of other names beside the splits are not read, which is logged.
+
+    Subfolders are read too. Links to files, and `images/train` and the like as links to folders, are followed wherever
+    they lead; a link to a folder further down is refused. An image is of any format that Pillow reads; a mask has the
+    path of its image but for the extension, which may be any of jpg, jpeg, png, bmp, tif, tiff and webp, in upper or
+    lower case, and accents may be stored in either of Unicode's forms. A training image without a mask is unlabeled.
+    The file of class names, if there is one, is read ([`classes_in`]).
 
     Args:
         data_dir (`str` or `Path`): the folder.
@@ -53,18 +64,35 @@ def load_folder(data_dir: str | Path, output_dir: str | Path | None = None, **se
     return data
 
 
+class Place(NamedTuple):
+    """
+    Where the files of a split lie.
+
+    Args:
+        images (`Path`): folder of images.
+        masks (`Path`): folder of masks; that of unlabeled images need not be there.
+        deep (`bool`): whether subfolders count.
+    """
+
+    images: Path
+    masks: Path
+    deep: bool = True
+
+
 class FolderLayout(Layout):
     """
-    `images` and `masks`, with `train` and `val` in both or in neither; see [`load_folder`].
+    `images` and `masks`, with a folder for each split in both, or in neither; or the other way round; see
+    [`load_folder`].
 
-    An id is the path of the image within `images`, `images/train` or `images/val`, without the extension.
+    An id is the path of the image within the images of its split, without the extension. Images of a folder that is
+    called unlabeled have their path within the data folder as id.
 
     Args:
         data_dir (`str` or `Path`): the folder that holds the two.
 
     Raises:
         FileNotFoundError: if a folder is missing.
-        ValueError: if an image lies beside `train` and `val`.
+        ValueError: if two folders mean the same split, or an image lies beside the folder of training images.
     """
 
     name = "folder"
@@ -72,76 +100,170 @@ class FolderLayout(Layout):
 
     def __init__(self, data_dir: str | Path):
         super().__init__(Path(data_dir).absolute())
-        kinds = self.root / "images", self.root / "masks"
-        for folder in (self.root, *kinds):
-            require_folder(folder, "the data folder must hold images/ and masks/")
-        self.has_validation = any((kind / split).is_dir() for kind in kinds for split in ("train", "val"))
-        self.folders = {"train": kinds, "validation": kinds}
-        if not self.has_validation:
-            return
-        for split, name in (("train", "train"), ("validation", "val")):
-            self.folders[split] = tuple(kind / name for kind in kinds)
-            for folder in self.folders[split]:
-                require_folder(folder, "images/ and masks/ must both have train/ and val/, or neither of the two")
-        for path in sorted(path for kind in kinds for path in kind.iterdir()):
-            if path.is_file() and path.suffix.lower() in IMAGE_SUFFIXES:
-                raise ValueError(f"{path} lies beside train/ and val/, so it would not be used; move it into one.")
-
-    @property
-    def classes(self) -> Classes | None:
-        return classes_in(self.root)
+        require_folder(self.root, NEED)
+        kinds = find_kinds(self.root)
+        is_outside = "images" not in kinds and bool(split_folders(self.root))
+        self.places, unused = _splits_outside(self.root) if is_outside else _splits_inside(self.root, kinds)
+        self.has_validation, self.has_unlabeled = "validation" in self.places, "unlabeled" in self.places
+        if unused:
+            self.left_alone = (
+                f"Left alone in {self.root}: {', '.join(unused)}; to use one, rename it (train, val or unlabeled)."
+            )
 
     def find(self, split: str) -> Pairs:
-        image_folder, mask_folder = self.folders[split]
-        images, unused = _list_files(image_folder)
-        masks, unused_masks = _list_files(mask_folder)
+        place = self.places[split]
+        images, unused = _list_files(place.images, image_suffixes(), place.deep)
+        masks, unused_masks = _list_files(place.masks, MASK_SUFFIXES, place.deep)
         used = [mask for name, mask in masks.items() if name in images]
         require_images(
-            masks.values(), used, f"a mask must be named like its image in {image_folder}, without a suffix like _mask"
+            masks.values(), used, f"a mask must be named like its image in {place.images}, without a suffix like _mask"
         )
         for path, name in unused_masks:
             if name in images and name not in masks:
                 raise ValueError(f"The mask {path} is not of a usable kind ({ACCEPTED}); convert it, say to png.")
         if not images:
-            raise ValueError(f"{image_folder} holds no image; put some there ({ACCEPTED}).")
+            raise ValueError(f"{place.images} holds no image; put some there ({ACCEPTED_IMAGES}).")
         if unused:
             logger.warning(
-                "%d files in %s are not used (%s), first %s", len(unused), image_folder, ACCEPTED, unused[0][0]
+                "%d files in %s are not used (%s), first %s", len(unused), place.images, ACCEPTED_IMAGES, unused[0][0]
             )
+        if split == "unlabeled":
+            ids = {name: one_form(path.relative_to(self.root).as_posix()) for name, path in images.items()}
+            return Pairs({ids[name]: images[name] for name in images}, {ids[name]: masks[name] for name in masks})
+        if not self.has_validation:
+            self._require_no_split_further_down(place.images, images)
         return Pairs(images, masks)
 
+    def _require_no_split_further_down(self, folder: Path, images: dict[str, Path]):
+        """Raises `ValueError` if images of a validation or test set would be trained on, since nobody said so."""
+        for name, path in images.items():
+            for part in name.split("/")[:-1]:
+                if split_of(part) in ("validation", "test"):
+                    raise ValueError(
+                        f"{path} lies in a folder called {part}, but would be trained on; move that folder out of "
+                        f"{folder}, or rename it."
+                    )
+
     def pairs(self, split: str) -> Pairs:
-        return super().pairs(split if self.has_validation else "train")
+        return super().pairs(split if split in self.places else "train")
 
     def image_of(self, name: str, split: str) -> Path:
-        return self.pairs(split).images.get(name, self.folders[split][0] / name)
+        place = self.places.get(split, self.places["train"])
+        return self.pairs(split).images.get(name, place.images / name)
 
     def mask_of(self, image: Path) -> Path:
         split, name = self._place(image)
-        return self.pairs(split).masks.get(name, self.folders[split][1] / name)
+        place = self.places.get(split, self.places["train"])
+        return self.pairs(split).masks.get(name, place.masks / name)
 
     def name_of(self, image: Path) -> str:
         return self._place(image)[1]
 
     def _place(self, image: Path) -> tuple[str, str]:
         """The split whose folder an image lies in, and its id there."""
-        for split, (folder, _) in self.folders.items():
-            if image.is_relative_to(folder):
-                return split, image.relative_to(folder).with_suffix("").as_posix()
-        return "train", image.relative_to(self.root).with_suffix("").as_posix()
+        inner_first = sorted(self.places.items(), key=lambda item: -len(item[1].images.parts))
+        for split, place in inner_first:
+            if image.is_relative_to(place.images):
+                within = self.root if split == "unlabeled" else place.images
+                name = image.relative_to(within)
+                return split, one_form((name if split == "unlabeled" else name.with_suffix("")).as_posix())
+        return "train", one_form(image.relative_to(self.root).with_suffix("").as_posix())
 
 
-def _list_files(folder: Path) -> tuple[dict[str, Path], list[tuple[Path, str]]]:
+def split_folders(root: Path) -> dict[str, Path]:
+    """The folders in a folder that mean a split and hold a folder of images."""
+    folders = subfolders(root).items()
+    return {name: path for name, path in folders if split_of(name) and "images" in find_kinds(path)}
+
+
+def _splits_outside(root: Path) -> tuple[dict[str, Place], list[str]]:
+    """`train/images` and `train/masks`: the places of the splits, and the folders that are not used."""
+    folders = subfolders(root)
+    known = {name: path for name, path in folders.items() if split_of(name) or "images" in find_kinds(path)}
+    named, unused = sort_splits(known, str(root), ONE_EACH)
+    require_folder(
+        root / named.get("train", "train"), f"beside {', '.join(known)}, there must be one of training images"
+    )
+    places = {}
+    for split, name in named.items():
+        kinds = find_kinds(folders[name])
+        place = Place(kinds.get("images", folders[name] / "images"), kinds.get("masks", folders[name] / "masks"))
+        if split == "unlabeled":
+            place = place._replace(images=kinds.get("images", folders[name]))
+        else:
+            for folder in place[:2]:
+                require_folder(folder, f"{folders[name]} must hold images/ and masks/")
+        places[split] = place
+    return places, unused
+
+
+def _splits_inside(root: Path, kinds: dict[str, Path]) -> tuple[dict[str, Place], list[str]]:
+    """`images/train` and `masks/train`, or no splits: the places of the splits, and the folders that are not used."""
+    for kind in ("images", "masks"):
+        require_folder(kinds.get(kind, root / kind), NEED)
+    images, masks = kinds["images"], kinds["masks"]
+    named, others = {}, {}
+    for folder in (images, masks):
+        named[folder], others[folder] = sort_splits(subfolders(folder), str(folder), ONE_EACH)
+    found = {split: name for folder in (masks, images) for split, name in named[folder].items()}
+    tests = [name for folder in (images, masks) for name in others[folder] if split_of(name)]
+    places = {}
+    for split, name in found.items():
+        place = Place(*(folder / named[folder].get(split, name) for folder in (images, masks)))
+        for folder in place[: 1 if split == "unlabeled" else 2]:
+            require_folder(folder, f"{images.name}/ and {masks.name}/ must both have a folder of {split} images")
+        places[split] = place
+    has_splits = bool(found or tests)
+    if has_splits:
+        _place_training_images(images, masks, places)
+    else:
+        places["train"] = Place(images, masks)
+    unused = []
+    for name, folder in subfolders(root).items():
+        if split_of(name) != "unlabeled":
+            unused += [name] if split_of(name) else []
+        elif "unlabeled" in places:
+            raise ValueError(f"{places['unlabeled'].images} and {folder} both hold unlabeled images; {ONE_EACH}.")
+        else:
+            places["unlabeled"] = Place(find_kinds(folder).get("images", folder), folder / "masks")
+    if has_splits:
+        unused += dict.fromkeys(f"{kind.name}/{name}" for kind in (images, masks) for name in others[kind])
+    return places, sorted(unused)
+
+
+def _place_training_images(images: Path, masks: Path, places: dict[str, Place]):
+    """Where there are folders of splits, training images lie in one of them, or beside them."""
+    beside = [
+        path
+        for folder in (images, masks)
+        for path, _ in visible_paths(folder, deep=False)
+        if path.is_file() and path.suffix.lower() in image_suffixes()
+    ]
+    if "train" not in places and not beside:
+        names = ", ".join(f"{images.name}/{name}" for name in subfolders(images))
+        raise FileNotFoundError(f"There is no folder {images / 'train'}; beside {names}, there must be one.")
+    if "train" not in places:
+        places["train"] = Place(images, masks, deep=False)
+    elif beside:
+        names = " and ".join(f"{place.images.name}/" for place in places.values())
+        raise ValueError(f"{beside[0]} lies beside {names}, so it would not be used; move it into one.")
+
+
+def _list_files(folder: Path, suffixes: tuple[str, ...], deep: bool) -> tuple[dict[str, Path], list[tuple[Path, str]]]:
     """Files by id, sorted by id, and the files with another extension, each with its id."""
     found, others = {}, []
-    for path, name in visible_paths(folder):
-        if path.is_symlink() and path.is_dir():
-            raise ValueError(
-                f"{path} is a link to a folder, whose files would not be found; link the files, or all of {folder}."
-            )
+    for path, name in visible_paths(folder, deep):
+        is_usable = path.suffix.lower() in suffixes
         if not path.is_file():
+            if deep and path.is_symlink() and path.is_dir():
+                raise ValueError(
+                    f"{path} is a link to a folder, whose files would not be found; link the files, or all of "
+                    f"{folder}."
+                )
+            if is_usable and path.is_symlink() and not path.exists():
+                raise ValueError(f"{path} is a link that leads nowhere; bring back what it leads to, or remove it.")
             continue
-        if path.suffix.lower() not in IMAGE_SUFFIXES:
+        if not is_usable:
             others.append((path, name))
             continue
         require_usable_name(path, name)

@@ -1,34 +1,36 @@
 """Data sets that `datasets.load_dataset` reads: from the Hub, a local folder, or saved by `save_to_disk`."""
 
 import logging
-from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 import datasets
 import pyarrow.compute as pc
-from datasets import ClassLabel, Dataset, Image, IterableDataset, LargeList, List, Value
+from datasets import ClassLabel, Dataset, Image, IterableDataset, LargeList, List, Value, concatenate_datasets
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
 from ...utils.text import one_line
 from ..reading import require_columns
 from .classes import Classes, read_classes
+from .layout import Layout
 from .lists import read_lines
-from .pairs import SegmentationData, can_be_listed
-from .splits import Selection, choose_labeled, hold_out
+from .pairs import Pairs, SegmentationData, can_be_listed, one_form
+from .split_names import sort_splits, split_of
+from .splits import Selection, load_layout
 
 
 logger = logging.getLogger(__name__)
 
 ID2LABEL = "id2label.json"
-VALIDATION_SPLITS = ("validation", "val")
+SPLIT_FIX = "name one with --train_split_name or --validation_split_name"
 COLUMN_FIX = "name the column of images with --image_column_name and the column of masks with --label_column_name"
 
 
 def load_hub_data(
     dataset_name: str,
     config_name: str | None = None,
-    train_split: str = "train",
+    train_split: str | None = None,
     validation_split: str | None = None,
     image_column: str = "image",
     label_column: str = "label",
@@ -40,22 +42,24 @@ def load_hub_data(
     Reads a data set with an image and a mask in every row; training rows whose mask is `None` are unlabeled.
 
     A row is named by its `id` where there is such a column and no id occurs twice, else by split and number.
-    What is drawn depends on these ids and the seed, as for folders ([`load_folder`]).
+    What is drawn depends on these ids and the seed, as for folders ([`load_folder`]). A split that is called unlabeled
+    is added to the unlabeled rows, which are called `unlabeled:ID` then.
 
     Args:
         dataset_name (`str`): a Hub id, a local folder that `datasets.load_dataset` reads (parquet, imagefolder with
             metadata, ...), or a folder written by `save_to_disk`.
         config_name (`str`, *optional*): the configuration, where the data set has several.
-        train_split (`str`, *optional*, defaults to `"train"`): the split to train on.
-        validation_split (`str`, *optional*): the split to validate with; `None` takes `validation`, else `val`, else
-            holds rows with a mask out of `train_split`.
-        image_column (`str`, *optional*, defaults to `"image"`): the column of images: `datasets.Image`, or paths or
-            encoded bytes.
+        train_split (`str`, *optional*): the split to train on; `None` takes the one whose name means that
+            ([`split_of`]).
+        validation_split (`str`, *optional*): the split to validate with; `None` takes the one whose name means that,
+            else holds rows with a mask out of the training split.
+        image_column (`str`, *optional*, defaults to `"image"`): the column of images: `datasets.Image`, or paths,
+            encoded bytes, or `{bytes, path}`.
         label_column (`str`, *optional*, defaults to `"label"`): the column of masks, of the same kinds; class indices.
         classes (`Classes`, *optional*): names of the classes; without them, the data set is asked ([`find_classes`]).
         classes_column (`str`, *optional*): see [`find_classes`].
-        selection: what to choose: the fields of [`Selection`]. `labeled_list` is a text file with one id per line,
-            such as the `labeled_ids.txt` of an earlier run; there are no other lists.
+        selection: what to choose: the fields of [`Selection`]. A list is a text file with one id per line, such as the
+            `labeled_ids.txt` of an earlier run.
 
     Returns:
         [`SegmentationData`]: columns `id`, `image` and `label` whatever they were called; rows in the data set's
@@ -64,46 +68,123 @@ def load_hub_data(
     Raises:
         ValueError: if the data set cannot be loaded, has no such split, column or class names, no mask to train on, or
             the options contradict each other or are out of range.
-        FileNotFoundError: if the list of labeled ids is missing.
+        FileNotFoundError: if a list is missing.
     """
     selection = Selection(**selection)
-    for name in ("unlabeled_list", "validation_list"):
-        if getattr(selection, name) is not None:
-            raise ValueError(f"{name} belongs to a folder, but the data set {dataset_name} was given: leave it out.")
     splits = open_dataset(dataset_name, config_name)
-    source = pick_split(splits, train_split, dataset_name, "train_split_name")
-    if classes is None:
-        classes = find_classes(dataset_name, source, classes_column)
-    where = f"The split {train_split} of {dataset_name}"
-    columns = {"image": image_column, "label": label_column}
-    train = standard_columns(source, columns, where, train_split, COLUMN_FIX)
-    validation_split = validation_split or next((name for name in VALIDATION_SPLITS if name in splits), None)
-    validation = None
-    if validation_split is not None:
-        validation = pick_split(splits, validation_split, dataset_name, "validation_split_name")
-        title = f"The split {validation_split} of {dataset_name}"
-        validation = standard_columns(validation, columns, title, validation_split, COLUMN_FIX)
-    rows = {name: row for row, name in enumerate(train["id"])}
-    masked = _ids_with_mask(train)
-    held_out = set(hold_out(masked, where, selection)) if validation is None else set()
-    masked = [name for name in masked if name not in held_out]
-    if selection.labeled_list is None:
-        keep = set(choose_labeled(masked, where, selection))
-    else:
-        keep = _read_ids(Path(selection.labeled_list), rows, set(masked), held_out)
+    chosen, left_alone = choose_splits(splits, dataset_name, train_split, validation_split)
+    layout = HubLayout(dataset_name, splits, chosen, {"image": image_column, "label": label_column})
+    if left_alone:
+        layout.left_alone = f"Left alone in {dataset_name}: {', '.join(left_alone)}; to use one, {SPLIT_FIX}."
+    classes = classes or find_classes(dataset_name, splits[chosen["train"]], classes_column)
+    layout.classes = classes
+    return load_layout(layout, selection)
 
-    def select(ids: Iterable[str]) -> Dataset:
-        return train.select(sorted(rows[name] for name in ids))
 
-    hidden = [name for name in masked if name not in keep]
-    unlabeled = select(rows.keys() - keep - held_out)
-    return SegmentationData(
-        labeled=select(keep),
-        unlabeled=unlabeled if hidden else unlabeled.remove_columns("label"),
-        validation=select(held_out) if validation is None else validation,
-        classes=classes,
-        hidden_ids=hidden,
-    )
+def choose_splits(
+    splits: dict, dataset_name: str, train_split: str | None, validation_split: str | None
+) -> tuple[dict[str, str], list[str]]:
+    """What [`sort_splits`] does, but for the splits that are named; `ValueError` if there is no training split."""
+    named = {"train": train_split, "validation": validation_split}
+    named = {split: name for split, name in named.items() if name is not None}
+    for split, name in named.items():
+        pick_split(splits, name, dataset_name, f"{split}_split_name")
+    rest = [name for name in splits if split_of(name) not in named]
+    chosen = {**sort_splits(rest, dataset_name, SPLIT_FIX)[0], **named}
+    pick_split(splits, chosen.get("train", "train"), dataset_name, "train_split_name")
+    if chosen.get("unlabeled") in named.values():
+        del chosen["unlabeled"]
+    return chosen, [name for name in splits if name not in chosen.values()]
+
+
+class Row(NamedTuple):
+    """A row of a data set: what a file is in a folder."""
+
+    split: str
+    number: int
+
+    def __str__(self) -> str:
+        return f"row {self.number} of {self.split}"
+
+
+class HubLayout(Layout):
+    """
+    Rows with an image and a mask, or `None` instead of it.
+
+    Args:
+        name (`str`): of the data set.
+        splits (`dict[str, datasets.Dataset]`): name of a split to its rows.
+        chosen (`dict[str, str]`): `"train"` and perhaps `"validation"` and `"unlabeled"` to the name of a split.
+        columns (`dict[str, str]`): `"image"` and `"label"` to the name of the column.
+
+    Raises:
+        ValueError: if there is no such column, or one holds neither images nor their paths or bytes.
+    """
+
+    every_mask = False
+
+    def __init__(self, name: str, splits: dict[str, Dataset], chosen: dict[str, str], columns: dict[str, str]):
+        super().__init__(Path(name))
+        self.has_validation, self.has_unlabeled = "validation" in chosen, "unlabeled" in chosen
+        self.where = f"The split {chosen['train']} of {name}"
+        self.rows = {}
+        for split, source in chosen.items():
+            title = f"The split {source} of {name}"
+            there = columns if split != "unlabeled" else {"image": columns["image"]}
+            self.rows[split] = standard_columns(splits[source], there, title, source, COLUMN_FIX)
+
+    def find_classes(self) -> Classes | None:
+        return self.classes
+
+    def find(self, split: str) -> Pairs:
+        rows = self.rows[split]
+        prefix = "unlabeled:" if split == "unlabeled" else ""
+        images = {prefix + name: Row(split, number) for number, name in enumerate(rows["id"])}
+        if "label" not in rows.column_names:
+            return Pairs(images, {})
+        return Pairs(images, {name: images[name] for name in _ids_with_mask(rows)})
+
+    def pairs(self, split: str) -> Pairs:
+        return super().pairs(split if split in self.rows else "train")
+
+    def mask_of(self, image: Row) -> str:
+        return f"mask in {image}"
+
+    def read_list(self, path: str | Path, split: str, need_masks: bool) -> Pairs:
+        pairs = self.pairs(split)
+        if split == "train" and self.has_unlabeled and not need_masks:
+            pairs = pairs.beside(self.pairs("unlabeled"))
+        known = {one_form(name): name for name in pairs.images}
+        named = []
+        for _, line in read_lines(path):
+            name = next((known[text] for text in map(one_form, (line, line.strip())) if text in known), None)
+            if name is None:
+                kind = "training" if split == "train" else split
+                raise ValueError(f"{path} names {line.strip()}, but there is no such {kind} row; correct the list.")
+            if need_masks and name not in pairs.masks:
+                raise ValueError(f"{path} names {name}, which has no mask; correct the list.")
+            named.append(name)
+        if need_masks and not named:
+            raise ValueError(f"{path} names no id, so the set is empty; list at least one id per line.")
+        return pairs.only(named)
+
+    def to_dataset(self, pairs: Pairs, with_masks: bool) -> Dataset:
+        ids = {row: name for name, row in pairs.images.items()}
+        parts = []
+        for split, rows in self.rows.items():
+            numbers = sorted(row.number for row in ids if row.split == split)
+            if not numbers:
+                continue
+            part = rows.select(numbers)
+            if split == "unlabeled":
+                part = part.remove_columns("id").add_column("id", [ids[Row(split, number)] for number in numbers])
+            elif not with_masks:
+                part = part.remove_columns("label")
+            parts.append(part)
+        if not parts:
+            empty = self.rows["train"].select([])
+            return empty if with_masks else empty.remove_columns("label")
+        return parts[0] if len(parts) == 1 else concatenate_datasets(parts)
 
 
 def _ids_with_mask(dataset: Dataset) -> list[str]:
@@ -114,22 +195,6 @@ def _ids_with_mask(dataset: Dataset) -> list[str]:
         stored = pc.or_(*(pc.is_valid(pc.struct_field(label, name)) for name in ("bytes", "path")))
         masked += pc.and_(pc.is_valid(label), stored).to_pylist()
     return [name for name, has_mask in zip(dataset["id"], masked, strict=True) if has_mask]
-
-
-def _read_ids(path: Path, rows: dict[str, int], masked: set[str], held_out: set[str]) -> set[str]:
-    """The ids in a list, each of a training row with a mask."""
-    ids = [line if line in rows else line.strip() for _, line in read_lines(path)]
-    if not ids:
-        raise ValueError(f"{path} names no id, so the labeled set is empty; list at least one id per line.")
-    for name in (name for name in ids if name not in masked):
-        if name in held_out:
-            raise ValueError(
-                f"{path} names {name}, held out for validation; use the seed and validation_fraction of the run that "
-                "wrote the list."
-            )
-        reason = "which has no mask" if name in rows else "but there is no such training row"
-        raise ValueError(f"{path} names {name}, {reason}; correct the list.")
-    return set(ids)
 
 
 def open_dataset(
@@ -216,6 +281,8 @@ def _ids(dataset: Dataset, where: str, split: str) -> list[str]:
 def _as_images(feature, where: str) -> Image:
     if isinstance(feature, Image):
         return Image(mode=feature.mode)  # decoded, even if stored otherwise
+    if isinstance(feature, dict) and "bytes" in feature and feature.keys() <= {"bytes", "path"}:
+        return Image()  # as `datasets` and pandas store one, without saying what it is
     if isinstance(feature, Value) and feature.dtype.removeprefix("large_") in ("string", "binary"):
         return Image()
     raise ValueError(

@@ -1,11 +1,15 @@
 """Pascal VOC 2012, Cityscapes and COCO, in the folders that their archives unpack to or that the field shares."""
 
+import re
 from collections.abc import Iterable
+from functools import cached_property
 from pathlib import Path
 
-from .folder import FolderLayout
-from .lists import read_list
-from .pairs import Layout, Pairs, require_folder, require_images, require_usable_name
+from ...utils.files import image_suffixes, is_hidden
+from .folder import FolderLayout, split_folders
+from .layout import Layout
+from .lists import path_in, read_list
+from .pairs import Pairs, one_form, require_folder, require_images, require_usable_name
 from .published_classes import (
     CITYSCAPES_CLASSES,
     CITYSCAPES_IGNORED_LABEL_IDS,
@@ -13,9 +17,11 @@ from .published_classes import (
     COCO_CLASSES,
     VOC_CLASSES,
 )
+from .split_names import find_kinds, sort_splits, split_of, subfolders
 
 
 VOC_MASKS = ("original", "augmented")
+VOC_ID = re.compile(r"\d{4}_\d{6}")  # 2007_000032: all images of Pascal VOC 2012 are called so
 
 
 class PublishedLayout(Layout):
@@ -29,7 +35,7 @@ class PublishedLayout(Layout):
 
     def _collect(self, images: Iterable[Path], folder: Path) -> Pairs:
         """The images found in a folder, and those masks of theirs that exist."""
-        files = {self.name_of(image): image for image in sorted(images) if not image.name.startswith(".")}
+        files = {self.name_of(image): image for image in sorted(images) if not is_hidden(image.name)}
         if not files:
             raise ValueError(f"{folder} holds no image of the form {self.image_form}; unpack the images there.")
         for name, image in files.items():
@@ -37,15 +43,47 @@ class PublishedLayout(Layout):
         masks = {name: self.mask_of(image) for name, image in files.items()}
         return Pairs(files, {name: mask for name, mask in masks.items() if mask.is_file()})
 
+    def _leave_alone(self, folder: Path, used: Iterable[str], fix: str):
+        """Says of which folders beside the used ones no image is read."""
+        others = [name for name in subfolders(folder) if name not in used]
+        if others:
+            self.left_alone = f"Left alone in {folder}: {', '.join(others)}; {fix}."
+
 
 def _voc_roots(data_dir: Path) -> tuple[Path, ...]:
     return data_dir, data_dir / "VOC2012", data_dir / "VOCdevkit" / "VOC2012"
 
 
+def _images_by_id(folder: Path) -> dict[str, Path]:
+    """The images that lie in a folder by their name without extension, sorted."""
+    found: dict[str, Path] = {}
+    for path in sorted(folder.glob("*")):
+        if is_hidden(path.name) or path.suffix.lower() not in image_suffixes():
+            continue
+        name = one_form(path.stem)
+        if name in found:
+            raise ValueError(f"{found[name]} and {path} have the same name but for the extension; keep one of them.")
+        found[name] = path
+    return found
+
+
+def _holds_own_images(root: Path) -> bool:
+    """Whether VOC's folders hold other images than VOC's, without lists of VOC's names: then they are like any."""
+    names = [path.stem for path in (root / "ImageSets" / "Segmentation").glob("*.txt")]
+    has_lists = any(split_of(name.removesuffix("aug")) in ("train", "validation") for name in names)
+    return not has_lists and not _has_voc_ids(root)
+
+
+def _has_voc_ids(root: Path) -> bool:
+    stems = [path.stem for path in (root / "JPEGImages").glob("*") if not is_hidden(path.name)]
+    return bool(stems) and all(map(VOC_ID.fullmatch, stems))
+
+
 class VocLayout(PublishedLayout):
     """
-    Pascal VOC 2012: `JPEGImages/*.jpg`, `SegmentationClass/*.png` with the class as palette index and 255 for borders,
-    and lists of ids in `ImageSets/Segmentation`. An id is a file's name without extension.
+    Pascal VOC 2012, or images and classes of one's own in its folders: `JPEGImages`, `SegmentationClass/*.png` with
+    the class as palette index and 255 for borders, and lists of ids in `ImageSets/Segmentation`. An id is a file's
+    name without extension. The classes are VOC's if the images are named like VOC's.
 
     An image without a mask in `SegmentationClass` may have one in `SegmentationClassAug`, SBD's.
 
@@ -69,10 +107,18 @@ class VocLayout(PublishedLayout):
         roots = _voc_roots(data_dir)
         super().__init__(next((root for root in roots if (root / "JPEGImages").is_dir()), data_dir))
         self.is_augmented = voc_masks == "augmented"
-        self.mask_folder, self.aug_folder = self.root / "SegmentationClass", self.root / "SegmentationClassAug"
+        self.aug_folder = self.root / "SegmentationClassAug"
+        names = ("SegmentationClass", "SegmentationClassPNG")  # the second is labelme2voc's, whose first has no images
+        self.mask_folder = self.root / next((n for n in names[::-1] if (self.root / n).is_dir()), names[0])
         self._require_folders("JPEGImages")
         if not self.aug_folder.is_dir():
-            self._require_folders("SegmentationClass")
+            self._require_folders(self.mask_folder.name)
+        if not _has_voc_ids(self.root):
+            self.classes = None
+
+    @cached_property
+    def _images(self) -> dict[str, Path]:
+        return _images_by_id(self.root / "JPEGImages")
 
     def find(self, split: str) -> Pairs:
         names, fix = ("train",), "name the images with labeled_list and unlabeled_list"
@@ -80,20 +126,39 @@ class VocLayout(PublishedLayout):
             names, fix = ("val",), "name the images with validation_list"
         elif self.is_augmented:
             names, fix = ("train_aug", "trainaug"), f"make it with scripts/prepare_sbd.py, or {fix}"
-        paths = [self.root / "ImageSets" / "Segmentation" / f"{name}.txt" for name in names]
+        folder = self.root / "ImageSets" / "Segmentation"
+        paths = [folder / f"{name}.txt" for name in names]
         path = next((path for path in paths if path.is_file()), None)
+        if path is None and (split == "validation" or not self.is_augmented):
+            named, _ = sort_splits((path.stem for path in folder.glob("*.txt")), str(folder), "keep one")
+            path = folder / f"{named[split]}.txt" if split in named else None
         if path is None:
             raise FileNotFoundError(f"There is no list {paths[0]}; {fix}.")
         return read_list(path, self, split, need_masks=split == "validation")
 
+    @property
+    def left_alone(self) -> str | None:
+        """Of VOC's own images, most have no mask, and everybody knows."""
+        if self.classes is not None or len(self._found) < 2:
+            return None
+        listed = {path for pairs in self._found.values() for path in pairs.images.values()}
+        others = [name for name, path in self._images.items() if path not in listed]
+        if not others:
+            return None
+        return (
+            f"Left alone in {self.root / 'JPEGImages'}: {len(others)} images that neither list names, first "
+            f"{others[0]}; to learn from them, name them in --labeled_list and --unlabeled_list."
+        )
+
     def image_of(self, name: str, split: str) -> Path:
-        return self.root / "JPEGImages" / f"{name}.jpg"
+        return self._images.get(name, self.root / "JPEGImages" / f"{name}.jpg")
 
     def mask_of(self, image: Path) -> Path:
-        return self._present(self.mask_folder / f"{image.stem}.png")
+        name = f"{image.stem}.png"
+        return path_in(self.mask_folder, name) or self._present(self.mask_folder / name)
 
     def name_of(self, image: Path) -> str:
-        return image.stem
+        return one_form(image.stem)
 
     def listed_mask(self, mask: Path, image: Path) -> Path:
         # The field unpacks SBD's masks over SegmentationClass, and its lists name them there.
@@ -129,11 +194,14 @@ class CityscapesLayout(PublishedLayout):
     def __init__(self, data_dir: Path):
         super().__init__(data_dir)
         self._require_folders("leftImg8bit", "gtFine")
+        fix = "train_extra and the like can be unlabeled images, with --unlabeled_dir or --unlabeled_list"
+        self._leave_alone(self.root / "leftImg8bit", self.splits.values(), fix)
         train_ids, label_ids = (
             {mask.name.removesuffix(end) for split in self.splits for mask in self._masks(split, end)}
             for end in self.mask_ends
         )
         self.mask_end = self.mask_ends[0]
+        self.mask_values = tuple(range(CITYSCAPES_CLASSES.num_labels))  # whatever a model was trained on
         if not label_ids <= train_ids:
             self.mask_end = self.mask_ends[1]
             self.mask_values = CITYSCAPES_LABEL_IDS
@@ -168,9 +236,9 @@ class CityscapesLayout(PublishedLayout):
 
 class CocoLayout(PublishedLayout):
     """
-    COCO 2017: `train2017/*.jpg`, `val2017/*.jpg`, and in `masks` a PNG per image with 81 class indices, 0 for
-    background, 255 to ignore. The masks lie in `masks` itself or in `masks/train2017` and `masks/val2017`. An id is a
-    file's name without extension.
+    COCO 2017: images in `train2017` and `val2017`, and in `masks` a PNG per image with 81 class indices, 0 for
+    background, 255 to ignore. The masks lie in `masks` itself or in `masks/train2017` and `masks/val2017`. The images
+    of `unlabeled2017` are unlabeled, if they are there. An id is a file's name without extension.
 
     Args:
         data_dir (`Path`): the folder that holds them.
@@ -182,18 +250,25 @@ class CocoLayout(PublishedLayout):
     name = "coco"
     classes = COCO_CLASSES
     image_form = "*.jpg"
-    splits = {"train": "train2017", "validation": "val2017"}
+    splits = {"train": "train2017", "validation": "val2017", "unlabeled": "unlabeled2017"}
 
     def __init__(self, data_dir: Path):
         super().__init__(data_dir)
-        self._require_folders("masks")
+        need = "COCO's json files hold outlines, so draw a PNG of class indices for each image"
+        require_folder(self.root / "masks", f"coco data must have one: {need}")
         self.mask_folder = self.root / "masks"
+        self._by_id: dict[str, dict[str, Path]] = {}
+        self.has_unlabeled = (self.root / self.splits["unlabeled"]).is_dir()
+        used = {name for name in subfolders(self.root) if split_of(name) != "test"}
+        self._leave_alone(self.root, used, "rename it to use it")
         self.has_subfolders = any((self.mask_folder / name).is_dir() for name in self.splits.values())
 
     def find(self, split: str) -> Pairs:
         folder = self.root / self.splits[split]
-        pairs = self._collect(folder.glob("*.jpg"), folder)
+        pairs = self._collect(self._images(split).values(), folder)
         used = [*pairs.masks.values()]
+        if split == "unlabeled":
+            return pairs
         if not self.has_subfolders:
             # Of which split a mask in the common folder is can only be told where the images of both are there.
             if split == "validation" or not (self.root / self.splits["validation"]).is_dir():
@@ -203,15 +278,20 @@ class CocoLayout(PublishedLayout):
         require_images(sorted(mask_folder.glob("*.png")), used)
         return pairs
 
+    def _images(self, split: str) -> dict[str, Path]:
+        if split not in self._by_id:
+            self._by_id[split] = _images_by_id(self.root / self.splits[split])
+        return self._by_id[split]
+
     def image_of(self, name: str, split: str) -> Path:
-        return self.root / self.splits[split] / f"{name}.jpg"
+        return self._images(split).get(name, self.root / self.splits[split] / f"{name}.jpg")
 
     def mask_of(self, image: Path) -> Path:
         folder = self.mask_folder / image.parent.name if self.has_subfolders else self.mask_folder
         return folder / f"{image.stem}.png"
 
     def name_of(self, image: Path) -> str:
-        return image.stem
+        return one_form(image.stem)
 
     def listed_mask(self, mask: Path, image: Path) -> Path:
         is_elsewhere = self.has_subfolders and mask.parent == self.mask_folder and mask.stem == image.stem
@@ -250,19 +330,23 @@ def find_layout(data_dir: str | Path, data_format: str | None = None, voc_masks:
 
 
 def _recognize(data_dir: Path) -> str:
+    voc = next((root for root in _voc_roots(data_dir) if (root / "JPEGImages").is_dir()), None)
+    kinds = find_kinds(data_dir)
+    is_own = voc == data_dir and _holds_own_images(data_dir)
+    has_images = kinds["images"] != data_dir / "JPEGImages" if "images" in kinds else bool(split_folders(data_dir))
     signs = {
-        "folder": (data_dir / "images",),
-        "voc": tuple(root / "JPEGImages" for root in _voc_roots(data_dir)),
-        "cityscapes": (data_dir / "leftImg8bit",),
-        "coco": (data_dir / "train2017", data_dir / "val2017"),
+        "folder": is_own or has_images,
+        "voc": voc is not None and not is_own,
+        "cityscapes": (data_dir / "leftImg8bit").is_dir(),
+        "coco": (data_dir / "train2017").is_dir() or (data_dir / "val2017").is_dir(),
     }
-    found = [name for name, folders in signs.items() if any(folder.is_dir() for folder in folders)]
+    found = [name for name, is_there in signs.items() if is_there]
     if len(found) == 1:
         return found[0]
     if found:
         raise ValueError(f"{data_dir} may be read as {' or '.join(found)}; choose one with --data_format.")
     raise ValueError(
-        f"{data_dir} holds neither images/ and masks/ (a folder of your own), nor JPEGImages/ or VOCdevkit/VOC2012/ "
-        "(Pascal VOC), leftImg8bit/ and gtFine/ (Cityscapes), or train2017/, val2017/ and masks/ (COCO); give the "
-        "folder that holds them."
+        f"{data_dir} holds neither images/ and masks/ or train/images/ and train/masks/ (a folder of your own), nor "
+        "JPEGImages/ or VOCdevkit/VOC2012/ (Pascal VOC), leftImg8bit/ and gtFine/ (Cityscapes), or train2017/, "
+        "val2017/ and masks/ (COCO); give the folder that holds them."
     )

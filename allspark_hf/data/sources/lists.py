@@ -3,18 +3,21 @@
 import logging
 import re
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
-from ...utils.files import IMAGE_SUFFIXES
-from .pairs import Layout, Pairs
+from ...utils.files import image_suffixes
+from .pairs import Pairs, one_form
+
+
+if TYPE_CHECKING:
+    from .layout import Layout
 
 
 logger = logging.getLogger(__name__)
 
 SHOWN_CHARACTERS = 300
-_SUFFIX = "|".join(re.escape(suffix) for suffix in IMAGE_SUFFIXES)
-# A path may hold blanks, so what ends the first one is its extension.
-_PAIR = re.compile(rf"^(?P<image>.+?(?:{_SUFFIX}))\s+(?P<mask>\S.*)$", re.IGNORECASE)
 
 
 def read_lines(path: str | Path) -> list[tuple[int, str]]:
@@ -46,19 +49,27 @@ def is_file(path: Path) -> bool:
         return False
 
 
+@cache
+def _pair() -> re.Pattern:
+    """A path may hold blanks and commas, so what ends the first one is its extension."""
+    suffix = "|".join(map(re.escape, sorted(image_suffixes(), key=len, reverse=True)))
+    return re.compile(rf"^(?P<image>.+?(?:{suffix}))(?:\s*[,;]\s*|\s+)(?P<mask>\S.*)$", re.IGNORECASE)
+
+
 def split_line(line: str) -> tuple[str, str | None]:
     """The image path or id that a line of a split file names, and the mask path, if it names one."""
-    match = _PAIR.match(line)
+    match = _pair().match(line)
     return (match["image"], match["mask"]) if match else (line, None)
 
 
-def read_list(path: str | Path, layout: Layout, split: str, need_masks: bool) -> Pairs:
+def read_list(path: str | Path, layout: "Layout", split: str, need_masks: bool) -> Pairs:
     """
     Reads a split file, as UniMatch, AllSpark and U2PL publish them or as a run writes them.
 
-    A line is `image mask` or an image path, relative to the root of the data set with slashes, or a bare id. The mask
-    of an image path or an id lies where the data set keeps it. No line leads out of the data set's folder. A link in
-    that folder is part of it, wherever it leads: whoever made it chose what to read.
+    A line is `image mask` or an image path, an id, or the name of a file that has that id. Between the two paths are
+    blanks, a comma or a semicolon; they are relative to the root of the data set, or absolute and in it, with slashes
+    or backslashes. The mask of an image path or an id lies where the data set keeps it. No line leads out of the data
+    set's folder. A link in that folder is part of it, wherever it leads: whoever made it chose what to read.
 
     Args:
         path (`str` or `Path`): the text file, UTF-8.
@@ -105,36 +116,82 @@ def read_list(path: str | Path, layout: Layout, split: str, need_masks: bool) ->
     return pairs
 
 
-def _resolve(line: str, layout: Layout, split: str, where: str) -> tuple[Path, Path | None]:
-    """The image that a line names, which exists, and the mask, if it names one."""
+def find_image(line: str, layout: "Layout", split: str) -> tuple[Path | None, str | None]:
+    """The image that a line names, if it exists, and the path of the mask, if it names one; see [`read_list`]."""
     # An id may look like a path or a pair, or end in a blank; that there is such an image settles it.
     for name in (line, line.strip()):
-        if not _leaves(name) and is_file(image := layout.image_of(name, split)):
+        if not _leaves(name, layout) and is_file(image := layout.image_of(one_form(name), split)):
             return image, None
+        if _is_path(name) and not _leaves(name, layout) and (image := path_in(layout.root, name)):
+            return image, None
+    first, second = split_line(line.strip())
+    if _leaves(first, layout) or not _is_path(first):
+        return None, second
+    if second is not None and (image := path_in(layout.root, first)):
+        return image, second
+    # A file's name alone.
+    image = layout.image_of(one_form(PurePosixPath(first).with_suffix("").as_posix()), split)
+    is_named = is_file(image) and one_form(image.name).lower() == one_form(PurePosixPath(first).name).lower()
+    return image if is_named else None, second
+
+
+def path_in(root: Path, relative: str) -> Path | None:
+    """
+    The file that a path in a list means, if there is one below `root`: with slashes or backslashes, its extension in
+    upper or lower case, and accents in either of Unicode's forms.
+    """
+    for text in dict.fromkeys((relative, relative.replace("\\", "/"))):
+        path = root / text
+        for change in (str, str.lower, str.upper):
+            if path.name and is_file(same := path.with_suffix(change(path.suffix))):
+                return same
+        if not text.isascii() and (path := _in_stored_form(root, path.relative_to(root).parts)):
+            return path
+    return None
+
+
+def _in_stored_form(folder: Path, parts: Sequence[str]) -> Path | None:
+    """The file below a folder whose path has the given parts, in the form in which the disk has them."""
+    for part in parts:
+        paths = folder.iterdir() if folder.is_dir() else ()
+        folder = next((path for path in paths if one_form(path.name) == one_form(part)), None)
+        if folder is None:
+            return None
+    return folder if folder.is_file() else None
+
+
+def _resolve(line: str, layout: "Layout", split: str, where: str) -> tuple[Path, Path | None]:
+    """The image that a line names, which exists, and the mask, if it names one."""
+    image, second = find_image(line, layout, split)
     line = line.strip()
-    first, second = split_line(line)
-    is_path = second is not None or _is_path(first)
+    first = split_line(line)[0] if image is None or second is not None else None
     for path in (first, second):
-        if path is not None and _leaves(path):
+        if path is not None and _leaves(path, layout):
             raise ValueError(
                 f"{where} names {_shown(path)}, which is outside {layout.root}; paths must be relative to that folder."
             )
-    image = layout.root / first if is_path else layout.image_of(first, split)
-    if not is_file(image):
+    if image is None:
+        is_path = second is not None or _is_path(first)
         other = "validation" if split == "train" else "train"
-        if not is_path and is_file(layout.image_of(first, other)):
+        if not is_path and is_file(layout.image_of(one_form(first), other)):
             kind = "training" if other == "train" else other
             raise ValueError(f"{where} names {_shown(first)}, which is a {kind} image; correct it.")
-        place = _shown(str(image))
+        place = _shown(str(layout.root / first if is_path else layout.image_of(first, split)))
         raise ValueError(
             f"{where} names {_shown(line)}, but there is no image {place}; correct the line or add the image."
         )
-    return image, None if second is None else layout.root / second
+    if second is None:
+        return image, None
+    return image, path_in(layout.root, second) or layout.root / second
 
 
-def _leaves(path: str) -> bool:
+def _leaves(path: str, layout: "Layout") -> bool:
+    """Whether a path leads out of the data folder; an absolute one does not, if it names a file in it."""
     parts = re.split(r"[\\/]", path)  # both, so that a list means the same on every system
-    return not parts[0] or ".." in parts or re.match(r"[A-Za-z]:[\\/]", path) is not None
+    if ".." in parts:
+        return True
+    is_absolute = not parts[0] or re.match(r"[A-Za-z]:[\\/]", path) is not None
+    return is_absolute and not Path(path).is_relative_to(layout.root)
 
 
 def _shown(text: str) -> str:
@@ -164,7 +221,9 @@ def shared_images(a: Sequence[str], b: Sequence[str]) -> list[str]:
         `list[str]`: the images of `a` that are also in `b`, as `a` names them. Two paths are the same image if they
         are equal; an id is the same image as a path that ends in it, extension and `_leftImg8bit` aside.
     """
-    entries, entries_b = ([PurePosixPath(split_line(line)[0]).as_posix() for line in lines] for lines in (a, b))
+    entries, entries_b = (
+        [PurePosixPath(split_line(line)[0].replace("\\", "/")).as_posix() for line in lines] for lines in (a, b)
+    )
     paths_b = set(filter(_is_path, entries_b))
     ids_b, tails_b = set(entries_b) - paths_b, set().union(*map(_tails, entries_b))
 
@@ -177,7 +236,7 @@ def shared_images(a: Sequence[str], b: Sequence[str]) -> list[str]:
 
 
 def _is_path(entry: str) -> bool:
-    return entry.lower().endswith(IMAGE_SUFFIXES)
+    return entry.lower().endswith(image_suffixes())
 
 
 def _tails(entry: str) -> set[str]:

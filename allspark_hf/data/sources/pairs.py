@@ -1,19 +1,21 @@
-"""Images with their masks, by id; where a data set keeps them; and datasets made of them."""
+"""Images with their masks, by id, and datasets made of them."""
 
-from collections.abc import Iterable, Iterator
+import unicodedata
+from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from datasets import Dataset, Features, Image, IterableDataset, Value
 
-from ...utils.files import IMAGE_SUFFIXES
-from ..masks import MaskValueTransform
+from ...utils.files import MASK_SUFFIXES, is_hidden
+from ..masks import MaskConvention
 from .classes import Classes
 
 
 SHOWN_IDS = 5
 SETS = ("labeled", "unlabeled", "validation")
-ACCEPTED = "accepted: " + ", ".join(suffix[1:] for suffix in IMAGE_SUFFIXES)  # for an error message
+ACCEPTED = "accepted: " + ", ".join(suffix[1:] for suffix in MASK_SUFFIXES)  # for an error message
+ACCEPTED_IMAGES = f"{ACCEPTED} and what else Pillow reads"
 
 
 @dataclass
@@ -56,7 +58,7 @@ class SegmentationData:
         ignore_index: int = 255,
         mask_values: Iterable[int] | None = None,
         ignored_mask_values: Iterable[int] | None = None,
-    ) -> MaskValueTransform:
+    ) -> MaskConvention:
         """
         What makes class indices of the masks: by the options, else by what the data set says of itself.
 
@@ -73,7 +75,7 @@ class SegmentationData:
         if mask_values is None:
             mask_values = self.mask_values
         stored = None if mask_values is None else tuple(mask_values)
-        return MaskValueTransform(stored, ignore_index, tuple(ignored_mask_values or ()))
+        return MaskConvention(stored, ignore_index, tuple(ignored_mask_values or ()))
 
 
 @dataclass
@@ -82,22 +84,26 @@ class Pairs:
     The images of one set and their masks.
 
     Args:
-        images (`dict[str, Path]`): id to file.
+        images (`dict[str, Path]`): id to file; a data set in rows has something else there that names the row.
         masks (`dict[str, Path]`): the same for the masks; an image may have none.
     """
 
-    images: dict[str, Path]
-    masks: dict[str, Path]
+    images: dict[str, Path | Hashable]
+    masks: dict[str, Path | Hashable]
 
     def only(self, ids: Iterable[str]) -> "Pairs":
         """The images of these ids and the masks they have, in the order of the ids."""
         images = {name: self.images[name] for name in ids}
         return Pairs(images, {name: self.masks[name] for name in images if name in self.masks})
 
-    def without(self, other: "Pairs") -> "Pairs":
-        """All but the image files of another set."""
-        left_out = set(other.images.values())
+    def without(self, *others: "Pairs") -> "Pairs":
+        """All but the image files of other sets."""
+        left_out = {path for other in others for path in other.images.values()}
         return self.only(name for name, path in self.images.items() if path not in left_out)
+
+    def beside(self, other: "Pairs") -> "Pairs":
+        """Those of both sets, which share no id."""
+        return Pairs(self.images | other.images, self.masks | other.masks)
 
     def to_dataset(self, with_masks: bool) -> Dataset:
         """
@@ -116,58 +122,6 @@ class Pairs:
         return dataset_of_files(ids, **columns)
 
 
-class Layout:
-    """
-    Where a data set keeps its images and masks, and what its masks mean. Subclasses: the own folder, VOC, Cityscapes,
-    COCO. A split is `"train"` or `"validation"`.
-
-    Args:
-        root (`Path`): the folder that the paths in split files are relative to.
-    """
-
-    name: str
-    every_mask = True  # whether a training image without a mask is a mistake, unless a list says what is labeled
-    has_validation = True  # whether the data set has set images aside for validation
-    classes: Classes | None = None
-    mask_values: tuple[int, ...] | None = None
-    ignored_mask_values: tuple[int, ...] | None = None
-
-    def __init__(self, root: Path):
-        self.root = root
-        self._found: dict[str, Pairs] = {}
-
-    def pairs(self, split: str) -> Pairs:
-        """All images of a split, with the masks there are; looked for once."""
-        if split not in self._found:
-            self._found[split] = self.find(split)
-        return self._found[split]
-
-    def find(self, split: str) -> Pairs:
-        """Looks for the images of a split and their masks."""
-        raise NotImplementedError
-
-    def image_of(self, name: str, split: str) -> Path:
-        """Where the image of a bare id lies or would lie."""
-        raise NotImplementedError
-
-    def mask_of(self, image: Path) -> Path:
-        """Where the mask of an image lies or would lie."""
-        raise NotImplementedError
-
-    def name_of(self, image: Path) -> str:
-        """The bare id of an image, if the data set keeps it where it keeps its own."""
-        raise NotImplementedError
-
-    def listed_mask(self, mask: Path, image: Path) -> Path | None:
-        """The mask to read where a list names `mask`: this one or one that shows the same; `None` refuses it."""
-        return mask
-
-    def identify(self, image: Path, split: str) -> str:
-        """The id under which [`image_of`] finds an image again, else its path relative to the root."""
-        name = self.name_of(image)
-        return name if self.image_of(name, split) == image else image.relative_to(self.root).as_posix()
-
-
 def dataset_of_files(ids: list[str], **columns: list[str | None]) -> Dataset:
     """A dataset with the column `id` and columns of image files, which are not decoded yet."""
     columns = {"id": ids, **columns}
@@ -178,12 +132,17 @@ def dataset_of_files(ids: list[str], **columns: list[str | None]) -> Dataset:
     return dataset
 
 
-def visible_paths(folder: Path) -> Iterator[tuple[Path, str]]:
+def visible_paths(folder: Path, deep: bool = True) -> Iterator[tuple[Path, str]]:
     """Sorted paths in a folder and its subfolders, each with its id, for what a list can name; none is hidden."""
-    for path in sorted(folder.rglob("*")):
+    for path in sorted(folder.rglob("*") if deep else folder.glob("*")):
         relative = path.relative_to(folder)
-        if not any(part.startswith(".") for part in relative.parts):
-            yield path, relative.with_suffix("").as_posix()
+        if not any(is_hidden(part) for part in relative.parts):
+            yield path, one_form(relative.with_suffix("").as_posix())
+
+
+def one_form(name: str) -> str:
+    """A name with its accents in one of the two forms that Unicode has; a Mac stores names in the other one."""
+    return unicodedata.normalize("NFC", name)
 
 
 def require_folder(folder: Path, need: str):
@@ -195,7 +154,7 @@ def require_folder(folder: Path, need: str):
 def require_images(masks: Iterable[Path], used: Iterable[Path], fix: str = "add the images or remove the masks"):
     """Raises `ValueError` if a mask is of no image, which shows that the images are not all there."""
     used = set(used)
-    orphans = [mask for mask in masks if mask not in used and not mask.name.startswith(".")]
+    orphans = [mask for mask in masks if mask not in used and not is_hidden(mask.name)]
     if orphans:
         counted = "1 mask has" if len(orphans) == 1 else f"{len(orphans)} masks have"
         raise ValueError(f"{counted} no image, first {orphans[0]}; {fix}.")

@@ -1,5 +1,6 @@
 """Which images are labeled, unlabeled and for validation: drawn from a seed, or named by lists."""
 
+import logging
 import math
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
@@ -8,8 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from .lists import read_list
-from .pairs import SETS, Layout, Pairs, SegmentationData, some
+from .classes import Classes
+from .layout import Layout
+from .pairs import SETS, Pairs, SegmentationData, some
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -63,21 +68,25 @@ class Selection:
             raise ValueError(f"seed is {self.seed}, but it must be 0 or above.")
 
 
-def load_layout(layout: Layout, selection: Selection) -> SegmentationData:
+def load_layout(layout: Layout, selection: Selection, classes: Classes | None = None) -> SegmentationData:
     """
-    Chooses the three sets ([`select_pairs`]) and makes datasets of them, sorted by id; nothing is decoded.
+    Chooses the three sets ([`select_pairs`]) and makes datasets of them, files sorted by id; nothing is decoded. What
+    the data set holds besides is logged. Without `classes`, the data set is asked ([`Layout.find_classes`]).
 
     Raises:
         FileNotFoundError: if a folder or a list is missing.
         ValueError: if a list cannot be used, sets share images, a mask is missing, or too few images have masks.
     """
     labeled, unlabeled, validation = select_pairs(layout, selection)
+    if layout.left_alone is not None:
+        logger.warning(layout.left_alone)
+    unlabeled_set = layout.to_dataset(unlabeled, with_masks=bool(unlabeled.masks))
     return SegmentationData(
-        labeled=labeled.to_dataset(with_masks=True),
-        unlabeled=unlabeled.to_dataset(with_masks=bool(unlabeled.masks)),
-        validation=validation.to_dataset(with_masks=True),
-        classes=layout.classes,
-        hidden_ids=sorted(unlabeled.masks),
+        labeled=layout.to_dataset(labeled, with_masks=True),
+        unlabeled=unlabeled_set,
+        validation=layout.to_dataset(validation, with_masks=True),
+        classes=classes or layout.find_classes(),
+        hidden_ids=[name for name in unlabeled_set["id"] if name in unlabeled.masks],
         mask_values=layout.mask_values,
         ignored_mask_values=layout.ignored_mask_values,
     )
@@ -105,7 +114,7 @@ def select_pairs(layout: Layout, selection: Selection) -> tuple[Pairs, Pairs, Pa
     if validation is None or unlabeled is None:
         train = layout.pairs("train")
         if validation is None:
-            validation = train.only(hold_out(train.masks, str(layout.root), selection))
+            validation = train.only(hold_out(train.masks, layout.where, selection))
             train = train.without(validation)
             fix = "use the seed and validation_fraction of the run that wrote the list, or take them out of it"
         elif selection.validation_list is not None:
@@ -113,15 +122,17 @@ def select_pairs(layout: Layout, selection: Selection) -> tuple[Pairs, Pairs, Pa
         if labeled is None:
             if layout.every_mask:
                 _require_masks(train, layout, "training", "name the labeled images with labeled_list")
-            labeled = train.only(choose_labeled(train.masks, str(layout.root), selection))
+            labeled = train.only(choose_labeled(train.masks, layout.where, selection))
         if unlabeled is None:
             unlabeled = train.without(labeled)
+            if layout.has_unlabeled:
+                unlabeled = unlabeled.beside(layout.pairs("unlabeled").without(labeled, validation))
     _require_disjoint(selection, (labeled, unlabeled, validation), fix)
     return labeled, unlabeled, validation
 
 
 def _listed(layout: Layout, path: str | Path | None, split: str, need_masks: bool = True) -> Pairs | None:
-    return None if path is None else read_list(path, layout, split, need_masks)
+    return None if path is None else layout.read_list(path, split, need_masks)
 
 
 def _require_masks(pairs: Pairs, layout: Layout, kind: str, fix: str):

@@ -1,22 +1,27 @@
 """Unlabeled images from a second source: a folder, or a data set that `datasets.load_dataset` reads."""
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 
 from datasets import Dataset, IterableDataset, concatenate_datasets
 
-from ...utils.files import IMAGE_SUFFIXES
+from ...utils.files import find_image_files, left_out
 from ..streaming import undecoded_stream
 from .hub import open_dataset, pick_split, standard_columns
-from .pairs import ACCEPTED, SegmentationData, dataset_of_files, require_folder, require_usable_name, visible_paths
+from .pairs import ACCEPTED_IMAGES, SegmentationData, dataset_of_files, one_form, require_folder, require_usable_name
+
+
+logger = logging.getLogger(__name__)
 
 
 def read_image_folder(folder: str | Path) -> Dataset:
     """
-    The images in a folder and its subfolders; hidden files and other files are passed over.
+    The images in a folder and its subfolders, linked ones too; hidden files are passed over, and how many others are
+    is logged.
 
     Args:
-        folder (`str` or `Path`): any folder with jpg, jpeg, png, bmp, tif, tiff or webp files, in upper or lower case.
+        folder (`str` or `Path`): any folder with files of formats that Pillow reads.
 
     Returns:
         `datasets.Dataset`: columns `id` (string: path in the folder, with its extension) and `image`
@@ -28,14 +33,15 @@ def read_image_folder(folder: str | Path) -> Dataset:
     """
     folder = Path(folder).absolute()
     require_folder(folder, "unlabeled_dir names a folder of images")
-    paths = []
-    for path, name in visible_paths(folder):
-        if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file():
-            require_usable_name(path, name)
-            paths.append(path)
+    paths, others = find_image_files(folder)
     if not paths:
-        raise ValueError(f"{folder} holds no image; put some there ({ACCEPTED}).")
-    return dataset_of_files([path.relative_to(folder).as_posix() for path in paths], image=list(map(str, paths)))
+        raise ValueError(f"{folder} holds no image; put some there ({ACCEPTED_IMAGES}).")
+    ids = [path.relative_to(folder).as_posix() for path in paths]
+    for path, name in zip(paths, ids, strict=True):
+        require_usable_name(path, name)
+    if others:
+        logger.warning(left_out(others, folder))
+    return dataset_of_files([one_form(name) for name in ids], image=list(map(str, paths)))
 
 
 def read_unlabeled_dataset(

@@ -1,0 +1,187 @@
+"""`--preset auto` on the command line: the facts, the choices of [`choose`], and the length that five updates tell."""
+
+import statistics
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import torch
+import yaml
+from accelerate.utils import broadcast_object_list
+
+from ..data import CheckReport, DataArguments, SegmentationData
+from ..data.loading import find_data
+from ..models.encoders import encoder_config
+from ..training.arguments import AllSparkTrainingArguments
+from ..training.recipes import RECIPE_SUFFIXES, read_recipe, recipe_arguments
+from .arguments import ModelArguments, parse_arguments
+from .preset import (
+    GIB,
+    MINUTES,
+    TIMED_UPDATES,
+    Choice,
+    PresetArguments,
+    Situation,
+    Times,
+    best_encoder,
+    choose,
+    choose_length,
+    measure,
+)
+from .trial_step import trial_arguments
+
+
+LENGTHS = ("max_steps", "num_train_epochs")
+FILE = "preset.yaml"  # in the output folder: the choices, as a recipe
+SIZED_IMAGES = 20
+TIMED_IMAGES = 3  # of an evaluation
+
+
+class Preset:
+    """
+    What is chosen for one command.
+
+    Args:
+        types (`tuple[type, ...]`): the argument classes of the command.
+        typed (`list[str]`): its arguments.
+        say (`Callable`): is told each choice, in one line.
+    """
+
+    def __init__(self, types: tuple[type, ...], typed: list[str], say: Callable[[str], None]):
+        self.types, self.typed, self.say = types, typed, say
+        self.choices: list[Choice] = []
+
+    def parse(self) -> tuple:
+        """The arguments, those chosen beneath those typed."""
+        chosen = recipe_arguments({choice.name: choice.value for choice in self.choices})
+        return parse_arguments(self.types, self.typed, chosen)
+
+    def choose(self, data: DataArguments, model: ModelArguments, args: AllSparkTrainingArguments) -> tuple:
+        """The arguments with all choices but the length; those of the run that is resumed, if one is."""
+        stored = Path(args.output_dir) / FILE
+        if args.resume_from_checkpoint and stored.is_file():
+            return parse_arguments(self.types, self.typed, read_recipe(stored))
+        found = find_data(data, args.image_column_name, args.label_column_name)
+        situation = self._situation(found, data, model, args)
+        self._add([choice for choice in choose(situation) if choice.name not in args.given])
+        return self.parse()
+
+    def choose_length(self, build: Callable, report: CheckReport, arguments: tuple, minutes: float | None) -> tuple:
+        """
+        The arguments with the updates that fit into the time, unless their number was given.
+
+        Args:
+            build (`Callable`): a trainer from the arguments and the report.
+            report ([`CheckReport`]): the data.
+            arguments (`tuple`): [`DataArguments`], [`ModelArguments`], [`AllSparkTrainingArguments`].
+            minutes (`float`, *optional*): the time; default: that of `MINUTES`.
+        """
+        args = arguments[2]
+        if args.given.intersection(LENGTHS):
+            return arguments
+        times = [_time(build, report, arguments)]
+        broadcast_object_list(times)  # all processes take the main one's
+        minutes = minutes or _default_minutes(args)
+        length = choose_length(minutes, times[0])
+        self._add([choice for choice in length if choice.name not in args.given])
+        end = datetime.now() + timedelta(minutes=minutes)
+        self.say(f"done at about {end:%H:%M}; the first evaluation shows {args.output_dir}/progress.png")
+        return self.parse()[:3]
+
+    def announce_length(self, args: AllSparkTrainingArguments, minutes: float | None):
+        """Says for a dry run how the training will choose its length."""
+        if not args.given.intersection(LENGTHS):
+            minutes = minutes or _default_minutes(args)
+            self.say(
+                f"  length: what fits into {minutes:g} minutes, not the epochs below; training times five updates"
+            )
+
+    def save(self, output_dir: str):
+        """Writes the choices as a recipe, of which the same training can be made again."""
+        if self.choices:
+            content = {choice.name: choice.value for choice in self.choices}
+            (Path(output_dir) / FILE).write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+
+    def _situation(
+        self, found: SegmentationData, data: DataArguments, model: ModelArguments, args: AllSparkTrainingArguments
+    ) -> Situation:
+        streams = found.unlabeled_stream is not None
+        self.say(
+            f"Chosen for {len(found.labeled)} labeled and {'streamed' if streams else len(found.unlabeled)} unlabeled "
+            f"images on {'a GPU' if args.device.type == 'cuda' else 'a CPU'} (--preset none: the paper's settings):"
+        )
+        on_gpu = args.device.type == "cuda"
+        memory = torch.cuda.get_device_properties(args.device).total_memory / GIB if on_gpu else 0.0
+        facts = {"weights": None, "patch": 32, "num_layers": 0, "is_given": bool(model.encoder or model.backbone)}
+        name = None if model.backbone else model.encoder or best_encoder(args.device.type, memory)
+        if name is not None:
+            try:
+                config = encoder_config(name)
+                plain = isinstance(getattr(config, "patch_size", None), int) and hasattr(config, "num_hidden_layers")
+                facts |= {"weights": name}
+                facts |= {"patch": config.patch_size, "num_layers": config.num_hidden_layers} if plain else {}
+            except (OSError, ValueError) as error:
+                if model.encoder:
+                    raise
+                self.say(f"  would have taken the encoder {name}, which makes a better model: {error}")
+        return Situation(
+            num_labeled=len(found.labeled),
+            num_unlabeled=None if streams else len(found.unlabeled),
+            side=median_side(found.validation, data.image_long_side),
+            device=args.device.type,
+            device_memory=memory,
+            **facts,
+        )
+
+    def _add(self, choices: list[Choice]):
+        self.choices += choices
+        for name, value, reason in choices:
+            shown = " ".join(map(str, value)) if isinstance(value, list) else value
+            self.say(f"  {name} {shown}" + (f": {reason}" if reason else ""))
+
+
+def applies(preset: PresetArguments, model: ModelArguments, args: AllSparkTrainingArguments, typed: list[str]) -> bool:
+    """
+    Whether the choices are wanted: without a recipe, a method and a whole model to start from.
+
+    Raises:
+        ValueError: if `minutes` is given and is not used.
+    """
+    has_recipe = bool(typed) and typed[0].endswith(RECIPE_SUFFIXES)
+    wanted = not has_recipe and "method" not in args.given and model.model_name_or_path is None
+    wanted &= preset.preset == "auto"
+    if preset.minutes is not None and (not wanted or args.given.intersection(LENGTHS)):
+        raise ValueError(
+            f"minutes={preset.minutes:g} sets the length of a training with --preset auto, without recipe, method, "
+            "max_steps and num_train_epochs: leave it out, or these."
+        )
+    return wanted
+
+
+def _default_minutes(args: AllSparkTrainingArguments) -> float:
+    return MINUTES.get(args.device.type, MINUTES["cpu"])
+
+
+def median_side(dataset, long_side: int | None = None) -> tuple[int, int]:
+    """Median (height, width) of some images of a dataset, evenly spread, scaled to a long side if one is given."""
+    count = min(SIZED_IMAGES, len(dataset))
+    sizes = [dataset[index * len(dataset) // count]["image"].size for index in range(count)]
+    width, height = (statistics.median(sides) for sides in zip(*sizes, strict=True))
+    scale = 1 if long_side is None else long_side / max(height, width)
+    return round(scale * height), round(scale * width)
+
+
+def _time(build: Callable, report: CheckReport, arguments: tuple) -> Times:
+    """Of the training to come, its own images included; nothing is kept."""
+    validation = report.data.validation
+    few = validation.select(range(min(TIMED_IMAGES, len(validation))))
+    with tempfile.TemporaryDirectory() as folder:
+        data, model, args = arguments
+        report = replace(report, data=replace(report.data, validation=few))
+        trainer = build(data, model, trial_arguments(args, folder, TIMED_UPDATES), report)
+        return measure(trainer, len(validation))
+
+
+__all__ = ["Preset", "applies", "median_side"]

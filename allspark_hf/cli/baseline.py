@@ -1,0 +1,103 @@
+"""`--compare_supervised`: a second training without unlabeled images, and what they were worth."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+from ..evaluation.intervals import Interval, difference_interval, verdict
+from ..training.arguments import AllSparkTrainingArguments
+from ..utils.arguments import argument, documented
+from ..utils.files import write_json
+
+
+BY_IMAGE = "eval_by_image.safetensors"
+BASELINE = "supervised"  # the method, and the folder of its results in that of the training
+
+
+@documented
+@dataclass
+class BaselineArguments:
+    """Whether to train twice."""
+
+    compare_supervised: bool = argument(
+        False,
+        "Then train again without unlabeled images, as many updates, into OUTPUT_DIR/supervised, and say whether the "
+        "unlabeled images helped.",
+        group="training",
+        common=True,
+    )
+
+
+def wants_baseline(arguments: BaselineArguments, args: AllSparkTrainingArguments, is_chosen: bool) -> bool:
+    """
+    Whether to train twice; where `--preset auto` chose `supervised` (`is_chosen`), once is enough, which is said.
+
+    Raises:
+        ValueError: if there is nothing to compare.
+    """
+    if not arguments.compare_supervised or args.method != BASELINE:
+        return arguments.compare_supervised
+    if not is_chosen:
+        raise ValueError(
+            "compare_supervised compares with method=supervised, which is the method of this training itself: leave "
+            "it out, or choose another method."
+        )
+    if args.should_save:
+        print("nothing to compare: the method that was chosen reads no unlabeled images")
+    return False
+
+
+def baseline_arguments(args: AllSparkTrainingArguments) -> AllSparkTrainingArguments:
+    """Those of the same training without unlabeled images."""
+    changed = copy.copy(args)
+    changed.method, changed.output_dir = BASELINE, str(Path(args.output_dir) / BASELINE)
+    changed.holdout_fraction, changed.push_to_hub, changed.resume_from_checkpoint = 0.0, False, None
+    return changed
+
+
+def save_by_image(trainer):
+    """Writes what the last evaluation found in each validation image, for intervals."""
+    evaluation = trainer.evaluation
+    if evaluation is not None and trainer.args.should_save:
+        save_file({"counts": np.stack(evaluation.by_image)}, Path(trainer.args.output_dir) / BY_IMAGE)
+
+
+def compare_folders(supervised: Path, other: Path) -> tuple[Interval, str] | None:
+    """The interval of a training's gain over the supervised one, and the sentence; None if one has no [`BY_IMAGE`]."""
+    files = [folder / BY_IMAGE for folder in (supervised, other)]
+    if not all(file.is_file() for file in files):
+        return None
+    first, second = (load_file(file)["counts"] for file in files)
+    interval = difference_interval(first, second)
+    return interval, verdict(interval, len(first))
+
+
+def compare_with_baseline(trainer, build: Callable, train_and_evaluate: Callable):
+    """
+    Trains the baseline and prints the verdict, which `comparison.json` keeps.
+
+    Args:
+        trainer ([`AllSparkTrainer`]): after its training.
+        build (`Callable`): a trainer from training arguments.
+        train_and_evaluate (`Callable`): trains one and saves its results.
+    """
+    folder = Path(trainer.args.output_dir)
+    train_and_evaluate(build(baseline_arguments(trainer.args)), None)
+    if not trainer.args.should_save:
+        return
+    interval, sentence = compare_folders(folder / BASELINE, folder)
+    write_json(folder / "comparison.json", {**interval._asdict(), "verdict": sentence})
+    print(sentence)
+
+
+__all__ = [
+    "BaselineArguments",
+    "compare_folders",
+    "compare_with_baseline",
+    "save_by_image",
+    "wants_baseline",
+]

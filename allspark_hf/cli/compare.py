@@ -1,0 +1,165 @@
+"""Compares trainings that differ in nothing but the method: a table and pictures.
+
+    allspark compare --data_dir DATA --runs OUT/supervised OUT/allspark --output_dir OUT
+
+The folders of the runs are named like their methods. Writes `metrics.json`, `metrics.md`, `comparison.png` and
+`legend.png`, and prints the table.
+"""
+
+import argparse
+from pathlib import Path
+
+from datasets import Dataset
+
+from allspark_hf.cli.ending import run_script
+from allspark_hf.methods import METHODS
+
+
+TITLES = {name: method.title[0].upper() + method.title[1:] for name, method in METHODS.items()}
+NUM_ROWS = 8
+
+
+def read_run(folder: Path) -> dict:
+    """
+    What a training says about itself.
+
+    Args:
+        folder (`Path`): its output folder, named like its method.
+
+    Returns:
+        `dict`: that of [`read_run_metrics`], image counts, `labeled_ids`, `validation_ids`, and `iou`: class (blanks
+        as underscores) -> value in [0, 1]; a class in neither masks nor predictions is left out.
+    """
+    from allspark_hf.studies.study import read_run_metrics
+    from allspark_hf.utils.files import read_json
+
+    ids = {
+        kind: (folder / f"{kind}_ids.txt").read_text(encoding="utf-8").split("\n")[:-1]
+        for kind in ("labeled", "unlabeled", "validation")
+    }
+    last = read_json(folder / "eval_results.json")
+    return {
+        "labeled_ids": ids["labeled"],
+        "validation_ids": ids["validation"],
+        "validation_images": len(ids["validation"]),
+        # Supervised training sees how many unlabeled images there are (length of an epoch), but reads none.
+        "unlabeled_images": len(ids["unlabeled"]) if METHODS[folder.name].uses_unlabeled else 0,
+        **read_run_metrics(folder),
+        "last_mean_iou": last["eval_mean_iou"],  # of the weights that were kept
+        "iou": {name.removeprefix("eval_iou_"): value for name, value in last.items() if "eval_iou_" in name},
+    }
+
+
+def check_same_budget(runs: dict[str, dict]) -> None:
+    """Raises ValueError unless the runs had the same labels, validation images and number of steps."""
+    first, *others = runs
+    for other in others:
+        for name in ("labeled_ids", "validation_ids", "steps"):
+            if runs[first][name] != runs[other][name]:
+                raise ValueError(
+                    f"{name} of {first} and {other} differ, so that their numbers do not compare: train both anew "
+                    "with the same recipe."
+                )
+
+
+def table(runs: dict[str, dict], class_names: list[str]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows, IoU in percent."""
+    from allspark_hf.evaluation.metrics import metric_name
+
+    def percent(value: float | None) -> str:
+        return "absent" if value is None else f"{100 * value:.1f}"
+
+    rows = [
+        ("Labeled images", lambda run: str(run["labeled_images"])),
+        ("Unlabeled images read", lambda run: str(run["unlabeled_images"])),
+        ("Steps", lambda run: str(run["steps"])),
+        ("Training, seconds", lambda run: f"{run['seconds']:.0f}"),
+        ("**mIoU, last**", lambda run: f"**{percent(run['last_mean_iou'])}**"),
+        ("mIoU, best (step)", lambda run: f"{percent(run['best_mean_iou'])} ({run['best_step']})"),
+    ]
+    cells = [[title, *map(cell, runs.values())] for title, cell in rows]
+    for name in class_names:
+        cells.append([f"IoU {name}", *(percent(run["iou"].get(metric_name(name))) for run in runs.values())])
+    return ["", *(TITLES[method] for method in runs)], cells
+
+
+def write_metrics(output_dir: Path, runs: dict[str, dict], class_names: list[str]) -> str:
+    """Writes `metrics.json` and `metrics.md`; returns the table, for a terminal."""
+    from allspark_hf.utils.files import write_json
+    from allspark_hf.utils.text import markdown_table, text_table
+
+    metrics = {
+        method: {name: value for name, value in run.items() if not name.endswith("_ids")}
+        for method, run in runs.items()
+    }
+    write_json(output_dir / "metrics.json", metrics)
+    cells = table(runs, class_names)
+    num_validation = next(iter(runs.values()))["validation_images"]
+    note = (
+        f"IoU in percent on {num_validation} validation images, per class for the last weights. `best` is the highest "
+        "of the evaluations, picked on these same images. Seconds include the evaluations."
+    )
+    (output_dir / "metrics.md").write_text(f"{markdown_table(*cells)}\n\n{note}\n", encoding="utf-8")
+    return text_table(*cells)
+
+
+def validation_of_run(data_dir: Path, folder: Path, models: dict[str, tuple]) -> Dataset:
+    """The validation images of a run's list; ValueError if one is not in `data_dir`, or 255 may be a class."""
+    from allspark_hf.data import DataArguments, find_data, split_of_run, with_class_indices
+    from allspark_hf.data.summary import require_known_values
+
+    arguments = split_of_run(DataArguments(data_dir=str(data_dir)), str(folder))
+    data = find_data(arguments)
+    validation = with_class_indices(data.validation, data, arguments)
+    for model, _ in models.values():
+        require_known_values({"validation": validation}, model.config)
+    return validation
+
+
+def draw_comparison(
+    output_dir: Path, validation: Dataset, runs: dict[str, dict], models: dict[str, tuple], num_rows: int
+) -> None:
+    """Writes `comparison.png`, a row for each of some validation images, evenly spread, and `legend.png`."""
+    from allspark_hf.figures import STYLES, compare_predictions, draw_predictions
+    from allspark_hf.figures.style import drawing
+    from allspark_hf.inference.visualization import legend
+
+    num_rows = min(num_rows, len(validation))
+    rows = [validation[index * len(validation) // num_rows] for index in range(num_rows)]
+    titled = {
+        f"{TITLES[method]}\nmIoU {100 * runs[method]['last_mean_iou']:.1f} %": model
+        for method, model in models.items()
+    }
+    arrays = compare_predictions(titled, rows)
+    with drawing(STYLES["light"]):
+        draw_predictions(arrays, STYLES["light"]).savefig(output_dir / "comparison.png")
+    legend(arrays["class_names"], arrays["palette"]).save(output_dir / "legend.png")
+
+
+def compare() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data_dir", type=Path, required=True, help="folder that the runs were trained on")
+    parser.add_argument("--runs", type=Path, nargs="+", required=True, help="output folders of `allspark train`")
+    parser.add_argument("--output_dir", type=Path, required=True, help="where to write the comparison")
+    parser.add_argument("--num_rows", type=int, default=NUM_ROWS, help="validation images to draw (default: 8)")
+    options = parser.parse_args()
+    unknown = [str(folder) for folder in options.runs if folder.name not in TITLES]
+    if unknown:
+        raise ValueError(f"{', '.join(unknown)} is not named like a method: rename it to one of {', '.join(TITLES)}.")
+
+    from allspark_hf.inference.loading import load_trained
+
+    runs = {folder.name: read_run(folder) for folder in options.runs}
+    check_same_budget(runs)
+    models = {folder.name: load_trained(str(folder), device="cpu") for folder in options.runs}
+    validation = validation_of_run(options.data_dir, options.runs[0], models)
+    config = next(iter(models.values()))[0].config
+    options.output_dir.mkdir(parents=True, exist_ok=True)
+    print(write_metrics(options.output_dir, runs, [config.id2label[index] for index in range(config.num_labels)]))
+    draw_comparison(options.output_dir, validation, runs, models, options.num_rows)
+    for name in ("comparison.png", "legend.png", "metrics.md", "metrics.json"):
+        print(options.output_dir / name)
+
+
+def main() -> None:
+    run_script(compare)

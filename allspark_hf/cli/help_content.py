@@ -1,0 +1,85 @@
+"""The content of `--help`, from the argument classes: the arguments that people use, or every one."""
+
+import inspect
+from collections.abc import Iterable
+from dataclasses import MISSING, Field, fields
+
+from ..methods import METHODS, MethodArguments, arguments_classes
+from ..utils.arguments import default_of, facts_of
+
+
+# Headings of the arguments that a class declares; those of a script's own class are its options.
+HEADINGS = {
+    "DataArguments": "data",
+    "ModelArguments": "model",
+    "AllSparkTrainingArguments": "training",
+    "TrainingArguments": "training, all of transformers",
+    "EvaluationArguments": "evaluation",
+}
+ORDER = ("start with", "options", "data", "model", "method", "training", "evaluation")
+# What a training needs to be told, or is told most often: above all others.
+FIRST = ("data_dir", "output_dir", "method", "encoder", "crop_size", "max_steps")
+
+
+def help_content(types: Iterable[type], description: str | None, everything: bool) -> dict:
+    """
+    A command's own words, and its arguments under headings, each with its default; for [`render`].
+
+    Args:
+        types (`Iterable[type]`): the argument classes of the command.
+        description (`str`, *optional*): the command's words.
+        everything (`bool`): whether to show all arguments, or of a class that has common ones only these.
+    """
+    types = list(types)
+    trains = any(one.name == "method" for kind in types for one in fields(kind))
+    sections: dict[str, list[tuple[str, str]]] = {heading: [] for heading in ("start with", "options") if trains}
+    hidden = False
+    for kind in types:
+        has_common = any(facts_of(one).common for one in fields(kind))
+        for owner, one in _fields_by_class(kind):
+            if everything or facts_of(one).common or not has_common:
+                heading = "start with" if trains and one.name in FIRST else _heading(owner, one, everything)
+                sections.setdefault(heading, []).append((f"--{one.name}", _text(one)))
+            else:
+                hidden = True
+    if trains:
+        sections["start with"].sort(key=lambda entry: FIRST.index(entry[0].removeprefix("--")))
+    order = sorted(filter(sections.get, sections), key=lambda heading: ORDER.index(heading.split(",")[0]))
+    return {
+        "description": (description or "").strip(),
+        "sections": {heading: sections[heading] for heading in order},
+        "hidden": hidden,
+    }
+
+
+def _fields_by_class(kind: type) -> list[tuple[type, Field]]:
+    """The fields in the order of the classes that declare them, the class itself first."""
+    waiting = {one.name: one for one in fields(kind) if one.init}
+    declared = [(base, name) for base in kind.__mro__ for name in inspect.get_annotations(base)]
+    return [(base, waiting.pop(name)) for base, name in declared if name in waiting]
+
+
+def _heading(owner: type, one: Field, everything: bool) -> str:
+    if any(owner in declared.__mro__ for declared in arguments_classes()) and issubclass(owner, MethodArguments):
+        titles = [method.title for method in METHODS.values() if issubclass(method.arguments_class, owner)]
+        others = [method.title for method in METHODS.values() if method.title not in titles]
+        listed = ", ".join(titles) if len(titles) <= len(others) else f"all but {', '.join(others)}"
+        return f"method, {listed}" if everything and others else "method"
+    return facts_of(one).group or HEADINGS.get(owner.__name__, "options")
+
+
+def _text(one: Field) -> str:
+    text = one.metadata.get("help", "").replace("%%", "%")  # as argparse has it
+    default = default_of(one)
+    if default is True:
+        text += f" (default: True; --no_{one.name})"
+    elif default is MISSING:
+        text += " (needed)"
+    elif facts_of(one).by_encoder:
+        text += f" (default: {default} for a Mix Transformer; else by the encoder, and printed at the start)"
+    elif default is not None and default != []:
+        text += f" (default: {' '.join(map(str, default)) if isinstance(default, list) else default})"
+    return text
+
+
+__all__ = ["help_content"]

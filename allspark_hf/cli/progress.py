@@ -1,0 +1,145 @@
+"""What a person sees while a model learns: a sentence and a picture at each evaluation."""
+
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from transformers import TrainerCallback
+from transformers.integrations import TensorBoardCallback
+
+from ..data.masks import MaskConvention
+from ..data.pixels import to_rgb
+from ..evaluation.evaluator import EvaluationDataset, failing_together
+from ..evaluation.metrics import metric_name
+from ..evaluation.prediction import predict_logits
+from ..inference.visualization import default_palette, overlay
+
+
+NUM_IMAGES = 4
+COLUMNS = ("image", "truth", "before", "now")
+CELL = 240  # pixels of an image's long side in the picture
+MARGIN, TITLE = 6, 18
+
+
+class Progress(TrainerCallback):
+    """
+    Prints a line at each evaluation, and keeps `progress.png` in the output folder: four validation images, evenly
+    spread, with their truth, the prediction at the evaluation before (at first that of the untrained model), and the
+    one now. TensorBoard, if the run reports to it, gets the same picture.
+
+    Args:
+        trainer ([`AllSparkTrainer`]): with an `eval_dataset` of an image and a mask column.
+    """
+
+    def __init__(self, trainer):
+        self.trainer = trainer
+        args, config, count = trainer.args, trainer.model.config, len(trainer.eval_dataset)
+        rows = [index * count // NUM_IMAGES for index in range(NUM_IMAGES)] if count > NUM_IMAGES else range(count)
+        chosen = trainer.eval_dataset.select(list(rows))
+        columns = args.image_column_name, args.label_column_name
+        self.samples = EvaluationDataset(
+            chosen,
+            trainer.processing_class,
+            config.num_labels,
+            MaskConvention.of(config),
+            *columns,
+            config.image_range,
+        )
+        self.images = chosen, columns[0]
+        self.palette = np.array(config.palette or default_palette(config.num_labels))
+        self.before: list[np.ndarray] = []
+        self.score: tuple[int, float] | None = None
+        self.start = (0, 0.0)
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.start = state.global_step, time.monotonic()
+        self.before = self.predict()
+
+    def on_evaluate(self, args, state, control, metrics=None, **kwargs):
+        if not self.before or "eval_mean_iou" not in (metrics or {}):  # not in training, or of another set
+            return
+        now = self.predict()
+        if state.is_world_process_zero:
+            picture = self.draw(now)
+            picture.save(Path(args.output_dir) / "progress.png")
+            self.show_in_tensorboard(picture, state.global_step)
+            print(self.sentence(state, metrics), flush=True)
+        self.before, self.score = now, (state.global_step, metrics["eval_mean_iou"])
+
+    def predict(self) -> list[np.ndarray]:
+        """Of each image int64 (mask height, mask width), by every process."""
+        trainer, found = self.trainer, []
+        model = trainer.method.evaluated_model(trainer.processes.model)
+        with torch.no_grad(), trainer.processes.predicting_apart(model), failing_together(trainer.accelerator):
+            for index in range(len(self.samples)):
+                sample = self.samples[index]
+                pixel_values = sample["pixel_values"][None].to(trainer.args.device)
+                with trainer.compute_loss_context_manager():
+                    logits = predict_logits(model, pixel_values, sample["labels"].shape, trainer.args)
+                found.append(logits[0].argmax(dim=0).cpu().numpy())
+        return found
+
+    def draw(self, now: list[np.ndarray]) -> Image.Image:
+        """A row for each image, with the columns of `COLUMNS`."""
+        dataset, column = self.images
+        ignore_index = self.samples.masks.ignore_index
+        rows = []
+        for index, (before, after) in enumerate(zip(self.before, now, strict=True)):
+            image = to_rgb(dataset[index][column], self.samples.image_range)
+            truth = self.samples[index]["labels"].numpy()
+            masks = (truth, before, after)
+            cells = [image, *(overlay(image, mask, self.palette, 0.6, ignore_index) for mask in masks)]
+            rows.append([_fitted(cell) for cell in cells])
+        heights = [row[0].height for row in rows]
+        width = max(row[0].width for row in rows) + MARGIN
+        picture = Image.new("RGB", (len(COLUMNS) * width + MARGIN, TITLE + sum(heights) + MARGIN * len(rows)), "white")
+        pen = ImageDraw.Draw(picture)
+        for place, name in enumerate(COLUMNS):
+            pen.text((MARGIN + place * width, 3), name, fill="black")
+        top = TITLE
+        for row, height in zip(rows, heights, strict=True):
+            for place, cell in enumerate(row):
+                picture.paste(cell, (MARGIN + place * width, top))
+            top += height + MARGIN
+        return picture
+
+    def show_in_tensorboard(self, picture: Image.Image, step: int):
+        for callback in self.trainer.callback_handler.callbacks:
+            writer = getattr(callback, "tb_writer", None)
+            if isinstance(callback, TensorBoardCallback) and writer is not None:
+                writer.add_image("progress", np.asarray(picture), step, dataformats="HWC")
+
+    def sentence(self, state, metrics: dict[str, float]) -> str:
+        """mIoU, how it moved, the best and the worst class, and the time left."""
+        score = 100 * metrics["eval_mean_iou"]
+        moved = ""
+        if self.score is not None:
+            moved = f" ({score - 100 * self.score[1]:+.1f} since step {self.score[0]})"
+        names = self.trainer.model.config.id2label.values()
+        iou = {name: metrics.get(f"eval_iou_{metric_name(name)}", float("nan")) for name in names}
+        iou = {name: 100 * value for name, value in iou.items() if value == value}
+        classes = ""
+        if len(iou) > 1:
+            best, worst = max(iou, key=iou.get), min(iou, key=iou.get)
+            classes = f", best {best} {iou[best]:.0f} %, worst {worst} {iou[worst]:.0f} %"
+        done = state.global_step - self.start[0]
+        seconds = (time.monotonic() - self.start[1]) / max(done, 1) * (state.max_steps - state.global_step)
+        left = f", about {_duration(seconds)} left" if state.global_step < state.max_steps else ""
+        return f"step {state.global_step} of {state.max_steps}: mIoU {score:.1f} %{moved}{classes}{left}"
+
+
+def _fitted(image: Image.Image) -> Image.Image:
+    scale = CELL / max(image.size)
+    return image.resize([max(1, round(side * scale)) for side in image.size])
+
+
+def _duration(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    if minutes < 1:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 90 else f"{minutes / 60:.1f} h"
+
+
+__all__ = ["Progress"]

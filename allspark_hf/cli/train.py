@@ -1,0 +1,273 @@
+"""Trains a segmenter from images of which some have masks: a folder, or a data set of the Hub.
+
+    allspark train --data_dir DATA --encoder facebook/dinov2-small --crop_size 518 --output_dir OUT
+    allspark train --dataset_name segments/sidewalk-semantic --image_column_name pixel_values ...
+    allspark train camvid_cpu.yaml --data_dir DATA --output_dir OUT --dry_run
+    accelerate launch -m allspark_hf train ...
+
+With --push_to_hub (and --hub_model_id user/name) the model is published when all is done, with its card; the token is
+that of `hf auth login` or HF_TOKEN. `allspark push` publishes a finished output folder.
+
+A recipe (YAML or JSON) holds arguments; those on the command line override it. It is a path, or the name of one in
+allspark_hf/recipes. --dry_run takes one step on random pixels and tells what is missing.
+"""
+
+import logging
+import sys
+from functools import partial
+from pathlib import Path
+
+
+def checkpoint_to_resume(args) -> str | None:
+    """The checkpoint asked for; without one, an output folder that holds another run's is refused."""
+    from allspark_hf.training.storage import finish_renaming, last_complete_checkpoint, sorted_checkpoints
+
+    with args.main_process_first(desc="looking for checkpoints"):
+        if args.should_save:
+            finish_renaming(args.output_dir)
+    asked, last = args.resume_from_checkpoint, last_complete_checkpoint(args.output_dir)
+    incomplete = sorted_checkpoints(args.output_dir) if last is None else []
+    if incomplete and (asked is None or str(asked).lower() == "true"):
+        raise ValueError(
+            f"{args.output_dir} holds {incomplete[0].name} of an earlier run, which is not complete or of another "
+            "version, so that no run can go on from it: choose another --output_dir, or remove that checkpoint."
+        )
+    if str(asked).lower() == "true":
+        if last is None:
+            raise ValueError(
+                f"There is no complete checkpoint in {args.output_dir}: leave --resume_from_checkpoint out."
+            )
+        return last
+    if asked is None and last is not None:
+        raise ValueError(
+            f"{args.output_dir} holds checkpoints of an earlier run, which this one would replace: go on from {last} "
+            "with --resume_from_checkpoint true, or choose another --output_dir."
+        )
+    if asked is None and (Path(args.output_dir) / "eval_results.json").is_file():
+        raise ValueError(
+            f"{args.output_dir} holds the result of an earlier run, which this one would replace: choose another "
+            "--output_dir, or remove that folder."
+        )
+    return asked
+
+
+def summary(report, num_held_out: int) -> str:
+    """How much there is of what, and how to name classes that have no names."""
+    data = report.data
+    held_out = f" ({num_held_out} of them held out)" if num_held_out else ""
+    unlabeled = len(data.unlabeled) if data.unlabeled_stream is None else "streamed"
+    line = (
+        f"{len(data.labeled)} labeled{held_out}, {unlabeled} unlabeled, {len(data.validation)} validation images, "
+        f"{report.num_labels} classes, {len(report.left_out)} files left out"
+    )
+    if data.classes is None:
+        line += "; classes are called class_0, class_1, ...: name them in classes.txt in the data folder, or --classes"
+    return line
+
+
+def last_evaluation(trainer) -> dict[str, float]:
+    """Metrics of the model as saved: training's own last evaluation if it was of this model, else a new one."""
+    entry = next((entry for entry in reversed(trainer.state.log_history) if "eval_mean_iou" in entry), {})
+    if entry.get("step") == trainer.state.global_step and not trainer.args.load_best_model_at_end:
+        return {name: value for name, value in entry.items() if name != "step"}
+    return trainer.evaluate()
+
+
+def check_data(data_arguments, args):
+    """Decodes and checks all images and masks, and says how many there are of what."""
+    from allspark_hf.data import load_data
+    from allspark_hf.training.holdout import number_held_out
+
+    with args.main_process_first(desc="checking the data"):
+        report = load_data(data_arguments, args.image_column_name, args.label_column_name)
+    if args.should_save:
+        print(f"{summary(report, number_held_out(args, len(report.data.labeled)))}, processes: {args.world_size}")
+    return report
+
+
+def build_trainer(data_arguments, model_arguments, args, report, command: list[str], say=print):
+    """From arguments to a trainer; all that can be wrong with either shows here. `command` is for the record."""
+    from transformers import set_seed
+
+    from allspark_hf.cli.encoder_defaults import apply_encoder_defaults, planned_updates
+    from allspark_hf.cli.models import load_model, normalization_of
+    from allspark_hf.inference.loading import make_image_processor
+    from allspark_hf.methods import METHODS
+    from allspark_hf.training.records import IdLists, run_source
+    from allspark_hf.training.trainer import AllSparkTrainer
+
+    args.image_column_name, args.label_column_name = "image", "label"  # what load_data calls them
+    data = report.data
+    streams = data.unlabeled_stream is not None
+    set_seed(args.seed)
+    without_bottleneck = not METHODS[args.method].needs_bottleneck
+    model = load_model(model_arguments, report, data_arguments.ignore_index, without_bottleneck)
+    for name in ("mask_values", "ignored_mask_values"):  # what `allspark evaluate` expects of masks
+        values = getattr(data_arguments, name)
+        setattr(model.config, name, None if values is None else list(values))
+    updates = planned_updates(args, len(data.labeled), 0 if streams else len(data.unlabeled), streams)
+    apply_encoder_defaults(args, model.config, updates, say if args.should_save else None)
+    trainer = AllSparkTrainer(
+        model=model,
+        args=args,
+        processing_class=make_image_processor(data_arguments.image_long_side, **normalization_of(model_arguments)),
+        train_dataset=data.labeled,
+        unlabeled_dataset=data.unlabeled_stream if streams else data.unlabeled,
+        eval_dataset=data.validation,
+        callbacks=[IdLists(report.found)],
+    )
+    trainer.run_source = run_source(command, data_arguments, model_arguments, report)
+    return trainer
+
+
+def start(command: list[str]):
+    """
+    From the command line, the command first, to a trainer, the checkpoint to go on from, and if wanted what makes the
+    trainer of the baseline from its arguments; a start that fails leaves nothing.
+    """
+    from allspark_hf.cli.apply_preset import Preset, applies
+    from allspark_hf.cli.arguments import ModelArguments, parse_arguments
+    from allspark_hf.cli.baseline import BaselineArguments, wants_baseline
+    from allspark_hf.cli.dry_run import DryRunArguments, dry_run
+    from allspark_hf.cli.ending import removing_new_folders
+    from allspark_hf.cli.preset import PresetArguments
+    from allspark_hf.cli.progress import Progress
+    from allspark_hf.data import DataArguments
+    from allspark_hf.training.arguments import AllSparkTrainingArguments
+
+    types = (
+        *(DataArguments, ModelArguments, AllSparkTrainingArguments, DryRunArguments),
+        *(PresetArguments, BaselineArguments),
+    )
+    data_arguments, model_arguments, args, run, wanted, comparison = parse_arguments(types, command[1:])
+    checkpoint = checkpoint_to_resume(args)  # first, before anything is written
+    preset = None
+    if applies(wanted, model_arguments, args, command[1:]):
+        preset = Preset(types, command[1:], print if args.should_save else lambda line: None)
+        data_arguments, model_arguments, args, *_ = preset.choose(data_arguments, model_arguments, args)
+    trains_twice = wants_baseline(comparison, args, is_chosen=preset is not None)
+    if run.dry_run:
+        if preset is not None:
+            preset.announce_length(args, wanted.minutes)
+        sys.exit(0 if dry_run(data_arguments, model_arguments, args) else 1)
+    with removing_new_folders(args.output_dir):
+        report = check_data(data_arguments, args)
+        if preset is not None:
+            build = partial(build_trainer, command=command, say=lambda line: None)
+            arguments = data_arguments, model_arguments, args
+            data_arguments, model_arguments, args = preset.choose_length(build, report, arguments, wanted.minutes)
+        trainer = build_trainer(data_arguments, model_arguments, args, report, command)
+        trainer.add_callback(Progress(trainer))
+        if checkpoint is not None:
+            trainer.checkpoints.check(checkpoint)
+        if preset is not None and args.should_save:
+            preset.save(args.output_dir)
+    baseline = partial(build_trainer, data_arguments, model_arguments, report=report, command=command)
+    return trainer, checkpoint, baseline if trains_twice else None
+
+
+def train_and_evaluate(trainer, checkpoint: str | None):
+    from allspark_hf.cli.baseline import save_by_image
+
+    result = trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.save_model(_internal_call=True)  # which does not push: there is nothing yet for the card to report
+    trainer.save_state()
+    trainer.log_metrics("train", result.metrics)
+    trainer.save_metrics("train", result.metrics)
+    metrics = last_evaluation(trainer)
+    trainer.log_metrics("eval", metrics)
+    trainer.save_metrics("eval", metrics)
+    save_by_image(trainer)
+    trainer.save_state()  # whose log now has this evaluation
+
+
+def push(trainer) -> str | None:
+    """Publishes the output folder; why it could not be done, if so."""
+    from allspark_hf.publishing.upload import PushError
+
+    try:
+        commit = trainer.push_to_hub()
+    except PushError as error:
+        return f"PushError: {error}"
+    if commit is not None:
+        print(f"Pushed to {commit.repo_url}")
+    return None
+
+
+def main():
+    from huggingface_hub.errors import StrictDataclassError
+
+    from allspark_hf.cli.baseline import compare_with_baseline
+    from allspark_hf.cli.ending import fail, leave
+    from allspark_hf.data.reading import BadImageError
+    from allspark_hf.evaluation.evaluator import OtherProcessError
+    from allspark_hf.training.faults import TrainingFault
+
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+    for name in ("httpx", "httpx2"):  # which tell of every request, with signed addresses
+        logging.getLogger(name).setLevel(logging.WARNING)
+    try:
+        trainer, checkpoint, baseline = start(sys.argv)
+    except (OSError, ValueError, StrictDataclassError) as error:
+        fail(f"{type(error).__name__}: {error}")
+
+    try:
+        train_and_evaluate(trainer, checkpoint)
+        if baseline is not None:
+            compare_with_baseline(trainer, baseline, train_and_evaluate)
+    except (TrainingFault, BadImageError, OSError) as error:
+        fail(f"{type(error).__name__}: {error}")
+    except OtherProcessError as error:
+        fail(str(error))
+    failure = push(trainer) if trainer.args.push_to_hub else None
+    leave(trainer.accelerator, failure)
+
+
+def train(
+    data: str | Path | None = None,
+    output_dir: str | Path | None = None,
+    recipe: str | Path | None = None,
+    **arguments,
+):
+    """
+    `allspark train` in one call, for notebooks.
+
+    Args:
+        data (`str` or `Path`, *optional*): the data folder, `data_dir`.
+        output_dir (`str` or `Path`, *optional*): folder for the model and its results.
+        recipe (`str` or `Path`, *optional*): a YAML or JSON file of arguments, which those given here override.
+        arguments: those of `allspark train --help_all`, such as `crop_size=[168, 224]`; `None` leaves one out.
+
+    Returns:
+        [`AllSparkTrainer`]: after training and evaluation; its `model` is also in `output_dir`.
+
+    Raises:
+        ValueError: for arguments or data that `allspark train` refuses; for a wrong name with the nearest right one.
+        OSError: for a file or folder that is missing.
+        TrainingFault: where training cannot go on.
+
+    Example:
+
+    ```python
+    >>> import allspark_hf
+
+    >>> trainer = allspark_hf.train(data="data", output_dir="out", encoder="facebook/dinov2-small", max_steps=600)
+    >>> allspark_hf.segment("out", "photo.jpg")
+    ```"""
+    from allspark_hf.cli.baseline import compare_with_baseline
+    from allspark_hf.training.recipes import check_entry, recipe_arguments
+
+    if arguments.get("dry_run"):
+        raise ValueError("dry_run is of the command line: type `allspark train --dry_run` with the same arguments.")
+    entries = {"data_dir": data, "output_dir": output_dir} | arguments
+    for name, value in entries.items():
+        entries[name] = str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
+        check_entry(name, entries[name], "allspark_hf.train()")
+    recipes = [] if recipe is None else [str(recipe)]
+    trainer, checkpoint, baseline = start(["allspark train", *recipes, *recipe_arguments(entries)])
+    train_and_evaluate(trainer, checkpoint)
+    if baseline is not None:
+        compare_with_baseline(trainer, baseline, train_and_evaluate)
+    if trainer.args.push_to_hub:
+        trainer.push_to_hub()
+    return trainer

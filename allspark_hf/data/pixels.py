@@ -1,0 +1,397 @@
+"""
+How an image becomes 8-bit RGB, the one way that training, evaluation, prediction, endpoint, Space and ONNX code share.
+
+The file stands alone, with Pillow and NumPy: it lies beside `handler.py` in a published repository, in an exported
+folder, and in the Space.
+"""
+
+import io
+import itertools
+import logging
+import os
+import re
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import PIL.BmpImagePlugin
+import PIL.Image
+import PIL.ImageFile
+import PIL.ImageOps
+import PIL.ImagePalette
+import PIL.TiffImagePlugin
+
+
+logger = logging.getLogger(__name__)
+
+STARTS_A_PROGRAM = "EPS"
+FULL_RANGE = (0, 65535)  # of 16 bits
+# Programs write any fourth band into these as if it was opacity; GDAL does so with near infrared.
+ANY_FOURTH_BAND = ("TIFF", "JPEG2000")
+# The raw mode that reads the other byte of each value; libtiff gives them in the machine's order ("N").
+OTHER_BYTE = {";16B": ";16L", ";16L": ";16B", ";16N": ";16B" if sys.byteorder == "little" else ";16L"}
+# Tags of TIFF.
+SUBFILE, WIDTH, BITS, PHOTOMETRIC, IMAGEJ, ORIENTATION = 254, 256, 258, 262, 270, 274
+BANDS, PLANES, SUB_IFDS, EXTRA_BANDS, SAMPLE_FORMAT = 277, 284, 330, 338, 339
+MAX_PAGES = 1000  # that are looked at
+NOT_A_PAGE = 0b101  # bits of SUBFILE: a reduced copy, a transparency mask
+_UNREADABLE = (
+    "The TIFF file has {bands} band{s} of {bits}-bit {kind}, which is no picture that can be read; save it as gray or "
+    "RGB of 8 or 16 bits without a sign, of more bands those that are to be seen as red, green and blue."
+)
+_said: set[str] = set()
+_lock = threading.Lock()
+
+
+class ImageError(ValueError):
+    """An image or mask that cannot be used as it is. The message is one sentence: what it is, and what to do."""
+
+
+def open_image(file: str | Path | BinaryIO, formats: Sequence[str] | None = None) -> PIL.Image.Image:
+    """
+    Opens a picture or a mask, nothing decoded.
+
+    Args:
+        file (`str`, `Path` or `BinaryIO`): the file.
+        formats (`Sequence[str]`, *optional*): names of Pillow's; default: all that Pillow reads by itself. For EPS it
+            would start a program, Ghostscript, on the file.
+
+    Raises:
+        ImageError: if it is of a format that is known and not read; a `ValueError`.
+        OSError: if the file cannot be opened, or is of no known format.
+    """
+    PIL.Image.init()
+    try:
+        image = PIL.Image.open(file, formats=formats or [name for name in PIL.Image.OPEN if name != STARTS_A_PROGRAM])
+    except PIL.UnidentifiedImageError as error:
+        reason = _why_unknown(file)
+        if reason is None:
+            raise
+        raise ImageError(reason) from error
+    if isinstance(image, PIL.BmpImagePlugin.BmpImageFile):
+        _read_bmp_as_stored(image)
+    return image
+
+
+def load_image(image: PIL.Image.Image, name: str | None = None) -> PIL.Image.Image:
+    """
+    Decodes an image file to an upright picture in memory, with what [`to_rgb`] needs to know of the file.
+
+    A fourth band of a TIFF or JPEG 2000 file is opacity only if it is 0 or 255 in every pixel, and not 0 in all of
+    them; in other formats it always is. Any other band beyond red, green and blue is left out. Of an animation the
+    first frame is read. Either is said once, with the name of a file.
+
+    Args:
+        image (`PIL.Image.Image`): of [`open_image`]; one that is no file any more is only turned upright.
+        name (`str`, *optional*): what to call it in the log; by default its path.
+
+    Returns:
+        `PIL.Image.Image`: upright, in the file's mode. 16-bit colors, of which Pillow keeps 8 bits, have their lower
+        8 bits in the attribute `low_bytes`, an image of the same size; `orientation` is the EXIF orientation, 1 to 8,
+        by which it was turned.
+
+    Raises:
+        ImageError: if the file has several pages, or 16-bit colors that Pillow cannot read.
+        OSError: or another error of Pillow's, if the file is damaged.
+    """
+    low = getattr(image, "low_bytes", None)
+    if isinstance(image, PIL.ImageFile.ImageFile):
+        name = name or str(getattr(image, "filename", "") or "An image")
+        require_one_page(image)
+        _say_of_frames(image, name)
+        bands = _keep_stored_colors(image)
+        low = _low_bytes(image)
+        orientation = load_orientation(image)
+        image = _without_other_bands(image, bands, name)
+        if image.mode == "I;16" and image.format == "TIFF" and image.tag_v2.get(PHOTOMETRIC) == 0:  # white is 0
+            image = PIL.Image.fromarray(FULL_RANGE[1] - np.asarray(image))
+    else:
+        orientation = load_orientation(image)
+    upright = PIL.ImageOps.exif_transpose(image)
+    upright.orientation = orientation
+    if low is not None:
+        upright.low_bytes = PIL.ImageOps.exif_transpose(low)
+    return upright
+
+
+def load_orientation(image: PIL.Image.Image) -> int:
+    """Decodes an image file; its EXIF orientation, 1 to 8, where 1 is upright."""
+    # Pillow turns TIFF files when it decodes them.
+    orientation = image.tag_v2.get(ORIENTATION) if image.format == "TIFF" else None
+    image.load()
+    return orientation or image.getexif().get(ORIENTATION) or 1
+
+
+def to_rgb(image: PIL.Image.Image, image_range: Sequence[int] | None = None) -> PIL.Image.Image:
+    """
+    Converts a picture to 8-bit RGB, the way a person sees it: upright by its EXIF orientation, 16-bit values scaled
+    instead of being cut, white behind transparent pixels. A picture that is 8-bit RGB already stays as it is.
+
+    Args:
+        image (`PIL.Image.Image`): a picture of mode 1, L, LA, P, PA, RGB, RGBA, CMYK, YCbCr, HSV, LAB, I;16 (any byte
+            order) or I, of [`open_image`], [`load_image`] or in memory. Mode I must hold 16-bit values, 0 to 65535.
+        image_range (`Sequence[int]`, *optional*): the values of 16-bit pictures that become black and white,
+            `config.image_range` of a model. `None` stands for 0 and 65535. 8-bit pictures do not need it.
+
+    Returns:
+        `PIL.Image.Image`: mode RGB, 0 to 255, upright.
+
+    Raises:
+        ImageError: if the picture holds floating-point values, or integers outside 0 to 65535, or [`load_image`]
+            refuses it; a `ValueError`.
+    """
+    image = image if hasattr(image, "orientation") else load_image(image)
+    values = deep_values(image)
+    if values is None:
+        if not image.has_transparency_data:
+            return image.convert("RGB")
+        image = image.convert("RGBA")
+        return PIL.Image.alpha_composite(PIL.Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    scaled = _scale_table(*(FULL_RANGE if image_range is None else image_range))[values]
+    scaled = np.broadcast_to(scaled if scaled.ndim == 3 else scaled[..., None], (*values.shape[:2], 3))
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, (int, tuple)):  # a value of 16 bits
+        hidden = values == transparent if values.ndim == 2 else (values == transparent).all(axis=-1)
+        scaled = np.where(hidden[..., None], np.uint8(255), scaled)
+    rgb = PIL.Image.fromarray(np.ascontiguousarray(scaled))
+    if image.mode != "RGBA":
+        return rgb
+    rgb.putalpha(image.getchannel("A"))
+    return PIL.Image.alpha_composite(PIL.Image.new("RGBA", image.size, "white"), rgb).convert("RGB")
+
+
+def array_to_image(array: np.ndarray) -> PIL.Image.Image:
+    """
+    An array as a picture for [`to_rgb`].
+
+    Args:
+        array (`np.ndarray`): uint8 or uint16, gray (height, width) or (height, width, 1), or red, green and blue
+            (height, width, 3); 0 to 255 or 0 to 65535.
+
+    Raises:
+        ImageError: if it has another type or shape.
+    """
+    fits = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (1, 3))
+    if array.dtype not in (np.uint8, np.uint16) or not fits or not array.size:
+        fix = "convert it"
+        if array.dtype.kind == "f":
+            fix = "multiply values of 0 to 1 by 255 and convert with .round().astype(np.uint8)"
+        raise ImageError(
+            f"An array is {array.dtype} of shape {array.shape}, but uint8 (0 to 255) or uint16 (0 to 65535) is "
+            f"needed, gray (height, width) or red, green and blue (height, width, 3): {fix}."
+        )
+    array = array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array
+    if array.dtype == np.uint8 or array.ndim == 2:
+        return PIL.Image.fromarray(np.ascontiguousarray(array))
+    image = PIL.Image.fromarray((array >> 8).astype(np.uint8))
+    image.low_bytes = PIL.Image.fromarray((array & 255).astype(np.uint8))
+    return image
+
+
+def deep_values(image: PIL.Image.Image) -> np.ndarray | None:
+    """
+    The 16-bit values of a picture of [`load_image`].
+
+    Returns:
+        `np.ndarray`: uint16 (height, width), gray, or (height, width, 3), red, green and blue; `None` of a picture of
+        8 bits.
+
+    Raises:
+        ImageError: if it holds floating-point values, or integers outside 0 to 65535.
+    """
+    if image.mode == "F":
+        raise ImageError(
+            "The image holds floating-point values, whose range for black to white is not defined; "
+            "save it as 8-bit or 16-bit integers."
+        )
+    if image.mode.startswith("I"):
+        gray = np.asarray(image).astype(np.int64)
+        if gray.min() < 0 or gray.max() > FULL_RANGE[1]:
+            raise ImageError(
+                f"The image holds integers from {gray.min()} to {gray.max()}, but gray pictures must lie within 0 to "
+                "65535 (16 bits); save it as 8-bit or 16-bit gray."
+            )
+        return gray.astype(np.uint16)
+    low = getattr(image, "low_bytes", None)
+    if low is None or low.size != image.size:
+        return None
+    high, low = np.asarray(image)[..., :3], np.asarray(low)[..., :3]
+    return high.astype(np.uint16) * 256 + low
+
+
+@lru_cache(maxsize=8)
+def _scale_table(black: int, white: int) -> np.ndarray:
+    """uint8 (65536,): what each 16-bit value becomes, rounded to nearest."""
+    values, span = np.arange(FULL_RANGE[1] + 1, dtype=np.int64).clip(black, white), white - black
+    return (((values - black) * 510 + span) // (2 * span)).astype(np.uint8)
+
+
+def require_one_page(image: PIL.Image.Image):
+    """
+    Refuses a TIFF file of several pages, of which Pillow reads the first. Reduced copies (the levels of a pyramid)
+    and transparency masks are no pages. An image whose page was chosen, with `seek`, passes.
+
+    Raises:
+        ImageError: if it has several.
+    """
+    file = getattr(image, "fp", None)
+    if image.format != "TIFF" or file is None or file.closed or image.tell():
+        return
+    pages = list(itertools.islice(_tiff_pages(file), MAX_PAGES))
+    full = [page for page in pages if not page.get(SUBFILE, 0) & NOT_A_PAGE]
+    stack = re.match(r"ImageJ=.*?^images=(\d+)", str(pages[0].get(IMAGEJ, "")), re.DOTALL | re.MULTILINE)
+    count = max(len(full), int(stack[1]) if stack else 0)
+    if count > 1:
+        raise ImageError(
+            f"The TIFF file has {count} pages, and only the first would be read; save the page to use as a file of "
+            "its own (of a mask with a page for each class: one page, whose values are the numbers of the classes)."
+        )
+    if full[:1] != pages[:1] and (full or SUB_IFDS in pages[0]):
+        raise ImageError(
+            "The first page of the TIFF file is a reduced copy of the picture, and it would be read; save the full "
+            "picture as a file of its own."
+        )
+
+
+def _tiff_pages(file: BinaryIO) -> Iterator[dict]:
+    """The tags of every page, whether or not Pillow can decode it; what follows a damaged one is passed over."""
+    file.seek(0)
+    header = file.read(8)
+    header += file.read(8) if b"+" in header[2:4] else b""  # BigTIFF
+    directory = PIL.TiffImagePlugin.ImageFileDirectory_v2(header)
+    seen = {0}
+    while directory.next not in seen:
+        seen.add(directory.next)
+        try:
+            file.seek(directory.next)
+            directory.load(file)
+            tags = {tag: directory[tag] for tag in (SUBFILE, BITS, IMAGEJ, BANDS, SAMPLE_FORMAT) if tag in directory}
+        except Exception:  # Pillow raises nearly anything
+            return
+        if WIDTH in directory:
+            yield tags | dict.fromkeys({SUB_IFDS} & set(directory))
+
+
+def _why_unknown(file: str | Path | BinaryIO) -> str | None:
+    """A sentence about a file that Pillow does not know, if something is known of it."""
+    if isinstance(file, (str, os.PathLike)):
+        with open(file, "rb") as opened:
+            return _why_unknown(opened)
+    file.seek(0)
+    start = file.read(16)
+    if start[4:8] == b"ftyp" and start[8:12] in (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1"):
+        return "The file is HEIC, as phones write it, which Pillow does not read; save it as JPEG or PNG."
+    if start.startswith((b"\xff\x0a", b"\0\0\0\x0cJXL ")):
+        return "The file is JPEG XL, which Pillow does not read; save it as JPEG or PNG."
+    if start[:4] not in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+") or len(start) < 16:
+        return None
+    page = next(_tiff_pages(file), None)
+    if page is None:
+        return None
+    bits, bands = page.get(BITS, (1,)), page.get(BANDS, 1)
+    kind = {2: "signed integers", 3: "floating-point values"}.get(page.get(SAMPLE_FORMAT, (1,))[0], "integers")
+    return _UNREADABLE.format(bands=bands, s="s" if bands > 1 else "", bits=bits[0], kind=kind)
+
+
+def _read_bmp_as_stored(image: PIL.Image.Image):
+    """Pillow takes the palettes 'black, white' and '0, 1, 2, ...' for 1 and 8 bits a pixel, whatever the file has."""
+    image.fp.seek(14 if image.format == "BMP" else 0)
+    header = image.fp.read(16)
+    bits = header[10] if header[0] == 12 else header[14]
+    if (image.mode, bits) not in (("1", 4), ("1", 8), ("L", 4)):
+        return
+    colors = [0, 255] if image.mode == "1" else range(16)
+    image._mode = "P"
+    image.palette = PIL.ImagePalette.raw("RGB", bytes(value for value in colors for _ in range(3)))
+    (tile,) = image.tile
+    image.tile = [tile._replace(args=("P;4" if bits == 4 else "P", *tile.args[1:]))]
+
+
+def _raw_mode(tile) -> str:
+    return tile.args if isinstance(tile.args, str) else str(tile.args[0]) if tile.args else ""
+
+
+def _with_raw_mode(tile, mode: str):
+    return tile._replace(args=mode if isinstance(tile.args, str) else (mode, *tile.args[1:]))
+
+
+def _keep_stored_colors(image: PIL.Image.Image) -> int:
+    """Lets a TIFF file's colors be read undivided by their opacity, if that is what it is; the number of its bands."""
+    if image.format != "TIFF":
+        return len(image.getbands())
+    tags = image.tag_v2
+    bands, extra = tags.get(BANDS, 1), tags.get(EXTRA_BANDS, ())
+    if image.mode in ("L", "I;16", "I;16B") and bands > 2:
+        raise ImageError(_UNREADABLE.format(bands=bands, s="s", bits=tags[BITS][0], kind="integers"))
+    # What Pillow reads right of bands that lie one after the other.
+    whole = max(tags.get(BITS, (1,))) <= 8 and (extra == (2,) or not any(extra)) and (extra or bands <= 3)
+    if tags.get(PLANES, 1) == 2 and bands > 1 and not whole:
+        raise ImageError(
+            "The TIFF file keeps its bands one after the other, in a form that Pillow does not read right; save them "
+            "interleaved (with GDAL: -co INTERLEAVE=PIXEL)."
+        )
+    image.tile = [_with_raw_mode(tile, _raw_mode(tile).replace("RGBa", "RGBA")) for tile in image.tile]
+    return bands
+
+
+def _low_bytes(image: PIL.Image.Image) -> PIL.Image.Image | None:
+    """The lower 8 bits of 16-bit colors: the file decoded once more, with each value's other byte."""
+    modes = {_raw_mode(tile) for tile in image.tile}
+    mode = modes.pop() if len(modes) == 1 else ""
+    gray = mode == "LA;16B"
+    if not gray and (mode[:-4] not in ("RGB", "RGBA", "RGBX") or mode[-4:] not in OTHER_BYTE):
+        return None
+    image.fp.seek(0)
+    again = PIL.Image.open(io.BytesIO(image.fp.read()), formats=[image.format])
+    again.seek(image.tell())
+    other = "RGBA" if gray else mode[:-4] + OTHER_BYTE[mode[-4:]]
+    again.tile = [_with_raw_mode(tile, other) for tile in again.tile]
+    again.load()
+    if gray:  # each pixel's four bytes are gray, its lower byte, opacity, its lower byte
+        _, low, _, opacity = again.split()
+        merged = PIL.Image.merge("RGBA", (low, low, low, opacity))
+        merged.info = again.info
+        return merged
+    return again.copy()
+
+
+def _without_other_bands(image: PIL.Image.Image, bands: int, name: str) -> PIL.Image.Image:
+    """The picture without a fourth band that is no opacity."""
+    if image.format not in ANY_FOURTH_BAND:
+        return image
+    colors = {"RGBA": "RGB", "LA": "L", "PA": "RGB"}.get(image.mode)
+    left_out = bands - len(image.getbands())
+    if colors is not None:
+        counts = np.array(image.getchannel("A").histogram())
+        marked = image.format != "TIFF" or image.tag_v2.get(EXTRA_BANDS, (0,))[0] != 0
+        if not (marked and counts[255] and not counts[1:255].any()):
+            left_out += 1
+            image = image.convert(colors)
+    if left_out > 0:
+        _say_once(
+            "bands",
+            f"{name} has {bands} bands, of which {left_out} {'is' if left_out == 1 else 'are'} left out: only colors "
+            "are read, and opacity, which in TIFF and JPEG 2000 is a last band of nothing but 0 and 255. This is "
+            "said of the first such image only.",
+        )
+    return image
+
+
+def _say_of_frames(image: PIL.Image.Image, name: str):
+    if image.format in ("GIF", "PNG", "WEBP", "AVIF") and getattr(image, "is_animated", False) and not image.tell():
+        _say_once(
+            "frames",
+            f"{name} is an animation of {image.n_frames} frames, of which the first is read. This is said of the "
+            "first such image only.",
+        )
+
+
+def _say_once(kind: str, sentence: str):
+    with _lock:
+        if kind not in _said:
+            _said.add(kind)
+            logger.warning(sentence)

@@ -1,0 +1,76 @@
+"""What the folders and the splits of a data set are called: one table, for folders and the Hub alike."""
+
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from ...utils.files import is_hidden
+
+
+SPLIT_NAMES = {
+    "train": ("train", "training", "labeled", "labelled"),
+    "validation": ("validation", "valid", "val", "dev", "development", "eval", "evaluation"),
+    "unlabeled": ("unlabeled", "unlabelled", "unannotated", "unsupervised"),
+    "test": ("test", "testing"),
+}
+# The first one that is there counts: in VOC's folders, Annotations holds no masks.
+KIND_NAMES = {
+    "images": ("images", "image", "imgs", "img", "jpegimages"),
+    "masks": ("masks", "mask", "segmentationclasspng", "segmentationclass", "labels", "label", "annotations"),
+}
+_CONTENT = "(?:set|split|data|images?|imgs?|masks?)"
+USED_SPLITS = ("train", "validation", "unlabeled")
+
+
+def split_of(name: str) -> str | None:
+    """
+    The split that a name means, in any case, with a number at its end or a word that says what is in it: `Val`,
+    `train2017`, `test_set`, `unlabeled_images`.
+    """
+    bare = re.sub(rf"^{_CONTENT}[\W_]+|[\W_]*{_CONTENT}?[\W_\d]*$", "", name.casefold())
+    return next((split for split, names in SPLIT_NAMES.items() if bare in names), None)
+
+
+def sort_splits(names: Iterable[str], where: str, fix: str) -> tuple[dict[str, str], list[str]]:
+    """
+    Tells which names mean which split.
+
+    Args:
+        names (`Iterable[str]`): of folders or splits.
+        where (`str`): what to call the data in an error.
+        fix (`str`): what to do, for an error.
+
+    Returns:
+        `tuple[dict[str, str], list[str]]`: `"train"`, `"validation"` and `"unlabeled"`, as far as they are there, to
+        the name; and the names that are left alone, of test splits and of unknown ones.
+
+    Raises:
+        ValueError: if two names mean the same split.
+    """
+    found, others = {}, []
+    for name in sorted(names):
+        split = split_of(name)
+        if split not in USED_SPLITS:
+            others.append(name)
+        elif split in found:
+            raise ValueError(f"{where} has {found[split]} and {name}, which both mean {split}; {fix}.")
+        else:
+            found[split] = name
+    return found, others
+
+
+def subfolders(folder: Path) -> dict[str, Path]:
+    """The folders in a folder that are not hidden, by name; none where there is no such folder."""
+    if not folder.is_dir():
+        return {}
+    with os.scandir(folder) as entries:  # many times faster than asking for each of many files
+        paths = sorted(folder / entry.name for entry in entries if entry.is_dir())
+    return {path.name: path for path in paths if not is_hidden(path.name)}
+
+
+def find_kinds(folder: Path) -> dict[str, Path]:
+    """The folders of `"images"` and of `"masks"` in a folder, as far as they are there, whatever their case."""
+    there = {name.casefold(): path for name, path in subfolders(folder).items()}
+    found = {kind: next((there[name] for name in names if name in there), None) for kind, names in KIND_NAMES.items()}
+    return {kind: path for kind, path in found.items() if path is not None}

@@ -1,0 +1,189 @@
+"""What a set of images with masks holds: sizes and stored values, each file read once however many ask."""
+
+import io
+import os
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from weakref import WeakKeyDictionary
+
+import datasets
+import numpy as np
+import PIL.Image
+
+from .columns import Mask
+from .images import mask_to_array, open_image
+from .masks import MaskConvention, binary_sentence
+from .reading import row_name, undecoded
+
+
+_SIZES: WeakKeyDictionary[datasets.Dataset, tuple] = WeakKeyDictionary()
+_VALUES: WeakKeyDictionary[datasets.Dataset, tuple] = WeakKeyDictionary()
+
+
+def note(dataset: datasets.Dataset, sizes: Iterable, values: Iterable):
+    """Keeps what was found when a data set was read for another reason."""
+    _SIZES[dataset], _VALUES[dataset] = tuple(sizes), tuple(values)
+
+
+def image_sizes(dataset: datasets.Dataset, image_column: str = "image") -> tuple[tuple[int, int] | None, ...]:
+    """(width, height) of each row's image as stored, nothing decoded; None where it cannot be read, or is not here."""
+    if dataset not in _SIZES:
+        _SIZES[dataset] = _look(dataset, image_column, _size)
+    return _SIZES[dataset]
+
+
+def mask_values(dataset: datasets.Dataset, label_column: str = "label") -> tuple[frozenset[int] | None, ...]:
+    """The values of each row's mask as stored; None without a mask, or where it cannot be read."""
+    if dataset not in _VALUES:
+        _VALUES[dataset] = _look(dataset, label_column, _values)
+    return _VALUES[dataset]
+
+
+def classes_of(dataset: datasets.Dataset, convention: MaskConvention, label_column: str = "label") -> set[int]:
+    """The class indices that occur in some mask; the convention is that of masks that are read without one."""
+    values = (one for one in mask_values(dataset, label_column) if one is not None)
+    stored = np.array(sorted(set().union(*values)), dtype=np.int64)
+    convention = convention_of(dataset) or convention
+    return set(convention.map(stored).tolist()) - {convention.ignore_index}
+
+
+def convention_of(dataset: datasets.Dataset) -> MaskConvention | None:
+    """The convention that the data set maps its masks by when rows are read; None if it does not."""
+    transform = dataset.format["format_kwargs"].get("transform")
+    return transform if isinstance(transform, MaskConvention) else None
+
+
+def stored_values(array: np.ndarray) -> np.ndarray:
+    """int64: the values that occur, ascending."""
+    # Counting is several times faster than sorting where the values are few.
+    small = array.dtype == np.uint8
+    found = np.flatnonzero(np.bincount(array.ravel(), minlength=256)) if small else np.unique(array)
+    return found.astype(np.int64)
+
+
+def file_of(dataset: datasets.Dataset, row: int, column: str) -> str:
+    """What to call a row in an error: the path of its file, else its `id`, else its number."""
+    try:
+        stored = undecoded(dataset, column)[row][column] or {}
+    except ValueError:  # a column that a transform of one's own makes
+        stored = {}
+    has_name = "id" in dataset.column_names
+    return stored.get("path") or (row_name(dataset, row, None) if has_name else f"row {row}")
+
+
+def require_known_values(sets: Mapping[str, datasets.Dataset], config, label_column: str = "label"):
+    """
+    Checks masks that a model is to be trained or scored on against its convention; sets that are read through one of
+    their own need not hold its values.
+
+    Args:
+        sets (`Mapping[str, datasets.Dataset]`): name -> rows.
+        config ([`AllSparkFields`]): of the model.
+        label_column (`str`): name of the mask column.
+
+    Raises:
+        ValueError: if 255 may be a class, see [`describe_binary_masks`], or a value is not among the mask values.
+    """
+    convention = MaskConvention.of(config)
+    sentence = describe_binary_masks(sets, config.num_labels, convention, label_column)
+    if sentence:
+        raise ValueError(sentence)
+    if convention.mask_values is None:
+        return
+    for dataset in (dataset for dataset in sets.values() if convention_of(dataset) is None):
+        for row, values in enumerate(mask_values(dataset, label_column)):
+            try:
+                convention.map(np.array(sorted(values or ()), dtype=np.int64))
+            except ValueError as error:
+                problem = str(error).replace("the mask values", "the model's mask values", 1)
+                raise ValueError(f"{file_of(dataset, row, label_column)}: {problem}") from error
+
+
+def describe_binary_masks(
+    sets: Mapping[str, datasets.Dataset],
+    num_labels: int,
+    convention: MaskConvention,
+    label_column: str = "label",
+) -> str | None:
+    """
+    The sentence about masks whose 255 may be the object and not pixels that do not count; None if there are none.
+
+    Such a mask holds 255 and nothing else but 0. It is what binary masks look like, but also an image of a set with
+    more classes that shows background and borders only: there, other masks of the same set show other classes.
+
+    Args:
+        sets (`Mapping[str, datasets.Dataset]`): name -> rows, as they are stored.
+        num_labels (`int`): classes.
+        convention ([`MaskConvention`]): of the masks, unless a set is read through one.
+        label_column (`str`): name of the mask column.
+    """
+    values = {name: [one for one in mask_values(rows, label_column) if one is not None] for name, rows in sets.items()}
+    others = sorted(set().union(*(one for rows in values.values() for one in rows)) - {0, 255})
+    for name, dataset in sets.items():
+        shown = set().union(*values[name])
+        known = (convention_of(dataset) or convention).says_what_255_is
+        if known or 255 not in shown or shown == {255} or (num_labels > 2 and shown - {0, 255}):
+            continue
+        rows = enumerate(mask_values(dataset, label_column))
+        suspects = [row for row, one in rows if one is not None and 255 in one and one <= {0, 255}]
+        if suspects:
+            count = f"{len(suspects)} of {len(values[name])}"
+            first = file_of(dataset, suspects[0], label_column)
+            return binary_sentence(f"{count} {name} masks (first {first}) hold", others)
+    return None
+
+
+# ---- Reading ----
+
+
+def _reader(dataset: datasets.Dataset, column: str) -> Callable[[int], object]:
+    """Gives of a row what is stored, or where a transform of one's own makes the column, what that gives."""
+    own = dataset.format["type"] is not None and convention_of(dataset) is None
+    if own:
+        return lambda row: dataset[row].get(column)
+    if column not in dataset.column_names:
+        return lambda row: None
+    if not isinstance(dataset.features[column], datasets.Image):
+        return lambda row: dataset[row][column]
+    rows = undecoded(dataset, column)
+    return lambda row: rows[row][column]
+
+
+def _look(dataset: datasets.Dataset, column: str, find: Callable) -> tuple:
+    read = _reader(dataset, column)
+
+    def look(row: int):
+        try:
+            return find(read(row))
+        # Broken files make Pillow raise nearly anything; it is told when the row is read for use.
+        except Exception:
+            return None
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow decodes without holding the interpreter lock
+        return tuple(pool.map(look, range(len(dataset))))
+
+
+def _size(image) -> tuple[int, int] | None:
+    if not isinstance(image, dict):
+        return image.size if isinstance(image, PIL.Image.Image) else None
+    content, path = image.get("bytes"), image.get("path")
+    with open_image(path if content is None else io.BytesIO(content)) as opened:
+        return opened.size
+
+
+def _values(mask) -> frozenset[int] | None:
+    decoded = Mask().decode_example(mask) if isinstance(mask, dict) else mask
+    return None if decoded is None else frozenset(stored_values(mask_to_array(decoded)).tolist())
+
+
+__all__ = [
+    "classes_of",
+    "convention_of",
+    "describe_binary_masks",
+    "file_of",
+    "image_sizes",
+    "mask_values",
+    "note",
+    "require_known_values",
+    "stored_values",
+]

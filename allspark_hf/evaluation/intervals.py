@@ -1,0 +1,85 @@
+"""How sure a difference of two models is: mIoU of validation images drawn anew, with replacement (bootstrap)."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+
+SAMPLES = 2000
+LEVEL = 0.95
+FEW_IMAGES = 10  # whose resampled scores say little of other images
+
+
+class Interval(NamedTuple):
+    """A difference of mIoU, second model minus first, and the ends of its interval, each in [-1, 1]."""
+
+    difference: float
+    low: float
+    high: float
+
+
+def image_counts(confusion: np.ndarray) -> np.ndarray:
+    """
+    What the IoU of an image is made of: int64 (3, num_labels), pixels that are right, true and predicted, of each
+    class, from int64 (num_labels, num_labels), pixels by true and predicted class.
+    """
+    return np.stack([confusion.diagonal(), confusion.sum(axis=1), confusion.sum(axis=0)])
+
+
+def difference_interval(first: np.ndarray, second: np.ndarray, seed: int = 0) -> Interval:
+    """
+    The 95 % interval of the difference of two models' mIoU on the same images. Only the choice of images is in it:
+    another seed of the training, or other labels, would move the difference further.
+
+    Args:
+        first (`np.ndarray`): int64 (images, 3, num_labels), of [`image_counts`].
+        second (`np.ndarray`): likewise of the other model, the images in the same order.
+        seed (`int`, *optional*, defaults to 0): of the draws.
+
+    Raises:
+        ValueError: if the shapes differ, or there is no image.
+    """
+    if first.shape != second.shape or not len(first):
+        raise ValueError(
+            f"The models have counts of the shapes {first.shape} and {second.shape}: give those of the "
+            "same images, at least one."
+        )
+    rng = np.random.default_rng(seed)
+    # Times that each image is drawn.
+    weights = rng.multinomial(len(first), np.full(len(first), 1 / len(first)), size=SAMPLES)
+    drawn = _mean_iou(weights, second) - _mean_iou(weights, first)
+    whole = np.ones((1, len(first)), dtype=np.int64)
+    difference = (_mean_iou(whole, second) - _mean_iou(whole, first)).item()
+    low, high = np.nanquantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).tolist()
+    return Interval(difference, low, high)
+
+
+def _mean_iou(weights: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """float64 (samples,): mIoU of the classes that masks or predictions show, from int64 (samples, images)."""
+    hits, true, predicted = np.moveaxis(np.tensordot(weights.astype(np.float64), counts.astype(np.float64), 1), 1, 0)
+    with np.errstate(invalid="ignore"):  # an absent class is 0 / 0
+        return np.nanmean(hits / (true + predicted - hits), axis=1)
+
+
+def verdict(interval: Interval, num_images: int, what: str = "the unlabeled images") -> str:
+    """
+    One sentence on whether something helped.
+
+    Args:
+        interval ([`Interval`]): of the model with it against the one without.
+        num_images (`int`): validation images that were resampled.
+        what (`str`, *optional*): the subject of the sentence.
+    """
+    images = f"{num_images} validation image{'s' * (num_images != 1)}"
+    points = f"{100 * interval.difference:+.1f} points of mIoU, 95 % interval {100 * interval.low:+.1f} to "
+    points += f"{100 * interval.high:+.1f} from resampling {images}"
+    if num_images < FEW_IMAGES:
+        return f"Whether {what} helped, {images} cannot tell: {points}; label at least {FEW_IMAGES} to validate with."
+    if interval.low > 0:
+        return f"{what[0].upper()}{what[1:]} helped: {points}."
+    if interval.high < 0:
+        return f"{what[0].upper()}{what[1:]} did not help, the model got worse: {points}."
+    return f"Whether {what} helped, {images} cannot tell: {points}, which includes 0."
+
+
+__all__ = ["Interval", "difference_interval", "image_counts", "verdict"]

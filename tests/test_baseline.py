@@ -1,0 +1,108 @@
+"""`allspark train` without a method chooses one; `--compare_supervised` trains twice and gives a verdict."""
+
+import json
+
+import numpy as np
+import pytest
+import yaml
+from safetensors.numpy import load_file, save_file
+from test_command import TINY
+
+import allspark_hf
+from allspark_hf.cli import apply_preset
+from allspark_hf.cli.baseline import BY_IMAGE, compare_folders
+from allspark_hf.cli.main import main
+from allspark_hf.cli.preset import Times
+from allspark_hf.demo.data import write_demo_data
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data") / "garden"
+    write_demo_data(folder, num_train=5, num_labeled=2, num_validation=2, size=(64, 96))
+    return folder
+
+
+def read(path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def test_two_trainings_and_a_verdict(data_dir, tmp_path, capsys):
+    out = tmp_path / "out"
+    allspark_hf.train(data_dir, out, method="pseudo_label", compare_supervised=True, **TINY)
+    comparison, scores = (
+        read(out / "comparison.json"),
+        [read(one / "eval_results.json") for one in (out, out / "supervised")],
+    )
+    gain = scores[0]["eval_mean_iou"] - scores[1]["eval_mean_iou"]
+    assert comparison["difference"] == pytest.approx(gain, abs=1e-9)
+    assert comparison["low"] <= comparison["difference"] <= comparison["high"]
+    assert capsys.readouterr().out.rstrip().endswith(comparison["verdict"])
+    records = [read(one / "run_record.json") for one in (out, out / "supervised")]
+    assert [record["settings"]["method"] for record in records] == ["pseudo_label", "supervised"]
+    for name in ("labeled_ids.txt", "validation_ids.txt"):
+        assert (out / name).read_text() == (out / "supervised" / name).read_text()
+    assert [read(one / "trainer_state.json")["global_step"] for one in (out, out / "supervised")] == [2, 2]
+    counts = load_file(out / BY_IMAGE)["counts"].sum(axis=0)
+    union = counts[1] + counts[2] - counts[0]
+    assert np.mean(counts[0][union > 0] / union[union > 0]) == pytest.approx(scores[0]["eval_mean_iou"], abs=1e-9)
+
+
+def test_folders_without_counts_have_no_verdict(tmp_path):
+    assert compare_folders(tmp_path, tmp_path) is None
+    save_file({"counts": np.ones((12, 3, 2), dtype=np.int64)}, tmp_path / BY_IMAGE)
+    interval, sentence = compare_folders(tmp_path, tmp_path)
+    assert tuple(interval) == (0, 0, 0) and "12 validation images cannot tell" in sentence
+
+
+def test_nothing_to_compare(data_dir, tmp_path):
+    with pytest.raises(ValueError, match="which is the method of this training itself: leave it out"):
+        allspark_hf.train(data_dir, tmp_path / "out", method="supervised", compare_supervised=True, **TINY)
+
+
+def test_without_a_method_one_is_chosen(data_dir, tmp_path, monkeypatch, capsys):
+    """With the time that five updates take; what was given stays; the choices are a recipe of the same training."""
+    monkeypatch.setattr(apply_preset, "measure", lambda trainer, number: Times(update=0.5, evaluation=0.25 * number))
+    given = {name: value for name, value in TINY.items() if name != "max_steps"}
+    trainer = allspark_hf.train(data_dir, tmp_path / "out", minutes=0.25, compare_supervised=True, **given)
+    args, lines = trainer.args, capsys.readouterr().out.splitlines()
+    num_validation = len(trainer.eval_dataset)
+    updates = int((15 - 0.25 * num_validation) / 0.5)
+    assert args.max_steps == args.eval_steps == updates or args.max_steps % args.eval_steps == 0
+    assert args.method == "supervised" and args.optim == "adamw_torch" and args.learning_rate == 2e-3
+    assert trainer.model.config.crop_height_width == (64, 64)
+    assert any(line.startswith("  method supervised: from scratch, unlabeled images did not help") for line in lines)
+    assert any(line.startswith("done at about ") for line in lines)
+    assert "nothing to compare: the method that was chosen reads no unlabeled images" in lines
+    assert not (tmp_path / "out" / "supervised").exists()
+    recipe = yaml.safe_load((tmp_path / "out" / "preset.yaml").read_text())
+    assert recipe["max_steps"] == args.max_steps and "crop_size" not in recipe
+    again = allspark_hf.train(data_dir, tmp_path / "again", tmp_path / "out" / "preset.yaml", **given)
+    assert again.args.max_steps == args.max_steps
+    scores = [read(tmp_path / name / "eval_results.json")["eval_mean_iou"] for name in ("out", "again")]
+    assert scores[0] == scores[1]
+
+
+def test_dry_run_says_how_the_length_is_chosen(data_dir, tmp_path, monkeypatch, capsys):
+    options = ["--backbone", "b0", "--hidden_sizes", "8", "16", "24", "32", "--minutes", "7", "--use_cpu"]
+    folders = ["--data_dir", str(data_dir), "--output_dir", str(tmp_path / "out")]
+    monkeypatch.setattr("sys.argv", ["allspark", "train", *folders, *options, "--dry_run"])
+    with pytest.raises(SystemExit, match="0"):
+        main()
+    lines = capsys.readouterr().out.splitlines()
+    assert "  length: what fits into 7 minutes, not the epochs below; training times five updates" in lines
+    assert "  method: supervised, from b0" in lines and lines[-1] == "Ready to train."
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_papers_settings_on_request(data_dir, tmp_path, capsys):
+    trainer = allspark_hf.train(data_dir, tmp_path / "out", preset="none", **TINY)
+    assert trainer.args.method == "allspark" and not (tmp_path / "out" / "preset.yaml").exists()
+    assert "Chosen for" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", [{"max_steps": 2}, {"method": "supervised"}, {"preset": "none"}], ids=str)
+def test_minutes_that_would_be_ignored(data_dir, tmp_path, arguments):
+    given = {name: value for name, value in TINY.items() if name != "max_steps"}
+    with pytest.raises(ValueError, match="minutes=5 sets the length of a training with --preset auto"):
+        allspark_hf.train(data_dir, tmp_path / "out", minutes=5, **given, **arguments)

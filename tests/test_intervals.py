@@ -1,0 +1,80 @@
+"""Intervals of a difference of mIoU, and the sentence made of them."""
+
+import numpy as np
+import pytest
+
+from allspark_hf.evaluation.intervals import SAMPLES, Interval, difference_interval, image_counts, verdict
+
+
+def confusions(rng, images: int, num_labels: int, hit: float) -> np.ndarray:
+    """Images of 1000 pixels of which a share `hit` is right."""
+    found = np.zeros((images, num_labels, num_labels), dtype=np.int64)
+    for image in found:
+        for _ in range(1000):
+            true = rng.integers(num_labels)
+            image[true, true if rng.random() < hit else rng.integers(num_labels)] += 1
+    return found
+
+
+def mean_iou(counts: np.ndarray) -> float:
+    total = counts.sum(axis=0)
+    scores = []
+    for index in range(len(total)):
+        union = total[index].sum() + total[:, index].sum() - total[index, index]
+        if union:
+            scores.append(total[index, index] / union)
+    return sum(scores) / len(scores)
+
+
+def test_equals_a_loop():
+    rng = np.random.default_rng(3)
+    first, second = confusions(rng, 7, 3, 0.7), confusions(rng, 7, 3, 0.8)
+    first[:, 2], first[:, :, 2] = 0, 0  # a class that the first model's images do not show
+    interval = difference_interval(*(np.stack(list(map(image_counts, one))) for one in (first, second)), seed=5)
+    assert interval.difference == pytest.approx(mean_iou(second) - mean_iou(first), abs=1e-12)
+    drawn = np.random.default_rng(5).multinomial(7, np.full(7, 1 / 7), size=SAMPLES)
+    differences = []
+    for times in drawn:
+        chosen = np.repeat(np.arange(7), times)
+        differences.append(mean_iou(second[chosen]) - mean_iou(first[chosen]))
+    assert interval.low == pytest.approx(np.quantile(differences, 0.025), abs=1e-12)
+    assert interval.high == pytest.approx(np.quantile(differences, 0.975), abs=1e-12)
+
+
+def test_covers_the_truth_about_as_often_as_it_says():
+    """Of images whose quality differs, both models being equally good: 0 lies outside about once in twenty."""
+    rng = np.random.default_rng(0)
+    outside = 0
+    for _ in range(200):
+        hits = rng.uniform(0.5, 0.9, size=(2, 40)) * 1000
+        pair = []
+        for of_model in hits:
+            right = rng.binomial(1000, of_model / 1000)
+            pair.append(np.stack([image_counts(np.array([[one, 1000 - one], [1000 - one, one]])) for one in right]))
+        interval = difference_interval(*pair)
+        outside += not interval.low <= 0 <= interval.high
+    assert 3 <= outside <= 22
+
+
+def test_refuses_other_images():
+    with pytest.raises(ValueError, match=r"shapes \(3, 3, 2\) and \(4, 3, 2\): give those of the same images"):
+        difference_interval(np.ones((3, 3, 2), dtype=int), np.ones((4, 3, 2), dtype=int))
+
+
+@pytest.mark.parametrize(
+    ("interval", "images", "start", "end"),
+    [
+        (
+            (0.054, 0.031, 0.08),
+            80,
+            "The unlabeled images helped: +5.4 points",
+            "resampling 80 validation images.",
+        ),
+        ((-0.02, -0.03, -0.01), 80, "The unlabeled images did not help, the model got worse: -2.0 points", "images."),
+        ((0.01, -0.01, 0.03), 80, "Whether the unlabeled images helped, 80 validation images cannot tell: +1.0", "0."),
+        ((0.3, 0.2, 0.4), 3, "Whether the unlabeled images helped, 3 validation images cannot tell", "validate with."),
+    ],
+)
+def test_verdicts(interval, images, start, end):
+    sentence = verdict(Interval(*interval), images)
+    assert sentence.startswith(start) and sentence.endswith(end)

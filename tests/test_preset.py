@@ -1,0 +1,67 @@
+"""What `--preset auto` chooses, and how long a training it fits into a time."""
+
+import pytest
+
+from allspark_hf.cli.preset import BASE_ENCODER, SMALL_ENCODER, Situation, Times, best_encoder, choose, choose_length
+
+
+def chosen(**changes) -> dict:
+    facts = {"num_labeled": 24, "num_unlabeled": 400, "side": (360, 480), "device": "cpu"}
+    return {choice.name: choice.value for choice in choose(Situation(**{**facts, **changes}))}
+
+
+def test_a_cpu_and_a_gpu():
+    on_cpu = chosen()
+    assert on_cpu["encoder"] == SMALL_ENCODER and on_cpu["crop_size"] == [224, 224]
+    assert on_cpu["freeze_encoder_layers"] == 6 and on_cpu["per_device_train_batch_size"] == 2
+    on_gpu = chosen(device="cuda", device_memory=79.0, weights=best_encoder("cuda", 79.0), side=(600, 1200))
+    assert on_gpu["encoder"] == BASE_ENCODER and on_gpu["crop_size"] == [518, 518]
+    assert on_gpu["per_device_train_batch_size"] == 8 and "learning_rate" not in on_gpu
+    assert best_encoder("cuda", 11.6) == SMALL_ENCODER
+    assert chosen(device="cuda", device_memory=11.6)["per_device_train_batch_size"] == 4
+
+
+@pytest.mark.parametrize(
+    ("side", "crop"), [((100, 500), [98, 224]), ((9, 14), [14, 14]), ((224, 223), [224, 210]), ((30, 2000), [28, 224])]
+)
+def test_crops_are_whole_patches_of_what_images_fill(side, crop):
+    assert chosen(side=side)["crop_size"] == crop
+
+
+def test_without_an_encoder():
+    choices = chosen(weights=None, patch=32, num_layers=0)
+    assert choices["backbone"] == "b0" and choices["method"] == "supervised" and choices["crop_size"] == [128, 128]
+    assert "encoder" not in choices and "freeze_encoder_layers" not in choices
+    asked = chosen(weights=None, is_given=True, patch=32)
+    assert "backbone" not in asked and "hidden_sizes" not in asked and asked["learning_rate"] == 2e-3
+
+
+def test_an_encoder_of_the_users_stays():
+    plain = chosen(weights="folder", is_given=True, num_layers=24, patch=16)
+    assert "encoder" not in plain and plain["freeze_encoder_layers"] == 12 and plain["crop_size"] == [224, 224]
+    pyramid = chosen(weights="folder", is_given=True, num_layers=0, patch=32)
+    assert "freeze_encoder_layers" not in pyramid and "learning_rate" not in pyramid
+
+
+def test_method_follows_the_unlabeled_images():
+    assert chosen()["method"] == "unimatch_v2" and chosen()["keep_quantile"] == 0.8
+    assert chosen(num_unlabeled=None)["method"] == "unimatch_v2"  # a stream
+    few = chosen(num_unlabeled=23)
+    assert few["method"] == "supervised" and "keep_quantile" not in few
+    assert chosen(num_labeled=1)["per_device_train_batch_size"] == 1
+
+
+def test_every_choice_has_a_reason():
+    for weights in (SMALL_ENCODER, None):
+        for choice in choose(Situation(24, 400, (360, 480), "cpu", weights=weights)):
+            assert 5 < len(choice.reason) < 120
+
+
+def test_length():
+    choices = {choice.name: choice.value for choice in choose_length(20, Times(update=2.0, evaluation=30.0))}
+    assert choices["max_steps"] == 5 * choices["eval_steps"] == 525  # 1200 s - 5 x 30 s, at 2 s
+    assert choices["save_steps"] == choices["eval_steps"] and choices["logging_steps"] == 10
+    slow = {choice.name: choice.value for choice in choose_length(20, Times(update=2.0, evaluation=200.0))}
+    assert slow["max_steps"] == slow["eval_steps"] == 500  # one evaluation, a sixth of the time
+    with pytest.raises(ValueError, match=r"minutes=1 leaves 5 updates of 10.0 s, and at least 20 .*--minutes 4"):
+        choose_length(1, Times(update=10.0, evaluation=5.0))
