@@ -1,6 +1,7 @@
 """`allspark train` without a method chooses one; `--compare_supervised` trains twice and gives a verdict."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -38,6 +39,7 @@ def test_two_trainings_and_a_verdict(data_dir, tmp_path, capsys):
     assert comparison["difference"] == pytest.approx(gain, abs=1e-9)
     assert comparison["low"] <= comparison["difference"] <= comparison["high"]
     assert capsys.readouterr().out.rstrip().endswith(comparison["verdict"])
+    assert re.search(r"Without them, as many updates took \d+ % of the time\.$", comparison["verdict"])
     records = [read(one / "run_record.json") for one in (out, out / "supervised")]
     assert [record["settings"]["method"] for record in records] == ["pseudo_label", "supervised"]
     for name in ("labeled_ids.txt", "validation_ids.txt"):
@@ -101,7 +103,9 @@ def test_the_papers_settings_on_request(data_dir, tmp_path, capsys):
     assert "Chosen for" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("arguments", [{"max_steps": 2}, {"method": "supervised"}, {"preset": "none"}], ids=str)
+@pytest.mark.parametrize(
+    "arguments", [{"max_steps": 2, "preset": "auto"}, {"method": "supervised"}, {"preset": "none"}], ids=str
+)
 def test_minutes_that_would_be_ignored(data_dir, tmp_path, arguments):
     given = {name: value for name, value in TINY.items() if name != "max_steps"}
     with pytest.raises(ValueError, match="minutes=5 sets the length of a training with --preset auto"):

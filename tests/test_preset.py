@@ -43,10 +43,15 @@ def test_an_encoder_of_the_users_stays():
     assert "freeze_encoder_layers" not in pyramid and "learning_rate" not in pyramid
 
 
-def test_method_follows_the_unlabeled_images():
-    assert chosen()["method"] == "unimatch_v2" and chosen()["keep_quantile"] == 0.8
-    assert chosen(num_unlabeled=None)["method"] == "unimatch_v2"  # a stream
-    few = chosen(num_unlabeled=23)
+def test_method_follows_device_and_unlabeled_images():
+    gpu = {"device": "cuda", "device_memory": 79.0}
+    assert chosen()["method"] == "supervised" and "keep_quantile" not in chosen()
+    assert chosen(**gpu)["method"] == "unimatch_v2" and chosen(**gpu)["keep_quantile"] == 0.8
+    assert chosen(**gpu, num_unlabeled=None)["method"] == "unimatch_v2"  # a stream
+    given = chosen(method="fixmatch")
+    assert "method" not in given and given["keep_quantile"] == 0.8
+    assert "keep_quantile" not in chosen(method="allspark", **gpu)
+    few = chosen(**gpu, num_unlabeled=23)
     assert few["method"] == "supervised" and "keep_quantile" not in few
     assert chosen(num_labeled=1)["per_device_train_batch_size"] == 1
 

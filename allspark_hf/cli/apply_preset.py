@@ -132,6 +132,7 @@ class Preset:
             side=median_side(found.validation, data.image_long_side),
             device=args.device.type,
             device_memory=memory,
+            method=args.method if "method" in args.given else None,
             **facts,
         )
 
@@ -144,18 +145,19 @@ class Preset:
 
 def applies(preset: PresetArguments, model: ModelArguments, args: AllSparkTrainingArguments, typed: list[str]) -> bool:
     """
-    Whether the choices are wanted: without a recipe, a method and a whole model to start from.
+    Whether the choices are wanted: without a recipe and a whole model to start from, and without a method unless
+    `preset` is given too.
 
     Raises:
         ValueError: if `minutes` is given and is not used.
     """
     has_recipe = bool(typed) and typed[0].endswith(RECIPE_SUFFIXES)
-    wanted = not has_recipe and "method" not in args.given and model.model_name_or_path is None
-    wanted &= preset.preset == "auto"
+    is_asked = "method" not in args.given or "preset" in args.given
+    wanted = preset.preset == "auto" and is_asked and not has_recipe and model.model_name_or_path is None
     if preset.minutes is not None and (not wanted or args.given.intersection(LENGTHS)):
         raise ValueError(
-            f"minutes={preset.minutes:g} sets the length of a training with --preset auto, without recipe, method, "
-            "max_steps and num_train_epochs: leave it out, or these."
+            f"minutes={preset.minutes:g} sets the length of a training with --preset auto, without recipe, max_steps "
+            "and num_train_epochs: leave it out, or these."
         )
     return wanted
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from transformers import TrainerCallback
 
+from ..methods import METHODS
 from ..utils.arguments import argument, documented
 
 
@@ -31,8 +32,8 @@ class PresetArguments:
 
     preset: str = argument(
         "auto",
-        "auto: without a recipe and without --method, choose what is not given, from data and machine, and say why. "
-        "none: the paper's settings.",
+        "auto: choose what is not given, from data and machine, and say why; the default without a recipe and without "
+        "--method. none: the paper's settings.",
         choices=("auto", "none"),
         group="training",
         common=True,
@@ -65,6 +66,7 @@ class Situation:
         side (`tuple[int, int]`): median (height, width) of images in training, in pixels.
         device (`str`): "cpu" or "cuda"; others count as "cpu".
         device_memory (`float`): of a GPU, in GiB.
+        method (`str`, *optional*): the method that was given.
         weights (`str`, *optional*): the encoder that was given, or the best that can be had; `None` from scratch.
         is_given (`bool`): whether the user gave these weights, or asked for a start from scratch.
         patch (`int`): pixels of a side that crops are multiples of.
@@ -76,6 +78,7 @@ class Situation:
     side: tuple[int, int]
     device: str
     device_memory: float = 0.0
+    method: str | None = None
     weights: str | None = SMALL_ENCODER
     is_given: bool = False
     patch: int = 14
@@ -135,23 +138,27 @@ def _from_scratch(situation: Situation) -> list[Choice]:
 
 
 def _method(situation: Situation) -> list[Choice]:
-    few = situation.num_unlabeled is not None and situation.num_unlabeled < situation.num_labeled
-    if few:
+    if situation.method is not None:
+        return _thresholds() if hasattr(METHODS[situation.method].arguments_class, "keep_quantile") else []
+    if situation.num_unlabeled is not None and situation.num_unlabeled < situation.num_labeled:
         reason = f"{situation.num_unlabeled} unlabeled images are fewer than the {situation.num_labeled} labeled ones"
         return [Choice("method", "supervised", reason)]
     if situation.weights is None:
         return [Choice("method", "supervised", f"from scratch, unlabeled images did not help ({STUDY})")]
+    if situation.device != "cuda":
+        reason = f"in the same minutes of a CPU, more updates gain more than unlabeled images ({STUDY})"
+        return [Choice("method", "supervised", reason)]
     return [
-        Choice("method", "unimatch_v2", f"what gained most from unlabeled images ({STUDY})"),
-        Choice("keep_quantile", 0.8, "keeps rare classes, which one threshold for all drops"),
-        Choice("confidence_threshold", 0.6, "the least of the thresholds by class"),
+        Choice("method", "unimatch_v2", "leads the public tables with this encoder, in long trainings"),
+        *_thresholds(),
     ]
 
 
-def supervised_instead(choices: list[Choice], reason: str) -> list[Choice]:
-    """The same choices without unlabeled images."""
-    own = {"method", "keep_quantile", "confidence_threshold"}
-    return [*(choice for choice in choices if choice.name not in own), Choice("method", "supervised", reason)]
+def _thresholds() -> list[Choice]:
+    return [
+        Choice("keep_quantile", 0.8, f"a threshold for each class, or rare ones are not learned ({STUDY})"),
+        Choice("confidence_threshold", 0.6, "the least of these thresholds"),
+    ]
 
 
 def _batch(situation: Situation) -> list[Choice]:
@@ -247,5 +254,4 @@ __all__ = [
     "choose",
     "choose_length",
     "measure",
-    "supervised_instead",
 ]
