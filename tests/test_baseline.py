@@ -64,13 +64,11 @@ def test_nothing_to_compare(data_dir, tmp_path):
 
 def test_without_a_method_one_is_chosen(data_dir, tmp_path, monkeypatch, capsys):
     """With the time that five updates take; what was given stays; the choices are a recipe of the same training."""
-    monkeypatch.setattr(apply_preset, "measure", lambda trainer, number: Times(update=0.5, evaluation=0.25 * number))
+    monkeypatch.setattr(apply_preset, "measure", lambda trainer: Times(update=0.5, evaluation=0.5))
     given = {name: value for name, value in TINY.items() if name != "max_steps"}
     trainer = allspark_hf.train(data_dir, tmp_path / "out", minutes=0.25, compare_supervised=True, **given)
     args, lines = trainer.args, capsys.readouterr().out.splitlines()
-    num_validation = len(trainer.eval_dataset)
-    updates = int((15 - 0.25 * num_validation) / 0.5)
-    assert args.max_steps == args.eval_steps == updates or args.max_steps % args.eval_steps == 0
+    assert args.max_steps == 25 and args.eval_steps == 5  # 15 s, less 5 evaluations, at 0.5 s
     assert args.method == "supervised" and args.optim == "adamw_torch" and args.learning_rate == 2e-3
     assert trainer.model.config.crop_height_width == (64, 64)
     assert any(line.startswith("  method supervised: from scratch, unlabeled images did not help") for line in lines)

@@ -1,9 +1,9 @@
 """`--preset auto` on the command line: the facts, the choices of [`choose`], and the length that five updates tell."""
 
+import logging
 import statistics
 import tempfile
 from collections.abc import Callable
-from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -36,7 +36,6 @@ from .trial_step import trial_arguments
 LENGTHS = ("max_steps", "num_train_epochs")
 FILE = "preset.yaml"  # in the output folder: the choices, as a recipe
 SIZED_IMAGES = 20
-TIMED_IMAGES = 3  # of an evaluation
 
 
 class Preset:
@@ -176,14 +175,14 @@ def median_side(dataset, long_side: int | None = None) -> tuple[int, int]:
 
 
 def _time(build: Callable, report: CheckReport, arguments: tuple) -> Times:
-    """Of the training to come, its own images included; nothing is kept."""
-    validation = report.data.validation
-    few = validation.select(range(min(TIMED_IMAGES, len(validation))))
-    with tempfile.TemporaryDirectory() as folder:
-        data, model, args = arguments
-        report = replace(report, data=replace(report.data, validation=few))
-        trainer = build(data, model, trial_arguments(args, folder, TIMED_UPDATES), report)
-        return measure(trainer, len(validation))
+    """Of the training to come, its own images included; nothing is kept, and what it warns of will be said then."""
+    data, model, args = arguments
+    logging.disable(logging.WARNING)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            return measure(build(data, model, trial_arguments(args, folder, TIMED_UPDATES), report))
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 __all__ = ["Preset", "applies", "median_side"]

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from transformers import TrainerCallback
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
 from ..methods import METHODS
 from ..utils.arguments import argument, documented
+from .progress import NUM_IMAGES
 
 
 GIB = 2**30
@@ -20,7 +21,7 @@ BASE_NEEDS = 15  # GiB of the device: more than a GPU of 12 has, and what one of
 CPU_CROP, GPU_CROP, SCRATCH_CROP = 224, 518, 128
 MINUTES = {"cpu": 20.0, "cuda": 60.0}
 STUDY = "scripts/studies/README.md"
-TIMED_UPDATES = 5
+TIMED_UPDATES, TIMED_IMAGES = 5, 3
 EVALUATIONS, EVALUATED_SHARE = 5, 0.25  # at most so many, in at most this share of the time
 FEWEST_UPDATES = 20
 
@@ -193,23 +194,19 @@ class _Clock(TrainerCallback):
         self.ends.append(time.perf_counter())
 
 
-def measure(trainer, num_validation: int) -> Times:
-    """
-    Trains and evaluates a little.
-
-    Args:
-        trainer ([`AllSparkTrainer`]): made for `TIMED_UPDATES` updates, with a few validation images.
-        num_validation (`int`): validation images of the training to come.
-    """
-    clock = _Clock()
+def measure(trainer) -> Times:
+    """Trains and evaluates a little with an [`AllSparkTrainer`] that was made for `TIMED_UPDATES` updates."""
+    clock, validation = _Clock(), trainer.eval_dataset
     trainer.add_callback(clock)
+    for printer in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(printer)
     trainer.train()
     start = time.perf_counter()
-    trainer.evaluate()
-    each = (time.perf_counter() - start) / len(trainer.eval_dataset)
+    trainer.evaluate(validation.select(range(min(TIMED_IMAGES, len(validation)))))
+    each = (time.perf_counter() - start) / min(TIMED_IMAGES, len(validation))
     # The first update warms up.
     update = statistics.median(after - before for before, after in itertools.pairwise(clock.ends))
-    return Times(update, each * num_validation)
+    return Times(update, each * (len(validation) + NUM_IMAGES))
 
 
 def choose_length(minutes: float, times: Times) -> list[Choice]:

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
-from transformers import TrainerCallback
+from tqdm.auto import tqdm
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from transformers.integrations import TensorBoardCallback
 
 from ..data.masks import MaskConvention
@@ -65,7 +66,7 @@ class Progress(TrainerCallback):
             picture = self.draw(now)
             picture.save(Path(args.output_dir) / "progress.png")
             self.show_in_tensorboard(picture, state.global_step)
-            print(self.sentence(state, metrics), flush=True)
+            tqdm.write(self.sentence(state, metrics))
         self.before, self.score = now, (state.global_step, metrics["eval_mean_iou"])
 
     def predict(self) -> list[np.ndarray]:
@@ -130,6 +131,22 @@ class Progress(TrainerCallback):
         return f"step {state.global_step} of {state.max_steps}: mIoU {score:.1f} %{moved}{classes}{left}"
 
 
+class _Bar(ProgressCallback):
+    """The bar alone: what is logged stays in `trainer_state.json` and TensorBoard."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        pass
+
+
+def show_progress(trainer):
+    """Adds [`Progress`] to a trainer, in place of the lines that transformers prints of everything that is logged."""
+    for printer in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(printer)
+    if not trainer.args.disable_tqdm:
+        trainer.add_callback(_Bar)
+    trainer.add_callback(Progress(trainer))
+
+
 def _fitted(image: Image.Image) -> Image.Image:
     scale = CELL / max(image.size)
     return image.resize([max(1, round(side * scale)) for side in image.size])
@@ -142,4 +159,4 @@ def _duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 90 else f"{minutes / 60:.1f} h"
 
 
-__all__ = ["Progress"]
+__all__ = ["NUM_IMAGES", "Progress", "show_progress"]

@@ -131,7 +131,7 @@ def start(command: list[str]):
     from allspark_hf.cli.dry_run import DryRunArguments, dry_run
     from allspark_hf.cli.ending import removing_new_folders
     from allspark_hf.cli.preset import PresetArguments
-    from allspark_hf.cli.progress import Progress
+    from allspark_hf.cli.progress import show_progress
     from allspark_hf.data import DataArguments
     from allspark_hf.training.arguments import AllSparkTrainingArguments
 
@@ -157,7 +157,7 @@ def start(command: list[str]):
             arguments = data_arguments, model_arguments, args
             data_arguments, model_arguments, args = preset.choose_length(build, report, arguments, wanted.minutes)
         trainer = build_trainer(data_arguments, model_arguments, args, report, command)
-        trainer.add_callback(Progress(trainer))
+        show_progress(trainer)
         if checkpoint is not None:
             trainer.checkpoints.check(checkpoint)
         if preset is not None and args.should_save:
