@@ -145,8 +145,7 @@ class AllSparkTrainer(Trainer):
         self.method.class_weights = None if weights is None else weights.to(args.device)
         self.processes = Processes(self)
         self.checkpoints = Checkpoints(self)
-        self.record = RunRecord(self)
-        self.health, self.finite = PseudoLabelHealth(self), FiniteGuard(self)
+        self.record, self.health, self.finite = RunRecord(self), PseudoLabelHealth(self), FiniteGuard(self)
         self._connect_parts()
         if held_out is not None:
             self.add_callback(Holdout(self, held_out))
