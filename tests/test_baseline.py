@@ -81,6 +81,8 @@ def test_without_a_method_one_is_chosen(data_dir, tmp_path, monkeypatch, capsys)
     assert again.args.max_steps == args.max_steps
     scores = [read(tmp_path / name / "eval_results.json")["eval_mean_iou"] for name in ("out", "again")]
     assert scores[0] == scores[1]
+    resumed = allspark_hf.train(data_dir, tmp_path / "out", resume_from_checkpoint="true", **given)
+    assert resumed.args.max_steps == 25 and resumed.state.global_step == 25
 
 
 def test_dry_run_says_how_the_length_is_chosen(data_dir, tmp_path, monkeypatch, capsys):

@@ -79,6 +79,8 @@ def test_table_shows_the_numbers_and_is_printed(demo_dir):
         for name in CLASS_NAMES:
             value = run["iou"].get(name.replace(" ", "_"))
             assert cells[f"IoU {name}"][column] == ("absent" if value is None else f"{100 * value:.1f}")
+    gain = 100 * (metrics["allspark"]["last_mean_iou"] - metrics["supervised"]["last_mean_iou"])
+    assert f"AllSpark: Whether the unlabeled images helped, 3 validation images cannot tell: {gain:+.1f}" in printed
     for name in ("metrics.md", "metrics.json", "comparison.png", "legend.png"):
         assert str(demo_dir / name) in printed
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from datasets import Dataset
 
+from allspark_hf.cli.baseline import compare_folders
 from allspark_hf.cli.ending import run_script
 from allspark_hf.methods import METHODS
 
@@ -116,6 +117,14 @@ def validation_of_run(data_dir: Path, folder: Path, models: dict[str, tuple]) ->
     return validation
 
 
+def verdicts(folders: list[Path]) -> list[str]:
+    """Of each training whether it is better than the supervised one, where both were evaluated by this version."""
+    by_name = {folder.name: folder for folder in folders}
+    baseline = by_name.pop("supervised", None)
+    found = {name: compare_folders(baseline, folder) for name, folder in by_name.items()} if baseline else {}
+    return [f"{TITLES[name]}: {pair[1]}" for name, pair in found.items() if pair is not None]
+
+
 def draw_comparison(
     output_dir: Path, validation: Dataset, runs: dict[str, dict], models: dict[str, tuple], num_rows: int
 ) -> None:
@@ -156,6 +165,7 @@ def compare() -> None:
     config = next(iter(models.values()))[0].config
     options.output_dir.mkdir(parents=True, exist_ok=True)
     print(write_metrics(options.output_dir, runs, [config.id2label[index] for index in range(config.num_labels)]))
+    print(*verdicts(options.runs), sep="\n")
     draw_comparison(options.output_dir, validation, runs, models, options.num_rows)
     for name in ("comparison.png", "legend.png", "metrics.md", "metrics.json"):
         print(options.output_dir / name)
