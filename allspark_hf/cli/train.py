@@ -1,6 +1,7 @@
 """Trains a segmenter from images of which some have masks: a folder, or a data set of the Hub.
 
-    allspark train --data_dir DATA --encoder facebook/dinov2-small --crop_size 518 --output_dir OUT
+    allspark train --data_dir DATA --output_dir OUT                # chooses what is not given, and says why
+    allspark train --data_dir DATA --output_dir OUT --preset auto --method unimatch_v2 --compare_supervised
     allspark train --dataset_name segments/sidewalk-semantic --image_column_name pixel_values ...
     allspark train camvid_cpu.yaml --data_dir DATA --output_dir OUT --dry_run
     accelerate launch -m allspark_hf train ...
