@@ -2,6 +2,7 @@
 
 import pytest
 
+from allspark_hf.cli.apply_preset import geometry_of
 from allspark_hf.cli.preset import BASE_ENCODER, SMALL_ENCODER, Situation, Times, best_encoder, choose, choose_length
 
 
@@ -54,6 +55,21 @@ def test_method_follows_device_and_unlabeled_images():
     few = chosen(**gpu, num_unlabeled=23)
     assert few["method"] == "supervised" and "keep_quantile" not in few
     assert chosen(num_labeled=1)["per_device_train_batch_size"] == 1
+
+
+@pytest.mark.parametrize(
+    ("encoder", "geometry"),
+    [
+        ("dinov2", (14, 12)),
+        ("dinov3_vit", (16, 12)),
+        ("swin", (32, 0)),
+        ("convnext", (32, 0)),
+        ("resnet", (32, 0)),
+        ("segformer", (32, 0)),
+    ],
+)
+def test_only_a_plain_vit_has_layers_to_freeze(encoder, geometry):
+    assert geometry_of(encoder) == geometry
 
 
 def test_every_choice_has_a_reason():

@@ -13,10 +13,12 @@ from accelerate.utils import broadcast_object_list
 
 from ..data import CheckReport, DataArguments, SegmentationData
 from ..data.loading import find_data
+from ..models.configuration_backbone_allspark import AllSparkBackboneConfig, check_has_backbone, default_out_indices
 from ..models.encoders import encoder_config
 from ..training.arguments import AllSparkTrainingArguments
 from ..training.recipes import RECIPE_SUFFIXES, read_recipe, recipe_arguments
 from .arguments import ModelArguments, parse_arguments
+from .models import SEGFORMER_TYPES
 from .preset import (
     GIB,
     MINUTES,
@@ -36,6 +38,7 @@ from .trial_step import trial_arguments
 LENGTHS = ("max_steps", "num_train_epochs")
 FILE = "preset.yaml"  # in the output folder: the choices, as a recipe
 SIZED_IMAGES = 20
+SCRATCH_PATCH = 32  # of a Mix Transformer
 
 
 class Preset:
@@ -113,14 +116,17 @@ class Preset:
         )
         on_gpu = args.device.type == "cuda"
         memory = torch.cuda.get_device_properties(args.device).total_memory / GIB if on_gpu else 0.0
-        facts = {"weights": None, "patch": 32, "num_layers": 0, "is_given": bool(model.encoder or model.backbone)}
+        facts = {
+            "weights": None,
+            "patch": SCRATCH_PATCH,
+            "num_layers": 0,
+            "is_given": bool(model.encoder or model.backbone),
+        }
         name = None if model.backbone else model.encoder or best_encoder(args.device.type, memory)
         if name is not None:
             try:
-                config = encoder_config(name)
-                plain = isinstance(getattr(config, "patch_size", None), int) and hasattr(config, "num_hidden_layers")
-                facts |= {"weights": name}
-                facts |= {"patch": config.patch_size, "num_layers": config.num_hidden_layers} if plain else {}
+                facts["patch"], facts["num_layers"] = geometry_of(name)
+                facts["weights"] = name
             except (OSError, ValueError) as error:
                 if model.encoder:
                     raise
@@ -161,6 +167,17 @@ def applies(preset: PresetArguments, model: ModelArguments, args: AllSparkTraini
     return wanted
 
 
+def geometry_of(encoder: str) -> tuple[int, int]:
+    """Pixels of a side that crops are multiples of, and the layers of a plain ViT, 0 of other encoders."""
+    config = encoder_config(encoder)
+    if config.model_type in SEGFORMER_TYPES:
+        return SCRATCH_PATCH, 0
+    check_has_backbone(config)
+    config.out_indices = default_out_indices(config)
+    strides = AllSparkBackboneConfig(backbone_config=config).feature_strides
+    return max(strides), config.num_hidden_layers if len(set(strides)) == 1 else 0
+
+
 def _default_minutes(args: AllSparkTrainingArguments) -> float:
     return MINUTES.get(args.device.type, MINUTES["cpu"])
 
@@ -185,4 +202,4 @@ def _time(build: Callable, report: CheckReport, arguments: tuple) -> Times:
         logging.disable(logging.NOTSET)
 
 
-__all__ = ["Preset", "applies", "median_side"]
+__all__ = ["Preset", "applies", "geometry_of", "median_side"]

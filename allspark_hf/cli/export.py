@@ -13,7 +13,6 @@ from pathlib import Path
 
 from allspark_hf.cli.arguments import parse_arguments
 from allspark_hf.data import DataArguments
-from allspark_hf.data.masks import MaskConvention
 from allspark_hf.evaluation.evaluator import EvaluationDataset
 from allspark_hf.evaluation.selection import fit_to_model, select_split
 from allspark_hf.export.cost import cost_table, measure_cost
@@ -82,13 +81,7 @@ def validation_samples(arguments: ScriptArguments, data_arguments, model, image_
     data_arguments = fit_to_model(data_arguments, config, long_side_of(image_processor))
     columns = arguments.image_column_name, arguments.label_column_name
     dataset = select_split("validation", data_arguments, config, arguments.model, *columns)
-    samples = EvaluationDataset(
-        dataset,
-        image_processor,
-        config.num_labels,
-        MaskConvention.of(config),
-        image_range=config.image_range,
-    )
+    samples = EvaluationDataset.of(dataset, image_processor, config)
     if arguments.fixed_size is not None:
         given = list(samples[0]["pixel_values"].shape[1:])
         if given != arguments.fixed_size:

@@ -10,7 +10,6 @@ from tqdm.auto import tqdm
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from transformers.integrations import TensorBoardCallback
 
-from ..data.masks import MaskConvention
 from ..data.pixels import to_rgb
 from ..evaluation.evaluator import EvaluationDataset, failing_together
 from ..evaluation.metrics import metric_name
@@ -40,14 +39,7 @@ class Progress(TrainerCallback):
         rows = [index * count // NUM_IMAGES for index in range(NUM_IMAGES)] if count > NUM_IMAGES else range(count)
         chosen = trainer.eval_dataset.select(list(rows))
         columns = args.image_column_name, args.label_column_name
-        self.samples = EvaluationDataset(
-            chosen,
-            trainer.processing_class,
-            config.num_labels,
-            MaskConvention.of(config),
-            *columns,
-            config.image_range,
-        )
+        self.samples = EvaluationDataset.of(chosen, trainer.processing_class, config, *columns)
         self.images = chosen, columns[0]
         self.palette = np.array(config.palette or default_palette(config.num_labels))
         self.before: list[np.ndarray] = []

@@ -54,6 +54,14 @@ class EvaluationDataset(Dataset):
         self.image_column = image_column
         self.label_column = label_column
 
+    @classmethod
+    def of(
+        cls, dataset: datasets.Dataset, image_processor, config, image_column="image", label_column="label"
+    ) -> "EvaluationDataset":
+        """With classes, convention of masks and range of images of a model's configuration."""
+        masks = MaskConvention.of(config)
+        return cls(dataset, image_processor, config.num_labels, masks, image_column, label_column, config.image_range)
+
     def __len__(self) -> int:
         return len(self.dataset)
 

@@ -7,7 +7,6 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from ..data.masks import MaskConvention
 from ..data.summary import require_known_values
 from ..evaluation.arguments import EvaluationArguments
 from ..evaluation.evaluator import Evaluation, EvaluationDataset
@@ -62,13 +61,7 @@ def error_by_set(models: Mapping[str, tuple[PreTrainedModel, object]], sets: Map
 def _evaluate(model: PreTrainedModel, image_processor, dataset: Dataset, title: str) -> Evaluation:
     config = model.config
     evaluation = Evaluation(config, EvaluationArguments(), model.device)
-    samples = EvaluationDataset(
-        dataset,
-        image_processor,
-        config.num_labels,
-        MaskConvention.of(config),
-        image_range=config.image_range,
-    )
+    samples = EvaluationDataset.of(dataset, image_processor, config)
     for row in tqdm(range(len(samples)), desc=title, unit="image", disable=None):
         evaluation.add(model, [samples[row]])
     return evaluation

@@ -87,14 +87,7 @@ def evaluation_loader(trainer, dataset: datasets.Dataset) -> DataLoader:
     columns = args.image_column_name, args.label_column_name
     require_known_values({"validation": dataset}, config, args.label_column_name)
     require_large_enough({"validation": dataset}, config, args, trainer.long_side, args.image_column_name)
-    prepared = EvaluationDataset(
-        dataset,
-        trainer.processing_class,
-        config.num_labels,
-        MaskConvention.of(config),
-        *columns,
-        config.image_range,
-    )
+    prepared = EvaluationDataset.of(dataset, trainer.processing_class, config, *columns)
     # Not prepared by accelerate, which would repeat rows to even out the processes.
     return DataLoader(
         prepared,
