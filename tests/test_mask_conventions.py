@@ -14,7 +14,7 @@ from allspark_hf import AllSparkConfig, AllSparkTrainer, AllSparkTrainingArgumen
 from allspark_hf.data import BadDataError, DataArguments, SegmentationData, check_data, find_data, split_of_run
 from allspark_hf.data.masks import CLASS_INDICES, MaskConvention
 from allspark_hf.data.mixed import Draw
-from allspark_hf.data.summary import describe_binary_masks
+from allspark_hf.data.summary import describe_binary_masks, mask_values
 from allspark_hf.evaluation.selection import select_split
 from allspark_hf.figures import compare_predictions, error_by_set
 from allspark_hf.figures.crops import crop_row
@@ -281,3 +281,10 @@ def test_the_card_tells_the_convention(tmp_path, fields, sentence):
     write(tmp_path, "run_record.json", run_of())
     (line,) = (line for line in render_card(read_records(tmp_path)).splitlines() if line.startswith("In masks"))
     assert line == sentence
+
+
+def test_values_are_those_of_the_column_that_is_asked_for():
+    columns = {name: [Image.fromarray(np.full((4, 4), value, dtype=np.uint8))] for name, value in (("a", 1), ("b", 2))}
+    features = datasets.Features({name: datasets.Image() for name in columns})
+    rows = datasets.Dataset.from_dict(columns, features=features)
+    assert mask_values(rows, "a") == (frozenset({1}),) and mask_values(rows, "b") == (frozenset({2}),)

@@ -1,8 +1,11 @@
 """What `--preset auto` chooses, and how long a training it fits into a time."""
 
 import pytest
+from datasets import Dataset, Features
+from datasets import Image as ImageColumn
+from PIL import Image
 
-from allspark_hf.cli.apply_preset import geometry_of
+from allspark_hf.cli.apply_preset import geometry_of, median_side
 from allspark_hf.cli.preset import BASE_ENCODER, SMALL_ENCODER, Situation, Times, best_encoder, choose, choose_length
 
 
@@ -70,6 +73,13 @@ def test_method_follows_device_and_unlabeled_images():
 )
 def test_only_a_plain_vit_has_layers_to_freeze(encoder, geometry):
     assert geometry_of(encoder) == geometry
+
+
+def test_median_side():
+    """Of the images as stored; (height, width), each median by itself."""
+    images = [Image.new("RGB", size) for size in ((30, 20), (90, 10), (60, 40))]
+    rows = Dataset.from_dict({"image": images}, features=Features({"image": ImageColumn()}))
+    assert median_side(rows) == (20, 60) and median_side(rows, long_side=30) == (10, 30)
 
 
 def test_every_choice_has_a_reason():

@@ -7,12 +7,14 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
 
+import datasets
 import torch
 import yaml
 from accelerate.utils import broadcast_object_list
 
 from ..data import CheckReport, DataArguments, SegmentationData
 from ..data.loading import find_data
+from ..data.summary import image_sizes
 from ..models.configuration_backbone_allspark import AllSparkBackboneConfig, check_has_backbone, default_out_indices
 from ..models.encoders import encoder_config
 from ..training.arguments import AllSparkTrainingArguments
@@ -37,7 +39,6 @@ from .trial_step import trial_arguments
 
 LENGTHS = ("max_steps", "num_train_epochs")
 FILE = "preset.yaml"  # in the output folder: the choices, as a recipe
-SIZED_IMAGES = 20
 SCRATCH_PATCH = 32  # of a Mix Transformer
 
 
@@ -182,10 +183,11 @@ def _default_minutes(args: AllSparkTrainingArguments) -> float:
     return MINUTES.get(args.device.type, MINUTES["cpu"])
 
 
-def median_side(dataset, long_side: int | None = None) -> tuple[int, int]:
-    """Median (height, width) of some images of a dataset, evenly spread, scaled to a long side if one is given."""
-    count = min(SIZED_IMAGES, len(dataset))
-    sizes = [dataset[index * len(dataset) // count]["image"].size for index in range(count)]
+def median_side(dataset: datasets.Dataset, long_side: int | None = None) -> tuple[int, int]:
+    """Median (height, width) of the images of a data set, scaled to a long side if one is given; 0 if none is read."""
+    sizes = [size for size in image_sizes(dataset) if size is not None]
+    if not sizes:
+        return 0, 0
     width, height = (statistics.median(sides) for sides in zip(*sizes, strict=True))
     scale = 1 if long_side is None else long_side / max(height, width)
     return round(scale * height), round(scale * width)

@@ -16,27 +16,30 @@ from .masks import MaskConvention, binary_sentence
 from .reading import row_name, undecoded
 
 
-_SIZES: WeakKeyDictionary[datasets.Dataset, tuple] = WeakKeyDictionary()
-_VALUES: WeakKeyDictionary[datasets.Dataset, tuple] = WeakKeyDictionary()
+# Of each data set, by the column that was read.
+_SIZES: WeakKeyDictionary[datasets.Dataset, dict[str, tuple]] = WeakKeyDictionary()
+_VALUES: WeakKeyDictionary[datasets.Dataset, dict[str, tuple]] = WeakKeyDictionary()
 
 
 def note(dataset: datasets.Dataset, sizes: Iterable, values: Iterable):
-    """Keeps what was found when a data set was read for another reason."""
-    _SIZES[dataset], _VALUES[dataset] = tuple(sizes), tuple(values)
+    """Keeps what was found in the columns `image` and `label` when a data set was read for another reason."""
+    _SIZES[dataset], _VALUES[dataset] = {"image": tuple(sizes)}, {"label": tuple(values)}
 
 
 def image_sizes(dataset: datasets.Dataset, image_column: str = "image") -> tuple[tuple[int, int] | None, ...]:
     """(width, height) of each row's image as stored, nothing decoded; None where it cannot be read, or is not here."""
-    if dataset not in _SIZES:
-        _SIZES[dataset] = _look(dataset, image_column, _size)
-    return _SIZES[dataset]
+    known = _SIZES.setdefault(dataset, {})
+    if image_column not in known:
+        known[image_column] = _look(dataset, image_column, _size)
+    return known[image_column]
 
 
 def mask_values(dataset: datasets.Dataset, label_column: str = "label") -> tuple[frozenset[int] | None, ...]:
     """The values of each row's mask as stored; None without a mask, or where it cannot be read."""
-    if dataset not in _VALUES:
-        _VALUES[dataset] = _look(dataset, label_column, _values)
-    return _VALUES[dataset]
+    known = _VALUES.setdefault(dataset, {})
+    if label_column not in known:
+        known[label_column] = _look(dataset, label_column, _values)
+    return known[label_column]
 
 
 def classes_of(dataset: datasets.Dataset, convention: MaskConvention, label_column: str = "label") -> set[int]:
