@@ -157,6 +157,8 @@ def test_lists_of_ones_own_folder(tmp_path):
     assert ids(data.labeled) == ["e.0", "trip one/c d"]
     assert ids(data.unlabeled) == ["a", "b"] and data.hidden_ids == ["a"]
     spaces = "images/train/trip one/c d.jpg masks/train/trip one/c d.png"
+    cells = '"images/train/trip one/c d.jpg", "masks/train/trip one/c d.png"'
+    assert ids(load(root, tmp_path, labeled_list=[cells, '"a"']).labeled) == ["a", "trip one/c d"]
     data = load(root, tmp_path, labeled_list=[spaces], unlabeled_list=["b"], validation_list=["a"])
     assert ids(data.labeled) == ["trip one/c d"] and ids(data.unlabeled) == ["b"] and ids(data.validation) == ["a"]
     assert paths(data.validation)[0].replace("\\", "/").endswith("images/val/a.jpg")

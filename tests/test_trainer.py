@@ -249,6 +249,11 @@ REFUSED = [
         {"method": "allspark"},
         "needs the bottleneck, but the model's configuration has use_",
     ),
+    (
+        {"model": small_model()},
+        {"method": "fixmatch"},
+        "method='fixmatch' gives the bottleneck no logits by which it could group channels",
+    ),
     ({"model": small_model(num_labels=1)}, {}, "The model has 1 class, whose prediction is always the same"),
 ]
 

@@ -123,7 +123,7 @@ def _rates(situation: Situation) -> list[Choice]:
 def _from_scratch(situation: Situation) -> list[Choice]:
     reason = "a small Mix Transformer at random, as no pre-trained encoder can be had: expect far less of it"
     width = "a quarter of B0's work, for a CPU"
-    rate = "of scripts/recipes/demo.yaml, for small networks from scratch"
+    rate = "of recipes/demo.yaml, for small networks from scratch"
     return [
         *([] if situation.is_given else [Choice("backbone", "b0", reason)]),
         *([] if situation.is_given else [Choice("hidden_sizes", [16, 32, 64, 96], width)]),

@@ -31,6 +31,13 @@ def check_model(model: Segmenter, args: AllSparkTrainingArguments):
             f"method={args.method!r} needs the bottleneck, but the model's configuration has "
             "use_cross_attention=False: set it to True, or choose another method."
         )
+    groups = model.config.use_cross_attention and model.config.use_grouping
+    if groups and METHODS[args.method].trains_unlabeled_branch and not METHODS[args.method].needs_bottleneck:
+        raise ValueError(
+            f"method={args.method!r} gives the bottleneck no logits by which it could group channels, and the model's "
+            "configuration has use_grouping=True: build the model with AllSparkConfig.plain_segformer_switches(), or "
+            "choose method='allspark'."
+        )
     smallest = model.config.smallest_side
     if min(model.config.crop_height_width) < smallest:
         raise ValueError(

@@ -23,7 +23,7 @@ SHOWN_CHARACTERS = 300
 def read_lines(path: str | Path) -> list[tuple[int, str]]:
     """
     The lines of a text file that are not blank, each with its number, counted from 1. Blanks around a line are kept:
-    an id may begin or end with them.
+    an id may begin or end with them. Of a line in quotes, as spreadsheets write cells, the quotes are left out.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -38,7 +38,11 @@ def read_lines(path: str | Path) -> list[tuple[int, str]]:
         lines = path.read_text(encoding="utf-8-sig").split("\n")  # and not where Unicode has line ends, as in names
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not text in UTF-8 ({error.reason}); save the list as UTF-8.") from error
-    return [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    return [(number, _unquoted(line)) for number, line in enumerate(lines, 1) if line.strip()]
+
+
+def _unquoted(line: str) -> str:
+    return line.replace('"', "") if re.fullmatch(r'\s*"[^"]+"(\s*[\s,;]\s*"[^"]+")?\s*', line) else line
 
 
 def is_file(path: Path) -> bool:
