@@ -38,7 +38,9 @@ def test_two_trainings_and_a_verdict(data_dir, tmp_path, capsys):
     gain = scores[0]["eval_mean_iou"] - scores[1]["eval_mean_iou"]
     assert comparison["difference"] == pytest.approx(gain, abs=1e-9)
     assert comparison["low"] <= comparison["difference"] <= comparison["high"]
-    assert capsys.readouterr().out.rstrip().endswith(comparison["verdict"])
+    printed = capsys.readouterr().out.rstrip()
+    assert printed.endswith(comparison["verdict"])
+    assert f"pseudo_label: mIoU {100 * scores[0]['eval_mean_iou']:.1f} % on 2 validation images, after 2" in printed
     assert re.search(r"Without them, as many updates took \d+ % of the time\.$", comparison["verdict"])
     records = [read(one / "run_record.json") for one in (out, out / "supervised")]
     assert [record["settings"]["method"] for record in records] == ["pseudo_label", "supervised"]

@@ -24,10 +24,13 @@ from allspark_hf.data import DataArguments, find_data, load_data, pixels
 from allspark_hf.data.columns import exact_columns
 from allspark_hf.data.mixed import Draw, MixedDataset
 from allspark_hf.data.streaming import StreamReader
+from allspark_hf.data.summary import find_image_range
 from allspark_hf.evaluation.evaluator import EvaluationDataset
 from allspark_hf.figures.crops import crop_row
 from allspark_hf.figures.predictions import compare_predictions
 from allspark_hf.inference.loading import make_image_processor
+from allspark_hf.training.arguments import AllSparkTrainingArguments
+from allspark_hf.training.checks import check_contents
 
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "scripts" / "space"))
@@ -89,6 +92,18 @@ def test_the_check_finds_the_range_and_says_so(folder, caplog, model):
         report = load_data(DataArguments(data_dir=str(folder)))
     assert report.image_range == [100, 4000] == class_fields(report)["image_range"] == model.config.image_range
     assert "5 images have 16 bits: for all of this data set, 100 becomes black and 4000 white" in caplog.text
+
+
+def test_the_trainer_finds_the_same_range_from_python(folder):
+    """In rows as `datasets` alone reads them, on which nothing was checked before."""
+    rows = validation(folder)
+    config = small_model(num_labels=2, crop_size=[48, 64]).config
+    args = AllSparkTrainingArguments(output_dir="unused", method="supervised", use_cpu=True, label_column_name="label")
+    check_contents(args, config, None, rows, rows, None)
+    assert config.image_range == find_image_range([rows]) == [100, 4000]
+    config.image_range = [0, 4095]  # the user's choice stays
+    check_contents(args, config, None, rows, rows, None)
+    assert config.image_range == [0, 4095]
 
 
 def test_the_range_is_saved_with_the_model(model, repository):

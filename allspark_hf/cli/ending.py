@@ -1,5 +1,6 @@
 """How a command ends, also as one of several processes."""
 
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -8,6 +9,12 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+
+from ..evaluation.metrics import metric_name
+from ..utils.files import read_json
+
+
+SHOWN_CLASSES = 5
 
 
 @contextmanager
@@ -22,6 +29,31 @@ def removing_new_folders(folder: str | Path) -> Iterator[None]:
             for one in new:
                 one.rmdir()
         raise
+
+
+def result_lines(trainer, metrics: dict[str, float]) -> list[str]:
+    """What a training reached, in words; every class is in `eval_results.json`."""
+    names = trainer.model.config.id2label.values()
+    iou = {name: 100 * metrics.get(f"eval_iou_{metric_name(name)}", math.nan) for name in names}
+    shown = sorted((name for name in iou if not math.isnan(iou[name])), key=iou.get)[:SHOWN_CLASSES]
+    seconds = read_json(Path(trainer.args.output_dir) / "train_results.json")["train_runtime"]
+    score = f"{100 * metrics['eval_mean_iou']:.1f} %" if "eval_mean_iou" in metrics else "not measured"
+    return [
+        f"{trainer.args.method}: mIoU {score} on {len(trainer.eval_dataset)} validation images, after "
+        f"{trainer.state.global_step} updates in {seconds:.0f} s. It is the mean over classes of IoU: the pixels that "
+        "model and mask both give a class, as a share of those that either does.",
+        f"  {'lowest' if len(iou) > len(shown) else 'by class'}: "
+        + ", ".join(f"{name} {iou[name]:.1f}" for name in shown)
+        + f"; all numbers: {Path(trainer.args.output_dir) / 'eval_results.json'}",
+    ]
+
+
+def next_line(output_dir: str) -> str:
+    """Where the model is, and what to do with it."""
+    return (
+        f"The model and its card are in {output_dir}. Next: allspark predict --model {output_dir} --input IMAGES "
+        "--output_dir predictions"
+    )
 
 
 def run_script(main: Callable[[], object]) -> None:
@@ -79,4 +111,4 @@ def _leave_at_once(failure: str | None):
     os._exit(1 if failure else 0)
 
 
-__all__ = ["fail", "leave", "removing_new_folders", "run_script"]
+__all__ = ["fail", "leave", "next_line", "removing_new_folders", "result_lines", "run_script"]

@@ -169,17 +169,18 @@ def start(command: list[str]):
 
 def train_and_evaluate(trainer, checkpoint: str | None):
     from allspark_hf.cli.baseline import save_by_image
+    from allspark_hf.cli.ending import result_lines
 
     result = trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model(_internal_call=True)  # which does not push: there is nothing yet for the card to report
     trainer.save_state()
-    trainer.log_metrics("train", result.metrics)
     trainer.save_metrics("train", result.metrics)
     metrics = last_evaluation(trainer)
-    trainer.log_metrics("eval", metrics)
     trainer.save_metrics("eval", metrics)
     save_by_image(trainer)
     trainer.save_state()  # whose log now has this evaluation
+    if trainer.args.should_save:
+        print(*result_lines(trainer, metrics), sep="\n", flush=True)
 
 
 def push(trainer) -> str | None:
@@ -199,7 +200,7 @@ def main():
     from huggingface_hub.errors import StrictDataclassError
 
     from allspark_hf.cli.baseline import compare_with_baseline
-    from allspark_hf.cli.ending import fail, leave
+    from allspark_hf.cli.ending import fail, leave, next_line
     from allspark_hf.data.reading import BadImageError
     from allspark_hf.evaluation.evaluator import OtherProcessError
     from allspark_hf.training.faults import TrainingFault
@@ -220,6 +221,8 @@ def main():
         fail(f"{type(error).__name__}: {error}")
     except OtherProcessError as error:
         fail(str(error))
+    if trainer.args.should_save:
+        print(next_line(trainer.args.output_dir))
     failure = push(trainer) if trainer.args.push_to_hub else None
     leave(trainer.accelerator, failure)
 

@@ -17,10 +17,10 @@ from .columns import Mask, Picture
 from .images import describe_values, mask_to_array
 from .masks import MaskConvention, binary_sentence
 from .pixels import ImageError, deep_values, to_rgb
-from .ranges import common_range, value_range
+from .ranges import value_range
 from .reading import row_name, undecoded
 from .sources.pairs import SegmentationData
-from .summary import describe_binary_masks, note, stored_values
+from .summary import describe_binary_masks, find_image_range, note, stored_values
 
 
 logger = logging.getLogger(__name__)
@@ -142,7 +142,7 @@ def check_data(
         for name, dataset in data.sets.items():
             _note_rows(dataset, rows[name])
     _say_of_turned(found, rows)
-    image_range = _find_image_range(rows)
+    image_range = find_image_range(data.sets.values())
     return CheckReport(data, num_labels, values, left_out=problems, found=found, image_range=image_range)
 
 
@@ -158,22 +158,10 @@ def _say_of_turned(found: SegmentationData, rows: dict[str, list[_Row]]):
         )
 
 
-def _find_image_range(rows: dict[str, list[_Row]]) -> list[int] | None:
-    ranges = [row.image_range for checked in rows.values() for row in checked if row.image_range and not row.problem]
-    image_range = common_range(ranges)
-    if image_range is not None:
-        logger.info(
-            "%d images have 16 bits: for all of this data set, %d becomes black and %d white (image_range in the "
-            "model's configuration).",
-            *(len(ranges), *image_range),
-        )
-    return image_range
-
-
 def _note_rows(dataset: Dataset, rows: list[_Row]):
     """So that the trainer need not read the files again."""
     rows = [row for row in rows if not row.problem]
-    note(dataset, sizes=(row.size for row in rows), values=(row.stored for row in rows))
+    note(dataset, *([getattr(row, name) for row in rows] for name in ("size", "stored", "image_range")))
 
 
 def _require_no_transform(data: SegmentationData, transform: MaskConvention):

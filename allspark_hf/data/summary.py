@@ -1,6 +1,7 @@
-"""What a set of images with masks holds: sizes and stored values, each file read once however many ask."""
+"""What a set of images with masks holds: sizes, stored values and ranges, each file read once however many ask."""
 
 import io
+import logging
 import os
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -13,17 +14,47 @@ import PIL.Image
 from .columns import Mask
 from .images import mask_to_array, open_image
 from .masks import MaskConvention, binary_sentence
+from .pixels import deep_values, load_image
+from .ranges import common_range, value_range
 from .reading import row_name, undecoded
 
 
 # Of each data set, by the column that was read.
 _SIZES: WeakKeyDictionary[datasets.Dataset, dict[str, tuple]] = WeakKeyDictionary()
 _VALUES: WeakKeyDictionary[datasets.Dataset, dict[str, tuple]] = WeakKeyDictionary()
+_RANGES: WeakKeyDictionary[datasets.Dataset, dict[str, tuple]] = WeakKeyDictionary()
+
+logger = logging.getLogger(__name__)
 
 
-def note(dataset: datasets.Dataset, sizes: Iterable, values: Iterable):
+def note(dataset: datasets.Dataset, sizes: Iterable, values: Iterable, ranges: Iterable):
     """Keeps what was found in the columns `image` and `label` when a data set was read for another reason."""
     _SIZES[dataset], _VALUES[dataset] = {"image": tuple(sizes)}, {"label": tuple(values)}
+    _RANGES[dataset] = {"image": tuple(ranges)}
+
+
+def find_image_range(sets: Iterable[datasets.Dataset], image_column: str = "image") -> list[int] | None:
+    """
+    The values of 16-bit images that are to become black and white, for `config.image_range`: the same for all the
+    sets that a training reads ([`common_range`]). Said in a line where it is not all 16 bits.
+    """
+    found = [one for dataset in sets for one in _value_ranges(dataset, image_column) if one is not None]
+    image_range = common_range(found)
+    if image_range is not None:
+        logger.info(
+            "%d images have 16 bits: for all of this data set, %d becomes black and %d white (image_range in the "
+            "model's configuration).",
+            *(len(found), *image_range),
+        )
+    return image_range
+
+
+def _value_ranges(dataset: datasets.Dataset, image_column: str) -> tuple[tuple[int, int] | None, ...]:
+    """[`value_range`] of each row's image; None of one with 8 bits, which is not decoded, or that cannot be read."""
+    known = _RANGES.setdefault(dataset, {})
+    if image_column not in known:
+        known[image_column] = _look(dataset, image_column, _range)
+    return known[image_column]
 
 
 def image_sizes(dataset: datasets.Dataset, image_column: str = "image") -> tuple[tuple[int, int] | None, ...]:
@@ -174,6 +205,20 @@ def _size(image) -> tuple[int, int] | None:
         return opened.size
 
 
+def _range(image) -> tuple[int, int] | None:
+    if not isinstance(image, dict):
+        return _range_of(image) if isinstance(image, PIL.Image.Image) else None
+    content, path = image.get("bytes"), image.get("path")
+    with open_image(path if content is None else io.BytesIO(content)) as opened:
+        deep = opened.mode.startswith("I") or any("16" in str(tile.args) for tile in opened.tile)
+        return _range_of(load_image(opened)) if deep else None
+
+
+def _range_of(picture: PIL.Image.Image) -> tuple[int, int] | None:
+    values = deep_values(picture)
+    return None if values is None else value_range(values)
+
+
 def _values(mask) -> frozenset[int] | None:
     decoded = Mask().decode_example(mask) if isinstance(mask, dict) else mask
     return None if decoded is None else frozenset(stored_values(mask_to_array(decoded)).tolist())
@@ -184,6 +229,7 @@ __all__ = [
     "convention_of",
     "describe_binary_masks",
     "file_of",
+    "find_image_range",
     "image_sizes",
     "mask_values",
     "note",

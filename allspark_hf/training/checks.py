@@ -8,7 +8,7 @@ import datasets
 
 from ..data.overlap import find_overlap
 from ..data.streaming import read_first_image
-from ..data.summary import convention_of, require_known_values
+from ..data.summary import convention_of, find_image_range, require_known_values
 from ..evaluation.arguments import ONE_PIECE, EvaluationArguments, eval_crop
 from ..evaluation.sizes import require_large_enough
 from ..methods import METHODS
@@ -131,7 +131,8 @@ def check_contents(
 ):
     """
     Raises ValueError for masks in which 255 may be a class, and for images to evaluate on that are too small. Reads
-    every mask, unless [`check_data`] did. The mask values that the labeled images are read with go into `config`.
+    every mask, unless [`check_data`] did. Before a training, the mask values that the labeled images are read with and
+    the range of 16-bit images go into `config`.
     """
     evaluated = eval_dataset if isinstance(eval_dataset, dict) else {"validation": eval_dataset}
     evaluated = {name: dataset for name, dataset in evaluated.items() if isinstance(dataset, datasets.Dataset)}
@@ -142,6 +143,9 @@ def check_contents(
             config.mask_values = None if read_with.mask_values is None else list(read_with.mask_values)
             config.ignored_mask_values = list(read_with.ignored_mask_values) or None
         masked = {"labeled": train_dataset, **masked}
+        read = [train_dataset, *evaluated.values()]
+        read += [unlabeled_dataset] if isinstance(unlabeled_dataset, datasets.Dataset) else []
+        config.image_range = config.image_range or find_image_range(read, args.image_column_name)
         held_out = split_holdout(args, train_dataset)[1]
         evaluated |= {} if held_out is None else {"held-out": held_out}
     if isinstance(unlabeled_dataset, datasets.Dataset):
