@@ -94,7 +94,11 @@ def test_dry_run_says_how_the_length_is_chosen(data_dir, tmp_path, monkeypatch, 
     with pytest.raises(SystemExit, match="0"):
         main()
     lines = capsys.readouterr().out.splitlines()
-    assert "  length: what fits into 7 minutes, not the epochs below; training times five updates" in lines
+    length = "what fits into 7 minutes; training times five updates first"
+    assert {f"  length: {length}", f"  updates: {length}", "  evaluation: a few times; whole; absent classes"} <= {
+        line.removesuffix(" do not count") for line in lines
+    }
+    assert "epochs" not in " ".join(lines).split("One step")[1]
     assert "  method: supervised, from b0" in lines and lines[-1] == "Ready to train."
     assert not (tmp_path / "out").exists()
 

@@ -93,13 +93,11 @@ class Preset:
         self.say(f"done at about {end:%H:%M}; the first evaluation shows {args.output_dir}/progress.png")
         return self.parse()[:3]
 
-    def announce_length(self, args: AllSparkTrainingArguments, minutes: float | None):
-        """Says for a dry run how the training will choose its length."""
-        if not args.given.intersection(LENGTHS):
-            minutes = minutes or _default_minutes(args)
-            self.say(
-                f"  length: what fits into {minutes:g} minutes, not the epochs below; training times five updates"
-            )
+    def planned_length(self, args: AllSparkTrainingArguments, minutes: float | None) -> str | None:
+        """How the training will choose its length, for a dry run; None where it was given."""
+        if args.given.intersection(LENGTHS):
+            return None
+        return f"what fits into {minutes or _default_minutes(args):g} minutes; training times five updates first"
 
     def save(self, output_dir: str):
         """Writes the choices as a recipe, of which the same training can be made again."""

@@ -53,7 +53,9 @@ class DryRunArguments:
     )
 
 
-def dry_run(data: DataArguments, model: ModelArguments, args: AllSparkTrainingArguments) -> bool:
+def dry_run(
+    data: DataArguments, model: ModelArguments, args: AllSparkTrainingArguments, length: str | None = None
+) -> bool:
     """
     Prints the report.
 
@@ -61,6 +63,7 @@ def dry_run(data: DataArguments, model: ModelArguments, args: AllSparkTrainingAr
         data ([`DataArguments`]): of the training to come.
         model ([`ModelArguments`]): of the training to come.
         args ([`AllSparkTrainingArguments`]): of the training to come; not changed.
+        length (`str`, *optional*): how the training will choose its length, where `args` do not say it.
 
     Returns:
         `bool`: whether nothing is missing.
@@ -69,14 +72,14 @@ def dry_run(data: DataArguments, model: ModelArguments, args: AllSparkTrainingAr
         ValueError, OSError: for arguments that contradict each other, as in training.
     """
     say = _say if args.should_save else lambda *lines: None
-    say("Settings", *setting_lines(model, args), "Batch", *batch_lines(args))
+    say("Settings", *setting_lines(model, args, length), "Batch", *batch_lines(args))
     found = look_for_data(data, args.image_column_name, args.label_column_name)
     args = copy.copy(args)
     args.image_column_name, args.label_column_name = "image", "label"  # what look_for_data calls them
     if _streams(found) and args.unlabeled_images_per_epoch is not None:
         found.counts["unlabeled"] = whole_steps(args)
     problems = found.problems
-    say("Data", *data_lines(found, data, args))
+    say("Data", *data_lines(found, data, args, length))
     problems += unlabeled_problems(found, args)
     buildable, lines, problem = choose_weights(model)
     problems += [problem] if problem else []
@@ -84,7 +87,7 @@ def dry_run(data: DataArguments, model: ModelArguments, args: AllSparkTrainingAr
     if buildable is not None and found.num_labels is not None:
         with tempfile.TemporaryDirectory() as folder:
             trainer = build_trainer(found, data, buildable, args, folder)
-            say(*model_lines(trainer), *chosen_lines(trainer, found, args))
+            say(*model_lines(trainer), *([] if length else chosen_lines(trainer, found, args)))
             problems += size_problems(found, trainer, args)
             reading = ", reading the memory" if METHODS[args.method].needs_bottleneck else ""
             say(f"One step on random pixels{reading}")
@@ -94,7 +97,7 @@ def dry_run(data: DataArguments, model: ModelArguments, args: AllSparkTrainingAr
                 problems.append("The loss of the step on random pixels is not finite: lower the learning rate.")
     else:
         say("  not built, and no step taken: see below")
-    advice = advice_lines(found, args)
+    advice = advice_lines(found, args, length)
     if advice:
         say("To consider:", *(f"  - {sentence}" for sentence in advice))
     if problems:
@@ -112,11 +115,12 @@ def _say(*lines: str) -> None:
 # ---- What the arguments say ----
 
 
-def setting_lines(model: ModelArguments, args: AllSparkTrainingArguments) -> list[str]:
+def setting_lines(model: ModelArguments, args: AllSparkTrainingArguments, chosen: str | None) -> list[str]:
     """The arguments that matter most, as the training will have them."""
     encoder = args.learning_rate
     schedule = f"{getattr(args.lr_scheduler_type, 'value', args.lr_scheduler_type)} {args.lr_scheduler_kwargs or ''}"
     length = f"{args.max_steps} steps" if args.max_steps > 0 else f"{args.num_train_epochs:g} epochs"
+    length = chosen or f"{length}; an epoch is one pass over the {args.epoch_length} images"
     own = {one.name: getattr(args, one.name) for one in fields(METHODS[args.method].arguments_class)}
     steps = f"{args.eval_steps:g} of the" if args.eval_steps and args.eval_steps < 1 else f"{args.eval_steps}"
     when = {"no": "never", "epoch": "every epoch", "steps": f"every {steps} steps"}[args.eval_strategy.value]
@@ -133,8 +137,8 @@ def setting_lines(model: ModelArguments, args: AllSparkTrainingArguments) -> lis
         f"  its arguments: {', '.join(f'{name} {value}' for name, value in own.items())}",
         f"  optimizer: {optimizer}",
         f"  learning rate: {rates}; {schedule}",
-        f"  length: {length}; an epoch is one pass over the {args.epoch_length} images",
-        f"  evaluation: {when}; {args.eval_mode}; absent classes {absent}",
+        f"  length: {length}",
+        f"  evaluation: {'a few times' if chosen else when}; {args.eval_mode}; absent classes {absent}",
     ]
 
 
@@ -156,7 +160,9 @@ def batch_lines(args: AllSparkTrainingArguments) -> list[str]:
 # ---- Data ----
 
 
-def data_lines(found: DataPresence, data: DataArguments, args: AllSparkTrainingArguments) -> list[str]:
+def data_lines(
+    found: DataPresence, data: DataArguments, args: AllSparkTrainingArguments, chosen: str | None
+) -> list[str]:
     """Images of each set and updates of an epoch, as far as they are known."""
     sets = ("labeled", "unlabeled", "validation")
     counts = ", ".join(f"{found.counts.get(name, 'unknown')} {name}" for name in sets)
@@ -166,7 +172,7 @@ def data_lines(found: DataPresence, data: DataArguments, args: AllSparkTrainingA
     return [
         f"  from: {data.data_dir or data.dataset_name}, {num_labels} classes",
         f"  images: {counts}{origin}",
-        f"  updates: {update_text(found.counts, args)}",
+        f"  updates: {chosen or update_text(found.counts, args)}",
     ]
 
 
@@ -223,7 +229,7 @@ def size_problems(found: DataPresence, trainer: AllSparkTrainer, args: AllSparkT
     return []
 
 
-def advice_lines(found: DataPresence, args: AllSparkTrainingArguments) -> list[str]:
+def advice_lines(found: DataPresence, args: AllSparkTrainingArguments, chosen: str | None) -> list[str]:
     """What the training will warn of, but for the classes, which only masks show."""
     counts = found.counts
     if not _are_known(counts, args):
@@ -234,7 +240,7 @@ def advice_lines(found: DataPresence, args: AllSparkTrainingArguments) -> list[s
         num_labeled=counts["labeled"],
         num_unlabeled=None if _streams(found) else unlabeled,
         num_validation=counts.get("validation"),
-        steps=steps,
+        steps=None if chosen else steps,
         epochs=math.ceil(steps / per_epoch),
     )
     return advise(args, plan, [])

@@ -148,9 +148,8 @@ def start(command: list[str]):
         data_arguments, model_arguments, args, *_ = preset.choose(data_arguments, model_arguments, args)
     trains_twice = wants_baseline(comparison, args, is_chosen=preset is not None)
     if run.dry_run:
-        if preset is not None:
-            preset.announce_length(args, wanted.minutes)
-        sys.exit(0 if dry_run(data_arguments, model_arguments, args) else 1)
+        length = None if preset is None else preset.planned_length(args, wanted.minutes)
+        sys.exit(0 if dry_run(data_arguments, model_arguments, args, length) else 1)
     with removing_new_folders(args.output_dir):
         report = check_data(data_arguments, args)
         if preset is not None:

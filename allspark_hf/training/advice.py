@@ -30,7 +30,7 @@ class RunPlan:
         num_labeled (`int`): labeled images that are trained on.
         num_unlabeled (`int`, *optional*): unlabeled images; None of a stream.
         num_validation (`int`, *optional*): validation images; None if there is no evaluation.
-        steps (`int`): updates in all.
+        steps (`int`, *optional*): updates in all; None where they are not known yet.
         epochs (`int`): epochs in all, a part counted as one.
         labeled_classes (`set[int]`, *optional*): classes that the labeled masks show; None if they were not read.
         validation_classes (`set[int]`): classes that the validation masks show.
@@ -39,7 +39,7 @@ class RunPlan:
     num_labeled: int
     num_unlabeled: int | None
     num_validation: int | None
-    steps: int
+    steps: int | None
     epochs: int
     labeled_classes: set[int] | None = None
     validation_classes: frozenset[int] | set[int] = frozenset()
@@ -92,7 +92,7 @@ def _about_images(args: AllSparkTrainingArguments, plan: RunPlan) -> list[str]:
             f"does a comparison of two runs: validate with {FEW_VALIDATION_IMAGES} or more (further images with "
             "masks, or a larger --validation_fraction)."
         )
-    if args.max_steps > 0 or not plan.num_unlabeled or args.epoch_length != "unlabeled":
+    if args.max_steps > 0 or plan.steps is None or not plan.num_unlabeled or args.epoch_length != "unlabeled":
         return said
     hardly_a_step = plan.steps < min(FEW_STEPS_PER_EPOCH * plan.epochs, FEW_STEPS)
     if hardly_a_step or plan.num_unlabeled < plan.num_labeled / 4:  # an epoch then shows a quarter of the labeled ones
@@ -107,6 +107,8 @@ def _about_images(args: AllSparkTrainingArguments, plan: RunPlan) -> list[str]:
 
 def _about_lengths(args: AllSparkTrainingArguments, plan: RunPlan) -> list[str]:
     said = []
+    if plan.steps is None:
+        return said
     own = {one.name for one in fields(METHODS[args.method].arguments_class)}
     for name, what in (
         ("unlabeled_warmup_epochs", "no unlabeled image counts"),
