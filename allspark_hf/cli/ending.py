@@ -6,9 +6,10 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import NoReturn
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 
 from ..evaluation.metrics import metric_name
 from ..utils.files import read_json
@@ -98,17 +99,29 @@ def fail(failure: str):
     sys.exit(failure)
 
 
+def leave_with(state: PartialState, code: int) -> NoReturn:
+    """
+    Ends one of several processes whose work is done, all of them with one exit code; see [`leave`] for why at once.
+
+    Args:
+        state (`PartialState`): that the processes have in common.
+        code (`int`): the exit code.
+    """
+    state.wait_for_everyone()
+    _leave_at_once(None, code)
+
+
 def _on_gloo() -> bool:
     distributed = torch.distributed
     return distributed.is_available() and distributed.is_initialized() and distributed.get_backend() == "gloo"
 
 
-def _leave_at_once(failure: str | None):
+def _leave_at_once(failure: str | None, code: int = 0) -> NoReturn:
     if failure:
         print(failure, file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(1 if failure else 0)
+    os._exit(1 if failure else code)
 
 
-__all__ = ["fail", "leave", "next_line", "removing_new_folders", "result_lines", "run_script"]
+__all__ = ["fail", "leave", "leave_with", "next_line", "removing_new_folders", "result_lines", "run_script"]
