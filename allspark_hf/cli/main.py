@@ -12,6 +12,7 @@ COMMANDS = (
     "train",
     "evaluate",
     "predict",
+    "suggest",
     "figures",
     "compare",
     "study",
