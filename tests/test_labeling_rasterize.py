@@ -78,6 +78,7 @@ def test_runs_go_down_the_columns():
     expected = np.array([[0, 1, 1], [0, 0, 1]])
     assert np.array_equal(expand_runs([2, 1, 1, 2], 2, 3), expected)
     assert expand_runs([0, 6], 2, 3).all()
+    assert np.array_equal(expand_runs([1, 2, 2, 1], 2, 3, by_rows=True), expected)
 
 
 def test_compressed_runs_are_those_of_pycocotools():
@@ -90,7 +91,7 @@ def test_compressed_runs_are_those_of_pycocotools():
 
 
 def test_runs_refused():
-    with pytest.raises(ValueError, match="cover 5 pixels, but the image has 2x3 = 6"):
+    with pytest.raises(ValueError, match="cover 5 pixels, but there are 2x3 = 6"):
         expand_runs([2, 3], 2, 3)
     with pytest.raises(ValueError, match="whole numbers"):
         expand_runs([-1, 7], 2, 3)

@@ -71,14 +71,15 @@ def checked_ring(ring: Sequence[Sequence[float]]) -> np.ndarray:
     return points
 
 
-def expand_runs(counts: Sequence[int], height: int, width: int) -> np.ndarray:
+def expand_runs(counts: Sequence[int], height: int, width: int, by_rows: bool = False) -> np.ndarray:
     """
-    The pixels of COCO's run lengths: down the first column, then the second and so on.
+    The pixels of run lengths: COCO's go down the first column, then the second and so on.
 
     Args:
         counts (`Sequence[int]`): lengths of runs, of pixels outside and inside in turn, the first outside.
-        height (`int`): of the image.
-        width (`int`): of the image.
+        height (`int`): of the image, or the part of it that the runs are about.
+        width (`int`): of the same.
+        by_rows (`bool`, *optional*, defaults to `False`): whether the runs go along the rows instead, as CVAT's do.
 
     Returns:
         `np.ndarray`: bool (height, width).
@@ -91,10 +92,11 @@ def expand_runs(counts: Sequence[int], height: int, width: int) -> np.ndarray:
         raise ValueError("run lengths are not a list of whole numbers from 0 on; export them anew")
     if counts.sum() != height * width:
         raise ValueError(
-            f"the run lengths cover {counts.sum()} pixels, but the image has {height}x{width} = {height * width} "
+            f"the run lengths cover {counts.sum()} pixels, but there are {height}x{width} = {height * width} "
             "(height x width); export the masks at the size of the images"
         )
-    return np.repeat(np.arange(len(counts)) % 2 == 1, counts.astype(np.int64)).reshape(width, height).T
+    inside = np.repeat(np.arange(len(counts)) % 2 == 1, counts.astype(np.int64))
+    return inside.reshape(height, width) if by_rows else inside.reshape(width, height).T
 
 
 def parse_runs(text: str) -> list[int]:
