@@ -9,9 +9,11 @@ from .help import read_help, render, short
 
 # Each is the `main` of the module of this name in this folder, imported when it is started.
 COMMANDS = (
+    "import",
     "train",
     "evaluate",
     "predict",
+    "suggest",
     "figures",
     "compare",
     "study",

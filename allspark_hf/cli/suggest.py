@@ -1,0 +1,189 @@
+"""Suggests which unlabeled images to label next, by what a trained model is unsure of.
+
+    allspark suggest --model OUT --data_dir DATA --count 20 --output_dir SUGGESTIONS
+
+An image is labeled if the training OUT used its mask or, where that training hid no mask, if it has one now;
+--labeled_count and the like say otherwise. Each unlabeled image is predicted as it is and mirrored. Its score is the
+entropy of the class probabilities plus the share of pixels whose class changes by the mirroring, each over its mean of
+all images; pixels count more the lower the IoU of the classes that they may be of, in OUT/eval_results.json. Of the
+4 x count images with the highest scores, those are taken that are, one after another, farthest from all labeled and
+taken ones by the encoder's features. The same command gives the same images; the data stay as they are.
+
+Writes suggestions.txt, an id a line as --labeled_list reads them, the one to label first at the top; suggestions.csv
+with files and numbers; and contact_sheet.png: each image, where the model is unsure (red), and why. Exit code 0: all
+done; 1: some images could not be read, the others are compared.
+"""
+
+import csv
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from datasets import Dataset
+from tqdm.auto import tqdm
+
+from allspark_hf.cli.arguments import parse_arguments
+from allspark_hf.data import DataArguments, find_data, list_path, split_of_run, to_rgb
+from allspark_hf.data.reading import undecoded
+from allspark_hf.evaluation.metrics import metric_name
+from allspark_hf.inference.contact_sheet import Entry, contact_sheet
+from allspark_hf.inference.loading import load_trained
+from allspark_hf.inference.suggestion import Doubt, choose, class_weights, read_doubt, read_features, scores
+from allspark_hf.publishing.record import RECORD_FILE
+from allspark_hf.utils.arguments import argument
+from allspark_hf.utils.files import read_json_object
+from allspark_hf.utils.text import one_line
+
+
+LIST, TABLE, SHEET = "suggestions.txt", "suggestions.csv", "contact_sheet.png"
+
+
+@dataclass
+class SuggestArguments:
+    model: str = argument(help="Folder or Hub id of a trained model.")
+    output_dir: str = argument(help="Folder of the suggestions.")
+    count: int = argument(20, "How many images to suggest.")
+    image_column_name: str = argument("image", "Column of dataset_name with the images.")
+    label_column_name: str = argument("label", "Column of dataset_name with the masks.")
+    overwrite: bool = argument(False, "Replace earlier suggestions.")
+    device: str | None = argument(None, "Such as cpu or cuda:0; default: the GPU if any.")
+
+    def __post_init__(self):
+        if self.count < 1:
+            raise ValueError(f"count is {self.count}, but at least 1 image to suggest is needed.")
+        folder = Path(self.output_dir)
+        existing = [folder / name for name in (LIST, TABLE, SHEET) if (folder / name).exists()]
+        if existing and not self.overwrite:
+            raise ValueError(f"{existing[0]} exists: pass --overwrite, or choose another --output_dir.")
+
+
+def labeled_as_in_run(arguments: DataArguments, folder: str) -> DataArguments:
+    """
+    Arguments by which an image is labeled if the run in `folder` used its mask or, where that run hid no mask, so that
+    masks may have been drawn since, if it has one now; unless they say themselves what is labeled.
+    """
+    of_run = split_of_run(arguments, folder)
+    record = read_json_object(list_path(folder, "labeled").with_name(RECORD_FILE))
+    if (record.get("data") or {}).get("hidden_masks") == 0:
+        return replace(of_run, labeled_list=arguments.labeled_list)
+    return of_run
+
+
+def weights_of(model, folder: str) -> np.ndarray:
+    """The weights of the classes, by the run's last evaluation if there is one; says what they are."""
+    results = read_json_object(Path(folder) / "eval_results.json")
+    names = [model.config.id2label[index] for index in range(model.config.num_labels)]
+    iou = [results.get(f"eval_iou_{metric_name(name)}") for name in names]
+    weights = class_weights(iou)
+    if all(value is None for value in iou):
+        print(f"All classes weigh the same, because {folder} has no eval_results.json with their IoU.")
+    else:
+        lowest = sorted(range(len(names)), key=lambda index: -weights[index])[:5]
+        shown = ", ".join(f"{names[index]} {weights[index]:.2f}" for index in lowest)
+        print(f"Weights of classes, by what their IoU lacks: {shown}{', ...' if len(names) > len(lowest) else ''}")
+    return weights
+
+
+class Suggestion(NamedTuple):
+    """An image to label: its row, its id, its file if it is one, its score, and the doubt that the score is of."""
+
+    row: int
+    id: str
+    file: str | None
+    score: float
+    doubt: Doubt
+
+
+class Images:
+    """
+    The images of a set, one at a time; one that cannot be used is named on stderr and counted.
+
+    Args:
+        dataset (`datasets.Dataset`): of [`find_data`]; what masks it has are not read.
+        image_range (`list[int]`, *optional*): the model's, see [`to_rgb`].
+    """
+
+    def __init__(self, dataset: Dataset, image_range: list[int] | None):
+        self.dataset = dataset.select_columns(["id", "image"])
+        self.ids = dataset["id"][:]
+        self.image_range = image_range
+        self.num_bad = 0
+
+    def picture(self, row: int):
+        return to_rgb(self.dataset[row]["image"], self.image_range)
+
+    def measure(self, function, title: str) -> dict[int, object]:
+        """Row -> what the function makes of the picture."""
+        found = {}
+        for row in tqdm(range(len(self.dataset)), desc=title, unit="image", disable=None):
+            try:
+                found[row] = function(self.picture(row))
+            # Pillow's decoders raise OSError, SyntaxError, struct.error, zlib.error and others on bad files.
+            except Exception as error:
+                self.num_bad += 1
+                tqdm.write(f"{self.ids[row]}: left out, {one_line(error)}", file=sys.stderr)
+        return found
+
+    def file(self, row: int) -> str | None:
+        return undecoded(self.dataset, "image")[row]["image"]["path"]
+
+
+def suggest(arguments: SuggestArguments, data_arguments: DataArguments) -> int:
+    """Writes the suggestions; the number of images that could not be used."""
+    if data_arguments.unlabeled_streaming:
+        raise ValueError("A stream has no list of images to choose from: leave --unlabeled_streaming out.")
+    model, image_processor = load_trained(arguments.model, arguments.device)
+    columns = arguments.image_column_name, arguments.label_column_name
+    data = find_data(labeled_as_in_run(data_arguments, arguments.model), *columns)
+    where = data_arguments.data_dir or data_arguments.dataset_name
+    if not len(data.unlabeled):
+        raise ValueError(f"{where} has no unlabeled image, so there is nothing to suggest: add images without masks.")
+    hidden = f", {len(data.hidden_ids)} of which have a mask that counts as hidden" if data.hidden_ids else ""
+    print(f"{len(data.labeled)} labeled images, {len(data.unlabeled)} unlabeled ones{hidden}")
+    weights = weights_of(model, arguments.model)
+    network = model, image_processor
+    image_range = getattr(model.config, "image_range", None)
+    labeled, unlabeled = Images(data.labeled, image_range), Images(data.unlabeled, image_range)
+    centers = labeled.measure(lambda picture: read_features(*network, picture), "labeled")
+    found = unlabeled.measure(lambda picture: read_doubt(*network, picture, weights)[0], "unlabeled")
+    if not found:
+        raise ValueError(f"No unlabeled image of {where} can be used: see the lines above.")
+    rows, doubts = list(found), list(found.values())
+    points = scores(doubts)
+    chosen = [
+        Suggestion(rows[place], unlabeled.ids[rows[place]], unlabeled.file(rows[place]), points[place], doubts[place])
+        for place in choose(doubts, np.array(list(centers.values())), arguments.count)
+    ]
+    folder = Path(arguments.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    pictures = ((one, unlabeled.picture(one.row)) for one in chosen)
+    entries = (
+        Entry(picture, read_doubt(*network, picture, weights)[1], one.id, one.doubt.reason(model.config.id2label))
+        for one, picture in pictures
+    )
+    contact_sheet(entries).save(folder / SHEET)
+    write_table(folder / TABLE, chosen, model.config.id2label)
+    (folder / LIST).write_text("".join(f"{one.id}\n" for one in chosen), encoding="utf-8")
+    no_more = " (there are no more)" if len(chosen) < arguments.count else ""
+    files = ", ".join(str(folder / name) for name in (LIST, TABLE, SHEET))
+    print(f"{len(chosen)} images to label next{no_more}: {files}")
+    return labeled.num_bad + unlabeled.num_bad
+
+
+def write_table(path: Path, chosen: list[Suggestion], id2label: dict[int, str]):
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["id", "file", "score", "entropy", "flips differ on", "why"])
+        for one in chosen:
+            numbers = (f"{value:.4f}" for value in (one.score, one.doubt.entropy, one.doubt.disagreement))
+            table.writerow([one.id, one.file, *numbers, one.doubt.reason(id2label)])
+
+
+def main() -> int:
+    try:
+        num_bad = suggest(*parse_arguments((SuggestArguments, DataArguments)))
+    except (OSError, ValueError) as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+    return 1 if num_bad else 0

@@ -1,0 +1,176 @@
+"""Files of outlines for labeling tools: predictions that a person corrects. One function a tool.
+
+Each takes the same arguments, and keeps one image at a time in memory:
+
+- parts (`Iterable[dict]`): of [`~allspark_hf.data.labeling.polygons.annotate`], one for each image.
+- folder (`Path`): where to write the files that [`FORMATS`] names; there already.
+- labels (`Sequence[str]`): name of each class.
+- palette (`Sequence[Sequence[int]]`): its red, green and blue, 0 to 255.
+- images_dir (`Path`): the folder that the images of the parts are relative to.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import NamedTuple, TextIO
+from urllib.parse import quote
+from xml.sax.saxutils import quoteattr
+
+from ...utils.files import write_json
+from ..sources.class_lists import IGNORED_NAME
+
+
+Colors = Sequence[Sequence[int]]
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[TextIO]:
+    """A text file that is renamed at the end: under its own name it is whole or not there."""
+    part = path.with_name(f".{path.name}.part")
+    try:
+        with open(part, "w", encoding="utf-8") as file:
+            yield file
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _dump(value) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def _hex(color: Sequence[int]) -> str:
+    return "#{:02x}{:02x}{:02x}".format(*color)
+
+
+def write_coco(parts: Iterable[dict], folder: Path, labels: Sequence[str], palette: Colors, images_dir: Path):
+    """COCO: category 1 is the first class. Regions with holes are single rings, so that tools need no run lengths."""
+    categories = [{"id": index + 1, "name": name, "supercategory": ""} for index, name in enumerate(labels)]
+    number = 0
+    with _whole(folder / "coco.json") as file, TemporaryFile("w+", encoding="utf-8") as images:
+        file.write(f'{{"categories":{_dump(categories)},\n"annotations":[')
+        for image_id, part in enumerate(parts, 1):
+            entry = {"id": image_id, "file_name": part["image"], "width": part["width"], "height": part["height"]}
+            images.write(f"{',' if image_id > 1 else ''}\n{_dump(entry)}")
+            for region in part["regions"]:
+                number += 1
+                xs, ys = zip(*region["ring"], strict=True)
+                annotation = {
+                    "id": number,
+                    "image_id": image_id,
+                    "category_id": region["label"] + 1,
+                    "segmentation": [[value for point in region["ring"] for value in point]],
+                    "area": region["area"],
+                    "bbox": [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)],
+                    "iscrowd": 0,
+                }
+                file.write(f"{',' if number > 1 else ''}\n{_dump(annotation)}")
+        file.write('],\n"images":[')
+        images.seek(0)
+        for line in images:
+            file.write(line)
+        file.write("]}\n")
+
+
+def write_cvat(parts: Iterable[dict], folder: Path, labels: Sequence[str], palette: Colors, images_dir: Path):
+    """CVAT for images 1.1, to upload as annotations of a task with the same images and labels."""
+    with _whole(folder / "cvat.xml") as file:
+        file.write(
+            '<?xml version="1.0" encoding="utf-8"?>\n<annotations>\n<version>1.1</version>\n<meta><task><labels>\n'
+        )
+        for name, color in zip(labels, palette, strict=True):
+            file.write(f"<label><name>{_escaped(name)}</name><color>{_hex(color)}</color><attributes/></label>\n")
+        file.write("</labels></task></meta>\n")
+        for number, part in enumerate(parts):
+            size = f'width="{part["width"]}" height="{part["height"]}"'
+            file.write(f'<image id="{number}" name={quoteattr(part["image"])} {size}>\n')
+            for region in part["regions"]:
+                points = ";".join(f"{x:.2f},{y:.2f}" for x, y in region["ring"])
+                label = quoteattr(labels[region["label"]])
+                file.write(f'<polygon label={label} source="auto" occluded="0" points="{points}" z_order="0"/>\n')
+            file.write("</image>\n")
+        file.write("</annotations>\n")
+
+
+def _escaped(text: str) -> str:
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def write_label_studio(parts: Iterable[dict], folder: Path, labels: Sequence[str], palette: Colors, images_dir: Path):
+    """Label Studio: tasks with predictions, and the labeling configuration that they need."""
+    with _whole(folder / "label_studio_config.xml") as file:
+        file.write('<View>\n<Image name="image" value="$image"/>\n<PolygonLabels name="label" toName="image">\n')
+        for name, color in zip(labels, palette, strict=True):
+            file.write(f'<Label value={quoteattr(name)} background="{_hex(color)}"/>\n')
+        file.write("</PolygonLabels>\n</View>\n")
+    with _whole(folder / "label_studio.json") as file:
+        file.write("[")
+        for number, part in enumerate(parts):
+            address = f"/data/local-files/?d={quote(part['image'])}"
+            result = [_result(place, region, part, labels) for place, region in enumerate(part["regions"])]
+            task = {"data": {"image": address}, "predictions": [{"model_version": "allspark", "result": result}]}
+            file.write(f"{',' if number else ''}\n{_dump(task)}")
+        file.write("]\n")
+
+
+def _result(place: int, region: dict, part: dict, labels: Sequence[str]) -> dict:
+    """A polygon of Label Studio, whose coordinates are percent of the image."""
+    width, height = part["width"], part["height"]
+    points = [[round(100 * x / width, 8), round(100 * y / height, 8)] for x, y in region["ring"]]
+    return {
+        "id": f"region{place}",
+        "type": "polygonlabels",
+        "from_name": "label",
+        "to_name": "image",
+        "original_width": width,
+        "original_height": height,
+        "image_rotation": 0,
+        "value": {"points": points, "closed": True, "polygonlabels": [labels[region["label"]]]},
+    }
+
+
+def write_labelme(parts: Iterable[dict], folder: Path, labels: Sequence[str], palette: Colors, images_dir: Path):
+    """LabelMe: a json file for each image, with the way to it, and labels.txt."""
+    folder = folder / "labelme"
+    folder.mkdir(exist_ok=True)
+    for part in parts:
+        path = folder / f"{part['name']}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shapes = [
+            {
+                "label": labels[region["label"]],
+                "points": region["ring"],
+                "group_id": None,
+                "description": "",
+                "shape_type": "polygon",
+                "flags": {},
+            }
+            for region in part["regions"]
+        ]
+        way = os.path.relpath(images_dir / part["image"], path.parent)
+        content = {"version": "5.5.0", "flags": {}, "shapes": shapes, "imagePath": Path(way).as_posix()}
+        size = {"imageData": None, "imageHeight": part["height"], "imageWidth": part["width"]}
+        write_json(path, content | size)
+    with _whole(folder / "labels.txt") as file:
+        file.writelines(f"{name}\n" for name in (IGNORED_NAME, *labels))
+
+
+class Format(NamedTuple):
+    """The files that a tool's function writes for all images together, and the function."""
+
+    files: tuple[str, ...]
+    write: Callable[[Iterable[dict], Path, Sequence[str], Colors, Path], None]
+
+
+FORMATS = {
+    "coco": Format(("coco.json",), write_coco),
+    "cvat": Format(("cvat.xml",), write_cvat),
+    "label-studio": Format(("label_studio.json", "label_studio_config.xml"), write_label_studio),
+    "labelme": Format(("labelme/labels.txt",), write_labelme),
+}
+
+
+__all__ = ["FORMATS", "Format", "write_coco", "write_cvat", "write_label_studio", "write_labelme"]

@@ -1,0 +1,108 @@
+"""COCO: json files with `images`, `annotations` and `categories`; Roboflow, CVAT and others write them too."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .export import Canvas, Export, Picture
+from .files import Files, split_in
+from .rasterize import expand_runs, parse_runs
+
+
+def is_coco(content: Any) -> bool:
+    """Whether the content of a json file is in COCO's form."""
+    return isinstance(content, dict) and isinstance(content.get("images"), list) and "categories" in content
+
+
+def read_coco(files: Files, sources: dict[Path, Any]) -> Export:
+    """
+    Reads one json file, or one for each split.
+
+    Classes are in the order of their ids, which need not be contiguous. An object is a list of rings, united as
+    pycocotools does (a ring within a ring is no hole), or run lengths, compressed or not. Pixels of a crowd
+    (`iscrowd`) do not count where no object lies over them.
+
+    Args:
+        files ([`Files`]): the pictures.
+        sources (`dict[Path, Any]`): the json files and their content.
+
+    Raises:
+        FileNotFoundError: if a picture is missing.
+        ValueError: if categories differ, or an entry refers to one that is not there.
+    """
+    names: dict[int, str] = {}
+    for source, content in sources.items():
+        for entry in content["categories"]:
+            name = names.setdefault(entry["id"], str(entry["name"]))
+            if name != str(entry["name"]):
+                raise ValueError(
+                    f"{source}: category {entry['id']} is {entry['name']!r}, but elsewhere {name!r}; give "
+                    "each its own id, and export the files of the splits from one project."
+                )
+    order = sorted(names)
+    index = {number: place for place, number in enumerate(order)}
+    pictures = [one for source, content in sources.items() for one in _read_file(files, source, content, index)]
+    export = Export([names[number] for number in order], pictures)
+    if order and order[-1] - order[0] >= len(order):
+        export.notes.append(f"The category ids have gaps (up to {order[-1]}): classes are numbered in their order.")
+    if note := files.not_named(picture.image for picture in pictures):
+        export.notes.append(note)
+    return export
+
+
+def _read_file(files: Files, source: Path, content: dict, index: dict[int, int]) -> list[Picture]:
+    split = split_in(source.relative_to(files.root).with_suffix("").parts)
+    by_image: dict[Any, list[dict]] = {image["id"]: [] for image in content["images"]}
+    if len(by_image) < len(content["images"]):
+        raise ValueError(f"{source}: two images have the same id; export it anew.")
+    for annotation in content.get("annotations") or []:
+        where = f"{source}: annotation {annotation.get('id')}"
+        if annotation.get("image_id") not in by_image:
+            raise ValueError(f"{where} is of image {annotation.get('image_id')}, which is not listed; export it anew.")
+        if annotation.get("category_id") not in index:
+            raise ValueError(
+                f"{where} is of category {annotation.get('category_id')}, which is not listed; add it to categories."
+            )
+        by_image[annotation["image_id"]].append(annotation)
+    pictures = []
+    for image in content["images"]:
+        path = files.find(str(image["file_name"]), source, split)
+        own_split = split or split_in(path.relative_to(files.folder).parts[:-1])
+        size = (image["height"], image["width"]) if "height" in image and "width" in image else None
+        objects = sorted(by_image[image["id"]], key=lambda one: not one.get("iscrowd"))  # the sort is stable
+        paint = partial(_paint, objects=objects, index=index) if objects else None
+        pictures.append(Picture(path, source, own_split, size, paint, may_be_empty=not objects))
+    return pictures
+
+
+def _paint(canvas: Canvas, objects: list[dict], index: dict[int, int]):
+    for one in objects:
+        label = None if one.get("iscrowd") else index[one["category_id"]]
+        try:
+            _paint_object(canvas, one.get("segmentation"), label)
+        except ValueError as error:
+            raise ValueError(f"annotation {one.get('id')}: {error}") from error
+
+
+def _paint_object(canvas: Canvas, segmentation: Any, label: int | None):
+    if not segmentation:
+        raise ValueError("it has a box or a point but no outline; draw one, or delete the annotation")
+    if isinstance(segmentation, dict):
+        height, width = canvas.mask.shape
+        if list(segmentation.get("size", (height, width))) != [height, width]:
+            raise ValueError(
+                f"its run lengths are of a mask of size {segmentation['size']}, but the picture has [{height}, "
+                f"{width}] (height, width); export them at the size of the picture"
+            )
+        counts = segmentation["counts"]
+        canvas.paint(expand_runs(parse_runs(counts) if isinstance(counts, str) else counts, height, width), label)
+        return
+    for ring in segmentation:
+        if len(ring) % 2:
+            raise ValueError(f"an outline has {len(ring)} numbers, but pairs of x and y are needed; export it anew")
+    canvas.outline([np.reshape(ring, (-1, 2)) for ring in segmentation], label, unite=True)
+
+
+__all__ = ["is_coco", "read_coco"]

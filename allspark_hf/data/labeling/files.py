@@ -1,0 +1,139 @@
+"""Where the pictures of an export lie, which split a path names, and how a picture is turned."""
+
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+
+from PIL import Image
+
+from ...utils.files import find_image_files
+from ..pixels import ORIENTATION, open_image
+from ..sources.pairs import one_form
+from ..sources.split_names import KIND_NAMES, split_of
+
+
+TURNED = {
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class Files:
+    """
+    The pictures of an export, found by the names that the tool gives them.
+
+    Args:
+        root (`Path`): folder of the export.
+        images_dir (`Path`, *optional*): folder of the pictures, where they do not lie with the export.
+    """
+
+    def __init__(self, root: Path, images_dir: Path | None = None):
+        self.root, self.folder = root, images_dir or root
+        self.images = find_image_files(self.folder)[0]
+        self._by_name: dict[str, list[Path]] = {}
+        for path in self.images:
+            self._by_name.setdefault(one_form(path.name), []).append(path)
+
+    def find(self, name: str, source: Path, split: str | None = None) -> Path:
+        """
+        The picture that a file names: of pictures of that name the one whose folders agree best, then one that lies
+        with the file, then one of the split.
+
+        Raises:
+            FileNotFoundError: if there is no such picture.
+            ValueError: if several are as likely.
+        """
+        parts = [part for part in PurePosixPath(one_form(name.replace("\\", "/"))).parts if part not in ("..", "/")]
+        found = self._by_name.get(parts[-1], []) if parts else []
+        tests = (
+            lambda path: _shared_tail(path, parts),
+            lambda path: path.is_relative_to(source.parent),
+            lambda path: split_in(path.relative_to(self.folder).parts[:-1]) == split,
+        )
+        for test in tests:
+            best = max(map(test, found), default=0)
+            found = [path for path in found if test(path) == best]
+        if not found:
+            raise FileNotFoundError(
+                f"{source} names the picture {name}, which is not in {self.folder}; put it there, or name the folder "
+                "of the pictures with --images_dir."
+            )
+        if len(found) > 1:
+            raise ValueError(
+                f"{source} names the picture {name}, which may be {found[0]} or {found[1]}; move one of them away, or "
+                "export names with folders."
+            )
+        return found[0]
+
+    def has(self, name: str) -> bool:
+        """Whether there is a picture of this name in any folder."""
+        return one_form(PurePosixPath(name).name) in self._by_name
+
+    def not_named(self, used: Iterable[Path]) -> str | None:
+        """A sentence about pictures that the export does not name; `None` without any."""
+        others = sorted(set(self.images) - set(used))
+        if not others:
+            return None
+        return (
+            f"Left alone in {self.folder}: {len(others)} pictures that the export does not name, first {others[0]}; "
+            "to learn from them, give their folder to training as --unlabeled_dir."
+        )
+
+
+def _shared_tail(path: Path, parts: list[str]) -> int:
+    """How many names at the end of two paths agree."""
+    count = 0
+    for one, other in zip(reversed(path.parts), reversed(parts), strict=False):
+        if one_form(one) != other:
+            break
+        count += 1
+    return count
+
+
+def split_in(parts: Iterable[str]) -> str | None:
+    """The split that one of several names means, the last one that does; `instances_train2017` means train."""
+    words = [word for part in parts for word in (part, part.rpartition("_")[2])]
+    return next((split for word in reversed(words) if (split := split_of(word))), None)
+
+
+def bare_name(relative: Path) -> str:
+    """A picture's path without the folders that say that it is a picture, or of which split."""
+    folders = [part for part in relative.parts[:-1] if not split_of(part)]
+    folders = [part for part in folders if part.casefold() not in KIND_NAMES["images"]]
+    return one_form("/".join([*folders, relative.name]))
+
+
+def read_frame(image: Path, size: tuple[int, int] | None) -> tuple[int, int, Image.Transpose | None, bool]:
+    """
+    How a tool saw a picture that EXIF may turn, told by the size that the tool gives: upright, as people see it and as
+    it is trained on, or as it is stored.
+
+    Args:
+        image (`Path`): the picture; only the beginning of the file is read.
+        size (`tuple[int, int]`, *optional*): height and width that the export says it has; `None`: as upright.
+
+    Returns:
+        `tuple`: height and width of the mask to paint, what then makes it upright, if anything, and whether the sizes
+        do not show which way the tool saw the picture, so that upright is assumed.
+
+    Raises:
+        ValueError: if the picture cannot be read, or has another size both ways.
+    """
+    try:
+        with open_image(image) as opened:
+            (width, height), orientation = opened.size, opened.getexif().get(ORIENTATION, 1)
+    except Exception as error:  # Pillow raises nearly anything
+        raise ValueError(f"the picture cannot be read ({' '.join(str(error).split())}); replace it") from error
+    upright = (width, height) if orientation in TURNED else (height, width)
+    if size in (None, upright):
+        return *upright, None, orientation in range(2, 9) and (size is None or height == width or orientation < 5)
+    if size == (height, width):
+        return height, width, TURNED[orientation], False
+    raise ValueError(
+        f"the export says that it has {size[0]}x{size[1]} pixels (height x width), but the file has {upright[0]}x"
+        f"{upright[1]}; put the picture there that was annotated, or export at its size"
+    )
+
+
+__all__ = ["Files", "bare_name", "read_frame", "split_in"]

@@ -1,0 +1,184 @@
+"""Which labeling tool wrote an export."""
+
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ...utils.files import is_hidden, read_json
+from ..pixels import open_image
+from ..sources.classes import Classes, classes_in, read_classes
+from ..sources.folder import FolderLayout
+from ..sources.pairs import visible_paths
+from .coco import is_coco, read_coco
+from .cvat_xml import is_cvat_xml, read_cvat_xml
+from .export import Export
+from .files import Files
+from .label_studio import is_label_studio, read_label_studio
+from .labelme import is_labelme, read_labelme
+from .masks import ROBOFLOW_CLASSES, ROBOFLOW_END, read_color_masks, read_cvat_masks, read_roboflow_masks
+from .supervisely import is_supervisely, read_supervisely
+from .yolo import is_yolo, read_yolo
+
+
+FORMATS = {
+    "coco": "COCO (json with images, annotations and categories)",
+    "yolo": "YOLO segmentation (data.yaml)",
+    "labelme": "LabelMe (a json file beside each picture)",
+    "cvat": "CVAT for images 1.1 (xml)",
+    "cvat_masks": "CVAT segmentation masks (labelmap.txt and SegmentationClass/)",
+    "label_studio": "Label Studio (JSON)",
+    "supervisely": "Supervisely (meta.json)",
+    "roboflow_masks": "Roboflow semantic masks (_classes.csv)",
+    "color_masks": "folders of images and masks, with a list of classes and their colors",
+}
+JSON_FORMATS = {
+    "coco": (is_coco, read_coco),
+    "labelme": (is_labelme, read_labelme),
+    "label_studio": (is_label_studio, read_label_studio),
+}
+Reader = Callable[[Files], Export]
+
+
+@contextmanager
+def unpacked(source: Path) -> Iterator[Path]:
+    """The folder of an export: of an archive (zip, tar) a temporary one, without folders around it that hold nothing
+    else; another file or folder as it is."""
+    with tempfile.TemporaryDirectory(prefix="allspark-import-") as folder:
+        if source.is_file() and zipfile.is_zipfile(source):
+            with zipfile.ZipFile(source) as archive:
+                archive.extractall(folder)
+        elif source.is_file() and tarfile.is_tarfile(source):
+            with tarfile.open(source) as archive:
+                archive.extractall(folder, filter="data")
+        else:
+            yield source
+            return
+        root = Path(folder)
+        while len(inner := [path for path in root.iterdir() if not is_hidden(path.name)]) == 1 and inner[0].is_dir():
+            root = inner[0]
+        yield root
+
+
+def find_readers(source: Path, classes: Classes | None = None) -> dict[str, Reader]:
+    """
+    What can read an export, by the names of [`FORMATS`]; usually one.
+
+    Args:
+        source (`Path`): folder of the export, or its json, xml or yaml file.
+        classes ([`Classes`], *optional*): with colors, for masks of colors whose folder has no such list.
+
+    Raises:
+        FileNotFoundError: if there is no such file or folder.
+        ValueError: if a file of it is no JSON, YAML or list of classes.
+    """
+    if not source.exists():
+        raise FileNotFoundError(f"{source} does not exist; name the folder, archive or file of an export.")
+    paths = [source] if source.is_file() else [path for path, _ in visible_paths(source) if path.is_file()]
+    by_suffix: dict[str, list[Path]] = {}
+    for path in paths:
+        by_suffix.setdefault(path.suffix.lower().replace("yml", "yaml"), []).append(path)
+    found = _by_folders(source, paths, classes)
+    for path in by_suffix.get(".yaml", []):
+        if is_yolo(yaml.safe_load(path.read_text(encoding="utf-8"))):
+            found.setdefault("yolo", partial(read_yolo, source=path))
+    for path in by_suffix.get(".xml", []):
+        if is_cvat_xml(path):
+            if "cvat" in found:
+                raise ValueError(f"{source} holds several xml files of CVAT, one of them {path}; give one of them.")
+            found["cvat"] = partial(read_cvat_xml, source=path)
+    if "supervisely" not in found:
+        found |= _by_json(by_suffix.get(".json", []))
+    return found
+
+
+def _by_json(paths: list[Path]) -> dict[str, Reader]:
+    sources: dict[str, dict[Path, Any]] = {}
+    for path in paths:
+        content = read_json(path)
+        for name, (fits, _) in JSON_FORMATS.items():
+            if fits(content):
+                if name == "labelme":
+                    content.pop("imageData", None)  # the picture itself: of thousands, more than memory holds
+                sources.setdefault(name, {})[path] = content
+    return {name: partial(JSON_FORMATS[name][1], sources=own) for name, own in sources.items()}
+
+
+def _by_folders(source: Path, paths: list[Path], classes: Classes | None) -> dict[str, Reader]:
+    found: dict[str, Reader] = {}
+    if not source.is_dir():
+        return found
+    meta = source / "meta.json"
+    if meta.is_file() and is_supervisely(content := read_json(meta)):
+        found["supervisely"] = partial(read_supervisely, meta=content)
+    label_map = source / "labelmap.txt"
+    if label_map.is_file() and (source / "SegmentationClass").is_dir():
+        found["cvat_masks"] = partial(read_cvat_masks, classes=read_classes(label_map))
+    names = [path.name for path in paths]
+    if ROBOFLOW_CLASSES in names and any(name.endswith(ROBOFLOW_END) for name in names):
+        found["roboflow_masks"] = read_roboflow_masks
+    if not found and _has_color_masks(source):
+        classes = classes or classes_in(source)
+        if classes is not None and classes.colors is not None:
+            found["color_masks"] = partial(read_color_masks, classes=classes)
+    return found
+
+
+def _has_color_masks(source: Path) -> bool:
+    """Whether it holds folders of images and masks, the first of which is a picture in colors."""
+    try:
+        masks = FolderLayout(source).pairs("train").masks
+        with open_image(next(iter(masks.values()))) as opened:
+            return opened.mode in ("RGB", "RGBA")
+    except (OSError, StopIteration, ValueError):
+        return False
+
+
+def read_export(
+    source: Path, name: str | None = None, images_dir: Path | None = None, classes: Classes | None = None
+) -> tuple[str, Export, Files]:
+    """
+    Reads an export; masks are not painted yet.
+
+    Args:
+        source (`Path`): folder of the export, or its json, xml or yaml file.
+        name (`str`, *optional*): one of [`FORMATS`]; `None`: the one that the files show.
+        images_dir (`Path`, *optional*): folder of the pictures, where they do not lie with the export.
+        classes ([`Classes`], *optional*): colors of masks, where no list lies with them.
+
+    Returns:
+        `tuple[str, Export, Files]`: the format's name, what the export holds, and its files.
+
+    Raises:
+        FileNotFoundError: if the export, or a picture of it, is missing.
+        ValueError: if the export is of no known form, of several, or not whole.
+    """
+    readers = find_readers(source, classes)
+    if name is None and len(readers) != 1:
+        what = f"may be read as {' or '.join(readers)}: choose with --format" if readers else "is no export of a known"
+        known = "." if readers else f" form: {'; '.join(FORMATS.values())}."
+        raise ValueError(f"{source} {what}{known}")
+    name = name or next(iter(readers))
+    if name not in readers:
+        found = f"{' and '.join(readers)} was found" if readers else "nothing known was found"
+        raise ValueError(f"{source} holds no export of the form {FORMATS[name]}; {found}.")
+    files = Files(source if source.is_dir() else source.parent, images_dir)
+    try:
+        export = readers[name](files)
+    except (AttributeError, IndexError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{source} is not a whole export of the form {FORMATS[name]} ({type(error).__name__}: {error}); export it "
+            "anew."
+        ) from error
+    if not export.pictures:
+        raise ValueError(f"{source} names no picture; export a project that has some.")
+    return name, export, files
+
+
+__all__ = ["FORMATS", "find_readers", "read_export", "unpacked"]

@@ -1,0 +1,79 @@
+"""LabelMe: a json file beside each picture."""
+
+import base64
+import io
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ..sources.class_lists import IGNORED_NAME
+from .export import Canvas, Export, Picture, box_ring, ellipse_ring
+from .files import Files, split_in
+from .names import names_of
+
+
+def is_labelme(content: Any) -> bool:
+    """Whether the content of a json file is in LabelMe's form."""
+    return isinstance(content, dict) and isinstance(content.get("shapes"), list) and "imagePath" in content
+
+
+def read_labelme(files: Files, sources: dict[Path, Any]) -> Export:
+    """
+    Reads polygons, rectangles, circles and masks. A picture without a json file has no annotation; one whose file has
+    no shapes shows no object. `__ignore__` stands for pixels that do not count. `labels.txt` gives the classes, if it
+    lies in the export's folder.
+
+    Args:
+        files ([`Files`]): the pictures.
+        sources (`dict[Path, Any]`): the json files and their content.
+
+    Raises:
+        FileNotFoundError: if a picture is missing.
+        ValueError: if the classes cannot be read, or two json files annotate one picture.
+    """
+    used = {str(shape["label"]) for content in sources.values() for shape in content["shapes"]}
+    names, note = names_of(files.root, used - {IGNORED_NAME})
+    index = {name: place for place, name in enumerate(names)} | {IGNORED_NAME: None}
+    pictures = {}
+    for source, content in sources.items():
+        image = files.find(content["imagePath"], source)
+        if image in pictures:
+            raise ValueError(f"{source} and {pictures[image].source} both annotate {image}; keep one of them.")
+        height, width = content.get("imageHeight"), content.get("imageWidth")
+        size = (height, width) if height and width else None
+        paint = partial(_paint, shapes=content["shapes"], index=index)
+        pictures[image] = Picture(image, source, split_in(image.relative_to(files.folder).parts[:-1]), size, paint)
+    for image in files.images:
+        if image not in pictures:
+            pictures[image] = Picture(image, image, split_in(image.relative_to(files.folder).parts[:-1]))
+    return Export(names, list(pictures.values()), notes=[note])
+
+
+def _paint(canvas: Canvas, shapes: list[dict], index: dict[str, int | None]):
+    for number, shape in enumerate(shapes, 1):
+        try:
+            _paint_shape(canvas, shape, index[str(shape["label"])])
+        except ValueError as error:
+            raise ValueError(f"shape {number} ({shape['label']}): {error}") from error
+
+
+def _paint_shape(canvas: Canvas, shape: dict, label: int | None):
+    kind, points = shape.get("shape_type") or "polygon", np.array(shape["points"], dtype=np.float64)
+    if kind == "polygon":
+        canvas.outline([points], label)
+    elif kind == "rectangle":
+        canvas.outline([box_ring(*points.min(axis=0), *points.max(axis=0))], label)
+    elif kind == "circle":
+        radius = np.hypot(*(points[1] - points[0]))
+        canvas.outline([ellipse_ring(*points[0], radius, radius)], label)
+    elif kind == "mask":
+        inside = np.asarray(Image.open(io.BytesIO(base64.b64decode(shape["mask"]))).convert("L")) > 0
+        canvas.paint(inside, label, *points[0].astype(int))
+    else:
+        raise ValueError(f"a {kind} has no area; draw a polygon, or delete it")
+
+
+__all__ = ["is_labelme", "read_labelme"]

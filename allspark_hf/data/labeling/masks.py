@@ -1,0 +1,158 @@
+"""Masks that a tool exports as pictures: colors by a table (CVAT and others), or class indices (Roboflow)."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from ..images import decode, describe_values, mask_to_array
+from ..pixels import open_image
+from ..sources.class_lists import Color
+from ..sources.classes import Classes, read_classes
+from ..sources.folder import FolderLayout
+from ..sources.pairs import one_form, require_images
+from ..sources.split_names import split_of
+from .export import Canvas, Export, Picture
+from .files import Files, split_in
+
+
+ROBOFLOW_CLASSES, ROBOFLOW_END = "_classes.csv", "_mask.png"
+
+
+def read_cvat_masks(files: Files, classes: Classes) -> Export:
+    """
+    CVAT's "Segmentation mask 1.1": `SegmentationClass/*.png` with the colors of `labelmap.txt`, the pictures in
+    `JPEGImages`, and lists of names in `ImageSets/Segmentation` that may be called after splits. A picture without a
+    mask has no annotation.
+
+    Args:
+        files ([`Files`]): the pictures.
+        classes ([`Classes`]): of `labelmap.txt`.
+
+    Raises:
+        ValueError: if a mask has no picture.
+    """
+    masks_dir = files.root / "SegmentationClass"
+    pictures_dir = files.folder if files.folder != files.root else files.root / "JPEGImages"
+    splits = {}
+    for path in sorted((files.root / "ImageSets" / "Segmentation").glob("*.txt")):
+        names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        for name in names:
+            if splits.setdefault(name, split_of(path.stem)) != split_of(path.stem):
+                raise ValueError(f"{path} names {name}, which a list of another split names too; keep it in one.")
+    pictures, used = [], []
+    for image in files.images:
+        if image.is_relative_to(pictures_dir) and not image.is_relative_to(masks_dir):
+            name = image.relative_to(pictures_dir).with_suffix("").as_posix()
+            mask = masks_dir / f"{name}.png"
+            used.append(mask)
+            pictures.append(_picture(image, mask if mask.is_file() else None, splits.get(one_form(name)), classes))
+    require_images(
+        sorted(masks_dir.rglob("*.png")), used, "export with the pictures, or name their folder with --images_dir"
+    )
+    return _colored(pictures, classes)
+
+
+def read_color_masks(files: Files, classes: Classes) -> Export:
+    """
+    Folders like those that training reads ([`FolderLayout`]), but with colors in the masks.
+
+    Args:
+        files ([`Files`]): of the folder.
+        classes ([`Classes`]): with colors.
+
+    Raises:
+        FileNotFoundError: if a folder is missing.
+        ValueError: if pictures and masks do not pair.
+    """
+    layout = FolderLayout(files.root)
+    pictures = []
+    for split in layout.places:
+        pairs = layout.pairs(split)
+        pictures += [_picture(image, pairs.masks.get(name), split, classes) for name, image in pairs.images.items()]
+    if not (layout.has_validation or layout.has_unlabeled):
+        pictures = [Picture(one.image, one.source, None, one.size, one.paint) for one in pictures]
+    export = _colored(pictures, classes)
+    export.notes += [layout.left_alone] if layout.left_alone else []
+    return export
+
+
+def read_roboflow_masks(files: Files) -> Export:
+    """
+    Roboflow's "Semantic Segmentation Masks": in a folder for each split, the class indices of `NAME.jpg` in
+    `NAME_mask.png`, and their names in `_classes.csv`.
+
+    Args:
+        files ([`Files`]): the pictures.
+
+    Raises:
+        ValueError: if the classes of two splits differ, or a mask has no picture.
+    """
+    lists = sorted(files.root.rglob(ROBOFLOW_CLASSES))
+    classes = read_classes(lists[0])
+    for path in lists[1:]:
+        if read_classes(path).names != classes.names:
+            raise ValueError(f"{path} and {lists[0]} list different classes; export the splits from one version.")
+    pictures, used = [], []
+    for image in files.images:
+        if image.name.endswith(ROBOFLOW_END):
+            continue
+        mask = image.with_name(f"{image.stem}{ROBOFLOW_END}")
+        used.append(mask)
+        split = split_in(image.relative_to(files.folder).parts[:-1])
+        paint = partial(_paint_indices, path=mask, num_classes=len(classes.names))
+        pictures.append(_picture(image, mask if mask.is_file() else None, split, paint))
+    require_images(sorted(files.root.rglob(f"*{ROBOFLOW_END}")), used)
+    return Export(classes.names, pictures, is_dense=True)
+
+
+def _colored(pictures: list[Picture], classes: Classes) -> Export:
+    if classes.colors is None:
+        raise ValueError(
+            "The list of classes has no colors, which the masks are read by; write `name r g b` on each of its lines."
+        )
+    return Export(classes.names, pictures, is_dense=True, colors=classes.colors)
+
+
+def _picture(image: Path, mask: Path | None, split: str | None, paint: Classes | Callable[[Canvas], None]) -> Picture:
+    if mask is None:
+        return Picture(image, image, split)
+    if isinstance(paint, Classes):
+        paint = partial(_paint_colors, path=mask, colors=paint.colors)
+    try:
+        with open_image(mask) as opened:
+            width, height = opened.size
+    except OSError as error:
+        raise ValueError(f"{mask} cannot be read ({' '.join(str(error).split())}); export it anew.") from error
+    return Picture(image, mask, split, (height, width), paint)
+
+
+def _paint_colors(canvas: Canvas, path: Path, colors: list[Color]):
+    rgb = np.asarray(decode({"path": str(path), "bytes": None}, is_mask=True).convert("RGB")).astype(np.int64)
+    found = rgb @ (1 << 16, 1 << 8, 1)
+    codes = np.array(colors, dtype=np.int64) @ (1 << 16, 1 << 8, 1)
+    order = np.argsort(codes, kind="stable")
+    place = np.minimum(np.searchsorted(codes[order], found), len(codes) - 1)
+    labels = order[place]
+    unknown = codes[labels] != found
+    if unknown.any():
+        counts = dict(zip(*np.unique(found[unknown], return_counts=True), strict=True))
+        color = max(counts, key=counts.get)
+        raise ValueError(
+            f"{unknown.sum()} pixels have {len(counts)} colors that no class has, most of them "
+            f"{color >> 16} {color >> 8 & 255} {color & 255}; add it to the list of classes, or export the mask "
+            "without smoothing and without lossy compression"
+        )
+    canvas.fill(labels)
+
+
+def _paint_indices(canvas: Canvas, path: Path, num_classes: int):
+    labels = mask_to_array(decode({"path": str(path), "bytes": None}, is_mask=True)).astype(np.int64)
+    unknown = labels[labels >= num_classes]
+    if unknown.size:
+        raise ValueError(f"it holds {describe_values(np.unique(unknown))}, but there are {num_classes} classes")
+    canvas.fill(labels)
+
+
+__all__ = ["read_color_masks", "read_cvat_masks", "read_roboflow_masks"]

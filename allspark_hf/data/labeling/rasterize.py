@@ -1,0 +1,127 @@
+"""Pixels of outlines and of run lengths."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+
+INSTALL = "pycocotools draws outlines and is not installed: pip install 'allspark-hf[import]'."
+MAX_COORDINATE = 1e6  # far beyond any image; the drawing time grows with the length of an outline
+
+
+def rasterize(rings: Sequence[Sequence[Sequence[float]]], height: int, width: int) -> np.ndarray:
+    """
+    The pixels of one object.
+
+    (0, 0) is the upper left corner of the upper left pixel, x goes right and y down. A pixel belongs to the object if
+    its center lies inside an odd number of rings, so a ring within a ring is a hole. Rings along the edges of pixels
+    give back exactly their pixels, also where two corners touch; elsewhere pycocotools rounds outlines to a fifth of a
+    pixel. Two objects that share an edge neither overlap nor leave a gap. What lies outside the image is cut off.
+
+    pycocotools draws each ring (the same function makes the masks of COCO) and this function combines them, because
+    pycocotools itself can only unite rings.
+
+    Args:
+        rings (`Sequence`): closed outlines; each is a sequence or array (points, 2) of x and y in pixels, 3 points or
+            more, the first one not repeated at the end (a repeated one does no harm).
+        height (`int`): of the image.
+        width (`int`): of the image.
+
+    Returns:
+        `np.ndarray`: bool (height, width).
+
+    Raises:
+        ImportError: if pycocotools is not installed.
+        ValueError: if a ring has under 3 points, or a coordinate is no number or beyond a million pixels.
+    """
+    try:
+        from pycocotools import mask as coco
+    except ImportError as error:
+        raise ImportError(INSTALL) from error
+    inside = np.zeros((height, width), dtype=bool)
+    for ring in rings:
+        points = checked_ring(ring)
+        # Only the box around the ring is drawn, so that thousands of small objects cost little.
+        left, top = np.clip(np.floor(points.min(axis=0)), 0, (width, height)).astype(int)
+        right, bottom = np.clip(np.ceil(points.max(axis=0)), 0, (width, height)).astype(int)
+        if left < right and top < bottom:
+            flat = (points - (left, top)).ravel().tolist()
+            runs = coco.frPyObjects([flat], int(bottom - top), int(right - left))
+            inside[top:bottom, left:right] ^= coco.decode(runs)[..., 0].astype(bool)
+    return inside
+
+
+def checked_ring(ring: Sequence[Sequence[float]]) -> np.ndarray:
+    """
+    A ring as float64 (points, 2).
+
+    Raises:
+        ValueError: see [`rasterize`].
+    """
+    try:
+        points = np.asarray(ring, dtype=np.float64)
+    except (TypeError, ValueError):
+        points = np.empty(0)
+    if points.ndim != 2 or points.shape[1] != 2:
+        raise ValueError("an outline is not a list of pairs x, y; export it anew")
+    if len(points) < 3:
+        raise ValueError(f"an outline has {len(points)} points, but 3 or more are needed; complete or delete it")
+    if not (np.abs(points) <= MAX_COORDINATE).all():  # so written, NaN is refused too
+        raise ValueError("an outline has a coordinate that is no number, or beyond a million pixels; correct it")
+    return points
+
+
+def expand_runs(counts: Sequence[int], height: int, width: int, by_rows: bool = False) -> np.ndarray:
+    """
+    The pixels of run lengths: COCO's go down the first column, then the second and so on.
+
+    Args:
+        counts (`Sequence[int]`): lengths of runs, of pixels outside and inside in turn, the first outside.
+        height (`int`): of the image, or the part of it that the runs are about.
+        width (`int`): of the same.
+        by_rows (`bool`, *optional*, defaults to `False`): whether the runs go along the rows instead, as CVAT's do.
+
+    Returns:
+        `np.ndarray`: bool (height, width).
+
+    Raises:
+        ValueError: if the runs do not fill the image exactly, as with a mask of another size.
+    """
+    counts = np.asarray(counts)
+    if counts.ndim != 1 or (counts.size and counts.dtype.kind not in "iu") or (counts < 0).any():
+        raise ValueError("run lengths are not a list of whole numbers from 0 on; export them anew")
+    if counts.sum() != height * width:
+        raise ValueError(
+            f"the run lengths cover {counts.sum()} pixels, but there are {height}x{width} = {height * width} "
+            "(height x width); export the masks at the size of the images"
+        )
+    inside = np.repeat(np.arange(len(counts)) % 2 == 1, counts.astype(np.int64))
+    return inside.reshape(height, width) if by_rows else inside.reshape(width, height).T
+
+
+def parse_runs(text: str) -> list[int]:
+    """
+    COCO's compressed run lengths, of which [`expand_runs`] makes pixels. (pycocotools reads them too, but gives
+    undefined pixels where they are cut short.)
+
+    Raises:
+        ValueError: if the text holds other characters than COCO's, or ends within a number.
+    """
+    counts: list[int] = []
+    value, bits = 0, 0
+    for character in text:
+        code = ord(character) - 48
+        if not 0 <= code < 64:
+            raise ValueError(f"compressed run lengths hold the character {character!r}; export them anew")
+        value |= (code & 31) << bits
+        bits += 5
+        if not code & 32:  # the number's last five bits, of which the highest is the sign
+            value -= (1 << bits) if code & 16 else 0
+            counts.append(value + (counts[-2] if len(counts) > 2 else 0))  # stored as a difference
+            value, bits = 0, 0
+    if bits:
+        raise ValueError("compressed run lengths are cut short; export them anew")
+    return counts
+
+
+__all__ = ["checked_ring", "expand_runs", "parse_runs", "rasterize"]

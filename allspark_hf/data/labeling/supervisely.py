@@ -1,0 +1,88 @@
+"""Supervisely: `meta.json`, and datasets with a folder of pictures, `img`, and one of json files, `ann`."""
+
+import base64
+import io
+import zlib
+from functools import partial
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ...utils.files import read_json
+from .export import Canvas, Export, Picture, box_ring
+from .files import Files, split_in
+
+
+def is_supervisely(content: Any) -> bool:
+    """Whether the content of a `meta.json` is Supervisely's."""
+    classes = content.get("classes") if isinstance(content, dict) else None
+    return isinstance(classes, list) and all(isinstance(one, dict) and "title" in one for one in classes)
+
+
+def read_supervisely(files: Files, meta: Any) -> Export:
+    """
+    Reads polygons with holes, bitmaps and rectangles. Every picture has a json file, so that it cannot tell whether
+    somebody looked at a picture without objects.
+
+    Args:
+        files ([`Files`]): the pictures.
+        meta (`Any`): the content of `meta.json`.
+
+    Raises:
+        FileNotFoundError: if a picture is missing.
+        ValueError: if a json file cannot be read.
+    """
+    names = [str(one["title"]) for one in meta["classes"]]
+    index = {name: place for place, name in enumerate(names)}
+    pictures = {}
+    for source in sorted(files.root.rglob("ann/*.json")):
+        content = read_json(source)
+        split = split_in(source.relative_to(files.root).parts[:-1])
+        image = files.find(f"img/{source.stem}", source, split)
+        size = (content["size"]["height"], content["size"]["width"])
+        objects = content["objects"]
+        paint = partial(_paint, objects=objects, index=index) if objects else None
+        pictures[source] = Picture(image, source, split, size, paint, may_be_empty=not objects)
+    used = {picture.image for picture in pictures.values()}
+    others = [image for image in files.images if image.parent.name == "img" and image not in used]
+    unlabeled = [Picture(image, image, split_in(image.relative_to(files.folder).parts[:-1])) for image in others]
+    return Export(names, [*pictures.values(), *unlabeled])
+
+
+def _paint(canvas: Canvas, objects: list[dict], index: dict[str, int]):
+    for number, one in enumerate(objects, 1):
+        name = one["classTitle"]
+        if name not in index:
+            raise ValueError(f"object {number} is of class {name!r}, which meta.json does not list; export it anew")
+        try:
+            _paint_object(canvas, one, index[name])
+        except ValueError as error:
+            raise ValueError(f"object {number} ({name}): {error}") from error
+
+
+def _paint_object(canvas: Canvas, one: dict, label: int):
+    kind = one["geometryType"]
+    if kind == "polygon":
+        canvas.outline([one["points"]["exterior"], *one["points"]["interior"]], label)
+    elif kind == "rectangle":
+        corners = np.array(one["points"]["exterior"], dtype=np.float64)
+        canvas.outline([box_ring(*corners.min(axis=0), *corners.max(axis=0))], label)
+    elif kind == "bitmap":
+        left, top = one["bitmap"]["origin"]
+        canvas.paint(_decode_bitmap(one["bitmap"]["data"]), label, int(left), int(top))
+    else:
+        raise ValueError(f"a {kind} has no area; draw a polygon, or delete it")
+
+
+def _decode_bitmap(data: str) -> np.ndarray:
+    """A bitmap, a PNG in zlib in base64, as bool (height, width): what is opaque, or else what is not black."""
+    try:
+        image = Image.open(io.BytesIO(zlib.decompress(base64.b64decode(data))), formats=["PNG"])
+        image.load()
+    except (ValueError, zlib.error, OSError) as error:
+        raise ValueError(f"its bitmap cannot be read ({' '.join(str(error).split())}); export it anew") from error
+    return np.asarray(image.convert("RGBA").getchannel("A") if image.has_transparency_data else image.convert("L")) > 0
+
+
+__all__ = ["is_supervisely", "read_supervisely"]

@@ -1,0 +1,108 @@
+"""YOLO segmentation: `data.yaml`, and for each picture a text file whose lines are a class and a polygon."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from ..sources.classes import read_classes
+from ..sources.split_names import split_of
+from .export import Canvas, Export, Picture
+from .files import Files
+
+
+PICTURES, LABELS = "images", "labels"
+
+
+def is_yolo(content: Any) -> bool:
+    """Whether the content of a yaml file names classes and folders as YOLO does."""
+    return isinstance(content, dict) and "names" in content and any(map(split_of, map(str, content)))
+
+
+def read_yolo(files: Files, source: Path) -> Export:
+    """
+    Reads what a `data.yaml` lists: folders of pictures, or text files with a picture a line.
+
+    The labels of `…/images/NAME.jpg` are in `…/labels/NAME.txt`: a class index, then x and y of each point as a share
+    of width and height, of the upright picture. An empty file is a picture that shows no object. A picture without a
+    file may be one too, or have no annotation.
+
+    Args:
+        files ([`Files`]): the pictures.
+        source (`Path`): the yaml file.
+
+    Raises:
+        FileNotFoundError: if a folder or a picture is missing.
+        ValueError: if the classes cannot be read, labels are of no picture, or no split has pictures.
+    """
+    content = yaml.safe_load(source.read_text(encoding="utf-8"))
+    classes = read_classes(source).names
+    listed = {}
+    for key, places in content.items():
+        if split_of(str(key)) and places:
+            for place in places if isinstance(places, list) else [places]:
+                listed |= dict.fromkeys(_list_pictures(files, source, content.get("path"), str(place)), str(key))
+    pictures, used = [], set()
+    for image, key in listed.items():
+        labels = _labels_of(image)
+        used.add(labels)
+        lines = labels.read_text(encoding="utf-8").splitlines() if labels.is_file() else None
+        paint = None if lines is None else partial(_paint, lines=lines, num_classes=len(classes))
+        pictures.append(Picture(image, labels if lines else source, split_of(key), None, paint, lines is None))
+    orphans = [path for path in sorted(files.root.rglob(f"{LABELS}/**/*.txt")) if path not in used]
+    if orphans:
+        raise ValueError(
+            f"{orphans[0]} labels no picture that {source} lists ({len(orphans)} such files); put the picture there, "
+            "list its folder, or remove the labels."
+        )
+    return Export(classes, pictures, notes=[note] if (note := files.not_named(listed)) else [])
+
+
+def _list_pictures(files: Files, source: Path, base: str | None, place: str) -> list[Path]:
+    """The pictures of a folder or a list that the yaml file names, whatever machine it was written on."""
+    inner = Path(*(part for part in Path(place.replace("\\", "/")).parts if part not in ("..", "/")))
+    candidates = [source.parent / (base or "") / place, source.parent / place, source.parent / inner]
+    found = next((path for path in candidates if path.exists()), None)
+    if found is None:
+        raise FileNotFoundError(f"{source} names {place}, which is not in {source.parent}; put it there, or edit it.")
+    if found.is_dir():
+        return [path for path in files.images if path.is_relative_to(found.resolve()) or path.is_relative_to(found)]
+    lines = found.read_text(encoding="utf-8").splitlines()
+    return [files.find(line.strip(), found) for line in lines if line.strip()]
+
+
+def _labels_of(image: Path) -> Path:
+    """`images` becomes `labels`, where it stands last in the path; else the labels lie beside the picture."""
+    parts = list(image.parts)
+    places = [place for place, part in enumerate(parts[:-1]) if part == PICTURES]
+    if places:
+        parts[places[-1]] = LABELS
+    return Path(*parts).with_suffix(".txt")
+
+
+def _paint(canvas: Canvas, lines: list[str], num_classes: int):
+    height, width = canvas.mask.shape
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            label, *numbers = map(float, line.split())
+        except ValueError:
+            raise ValueError(f"line {number} ({line[:40]}) holds something that is no number; correct it") from None
+        if label not in range(num_classes):
+            raise ValueError(f"line {number} is of class {label:g}, but there are classes 0 to {num_classes - 1}")
+        if len(numbers) == 4:
+            raise ValueError(
+                f"line {number} has four numbers after the class, which is a box and no outline; export segmentation"
+            )
+        if len(numbers) % 2:
+            raise ValueError(f"line {number} has {len(numbers)} numbers after the class, but pairs are needed")
+        try:
+            canvas.outline([np.reshape(numbers, (-1, 2)) * (width, height)], int(label))
+        except ValueError as error:
+            raise ValueError(f"line {number}: {error}") from error
+
+
+__all__ = ["is_yolo", "read_yolo"]
