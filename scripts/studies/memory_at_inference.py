@@ -64,7 +64,8 @@ def main():
             itself = trainer.evaluate()["eval_mean_iou"]
             read_memory(trainer.model.bottleneck, stack)
             memory = trainer.evaluate()["eval_mean_iou"]
-        print(f"{split}: mIoU {100 * itself:.1f} from the image itself, {100 * memory:.1f} from the memory", flush=True)
+        scores = f"{100 * itself:.1f} from the image itself, {100 * memory:.1f} from the memory"
+        print(f"{split}: mIoU {scores}", flush=True)
 
 
 if __name__ == "__main__":
