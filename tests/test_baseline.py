@@ -42,6 +42,10 @@ def test_two_trainings_and_a_verdict(data_dir, tmp_path, capsys):
     assert printed.endswith(comparison["verdict"])
     assert f"pseudo_label: mIoU {100 * scores[0]['eval_mean_iou']:.1f} % on 2 validation images, after 2" in printed
     assert re.search(r"Without them, as many updates took \d+ % of the time\.$", comparison["verdict"])
+    report = (out / "report.html").read_text(encoding="utf-8")
+    assert f"{100 * scores[0]['eval_mean_iou']:.1f} % mIoU with pseudo-labels" in report
+    assert comparison["verdict"].replace("+", "&#43;") in report or comparison["verdict"] in report
+    assert report.count("data:image/jpeg;base64,") == 4 + 2  # image, truth, update 0, update 2; both images
     records = [read(one / "run_record.json") for one in (out, out / "supervised")]
     assert [record["settings"]["method"] for record in records] == ["pseudo_label", "supervised"]
     for name in ("labeled_ids.txt", "validation_ids.txt"):

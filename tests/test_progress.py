@@ -35,7 +35,7 @@ def test_shows_and_does_not_disturb(tmp_path, capsys):
     assert lines[1].startswith(f"step 4 of 4: mIoU {scores[1]:.1f} % {moved}, best ") and "left" not in lines[1]
     assert re.search(r"best \S+ \d+ %, worst \S+ \d+ %", lines[1])
     evaluated = seen.method.evaluated_model(seen.model).eval()
-    sample = progress.samples[3]
+    sample = progress.shown.samples[3]
     with torch.no_grad():
         labels = evaluated(pixel_values=sample["pixel_values"][None]).logits
     expected = torch.nn.functional.interpolate(labels, sample["labels"].shape, mode="bilinear").argmax(1)[0]
@@ -46,7 +46,7 @@ def test_picture(tmp_path):
     """Each column shows what its title says: colors of the truth, and of the predictions before and now."""
     trainer = build_trainer({**SETTINGS, "output_dir": str(tmp_path)})
     progress = Progress(trainer)
-    labels = [progress.samples[index]["labels"] for index in range(4)]
+    labels = [progress.shown.samples[index]["labels"] for index in range(4)]
     progress.before = [np.zeros(label.shape, dtype=np.int64) for label in labels]
     now = [np.ones(label.shape, dtype=np.int64) for label in labels]
     picture = np.asarray(progress.draw(now)).astype(int)
@@ -54,7 +54,7 @@ def test_picture(tmp_path):
     cells = [picture[TITLE:, MARGIN + place * width :][: CELL // 4, : CELL // 4] for place in range(len(COLUMNS))]
     image, truth, before, after = cells
     for cell, index in ((before, 0), (after, 1)):
-        color = np.asarray(progress.palette[index])
+        color = np.asarray(progress.shown.palette[index])
         assert np.abs(cell - (0.4 * image + 0.6 * color)).max() <= 2
     assert np.abs(truth - before).max() > 20
     assert [index * 5 // 4 for index in range(4)] == [0, 1, 2, 3]

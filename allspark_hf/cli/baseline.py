@@ -12,6 +12,7 @@ from ..evaluation.intervals import Interval, difference_interval, verdict
 from ..training.arguments import AllSparkTrainingArguments
 from ..utils.arguments import argument, documented
 from ..utils.files import read_json, write_json
+from .progress import show_progress
 
 
 BY_IMAGE = "eval_by_image.safetensors"
@@ -86,7 +87,9 @@ def compare_with_baseline(trainer, build: Callable, train_and_evaluate: Callable
         train_and_evaluate (`Callable`): trains one and saves its results.
     """
     folder = Path(trainer.args.output_dir)
-    train_and_evaluate(build(baseline_arguments(trainer.args)), None)
+    baseline = build(baseline_arguments(trainer.args))
+    show_progress(baseline)
+    train_and_evaluate(baseline, None)
     if not trainer.args.should_save:
         return
     interval, sentence = compare_folders(folder / BASELINE, folder)

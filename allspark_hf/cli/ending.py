@@ -52,8 +52,8 @@ def result_lines(trainer, metrics: dict[str, float]) -> list[str]:
 def next_line(output_dir: str) -> str:
     """Where the model is, and what to do with it."""
     return (
-        f"The model and its card are in {output_dir}. Next: allspark predict --model {output_dir} --input IMAGES "
-        "--output_dir predictions"
+        f"The model is in {output_dir}, and report.html says how it went. Next: "
+        f"allspark predict --model {output_dir} --input IMAGES --output_dir predictions"
     )
 
 

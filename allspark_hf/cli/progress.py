@@ -1,6 +1,7 @@
 """What a person sees while a model learns: a sentence and a picture at each evaluation."""
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,45 +22,26 @@ NUM_IMAGES = 4
 COLUMNS = ("image", "truth", "before", "now")
 CELL = 240  # pixels of an image's long side in the picture
 MARGIN, TITLE = 6, 18
+FOLDER = "progress"  # in the output folder
 
 
-class Progress(TrainerCallback):
+class Shown:
     """
-    Prints a line at each evaluation, and keeps `progress.png` in the output folder: four validation images, evenly
-    spread, with their truth, the prediction at the evaluation before (at first that of the untrained model), and the
-    one now. TensorBoard, if the run reports to it, gets the same picture.
+    Some validation images, with what an [`AllSparkTrainer`] predicts of them.
 
     Args:
         trainer ([`AllSparkTrainer`]): with an `eval_dataset` of an image and a mask column.
+        rows (`Sequence[int]`): of that data set.
     """
 
-    def __init__(self, trainer):
+    def __init__(self, trainer, rows: Sequence[int]):
         self.trainer = trainer
-        args, config, count = trainer.args, trainer.model.config, len(trainer.eval_dataset)
-        rows = [index * count // NUM_IMAGES for index in range(NUM_IMAGES)] if count > NUM_IMAGES else range(count)
-        chosen = trainer.eval_dataset.select(list(rows))
+        args, config = trainer.args, trainer.model.config
+        self.rows = trainer.eval_dataset.select(list(rows))
+        self.image_column = args.image_column_name
         columns = args.image_column_name, args.label_column_name
-        self.samples = EvaluationDataset.of(chosen, trainer.processing_class, config, *columns)
-        self.images = chosen, columns[0]
+        self.samples = EvaluationDataset.of(self.rows, trainer.processing_class, config, *columns)
         self.palette = np.array(config.palette or default_palette(config.num_labels))
-        self.before: list[np.ndarray] = []
-        self.score: tuple[int, float] | None = None
-        self.start = (0, 0.0)
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        self.start = state.global_step, time.monotonic()
-        self.before = self.predict()
-
-    def on_evaluate(self, args, state, control, metrics=None, **kwargs):
-        if not self.before or "eval_mean_iou" not in (metrics or {}):  # not in training, or of another set
-            return
-        now = self.predict()
-        if state.is_world_process_zero:
-            picture = self.draw(now)
-            picture.save(Path(args.output_dir) / "progress.png")
-            self.show_in_tensorboard(picture, state.global_step)
-            tqdm.write(self.sentence(state, metrics))
-        self.before, self.score = now, (state.global_step, metrics["eval_mean_iou"])
 
     def predict(self) -> list[np.ndarray]:
         """Of each image int64 (mask height, mask width), by every process."""
@@ -74,29 +56,77 @@ class Progress(TrainerCallback):
                 found.append(logits[0].argmax(dim=0).cpu().numpy())
         return found
 
+    def truth(self) -> list[np.ndarray]:
+        """The masks, int64 (mask height, mask width) each."""
+        return [self.samples[index]["labels"].numpy() for index in range(len(self.samples))]
+
+    def images(self) -> list[Image.Image]:
+        """The images, RGB, their long side of `CELL` pixels."""
+        return [_fitted(self._image(index)) for index in range(len(self.samples))]
+
+    def overlays(self, masks: Sequence[np.ndarray]) -> list[Image.Image]:
+        """The same, under the colors of a mask of each."""
+        ignore_index = self.samples.masks.ignore_index
+        return [
+            _fitted(overlay(self._image(index), mask, self.palette, 0.6, ignore_index))
+            for index, mask in enumerate(masks)
+        ]
+
+    def _image(self, index: int) -> Image.Image:
+        return to_rgb(self.rows[index][self.image_column], self.samples.image_range)
+
+
+class Progress(TrainerCallback):
+    """
+    Prints a line at each evaluation, and keeps `progress.png` in the output folder: four validation images, evenly
+    spread, with their truth, the prediction at the evaluation before (at first that of the untrained model), and the
+    one now. TensorBoard, if the run reports to it, gets the same picture. `progress/` keeps every column, for
+    `report.html`.
+
+    Args:
+        trainer ([`AllSparkTrainer`]): with an `eval_dataset` of an image and a mask column.
+    """
+
+    def __init__(self, trainer):
+        self.trainer = trainer
+        count = len(trainer.eval_dataset)
+        rows = [index * count // NUM_IMAGES for index in range(NUM_IMAGES)] if count > NUM_IMAGES else range(count)
+        self.shown = Shown(trainer, rows)
+        self.before: list[np.ndarray] = []
+        self.score: tuple[int, float] | None = None
+        self.start = (0, 0.0)
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.start = state.global_step, time.monotonic()
+        self.before = self.shown.predict()
+        if state.is_world_process_zero:
+            self.keep("image", self.shown.images())
+            self.keep("truth", self.shown.overlays(self.shown.truth()))
+            self.keep(step_name(state.global_step), self.shown.overlays(self.before))
+
+    def on_evaluate(self, args, state, control, metrics=None, **kwargs):
+        if not self.before or "eval_mean_iou" not in (metrics or {}):  # not in training, or of another set
+            return
+        now = self.shown.predict()
+        if state.is_world_process_zero:
+            picture = self.draw(now)
+            picture.save(Path(args.output_dir) / "progress.png")
+            self.keep(step_name(state.global_step), self.shown.overlays(now))
+            self.show_in_tensorboard(picture, state.global_step)
+            tqdm.write(self.sentence(state, metrics))
+        self.before, self.score = now, (state.global_step, metrics["eval_mean_iou"])
+
     def draw(self, now: list[np.ndarray]) -> Image.Image:
         """A row for each image, with the columns of `COLUMNS`."""
-        dataset, column = self.images
-        ignore_index = self.samples.masks.ignore_index
-        rows = []
-        for index, (before, after) in enumerate(zip(self.before, now, strict=True)):
-            image = to_rgb(dataset[index][column], self.samples.image_range)
-            truth = self.samples[index]["labels"].numpy()
-            masks = (truth, before, after)
-            cells = [image, *(overlay(image, mask, self.palette, 0.6, ignore_index) for mask in masks)]
-            rows.append([_fitted(cell) for cell in cells])
-        heights = [row[0].height for row in rows]
-        width = max(row[0].width for row in rows) + MARGIN
-        picture = Image.new("RGB", (len(COLUMNS) * width + MARGIN, TITLE + sum(heights) + MARGIN * len(rows)), "white")
-        pen = ImageDraw.Draw(picture)
-        for place, name in enumerate(COLUMNS):
-            pen.text((MARGIN + place * width, 3), name, fill="black")
-        top = TITLE
-        for row, height in zip(rows, heights, strict=True):
-            for place, cell in enumerate(row):
-                picture.paste(cell, (MARGIN + place * width, top))
-            top += height + MARGIN
-        return picture
+        shown = self.shown
+        columns = [shown.images(), *map(shown.overlays, (shown.truth(), self.before, now))]
+        return joined(columns, COLUMNS)
+
+    def keep(self, name: str, cells: list[Image.Image]):
+        """Writes one column as `progress/NAME.jpg`."""
+        folder = Path(self.trainer.args.output_dir) / FOLDER
+        folder.mkdir(parents=True, exist_ok=True)
+        joined([cells]).save(folder / f"{name}.jpg", quality=85)
 
     def show_in_tensorboard(self, picture: Image.Image, step: int):
         for callback in self.trainer.callback_handler.callbacks:
@@ -139,6 +169,28 @@ def show_progress(trainer):
     trainer.add_callback(Progress(trainer))
 
 
+def step_name(step: int) -> str:
+    return f"step_{step:07d}"
+
+
+def joined(columns: Sequence[Sequence[Image.Image]], titles: Sequence[str] = ()) -> Image.Image:
+    """A row for each image on white, under the titles of the columns if there are any."""
+    rows = list(zip(*columns, strict=True))
+    heights = [row[0].height for row in rows]
+    width, title = max(row[0].width for row in rows) + MARGIN, TITLE if titles else MARGIN
+    size = len(columns) * width + MARGIN, title + sum(heights) + MARGIN * len(rows)
+    picture = Image.new("RGB", size, "white")
+    pen = ImageDraw.Draw(picture)
+    for place, name in enumerate(titles):
+        pen.text((MARGIN + place * width, 3), name, fill="black")
+    top = title
+    for row, height in zip(rows, heights, strict=True):
+        for place, cell in enumerate(row):
+            picture.paste(cell, (MARGIN + place * width, top))
+        top += height + MARGIN
+    return picture
+
+
 def _fitted(image: Image.Image) -> Image.Image:
     scale = CELL / max(image.size)
     return image.resize([max(1, round(side * scale)) for side in image.size])
@@ -151,4 +203,4 @@ def _duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 90 else f"{minutes / 60:.1f} h"
 
 
-__all__ = ["NUM_IMAGES", "Progress", "show_progress"]
+__all__ = ["FOLDER", "NUM_IMAGES", "Progress", "Shown", "joined", "show_progress"]

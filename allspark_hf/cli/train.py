@@ -200,6 +200,7 @@ def main():
 
     from allspark_hf.cli.baseline import compare_with_baseline
     from allspark_hf.cli.ending import fail, leave, next_line
+    from allspark_hf.cli.report import write_report
     from allspark_hf.data.reading import BadImageError
     from allspark_hf.evaluation.evaluator import OtherProcessError
     from allspark_hf.training.faults import TrainingFault
@@ -220,6 +221,7 @@ def main():
         fail(f"{type(error).__name__}: {error}")
     except OtherProcessError as error:
         fail(str(error))
+    write_report(trainer)
     if trainer.args.should_save:
         print(next_line(trainer.args.output_dir))
     failure = push(trainer) if trainer.args.push_to_hub else None
@@ -258,6 +260,7 @@ def train(
     >>> allspark_hf.segment("out", "photo.jpg")
     ```"""
     from allspark_hf.cli.baseline import compare_with_baseline
+    from allspark_hf.cli.report import write_report
     from allspark_hf.training.recipes import check_entry, recipe_arguments
 
     if arguments.get("dry_run"):
@@ -271,6 +274,7 @@ def train(
     train_and_evaluate(trainer, checkpoint)
     if baseline is not None:
         compare_with_baseline(trainer, baseline, train_and_evaluate)
+    write_report(trainer)
     if trainer.args.push_to_hub:
         trainer.push_to_hub()
     return trainer

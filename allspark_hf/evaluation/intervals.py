@@ -1,4 +1,4 @@
-"""How sure a difference of two models is: mIoU of validation images drawn anew, with replacement (bootstrap)."""
+"""How sure a score, or a difference of two models, is: IoU of validation images drawn with replacement (bootstrap)."""
 
 from typing import NamedTuple
 
@@ -14,6 +14,14 @@ class Interval(NamedTuple):
     """A difference of mIoU, second model minus first, and the ends of its interval, each in [-1, 1]."""
 
     difference: float
+    low: float
+    high: float
+
+
+class Score(NamedTuple):
+    """An IoU or mIoU and the ends of its interval, each in [0, 1]."""
+
+    value: float
     low: float
     high: float
 
@@ -44,21 +52,50 @@ def difference_interval(first: np.ndarray, second: np.ndarray, seed: int = 0) ->
             f"The models have counts of the shapes {first.shape} and {second.shape}: give those of the "
             "same images, at least one."
         )
-    rng = np.random.default_rng(seed)
-    # Times that each image is drawn.
-    weights = rng.multinomial(len(first), np.full(len(first), 1 / len(first)), size=SAMPLES)
+    weights = _draws(len(first), seed)
     drawn = _mean_iou(weights, second) - _mean_iou(weights, first)
     whole = np.ones((1, len(first)), dtype=np.int64)
     difference = (_mean_iou(whole, second) - _mean_iou(whole, first)).item()
-    low, high = np.nanquantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).tolist()
-    return Interval(difference, low, high)
+    return Interval(difference, *_ends(drawn))
+
+
+def score_intervals(counts: np.ndarray, seed: int = 0) -> tuple[Score, list[Score | None]]:
+    """
+    The 95 % intervals of a model's scores, of which the choice of images is the only source.
+
+    Args:
+        counts (`np.ndarray`): int64 (images, 3, num_labels), of [`image_counts`], at least one image.
+        seed (`int`, *optional*, defaults to 0): of the draws.
+
+    Returns:
+        `tuple[Score, list[Score | None]]`: of mIoU, and of the IoU of each class; None of a class that neither masks
+        nor predictions show.
+    """
+    drawn = _iou(_draws(len(counts), seed), counts)
+    (whole,) = _iou(np.ones((1, len(counts)), dtype=np.int64), counts)
+    mean = Score(float(np.nanmean(whole)), *_ends(np.nanmean(drawn, axis=1)))
+    return mean, [None if np.isnan(iou) else Score(float(iou), *_ends(drawn[:, k])) for k, iou in enumerate(whole)]
+
+
+def _draws(num_images: int, seed: int) -> np.ndarray:
+    """int64 (samples, images): how often each image is drawn."""
+    return np.random.default_rng(seed).multinomial(num_images, np.full(num_images, 1 / num_images), size=SAMPLES)
+
+
+def _ends(drawn: np.ndarray) -> list[float]:
+    return np.nanquantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).tolist()
 
 
 def _mean_iou(weights: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """float64 (samples,): mIoU of the classes that masks or predictions show, from int64 (samples, images)."""
+    return np.nanmean(_iou(weights, counts), axis=1)
+
+
+def _iou(weights: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """float64 (samples, num_labels): IoU of each class, NaN where it is absent."""
     hits, true, predicted = np.moveaxis(np.tensordot(weights.astype(np.float64), counts.astype(np.float64), 1), 1, 0)
     with np.errstate(invalid="ignore"):  # an absent class is 0 / 0
-        return np.nanmean(hits / (true + predicted - hits), axis=1)
+        return hits / (true + predicted - hits)
 
 
 def verdict(interval: Interval, num_images: int, what: str = "the unlabeled images") -> str:
@@ -82,4 +119,4 @@ def verdict(interval: Interval, num_images: int, what: str = "the unlabeled imag
     return f"Whether {what} helped, {images} cannot tell: {points}, which includes 0."
 
 
-__all__ = ["Interval", "difference_interval", "image_counts", "verdict"]
+__all__ = ["Interval", "Score", "difference_interval", "image_counts", "score_intervals", "verdict"]

@@ -32,7 +32,7 @@ def content(records: Records, repo_id: str | None = None, model_name: str | None
     license = license_of(records.base_weights, records.started_from, records.base_license)
     architecture = architecture_of(records.config)
     config, crop = records.config, records.config.get("crop_size")
-    palette, curve = config.get("palette"), _curve(records)
+    palette, curve = config.get("palette"), curve_table(records)
     return {
         "card_data": Markup(card_data(records, license, title, architecture.tag).to_yaml()),
         "title": title,
@@ -135,13 +135,13 @@ def _low_classes(records: Records) -> list[dict]:
 def _collapse(records: Records) -> dict | None:
     """The class that nearly all pseudo-labels showed at the end, as the training warned of; None if none did."""
     entries = [entry for entry in records.history if any(name.startswith(SHARE) for name in entry)]
-    found = _largest(entries[-1], records) if entries else None
+    found = largest_class(entries[-1], records) if entries else None
     if found is None or found["in_labels"] is None:
         return None
     return found if 1 - found["share"] < COLLAPSE_RATIO * (1 - found["in_labels"]) else None
 
 
-def _largest(entry: dict, records: Records) -> dict | None:
+def largest_class(entry: dict, records: Records) -> dict | None:
     """The pseudo-labels' largest class in an entry of the log, its share in them and in the labels."""
     shares = {name.removeprefix(SHARE): value for name, value in entry.items() if name.startswith(SHARE)}
     if not shares:
@@ -151,7 +151,7 @@ def _largest(entry: dict, records: Records) -> dict | None:
     return {"name": names.get(top, top), "share": shares[top], "in_labels": entry.get(f"label_share_{top}")}
 
 
-def _curve(records: Records) -> dict | None:
+def curve_table(records: Records) -> dict | None:
     """Header and rows of a table of the pseudo-labels' confidence and health; None if nothing was recorded."""
     confident = [entry for entry in records.history if "pseudo_confidence" in entry]
     health = [entry for entry in records.history if any(name.startswith(SHARE) for name in entry)]
@@ -165,7 +165,7 @@ def _curve(records: Records) -> dict | None:
         inside = [entry["pseudo_confidence"] for entry in confident if start < entry["epoch"] <= end]
         latest = ([entry for entry in health if entry["epoch"] <= end] or [{}])[-1]
         held_out = ([entry for entry in measured if entry["epoch"] <= end] or [{}])[-1]
-        top = _largest(latest, records) or {"name": "-", "share": None, "in_labels": None}
+        top = largest_class(latest, records) or {"name": "-", "share": None, "in_labels": None}
         mean = sum(inside) / len(inside) if inside else None
         shares = (percent(top["share"]), percent(top["in_labels"]))
         right = (percent(latest.get("pseudo_accuracy")), percent(held_out.get("holdout_accuracy")))
@@ -178,4 +178,4 @@ def _curve(records: Records) -> dict | None:
     return {"header": header, "rows": rows}
 
 
-__all__ = ["all_evaluations", "class_scores", "content"]
+__all__ = ["all_evaluations", "class_scores", "content", "curve_table", "largest_class"]

@@ -1,0 +1,73 @@
+"""`report.html` in the output folder, once a training is done."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ..data.reading import row_name, undecoded
+from ..publishing.records import read_records
+from ..publishing.report import REPORT_FILE, Picture, render_report
+from ..utils.files import read_json_object
+from .progress import FOLDER, Shown, joined
+
+
+SHOWN_EVALUATIONS = 6
+SHOWN_EACH = 3  # of the worst images, and of the best
+
+
+def write_report(trainer):
+    """
+    Writes the report of a training, by every process.
+
+    Args:
+        trainer ([`AllSparkTrainer`]): after its last evaluation, whose results are saved.
+    """
+    counts = np.stack(trainer.evaluation.by_image)
+    scores = image_scores(counts)
+    rows = np.argsort(scores, kind="stable")
+    rows = list(dict.fromkeys([*rows[:SHOWN_EACH], *rows[-SHOWN_EACH:]]))
+    shown = Shown(trainer, rows)
+    predicted = shown.predict()
+    if not trainer.args.should_save:
+        return
+    folder = Path(trainer.args.output_dir)
+    columns = zip(shown.images(), shown.overlays(shown.truth()), shown.overlays(predicted), strict=True)
+    pictures = [
+        Picture(joined([[cell] for cell in cells]), f"{name_of(trainer, int(row))}: mIoU {100 * scores[row]:.1f} %")
+        for row, cells in zip(rows, columns, strict=True)
+    ]
+    comparison = read_json_object(folder / "comparison.json")
+    text = render_report(read_records(folder), counts, pictures_through_time(folder), pictures, comparison)
+    (folder / REPORT_FILE).write_text(text, encoding="utf-8")
+
+
+def name_of(trainer, row: int) -> str:
+    """What to call a validation image."""
+    dataset, column = trainer.eval_dataset, trainer.args.image_column_name
+    return row_name(dataset, row, undecoded(dataset, column)[row][column])
+
+
+def image_scores(counts: np.ndarray) -> np.ndarray:
+    """float64 (images,): mIoU of each image alone, from int64 (images, 3, num_labels)."""
+    hits, true, predicted = np.moveaxis(counts.astype(np.float64), 1, 0)
+    with np.errstate(invalid="ignore"):  # an absent class is 0 / 0
+        return np.nan_to_num(np.nanmean(hits / (true + predicted - hits), axis=1))
+
+
+def pictures_through_time(folder: Path) -> list[Picture]:
+    """Image, truth, and the predictions at the first, the last and some other evaluations."""
+    steps = sorted((folder / FOLDER).glob("step_*.jpg"))
+    if len(steps) > SHOWN_EVALUATIONS:
+        steps = [steps[round(place)] for place in np.linspace(0, len(steps) - 1, SHOWN_EVALUATIONS)]
+    captions = {folder / FOLDER / f"{name}.jpg": name for name in ("image", "truth")}
+    captions |= {path: f"update {int(path.stem.removeprefix('step_'))}" for path in steps}
+    return [Picture(_read(path), caption) for path, caption in captions.items() if path.is_file()]
+
+
+def _read(path: Path) -> Image.Image:
+    with Image.open(path) as image:
+        return image.copy()
+
+
+__all__ = ["write_report"]
