@@ -40,7 +40,7 @@ class StartCallback(TrainerCallback):
             }
 
 
-def make_trainer(model, num_unlabeled=10, stream=False, **kwargs) -> AllSparkTrainer:
+def make_trainer(model, num_unlabeled=10, stream=False, num_shards=2, **kwargs) -> AllSparkTrainer:
     unlabeled = make_dataset(num_unlabeled, seed=2)  # its masks only measure the pseudo-labels
     arguments_class = SampleTrainingArguments if kwargs.get("method") == "sample" else AllSparkTrainingArguments
     args = arguments_class(
@@ -62,7 +62,7 @@ def make_trainer(model, num_unlabeled=10, stream=False, **kwargs) -> AllSparkTra
         args,
         make_image_processor(),
         train_dataset=make_dataset(5, seed=1),
-        unlabeled_dataset=unlabeled.to_iterable_dataset(num_shards=2) if stream else unlabeled,
+        unlabeled_dataset=unlabeled.to_iterable_dataset(num_shards=num_shards) if stream else unlabeled,
         eval_dataset=make_dataset(5, seed=3),
     )
 
