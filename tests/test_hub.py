@@ -336,8 +336,10 @@ def test_stream_of_a_data_set(parquet, tmp_path, caplog):
         assert np.array_equal(np.asarray(decoder.decode_example(example["image"])), np.asarray(row["photo"]))
     DatasetDict(train=expected).save_to_disk(tmp_path / "saved")
     assert len(list(open_unlabeled_stream(str(tmp_path / "saved"), image_column="photo"))) == 3
-    with pytest.raises(ValueError, match=r"no column 'image' .it has photo.*--unlabeled_image_column_name"):
-        open_unlabeled_stream(name)
+    (photo, *_) = open_unlabeled_stream(name)  # there is no other column of images
+    assert photo["image"]["bytes"] == next(iter(data.unlabeled_stream))["image"]["bytes"]
+    with pytest.raises(ValueError, match=r"no column 'picture' .it has photo.*--unlabeled_image_column_name"):
+        open_unlabeled_stream(name, image_column="picture")
 
 
 # ---- As a user runs it ----
