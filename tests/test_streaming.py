@@ -20,6 +20,7 @@ from allspark_hf import AllSparkTrainer, AllSparkTrainingArguments
 from allspark_hf.data.columns import Picture
 from allspark_hf.data.lanes import Bookmark, Lanes
 from allspark_hf.data.mixed import MixedBatchCollator, MixedBatchSampler, MixedDataset
+from allspark_hf.data.reading import BadImageError
 from allspark_hf.data.sources.unlabeled import open_unlabeled_stream
 from allspark_hf.data.streaming import StreamReader, whole_steps
 from allspark_hf.inference.loading import make_image_processor
@@ -130,7 +131,7 @@ def test_unreadable_images_are_named(tmp_path, caplog):
     (tmp_path / "bad.png").write_bytes(b"no picture")
     stream = broken_stream(tmp_path, str(tmp_path / "bad.png"))
     reader = reader_of(stream, buffer_size=0)
-    with pytest.raises(ValueError, match=r"stream \(.*/bad.png in Shard 0 of 1\) cannot be read .*--skip_bad_files"):
+    with pytest.raises(ValueError, match=r"stream \(.*/bad.png in Shard 0\) cannot be read .*--skip_bad_files"):
         numbers(reader, [2, 4])
     assert number_of(reader[5]) == 1
     reader = reader_of(broken_stream(tmp_path, None), buffer_size=0)
@@ -343,6 +344,18 @@ def test_the_stream_decides_the_losses(tmp_path, uninterrupted):
     )
     trainer.train()
     assert result_of(trainer)["losses"][0] != uninterrupted["losses"][0]
+
+
+def test_an_unreadable_image_stops_with_its_name_or_is_counted(tmp_path, caplog):
+    stream = broken_stream(tmp_path, None)
+    options = {"unlabeled_images_per_epoch": 4, "num_train_epochs": 1, "eval_strategy": "no", "save_strategy": "no"}
+    with pytest.raises(BadImageError, match=r"An image of the unlabeled stream .without a path in Shard 0. cannot be"):
+        stream_trainer(tmp_path, stream, **options).train()
+    stream_trainer(tmp_path, stream, on_bad_image="skip", **options).train()
+    assert caplog.messages[-1] == (
+        "Left out of the unlabeled stream, counted anew in every pass: 2 unreadable images and the rest of 0 unreadable "
+        "shards; each is named above."
+    )
 
 
 def stream_trainer(tmp_path, stream, train=None, evaluated=None, **kwargs):

@@ -91,14 +91,13 @@ def open_shards(name: str, skip_bad_files: bool = False) -> datasets.IterableDat
     return datasets.load_dataset(kind, data_files=files, features=features, split="train", streaming=True)
 
 
-def name_of_shard(dataset: datasets.IterableDataset, number: int) -> str:
-    """The file of a shard, or its number where the stream is of no files; datasets has no public way to ask."""
-    unnamed = f"Shard {number} of {dataset.num_shards}"
-    source = getattr(dataset.shard(dataset.num_shards, number), "_ex_iterable", None)
+def name_of_shard(shard: datasets.IterableDataset, number: int) -> str:
+    """The file of a stream of one shard, or its number where it has no file; datasets has no public way to ask."""
+    source = getattr(shard, "_ex_iterable", None)
     while hasattr(source, "ex_iterable"):
         source = source.ex_iterable
     lists = [value for value in getattr(source, "kwargs", {}).values() if isinstance(value, list) and len(value) == 1]
-    return next((value[0] for value in lists if isinstance(value[0], str)), unnamed)
+    return next((value[0] for value in lists if isinstance(value[0], str)), f"Shard {number}")
 
 
 def require_end(file: str):

@@ -202,16 +202,16 @@ class StreamReader:
     def _read(self, shard: int, first: int, told: bool) -> Iterator:
         """A shard's rows from number `first` on, as they are stored."""
         # Unlike __iter__, iter() does not split the dataset among the workers of a DataLoader.
-        dataset, count = self._dataset.shard(self.num_shards, shard), first
-        rows = (dataset.skip(first) if first else dataset).iter(batch_size=1)
+        part, count = self._dataset.shard(self.num_shards, shard), first
+        rows = (part.skip(first) if first else part).iter(batch_size=1)
         while True:
             try:
                 batch = next(rows, None)
                 if batch is None:
-                    require_end(name_of_shard(self._dataset, shard))
+                    require_end(name_of_shard(part, shard))
             # What a broken archive raises depends on its format.
             except Exception as error:
-                self._leave_out(shard, count, error, told)
+                self._leave_out(name_of_shard(part, shard), count, error, told)
                 return
             if batch is None:
                 return
@@ -219,11 +219,8 @@ class StreamReader:
             yield batch[self.image_column][0]
             count += 1
 
-    def _leave_out(self, shard: int, count: int, error: Exception, told: bool):
-        problem = (
-            f"{name_of_shard(self._dataset, shard)} of the unlabeled stream cannot be read from row {count} on "
-            f"({one_line(error)})"
-        )
+    def _leave_out(self, name: str, count: int, error: Exception, told: bool):
+        problem = f"{name} of the unlabeled stream cannot be read from row {count} on ({one_line(error)})"
         if self.on_bad_image != "skip":
             raise ValueError(f"{problem}: restore the shard, {LEAVE_OUT}.") from error
         if told and self._counts:
@@ -243,7 +240,7 @@ class StreamReader:
         # Broken files make Pillow raise nearly anything, among others SyntaxError and struct.error.
         except Exception as error:
             path = (stored.get("path") if isinstance(stored, dict) else None) or "without a path"
-            where = f"{path} in {name_of_shard(self._dataset, shard)}"
+            where = f"{path} in {name_of_shard(self._dataset.shard(self.num_shards, shard), shard)}"
             raise ValueError(
                 f"An image of the unlabeled stream ({where}) cannot be read ({one_line(error)})"
             ) from error

@@ -100,8 +100,8 @@ class StreamPlace(TrainerCallback):
         images, shards = (sum(counts) for counts in zip(*left_out, strict=True)) if left_out else (0, 0)
         if images + shards and args.should_log:
             logger.warning(
-                "Of the unlabeled stream, %d unreadable images and the rest of %d unreadable shards were left out, "
-                "each time that their turn came; each is named above.",
+                "Left out of the unlabeled stream, counted anew in every pass: %d unreadable images and the rest of %d "
+                "unreadable shards; each is named above.",
                 *(images, shards),
             )
 
