@@ -30,12 +30,12 @@ class StreamPlace(TrainerCallback):
     """
 
     def __init__(self, trainer):
-        args, sampler = trainer.args, trainer.sampler
+        args, batches = trainer.args, len(trainer.sampler) // trainer.args.world_size
         self.trainer = trainer
         self.lanes = Lanes(
             batch_size=args.per_device_unlabeled_batch_size,
-            batches=len(sampler) // args.world_size,
-            workers=max(args.dataloader_num_workers, 1),
+            batches=batches,
+            workers=min(max(args.dataloader_num_workers, 1), batches),  # others get no batch, and so no images
             processes=args.world_size,
             process=args.process_index,
         )
