@@ -362,7 +362,7 @@ def test_train_from_parquet_with_a_stream_then_evaluate(parquet, tmp_path, monke
     assert "An epoch is 4 images of the unlabeled stream: 3, rounded up to whole steps of 2." in done.stderr
     assert "The unlabeled images are a stream: its files are not checked" in done.stderr
     assert f"{broken} of the unlabeled stream cannot be read from row 0 on" in done.stderr
-    assert "in every pass: 0 unreadable images and the rest of 1 unreadable shards; each is named" in done.stderr
+    assert "in every pass: 0 unreadable images, the rest of 1 unreadable shards; each is named" in done.stderr
     state = json.loads((tmp_path / "out" / "trainer_state.json").read_text())
     assert state["global_step"] == 2 and state["epoch"] == 1
     expected = json.loads((tmp_path / "out" / "eval_results.json").read_text())

@@ -89,12 +89,16 @@ def test_names_that_are_no_shards(tmp_path):
             open_unlabeled_stream(str(tmp_path / name))
 
 
-def test_parquet_is_cut_where_there_are_few_files(tmp_path):
+def test_parquet_is_cut_where_there_are_few_files(tmp_path, caplog):
     """Into row groups, two of two rows in each file."""
     for n in range(2):
         write_parquet(tmp_path / f"{n}.parquet", range(4 * n, 4 * n + 4))
     assert [reader_of(tmp_path / "*.parquet", workers=n).num_shards for n in (1, 2, 3, 4)] == [2, 2, 4, 4]
     assert reader_of(tmp_path / "*.parquet", workers=4).reads_per_image == 1
+    cut(tmp_path / "1.parquet")
+    with caplog.at_level(logging.WARNING):
+        assert reader_of(tmp_path / "*.parquet", skip=True, workers=4).reads_per_image == 2
+    assert any("cannot be cut into smaller ones (Could not open Parquet" in message for message in caplog.messages)
 
 
 def cut(path: Path, behind: int | None = None):

@@ -320,7 +320,8 @@ def test_another_number_of_workers_begins_a_new_pass(tmp_path, folder, caplog):
         resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
     (message,) = [one for one in caplog.messages if "Going on from" in one]
     assert "shared out in another way (workers 1 -> 2), so it goes on with a new pass: of the interrupted" in message
-    assert make_trainer(small_model(), **SETTINGS, output_dir="", dataloader_num_workers=4).stream.lanes.workers == 3
+    more = make_trainer(small_model(), **SETTINGS, output_dir=str(tmp_path), dataloader_num_workers=4)
+    assert more.stream.lanes.workers == 3  # the fourth would have images, but no batch of an epoch of three
     turns = {mark[1]: mark[2:4] for mark in run_of(tmp_path / "checkpoint-8")["bookmarks"]}
     assert turns == {0: [10, 1], 1: [6, 1]}  # 16 images, as if so shared out from the start, of which 8 in this pass
 
@@ -354,7 +355,7 @@ def test_an_unreadable_image_stops_with_its_name_or_is_counted(tmp_path, caplog)
         stream_trainer(tmp_path, stream, **options).train()
     stream_trainer(tmp_path, stream, on_bad_image="skip", **options).train()
     assert caplog.messages[-1] == (
-        "Left out of the unlabeled stream, counted anew in every pass: 2 unreadable images and the rest of 0 unreadable "
+        "Left out of the unlabeled stream, counted anew in every pass: 2 unreadable images, the rest of 0 unreadable "
         "shards; each is named above."
     )
 

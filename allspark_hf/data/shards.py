@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 
 import datasets
-import fsspec
+from fsspec.core import url_to_fs
 
 from ..utils.text import one_line
 
@@ -49,7 +49,7 @@ def _from_folder(line: str, folder: Path) -> str:
 
 
 def _matching(pattern: str) -> list[str]:
-    system, path = fsspec.url_to_fs(pattern)
+    system, path = url_to_fs(pattern)
     found = sorted(system.glob(path)) if any(sign in path for sign in "*?[") else [path] * system.exists(path)
     if not found:
         raise ValueError(f"There is no shard {pattern}: give the path or address of a file, or a pattern of some.")
@@ -104,7 +104,7 @@ def require_end(file: str):
     """Raises ValueError if a tar archive, here or on the Hub, is cut: between two images, nothing else notices."""
     if not file.endswith(".tar") or ("://" in file and not file.startswith("hf://")):
         return
-    system, path = fsspec.url_to_fs(file)
+    system, path = url_to_fs(file)
     if system.cat_file(path, start=-len(END_OF_TAR)) != END_OF_TAR:
         raise ValueError("it has no end, so images may be missing")
 

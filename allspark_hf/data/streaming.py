@@ -268,7 +268,7 @@ def finely_sharded(dataset: datasets.IterableDataset, wanted: int) -> datasets.I
     try:
         return dataset.reshard()
     except Exception as error:  # of a broken file, which is named when it is read
-        logger.warning("The shards of the unlabeled stream stay as they are: %s.", one_line(error))
+        logger.warning("The shards of the unlabeled stream cannot be cut into smaller ones (%s).", one_line(error))
         return dataset
 
 

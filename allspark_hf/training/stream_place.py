@@ -100,7 +100,7 @@ class StreamPlace(TrainerCallback):
         images, shards = (sum(counts) for counts in zip(*left_out, strict=True)) if left_out else (0, 0)
         if images + shards and args.should_log:
             logger.warning(
-                "Left out of the unlabeled stream, counted anew in every pass: %d unreadable images and the rest of %d "
+                "Left out of the unlabeled stream, counted anew in every pass: %d unreadable images, the rest of %d "
                 "unreadable shards; each is named above.",
                 *(images, shards),
             )
