@@ -98,6 +98,11 @@ class Handler(BaseHTTPRequestHandler):
         return body
 
     def _send(self, status: int, content: bytes, headers: dict[str, str]) -> int:
+        wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        if status == 200 and wanted:
+            first, last = int(wanted[1]), min(int(wanted[2]), len(content) - 1)
+            headers = {**headers, "Content-Range": f"bytes {first}-{last}/{len(content)}"}
+            status, content = 206, content[first : last + 1]
         self.send_response(status)
         for name, value in {"Content-Length": str(len(content)), **headers}.items():
             self.send_header(name, value)

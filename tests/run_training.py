@@ -7,19 +7,21 @@ import gc
 import json
 import os
 import sys
-from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
 import torch
 from accelerators_on_cpu import allow_fsdp, allow_sync_batchnorm
 from conftest import NO_DROPOUT, make_dataset, prepare, tiny_model
+from datasets.packaged_modules.webdataset.webdataset import WebDataset
 from sample_method import SampleTrainingArguments
+from torch.utils.data import get_worker_info
 from transformers import TrainerCallback
 
 from allspark_hf import AllSparkConfig, AllSparkTrainer, AllSparkTrainingArguments
 from allspark_hf.cli.ending import leave
-from allspark_hf.data import StreamReader
+from allspark_hf.data import open_unlabeled_stream
+from allspark_hf.data.columns import Picture
 from allspark_hf.inference.loading import make_image_processor
 
 
@@ -40,8 +42,12 @@ class StartCallback(TrainerCallback):
             }
 
 
-def make_trainer(model, num_unlabeled=10, stream=False, **kwargs) -> AllSparkTrainer:
+def make_trainer(model, num_unlabeled=10, stream=False, num_shards=2, shards=None, **kwargs) -> AllSparkTrainer:
     unlabeled = make_dataset(num_unlabeled, seed=2)  # its masks only measure the pseudo-labels
+    if stream:
+        unlabeled = unlabeled.to_iterable_dataset(num_shards=num_shards)
+    if shards:
+        unlabeled = open_unlabeled_stream(shards)
     arguments_class = SampleTrainingArguments if kwargs.get("method") == "sample" else AllSparkTrainingArguments
     args = arguments_class(
         **{
@@ -62,7 +68,7 @@ def make_trainer(model, num_unlabeled=10, stream=False, **kwargs) -> AllSparkTra
         args,
         make_image_processor(),
         train_dataset=make_dataset(5, seed=1),
-        unlabeled_dataset=unlabeled.to_iterable_dataset(num_shards=2) if stream else unlabeled,
+        unlabeled_dataset=unlabeled,
         eval_dataset=make_dataset(5, seed=3),
     )
 
@@ -87,20 +93,36 @@ def feed_doubles(trainer: AllSparkTrainer):
 
 
 @contextmanager
-def recorded_reading() -> Iterator[list[tuple[int, int]]]:
-    """Positions and pixel sums that this process reads from streams inside."""
-    read, getitem = [], StreamReader.__getitem__
+def recorded_reading(log: str | None):
+    """
+    Inside, every image that a data loading worker reads from a tar archive, or decodes, is a line of a file: what was
+    done to it, its name, the rank of the process, the worker.
+    """
+    if log is None:
+        yield
+        return
+    read, decode = WebDataset._get_pipeline_from_tar.__func__, Picture.decode_example
 
-    def recording(self, position):
-        example = getitem(self, position)
-        read.append((position, int(np.asarray(example["image"], dtype=np.int64).sum())))
-        return example
+    def note(what: str, name: str):
+        if get_worker_info() is not None:
+            with open(log, "a") as file:
+                file.write(f"{what} {name} {os.environ['RANK']} {get_worker_info().id}\n")
 
-    StreamReader.__getitem__ = recording
+    def noted_reading(cls, *arguments):
+        for example in read(cls, *arguments):
+            note("read", f"{example['__key__']}.png")
+            yield example
+
+    def noted_decoding(self, value, **kwargs):
+        if value["path"]:
+            note("decoded", value["path"])
+        return decode(self, value, **kwargs)
+
+    WebDataset._get_pipeline_from_tar, Picture.decode_example = classmethod(noted_reading), noted_decoding
     try:
-        yield read
+        yield
     finally:
-        StreamReader.__getitem__ = getitem
+        WebDataset._get_pipeline_from_tar, Picture.decode_example = classmethod(read), decode
 
 
 def result_of(trainer: AllSparkTrainer) -> dict:
@@ -147,6 +169,7 @@ def build_trainer(settings: dict) -> AllSparkTrainer:
 def run(settings: dict) -> AllSparkTrainer:
     """One training or evaluation; what came of it is saved to the file that `result` and the process's rank name."""
     result, evaluate, resume = settings.pop("result"), settings.pop("evaluate", False), settings.pop("resume", None)
+    log = settings.pop("log", None)
     trainer = build_trainer(settings)
     outcome = {}
     if evaluate:
@@ -158,7 +181,7 @@ def run(settings: dict) -> AllSparkTrainer:
     else:
         start = StartCallback(trainer)
         trainer.add_callback(start)
-        with recorded_reading() as outcome["read"]:
+        with recorded_reading(log):
             trainer.train(resume_from_checkpoint=resume)
         outcome |= {"start": start.state, "wrapper": start.wrapper, **result_of(trainer)}
     torch.save(outcome, f"{result}.{trainer.args.process_index}")

@@ -49,8 +49,6 @@ EQUAL["memory_contrastive"] = {"method": "memory_contrastive", "num_unlabeled": 
 EQUAL["memory_contrastive"] |= {"contrast_start": 0, "memory_confidence": 0.3, "memory_inflow": 0.2}
 EQUAL["sync_batchnorm"] = {**EQUAL["pseudo_label"], "switches": {"batch_norm": True}, "sync_batchnorm": True}
 EQUAL = {name: {**job, "exact": True, "seed": 1} for name, job in EQUAL.items()}
-STREAM = {"method": "pseudo_label", "num_unlabeled": 12, "stream": True, "num_train_epochs": 2, "seed": 1}
-STREAM |= {"unlabeled_images_per_epoch": 11, "shuffle_buffer_size": 5, "exact": True}
 # With all that training has: dropout, batch statistics, a memory that is read. 2 steps an epoch.
 PLAIN = {"method": "allspark", "num_unlabeled": 8, "num_train_epochs": 2, "seed": 2}
 STEPWISE = {**PLAIN, "num_train_epochs": 3, "save_strategy": "steps", "save_steps": 3}
@@ -59,7 +57,6 @@ UNWEIGHTED["switches"] = {"use_memory": False, "use_grouping": False}
 EVALUATION = {"method": "allspark", "evaluate": True, "eval_boundary_iou": True}
 JOBS = {
     **EQUAL,
-    "stream": STREAM,
     "plain": PLAIN,
     "checkpointing": {**PLAIN, "gradient_checkpointing": True},
     "reentrant": {
@@ -181,18 +178,6 @@ def test_two_processes_equal_one_with_the_doubled_batch(folder, ranks, method):
         for name, value in one[part].items():
             for rank in ranks[method]:
                 assert torch.allclose(rank[part][name], value, rtol=0, atol=1e-7), name
-
-
-def test_two_processes_share_out_a_stream(folder, ranks):
-    """12 images, 11 an epoch that become 12: every image once an epoch, as one process draws them."""
-    read = [rank["read"] for rank in ranks["stream"]]
-    for epoch in range(2):
-        positions, images = zip(*(entry for one in read for entry in one[6 * epoch : 6 * epoch + 6]), strict=True)
-        assert sorted(positions) == list(range(12 * epoch, 12 * epoch + 12))
-        assert len(set(images)) == 12
-    assert [len(one) for one in read] == [12, 12]
-    for losses, expected in zip(ranks["stream"][0]["losses"], one_process(folder, STREAM)["losses"], strict=True):
-        assert losses == pytest.approx(expected, rel=1e-5)
 
 
 def test_allspark_stays_in_step_with_one_memory(ranks):

@@ -336,8 +336,10 @@ def test_stream_of_a_data_set(parquet, tmp_path, caplog):
         assert np.array_equal(np.asarray(decoder.decode_example(example["image"])), np.asarray(row["photo"]))
     DatasetDict(train=expected).save_to_disk(tmp_path / "saved")
     assert len(list(open_unlabeled_stream(str(tmp_path / "saved"), image_column="photo"))) == 3
-    with pytest.raises(ValueError, match=r"no column 'image' .it has photo.*--unlabeled_image_column_name"):
-        open_unlabeled_stream(name)
+    (photo, *_) = open_unlabeled_stream(name)  # there is no other column of images
+    assert photo["image"]["bytes"] == next(iter(data.unlabeled_stream))["image"]["bytes"]
+    with pytest.raises(ValueError, match=r"no column 'picture' .it has photo.*--unlabeled_image_column_name"):
+        open_unlabeled_stream(name, image_column="picture")
 
 
 # ---- As a user runs it ----
@@ -347,7 +349,9 @@ def test_train_from_parquet_with_a_stream_then_evaluate(parquet, tmp_path, monke
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     name = write_parquet(tmp_path / "second", train=rows(5, 20).select_columns(["photo"]))
     data = ["--dataset_name", parquet, "--image_column_name", "photo", "--label_column_name", "mask", "--use_cpu"]
-    stream = ["--unlabeled_dataset_name", name, "--unlabeled_image_column_name", "photo", "--unlabeled_streaming"]
+    broken = Path(name) / "broken.parquet"
+    broken.write_bytes(b"PAR1")
+    stream = ["--unlabeled_dataset_name", f"{name}/*.parquet", "--unlabeled_streaming", "--skip_bad_files"]
     model = ["--backbone", "b0", "--hidden_sizes", "8", "16", "40", "64", "--crop_size", "64"]
     rest = ["--unlabeled_images_per_epoch", "3", "--max_steps", "2", "--report_to", "none", "--disable_tqdm", "true"]
     rest += ["--preset", "none"]
@@ -357,6 +361,8 @@ def test_train_from_parquet_with_a_stream_then_evaluate(parquet, tmp_path, monke
     assert "6 labeled, streamed unlabeled, 3 validation images, 3 classes, 0 files left out" in done.stdout
     assert "An epoch is 4 images of the unlabeled stream: 3, rounded up to whole steps of 2." in done.stderr
     assert "The unlabeled images are a stream: its files are not checked" in done.stderr
+    assert f"{broken} of the unlabeled stream cannot be read from row 0 on" in done.stderr
+    assert "in every pass: 0 unreadable images, the rest of 1 unreadable shards; each is named" in done.stderr
     state = json.loads((tmp_path / "out" / "trainer_state.json").read_text())
     assert state["global_step"] == 2 and state["epoch"] == 1
     expected = json.loads((tmp_path / "out" / "eval_results.json").read_text())

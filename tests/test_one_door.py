@@ -22,6 +22,7 @@ import allspark_hf
 from allspark_hf.cli.models import class_fields
 from allspark_hf.data import DataArguments, find_data, load_data, pixels
 from allspark_hf.data.columns import exact_columns
+from allspark_hf.data.lanes import Lanes
 from allspark_hf.data.mixed import Draw, MixedDataset
 from allspark_hf.data.streaming import StreamReader
 from allspark_hf.data.summary import find_image_range
@@ -120,7 +121,7 @@ def test_training_evaluation_and_figures(folder, model):
     samples = EvaluationDataset(rows, processor, 2, image_range=[100, 4000])
     processed = processor(images=Image.fromarray(expected.astype(np.uint8)), return_tensors="np")["pixel_values"][0]
     np.testing.assert_array_equal(samples[0]["pixel_values"].numpy(), processed)
-    stream = StreamReader(rows.to_iterable_dataset(), 2, seed=0, buffer_size=0, image_range=[100, 4000])
+    stream = StreamReader(rows.to_iterable_dataset(), Lanes(1, 2), 0, buffer_size=0, image_range=[100, 4000])
     np.testing.assert_array_equal(np.asarray(stream[0]["image"]), expected)
     found = find_data(DataArguments(data_dir=str(folder))).validation
     np.testing.assert_array_equal(crop_row(found, 0, processor, model.config).picture, expected)

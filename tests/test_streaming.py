@@ -1,6 +1,7 @@
 """A stream of unlabeled images: which image a position is, and that nothing but seed and position decides it."""
 
 import io
+import json
 import logging
 import pickle
 import shutil
@@ -17,7 +18,9 @@ from torch.utils.data import DataLoader
 
 from allspark_hf import AllSparkTrainer, AllSparkTrainingArguments
 from allspark_hf.data.columns import Picture
+from allspark_hf.data.lanes import Bookmark, Lanes
 from allspark_hf.data.mixed import MixedBatchCollator, MixedBatchSampler, MixedDataset
+from allspark_hf.data.reading import BadImageError
 from allspark_hf.data.sources.unlabeled import open_unlabeled_stream
 from allspark_hf.data.streaming import StreamReader, whole_steps
 from allspark_hf.inference.loading import make_image_processor
@@ -36,44 +39,47 @@ def number_of(example: dict, column: str = "image") -> int:
     return example[column].getpixel((0, 0))[0] // 10
 
 
+def reader_of(dataset, images_per_epoch: int = 4, seed: int = 1, buffer_size: int = 3, **kwargs) -> StreamReader:
+    """Of one process that reads by itself: a position is a place in its lane."""
+    return StreamReader(dataset, Lanes(1, images_per_epoch), seed, buffer_size, **kwargs)
+
+
 def numbers(reader: StreamReader, positions) -> list[int]:
     return [number_of(reader[position], reader.image_column) for position in positions]
 
 
 def test_without_shuffling_the_passes_follow_each_other_in_order():
-    reader = StreamReader(numbered(5, num_shards=2), images_per_epoch=3, seed=7, buffer_size=1)
+    reader = reader_of(numbered(5, num_shards=2), images_per_epoch=3, buffer_size=1)
     assert numbers(reader, range(12)) == [0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 0, 1]
     assert len(reader) == 3
 
 
-def test_shuffled_passes_are_those_of_datasets():
-    expected = []
-    for number in range(3):
-        shuffled = numbered(9, num_shards=3).shuffle(seed=7, buffer_size=4)
-        shuffled.set_epoch(number)
-        expected.append([number_of(example) for example in shuffled])
-        assert sorted(expected[-1]) == list(range(9))
-    assert len({tuple(one) for one in expected}) == 3
-    reader = StreamReader(numbered(9, num_shards=3), images_per_epoch=5, seed=7, buffer_size=4)
-    expected = [number for one in expected for number in one]
-    assert numbers(reader, range(27)) == expected
-    other_seed = StreamReader(numbered(9, num_shards=3), images_per_epoch=5, seed=8, buffer_size=4)
-    assert numbers(other_seed, range(27)) != expected
+def test_passes_shuffle_shards_and_blocks_anew():
+    """9 images in 3 shards, blocks of 4."""
+    reader = reader_of(numbered(9, num_shards=3), buffer_size=4, seed=7)
+    drawn = numbers(reader, range(27))
+    passes = [drawn[:9], drawn[9:18], drawn[18:]]
+    for one in passes:
+        assert sorted(one) == list(range(9))
+        shards = [number // 3 for number in one]  # 3, 1, 2, 2, 1 images of a shard in a block
+        assert len(set(shards[:4])) == 2 and len(set(shards[4:8])) == 2 and shards[8] not in shards[:4]
+    assert len({tuple(one) for one in passes}) == 3 and len({one[0] // 3 for one in passes}) > 1
+    assert numbers(reader_of(numbered(9, num_shards=3), buffer_size=4, seed=8), range(27)) != drawn
 
 
 def test_a_position_is_one_image_however_it_is_reached(caplog):
-    whole = numbers(StreamReader(numbered(6), 4, seed=1, buffer_size=3), range(20))
-    assert numbers(StreamReader(numbered(6), 4, seed=1, buffer_size=3), range(1, 20, 3)) == whole[1::3]
-    reader = StreamReader(numbered(6), 4, seed=1, buffer_size=3)
+    whole = numbers(reader_of(numbered(6)), range(20))
+    assert numbers(reader_of(numbered(6)), range(1, 20, 3)) == whole[1::3]
+    reader = reader_of(numbered(6))
     with caplog.at_level(logging.WARNING):
         assert numbers(reader, [13, 14]) == whole[13:15] and not caplog.records
         assert numbers(reader, [2, 3]) == whole[2:4]
     (message,) = caplog.messages
-    assert message.startswith("Image 2 of the unlabeled stream is asked for after")
+    assert message.startswith("Image 2 of lane 0 of the unlabeled stream is asked for after image 14,")
 
 
 def test_a_copy_for_a_worker_starts_at_the_beginning():
-    reader = StreamReader(numbered(6), 4, seed=1, buffer_size=3)
+    reader = reader_of(numbered(6))
     whole = numbers(reader, range(8))
     assert numbers(pickle.loads(pickle.dumps(reader)), range(8)) == whole
 
@@ -96,7 +102,7 @@ def test_images_passed_over_are_not_decoded(monkeypatch, tmp_path):
     renamed = open_unlabeled_stream(str(tmp_path), image_column="photo")
     decoded = count_decoding(monkeypatch)
     for stream in (numbered(8), renamed):
-        reader = StreamReader(stream, 4, seed=1, buffer_size=0)
+        reader = reader_of(stream, buffer_size=0)
         decoded.clear()
         assert numbers(reader, [7, 15]) == [7, 7] and len(decoded) == 2
 
@@ -112,7 +118,7 @@ def test_streams_with_unknown_features(tmp_path):
 
     stream = datasets.IterableDataset.from_generator(generate)
     assert stream.features is None
-    assert numbers(StreamReader(stream, 4, 0, buffer_size=0, image_column="photo"), range(5)) == [1, 2, 3, 4, 1]
+    assert numbers(reader_of(stream, buffer_size=0, image_column="photo"), range(5)) == [1, 2, 3, 4, 1]
 
 
 def broken_stream(tmp_path, entry):
@@ -121,25 +127,34 @@ def broken_stream(tmp_path, entry):
     return datasets.Dataset.from_dict({"image": rows}).cast_column("image", datasets.Image()).to_iterable_dataset()
 
 
-def test_unreadable_images_are_named(tmp_path):
+def test_unreadable_images_are_named(tmp_path, caplog):
     (tmp_path / "bad.png").write_bytes(b"no picture")
-    reader = StreamReader(broken_stream(tmp_path, str(tmp_path / "bad.png")), 2, 0, buffer_size=0)
-    with pytest.raises(ValueError, match=r"Image 4 of the unlabeled stream \(.*/bad.png\) cannot be read"):
+    stream = broken_stream(tmp_path, str(tmp_path / "bad.png"))
+    reader = reader_of(stream, buffer_size=0)
+    with pytest.raises(ValueError, match=r"stream \(.*/bad.png in Shard 0\) cannot be read .*--skip_bad_files"):
         numbers(reader, [2, 4])
     assert number_of(reader[5]) == 1
-    reader = StreamReader(broken_stream(tmp_path, None), 2, 0, buffer_size=0)
-    with pytest.raises(ValueError, match=r"Image 1 of .* \(without a path\) cannot be read \(the entry is empty\)"):
+    reader = reader_of(broken_stream(tmp_path, None), buffer_size=0)
+    with pytest.raises(ValueError, match=r"\(without a path in .*\) cannot be read \(the entry is empty\)"):
         reader[1]
     assert number_of(reader[2]) == 1
+    skipping = reader_of(stream, buffer_size=0, on_bad_image="skip")
+    with caplog.at_level(logging.WARNING):
+        assert numbers(skipping, range(5)) == [1] * 5
+    assert skipping.bookmark == Bookmark(0, index=5, turn=2, used=1, bad_images=2)
+    assert len(caplog.messages) == 2 and all("The next image is taken instead." in one for one in caplog.messages)
+    nothing = datasets.IterableDataset.from_generator(lambda: iter([{"image": b"no picture"}]))
+    with pytest.raises(ValueError, match=r"\(16 images in a row: is the disk still there\?\)"):
+        reader_of(nothing, on_bad_image="skip")[0]
 
 
 def test_streams_without_images_are_refused():
     with pytest.raises(ValueError, match=r"no column 'photo' \(it has image\); rename"):
-        StreamReader(numbered(2), 2, 0, image_column="photo")
+        reader_of(numbered(2), image_column="photo")
     unknown = datasets.IterableDataset.from_generator(lambda: iter([{"a": 1, "b": 2}]))
     with pytest.raises(ValueError, match=r"no column 'image' \(it has a, b\); rename"):
-        StreamReader(unknown, 2, 0)[0]
-    reader = StreamReader(numbered(2).filter(lambda row: False), 2, 0)
+        reader_of(unknown)[0]
+    reader = reader_of(numbered(2).filter(lambda row: False))
     for _ in range(2):
         with pytest.raises(ValueError, match="stream of unlabeled images is empty: give a dataset with at least one"):
             reader[0]
@@ -158,19 +173,53 @@ def test_an_epoch_is_the_next_images_of_the_stream():
     assert labeled[0] == labeled[1]
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_workers_draw_what_the_stream_has_in_order(workers):
-    """Seven images in two shards, twelve per epoch: passes and epochs end at different places."""
-    sampler = MixedBatchSampler(4, 12, 1, 3, seed=5, unlabeled_stream=True)
-    dataset = mixed_dataset(StreamReader(numbered(7, num_shards=2), 12, seed=5, buffer_size=3))
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_each_worker_draws_from_its_own_lane(workers):
+    """Eight images in two shards, five batches of two: epochs end within passes, and at the first lane again."""
+    lanes, numbered_8 = Lanes(2, 5, max(workers, 1)), numbered(8, num_shards=2)
+    sampler = MixedBatchSampler(4, 10, 1, 2, seed=5, unlabeled_stream=True)
+    dataset = mixed_dataset(StreamReader(numbered_8, lanes, seed=5, buffer_size=3))
     options = {"num_workers": workers, "persistent_workers": workers > 0}
     loader = DataLoader(dataset, batch_sampler=sampler, collate_fn=MixedBatchCollator(), **options)
-    reference = StreamReader(numbered(7, num_shards=2), 12, seed=5, buffer_size=3)
+    reference = StreamReader(numbered_8, lanes, seed=5, buffer_size=3)
+    of_lane = [
+        [position for position in range(30) if lanes.find(position)[0] == lane] for lane in range(lanes.workers)
+    ]
+    expected = {
+        position: number for one in of_lane for position, number in zip(one, numbers(reference, one), strict=True)
+    }
     for epoch in range(3):
         sampler.set_epoch(epoch)
-        pixels = torch.cat([batch["unlabeled_pixel_values"] for batch in loader])
+        batches = list(loader)
+        pixels = torch.cat([batch["unlabeled_pixel_values"] for batch in batches])
         drawn = (pixels[:, 0].amax(dim=(1, 2)) * 127.5 + 127.5).round().int() // 10
-        assert drawn.tolist() == numbers(reference, range(12 * epoch, 12 * epoch + 12))
+        assert drawn.tolist() == [expected[position] for position in range(10 * epoch, 10 * epoch + 10)]
+        assert [batch["bookmark"].lane for batch in batches] == [number % lanes.workers for number in range(5)]
+    assert sum(batch["bookmark"].index for batch in batches[-lanes.workers :]) == 30
+
+
+@pytest.mark.parametrize(("shards", "reads"), [(8, 1), (4, 1), (3, 2), (1, 4)])
+def test_lanes_share_out_a_pass(shards, reads):
+    """24 images for 2 processes x 2 workers, of which each is drawn once, and from any bookmark on as without it."""
+    stream, drawn = numbered(24, shards), []
+    for process in range(2):
+        lanes = Lanes(2, 4, workers=2, processes=2, process=process)
+        for lane in range(2):
+            own = [
+                position for position in range(96) if position // 2 % 2 == process and lanes.find(position)[0] == lane
+            ]
+            assert [lanes.find(position)[1] for position in own] == list(range(24))
+            reader, images, marks = StreamReader(stream, lanes, 3, 4), [], [Bookmark(lane)]
+            assert reader.reads_per_image == reads
+            for position in own:
+                images += numbers(reader, [position])
+                marks.append(reader.bookmark)
+            for count in range(0, 24, 5):
+                opened = StreamReader(stream, lanes, 3, 4, bookmarks={lane: marks[count]})
+                assert numbers(opened, own[count:]) == images[count:]
+            drawn += images[:6]
+    if shards != 3:  # where one lane has more of a pass than another, it is through with it later
+        assert sorted(drawn) == list(range(24))
 
 
 def mixed_dataset(unlabeled):
@@ -181,11 +230,12 @@ def mixed_dataset(unlabeled):
 
 def test_augmentation_is_that_of_a_dataset_in_the_same_order():
     rows = datasets.Dataset.from_list(list(numbered(6)), features=numbered(6).features)
-    streamed = mixed_dataset(StreamReader(numbered(6), 6, seed=5, buffer_size=0))
+    streamed = mixed_dataset(reader_of(numbered(6), 6, buffer_size=0))
     mapped = mixed_dataset(rows)
     for batch in MixedBatchSampler(4, 6, 1, 2, seed=5, unlabeled_stream=True):
         for draw in batch:
             assert torch.equal(streamed[draw]["pixel_values"], mapped[draw]["pixel_values"])
+            assert ("bookmark" in streamed[draw]) == (not draw.labeled)
 
 
 # ---- The trainer ----
@@ -224,20 +274,69 @@ def assert_same(one: dict, other: dict, last: int):
         assert torch.equal(one["state"][name], value), name
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_resumed_run_equals_the_uninterrupted(tmp_path, folder, uninterrupted, workers):
-    settings = {**SETTINGS, "output_dir": str(tmp_path), "dataloader_num_workers": workers}
-    if workers:
-        trainer = make_trainer(small_model(), **settings)
-        trainer.train()
-        assert trainer.get_train_dataloader().persistent_workers  # or each epoch would read from the stream's start
-        assert_same(result_of(trainer), uninterrupted, last=9)
-    else:
-        shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+def run_of(record: Path) -> dict:
+    return json.loads((record / "allspark_run.json").read_text())
+
+
+def test_resumed_run_equals_the_uninterrupted(tmp_path, folder, uninterrupted):
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     torch.manual_seed(99)  # the resumed process has drawn other numbers before
-    resumed = make_trainer(small_model(seed=5), **settings)
+    resumed = make_trainer(small_model(seed=5), **SETTINGS, output_dir=str(tmp_path))
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
     assert_same(result_of(resumed), uninterrupted, last=5)
+
+
+# Two lanes; 7 batches an epoch in updates of 3, 3 and 1; the checkpoint of step 4 lies behind batch 3 of epoch 2.
+TWO_LANES = {**SETTINGS, "dataloader_num_workers": 2, "num_unlabeled": 24, "unlabeled_images_per_epoch": 14}
+TWO_LANES |= {
+    "num_train_epochs": 2,
+    "num_shards": 6,
+    "gradient_accumulation_steps": 3,
+    "eval_strategy": "steps",
+    "eval_steps": 4,
+}
+
+
+def test_workers_go_on_behind_what_was_trained_on(tmp_path, caplog):
+    """They have read ahead, and the batches of a resumed epoch come from other workers than they came from."""
+    whole = make_trainer(small_model(), **TWO_LANES, output_dir=str(tmp_path / "whole"))
+    assert whole.get_train_dataloader().persistent_workers  # or each epoch would begin with a block read again
+    whole.train()
+    assert whole.state.global_step == 6
+    marks = run_of(tmp_path / "whole" / "checkpoint-4")["bookmarks"]
+    assert [mark[:3] for mark in marks] == [[0, 0, 8 + 4], [0, 1, 6 + 2]]
+    assert {lane: mark.index for lane, mark in whole.stream.bookmarks.items()} == {0: 16, 1: 12}
+    resumed = make_trainer(small_model(seed=5), **TWO_LANES, output_dir=str(tmp_path))
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-4"))
+    assert_same(result_of(resumed), result_of(whole), last=2)
+    assert resumed.stream.bookmarks == whole.stream.bookmarks
+    assert not [one for one in caplog.messages if "unlabeled stream is asked for" in one or "shared out" in one]
+
+
+def test_another_number_of_workers_begins_a_new_pass(tmp_path, folder, caplog):
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    with caplog.at_level(logging.WARNING, "allspark_hf"):
+        resumed = make_trainer(small_model(), **SETTINGS, output_dir=str(tmp_path), dataloader_num_workers=2)
+        resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    (message,) = [one for one in caplog.messages if "Going on from" in one]
+    assert "shared out in another way (workers 1 -> 2), so it goes on with a new pass: of the interrupted" in message
+    more = make_trainer(small_model(), **SETTINGS, output_dir=str(tmp_path), dataloader_num_workers=4)
+    assert more.stream.lanes.workers == 3  # the fourth would have images, but no batch of an epoch of three
+    turns = {mark[1]: mark[2:4] for mark in run_of(tmp_path / "checkpoint-8")["bookmarks"]}
+    assert turns == {0: [10, 1], 1: [6, 1]}  # 16 images, as if so shared out from the start, of which 8 in this pass
+
+
+def test_checkpoints_without_bookmarks_begin_a_new_pass(tmp_path, folder, caplog):
+    """Those of earlier versions."""
+    shutil.copytree(folder / "checkpoint-4", tmp_path / "checkpoint-4")
+    run = run_of(tmp_path / "checkpoint-4")
+    del run["bookmarks"], run["stream"]
+    (tmp_path / "checkpoint-4" / "allspark_run.json").write_text(json.dumps(run))
+    with caplog.at_level(logging.WARNING, "allspark_hf"):
+        resumed = make_trainer(small_model(), **SETTINGS, output_dir=str(tmp_path))
+        resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert any("shared out in another way (batch_size unknown -> 2" in one for one in caplog.messages)
+    assert run_of(tmp_path / "checkpoint-8")["bookmarks"][0][:4] == [0, 0, 16, 1]
 
 
 def test_the_stream_decides_the_losses(tmp_path, uninterrupted):
@@ -249,10 +348,16 @@ def test_the_stream_decides_the_losses(tmp_path, uninterrupted):
     assert result_of(trainer)["losses"][0] != uninterrupted["losses"][0]
 
 
-def test_a_stream_cannot_skip_images(tmp_path):
-    settings = {"stream": True, "unlabeled_images_per_epoch": 4, "output_dir": str(tmp_path)}
-    with pytest.raises(ValueError, match="on_bad_image='skip' takes the next image, but a stream"):
-        make_trainer(small_model(), **settings, on_bad_image="skip")
+def test_an_unreadable_image_stops_with_its_name_or_is_counted(tmp_path, caplog):
+    stream = broken_stream(tmp_path, None)
+    options = {"unlabeled_images_per_epoch": 4, "num_train_epochs": 1, "eval_strategy": "no", "save_strategy": "no"}
+    with pytest.raises(BadImageError, match=r"An image of the unlabeled stream .without a path in Shard 0. cannot be"):
+        stream_trainer(tmp_path, stream, **options).train()
+    stream_trainer(tmp_path, stream, on_bad_image="skip", **options).train()
+    assert caplog.messages[-1] == (
+        "Left out of the unlabeled stream, counted anew in every pass: 2 unreadable images, the rest of 0 unreadable "
+        "shards; each is named above."
+    )
 
 
 def stream_trainer(tmp_path, stream, train=None, evaluated=None, **kwargs):

@@ -11,7 +11,7 @@ from transformers import HfArgumentParser, TrainingArguments
 
 from allspark_hf import AllSparkConfig, AllSparkTrainingArguments
 from allspark_hf.methods import METHODS
-from allspark_hf.training.trainer import make_sampler
+from allspark_hf.training.loaders import make_sampler
 from allspark_hf.utils.arguments import facts_of, names, recorded, shown
 
 

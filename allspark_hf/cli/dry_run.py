@@ -19,7 +19,8 @@ from ..training.advice import RunPlan, advise
 from ..training.arguments import AllSparkTrainingArguments
 from ..training.checks import check_datasets
 from ..training.faults import NonFiniteError
-from ..training.trainer import AllSparkTrainer, make_sampler
+from ..training.loaders import make_sampler
+from ..training.trainer import AllSparkTrainer
 from ..utils.arguments import argument, documented
 from ..utils.files import HUB_ID
 from .arguments import ModelArguments

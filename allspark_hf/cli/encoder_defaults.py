@@ -6,7 +6,7 @@ from collections.abc import Callable
 from ..data.streaming import whole_steps
 from ..models.configuration_backbone_allspark import AllSparkBackboneConfig
 from ..training.arguments import AllSparkTrainingArguments
-from ..training.trainer import make_sampler
+from ..training.loaders import make_sampler
 
 
 LONG_RUN = 5000  # updates

@@ -100,6 +100,8 @@ def build_trainer(data_arguments, model_arguments, args, report, command: list[s
     args.image_column_name, args.label_column_name = "image", "label"  # what load_data calls them
     data = report.data
     streams = data.unlabeled_stream is not None
+    if streams and data_arguments.skip_bad_files:
+        args.on_bad_image = "skip"  # a stream is checked while it is read
     set_seed(args.seed)
     without_bottleneck = not METHODS[args.method].needs_bottleneck
     model = load_model(model_arguments, report, data_arguments.ignore_index, without_bottleneck)

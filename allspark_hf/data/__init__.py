@@ -2,6 +2,7 @@
 
 from .checks import BadDataError, CheckReport, check_data
 from .images import map_mask_values, mask_to_array
+from .lanes import Bookmark, Lanes
 from .loading import DataArguments, find_data, list_path, load_data, split_of_run, with_class_indices
 from .overlap import find_overlap
 from .pixels import open_image, to_rgb
@@ -17,9 +18,11 @@ from .streaming import StreamReader
 
 __all__ = [
     "BadDataError",
+    "Bookmark",
     "CheckReport",
     "Classes",
     "DataArguments",
+    "Lanes",
     "SegmentationData",
     "Selection",
     "StreamReader",

@@ -62,7 +62,9 @@ class DataArguments:
         None, "Any folder of images, added to the unlabeled ones; read recursively.", common=True
     )
     unlabeled_dataset_name: str | None = argument(
-        None, "A second data set, like dataset_name, whose images are added unlabeled."
+        None,
+        "A second data set, like dataset_name, whose images are added unlabeled; with unlabeled_streaming shards too: "
+        "'shards/*.tar' (WebDataset) or '*.parquet', here or at hf://datasets/..., or a .txt file with one a line.",
     )
     unlabeled_dataset_config_name: str | None = argument(None, "Configuration of unlabeled_dataset_name.")
     unlabeled_split_name: str = argument("train", "Split of unlabeled_dataset_name.")
@@ -101,7 +103,9 @@ class DataArguments:
         None, "Further mask values that do not count, e.g. 0 where 0 means unknown; see mask_values."
     )
     ignore_index: int = argument(255, "Mask value of pixels that do not count.")
-    skip_bad_files: bool = argument(False, "Leave unusable files out and list them.")
+    skip_bad_files: bool = argument(
+        False, "Leave unusable files out and list them; of a stream, images and shards when their turn comes."
+    )
     image_long_side: int | None = argument(
         None, "Scale images to this long side; default: as they are. Masks stay native.", common=True
     )
@@ -172,7 +176,7 @@ def _with_second_source(data: SegmentationData, arguments: DataArguments) -> Seg
                 len(data.unlabeled),
                 arguments.data_dir or arguments.dataset_name,
             )
-        return replace(data, unlabeled_stream=open_unlabeled_stream(*second))
+        return replace(data, unlabeled_stream=open_unlabeled_stream(*second, arguments.skip_bad_files))
     if arguments.unlabeled_dir is not None:
         images = _without_files_of(data.unlabeled, read_image_folder(arguments.unlabeled_dir))
         data = add_unlabeled(data, "unlabeled_dir", images) if len(images) else data

@@ -22,6 +22,9 @@ from .streaming import StreamReader
 from .views import CHANNEL_BITS, STRONG, WEAK, View, draw_cutmix_box
 
 
+BOOKMARK = "bookmark"  # in a sample and a batch, of a stream
+
+
 class Draw(NamedTuple):
     """One sample of an epoch. Everything random about it follows from the seed and these four."""
 
@@ -49,7 +52,7 @@ class MixedBatchSampler(BatchSampler):
         read_unlabeled (`bool`): False leaves the unlabeled half out but keeps the epoch's length.
         batches_per_update (`int`): batches of one update over all processes and accumulation steps.
         unlabeled_stream (`bool`): whether the unlabeled images are a stream, which has an order of its own: an epoch
-            is then the next `num_unlabeled` of it, and a draw's row is the position in the stream.
+            is then the next images of it, and a draw's row is the position in the stream, see [`StreamReader`].
 
     Raises:
         ValueError: if `drop_last` leaves nothing of the epoch.
@@ -113,7 +116,7 @@ class MixedBatchSampler(BatchSampler):
             round_number += 1
 
     def _stream_order(self) -> Iterator[Draw]:
-        first = self.epoch * self.num_unlabeled
+        first = self.epoch * self.num_batches * self.unlabeled_batch_size
         for position in itertools.count():
             yield Draw(False, first + position, self.epoch, position)
 
@@ -189,19 +192,27 @@ class MixedDataset(Dataset):
             them, `cutmix_box` int64 (4,), `channel_bits` uint8 (512,) and what its `draw` gives; of a labeled draw
             `labels` int64 (height, width); of an unlabeled one `pixel_mask` bool (height, width), False on padding,
             and, if there is a mask column, `truth` int64 (height, width), the ignore index where the truth is not
-            known. The entries of every view but the first end in `_<name of the view>`. With `augment_on_device`,
-            `pixel_values` are uint8, and each strong view has a `photometry`, float32 (12,).
+            known; of a stream also the [`Bookmark`] behind it. The entries of every view but the first end in `_<name
+            of the view>`. With `augment_on_device`, `pixel_values` are uint8, and each strong view has a `photometry`,
+            float32 (12,).
 
         Raises:
             BadImageError: if the image or its mask cannot be read.
         """
         rng = np.random.default_rng([self.seed, draw.epoch, draw.labeled, draw.position])
         dataset, columns = self.labeled if draw.labeled else self.unlabeled, (self.image_column, self.label_column)
+        streamed = isinstance(dataset, StreamReader)  # which goes on to its own next image
         image, label = read_or_replace(
-            lambda row: self._read(draw._replace(row=row)), draw.row, dataset, columns, self.on_bad_image
+            lambda row: self._read(draw._replace(row=row)),
+            draw.row,
+            dataset,
+            columns,
+            None if streamed else self.on_bad_image,
         )
         geometry = draw_geometry(image.size, self.crop, rng, self.long_side)
         sample = self._views(crop_image(image, geometry), draw, rng)
+        if streamed:
+            sample[BOOKMARK] = dataset.bookmark
         if not draw.labeled:
             sample["pixel_mask"] = torch.from_numpy(shown_pixels(geometry).copy())
         if label is not None:
@@ -277,7 +288,8 @@ class MixedBatch(dict):
 
 class MixedBatchCollator:
     """
-    Stacks the two halves of a mixed batch apart, entry by entry.
+    Stacks the two halves of a mixed batch apart, entry by entry. Of a stream, `bookmark` is the [`Bookmark`] behind the
+    last image.
 
     Where unlabeled images have CutMix boxes, neighbors of the epoch's order (images 0 and 1, 2 and 3, ...) are put in
     mirrored places: CutMix mixes an image with its mirrored one, and so with the same one however the order is cut
@@ -298,11 +310,13 @@ class MixedBatchCollator:
         if unlabeled and any(name.startswith("cutmix_box") for name in unlabeled[0]):
             unlabeled = unlabeled[::2] + unlabeled[1::2][::-1]
         halves["unlabeled_"] = unlabeled
-        return {
+        marks = [sample.pop(BOOKMARK) for sample in samples if BOOKMARK in sample]
+        batch = {
             f"{prefix}{name}": torch.stack([sample[name] for sample in half])
             for prefix, half in halves.items()
             for name in (half[0] if half else ())
         }
+        return {**batch, BOOKMARK: marks[-1]} if marks else batch
 
 
-__all__ = ["Draw", "MixedBatch", "MixedBatchCollator", "MixedBatchSampler", "MixedDataset"]
+__all__ = ["BOOKMARK", "Draw", "MixedBatch", "MixedBatchCollator", "MixedBatchSampler", "MixedDataset"]

@@ -7,37 +7,46 @@ from collections.abc import Iterable, Iterator
 
 import datasets
 import fsspec.asyn
+import numpy as np
 import PIL.Image
 from torch.utils.data import get_worker_info
 
+from ..utils.text import one_line
 from .columns import Picture
+from .lanes import Bookmark, Lanes
 from .pixels import to_rgb
-from .reading import require_columns
+from .reading import MAX_REPLACED, require_columns
+from .shards import name_of_shard, require_end
 
 
 logger = logging.getLogger(__name__)
 
+LEAVE_OUT = "or leave out what cannot be read (on_bad_image='skip'; to the script: --skip_bad_files)"
+
 
 class StreamReader:
     """
-    The images of a stream by their position, read forwards.
+    The images of a stream by their position, each read by one worker of one process.
 
-    The stream is one endless sequence: the dataset shuffled within a buffer, then the dataset shuffled anew, and so
-    on. Position `epoch * images_per_epoch + n` is image n of an epoch, so what is drawn depends on the seed and the
-    position alone, and an interrupted run resumes with the image that comes next. The order within a pass is that of
-    `datasets.IterableDataset.shuffle`, which may change with the version of datasets.
+    The stream is one endless sequence of passes over the dataset. In each pass its shards are shuffled and dealt out
+    to the [`Lanes`], anew every time, and each lane shuffles the images of its shards block by block. A lane is read
+    forwards by one worker; what a position is depends on the seed and the lanes' numbers alone, and a [`Bookmark`]
+    lets another worker, or a resumed run, begin in the midst of a lane. It reads again what the block holds, and
+    passes over what lies before it in the shard.
 
-    The price of this exactness: every process and every worker reads the whole stream and passes over, undecoded, what
-    others train on. A position behind the last one read starts the stream again from its beginning.
+    With fewer shards than lanes, each shard is read by several lanes, of which each keeps every n-th image.
 
     Args:
         dataset (`datasets.IterableDataset`): with a column of images, of paths or of encoded bytes.
-        images_per_epoch (`int`): the images of an epoch, at least 1.
+        lanes ([`Lanes`]): how the images are shared out.
         seed (`int`): of the shuffling.
-        buffer_size (`int`): images, as stored, that are shuffled at a time; with 0 or 1 every pass has the dataset's
-            own order.
+        buffer_size (`int`): images of a block, held as they are stored; with 0 or 1 every pass has the dataset's own
+            order.
         image_column (`str`): name of the image column.
         image_range (`list[int]`, *optional*): the model's, of images of 16 bits, see [`to_rgb`].
+        on_bad_image (`str`): "stop", or "skip" to go on with the lane's next image, or next shard, and count it.
+        bookmarks (`dict[int, Bookmark]`, *optional*): where the lanes of this process go on; kept as it is, so that
+            workers that start later find later ones.
 
     Raises:
         ValueError: if the dataset is known to have no such column.
@@ -46,78 +55,179 @@ class StreamReader:
     def __init__(
         self,
         dataset: datasets.IterableDataset,
-        images_per_epoch: int,
+        lanes: Lanes,
         seed: int,
         buffer_size: int = 1000,
         image_column: str = "image",
         image_range: list[int] | None = None,
+        on_bad_image: str = "stop",
+        bookmarks: dict[int, Bookmark] | None = None,
     ):
         self.image_range = image_range
-        self.images_per_epoch = images_per_epoch
+        self.lanes = lanes
         self.seed = seed
         self.buffer_size = buffer_size
         self.image_column = image_column
+        self.on_bad_image = on_bad_image
+        self.bookmarks = {} if bookmarks is None else bookmarks
         self._tokens = getattr(dataset, "_token_per_repo_id", None)  # for private repositories, as datasets keeps them
-        self._dataset = undecoded_stream(dataset, image_column)
-        self._rows: Iterator | None = None
-        self._next = 0
+        self._dataset = finely_sharded(undecoded_stream(dataset, image_column), lanes.number)
+        self._images: Iterator | None = None
+        self._counts = True
+        self.bookmark: Bookmark | None = None  # behind the image that was read last
 
     def __len__(self) -> int:
-        """The images of an epoch; the stream itself has no end."""
-        return self.images_per_epoch
+        """The images of an epoch of all processes; the stream itself has no end."""
+        return self.lanes.images_per_epoch
+
+    @property
+    def num_shards(self) -> int:
+        """Parts of the dataset that can be read apart."""
+        return self._dataset.num_shards
+
+    @property
+    def reads_per_image(self) -> int:
+        """How often an image is read in one pass, by all processes and workers; decoded it is once."""
+        return math.ceil(self.lanes.number / self.num_shards)
 
     def __getitem__(self, position: int) -> dict[str, PIL.Image.Image]:
         """
         Args:
-            position (`int`): in the endless sequence, from 0.
+            position (`int`): in the endless order of all processes, from 0; one that falls to this process.
 
         Returns:
-            `dict[str, PIL.Image.Image]`: the image, RGB and upright, under the name of its column.
+            `dict[str, PIL.Image.Image]`: the image, RGB and upright, under the name of its column. The attribute
+            `bookmark` says how to go on behind it.
 
         Raises:
             ValueError: if the stream has no row, no such column, or the image cannot be read.
         """
-        if self._rows is None or position < self._next:
-            self._restart(position)
-        rows, self._rows = self._rows, None  # None if reading fails, so that another try starts anew
-        stored = next(itertools.islice(rows, position - self._next, None))
-        self._rows, self._next = rows, position + 1
-        return {self.image_column: self._decode(stored, position)}
+        lane, index = self.lanes.find(position)
+        if self._images is None or self.bookmark.lane != lane or index < self.bookmark.index:
+            self._open(lane, index)
+        images, self._images = self._images, None  # None if reading fails, so that another try starts anew
+        image = self._next_image(images, index)
+        self._images = images
+        return {self.image_column: image}
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, "_rows": None, "_next": 0}  # a worker opens the stream itself
+        return {**self.__dict__, "_images": None, "bookmark": None}  # a worker opens the stream itself
 
-    def _restart(self, position: int):
-        if position < self._next and self._rows is not None:
+    def _open(self, lane: int, index: int):
+        read, mark = self.bookmark, self.bookmarks.get(lane, Bookmark(lane))
+        if read is not None and read.lane == lane and index < read.index - 1:
             logger.warning(
-                "Image %d of the unlabeled stream is asked for after image %d: it is read again from its start.",
-                position,
-                self._next - 1,
+                "Image %d of lane %d of the unlabeled stream is asked for after image %d, so it is read again.",
+                *(index, lane, read.index - 1),
             )
+        if index < mark.index:
+            mark = Bookmark(lane)
         if get_worker_info() is not None:
             fsspec.asyn.reset_lock()  # a forked worker has no copy of fsspec's thread, and would wait for it
-        self._rows, self._next = self._endless(), 0
+        self.bookmark = mark
+        self._images = itertools.islice(self._endless(mark), mark.used, None)
+        self._counts = mark.used == 0  # what is wrong with the block's shards is in the bookmark already
 
-    def _endless(self) -> Iterator:
-        for pass_number in itertools.count():
-            num_rows = 0
-            # Unlike __iter__, iter() does not split the dataset among the workers of a DataLoader.
-            for batch in self._one_pass(pass_number).iter(batch_size=1):
-                _require_column(self.image_column, batch)
-                num_rows += 1
-                yield batch[self.image_column][0]
-            if num_rows == 0:
+    def _next_image(self, images: Iterator, index: int) -> PIL.Image.Image:
+        """Image `index` of the open lane; what comes before it stays undecoded."""
+        failed = 0
+        for place, shard, stored in images:
+            self.bookmark = mark = self.bookmark._replace(**place)
+            try:
+                image = self._decode(stored, shard) if mark.index == index else None
+            except ValueError as error:
+                failed += 1
+                if self.on_bad_image != "skip":
+                    raise ValueError(f"{error}: remove it from the stream, {LEAVE_OUT}.") from error
+                if failed == MAX_REPLACED:
+                    raise ValueError(f"{error} ({failed} images in a row: is the disk still there?).") from error
+                logger.warning("%s. The next image is taken instead.", error)
+                self.bookmark = mark._replace(bad_images=mark.bad_images + 1)
+                continue
+            self.bookmark = mark._replace(index=mark.index + 1)
+            if image is not None:
+                return image
+        raise AssertionError("a stream has no end")
+
+    # ---- Order ----
+
+    def _endless(self, mark: Bookmark) -> Iterator[tuple[dict, int, object]]:
+        """Of every image of a lane, from the beginning of a block: its place, its shard, and what is stored of it."""
+        part, row, empty = mark.part, mark.row, 0
+        for turn in itertools.count(mark.turn):
+            rows = self._rows(turn, mark.lane, part, row)
+            empty += part == row == 0
+            while block := list(itertools.islice(rows, max(self.buffer_size, 1))):
+                self._counts = True
+                place = {"turn": turn, "part": block[0][0], "row": block[0][1]}
+                order = range(len(block))
+                if self._shuffles:
+                    order = self._rng(turn, 1 + self._number_of(mark.lane), *block[0][:2]).permutation(len(block))
+                for used, number in enumerate(order, 1):
+                    yield {**place, "used": used}, *block[number][2:]
+                empty = 0
+            if empty >= self.lanes.number:  # by then the lane has had every part
                 raise ValueError("The stream of unlabeled images is empty: give a dataset with at least one image.")
+            part = row = 0
 
-    def _one_pass(self, pass_number: int) -> datasets.IterableDataset:
-        if self.buffer_size <= 1:
-            return self._dataset
-        # A new object each time: the epoch of one that exists is shared by all workers.
-        shuffled = self._dataset.shuffle(seed=self.seed, buffer_size=self.buffer_size)
-        shuffled.set_epoch(pass_number)
-        return shuffled
+    def _rows(self, turn: int, lane: int, part: int, row: int) -> Iterator[tuple[int, int, int, object]]:
+        """The rows of a lane's share of a pass, from row `row` of part `part` on: part, row, shard, what is stored."""
+        stride, parts = self.reads_per_image, self._deal(turn, lane)
+        for number in range(part, len(parts)):
+            shard, offset = divmod(int(parts[number]), stride)
+            start = row if number == part else 0
+            read = self._read(shard, offset + start * stride, told=offset == 0)
+            for count, stored in enumerate(itertools.islice(read, 0, None, stride), start):
+                yield number, count, shard, stored
 
-    def _decode(self, stored, position: int) -> PIL.Image.Image:
+    def _deal(self, turn: int, lane: int) -> np.ndarray:
+        """A lane's parts in a pass: shards, or where there are too few, every n-th row of one."""
+        parts = np.arange(self.num_shards * self.reads_per_image)
+        if self._shuffles:
+            parts = self._rng(turn, 0).permutation(parts)
+        return parts[(self._number_of(lane) + turn) % self.lanes.number :: self.lanes.number]
+
+    def _number_of(self, lane: int) -> int:
+        return self.lanes.process * self.lanes.workers + lane
+
+    @property
+    def _shuffles(self) -> bool:
+        return self.buffer_size > 1
+
+    def _rng(self, *numbers: int) -> np.random.Generator:
+        return np.random.default_rng([self.seed, *numbers])
+
+    # ---- Rows ----
+
+    def _read(self, shard: int, first: int, told: bool) -> Iterator:
+        """A shard's rows from number `first` on, as they are stored."""
+        # Unlike __iter__, iter() does not split the dataset among the workers of a DataLoader.
+        part, count = self._dataset.shard(self.num_shards, shard), first
+        rows = (part.skip(first) if first else part).iter(batch_size=1)
+        while True:
+            try:
+                batch = next(rows, None)
+                if batch is None:
+                    require_end(name_of_shard(part, shard))
+            # What a broken archive raises depends on its format.
+            except Exception as error:
+                self._leave_out(name_of_shard(part, shard), count, error, told)
+                return
+            if batch is None:
+                return
+            _require_column(self.image_column, batch)
+            yield batch[self.image_column][0]
+            count += 1
+
+    def _leave_out(self, name: str, count: int, error: Exception, told: bool):
+        problem = f"{name} of the unlabeled stream cannot be read from row {count} on ({one_line(error)})"
+        if self.on_bad_image != "skip":
+            raise ValueError(f"{problem}: restore the shard, {LEAVE_OUT}.") from error
+        if told and self._counts:
+            logger.warning("%s. The rest of it is left out of this pass.", problem)
+            self.bookmark = self.bookmark._replace(bad_shards=self.bookmark.bad_shards + 1)
+
+    def _decode(self, stored, shard: int) -> PIL.Image.Image:
         feature = Picture()
         try:
             if stored is None:
@@ -130,9 +240,9 @@ class StreamReader:
         # Broken files make Pillow raise nearly anything, among others SyntaxError and struct.error.
         except Exception as error:
             path = (stored.get("path") if isinstance(stored, dict) else None) or "without a path"
+            where = f"{path} in {name_of_shard(self._dataset.shard(self.num_shards, shard), shard)}"
             raise ValueError(
-                f"Image {position} of the unlabeled stream ({path}) cannot be read ({error}): remove it from the "
-                "dataset, or filter it out of the stream."
+                f"An image of the unlabeled stream ({where}) cannot be read ({one_line(error)})"
             ) from error
 
 
@@ -151,14 +261,25 @@ def undecoded_stream(dataset: datasets.IterableDataset, image_column: str) -> da
     return dataset.decode(False).select_columns([image_column])
 
 
+def finely_sharded(dataset: datasets.IterableDataset, wanted: int) -> datasets.IterableDataset:
+    """The same stream, with parquet files cut into their row groups if there are fewer shards than wanted."""
+    if dataset.num_shards >= wanted or not hasattr(dataset, "reshard"):
+        return dataset
+    try:
+        return dataset.reshard()
+    except Exception as error:  # of a broken file, which is named when it is read
+        logger.warning("The shards of the unlabeled stream cannot be cut into smaller ones (%s).", one_line(error))
+        return dataset
+
+
 def _require_column(name: str, present: Iterable[str]):
     fix = "rename the column of images (dataset.rename_column), or name it with image_column_name (to the script: "
     require_columns([name], present, "The stream of unlabeled images", f"{fix}--unlabeled_image_column_name)")
 
 
-def read_first_image(dataset: datasets.IterableDataset, image_column: str):
+def read_first_image(dataset: datasets.IterableDataset, image_column: str, on_bad_image: str = "stop"):
     """Reads one image of a stream; raises ValueError if there is none, or it is unreadable."""
-    StreamReader(dataset, images_per_epoch=1, seed=0, buffer_size=0, image_column=image_column)[0]
+    StreamReader(dataset, Lanes(1, 1), 0, buffer_size=0, image_column=image_column, on_bad_image=on_bad_image)[0]
 
 
 def whole_steps(args) -> int:
@@ -181,4 +302,4 @@ def whole_steps(args) -> int:
     return images
 
 
-__all__ = ["StreamReader", "read_first_image", "undecoded_stream", "whole_steps"]
+__all__ = ["StreamReader", "finely_sharded", "read_first_image", "undecoded_stream", "whole_steps"]

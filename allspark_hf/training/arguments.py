@@ -118,8 +118,8 @@ class AllSparkTrainingArguments(TrainingArguments, EvaluationArguments, *argumen
     )
     shuffle_buffer_size: int = argument(
         1000,
-        "Images that a stream is shuffled within, held in memory as they are stored by each process or worker; 0 or 1 "
-        "keeps the stream's order.",
+        "Images that a stream is shuffled within, held in memory as they are stored by each process or worker, after "
+        "the order of its shards; 0 or 1 keeps the stream's order.",
         interval="[0, inf)",
         resume="changed",
     )

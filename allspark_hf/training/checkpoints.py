@@ -103,6 +103,8 @@ class Checkpoints:
 
     def restore(self, state: TrainerState):
         """What transformers has not restored; once the model is wrapped, and before the first step."""
+        if self.trainer.stream is not None:
+            self.trainer.stream.restore(self.resumed_from, state)
         if self.resumed_from is None:
             return
         if state.best_model_checkpoint is not None:
@@ -144,6 +146,8 @@ class Checkpoints:
         folder = run_dir / f"{PREFIX_CHECKPOINT_DIR}-{trainer.state.global_step}"
         unfinished = run_dir / f"{storage.UNFINISHED}{folder.name}"
         trainer.health.gather()
+        if trainer.stream is not None:
+            trainer.stream.gather()
         with telling_of_saving(str(folder), unfinished, run_dir) as saving:
             self._write(unfinished, folder, saving)
         if trainer.args.push_to_hub:
@@ -242,6 +246,8 @@ class Checkpoints:
         last = storage.last_complete_checkpoint(folder.parent)
         order = 1 + (0 if last is None else read_json_object(Path(last) / storage.RUN_FILE).get("order", 0))
         own = {"order": order, "local_memory": trainer.processes.local_memory is not None}
+        if trainer.stream is not None:
+            own["bookmarks"] = trainer.stream.of_all
         storage.write_run_file(folder, {**describe_run(trainer), **own})
 
     def _remove_old(self, run_dir: Path):

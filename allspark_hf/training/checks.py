@@ -172,12 +172,7 @@ def check_stream(
         )
     if not METHODS[args.method].uses_unlabeled:
         return
-    if args.on_bad_image == "skip":
-        raise ValueError(
-            "on_bad_image='skip' takes the next image, but a stream of unlabeled images has no other one at hand: "
-            "filter broken images out of the stream, or set it to 'stop'."
-        )
-    read_first_image(unlabeled_dataset, args.image_column_name)
+    read_first_image(unlabeled_dataset, args.image_column_name, args.on_bad_image)
     if args.should_log:
         logger.warning(
             "The unlabeled images are a stream: its files are not checked before they are read, and images of the "

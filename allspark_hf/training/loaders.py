@@ -6,12 +6,19 @@ from torch.utils.data import DataLoader
 
 from ..data.masks import MaskConvention
 from ..data.mixed import MixedBatchCollator, MixedBatchSampler, MixedDataset
-from ..data.streaming import StreamReader
+from ..data.streaming import StreamReader, whole_steps
 from ..data.summary import require_known_values
 from ..evaluation.evaluator import EvaluationDataset
 from ..evaluation.sizes import require_large_enough
 from ..methods import METHODS
 from .arguments import AllSparkTrainingArguments
+
+
+def sampler_of(trainer) -> MixedBatchSampler:
+    """The batches of an epoch of a trainer with labeled images."""
+    unlabeled, streams = trainer.unlabeled_dataset, isinstance(trainer.unlabeled_dataset, datasets.IterableDataset)
+    num_unlabeled = whole_steps(trainer.args) if streams else 0 if unlabeled is None else len(unlabeled)
+    return make_sampler(trainer.args, len(trainer.train_dataset), num_unlabeled, streams)
 
 
 def make_sampler(
@@ -40,15 +47,20 @@ def train_loader(trainer) -> DataLoader:
     """Mixed batches of the method's views, not yet sharded over processes; see [`MixedBatch`]."""
     args, config, unlabeled = trainer.args, trainer.model.config, trainer.unlabeled_dataset
     streams = isinstance(unlabeled, datasets.IterableDataset)
-    if streams:
+    if streams and trainer.stream is None:
+        unlabeled = None
+    elif streams:
         unlabeled = StreamReader(
             unlabeled,
-            images_per_epoch=trainer.sampler.num_unlabeled,
+            trainer.stream.lanes,
             seed=data_seed(args),
             buffer_size=args.shuffle_buffer_size,
             image_column=args.image_column_name,
             image_range=config.image_range,
+            on_bad_image=args.on_bad_image,
+            bookmarks=trainer.stream.bookmarks,
         )
+        trainer.stream.tell_reads(unlabeled)
     dataset = MixedDataset(
         labeled=trainer.train_dataset,
         unlabeled=unlabeled,
@@ -69,7 +81,7 @@ def train_loader(trainer) -> DataLoader:
     )
     settings = _settings(args)
     if streams:
-        # New workers would read the stream from its start, epoch after epoch.
+        # New workers would read a block of the stream and part of a shard again, epoch after epoch.
         settings["persistent_workers"] = settings["num_workers"] > 0
         # Whether workers are started must not move the global generator, which dropout draws from.
         settings["generator"] = torch.Generator()
@@ -107,4 +119,4 @@ def _settings(args: AllSparkTrainingArguments) -> dict:
     }
 
 
-__all__ = ["data_seed", "evaluation_loader", "make_sampler", "train_loader"]
+__all__ = ["data_seed", "evaluation_loader", "make_sampler", "sampler_of", "train_loader"]

@@ -47,6 +47,7 @@ def describe_run(trainer) -> dict:
         "images_per_update": [sampler.labeled_batch_size * batches, sampler.unlabeled_batch_size * batches],
         "updates_per_epoch": math.ceil(len(sampler) / batches),
         "data": {name: _describe_set(images) for name, images in names_of_images(trainer).items()},
+        "stream": None if trainer.stream is None else trainer.stream.described(),
     }
     return json.loads(json.dumps(described))  # tuples are lists in what it is compared to
 
@@ -202,6 +203,16 @@ def _other_images(name: str, count: int, before: list[str] | None, now: list[str
     return f"{sentence}, in another order" if known == found else sentence
 
 
+def _other_lanes(run: dict, now: dict) -> str:
+    changed = ", ".join(
+        f"{name} {run.get(name, 'unknown')} -> {now[name]}" for name in now if run.get(name) != now[name]
+    )
+    return (
+        f"the stream of unlabeled images is shared out in another way ({changed}), so it goes on with a new pass: of "
+        "the interrupted one some images come again and others not at all, and no single run gives the same."
+    )
+
+
 def _warnings(run: dict, now: dict, args) -> Iterator[str]:
     before, after = run["arguments"], now["arguments"]
     for name in names(args, resume="kept"):
@@ -214,10 +225,13 @@ def _warnings(run: dict, now: dict, args) -> Iterator[str]:
     cut = [name for name in ("processes", *names(args, resume="cut")) if old[name] != new[name]]
     if cut:
         changed = ", ".join(f"{name} {old[name]} -> {new[name]}" for name in cut)
+        same = "images" if now["stream"] is None else "labeled images"
         yield (
-            f"{changed}. An update has the same images as before, and so has an epoch but for its last update; batch "
+            f"{changed}. An update has the same {same} as before, and so has an epoch but for its last update; batch "
             "statistics, dropout and the memory's order are others, so the result is close and not bit-identical."
         )
+    if now["stream"] is not None and run.get("stream") != now["stream"]:
+        yield _other_lanes(run.get("stream") or {}, now["stream"])
     if run["crop"] != now["crop"]:
         yield f"the crop was {_size(run['crop'])} and is {_size(now['crop'])} pixels from here on."
     if run["classes"] != now["classes"]:

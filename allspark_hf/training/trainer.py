@@ -12,8 +12,6 @@ from transformers.trainer_utils import EvalLoopOutput
 from transformers.training_args import OptimizerNames
 
 from ..data.device_photometry import finish_on_device
-from ..data.mixed import MixedBatchSampler
-from ..data.streaming import whole_steps
 from ..evaluation.evaluator import Evaluation, failing_together
 from ..inference.loading import long_side_of
 from ..methods import METHODS, MixedBatch, PixelCounts
@@ -30,11 +28,12 @@ from .faults import sole_training, telling_faults
 from .finite import FiniteGuard, finite_mean
 from .holdout import Holdout, split_holdout
 from .hub import HubSide
-from .loaders import evaluation_loader, make_sampler, train_loader
+from .loaders import evaluation_loader, sampler_of, train_loader
 from .optimizer import split_by_rate
 from .processes import Processes, check_sharding, synchronize_batchnorm
 from .pseudo_label_health import PseudoLabelHealth
 from .records import RunRecord
+from .stream_place import StreamPlace
 
 
 class _Hooks(TrainerCallback):
@@ -135,8 +134,9 @@ class AllSparkTrainer(Trainer):
         self.run_source: dict = {}
         model.config.base_weights = base_weights_of(model.config)
         self._terms: dict[str, list[torch.Tensor]] = defaultdict(list)
-        self.sampler = self._make_sampler() if train_dataset is not None else None
+        self.sampler = sampler_of(self) if train_dataset is not None else None
         self.method = METHODS[args.method](args, model.config.semantic_loss_ignore_index)
+        self.stream = StreamPlace.of(self)
         if self.sampler is not None:
             self.method.num_images = (self.sampler.num_labeled, self.sampler.num_unlabeled)
         self.method.normalization = (processing_class.image_mean, processing_class.image_std)
@@ -164,6 +164,8 @@ class AllSparkTrainer(Trainer):
     def _connect_parts(self):
         self.add_callback(_Hooks(self))
         self.add_callback(self.record)
+        if self.stream is not None:
+            self.add_callback(self.stream)
         self.callback_handler.callbacks.insert(0, Advice(self))  # before the progress bar begins
         if self.method.state_dict():
             self.checkpoints.register("method", self.method)
@@ -262,11 +264,6 @@ class AllSparkTrainer(Trainer):
 
     # ---- Mixed batches ----
 
-    def _make_sampler(self) -> MixedBatchSampler:
-        unlabeled, streams = self.unlabeled_dataset, isinstance(self.unlabeled_dataset, datasets.IterableDataset)
-        num_unlabeled = whole_steps(self.args) if streams else 0 if unlabeled is None else len(unlabeled)
-        return make_sampler(self.args, len(self.train_dataset), num_unlabeled, streams)
-
     def get_train_dataloader(self) -> DataLoader:
         """Mixed batches, sharded over processes by accelerate: see [`MixedBatch`] for what is in one."""
         if self.train_dataset is None:
@@ -278,6 +275,8 @@ class AllSparkTrainer(Trainer):
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         """The batches of one update, and instead of token counts the pixels that their losses are divided by."""
         batch_samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if self.stream is not None:
+            self.stream.note(batch_samples)
         return batch_samples, self._count_pixels(batch_samples) if batch_samples else None
 
     def _count_pixels(self, batches: list[dict[str, torch.Tensor]]) -> PixelCounts:

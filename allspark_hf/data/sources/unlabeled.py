@@ -4,9 +4,10 @@ import logging
 from dataclasses import replace
 from pathlib import Path
 
-from datasets import Dataset, IterableDataset, concatenate_datasets
+from datasets import Dataset, Image, IterableDataset, concatenate_datasets
 
 from ...utils.files import find_image_files, left_out
+from ..shards import names_shards, open_shards
 from ..streaming import undecoded_stream
 from .hub import open_dataset, pick_split, standard_columns
 from .pairs import ACCEPTED_IMAGES, SegmentationData, dataset_of_files, one_form, require_folder, require_usable_name
@@ -63,25 +64,42 @@ def read_unlabeled_dataset(
     Raises:
         ValueError: if the data set cannot be loaded, or has no such split or column.
     """
+    if names_shards(dataset_name):
+        raise ValueError(f"The shards {dataset_name} are read as a stream: give --unlabeled_streaming as well.")
     dataset = pick_split(open_dataset(dataset_name, config_name), split, dataset_name, "unlabeled_split_name")
     fix = "name the column of images with --unlabeled_image_column_name"
     return standard_columns(dataset, {"image": image_column}, f"The split {split} of {dataset_name}", split, fix)
 
 
 def open_unlabeled_stream(
-    dataset_name: str, config_name: str | None = None, split: str = "train", image_column: str = "image"
+    dataset_name: str,
+    config_name: str | None = None,
+    split: str = "train",
+    image_column: str = "image",
+    skip_bad_files: bool = False,
 ) -> IterableDataset:
     """
-    The images of one split of a data set as a stream; the arguments of [`read_unlabeled_dataset`].
+    The images of one split of a data set as a stream, or of shards, see [`shard_files`]; the other arguments are those
+    of [`read_unlabeled_dataset`]. If there is no column `image`, the only column of images is taken.
+
+    Args:
+        skip_bad_files (`bool`): whether to go on where a shard cannot be opened, see [`open_shards`].
 
     Returns:
         `datasets.IterableDataset`: column `image`, not decoded: see [`StreamReader`].
 
     Raises:
-        ValueError: if the data set cannot be opened, or has no such split or column.
+        ValueError: if the data set or a shard cannot be opened, or there is no such split or column.
     """
-    splits = open_dataset(dataset_name, config_name, streaming=True)
+    if names_shards(dataset_name):
+        splits = {"train": open_shards(dataset_name, skip_bad_files)}
+    else:
+        splits = open_dataset(dataset_name, config_name, streaming=True)
     stream = pick_split(splits, split, dataset_name, "unlabeled_split_name")
+    found = [name for name, feature in (stream.features or {}).items() if isinstance(feature, Image)]
+    if image_column == "image" and image_column not in found and len(found) == 1:
+        (image_column,) = found  # WebDataset names columns by their files' endings
+        logger.info("The images of %s are those of its column %s.", dataset_name, image_column)
     # Undecoded before it is renamed: after that, datasets would decode every image that is passed over.
     stream = undecoded_stream(stream, image_column)
     return stream if image_column == "image" else stream.rename_column(image_column, "image")

@@ -1,0 +1,112 @@
+"""The files of a stream: tar archives in WebDataset's form, or parquet, here or at any address that fsspec knows."""
+
+import logging
+from pathlib import Path
+
+import datasets
+from fsspec.core import url_to_fs
+
+from ..utils.text import one_line
+
+
+logger = logging.getLogger(__name__)
+
+KINDS = {".tar": "webdataset", ".tar.gz": "webdataset", ".tgz": "webdataset", ".parquet": "parquet"}
+LIST = ".txt"
+END_OF_TAR = bytes(1024)  # two empty blocks, without which tarfile ends where a file was cut, and says nothing
+
+
+def names_shards(name: str) -> bool:
+    """Whether a name is that of shards, a pattern of them or a list, and not of a data set or a folder."""
+    return name.endswith((*KINDS, LIST)) and not Path(name).is_dir()
+
+
+def shard_files(name: str) -> list[str]:
+    """
+    Args:
+        name (`str`): a file `*.tar`, `*.tar.gz`, `*.tgz` or `*.parquet`, a pattern of such files
+            (`shards/*.tar`, `hf://datasets/user/name/*.parquet`), or a file `*.txt` with one of these a line, from
+            its own folder on.
+
+    Raises:
+        ValueError: if a name stands for no file, or the files are of two kinds.
+    """
+    patterns = [name]
+    if name.endswith(LIST):
+        if not Path(name).is_file():
+            raise ValueError(f"There is no list of shards {name}: give a text file with a shard a line.")
+        lines = Path(name).read_text(encoding="utf-8").splitlines()
+        patterns = [_from_folder(line.strip(), Path(name).parent) for line in lines if line.strip()]
+    files = [file for pattern in patterns for file in _matching(pattern)]
+    kinds = {_kind(file) for file in files}
+    if len(kinds) != 1 or None in kinds:
+        raise ValueError(f"{name} names {len(files)} shards, which must all be tar archives or all parquet files.")
+    return files
+
+
+def _from_folder(line: str, folder: Path) -> str:
+    return line if "://" in line else str(folder / line)
+
+
+def _matching(pattern: str) -> list[str]:
+    system, path = url_to_fs(pattern)
+    found = sorted(system.glob(path)) if any(sign in path for sign in "*?[") else [path] * system.exists(path)
+    if not found:
+        raise ValueError(f"There is no shard {pattern}: give the path or address of a file, or a pattern of some.")
+    return found if "file" in system.protocol else [system.unstrip_protocol(one) for one in found]
+
+
+def _kind(file: str) -> str | None:
+    return next((kind for ending, kind in KINDS.items() if file.endswith(ending)), None)
+
+
+def open_shards(name: str, skip_bad_files: bool = False) -> datasets.IterableDataset:
+    """
+    A stream of the files that a name stands for, see [`shard_files`].
+
+    Args:
+        name (`str`): of a file, a pattern or a list.
+        skip_bad_files (`bool`): whether to go on where a file cannot be read; its turn comes when the stream is read,
+            which says so.
+
+    Raises:
+        ValueError: if there is no such file, or the first, or with `skip_bad_files` each, cannot be read.
+    """
+    files = shard_files(name)
+    kind = _kind(files[0])
+    for number, file in enumerate(files):
+        try:
+            features = datasets.load_dataset(kind, data_files=[file], split="train", streaming=True).features
+        # What a broken archive raises depends on its format.
+        except Exception as error:
+            if skip_bad_files and number + 1 < len(files):
+                continue
+            raise ValueError(
+                f"The shard {file} cannot be read ({one_line(error)}): restore it, take it out of "
+                f"--unlabeled_dataset_name, or leave out what cannot be read with --skip_bad_files."
+            ) from error
+        break
+    # datasets looks at the first file to know the columns.
+    files = files[number:] + files[:number]
+    return datasets.load_dataset(kind, data_files=files, features=features, split="train", streaming=True)
+
+
+def name_of_shard(shard: datasets.IterableDataset, number: int) -> str:
+    """The file of a stream of one shard, or its number where it has no file; datasets has no public way to ask."""
+    source = getattr(shard, "_ex_iterable", None)
+    while hasattr(source, "ex_iterable"):
+        source = source.ex_iterable
+    lists = [value for value in getattr(source, "kwargs", {}).values() if isinstance(value, list) and len(value) == 1]
+    return next((value[0] for value in lists if isinstance(value[0], str)), f"Shard {number}")
+
+
+def require_end(file: str):
+    """Raises ValueError if a tar archive, here or on the Hub, is cut: between two images, nothing else notices."""
+    if not file.endswith(".tar") or ("://" in file and not file.startswith("hf://")):
+        return
+    system, path = url_to_fs(file)
+    if system.cat_file(path, start=-len(END_OF_TAR)) != END_OF_TAR:
+        raise ValueError("it has no end, so images may be missing")
+
+
+__all__ = ["name_of_shard", "names_shards", "open_shards", "require_end", "shard_files"]
