@@ -12,16 +12,16 @@ import time
 import numpy as np
 import pytest
 import torch
-from exported import save_model
+from exported import equal_share, tiny_export
 from forking import python
 from PIL import Image
 from served_model import balanced_model
 
 from allspark_hf.cli import predict
-from allspark_hf.demo.data import CLASS_NAMES, generate_demo_image
+from allspark_hf.demo.data import generate_demo_image
 from allspark_hf.evaluation.arguments import PredictionArguments
 from allspark_hf.evaluation.prediction import predict_logits
-from allspark_hf.export.folder import export_onnx
+from allspark_hf.export.folder import find_onnx_file
 from allspark_hf.inference.classes import read_palette
 from allspark_hf.inference.loading import load_trained, make_image_processor
 from allspark_hf.inference.many import PreparedBatches, plan_batches, predict_many
@@ -328,28 +328,29 @@ def test_two_processes_and_the_share_of_a_dead_one(model_dir, images, reference,
 # ---- ONNX ----
 
 
-def test_onnx_predicts_the_same(images, tmp_path, monkeypatch, capsys):
+def test_onnx_predicts_the_same(tmp_path_factory, tmp_path, monkeypatch, capsys):
     pytest.importorskip("onnxscript")
-    folder = save_model(tmp_path / "m")
-    options = ["--model", folder, "--input", images, "--output_dir"]
-    code, said = run(monkeypatch, capsys, *options, tmp_path / "none", "--backend", "onnx")
+    exported = tiny_export(tmp_path_factory)
+    options = ["--model", exported.model_dir, "--input", exported.images[0].parent, "--output_dir"]
+    onnx = ["--backend", "onnx", "--onnx", exported.folder]
+    code, said = run(monkeypatch, capsys, *options, tmp_path / "none", *onnx[:2])
     assert code == 2 and "make one with allspark export" in said[-1] and not (tmp_path / "none").exists()
-    model, image_processor = load_trained(str(folder), "cpu")
-    export_onnx(model, image_processor, folder, in_model_folder=True)
     assert run(monkeypatch, capsys, *options, tmp_path / "torch")[0] == 0
-    assert run(monkeypatch, capsys, *options, tmp_path / "onnx", "--backend", "onnx")[0] == 0
-    masks = {
-        name: np.stack([np.asarray(Image.open(tmp_path / name / f"{row}_mask.png")).ravel() for row in (0, 2)])
-        for name in ("torch", "onnx")
-    }
-    assert (masks["torch"] == masks["onnx"]).mean() > 0.999 and len(np.unique(masks["onnx"])) == len(CLASS_NAMES)
-    code, said = run(monkeypatch, capsys, *options, tmp_path / "torch", "--backend", "onnx", "--resume")
+    assert run(monkeypatch, capsys, *options, tmp_path / "onnx", *onnx)[0] == 0
+    for file in exported.images:
+        masks = [np.asarray(Image.open(tmp_path / one / f"{file.stem}_mask.png")) for one in ("torch", "onnx")]
+        assert equal_share(*masks) > 0.999 and len(np.unique(masks[0])) > 2
+    code, said = run(monkeypatch, capsys, *options, tmp_path / "torch", *onnx, "--resume")
     assert code == 2 and "were made with model" in said[-1]
-    with torch.no_grad():
-        model.decode_head.classifier.bias += 1
-    model.save_pretrained(folder)
-    code, said = run(monkeypatch, capsys, *options, tmp_path / "none", "--backend", "onnx")
-    assert code == 2 and "exported from other weights" in said[-1]
+
+
+def test_an_export_of_other_weights_is_refused(tmp_path):
+    (tmp_path / "onnx").mkdir()
+    (tmp_path / "onnx" / "model.onnx").touch()
+    (tmp_path / "onnx" / "export.json").write_text('{"weights_sha256": "a"}')
+    assert find_onnx_file(tmp_path, "a") == find_onnx_file(tmp_path / "onnx/model.onnx", "a")
+    with pytest.raises(ValueError, match="exported from other weights"):
+        find_onnx_file(tmp_path, "b")
 
 
 def test_drawing_and_writer_keep_the_labels_of_the_legend(tmp_path):
