@@ -233,8 +233,12 @@ def predict(job: Job, state: PartialState, num_workers: int) -> tuple[int, int, 
                     tqdm.write(f"{job.files[row]}: not predicted, {reason}", file=sys.stderr)
         except KeyboardInterrupt:
             return len(done), failed, "Interrupted; the same command with --resume goes on from here."
-        except RuntimeError as error:  # a worker that died
-            return len(done), failed, f"{one_line(error)} Go on with --resume, with fewer --num_workers."
+        except (EOFError, OSError, RuntimeError) as error:  # a worker that died
+            return (
+                len(done),
+                failed,
+                f"{one_line(error)}: go on with --resume, where memory was short with fewer --num_workers.",
+            )
     return len(done), failed, None
 
 
