@@ -233,8 +233,12 @@ def predict(job: Job, state: PartialState, num_workers: int) -> tuple[int, int, 
                     tqdm.write(f"{job.files[row]}: not predicted, {reason}", file=sys.stderr)
         except KeyboardInterrupt:
             return len(done), failed, "Interrupted; the same command with --resume goes on from here."
-        except RuntimeError as error:  # a worker that died
-            return len(done), failed, f"{one_line(error)} Go on with --resume, with fewer --num_workers."
+        except (EOFError, OSError, RuntimeError) as error:  # a worker that died
+            return (
+                len(done),
+                failed,
+                f"{one_line(error)}: go on with --resume, where memory was short with fewer --num_workers.",
+            )
     return len(done), failed, None
 
 
@@ -263,7 +267,11 @@ def run(arguments: PredictArguments, how: PredictionArguments, state: PartialSta
     if failure:
         return 2, failure
     workers = default_workers(state) if arguments.num_workers is None else arguments.num_workers
-    shares = gather_object([predict(job, state, workers)])
+    share = predict(job, state, workers)
+    try:
+        shares = gather_object([share])
+    except RuntimeError:
+        return 1, "Another process has died; the same command with --resume goes on from here."
     stopped = next(filter(None, (reason for _, _, reason in shares)), None)
     if stopped:
         return 1, stopped
