@@ -37,8 +37,8 @@ class Files:
 
     def find(self, name: str, source: Path, split: str | None = None) -> Path:
         """
-        The picture that a file names: of pictures of that name the one whose folders agree best, then one that lies
-        with the file, then one of the split.
+        The picture that a file names: of pictures of that name the one whose folders agree best, then that
+        nearest to the file, then one of the split.
 
         Raises:
             FileNotFoundError: if there is no such picture.
@@ -47,8 +47,8 @@ class Files:
         parts = [part for part in PurePosixPath(one_form(name.replace("\\", "/"))).parts if part not in ("..", "/")]
         found = self._by_name.get(parts[-1], []) if parts else []
         tests = (
-            lambda path: _shared_tail(path, parts),
-            lambda path: path.is_relative_to(source.parent),
+            lambda path: _shared(reversed(path.parts), reversed(parts)),
+            lambda path: _shared(path.parts, source.parts),
             lambda path: split_in(path.relative_to(self.folder).parts[:-1]) == split,
         )
         for test in tests:
@@ -81,11 +81,11 @@ class Files:
         )
 
 
-def _shared_tail(path: Path, parts: list[str]) -> int:
-    """How many names at the end of two paths agree."""
+def _shared(some: Iterable[str], others: Iterable[str]) -> int:
+    """How many names agree before two differ."""
     count = 0
-    for one, other in zip(reversed(path.parts), reversed(parts), strict=False):
-        if one_form(one) != other:
+    for one, other in zip(some, others, strict=False):
+        if one_form(one) != one_form(other):
             break
         count += 1
     return count
