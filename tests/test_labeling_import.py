@@ -95,6 +95,22 @@ def test_splits(tmp_path):
     assert sorted(imported.unlabeled["train"]) == unlabeled and imported.events["moved"] == 1
 
 
+def test_the_field_s_own_coco(tmp_path):
+    """Files about captions and keypoints annotate the same images once more, and are left alone."""
+    for name in ("train2017/a.jpg", "val2017/a.jpg"):
+        write_picture(tmp_path / name, 4, 6)
+    for split in ("train", "val"):
+        for kind in ("instances", "person_keypoints"):
+            path = coco(tmp_path, f"annotations/{kind}_{split}2017.json", objects=[(0, 0, SQUARE)])
+        content = json.loads(path.read_text())
+        path.write_text(json.dumps(content | {"categories": [{"id": 0, "name": "person", "keypoints": ["nose"]}]}))
+        captions = {"images": content["images"], "annotations": [{"id": 1, "image_id": 0, "caption": "A car."}]}
+        (path.parent / f"captions_{split}2017.json").write_text(json.dumps(captions))
+    masks, imported = read_masks(tmp_path)
+    assert [*masks] == ["train/a", "val/a"] and imported.classes.names == ["background", "car"]
+    assert [note.endswith("which is about keypoints.") for note in imported.notes] == [True, True]
+
+
 def test_one_split_alone_is_for_training(tmp_path):
     write_picture(tmp_path / "images" / "a.jpg", 4, 6)
     coco(tmp_path, "test.json", objects=[(0, 0, SQUARE)])
@@ -102,14 +118,15 @@ def test_one_split_alone_is_for_training(tmp_path):
     assert [*masks] == ["train/a"] and "split test" in imported.notes[0]
 
 
+@pytest.mark.parametrize("suffix", ["jpg", "tif"])
 @pytest.mark.parametrize("orientation", [1, 3, 5, 6, 7, 8])
 @pytest.mark.parametrize("upright", [True, False])
-def test_a_photo_turned_by_exif(tmp_path, orientation, upright):
+def test_a_photo_turned_by_exif(tmp_path, orientation, upright, suffix):
     """The sizes in the export tell whether outlines are on the upright photo, or on the stored one."""
-    write_picture(tmp_path / "a.jpg", 4, 6, orientation)
+    write_picture(tmp_path / f"a.{suffix}", 4, 6, orientation)
     turned = orientation >= 5
     size = (6, 4) if upright and turned else (4, 6)
-    coco(tmp_path, objects=[(0, 0, [[0, 0, 3, 0, 3, 1, 0, 1]])], size=size)
+    coco(tmp_path, images=[f"a.{suffix}"], objects=[(0, 0, [[0, 0, 3, 0, 3, 1, 0, 1]])], size=size)
     masks, imported = read_masks(tmp_path)
     drawn = np.zeros(size, dtype=np.uint8)
     drawn[0, :3] = 1

@@ -6,11 +6,12 @@ from pathlib import Path, PurePosixPath
 from PIL import Image
 
 from ...utils.files import find_image_files
-from ..pixels import ORIENTATION, open_image
+from ..pixels import ORIENTATION, WIDTH, open_image
 from ..sources.pairs import one_form
 from ..sources.split_names import KIND_NAMES, split_of
 
 
+HEIGHT = WIDTH + 1  # tag of TIFF
 TURNED = {
     5: Image.Transpose.TRANSPOSE,
     6: Image.Transpose.ROTATE_270,
@@ -123,6 +124,8 @@ def read_frame(image: Path, size: tuple[int, int] | None) -> tuple[int, int, Ima
     try:
         with open_image(image) as opened:
             (width, height), orientation = opened.size, opened.getexif().get(ORIENTATION, 1)
+            if opened.format == "TIFF":  # whose size Pillow has turned already, or has not, by its version
+                width, height = opened.tag_v2[WIDTH], opened.tag_v2[HEIGHT]
     except Exception as error:  # Pillow raises nearly anything
         raise ValueError(f"the picture cannot be read ({' '.join(str(error).split())}); replace it") from error
     upright = (width, height) if orientation in TURNED else (height, width)

@@ -1,5 +1,6 @@
 """Which labeling tool wrote an export."""
 
+import shutil
 import tarfile
 import tempfile
 import zipfile
@@ -63,6 +64,7 @@ def unpacked(source: Path) -> Iterator[Path]:
             yield source
             return
         root = Path(folder)
+        shutil.rmtree(root / "__MACOSX", ignore_errors=True)  # what a Mac adds
         while len(inner := [path for path in root.iterdir() if not is_hidden(path.name)]) == 1 and inner[0].is_dir():
             root = inner[0]
         yield root

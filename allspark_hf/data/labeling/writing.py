@@ -91,7 +91,7 @@ def write_folder(
             try:
                 mask = _paint(picture, values, outside_value, empty_images, imported)
                 _write(picture, target, mask, folder, imported, to_image)
-            except (KeyError, OSError, TypeError, ValueError) as error:
+            except (AttributeError, IndexError, KeyError, OSError, TypeError, ValueError) as error:
                 reason = f"an entry lacks {error}" if isinstance(error, KeyError) else str(error).rstrip(".")
                 problems.append(f"{picture.source}: {picture.image.name}: {reason}.")
         if problems:
