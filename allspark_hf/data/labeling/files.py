@@ -38,8 +38,8 @@ class Files:
 
     def find(self, name: str, source: Path, split: str | None = None) -> Path:
         """
-        The picture that a file names: of pictures of that name the one whose folders agree best, then that of this very
-        path, then that nearest to the file, then one of the split.
+        The picture that a file names: of pictures of that name the one whose folders agree best, then that of this
+        very path, then that nearest to the file, then one of the split.
 
         Raises:
             FileNotFoundError: if there is no such picture.
