@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from allspark_hf.data.labeling.annotations import FORMATS
+from allspark_hf.data.labeling.annotations import FORMATS, LABELME, write_labelme
 from allspark_hf.data.labeling.formats import read_export
 from allspark_hf.data.labeling.polygons import annotate, drawn_classes, outline_regions, simplify
 from allspark_hf.data.labeling.rasterize import rasterize
@@ -126,14 +126,15 @@ def test_simplified_lines_stay_near(is_closed):
 def test_what_is_lost_is_counted():
     mask = np.zeros((120, 120), dtype=np.uint8)
     mask[10:110, 10:110] = 1
-    mask[10, 10:60] = 0
-    assert annotate(mask, "a.png", "a", LABELS, 0)["lost"] == 0
-    part = annotate(mask, "a.png", "a", LABELS, 1.0)
-    assert 0 < part["lost"] <= 60 and [region["label"] for region in part["regions"]] == [1]
-    assert part["regions"][0]["area"] == 9950 + part["lost"]
+    mask[10:12, 10:60] = 0
+    assert annotate(mask, "a.png", "a", [1, 2], 0)["lost"] == 0
+    part = annotate(mask, "a.png", "a", [1, 2], 1.5)
+    # A slant from y 12 to y 10 takes the step's place: its half above 11 is lost, and as much is gained below.
+    assert part["lost"] == 50 and [(one["label"], one["area"]) for one in part["regions"]] == [(1, 9900)]
+    assert sorted(part["regions"][0]["ring"]) == [[10, 12], [10, 110], [110, 10], [110, 110]]
     assert drawn_classes(LABELS) == [1, 2] and drawn_classes(["a", "_Background_"]) == [0]
     assert json.loads(json.dumps(part)) == part
-    assert annotate(np.zeros((3, 4), dtype=np.int32), "b", "b", ["a", "b"], 1.0)["regions"][0]["area"] == 12
+    assert annotate(np.zeros((3, 4), dtype=np.int32), "b", "b", [0], 1.0)["regions"][0]["area"] == 12
 
 
 # ---- There and back ----
@@ -162,8 +163,11 @@ def accept(path: Path):
 def test_round_trip(name, tolerance, photos, tmp_path):
     export = tmp_path / "export"
     export.mkdir()
-    parts = [annotate(mask, f"{one}.png", one, LABELS, tolerance) for one, mask in masks().items()]
-    FORMATS[name].write(iter(parts), export, LABELS, PALETTE, photos)
+    parts = [annotate(mask, f"{one}.png", one, [1, 2], tolerance) for one, mask in masks().items()]
+    FORMATS[name].write(iter(parts), export, LABELS, PALETTE)
+    if name == "labelme":
+        for part in parts:
+            write_labelme(part, export / LABELME / f"{part['name']}.json", LABELS, photos / part["image"])
     assert all((export / file).is_file() for file in FORMATS[name].files)
     assert not [path for path in export.rglob("*") if path.name.startswith(".")]
     if name == "label-studio":
@@ -186,12 +190,12 @@ def test_round_trip(name, tolerance, photos, tmp_path):
     assert imported.overlapped == 0 or tolerance
 
 
-def test_coco_is_what_pycocotools_reads(photos, tmp_path):
+def test_coco_is_what_pycocotools_reads(tmp_path):
     from pycocotools.coco import COCO
 
     mask = special()
-    part = annotate(mask, "special.png", "special", LABELS, 0)
-    FORMATS["coco"].write([part, part], tmp_path, LABELS, PALETTE, photos)
+    part = annotate(mask, "special.png", "special", [1, 2], 0)
+    FORMATS["coco"].write([part, part], tmp_path, LABELS, PALETTE)
     coco = COCO(tmp_path / "coco.json")
     assert [one["name"] for one in coco.loadCats(coco.getCatIds())] == LABELS
     again = np.zeros_like(mask)

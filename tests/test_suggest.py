@@ -14,9 +14,12 @@ from PIL import Image
 from allspark_hf.cli.main import main
 from allspark_hf.cli.suggest import labeled_as_in_run
 from allspark_hf.data import DataArguments, find_data
+from allspark_hf.data.labeling.formats import read_export
+from allspark_hf.data.labeling.writing import write_folder
 from allspark_hf.demo.data import write_demo_data
 from allspark_hf.inference.contact_sheet import Entry, contact_sheet
-from allspark_hf.inference.loading import make_image_processor
+from allspark_hf.inference.loading import load_trained, make_image_processor
+from allspark_hf.inference.prediction import predict_mask
 from allspark_hf.inference.suggestion import (
     CANDIDATES,
     Doubt,
@@ -206,6 +209,24 @@ def test_masks_drawn_since_the_training_are_labels(folder, tmp_path):
     assert labeled_as_in_run(given, str(out)) == given
 
 
+def test_outlines_for_a_tool(folder, tmp_path, monkeypatch, capsys):
+    given = ["--format", "coco", "--tolerance", 0]
+    code, output, _ = run(monkeypatch, capsys, folder, tmp_path / "suggested", *given)
+    assert code == 0 and "Outlines for coco, within 0 pixels: 0 of 18,432 pixels (0.00 %)" in output
+    chosen = (tmp_path / "suggested/suggestions.txt").read_text().splitlines()
+    name, export, files = read_export(tmp_path / "suggested")
+    write_folder(export, files, tmp_path / "labeled", empty_images="background")
+    model, image_processor = load_trained(str(folder / "out"), "cpu")
+    for one in chosen:
+        image = folder / f"data/images/train/{one}.jpg"
+        assert (tmp_path / f"labeled/images/train/{one}.jpg").read_bytes() == image.read_bytes()
+        with Image.open(image) as opened, Image.open(tmp_path / f"labeled/masks/train/{one}.png") as mask:
+            np.testing.assert_array_equal(np.asarray(mask), predict_mask(model, image_processor, opened))
+    assert name == "coco" and len(export.pictures) == 3
+    code, _, _ = run(monkeypatch, capsys, folder, tmp_path / "suggested", *given)
+    assert "exists: pass --overwrite" in code
+
+
 def test_a_bad_image_is_left_out_and_named(folder, tmp_path, monkeypatch, capsys):
     other = tmp_path / "other"
     shutil.copytree(folder, other)
@@ -221,7 +242,8 @@ def test_a_bad_image_is_left_out_and_named(folder, tmp_path, monkeypatch, capsys
 @pytest.mark.parametrize(
     ("more", "sentence"),
     [
-        (["--count", 0], "count is 0"),
+        (["--count", 0], "count=0 is out of range"),
+        (["--format", "yolo"], "choose from"),
         (["--labeled_count", 9], "has only 4 masks"),
         (["--unlabeled_dataset_name", "x", "--unlabeled_streaming"], "leave --unlabeled_streaming out"),
     ],

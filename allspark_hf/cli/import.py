@@ -173,6 +173,6 @@ def main() -> None:
     try:
         run()
     except KeyboardInterrupt:
-        sys.exit("Interrupted; nothing was written.")
+        sys.exit("Interrupted; the folder is whole, or not there.")
     except (ImportError, OSError, ValueError) as error:
         sys.exit(f"{type(error).__name__}: {error}")

@@ -9,7 +9,6 @@ from .help import read_help, render, short
 
 # Each is the `main` of the module of this name in this folder, imported when it is started.
 COMMANDS = (
-    "import",
     "train",
     "evaluate",
     "predict",
@@ -19,6 +18,7 @@ COMMANDS = (
     "study",
     "export",
     "push",
+    "import",
     "demo",
     "benchmark",
 )

@@ -5,8 +5,9 @@ Segments images with a trained model, one or a hundred thousand.
     accelerate launch --num_processes 4 -m allspark_hf predict ...    # every image once; --resume goes on
 
 Every image gives `<stem>_mask.png` (values as in the masks of the training, shown in the classes' colors) and
-`<stem>_overlay.png`; every run gives `legend.png`, and `areas.csv` with the pixels of each class in each image. Exit
-code 0: all done; 1: some images failed, the rest are written; 2: nothing was done.
+`<stem>_overlay.png`; every run gives `legend.png`, and `areas.csv` with the pixels of each class in each image.
+--format also gives outlines, to be corrected in a labeling tool. Exit code 0: all done; 1: some images failed, the
+rest are written; 2: nothing was done.
 """
 
 import hashlib
@@ -23,10 +24,13 @@ from tqdm import tqdm
 
 from allspark_hf.cli.arguments import parse_arguments
 from allspark_hf.cli.ending import leave_with
+from allspark_hf.data.labeling.annotations import FORMATS
+from allspark_hf.data.labeling.polygons import require_outlines
 from allspark_hf.data.masks import MaskConvention
 from allspark_hf.evaluation.arguments import ONE_PIECE, PredictionArguments, eval_crop
 from allspark_hf.export.folder import find_onnx_file
 from allspark_hf.export.onnx import OnnxSegmenter
+from allspark_hf.inference.annotation_writer import AnnotationWriter, all_files
 from allspark_hf.inference.classes import find_classes, read_palette
 from allspark_hf.inference.files import find_images, name_results
 from allspark_hf.inference.loading import load_trained
@@ -64,6 +68,12 @@ class PredictArguments:
     palette: str | None = argument(None, "File with new colors of classes, a line such as 'road #804080' each.")
     probabilities: bool = argument(
         False, "Also write <stem>_confidence.png: gray, 255 times the probability of each pixel's class."
+    )
+    format: str | None = argument(
+        None, "Also write outlines for this labeling tool: coco.json, cvat.xml, ...", choices=[*FORMATS]
+    )
+    tolerance: float = argument(
+        1.0, "With --format: pixels that a point left out may lie from its outline.", interval="[0, inf)"
     )
     batch_size: int = argument(
         8, "Images of one size that the model gets together; fewer where they are large.", interval="[1, inf)"
@@ -174,6 +184,7 @@ def make_writers(arguments: PredictArguments, model, root: Path, images: dict[Pa
         images (`dict[Path, Path]`): name of the results -> image file.
 
     Raises:
+        ImportError: if outlines are asked for and their packages are not installed.
         ValueError: if the model's mask values do not fit into a PNG, or `classes` or `palette` name no class.
     """
     config, output_dir = model.config, Path(arguments.output_dir)
@@ -191,12 +202,19 @@ def make_writers(arguments: PredictArguments, model, root: Path, images: dict[Pa
     alpha = arguments.alpha if arguments.alpha is not None else 1.0 if arguments.contours else 0.5
     drawing = Drawing(shown, alpha, arguments.contours, arguments.transparent)
     pictures = PictureWriter(output_dir, labels, palette, mask_values, drawing, arguments.probabilities)
-    return [pictures, AreaWriter(pictures, {name: file.relative_to(root).as_posix() for name, file in images.items()})]
+    relative = {name: file.relative_to(root).as_posix() for name, file in images.items()}
+    writers = [pictures, AreaWriter(pictures, relative)]
+    if arguments.format is not None:
+        require_outlines()
+        how = arguments.format, labels, palette, shown, arguments.tolerance
+        writers.append(AnnotationWriter(output_dir, *how, relative, root))
+    return writers
 
 
 def settings_of(arguments, how: PredictionArguments, config, image_processor, pictures: PictureWriter) -> dict:
     """What the results depend on besides weights and images, as JSON holds it; a resumed run must have the same."""
-    settings = {name: getattr(arguments, name) for name in ("backend", "bf16", "probabilities")} | asdict(how)
+    own = ("backend", "bf16", "probabilities", "tolerance")
+    settings = {name: getattr(arguments, name) for name in own} | asdict(how)
     if how.eval_mode not in ONE_PIECE:
         settings["eval_crop_size"] = eval_crop(how, config)
     settings |= asdict(pictures.drawing)
@@ -207,7 +225,7 @@ def settings_of(arguments, how: PredictionArguments, config, image_processor, pi
 def outdated_files(job: Job) -> list[Path]:
     """The results of earlier runs, also those that this one will not write."""
     earlier = [job.writers[0].path(name, kind) for name in job.names for kind in PictureWriter.KINDS]
-    return [*result_files(job.writers, job.names), *earlier]
+    return [*result_files(job.writers, job.names), *earlier, *all_files(job.output_dir, job.names)]
 
 
 def predict(job: Job, state: PartialState, num_workers: int) -> tuple[int, int, str | None]:

@@ -10,11 +10,13 @@ all images; pixels count more the lower the IoU of the classes that they may be 
 taken ones by the encoder's features. The same command gives the same images; the data stay as they are.
 
 Writes suggestions.txt, an id a line as --labeled_list reads them, the one to label first at the top; suggestions.csv
-with files and numbers; and contact_sheet.png: each image, where the model is unsure (red), and why. Exit code 0: all
-done; 1: some images could not be read, the others are compared.
+with files and numbers; and contact_sheet.png: each image, where the model is unsure (red), and why. --format also
+copies the images to images/ and writes the predictions as outlines, to be corrected in a labeling tool. Exit code 0:
+all done; 1: some images could not be read, the others are compared.
 """
 
 import csv
+import shutil
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,35 +28,45 @@ from tqdm.auto import tqdm
 
 from allspark_hf.cli.arguments import parse_arguments
 from allspark_hf.data import DataArguments, find_data, list_path, split_of_run, to_rgb
+from allspark_hf.data.labeling.annotations import FORMATS
+from allspark_hf.data.labeling.polygons import require_outlines
 from allspark_hf.data.reading import undecoded
 from allspark_hf.evaluation.metrics import metric_name
+from allspark_hf.inference.annotation_writer import AnnotationWriter
 from allspark_hf.inference.contact_sheet import Entry, contact_sheet
 from allspark_hf.inference.loading import load_trained
+from allspark_hf.inference.prediction import model_palette, predict_mask
 from allspark_hf.inference.suggestion import Doubt, choose, class_weights, read_doubt, read_features, scores
 from allspark_hf.publishing.record import RECORD_FILE
-from allspark_hf.utils.arguments import argument
+from allspark_hf.utils.arguments import argument, check_values
 from allspark_hf.utils.files import read_json_object
 from allspark_hf.utils.text import one_line
 
 
-LIST, TABLE, SHEET = "suggestions.txt", "suggestions.csv", "contact_sheet.png"
+LIST, TABLE, SHEET, IMAGES = "suggestions.txt", "suggestions.csv", "contact_sheet.png", "images"
 
 
 @dataclass
 class SuggestArguments:
     model: str = argument(help="Folder or Hub id of a trained model.")
     output_dir: str = argument(help="Folder of the suggestions.")
-    count: int = argument(20, "How many images to suggest.")
+    count: int = argument(20, "How many images to suggest.", interval="[1, inf)")
+    format: str | None = argument(
+        None, "Also write outlines for this labeling tool: coco.json, cvat.xml, ...", choices=[*FORMATS]
+    )
+    tolerance: float = argument(
+        1.0, "With --format: pixels that a point left out may lie from its outline.", interval="[0, inf)"
+    )
     image_column_name: str = argument("image", "Column of dataset_name with the images.")
     label_column_name: str = argument("label", "Column of dataset_name with the masks.")
     overwrite: bool = argument(False, "Replace earlier suggestions.")
     device: str | None = argument(None, "Such as cpu or cuda:0; default: the GPU if any.")
 
     def __post_init__(self):
-        if self.count < 1:
-            raise ValueError(f"count is {self.count}, but at least 1 image to suggest is needed.")
+        check_values(self)
         folder = Path(self.output_dir)
-        existing = [folder / name for name in (LIST, TABLE, SHEET) if (folder / name).exists()]
+        of_tools = [name for kind in FORMATS.values() for name in kind.files]
+        existing = [folder / name for name in (LIST, TABLE, SHEET, IMAGES, *of_tools) if (folder / name).exists()]
         if existing and not self.overwrite:
             raise ValueError(f"{existing[0]} exists: pass --overwrite, or choose another --output_dir.")
 
@@ -134,6 +146,8 @@ def suggest(arguments: SuggestArguments, data_arguments: DataArguments) -> int:
     """Writes the suggestions; the number of images that could not be used."""
     if data_arguments.unlabeled_streaming:
         raise ValueError("A stream has no list of images to choose from: leave --unlabeled_streaming out.")
+    if arguments.format is not None:
+        require_outlines()
     model, image_processor = load_trained(arguments.model, arguments.device)
     columns = arguments.image_column_name, arguments.label_column_name
     data = find_data(labeled_as_in_run(data_arguments, arguments.model), *columns)
@@ -165,6 +179,8 @@ def suggest(arguments: SuggestArguments, data_arguments: DataArguments) -> int:
     )
     contact_sheet(entries).save(folder / SHEET)
     write_table(folder / TABLE, chosen, model.config.id2label)
+    if arguments.format is not None:
+        write_outlines(arguments, chosen, unlabeled, *network)
     (folder / LIST).write_text("".join(f"{one.id}\n" for one in chosen), encoding="utf-8")
     no_more = " (there are no more)" if len(chosen) < arguments.count else ""
     files = ", ".join(str(folder / name) for name in (LIST, TABLE, SHEET))
@@ -181,9 +197,30 @@ def write_table(path: Path, chosen: list[Suggestion], id2label: dict[int, str]):
             table.writerow([one.id, one.file, *numbers, one.doubt.reason(id2label)])
 
 
+def write_outlines(arguments: SuggestArguments, chosen: list[Suggestion], images: Images, model, image_processor):
+    """Copies of the images, and what the model predicts of them as outlines for a tool."""
+    folder, config = Path(arguments.output_dir), model.config
+    labels = [config.id2label[index] for index in range(config.num_labels)]
+    ordered = sorted(chosen, key=lambda one: one.id)  # as tools sort them
+    suffixes = [Path(one.file).suffix if one.file else ".png" for one in ordered]
+    names = [Path(one.id.removesuffix(suffix)) for one, suffix in zip(ordered, suffixes, strict=True)]
+    copies = {name: f"{name.as_posix()}{suffix}" for name, suffix in zip(names, suffixes, strict=True)}
+    what = arguments.format, labels, model_palette(model), range(len(labels)), arguments.tolerance
+    writer = AnnotationWriter(folder, *what, copies, folder / IMAGES)
+    for one, name in zip(ordered, names, strict=True):
+        picture, copy = images.picture(one.row), folder / IMAGES / copies[name]
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        if one.file:
+            shutil.copyfile(one.file, copy)
+        else:
+            picture.save(copy)
+        writer.write(name, picture, predict_mask(model, image_processor, picture), None)
+    writer.finish()
+
+
 def main() -> int:
     try:
         num_bad = suggest(*parse_arguments((SuggestArguments, DataArguments)))
-    except (OSError, ValueError) as error:
+    except (ImportError, OSError, ValueError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
     return 1 if num_bad else 0

@@ -1,10 +1,8 @@
 """What is written of predictions: masks, pictures and a table of areas; other formats have writers of their own."""
 
 import csv
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -13,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from ..data.images import mask_to_array
+from ..utils.files import whole_file
 from .visualization import colorize, index_image, legend, outlines, overlay
 
 
@@ -52,19 +51,6 @@ class ResultWriter(Protocol):
 
     def finish(self) -> None:
         """Writes the files of the run, after all images, in one process; images that failed have no files."""
-
-
-@contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """The name to write a file under, which is renamed at the end: under its own name it is whole or not there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    try:
-        yield part
-        os.replace(part, path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
 
 
 @dataclass(frozen=True)
@@ -215,4 +201,4 @@ class AreaWriter:
         return np.bincount(stored.ravel(), minlength=max(values) + 1)[list(values)]
 
 
-__all__ = ["AreaWriter", "Drawing", "PictureWriter", "ResultWriter", "stored_image", "whole_file"]
+__all__ = ["AreaWriter", "Drawing", "PictureWriter", "ResultWriter", "stored_image"]

@@ -3,6 +3,8 @@
 import json
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -92,6 +94,19 @@ def read_json_object(path: str | Path) -> dict:
     return content if isinstance(content, dict) else {}
 
 
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """The name to write a file under, which is renamed at the end: under its own name it is whole or not there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    try:
+        yield part
+        os.replace(part, path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
 def write_json(path: str | Path, value: Any):
     """Writes a JSON file under another name and renames it, so that a file of this name is always whole."""
     path = Path(path)
@@ -109,5 +124,6 @@ __all__ = [
     "left_out",
     "read_json",
     "read_json_object",
+    "whole_file",
     "write_json",
 ]

@@ -6,7 +6,8 @@ Each takes the same arguments, and keeps one image at a time in memory:
 - folder (`Path`): where to write the files that [`FORMATS`] names; there already.
 - labels (`Sequence[str]`): name of each class.
 - palette (`Sequence[Sequence[int]]`): its red, green and blue, 0 to 255.
-- images_dir (`Path`): the folder that the images of the parts are relative to.
+
+LabelMe also has a file for each image, in the folder `labelme`.
 """
 
 import json
@@ -19,23 +20,18 @@ from typing import NamedTuple, TextIO
 from urllib.parse import quote
 from xml.sax.saxutils import quoteattr
 
-from ...utils.files import write_json
+from ...utils.files import whole_file, write_json
 from ..sources.class_lists import IGNORED_NAME
 
 
+LABELME = "labelme"
 Colors = Sequence[Sequence[int]]
 
 
 @contextmanager
 def _whole(path: Path) -> Iterator[TextIO]:
-    """A text file that is renamed at the end: under its own name it is whole or not there."""
-    part = path.with_name(f".{path.name}.part")
-    try:
-        with open(part, "w", encoding="utf-8") as file:
-            yield file
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    with whole_file(path) as part, open(part, "w", encoding="utf-8") as file:
+        yield file
 
 
 def _dump(value) -> str:
@@ -46,7 +42,7 @@ def _hex(color: Sequence[int]) -> str:
     return "#{:02x}{:02x}{:02x}".format(*color)
 
 
-def write_coco(parts: Iterable[dict], folder: Path, labels: Sequence[str], palette: Colors, images_dir: Path):
+def write_coco(parts: Iterable[dict], folder: Path, labels: Sequence[str], palette: Colors):
     """COCO: category 1 is the first class. Regions with holes are single rings, so that tools need no run lengths."""
     categories = [{"id": index + 1, "name": name, "supercategory": ""} for index, name in enumerate(labels)]
     number = 0
@@ -75,7 +71,7 @@ def write_coco(parts: Iterable[dict], folder: Path, labels: Sequence[str], palet
         file.write("]}\n")
 
 
-def write_cvat(parts: Iterable[dict], folder: Path, labels: Sequence[str], palette: Colors, images_dir: Path):
+def write_cvat(parts: Iterable[dict], folder: Path, labels: Sequence[str], palette: Colors):
     """CVAT for images 1.1, to upload as annotations of a task with the same images and labels."""
     with _whole(folder / "cvat.xml") as file:
         file.write(
@@ -99,7 +95,7 @@ def _escaped(text: str) -> str:
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
-def write_label_studio(parts: Iterable[dict], folder: Path, labels: Sequence[str], palette: Colors, images_dir: Path):
+def write_label_studio(parts: Iterable[dict], folder: Path, labels: Sequence[str], palette: Colors):
     """Label Studio: tasks with predictions, and the labeling configuration that they need."""
     with _whole(folder / "label_studio_config.xml") as file:
         file.write('<View>\n<Image name="image" value="$image"/>\n<PolygonLabels name="label" toName="image">\n')
@@ -132,29 +128,38 @@ def _result(place: int, region: dict, part: dict, labels: Sequence[str]) -> dict
     }
 
 
-def write_labelme(parts: Iterable[dict], folder: Path, labels: Sequence[str], palette: Colors, images_dir: Path):
-    """LabelMe: a json file for each image, with the way to it, and labels.txt."""
-    folder = folder / "labelme"
-    folder.mkdir(exist_ok=True)
-    for part in parts:
-        path = folder / f"{part['name']}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        shapes = [
-            {
-                "label": labels[region["label"]],
-                "points": region["ring"],
-                "group_id": None,
-                "description": "",
-                "shape_type": "polygon",
-                "flags": {},
-            }
-            for region in part["regions"]
-        ]
-        way = os.path.relpath(images_dir / part["image"], path.parent)
-        content = {"version": "5.5.0", "flags": {}, "shapes": shapes, "imagePath": Path(way).as_posix()}
-        size = {"imageData": None, "imageHeight": part["height"], "imageWidth": part["width"]}
-        write_json(path, content | size)
-    with _whole(folder / "labels.txt") as file:
+def write_labelme(part: dict, path: Path, labels: Sequence[str], image: Path):
+    """
+    LabelMe: the file of one image.
+
+    Args:
+        part (`dict`): of [`~allspark_hf.data.labeling.polygons.annotate`].
+        path (`Path`): of the json file; its folder is made if need be.
+        labels (`Sequence[str]`): name of each class.
+        image (`Path`): the image, to which the file holds the way.
+    """
+    shapes = [
+        {
+            "label": labels[region["label"]],
+            "points": region["ring"],
+            "group_id": None,
+            "description": "",
+            "shape_type": "polygon",
+            "flags": {},
+        }
+        for region in part["regions"]
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    way = Path(os.path.relpath(image, path.parent)).as_posix()
+    size = {"imageHeight": part["height"], "imageWidth": part["width"]}
+    content = {"version": "5.5.0", "flags": {}, "shapes": shapes, "imagePath": way, "imageData": None}
+    write_json(path, content | size)
+
+
+def write_labelme_names(parts: Iterable[dict], folder: Path, labels: Sequence[str], palette: Colors):
+    """LabelMe: the list of its `--labels`; the images have their files already, which may be corrected by now."""
+    (folder / LABELME).mkdir(exist_ok=True)
+    with _whole(folder / LABELME / "labels.txt") as file:
         file.writelines(f"{name}\n" for name in (IGNORED_NAME, *labels))
 
 
@@ -162,15 +167,15 @@ class Format(NamedTuple):
     """The files that a tool's function writes for all images together, and the function."""
 
     files: tuple[str, ...]
-    write: Callable[[Iterable[dict], Path, Sequence[str], Colors, Path], None]
+    write: Callable[[Iterable[dict], Path, Sequence[str], Colors], None]
 
 
 FORMATS = {
     "coco": Format(("coco.json",), write_coco),
     "cvat": Format(("cvat.xml",), write_cvat),
     "label-studio": Format(("label_studio.json", "label_studio_config.xml"), write_label_studio),
-    "labelme": Format(("labelme/labels.txt",), write_labelme),
+    "labelme": Format((f"{LABELME}/labels.txt",), write_labelme_names),
 }
 
 
-__all__ = ["FORMATS", "Format", "write_coco", "write_cvat", "write_label_studio", "write_labelme"]
+__all__ = ["FORMATS", "LABELME", "Format", "write_coco", "write_cvat", "write_label_studio", "write_labelme"]

@@ -32,7 +32,11 @@ def read_coco(files: Files, sources: dict[Path, Any]) -> Export:
         FileNotFoundError: if a picture is missing.
         ValueError: if categories differ, or an entry refers to one that is not there.
     """
-    names: dict[int, str] = {}
+    notes, names, sources = [], {}, dict(sources)
+    for source, content in list(sources.items()):
+        if len(sources) > 1 and any("keypoints" in entry for entry in content["categories"]):
+            del sources[source]  # the same pictures once more
+            notes.append(f"Left alone: {source}, which is about keypoints.")
     for source, content in sources.items():
         for entry in content["categories"]:
             name = names.setdefault(entry["id"], str(entry["name"]))
@@ -44,12 +48,16 @@ def read_coco(files: Files, sources: dict[Path, Any]) -> Export:
     order = sorted(names)
     index = {number: place for place, number in enumerate(order)}
     pictures = [one for source, content in sources.items() for one in _read_file(files, source, content, index)]
-    export = Export([names[number] for number in order], pictures)
     if order and order[-1] - order[0] >= len(order):
-        export.notes.append(f"The category ids have gaps (up to {order[-1]}): classes are numbered in their order.")
-    if note := files.not_named(picture.image for picture in pictures):
-        export.notes.append(note)
-    return export
+        notes.append(f"The category ids have gaps (up to {order[-1]}): classes are numbered in their order.")
+    crowds = [one for content in sources.values() for one in content.get("annotations") or [] if one.get("iscrowd")]
+    if crowds:
+        notes.append(
+            f"Objects marked as crowds (iscrowd), whose pixels do not count: {len(crowds)}. CVAT marks all masks so: "
+            "if they are no crowds, export CVAT for images 1.1."
+        )
+    notes += [note] if (note := files.not_named(picture.image for picture in pictures)) else []
+    return Export([names[number] for number in order], pictures, notes=notes)
 
 
 def _read_file(files: Files, source: Path, content: dict, index: dict[int, int]) -> list[Picture]:

@@ -40,6 +40,8 @@ def read_cvat_xml(files: Files, source: Path) -> Export:
         root = ElementTree.parse(source).getroot()
     except ElementTree.ParseError as error:
         raise ValueError(f"{source} is no whole xml file ({error}); export it anew.") from error
+    if root.find("track") is not None:
+        raise ValueError(f"{source} is of CVAT for video; export the task as CVAT for images 1.1.")
     labels = [label for label in root.iterfind("meta/*/labels/label") if label.find("parent") is None]
     names = list(dict.fromkeys(label.findtext("name", "").strip() for label in labels))
     index = {name: place for place, name in enumerate(names)}

@@ -6,11 +6,12 @@ from pathlib import Path, PurePosixPath
 from PIL import Image
 
 from ...utils.files import find_image_files
-from ..pixels import ORIENTATION, open_image
+from ..pixels import ORIENTATION, WIDTH, open_image
 from ..sources.pairs import one_form
 from ..sources.split_names import KIND_NAMES, split_of
 
 
+HEIGHT = WIDTH + 1  # tag of TIFF
 TURNED = {
     5: Image.Transpose.TRANSPOSE,
     6: Image.Transpose.ROTATE_270,
@@ -37,8 +38,8 @@ class Files:
 
     def find(self, name: str, source: Path, split: str | None = None) -> Path:
         """
-        The picture that a file names: of pictures of that name the one whose folders agree best, then one that lies
-        with the file, then one of the split.
+        The picture that a file names: of pictures of that name the one whose folders agree best, then that of this
+        very path, then that nearest to the file, then one of the split.
 
         Raises:
             FileNotFoundError: if there is no such picture.
@@ -47,8 +48,9 @@ class Files:
         parts = [part for part in PurePosixPath(one_form(name.replace("\\", "/"))).parts if part not in ("..", "/")]
         found = self._by_name.get(parts[-1], []) if parts else []
         tests = (
-            lambda path: _shared_tail(path, parts),
-            lambda path: path.is_relative_to(source.parent),
+            lambda path: _shared(reversed(path.parts), reversed(parts)),
+            lambda path: path == self.folder.joinpath(*parts),
+            lambda path: _shared(path.parts, source.parts),
             lambda path: split_in(path.relative_to(self.folder).parts[:-1]) == split,
         )
         for test in tests:
@@ -81,11 +83,11 @@ class Files:
         )
 
 
-def _shared_tail(path: Path, parts: list[str]) -> int:
-    """How many names at the end of two paths agree."""
+def _shared(some: Iterable[str], others: Iterable[str]) -> int:
+    """How many names agree before two differ."""
     count = 0
-    for one, other in zip(reversed(path.parts), reversed(parts), strict=False):
-        if one_form(one) != other:
+    for one, other in zip(some, others, strict=False):
+        if one_form(one) != one_form(other):
             break
         count += 1
     return count
@@ -123,6 +125,8 @@ def read_frame(image: Path, size: tuple[int, int] | None) -> tuple[int, int, Ima
     try:
         with open_image(image) as opened:
             (width, height), orientation = opened.size, opened.getexif().get(ORIENTATION, 1)
+            if opened.format == "TIFF":  # whose size Pillow has turned already, or has not, by its version
+                width, height = opened.tag_v2[WIDTH], opened.tag_v2[HEIGHT]
     except Exception as error:  # Pillow raises nearly anything
         raise ValueError(f"the picture cannot be read ({' '.join(str(error).split())}); replace it") from error
     upright = (width, height) if orientation in TURNED else (height, width)

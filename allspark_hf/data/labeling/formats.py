@@ -1,5 +1,6 @@
 """Which labeling tool wrote an export."""
 
+import shutil
 import tarfile
 import tempfile
 import zipfile
@@ -16,6 +17,7 @@ from ..pixels import open_image
 from ..sources.classes import Classes, classes_in, read_classes
 from ..sources.folder import FolderLayout
 from ..sources.pairs import visible_paths
+from ..sources.split_names import subfolders
 from .coco import is_coco, read_coco
 from .cvat_xml import is_cvat_xml, read_cvat_xml
 from .export import Export
@@ -24,7 +26,7 @@ from .label_studio import is_label_studio, read_label_studio
 from .labelme import is_labelme, read_labelme
 from .masks import ROBOFLOW_CLASSES, ROBOFLOW_END, read_color_masks, read_cvat_masks, read_roboflow_masks
 from .supervisely import is_supervisely, read_supervisely
-from .yolo import is_yolo, read_yolo
+from .yolo import LABELS, is_yolo, read_yolo
 
 
 FORMATS = {
@@ -43,6 +45,7 @@ JSON_FORMATS = {
     "labelme": (is_labelme, read_labelme),
     "label_studio": (is_label_studio, read_label_studio),
 }
+COLORED = ("RGB", "RGBA")
 Reader = Callable[[Files], Export]
 
 
@@ -61,6 +64,7 @@ def unpacked(source: Path) -> Iterator[Path]:
             yield source
             return
         root = Path(folder)
+        shutil.rmtree(root / "__MACOSX", ignore_errors=True)  # what a Mac adds
         while len(inner := [path for path in root.iterdir() if not is_hidden(path.name)]) == 1 and inner[0].is_dir():
             root = inner[0]
         yield root
@@ -135,7 +139,7 @@ def _has_color_masks(source: Path) -> bool:
     try:
         masks = FolderLayout(source).pairs("train").masks
         with open_image(next(iter(masks.values()))) as opened:
-            return opened.mode in ("RGB", "RGBA")
+            return opened.mode in COLORED
     except (OSError, StopIteration, ValueError):
         return False
 
@@ -181,4 +185,29 @@ def read_export(
     return name, export, files
 
 
-__all__ = ["FORMATS", "find_readers", "read_export", "unpacked"]
+def find_export(source: Path) -> str | None:
+    """The only format, one of [`FORMATS`], that an export can be read as; all its files are looked at."""
+    try:
+        readers = find_readers(source)
+    except (OSError, ValueError):
+        return None
+    return next(iter(readers)) if len(readers) == 1 else None
+
+
+def recognize_export(data_dir: Path) -> str | None:
+    """
+    The format, one of [`FORMATS`], of which a folder is an export for sure, though training could take its folders for
+    its own form or that of VOC; told in no time.
+    """
+    label_map, mask = data_dir / "labelmap.txt", next((data_dir / "SegmentationClass").glob("*.png"), None)
+    if label_map.is_file() and mask is not None:
+        with open_image(mask) as opened:
+            return "cvat_masks" if opened.mode in COLORED else None
+    places = (f"{LABELS}/*.txt", f"{LABELS}/*/*.txt", f"*/{LABELS}/*.txt")
+    if (data_dir / "data.yaml").is_file() and any(next(data_dir.glob(place), None) for place in places):
+        has_masks = any((folder / "masks").is_dir() for folder in (data_dir, *subfolders(data_dir).values()))
+        return None if has_masks else "yolo"
+    return None
+
+
+__all__ = ["FORMATS", "find_export", "find_readers", "read_export", "recognize_export", "unpacked"]

@@ -44,7 +44,8 @@ def read_label_studio(files: Files, sources: dict[Path, Any]) -> Export:
     tasks = [(source, task) for source, content in sources.items() for task in content]
     chosen = [_choose(task["annotations"]) for _, task in tasks]
     regions = [region for annotation in chosen if annotation for region in annotation["result"]]
-    used = {name for region in regions for name in region["value"].get(region["type"], []) if region["type"] in DRAWN}
+    drawn = [region for region in regions if region["type"] in DRAWN]  # others have no value, or no area
+    used = {name for region in drawn for name in region["value"].get(region["type"], [])}
     names, note = names_of(files.root, used)
     index = {name: place for place, name in enumerate(names)}
     pictures = []

@@ -1,6 +1,7 @@
 """Outlines of the regions of a mask, to be corrected in a labeling tool."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from importlib.util import find_spec
 from typing import NamedTuple
 
 import numpy as np
@@ -9,7 +10,7 @@ from .rasterize import rasterize
 from .writing import BACKGROUND
 
 
-INSTALL = "rasterio finds the outlines and is not installed: pip install 'allspark-hf[import]'."
+INSTALL = "Outlines need {}, which is not installed: pip install 'allspark-hf[import]'."
 LEAST_LEFT = 0.5  # of a region's area; one that would lose more keeps its own outline
 
 
@@ -38,6 +39,13 @@ class Region(NamedTuple):
         return ring
 
 
+def require_outlines():
+    """Raises ImportError, with what to install, where [`annotate`] would."""
+    for name in ("rasterio", "pycocotools"):
+        if find_spec(name) is None:
+            raise ImportError(INSTALL.format(name))
+
+
 def outline_regions(mask: np.ndarray, tolerance: float = 0.0) -> list[Region]:
     """
     Outlines all regions of a mask along the edges of pixels, and leaves points out (Douglas and Peucker).
@@ -54,12 +62,11 @@ def outline_regions(mask: np.ndarray, tolerance: float = 0.0) -> list[Region]:
         `list[Region]`: the largest first; together they cover the mask.
 
     Raises:
-        ImportError: if rasterio is not installed.
+        ImportError: if rasterio or pycocotools is not installed.
     """
-    try:
-        from rasterio.features import shapes
-    except ImportError as error:
-        raise ImportError(INSTALL) from error
+    require_outlines()
+    from rasterio.features import shapes
+
     junctions = _junctions(mask)
     arcs: dict[bytes, np.ndarray] = {}
     found = []
@@ -111,8 +118,9 @@ def _cut(ring: np.ndarray, junctions: np.ndarray, arcs: dict[bytes, np.ndarray])
     needed = is_junction | (along == 0)
     points, is_junction = points[needed], is_junction[needed]
     cuts = np.flatnonzero(is_junction)
-    if not len(cuts):  # begun anywhere, but by both of its regions at the same point
-        cuts = np.lexsort(points.T)[:1]
+    if not len(cuts):  # begun far out, where no point is left out, and by both regions at the same point
+        away = np.hypot(*((len(points) * points - points.sum(axis=0)) / len(points)).T)
+        cuts = np.lexsort((*points.T, -away))[:1]
     points = np.concatenate([points, points])
     for first, last in zip(cuts, [*cuts[1:], cuts[0] + len(is_junction)], strict=True):
         arc = points[first : last + 1]
@@ -177,7 +185,7 @@ def drawn_classes(labels: Sequence[str]) -> list[int]:
     return [index for index, name in enumerate(labels) if name.strip("_ ").casefold() != BACKGROUND]
 
 
-def annotate(mask: np.ndarray, image: str, name: str, labels: Sequence[str], tolerance: float) -> dict:
+def annotate(mask: np.ndarray, image: str, name: str, drawn: Collection[int], tolerance: float) -> dict:
     """
     A mask as outlines, for one of the writers of [`~allspark_hf.data.labeling.annotations`].
 
@@ -185,7 +193,7 @@ def annotate(mask: np.ndarray, image: str, name: str, labels: Sequence[str], tol
         mask (`np.ndarray`): uint8 or int32 (height, width), classes 0 to num_labels - 1.
         image (`str`): path of the image, relative to the folder of images, with slashes.
         name (`str`): what to call the image where each gets a file of its own; with slashes, without an ending.
-        labels (`Sequence[str]`): name of each class.
+        drawn (`Collection[int]`): the classes to outline, such as [`drawn_classes`].
         tolerance (`float`): see [`outline_regions`].
 
     Returns:
@@ -197,8 +205,7 @@ def annotate(mask: np.ndarray, image: str, name: str, labels: Sequence[str], tol
         ImportError: if rasterio or pycocotools is not installed.
     """
     height, width = mask.shape
-    drawn = drawn_classes(labels)
-    again = np.where(np.isin(mask, drawn), -1, mask.astype(np.int32))
+    again = np.where(np.isin(mask, list(drawn)), -1, mask.astype(np.int32))
     regions = []
     for region in outline_regions(mask, tolerance):
         if region.label not in drawn:
@@ -214,4 +221,4 @@ def annotate(mask: np.ndarray, image: str, name: str, labels: Sequence[str], tol
     return {"image": image, "name": name, **size, "regions": regions, "lost": lost}
 
 
-__all__ = ["INSTALL", "Region", "annotate", "drawn_classes", "outline_regions", "simplify"]
+__all__ = ["Region", "annotate", "drawn_classes", "outline_regions", "require_outlines", "simplify"]

@@ -91,7 +91,7 @@ def write_folder(
             try:
                 mask = _paint(picture, values, outside_value, empty_images, imported)
                 _write(picture, target, mask, folder, imported, to_image)
-            except (KeyError, OSError, TypeError, ValueError) as error:
+            except (AttributeError, IndexError, KeyError, OSError, TypeError, ValueError) as error:
                 reason = f"an entry lacks {error}" if isinstance(error, KeyError) else str(error).rstrip(".")
                 problems.append(f"{picture.source}: {picture.image.name}: {reason}.")
         if problems:
@@ -139,6 +139,11 @@ def _choose_values(export: Export, outside: str, classes: Classes | None) -> tup
     names, colors, notes = list(chosen.names), chosen.colors, list(export.notes)
     background = next((name for name in names if name.strip("_ ").casefold() == BACKGROUND), None)
     if not export.is_dense and outside == BACKGROUND and background is None:
+        if classes is not None:  # to put it first would shift those that the user has listed
+            raise ValueError(
+                "The list of --classes lists no class background for what lies outside all objects; add it, or give "
+                "--outside ignore."
+            )
         names, colors = [BACKGROUND, *names], colors and [(0, 0, 0), *colors]
         background = BACKGROUND
     if len(names) > MAX_CLASSES:

@@ -1,5 +1,6 @@
 """YOLO segmentation: `data.yaml`, and for each picture a text file whose lines are a class and a polygon."""
 
+import os
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,7 @@ def read_yolo(files: Files, source: Path) -> Export:
         paint = None if lines is None else partial(_paint, lines=lines, num_classes=len(classes))
         pictures.append(Picture(image, labels if lines else source, split_of(key), None, paint, lines is None))
     orphans = [path for path in sorted(files.root.rglob(f"{LABELS}/**/*.txt")) if path not in used]
+    orphans = [path for path in orphans if path.name != "classes.txt"]  # labelImg's
     if orphans:
         raise ValueError(
             f"{orphans[0]} labels no picture that {source} lists ({len(orphans)} such files); put the picture there, "
@@ -64,11 +66,15 @@ def _list_pictures(files: Files, source: Path, base: str | None, place: str) -> 
     """The pictures of a folder or a list that the yaml file names, whatever machine it was written on."""
     inner = Path(*(part for part in Path(place.replace("\\", "/")).parts if part not in ("..", "/")))
     candidates = [source.parent / (base or "") / place, source.parent / place, source.parent / inner]
-    found = next((path for path in candidates if path.exists()), None)
+    candidates = [Path(os.path.normpath(path)) for path in candidates]
+    found = next((path for path in candidates if path.exists() and path.is_relative_to(files.root)), None)
     if found is None:
         raise FileNotFoundError(f"{source} names {place}, which is not in {source.parent}; put it there, or edit it.")
     if found.is_dir():
-        return [path for path in files.images if path.is_relative_to(found.resolve()) or path.is_relative_to(found)]
+        pictures = [path for path in files.images if path.is_relative_to(found)]
+        if not pictures:
+            raise FileNotFoundError(f"{source} names {place}, but there is no picture in {found}; put them there.")
+        return pictures
     lines = found.read_text(encoding="utf-8").splitlines()
     return [files.find(line.strip(), found) for line in lines if line.strip()]
 

@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 
 from ...utils.files import image_suffixes, is_hidden
+from ..labeling.formats import FORMATS, find_export, recognize_export
 from .folder import FolderLayout, split_folders
 from .layout import Layout
 from .lists import path_in, read_list
@@ -254,7 +255,7 @@ class CocoLayout(PublishedLayout):
 
     def __init__(self, data_dir: Path):
         super().__init__(data_dir)
-        need = "COCO's json files hold outlines, so draw a PNG of class indices for each image"
+        need = "PNG files of class indices, one for each image"
         require_folder(self.root / "masks", f"coco data must have one: {need}")
         self.mask_folder = self.root / "masks"
         self._by_id: dict[str, dict[str, Path]] = {}
@@ -314,12 +315,29 @@ def find_layout(data_dir: str | Path, data_format: str | None = None, voc_masks:
 
     Raises:
         FileNotFoundError: if a folder is missing.
-        ValueError: if the folder is of none of these forms, or of several.
+        ValueError: if the folder is of none of these forms, or of several, or the export of a labeling tool.
     """
     data_dir = Path(data_dir).absolute()
     require_folder(data_dir, "data_dir must name one")
     if data_format is None:
-        data_format = _recognize(data_dir)
+        _require_no_export(data_dir, recognize_export(data_dir))
+        try:
+            return _make_layout(data_dir, _recognize(data_dir), voc_masks)
+        except (FileNotFoundError, ValueError):
+            _require_no_export(data_dir, find_export(data_dir))
+            raise
+    return _make_layout(data_dir, data_format, voc_masks)
+
+
+def _require_no_export(data_dir: Path, name: str | None):
+    if name is not None:
+        raise ValueError(
+            f"{data_dir} is an export of a labeling tool: {FORMATS[name]}; make a data folder of it with `allspark "
+            f"import {data_dir} NEW_FOLDER`, and give NEW_FOLDER."
+        )
+
+
+def _make_layout(data_dir: Path, data_format: str, voc_masks: str) -> Layout:
     if data_format not in LAYOUTS:
         raise ValueError(f"data_format is {data_format!r}, but it must be one of {', '.join(LAYOUTS)}.")
     if data_format == "voc":

@@ -1,0 +1,97 @@
+"""Predictions as outlines for a labeling tool, in which a person corrects them."""
+
+import json
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ..data.labeling.annotations import FORMATS, LABELME, write_labelme
+from ..data.labeling.polygons import annotate, drawn_classes
+from ..utils.files import read_json, whole_file
+
+
+class AnnotationWriter:
+    """
+    Writes `<name>_outlines.json` for each image, and of all of them the files of a tool; a [`ResultWriter`]. For
+    LabelMe, each image also gets its own file, which nothing but its prediction writes: it may be corrected by now.
+
+    Args:
+        output_dir (`Path`): folder of the results.
+        kind (`str`): one of [`FORMATS`].
+        labels (`Sequence[str]`): name of each class.
+        palette (`np.ndarray`): its color, uint8 (num_labels, 3).
+        shown (`Sequence[int]`): the classes to outline; `background` is not, since it is what no outline covers.
+        tolerance (`float`): see [`outline_regions`].
+        images (`Mapping[Path, str]`): name of the results of each image -> its path in `images_dir`, with slashes.
+        images_dir (`Path`): folder of the images.
+    """
+
+    wants_confidence = False
+
+    def __init__(
+        self,
+        output_dir: Path,
+        kind: str,
+        labels: Sequence[str],
+        palette: np.ndarray,
+        shown: Sequence[int],
+        tolerance: float,
+        images: Mapping[Path, str],
+        images_dir: Path,
+    ):
+        self.output_dir, self.kind, self.labels, self.palette = output_dir, kind, labels, palette
+        self.drawn, self.tolerance = set(shown).intersection(drawn_classes(labels)), tolerance
+        self.images, self.images_dir = images, images_dir
+        self.lost = self.pixels = 0
+
+    def image_paths(self, name: Path) -> list[Path]:
+        return outline_files(self.output_dir, name)[: 2 if self.kind == "labelme" else 1]
+
+    def run_paths(self) -> list[Path]:
+        return [self.output_dir / file for file in FORMATS[self.kind].files]
+
+    def write(self, name: Path, image: Image.Image, mask: np.ndarray, confidence: np.ndarray | None):
+        part = annotate(mask, self.images[name], name.as_posix(), self.drawn, self.tolerance)
+        path, *of_tool = self.image_paths(name)
+        for file in of_tool:
+            write_labelme(part, file, self.labels, self.images_dir / part["image"])
+        with whole_file(path) as unfinished:
+            unfinished.write_text(json.dumps(part, ensure_ascii=False), encoding="utf-8")
+
+    def finish(self):
+        """Also prints how much of the images the outlines have lost."""
+        self.lost = self.pixels = 0
+        parts = self._parts()
+        FORMATS[self.kind].write(parts, self.output_dir, self.labels, self.palette.tolist())
+        deque(parts, maxlen=0)  # LabelMe's list of names needs none, and they are counted all the same
+        print(
+            f"Outlines for {self.kind}, within {self.tolerance:g} pixels: {self.lost:,} of {self.pixels:,} pixels "
+            f"({100 * self.lost / max(1, self.pixels):.2f} %) lie in another class than the masks have."
+        )
+
+    def _parts(self) -> Iterator[dict]:
+        for name in self.images:
+            path = self.image_paths(name)[0]
+            if path.exists():  # no image that has failed
+                part = read_json(path)
+                self.lost += part["lost"]
+                self.pixels += part["width"] * part["height"]
+                yield part
+
+
+def outline_files(output_dir: Path, name: Path) -> list[Path]:
+    """The files of one image, whatever the tool; the second one is LabelMe's."""
+    own = output_dir / name.parent
+    return [own / f"{name.name}_outlines.json", output_dir / LABELME / name.parent / f"{name.name}.json"]
+
+
+def all_files(output_dir: Path, names: Iterable[Path]) -> list[Path]:
+    """What runs may have written for any tool."""
+    of_run = [output_dir / file for kind in FORMATS.values() for file in kind.files]
+    return of_run + [path for name in names for path in outline_files(output_dir, name)]
+
+
+__all__ = ["AnnotationWriter", "all_files", "outline_files"]
