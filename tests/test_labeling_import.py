@@ -303,3 +303,32 @@ def test_data_dir_tells_the_command_for_an_export(tmp_path):
         assert [*read_masks(folder)[0]] == ["train/a"]
     (tmp_path / "yolo" / "train" / "masks").mkdir()  # then these are the masks
     assert find_layout(tmp_path / "yolo").name == "folder"
+
+
+def test_nothing_is_passed_over(tmp_path):
+    """What would silently be left out of a mask, or end up in another split, is refused."""
+    write_picture(tmp_path / "labelme" / "a.jpg", 4, 6)
+    write_picture(tmp_path / "labelme" / "b.jpg", 4, 6)
+    (tmp_path / "labelme" / "a.json").write_text(json.dumps({"shapes": [], "imagePath": "a.jpg"}))
+    (tmp_path / "labelme" / "b.json").write_text(json.dumps({"shapes": []}))
+    with pytest.raises(ValueError, match=r"b.json is not in LabelMe's form"):
+        read_masks(tmp_path / "labelme")
+    write_picture(tmp_path / "studio" / "a.jpg", 4, 6)
+    size = {"original_width": 6, "original_height": 4}
+    region = {"id": "r", "type": "polygon", "value": {"points": [[0, 0], [50, 0], [50, 50]]}} | size
+    task = {"id": 1, "data": {"image": "a.jpg"}, "annotations": [{"id": 1, "result": [region]}]}
+    (tmp_path / "studio" / "a.json").write_text(json.dumps([task]))
+    with pytest.raises(ValueError, match=r"task 1, region r: a polygon has no area or no label of its own"):
+        read_masks(tmp_path / "studio")
+    write_picture(tmp_path / "cvat" / "JPEGImages" / "a.jpg", 4, 6)
+    write_picture(tmp_path / "cvat" / "SegmentationClass" / "a.png", 4, 6)
+    (tmp_path / "cvat" / "labelmap.txt").write_text("gray:100,100,100::\n")
+    lists = tmp_path / "cvat" / "ImageSets" / "Segmentation"
+    lists.mkdir(parents=True)
+    (lists / "val.txt").write_text("a\nb\n")
+    with pytest.raises(ValueError, match=r"lists b, of which there is no picture"):
+        read_masks(tmp_path / "cvat")
+    (lists / "val.txt").write_text("a\n")
+    (lists / "train.txt").write_text("a\n")
+    with pytest.raises(ValueError, match=r"val.txt names a, which a list of another split names too"):
+        read_masks(tmp_path / "cvat")

@@ -12,7 +12,7 @@ from .rasterize import expand_runs
 
 
 DRAWN = ("polygon", "box", "ellipse", "mask")
-WITHOUT_AREA = ("polyline", "points", "skeleton", "cuboid")
+NOT_DRAWN = "tag"  # of a whole picture
 
 
 def is_cvat_xml(path: Path) -> bool:
@@ -47,7 +47,7 @@ def read_cvat_xml(files: Files, source: Path) -> Export:
     index = {name: place for place, name in enumerate(names)}
     pictures = []
     for image in root.iter("image"):
-        shapes = [shape for shape in image if shape.tag in (*DRAWN, *WITHOUT_AREA)]
+        shapes = [shape for shape in image if shape.tag != NOT_DRAWN]
         shapes.sort(key=lambda shape: int(shape.get("z_order", 0)))
         split = split_in([image.get("subset") or ""])
         path = files.find(image.attrib["name"], source, split)
@@ -71,7 +71,7 @@ def _paint(canvas: Canvas, shapes: list[ElementTree.Element], index: dict[str, i
 
 
 def _paint_shape(canvas: Canvas, shape: ElementTree.Element, label: int):
-    if shape.tag in WITHOUT_AREA:
+    if shape.tag not in DRAWN:
         raise ValueError("such a shape has no area; draw a polygon, or delete it")
     if shape.tag == "polygon":
         canvas.outline([[pair.split(",") for pair in shape.attrib["points"].split(";")]], label)

@@ -92,6 +92,19 @@ def _shared(some: Iterable[str], others: Iterable[str]) -> int:
     return count
 
 
+def read_lines(path: Path) -> list[str]:
+    """
+    The lines of a text file.
+
+    Raises:
+        ValueError: if it is not in UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text in UTF-8 ({error.reason}); save it as UTF-8.") from error
+
+
 def split_in(parts: Iterable[str]) -> str | None:
     """The split that one of several names means, the last one that does; `instances_train2017` means train."""
     words = [word for part in parts for word in (part, part.rpartition("_")[2])]
@@ -139,4 +152,4 @@ def read_frame(image: Path, size: tuple[int, int] | None) -> tuple[int, int, Ima
     )
 
 
-__all__ = ["Files", "bare_name", "read_frame", "split_in"]
+__all__ = ["Files", "bare_name", "read_frame", "read_lines", "split_in"]

@@ -10,8 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ...utils.files import is_hidden, read_json
 from ..pixels import open_image
 from ..sources.classes import Classes, classes_in, read_classes
@@ -26,7 +24,7 @@ from .label_studio import is_label_studio, read_label_studio
 from .labelme import is_labelme, read_labelme
 from .masks import ROBOFLOW_CLASSES, ROBOFLOW_END, read_color_masks, read_cvat_masks, read_roboflow_masks
 from .supervisely import is_supervisely, read_supervisely
-from .yolo import LABELS, is_yolo, read_yolo
+from .yolo import LABELS, is_yolo, read_yaml, read_yolo
 
 
 FORMATS = {
@@ -90,7 +88,7 @@ def find_readers(source: Path, classes: Classes | None = None) -> dict[str, Read
         by_suffix.setdefault(path.suffix.lower().replace("yml", "yaml"), []).append(path)
     found = _by_folders(source, paths, classes)
     for path in by_suffix.get(".yaml", []):
-        if is_yolo(yaml.safe_load(path.read_text(encoding="utf-8"))):
+        if is_yolo(read_yaml(path)):
             found.setdefault("yolo", partial(read_yolo, source=path))
     for path in by_suffix.get(".xml", []):
         if is_cvat_xml(path):
@@ -175,7 +173,7 @@ def read_export(
     files = Files(source if source.is_dir() else source.parent, images_dir)
     try:
         export = readers[name](files)
-    except (AttributeError, IndexError, KeyError, TypeError) as error:
+    except (AttributeError, IndexError, KeyError, OverflowError, TypeError) as error:
         raise ValueError(
             f"{source} is not a whole export of the form {FORMATS[name]} ({type(error).__name__}: {error}); export it "
             "anew."

@@ -91,8 +91,10 @@ def write_folder(
             try:
                 mask = _paint(picture, values, outside_value, empty_images, imported)
                 _write(picture, target, mask, folder, imported, to_image)
-            except (AttributeError, IndexError, KeyError, OSError, TypeError, ValueError) as error:
-                reason = f"an entry lacks {error}" if isinstance(error, KeyError) else str(error).rstrip(".")
+            except (OSError, ValueError) as error:
+                problems.append(f"{picture.source}: {picture.image.name}: {str(error).rstrip('.')}.")
+            except (AttributeError, IndexError, KeyError, OverflowError, TypeError) as error:
+                reason = f"an entry is missing or malformed ({type(error).__name__}: {error}); export it anew"
                 problems.append(f"{picture.source}: {picture.image.name}: {reason}.")
         if problems:
             more = len(problems) - SHOWN_PROBLEMS

@@ -11,7 +11,7 @@ import yaml
 from ..sources.classes import read_classes
 from ..sources.split_names import split_of
 from .export import Canvas, Export, Picture
-from .files import Files
+from .files import Files, read_lines
 
 
 PICTURES, LABELS = "images", "labels"
@@ -20,6 +20,19 @@ PICTURES, LABELS = "images", "labels"
 def is_yolo(content: Any) -> bool:
     """Whether the content of a yaml file names classes and folders as YOLO does."""
     return isinstance(content, dict) and "names" in content and any(map(split_of, map(str, content)))
+
+
+def read_yaml(path: Path) -> Any:
+    """
+    The content of a yaml file.
+
+    Raises:
+        ValueError: if it is not valid.
+    """
+    try:
+        return yaml.safe_load("\n".join(read_lines(path)))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is no valid YAML ({' '.join(str(error).split())}); correct it.") from error
 
 
 def read_yolo(files: Files, source: Path) -> Export:
@@ -38,7 +51,7 @@ def read_yolo(files: Files, source: Path) -> Export:
         FileNotFoundError: if a folder or a picture is missing.
         ValueError: if the classes cannot be read, labels are of no picture, or no split has pictures.
     """
-    content = yaml.safe_load(source.read_text(encoding="utf-8"))
+    content = read_yaml(source)
     classes = read_classes(source).names
     listed = {}
     for key, places in content.items():
@@ -49,7 +62,7 @@ def read_yolo(files: Files, source: Path) -> Export:
     for image, key in listed.items():
         labels = _labels_of(image)
         used.add(labels)
-        lines = labels.read_text(encoding="utf-8").splitlines() if labels.is_file() else None
+        lines = read_lines(labels) if labels.is_file() else None
         paint = None if lines is None else partial(_paint, lines=lines, num_classes=len(classes))
         pictures.append(Picture(image, labels if lines else source, split_of(key), None, paint, lines is None))
     orphans = [path for path in sorted(files.root.rglob(f"{LABELS}/**/*.txt")) if path not in used]
@@ -75,8 +88,7 @@ def _list_pictures(files: Files, source: Path, base: str | None, place: str) -> 
         if not pictures:
             raise FileNotFoundError(f"{source} names {place}, but there is no picture in {found}; put them there.")
         return pictures
-    lines = found.read_text(encoding="utf-8").splitlines()
-    return [files.find(line.strip(), found) for line in lines if line.strip()]
+    return [files.find(line.strip(), found) for line in read_lines(found) if line.strip()]
 
 
 def _labels_of(image: Path) -> Path:
@@ -111,4 +123,4 @@ def _paint(canvas: Canvas, lines: list[str], num_classes: int):
             raise ValueError(f"line {number}: {error}") from error
 
 
-__all__ = ["is_yolo", "read_yolo"]
+__all__ = ["LABELS", "is_yolo", "read_yaml", "read_yolo"]
