@@ -318,6 +318,9 @@ def test_nothing_is_passed_over(tmp_path):
     region = {"id": "r", "type": "polygon", "value": {"points": [[0, 0], [50, 0], [50, 50]]}} | size
     task = {"id": 1, "data": {"image": "a.jpg"}, "annotations": [{"id": 1, "result": [region]}]}
     (tmp_path / "studio" / "a.json").write_text(json.dumps([task]))
+    with pytest.raises(ValueError, match="has no classes"):
+        read_masks(tmp_path / "studio")
+    (tmp_path / "studio" / "labels.txt").write_text("car\n")
     with pytest.raises(ValueError, match=r"task 1, region r: a polygon has no area or no label of its own"):
         read_masks(tmp_path / "studio")
     write_picture(tmp_path / "cvat" / "JPEGImages" / "a.jpg", 4, 6)

@@ -136,9 +136,16 @@ def _has_color_masks(source: Path) -> bool:
     """Whether it holds folders of images and masks, the first of which is a picture in colors."""
     try:
         masks = FolderLayout(source).pairs("train").masks
-        with open_image(next(iter(masks.values()))) as opened:
+    except (OSError, ValueError):
+        return False
+    return any(map(_is_colored, list(masks.values())[:1]))
+
+
+def _is_colored(mask: Path) -> bool:
+    try:
+        with open_image(mask) as opened:
             return opened.mode in COLORED
-    except (OSError, StopIteration, ValueError):
+    except (OSError, ValueError):
         return False
 
 
@@ -199,8 +206,7 @@ def recognize_export(data_dir: Path) -> str | None:
     """
     label_map, mask = data_dir / "labelmap.txt", next((data_dir / "SegmentationClass").glob("*.png"), None)
     if label_map.is_file() and mask is not None:
-        with open_image(mask) as opened:
-            return "cvat_masks" if opened.mode in COLORED else None
+        return "cvat_masks" if _is_colored(mask) else None
     places = (f"{LABELS}/*.txt", f"{LABELS}/*/*.txt", f"*/{LABELS}/*.txt")
     if (data_dir / "data.yaml").is_file() and any(next(data_dir.glob(place), None) for place in places):
         has_masks = any((folder / "masks").is_dir() for folder in (data_dir, *subfolders(data_dir).values()))

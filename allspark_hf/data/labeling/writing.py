@@ -4,7 +4,7 @@ import shutil
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -39,8 +39,10 @@ class Imported:
         pixels (`dict[str, np.ndarray]`): for each labeled picture the number of pixels by value, int64 (256,).
         masks (`dict[str, str]`): for each labeled picture the path of its mask in the folder.
         overlapped (`int`): pixels where objects of two classes lie over each other.
-        events (`Counter`): numbers of objects: "cut" and "empty" ([`Canvas`]); of pictures: "turned" masks, "unsure"
-            ones, of which the sizes do not show whether the tool saw them upright, "moved" and "unknown" ones.
+        events (`Counter`): numbers of objects: "cut" and "empty" ([`Canvas`]); of pictures: "maybe" ones without
+            objects, "turned" ones, whose masks were drawn on the stored photo, "unsure" ones, whose sizes do not show
+            whether they were, "nothing": without a pixel that counts, "moved" ones of the validation split, without a
+            mask, and "unknown" ones, of no split.
         notes (`list[str]`): sentences about what was decided.
     """
 
@@ -80,8 +82,8 @@ def write_folder(
         to_image (`Callable`, *optional*): makes the picture to save of a mask, uint8 (height, width).
 
     Raises:
-        ValueError: if pictures cannot be imported, which the message lists, none of the
-            training pictures has a mask, or there are more than 255 classes.
+        ValueError: if pictures cannot be imported, which the message lists, none of the training pictures has a mask,
+            or there are more than 255 classes or none.
     """
     values, outside_value, imported = _choose_values(export, outside, classes)
     targets = _targets(export, files, imported)
@@ -125,6 +127,7 @@ def require_empty(data_dir: Path, source: Path):
 def _appearing(data_dir: Path) -> Iterator[Path]:
     """A hidden folder that becomes `data_dir` at the end, and goes if something fails."""
     folder = data_dir.absolute().with_name(f".{data_dir.absolute().name}-{uuid.uuid4().hex[:8]}")
+    new = [parent for parent in folder.parents if not parent.exists()]
     folder.mkdir(parents=True)
     try:
         yield folder
@@ -133,10 +136,15 @@ def _appearing(data_dir: Path) -> Iterator[Path]:
         folder.rename(data_dir)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):
+            for parent in new:  # unless something is in it
+                parent.rmdir()
 
 
 def _choose_values(export: Export, outside: str, classes: Classes | None) -> tuple[dict[str, int], int, Imported]:
     """The mask's value for each class of the export and for what lies outside, and the classes of the folder."""
+    if not (classes or export.classes):
+        raise ValueError("The export has no classes, and no object with a label; give objects labels in the tool.")
     chosen = classes or Classes([name for name in export.classes if name != IGNORED_NAME], export.colors)
     names, colors, notes = list(chosen.names), chosen.colors, list(export.notes)
     background = next((name for name in names if name.strip("_ ").casefold() == BACKGROUND), None)
