@@ -12,6 +12,7 @@ from PIL import Image, ImageOps
 
 from allspark_hf.cli.main import main
 from allspark_hf.data.labeling.export import Canvas
+from allspark_hf.data.labeling.files import Files
 from allspark_hf.data.labeling.writing import require_empty
 from allspark_hf.data.sources.classes import Classes
 from allspark_hf.data.sources.layouts import find_layout
@@ -93,6 +94,19 @@ def test_splits(tmp_path):
     assert sorted(masks) == ["test/c", "train/a", "val/a"] and imported.labeled["test"] == ["images/test/c.jpg"]
     unlabeled = ["images/train/from_val/b.jpg", "images/train/sub/a.jpg"]
     assert sorted(imported.unlabeled["train"]) == unlabeled and imported.events["moved"] == 1
+
+
+def test_which_picture_of_a_name_is_meant(tmp_path):
+    """That beside the json file, that in the folder itself, or that nearest to the file."""
+    for name in ("a.jpg", "sub/a.jpg", "other/deep/a.jpg"):
+        write_picture(tmp_path / name, 4, 6)
+    files = Files(tmp_path)
+    expected = {"all.json": "a.jpg", "sub/sub.json": "sub/a.jpg", "ann/all.json": "a.jpg"}
+    for source, picture in expected.items():
+        assert files.find("a.jpg", tmp_path / source) == tmp_path / picture
+        assert files.find("C:\\photos\\sub\\a.jpg", tmp_path / source) == tmp_path / "sub" / "a.jpg"
+    (tmp_path / "a.jpg").unlink()
+    assert Files(tmp_path).find("a.jpg", tmp_path / "other" / "ann" / "a.json") == tmp_path / "other/deep/a.jpg"
 
 
 def test_the_field_s_own_coco(tmp_path):

@@ -39,7 +39,7 @@ class Files:
     def find(self, name: str, source: Path, split: str | None = None) -> Path:
         """
         The picture that a file names: of pictures of that name the one whose folders agree best, then that
-        nearest to the file, then one of the split.
+        which lies just so beside the file, or in the folder, then that nearest to the file, then one of the split.
 
         Raises:
             FileNotFoundError: if there is no such picture.
@@ -49,6 +49,7 @@ class Files:
         found = self._by_name.get(parts[-1], []) if parts else []
         tests = (
             lambda path: _shared(reversed(path.parts), reversed(parts)),
+            lambda path: 2 * (path == source.parent.joinpath(*parts)) + (path == self.folder.joinpath(*parts)),
             lambda path: _shared(path.parts, source.parts),
             lambda path: split_in(path.relative_to(self.folder).parts[:-1]) == split,
         )
