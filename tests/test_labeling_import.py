@@ -216,6 +216,17 @@ def test_more_refusals(tmp_path):
         read_masks(tmp_path / "x")
 
 
+def test_yolo_lists_no_picture_twice(tmp_path):
+    for name in ("train", "val"):
+        write_picture(tmp_path / "images" / name / f"{name}.jpg", 4, 6)
+    (tmp_path / "data.yaml").write_text("train: [images/train, images/val]\nval: images/val\nnames: [car]\n")
+    with pytest.raises(ValueError, match=r"val.jpg, which is listed both in train and in validation; list it once"):
+        read_masks(tmp_path)
+    (tmp_path / "data.yaml").write_text("train: images/train\nval: images/test\nnames: [car]\n")
+    with pytest.raises(FileNotFoundError, match=r"data.yaml names images/test, which is not in"):
+        read_masks(tmp_path)
+
+
 @pytest.mark.parametrize(
     "line, match",
     [
@@ -289,13 +300,19 @@ def test_the_command_and_training_reads_what_it_wrote(tmp_path, run, capsys, cap
     assert np.unique(np.asarray(data.labeled[0]["label"])).tolist()[0] == 0
 
 
-def test_the_command_refuses_in_one_sentence(tmp_path, run):
+def test_the_command_refuses_in_one_sentence(tmp_path, run, monkeypatch):
     write_picture(tmp_path / "x" / "a.jpg", 4, 6)
     path = coco(tmp_path, objects=[(0, 0, [[0, 0, 2, 2]])])
     with pytest.raises(SystemExit, match=r"not an empty folder"):
         run(path, tmp_path / "x")
     with pytest.raises(SystemExit, match=r"2 points, but 3 or more are needed; complete or delete it\.$"):
         run(path, tmp_path / "data", "--images_dir", tmp_path / "x")
+    with pytest.raises(SystemExit, match=r"There is no folder .*/y; --images_dir must name that of the pictures"):
+        run(path, tmp_path / "data", "--images_dir", tmp_path / "y")
+    coco(tmp_path, objects=[(0, 0, SQUARE)])
+    monkeypatch.setitem(sys.modules, "pycocotools", None)
+    with pytest.raises(SystemExit, match=r"pycocotools draws outlines and is not installed: pip install 'allspark-hf"):
+        run(path, tmp_path / "new" / "data", "--images_dir", tmp_path / "x")
     assert sorted(file.name for file in tmp_path.iterdir()) == ["a.json", "x"]
 
 
@@ -315,6 +332,9 @@ def test_data_dir_tells_the_command_for_an_export(tmp_path):
         with pytest.raises(ValueError, match=rf"with `allspark import {folder} NEW_FOLDER`, and give NEW_FOLDER\.$"):
             find_layout(folder)
         assert [*read_masks(folder)[0]] == ["train/a"]
+    (tmp_path / "coco.zip").touch()
+    with pytest.raises(ValueError, match=r"is a file: give a folder; .* `allspark import .*coco.zip NEW_FOLDER`"):
+        find_layout(tmp_path / "coco.zip")
     (tmp_path / "yolo" / "train" / "masks").mkdir()  # then these are the masks
     assert find_layout(tmp_path / "yolo").name == "folder"
 

@@ -7,7 +7,7 @@ from PIL import Image
 
 from ...utils.files import find_image_files
 from ..pixels import ORIENTATION, WIDTH, open_image
-from ..sources.pairs import one_form
+from ..sources.pairs import one_form, require_folder
 from ..sources.split_names import KIND_NAMES, split_of
 
 
@@ -27,10 +27,14 @@ class Files:
     Args:
         root (`Path`): folder of the export.
         images_dir (`Path`, *optional*): folder of the pictures, where they do not lie with the export.
+
+    Raises:
+        FileNotFoundError: if there is no such folder.
     """
 
     def __init__(self, root: Path, images_dir: Path | None = None):
         self.root, self.folder = root, images_dir or root
+        require_folder(self.folder, "--images_dir must name that of the pictures")
         self.images = find_image_files(self.folder)[0]
         self._by_name: dict[str, list[Path]] = {}
         for path in self.images:

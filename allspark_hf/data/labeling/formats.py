@@ -1,5 +1,6 @@
 """Which labeling tool wrote an export."""
 
+import os
 import shutil
 import tarfile
 import tempfile
@@ -24,7 +25,7 @@ from .label_studio import is_label_studio, read_label_studio
 from .labelme import is_labelme, read_labelme
 from .masks import ROBOFLOW_CLASSES, ROBOFLOW_END, read_color_masks, read_cvat_masks, read_roboflow_masks
 from .supervisely import is_supervisely, read_supervisely
-from .yolo import LABELS, is_yolo, read_yaml, read_yolo
+from .yolo import LABELS, PICTURES, is_yolo, read_yaml, read_yolo
 
 
 FORMATS = {
@@ -89,7 +90,7 @@ def find_readers(source: Path, classes: Classes | None = None) -> dict[str, Read
     found = _by_folders(source, paths, classes)
     for path in by_suffix.get(".yaml", []):
         if is_yolo(read_yaml(path)):
-            found.setdefault("yolo", partial(read_yolo, source=path))
+            found["yolo"] = partial(read_yolo, source=path)
     for path in by_suffix.get(".xml", []):
         if is_cvat_xml(path):
             if "cvat" in found:
@@ -122,6 +123,9 @@ def _by_folders(source: Path, paths: list[Path], classes: Classes | None) -> dic
     label_map = source / "labelmap.txt"
     if label_map.is_file() and (source / "SegmentationClass").is_dir():
         found["cvat_masks"] = partial(read_cvat_masks, classes=read_classes(label_map))
+    has_classes = (source / "classes.txt").is_file() and (source / PICTURES).is_dir()
+    if has_classes and any((source / LABELS).glob("*.txt")):
+        found["yolo"] = partial(read_yolo, source=source / "classes.txt")
     names = [path.name for path in paths]
     if ROBOFLOW_CLASSES in names and any(name.endswith(ROBOFLOW_END) for name in names):
         found["roboflow_masks"] = read_roboflow_masks
@@ -168,6 +172,8 @@ def read_export(
         FileNotFoundError: if the export, or a picture of it, is missing.
         ValueError: if the export is of no known form, of several, or not whole.
     """
+    source = Path(os.path.abspath(source))
+    images_dir = images_dir and Path(os.path.abspath(images_dir))
     readers = find_readers(source, classes)
     if name is None and len(readers) != 1:
         what = f"may be read as {' or '.join(readers)}: choose with --format" if readers else "is no export of a known"
@@ -208,7 +214,8 @@ def recognize_export(data_dir: Path) -> str | None:
     if label_map.is_file() and mask is not None:
         return "cvat_masks" if _is_colored(mask) else None
     places = (f"{LABELS}/*.txt", f"{LABELS}/*/*.txt", f"*/{LABELS}/*.txt")
-    if (data_dir / "data.yaml").is_file() and any(next(data_dir.glob(place), None) for place in places):
+    has_classes = any((data_dir / name).is_file() for name in ("data.yaml", "classes.txt"))
+    if has_classes and any(any(data_dir.glob(place)) for place in places):
         has_masks = any((folder / "masks").is_dir() for folder in (data_dir, *subfolders(data_dir).values()))
         return None if has_masks else "yolo"
     return None
