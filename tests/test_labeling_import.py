@@ -369,3 +369,15 @@ def test_nothing_is_passed_over(tmp_path):
     (lists / "train.txt").write_text("a\n")
     with pytest.raises(ValueError, match=r"val.txt names a, which a list of another split names too"):
         read_masks(tmp_path / "cvat")
+
+
+def test_the_command_says_when_there_is_hardly_a_background(tmp_path, run, capsys):
+    write_picture(tmp_path / "x" / "a.jpg", 40, 60)
+    rings = [[[0, 0, 60, 0, 60, 20, 0, 20]], [[0, 20, 60, 20, 60, 40, 1, 40]]]
+    objects = [(0, place, ring) for place, ring in enumerate(rings)]
+    coco(tmp_path / "x", objects=objects, categories=["sky", "ground"], size=(40, 60))
+    run(tmp_path / "x", tmp_path / "data")
+    assert "Hardly any pixel lies outside all objects" in capsys.readouterr().out
+    run(tmp_path / "x", tmp_path / "other", "--outside", "ignore")
+    assert "Hardly" not in capsys.readouterr().out
+    assert (tmp_path / "other" / "classes.txt").read_text() == "sky\nground\n"

@@ -48,11 +48,17 @@ def read_cvat_xml(files: Files, source: Path) -> Export:
     pictures = []
     for image in root.iter("image"):
         shapes = [shape for shape in image if shape.tag != NOT_DRAWN]
-        shapes.sort(key=lambda shape: int(shape.get("z_order", 0)))
+        try:
+            shapes.sort(key=lambda shape: int(shape.get("z_order", 0)))
+            size = (int(image.attrib["height"]), int(image.attrib["width"]))
+        except (KeyError, ValueError) as error:
+            raise ValueError(
+                f"{source}: image {image.get('name')} lacks height or width, or a z_order is no whole number ({error})"
+                "; export it anew."
+            ) from error
         split = split_in([image.get("subset") or ""])
         path = files.find(image.attrib["name"], source, split)
         split = split or split_in(path.relative_to(files.folder).parts[:-1])
-        size = (int(image.attrib["height"]), int(image.attrib["width"]))
         paint = partial(_paint, shapes=shapes, index=index) if shapes else None
         pictures.append(Picture(path, source, split, size, paint, may_be_empty=not shapes))
     note = files.not_named(picture.image for picture in pictures)

@@ -38,6 +38,7 @@ class Imported:
         unlabeled (`dict[str, list[str]]`): the same for pictures without a mask.
         pixels (`dict[str, np.ndarray]`): for each labeled picture the number of pixels by value, int64 (256,).
         masks (`dict[str, str]`): for each labeled picture the path of its mask in the folder.
+        has_new_background (`bool`): whether class 0 is a `background` that the export does not have.
         overlapped (`int`): pixels where objects of two classes lie over each other.
         events (`Counter`): numbers of objects: "cut" and "empty" ([`Canvas`]); of pictures: "maybe" ones without
             objects, "turned" ones, whose masks were drawn on the stored photo, "unsure" ones, whose sizes do not show
@@ -51,6 +52,7 @@ class Imported:
     unlabeled: dict[str, list[str]] = field(default_factory=lambda: {split: [] for split in FOLDERS})
     pixels: dict[str, np.ndarray] = field(default_factory=dict)
     masks: dict[str, str] = field(default_factory=dict)
+    has_new_background: bool = False
     overlapped: int = 0
     events: Counter = field(default_factory=Counter)
     notes: list[str] = field(default_factory=list)
@@ -148,7 +150,8 @@ def _choose_values(export: Export, outside: str, classes: Classes | None) -> tup
     chosen = classes or Classes([name for name in export.classes if name != IGNORED_NAME], export.colors)
     names, colors, notes = list(chosen.names), chosen.colors, list(export.notes)
     background = next((name for name in names if name.strip("_ ").casefold() == BACKGROUND), None)
-    if not export.is_dense and outside == BACKGROUND and background is None:
+    is_new = not export.is_dense and outside == BACKGROUND and background is None
+    if is_new:
         if classes is not None:  # to put it first would shift those that the user has listed
             raise ValueError(
                 "The list of --classes lists no class background for what lies outside all objects; add it, or give "
@@ -161,7 +164,7 @@ def _choose_values(export: Export, outside: str, classes: Classes | None) -> tup
     values = {name: names.index(name) if name in names else -1 for name in export.classes}
     values |= {IGNORED_NAME: IGNORED} if IGNORED_NAME in values else {}
     outside_value = IGNORED if outside == "ignore" else names.index(background) if background else IGNORED
-    return values, outside_value, Imported(Classes(names, colors), notes=notes)
+    return values, outside_value, Imported(Classes(names, colors), notes=notes, has_new_background=is_new)
 
 
 def _targets(export: Export, files: Files, imported: Imported) -> dict[Picture, str]:
