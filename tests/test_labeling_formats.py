@@ -86,6 +86,18 @@ def test_yolo(tmp_path):
     assert imported.unlabeled["train"] == ["images/train/b.jpg"]
 
 
+def test_yolo_of_label_studio(tmp_path):
+    """`classes.txt` beside `images` and `labels`, and no `data.yaml`."""
+    write_picture(tmp_path / "images" / "a.jpg", 4, 6)
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / "a.txt").write_text("1 " + " ".join(f"{x / 6} {y / 4}" for x, y in CAR))
+    (tmp_path / "classes.txt").write_text("bus\ncar\n")
+    (tmp_path / "notes.json").write_text('{"categories": [{"id": 0, "name": "bus"}], "info": {"year": 2026}}')
+    masks, imported = read_masks(tmp_path)
+    assert masks == {"train/a": [[2, 2, 2, 0, 0, 0]] * 2 + [[0] * 6] * 2}
+    assert imported.classes.names == ["background", "bus", "car"]
+
+
 def labelme(shapes: list[dict], image: str, height: int, width: int) -> str:
     return json.dumps(
         {"version": "5.5.0", "flags": {}, "shapes": shapes, "imagePath": image, "imageData": "AAAA"}
