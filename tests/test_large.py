@@ -1,0 +1,230 @@
+"""Large images: tiles, their blending, and files that are read and written by windows."""
+
+import itertools
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from served_model import balanced_model, picture
+
+from allspark_hf.data.pixels import open_image
+from allspark_hf.inference.large import is_large, predict_large
+from allspark_hf.inference.loading import make_image_processor
+from allspark_hf.inference.prediction import model_palette, predict_mask
+from allspark_hf.inference.tiles import blended_rows, tile_spans, tile_weights
+
+
+rasterio = pytest.importorskip("rasterio", reason="large images are read by rasterio")
+PROCESSOR = make_image_processor()
+
+
+@pytest.fixture(scope="module")
+def model():
+    return balanced_model(4)
+
+
+class OnePixel(torch.nn.Module):
+    """Sees each pixel by itself, so that tiles can change nothing: much red, little green, or blue."""
+
+    def __init__(self, **config):
+        super().__init__()
+        self.config = type("Config", (), {"num_labels": 3, "crop_height_width": (32, 24), "palette": None} | config)()
+        self.dtype, self.device = torch.float32, torch.device("cpu")
+        self.eval()
+
+    def forward(self, pixel_values):
+        return type("Output", (), {"logits": pixel_values * torch.tensor([1, -1, 0.5])[:, None, None]})()
+
+
+def test_tiles_cover_each_side_evenly():
+    assert tile_spans(100, 100, 25) == [(0, 100)] == tile_spans(100, 400, 25)
+    assert tile_spans(100, 40, 10) == [(0, 40), (30, 70), (60, 100)]
+    assert tile_spans(101, 40, 10) == [(0, 40), (20, 60), (41, 81), (61, 101)]
+    assert tile_spans(41, 40, 20) == [(0, 40), (1, 41)]
+    for length in range(41, 300):
+        spans = tile_spans(length, 40, 13)
+        assert spans[0][0] == 0 and spans[-1][1] == length and {stop - start for start, stop in spans} == {40}
+        assert all(before[1] - after[0] >= 13 for before, after in itertools.pairwise(spans))
+
+
+def test_weights_of_neighbors_add_up_to_one():
+    first, last = tile_weights((0, 8), 12, 4), tile_weights((4, 12), 12, 4)
+    expected = [1, 1, 1, 1, 0.9619398, 0.6913417, 0.3086583, 0.0380602]
+    torch.testing.assert_close(first, torch.tensor(expected))
+    torch.testing.assert_close(first[4:] + last[:4], torch.ones(4))
+    assert tile_weights((0, 8), 8, 4).tolist() == [1] * 8 == tile_weights((4, 12), 16, 0).tolist()
+
+
+@pytest.mark.parametrize("size", [(9, 8), (11, 20), (31, 17), (8, 30), (40, 3)])
+def test_blending_is_the_weighted_mean(size):
+    """Random probabilities for each tile, so that nothing but the right sums gives the right classes."""
+    height, width = size
+    tiles = {}
+
+    def predict(rows, columns):
+        torch.manual_seed(len(tiles))
+        tiles[rows, columns] = torch.rand(5, rows[1] - rows[0], columns[1] - columns[0])
+        return tiles[rows, columns].clone()
+
+    strips = [(top, strip.copy()) for top, strip in blended_rows(predict, size, 8, 3)]
+    total = torch.zeros(5, height, width)
+    for (rows, columns), part in tiles.items():
+        weights = tile_weights(rows, height, 3)[:, None] * tile_weights(columns, width, 3)
+        total[:, slice(*rows), slice(*columns)] += part * weights
+    assert len(tiles) == len(tile_spans(height, 8, 3)) * len(tile_spans(width, 8, 3))
+    assert [top for top, _ in strips] == [start for start, _ in tile_spans(height, 8, 3)]
+    np.testing.assert_array_equal(np.concatenate([strip for _, strip in strips]), total.argmax(0).numpy())
+
+
+def test_a_seam_is_a_slope():
+    """Two tiles that contradict each other: what is surer wins further into the overlap."""
+
+    def predict(rows, columns):
+        share = 0.9 if columns[0] == 0 else 0.2
+        return torch.tensor([share, 1 - share])[:, None, None].expand(2, 4, columns[1] - columns[0])
+
+    ((_, strip),) = blended_rows(predict, (4, 24), 16, 8)
+    # 0.9 w + 0.2 (1 - w) > 0.5 where w > 3/7: to the left of the overlap's middle, 12, and one pixel further.
+    weights = tile_weights((0, 16), 24, 8)[8:]
+    assert strip[0].tolist() == [0] * (8 + int((weights > 3 / 7).sum())) + [1] * (8 + int((weights <= 3 / 7).sum()))
+    assert (weights > 3 / 7).sum() == 4
+
+
+FILES = {
+    "RGB": ("tif", {}, {}),
+    "YCbCr": ("tif", {"compression": "jpeg"}, {}),
+    "L": ("tif", {"compression": "tiff_lzw"}, {}),
+    "P": ("tif", {}, {}),
+    "RGBA": ("tif", {}, {"mask": True}),
+    "RGBA near infrared": ("tif", {}, {}),
+    "I;16": ("tif", {}, {"image_range": [500, 40000]}),
+    "RGBA png": ("png", {}, {}),
+}
+
+
+def example(mode: str, mask: bool = False) -> Image.Image:
+    image = picture(size=(70, 90))
+    if mode == "I;16":
+        return Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 200)
+    image = image.convert(mode)
+    if mode == "RGBA":
+        alpha = np.asarray(Image.linear_gradient("L").resize(image.size))
+        image.putalpha(Image.fromarray((alpha > 99).astype(np.uint8) * 255 if mask else alpha))
+    return image
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_files_are_read_as_images_are(tmp_path, model, name):
+    """A tile that is the whole image gives the mask of `predict_mask`; also where tiles cut it and see one pixel."""
+    suffix, options, given = FILES[name]
+    file, target = tmp_path / f"image.{suffix}", tmp_path / "new" / "mask.tif"
+    example(name.split()[0], "mask" in given).save(file, **options)
+    model.config.image_range = given.get("image_range")
+    local = OnePixel(image_range=model.config.image_range)
+    for network, tile_size in ((model, 90), (local, 32), (local, 17)):
+        counts = predict_large(network, PROCESSOR, file, target, tile_size=tile_size, progress=False)
+        with open_image(file) as opened, Image.open(target) as mask:
+            expected = predict_mask(network, PROCESSOR, opened)
+            assert mask.mode == "P" and mask.getpalette()[:9] == model_palette(network)[:3].ravel().tolist()
+            np.testing.assert_array_equal(np.asarray(mask), expected)
+        assert counts.tolist() == np.bincount(expected.ravel(), minlength=network.config.num_labels).tolist()
+        assert len(np.unique(expected)) > 1
+    assert [path.name for path in target.parent.iterdir()] == ["mask.tif"]
+
+
+def write_raster(path, values, **profile):
+    profile = {"driver": "GTiff", "count": len(values), "dtype": values.dtype} | profile
+    with rasterio.open(path, "w", height=values.shape[1], width=values.shape[2], **profile) as raster:
+        raster.write(values)
+    return path
+
+
+def test_place_on_earth_is_kept(tmp_path):
+    values = np.random.default_rng(0).integers(256, size=(3, 60, 50), dtype=np.uint8)
+    place = {"crs": "EPSG:25832", "transform": rasterio.Affine(0.5, 0, 440720, 0, -0.5, 5751320)}
+    source = write_raster(tmp_path / "map.tif", values, photometric="RGB", nodata=0, **place)
+    predict_large(OnePixel(), PROCESSOR, source, tmp_path / "mask.tif", progress=False)
+    with rasterio.open(tmp_path / "mask.tif") as mask:
+        assert (mask.crs, mask.transform) == (place["crs"], place["transform"])
+        assert mask.block_shapes == [(512, 512)] and mask.compression.name == "deflate" and mask.dtypes == ("uint8",)
+        assert mask.nodata is None
+    points = [rasterio.control.GroundControlPoint(row, row, 9 + row, 50 - row) for row in (0, 10, 40)]
+    with rasterio.open(source, "w", driver="GTiff", count=3, dtype="uint8", height=60, width=50) as raster:
+        raster.gcps = (points, rasterio.CRS.from_epsg(4326))
+        raster.write(values)
+    predict_large(OnePixel(), PROCESSOR, source, tmp_path / "mask.tif", progress=False)
+    with rasterio.open(tmp_path / "mask.tif") as mask:
+        assert [(point.row, point.x, point.y) for point in mask.gcps[0]] == [(0, 9, 50), (10, 19, 40), (40, 49, 10)]
+
+
+def bad_file(path, kind: str):
+    values = np.zeros((5, 40, 40), dtype=np.uint8)
+    if kind == "pages":
+        picture().save(path, save_all=True, append_images=[picture()])
+    elif kind == "turned":
+        exif = Image.Exif()
+        exif[274] = 6
+        picture().save(path, exif=exif)
+    elif kind in ("CMYK", "1"):
+        picture().convert(kind).save(path)
+    elif kind == "white is 0":
+        picture().convert("L").save(path, tiffinfo={262: 0})
+    else:
+        bands, dtype = {"bands": (5, "uint8"), "float": (3, "float32"), "signed": (1, "int16")}[kind]
+        write_raster(path, values[:bands].astype(dtype), photometric="RGB" if bands == 3 else "MINISBLACK")
+    return path
+
+
+@pytest.mark.parametrize(
+    "kind, message",
+    [
+        ("pages", "has 2 pages"),
+        ("turned", r"EXIF orientation 6\), .*save it upright"),
+        ("CMYK", r"4 bands \(red, green, blue, alpha\) of CMYK, uint8, but gray"),
+        ("1", r"1 bands \(palette\) of 1 bits, uint8"),
+        ("white is 0", "white as 0"),
+        ("bands", r"5 bands \(gray, undefined.*gdal_translate|TIFF file of a kind that Pillow does not know"),
+        ("float", r"of float32, but|TIFF file of a kind that Pillow does not know"),
+        ("signed", r"of int16, but"),
+    ],
+)
+def test_bad_files(tmp_path, kind, message):
+    file = bad_file(tmp_path / "image.tif", kind)
+    with pytest.raises(ValueError, match=message) as caught:
+        predict_large(OnePixel(), PROCESSOR, file, tmp_path / "mask.tif", progress=False)
+    assert "\n" not in str(caught.value) and str(caught.value).endswith(".")
+    assert [path.name for path in tmp_path.iterdir()] == ["image.tif"]
+
+
+def test_bad_arguments(tmp_path, model, monkeypatch):
+    file, target = tmp_path / "image.tif", tmp_path / "mask.tif"
+    picture().save(file)
+
+    def refuses(message, network=model, processor=PROCESSOR, source=file, path=target, **given):
+        with pytest.raises((ValueError, OSError), match=message):
+            predict_large(network, processor, source, path, progress=False, **given)
+
+    refuses("overlap is 33, but 0 to 32", tile_size=64, overlap=33)
+    refuses("tile_size is 20, but the model needs 32", OnePixel(smallest_side=32), tile_size=20)
+    refuses(r"71x50 pixels, but the model needs 60 a side", OnePixel(smallest_side=60), tile_size=64)
+    refuses(r"scales every image to \{'max_height': 96.*--image_long_side", processor=make_image_processor(96))
+    refuses("is the image itself", path=file)
+    refuses("absent.tif", source=tmp_path / "absent.tif")
+    refuses(r"model\.eval\(\)", OnePixel().train())
+    target.write_text("before")
+    broken = OnePixel()
+    monkeypatch.setattr(broken, "forward", lambda pixel_values: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        predict_large(broken, PROCESSOR, file, target, progress=False)
+    assert target.read_text() == "before" and not list(tmp_path.glob("*.part"))
+    monkeypatch.setitem(sys.modules, "rasterio", None)
+    refuses(r'needs rasterio: pip install "allspark-hf\[large\]"')
+
+
+def test_large_by_the_header(tmp_path, monkeypatch):
+    picture(size=(50, 71)).save(tmp_path / "image.png")
+    for limit, large in ((50 * 71, False), (50 * 71 - 1, True), (50 * 71 // 3, True)):
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+        assert is_large(tmp_path / "image.png") is large
