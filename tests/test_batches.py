@@ -7,6 +7,7 @@ import datasets
 import numpy as np
 import pytest
 from datasets.fingerprint import Hasher
+from picture_files import deep_png
 from PIL import Image
 from served_model import as_bytes, picture
 from test_segmentation import empty_cache, loads, model_dir, save_model  # noqa: F401
@@ -84,11 +85,7 @@ def test_images_are_read_as_stored(tmp_path):
     model, image_processor = load_trained(str(folder))
     model.config.image_range = [1000, 2000]
     model.save_pretrained(folder)
-    import rasterio  # which writes such colors, as Pillow does not
-
-    values = (np.asarray(picture()).astype(np.uint16) * 3 + 1100).transpose(2, 0, 1)
-    with rasterio.open(tmp_path / "a.png", "w", driver="PNG", dtype="uint16", count=3, height=50, width=71) as file:
-        file.write(values)
+    (tmp_path / "a.png").write_bytes(deep_png(np.asarray(picture()).astype(np.uint16) * 3 + 1100))
     dataset = datasets.Dataset.from_dict({"image": [str(tmp_path / "a.png")]}).cast_column("image", datasets.Image())
     (row,) = dataset.map(BatchSegmenter(folder), batched=True)
     with open_image(tmp_path / "a.png") as opened:

@@ -6,8 +6,9 @@ import sys
 import numpy as np
 import pytest
 import torch
+from picture_files import bands_tiff, deep_png
 from PIL import Image
-from served_model import balanced_model, picture
+from served_model import as_bytes, balanced_model, picture
 
 from allspark_hf.data.pixels import open_image
 from allspark_hf.inference.large import is_large, predict_large
@@ -92,36 +93,43 @@ def test_a_seam_is_a_slope():
     assert (weights > 3 / 7).sum() == 4
 
 
+def opacity(values: np.ndarray, sharp: bool) -> np.ndarray:
+    """The values with a fourth band: slanting, or nothing but 0 and the largest value."""
+    largest = np.iinfo(values.dtype).max
+    band = np.broadcast_to(np.linspace(0, largest, values.shape[1]), values.shape[:2])
+    return np.dstack([values, largest * (band > 99) if sharp else band]).astype(values.dtype)
+
+
+def stored(mode: str, form: str = "TIFF", **options) -> bytes:
+    return as_bytes(picture(size=(70, 90)).convert(mode), form, **options)
+
+
+COLORS = np.asarray(picture(size=(70, 90)))
+DEEP = COLORS.astype(np.uint16) * 150
 FILES = {
-    "RGB": ("tif", {}, {}),
-    "YCbCr": ("tif", {"compression": "jpeg"}, {}),
-    "L": ("tif", {"compression": "tiff_lzw"}, {}),
-    "P": ("tif", {}, {}),
-    "RGBA": ("tif", {}, {"mask": True}),
-    "RGBA near infrared": ("tif", {}, {}),
-    "I;16": ("tif", {}, {"image_range": [500, 40000]}),
-    "RGBA png": ("png", {}, {}),
+    "RGB": lambda: stored("RGB"),
+    "compressed": lambda: stored("RGB", compression="tiff_lzw"),
+    "JPEG in TIFF": lambda: stored("YCbCr", compression="jpeg"),
+    "gray": lambda: stored("L"),
+    "palette": lambda: stored("P"),
+    "opacity": lambda: bands_tiff(opacity(COLORS, sharp=True), extra=(2,)),
+    "no opacity": lambda: bands_tiff(opacity(COLORS, sharp=False), extra=(2,)),
+    "near infrared": lambda: bands_tiff(opacity(COLORS, sharp=True), extra=(0,)),
+    "PNG": lambda: as_bytes(Image.fromarray(opacity(COLORS, sharp=False))),
+    "16 bits, gray": lambda: bands_tiff(DEEP[..., :1], rgb=False),
+    "16 bits, big endian": lambda: bands_tiff(DEEP, order=">"),
+    "16 bits, opacity": lambda: bands_tiff(opacity(DEEP, sharp=True), extra=(2,)),
+    "16 bits, PNG": lambda: deep_png(opacity(DEEP, sharp=False)),
+    "16 bits, gray, PNG": lambda: deep_png(opacity(DEEP, sharp=False)[..., 2:]),
 }
-
-
-def example(mode: str, mask: bool = False) -> Image.Image:
-    image = picture(size=(70, 90))
-    if mode == "I;16":
-        return Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 200)
-    image = image.convert(mode)
-    if mode == "RGBA":
-        alpha = np.asarray(Image.linear_gradient("L").resize(image.size))
-        image.putalpha(Image.fromarray((alpha > 99).astype(np.uint8) * 255 if mask else alpha))
-    return image
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_files_are_read_as_images_are(tmp_path, model, name):
     """A tile that is the whole image gives the mask of `predict_mask`; also where tiles cut it and see one pixel."""
-    suffix, options, given = FILES[name]
-    file, target = tmp_path / f"image.{suffix}", tmp_path / "new" / "mask.tif"
-    example(name.split()[0], "mask" in given).save(file, **options)
-    model.config.image_range = given.get("image_range")
+    file, target = tmp_path / "image", tmp_path / "new" / "mask.tif"
+    file.write_bytes(FILES[name]())
+    model.config.image_range = [500, 30000] if "16" in name else None
     local = OnePixel(image_range=model.config.image_range)
     for network, tile_size in ((model, 90), (local, 32), (local, 17)):
         counts = predict_large(network, PROCESSOR, file, target, tile_size=tile_size, progress=False)
@@ -221,6 +229,22 @@ def test_bad_arguments(tmp_path, model, monkeypatch):
     assert target.read_text() == "before" and not list(tmp_path.glob("*.part"))
     monkeypatch.setitem(sys.modules, "rasterio", None)
     refuses(r'needs rasterio: pip install "allspark-hf\[large\]"')
+
+
+@pytest.mark.parametrize("values", [[7, 0, 255], [300, 2, 65535]])
+def test_colors_and_values_of_ones_own(tmp_path, values):
+    palette = np.array([[1, 2, 3], [40, 50, 60], [7, 8, 9]], dtype=np.uint8)
+    file = tmp_path / "image.tif"
+    picture(size=(70, 90)).save(file)
+    classes = predict_mask(OnePixel(), PROCESSOR, picture(size=(70, 90)))
+    predict_large(
+        OnePixel(), PROCESSOR, file, tmp_path / "mask.tif", palette=palette, mask_values=values, progress=False
+    )
+    with Image.open(tmp_path / "mask.tif") as mask:
+        np.testing.assert_array_equal(np.asarray(mask), np.array(values)[classes])
+        if max(values) < 256:
+            colors = np.asarray(mask.convert("RGB"))
+            np.testing.assert_array_equal(colors, palette[classes])
 
 
 def test_large_by_the_header(tmp_path, monkeypatch):

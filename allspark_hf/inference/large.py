@@ -7,7 +7,7 @@ Windows are read and written by rasterio, `pip install "allspark-hf[large]"`, wh
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,6 +60,8 @@ def predict_large(
     target: str | Path,
     tile_size: int | None = None,
     overlap: int | None = None,
+    palette: np.ndarray | None = None,
+    mask_values: Sequence[int] | None = None,
     progress: bool = True,
 ) -> np.ndarray:
     """
@@ -76,11 +78,12 @@ def predict_large(
             file of a kind that rasterio reads, TIFF or another: gray or RGB, also with opacity, or with a palette, of
             8 or 16 bits, or those of its bands that are red, green and blue.
         target (`str` or `Path`):
-            TIFF file, in place of one that is there; written under another name first. Its values are the classes,
-            uint8 with the model's colors, above 256 classes uint16 without; place and coordinate system are the
-            image's.
+            TIFF file, in place of one that is there; written under another name first. Its values are uint8, shown
+            in the classes' colors, or uint16 if one is above 255; place and coordinate system are the image's.
         tile_size (`int`, *optional*): pixels of a tile's side; by default the longer side of the training crop.
         overlap (`int`, *optional*): pixels that tiles have in common, at most half of `tile_size`; default: a quarter.
+        palette (`np.ndarray`, *optional*): uint8 (num_labels, 3), color of each class; by default the model's.
+        mask_values (`Sequence[int]`, *optional*): value of each class in the file, 0 to 65535; by default its index.
         progress (`bool`, *optional*, defaults to `True`): whether to show a bar, of tiles.
 
     Returns:
@@ -95,6 +98,8 @@ def predict_large(
     tile_size = max(model.config.crop_height_width) if tile_size is None else tile_size
     overlap = tile_size // 4 if overlap is None else overlap
     _require_usable(model, image_processor, tile_size, overlap)
+    palette = model_palette(model) if palette is None else palette
+    values = np.array(range(len(palette)) if mask_values is None else mask_values)
     with _open(Path(source), Path(target)) as raster:
         picture = _Picture.of(raster, getattr(model.config, "image_range", None))
         smallest = getattr(model.config, "smallest_side", 1)
@@ -107,7 +112,7 @@ def predict_large(
         number = np.prod([len(tile_spans(side, tile_size, overlap)) for side in picture.size])
         with (
             tqdm(total=int(number), unit="tile", desc=Path(source).name, disable=not progress) as bar,
-            _new_mask(Path(target), raster, model) as write,
+            _new_mask(Path(target), raster, dict(zip(values.tolist(), palette.tolist(), strict=True))) as write,
         ):
 
             def predict(rows: Span, columns: Span) -> torch.Tensor:
@@ -115,7 +120,7 @@ def predict_large(
                 return _probabilities(model, image_processor, picture.read(rows, columns))
 
             for top, strip in blended_rows(predict, picture.size, tile_size, overlap):
-                write(top, strip)
+                write(top, values[strip])
                 counts += np.bincount(strip.ravel(), minlength=len(counts))
     return counts
 
@@ -269,24 +274,28 @@ def _require_plain(source: Path, raster):
 
 
 @contextmanager
-def _new_mask(target: Path, raster, model):
-    """Gives a function that writes classes from a row on to the mask's file, which gets its name when it is whole."""
+def _new_mask(target: Path, raster, colors: dict[int, Sequence[int]]) -> Iterator[Callable[[int, np.ndarray], None]]:
+    """Gives a function that writes values from a row on to the mask's file, which gets its name when it is whole."""
     import rasterio
 
-    few = model.config.num_labels <= 256
-    palette = model_palette(model).tolist() if few else []
+    few = max(colors) <= 255
     profile = {"driver": "GTiff", "count": 1, "dtype": "uint8" if few else "uint16", "compress": "deflate"}
     profile |= {"tiled": True, "blockxsize": BLOCK, "blockysize": BLOCK, "bigtiff": "if_safer"}
     profile |= {"height": raster.height, "width": raster.width, "crs": raster.crs, "transform": raster.transform}
-    part = target.with_name(f"{target.name}.part")
+    part = target.with_name(f".{target.name}.part")
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         with rasterio.open(part, "w", **profile) as mask:
             if raster.gcps[0]:
                 mask.gcps = raster.gcps
             if few:
-                mask.write_colormap(1, dict(enumerate(palette)))
-            yield lambda top, rows: mask.write(rows, 1, window=((top, top + len(rows)), (0, raster.width)))
+                mask.write_colormap(1, colors)
+
+            def write(top: int, values: np.ndarray):
+                window = (top, top + len(values)), (0, raster.width)
+                mask.write(values.astype(profile["dtype"]), 1, window=window)
+
+            yield write
         os.replace(part, target)
     finally:
         part.unlink(missing_ok=True)
