@@ -92,9 +92,11 @@ def test_folder(model_dir, images, tmp_path, monkeypatch, capsys):
     assert written(output_dir) == [
         "a_mask.png",
         "a_overlay.png",
+        "areas.csv",
         "b_mask.png",
         "b_overlay.png",
         "legend.png",
+        "predict.json",
         "sub/a_mask.png",
         "sub/a_overlay.png",
     ]
@@ -127,7 +129,7 @@ def test_one_file_and_its_alpha_and_device(model_dir, images, tmp_path, monkeypa
     output_dir = tmp_path / "out"
     options = ["--input", images / "b.png", "--output_dir", output_dir, "--alpha", "0", "--device", "cpu"]
     assert run(monkeypatch, capsys, "--model", model_dir, *options)[0] == 0
-    assert written(output_dir) == ["b_mask.png", "b_overlay.png", "legend.png"]
+    assert written(output_dir) == ["areas.csv", "b_mask.png", "b_overlay.png", "legend.png", "predict.json"]
     with Image.open(images / "b.png") as image, Image.open(output_dir / "b_overlay.png") as overlay:
         np.testing.assert_array_equal(np.asarray(overlay), np.asarray(image))
 
@@ -138,7 +140,7 @@ def test_existing_results_need_overwrite(model_dir, images, tmp_path, monkeypatc
     output_dir.mkdir()
     (output_dir / "b_mask.png").write_text("earlier")
     code, errors = run(monkeypatch, capsys, *options)
-    assert code == 2 and "1 of 3 results already exist" in errors
+    assert code == 2 and "1 of 4 results already exist" in errors
     assert written(output_dir) == ["b_mask.png"] and (output_dir / "b_mask.png").read_text() == "earlier"
     assert run(monkeypatch, capsys, *options, "--overwrite")[0] == 0
     with Image.open(output_dir / "b_mask.png") as mask:
@@ -151,7 +153,7 @@ def test_existing_results_need_overwrite(model_dir, images, tmp_path, monkeypatc
         ({"--input": "empty*.png"}, "No image found at"),
         ({"--output_dir": "images"}, "is the input folder itself"),
         ({"--output_dir": "a_file"}, "output_dir a_file is a file"),
-        ({"--alpha": "2"}, "alpha is 2.0"),
+        ({"--alpha": "2"}, "alpha=2.0 is out of range"),
         ({"--device": "nonsense"}, "The device 'nonsense' cannot be used"),
         ({"--model": "no_model"}, "cannot be loaded"),
         ({"--input": "a.png", "b.png": "c.png"}, "put a glob pattern in quotes"),

@@ -96,6 +96,8 @@ def parse_arguments(types: tuple[type, ...], argv: list[str] | None = None, chos
         known = [f"--{one.name}" for kind in types for one in fields(kind)]
         close = [match for name in names for match in get_close_matches(name, known, n=1)]
         hint = f"did you mean {', '.join(close)}?" if close else "see --help."
+        if names is unknown:
+            hint = "put a glob pattern in quotes, and a value with blanks too."
         raise ValueError(f"There is no argument {', '.join(names)}: {hint}")
     for arguments in parsed:
         if isinstance(arguments, AllSparkTrainingArguments):

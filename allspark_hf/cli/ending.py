@@ -5,9 +5,10 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import NoReturn
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 
 
 @contextmanager
@@ -66,17 +67,29 @@ def fail(failure: str):
     sys.exit(failure)
 
 
+def leave_with(state: PartialState, code: int) -> NoReturn:
+    """
+    Ends one of several processes whose work is done, all of them with one exit code; see [`leave`] for why at once.
+
+    Args:
+        state (`PartialState`): that the processes have in common.
+        code (`int`): the exit code.
+    """
+    state.wait_for_everyone()
+    _leave_at_once(None, code)
+
+
 def _on_gloo() -> bool:
     distributed = torch.distributed
     return distributed.is_available() and distributed.is_initialized() and distributed.get_backend() == "gloo"
 
 
-def _leave_at_once(failure: str | None):
+def _leave_at_once(failure: str | None, code: int = 0) -> NoReturn:
     if failure:
         print(failure, file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(1 if failure else 0)
+    os._exit(1 if failure else code)
 
 
-__all__ = ["fail", "leave", "removing_new_folders", "run_script"]
+__all__ = ["fail", "leave", "leave_with", "removing_new_folders", "run_script"]

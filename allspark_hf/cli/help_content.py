@@ -15,6 +15,7 @@ HEADINGS = {
     "AllSparkTrainingArguments": "training",
     "TrainingArguments": "training, all of transformers",
     "EvaluationArguments": "evaluation",
+    "PredictionArguments": "evaluation",
 }
 ORDER = ("start with", "options", "data", "model", "method", "training", "evaluation")
 # What a training needs to be told, or is told most often: above all others.

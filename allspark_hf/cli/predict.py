@@ -1,30 +1,47 @@
 """
-Segments images with a trained model.
+Segments images with a trained model, one or a hundred thousand.
 
     allspark predict --model outputs/my-model --input photos --output_dir predictions
+    accelerate launch --num_processes 4 -m allspark_hf predict ...    # every image once; --resume goes on
 
-Every image gives `<stem>_mask.png` (pixel values are class indices, shown in the classes' colors) and
-`<stem>_overlay.png`; every run gives one `legend.png`. Exit code 0: all done; 1: some images failed, the rest are
-written; 2: nothing was done.
+Every image gives `<stem>_mask.png` (values as in the masks of the training, shown in the classes' colors) and
+`<stem>_overlay.png`; every run gives `legend.png`, and `areas.csv` with the pixels of each class in each image. Exit
+code 0: all done; 1: some images failed, the rest are written; 2: nothing was done.
 """
 
-import glob
+import hashlib
 import os
 import sys
-from collections import Counter
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from datetime import timedelta
 from pathlib import Path
 
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
 from tqdm import tqdm
-from transformers import HfArgumentParser
 
-from allspark_hf.data.pixels import open_image, to_rgb
+from allspark_hf.cli.arguments import parse_arguments
+from allspark_hf.cli.ending import leave_with
+from allspark_hf.data.masks import MaskConvention
+from allspark_hf.evaluation.arguments import ONE_PIECE, PredictionArguments, eval_crop
+from allspark_hf.export.folder import find_onnx_file
+from allspark_hf.export.onnx import OnnxSegmenter
+from allspark_hf.inference.classes import find_classes, read_palette
+from allspark_hf.inference.files import find_images, name_results
 from allspark_hf.inference.loading import load_trained
-from allspark_hf.inference.prediction import model_palette, predict_mask
-from allspark_hf.inference.visualization import index_image, legend, overlay
-from allspark_hf.utils.arguments import argument
-from allspark_hf.utils.files import find_image_files, left_out
+from allspark_hf.inference.many import PreparedBatches, plan_batches, predict_many
+from allspark_hf.inference.prediction import model_palette
+from allspark_hf.inference.resume import begin, check_existing, check_output_dir, check_settings, is_done, result_files
+from allspark_hf.inference.writers import LARGEST_STORED_VALUE, AreaWriter, Drawing, PictureWriter, ResultWriter
+from allspark_hf.models.weights import weights_digest
+from allspark_hf.utils.arguments import argument, check_values, plain
 from allspark_hf.utils.text import one_line
+
+
+BACKENDS = ("torch", "onnx")
+MOST_WORKERS = 8
+LONGEST_WAIT = timedelta(days=7)  # of a process for the others
 
 
 @dataclass
@@ -34,163 +51,239 @@ class PredictArguments:
     model: str = argument(help="Folder or Hub id of a trained model with its image processor.")
     input: str = argument(help="Image file, folder (with subfolders) or glob pattern in quotes.")
     output_dir: str = argument(help="Folder of the results; an input folder's subfolders are mirrored.")
-    alpha: float = argument(0.5, "Weight of the colors in the overlay, 0 to 1.")
-    overwrite: bool = argument(False, "Replace existing results.")
+    resume: bool = argument(False, "Go on where an earlier run with these settings stopped; without one, begin.")
+    overwrite: bool = argument(False, "Remove earlier results of these images and begin.")
+    classes: list[str] | None = argument(
+        None, "Names of the classes to draw and to count; masks keep all. Default: all."
+    )
+    alpha: float | None = argument(
+        None, "Weight of the colors in the overlay, 0 to 1; default: 0.5, of contours 1.", interval="[0, 1]"
+    )
+    contours: bool = argument(False, "Draw outlines instead of areas.")
+    transparent: bool = argument(False, "Overlays without the image: colors on transparent ground.")
+    palette: str | None = argument(None, "File with new colors of classes, a line such as 'road #804080' each.")
+    probabilities: bool = argument(
+        False, "Also write <stem>_confidence.png: gray, 255 times the probability of each pixel's class."
+    )
+    batch_size: int = argument(
+        8, "Images of one size that the model gets together; fewer where they are large.", interval="[1, inf)"
+    )
+    num_workers: int | None = argument(
+        None,
+        "Processes that decode, and as many threads that write; 0: no process, one thread. Default: one for each "
+        "CPU, at most 8.",
+        interval="[0, inf)",
+    )
     device: str | None = argument(None, "Such as cpu or cuda:0; default: the GPU if any.")
+    bf16: bool = argument(False, "Compute in bfloat16: for a GPU, or a CPU that has instructions for it.")
+    backend: str = argument("torch", "onnx: predict with onnxruntime, on the CPU.", choices=BACKENDS)
+    onnx: str | None = argument(
+        None, "ONNX file, or folder of allspark export; default: the model's own folder. With --backend onnx."
+    )
 
     def __post_init__(self):
-        if not 0 <= self.alpha <= 1:
-            raise ValueError(f"alpha is {self.alpha}, but a weight from 0 (image only) to 1 (colors only) is needed.")
+        check_values(self)
+        if self.resume and self.overwrite:
+            raise ValueError("--resume keeps earlier results and --overwrite removes them: give one of them.")
+        if self.onnx is not None and self.backend != "onnx":
+            raise ValueError("--onnx names a file for --backend onnx, which is not given: give both, or neither.")
+        if self.backend == "onnx" and (self.bf16 or self.device not in (None, "cpu")):
+            raise ValueError("--backend onnx computes in float32 on the CPU: leave out --bf16 and --device.")
 
 
-def find_images(pattern: str, output_dir: Path) -> tuple[Path, list[Path]]:
+@dataclass
+class Job:
+    """A run that is checked and can begin: the model, the images with the names of their results, and the writers."""
+
+    output_dir: Path
+    files: list[Path]
+    names: list[Path]
+    model: object
+    image_processor: object
+    how: PredictionArguments
+    planned: list[list[int]]
+    writers: list[ResultWriter]
+    settings: dict
+
+
+def start_processes(arguments: PredictArguments) -> PartialState:
     """
-    Finds the images to predict; files of a folder that are left out are counted on stderr.
+    What this process is among those of `accelerate launch`; each but those on CPUs has a GPU of its own.
+
+    Raises:
+        ValueError: if one GPU is named for several processes.
+    """
+    several = int(os.environ.get("WORLD_SIZE", 1)) > 1
+    if several and arguments.device not in (None, "cpu"):
+        raise ValueError(f"device is {arguments.device}, but each process takes its own GPU: leave --device out.")
+    cpu = arguments.backend == "onnx" or arguments.device == "cpu" or not torch.cuda.is_available()
+    state = PartialState(cpu=cpu, timeout=LONGEST_WAIT)
+    if several and not cpu:
+        arguments.device = str(state.device)
+    return state
+
+
+def prepare(arguments: PredictArguments, how: PredictionArguments, state: PartialState) -> Job:
+    """
+    Finds images, loads the model and checks everything; writes nothing.
+
+    Raises:
+        ImportError, OSError, ValueError: if the run cannot begin.
+    """
+    if how.eval_mode == "center_crop":
+        raise ValueError(
+            "eval_mode='center_crop' predicts the middle only, so that masks would not fit their images: choose "
+            "whole, resized or sliding_window."
+        )
+    output_dir = Path(arguments.output_dir)
+    check_output_dir(output_dir)
+    root, files = find_images(arguments.input, output_dir, quiet=not state.is_main_process)
+    names = name_results(root, files)
+    model, image_processor, digest = load(arguments)
+    writers = make_writers(arguments, model, root, dict(zip(names, files, strict=True)))
+    check_existing(output_dir, result_files(writers, names), arguments.resume, arguments.overwrite)
+    settings = settings_of(arguments, how, model.config, image_processor, writers[0])
+    settings = {"input": str(root.resolve()), "model": digest} | settings
+    if arguments.resume:
+        check_settings(output_dir, settings)
+    # With mix_images_in_eval the prediction of an image depends on the others of its batch.
+    batch_size = 1 if model.config.mix_images_in_eval else arguments.batch_size
+    planned = plan_batches(files, image_processor, batch_size, how)
+    return Job(output_dir, files, names, model, image_processor, how, planned, writers, settings)
+
+
+def load(arguments: PredictArguments) -> tuple:
+    """The model, of PyTorch or as [`OnnxSegmenter`], its image processor, and a digest of what it computes with."""
+    on_cpu = arguments.backend == "onnx"
+    model, image_processor = load_trained(arguments.model, "cpu" if on_cpu else arguments.device)
+    digest = weights_digest(model)
+    if on_cpu:
+        file = find_onnx_file(arguments.onnx or arguments.model, digest)
+        return OnnxSegmenter(file, model.config), image_processor, hashlib.sha256(file.read_bytes()).hexdigest()
+    return model.bfloat16() if arguments.bf16 else model, image_processor, digest
+
+
+def make_writers(arguments: PredictArguments, model, root: Path, images: dict[Path, Path]) -> list[ResultWriter]:
+    """
+    What writes the results.
 
     Args:
-        pattern (`str`): file, folder or glob pattern.
-        output_dir (`Path`): folder of the results; where it lies inside the input, it is not searched.
-
-    Returns:
-        `tuple[Path, list[Path]]`: the folder that results mirror, and the sorted image files.
-
-    Raises:
-        ValueError: if no image is found, or results would land among the images.
-    """
-    path = Path(pattern)
-    others: list[Path] = []
-    if path.is_file():
-        return path.parent, [path]
-    if path.is_dir():
-        root = path
-        found, others = find_image_files(path)
-    else:
-        root = glob_root(path)
-        matches = sorted(map(Path, glob.glob(pattern, recursive=True)), key=lambda file: (-len(file.parts), file))
-        found = {(os.path.realpath(file.parent), file.name): file for file in matches}.values()  # links in a circle
-    inside = output_dir.resolve()
-    if inside == root.resolve():
-        raise ValueError(
-            f"output_dir {output_dir} is the input folder itself, so a second run would predict its own results: "
-            "choose another output_dir."
-        )
-    if root.resolve() in inside.parents:
-        found, others = ([file for file in kept if inside not in file.resolve().parents] for kept in (found, others))
-    if others:
-        print(left_out(others, root), file=sys.stderr)
-    files = sorted(file for file in found if file.is_file())
-    if not files:
-        raise ValueError(
-            f"No image found at {pattern!r}: give an image file, a folder with images that Pillow reads, or a glob "
-            "pattern that matches files."
-        )
-    return root, files
-
-
-def glob_root(pattern: Path) -> Path:
-    """The longest leading folder of a glob pattern without wildcards."""
-    folders = []
-    for part in pattern.parts[:-1]:
-        if glob.has_magic(part):
-            break
-        folders.append(part)
-    return Path(*folders)
-
-
-def name_results(root: Path, files: list[Path]) -> list[Path]:
-    """
-    Gives every image file, all of them under `root`, its own result name.
-
-    Returns:
-        `list[Path]`: for each file the path of its results relative to the output folder, without `_mask.png`:
-        folders as under `root`, then the stem; with the extension (`photo_jpg`) where two files of a folder have one
-        stem, and a number where even that is taken.
-    """
-    # Compared in lower case, because some file systems do not tell upper from lower.
-    stems = Counter(str(file.with_suffix("")).lower() for file in files)
-    names, taken = [], {stem for stem, count in stems.items() if count == 1}
-    for file in files:
-        stem = file.stem
-        if stems[str(file.with_suffix("")).lower()] > 1:
-            base = stem = f"{file.stem}_{file.suffix[1:]}"
-            number = 2
-            while str(file.with_name(stem)).lower() in taken:
-                stem = f"{base}_{number}"
-                number += 1
-            taken.add(str(file.with_name(stem)).lower())
-        names.append(file.relative_to(root).with_name(stem))
-    return names
-
-
-def result_paths(output_dir: Path, name: Path) -> tuple[Path, Path]:
-    """Paths of the mask and of the overlay of one image."""
-    folder = output_dir / name.parent
-    return folder / f"{name.name}_mask.png", folder / f"{name.name}_overlay.png"
-
-
-def check_existing(output_dir: Path, names: list[Path]) -> None:
-    """Raises ValueError if any result exists, before any work is done."""
-    results = [output_dir / "legend.png", *(path for name in names for path in result_paths(output_dir, name))]
-    existing = [path for path in results if path.exists()]
-    if existing:
-        raise ValueError(
-            f"{len(existing)} of {len(results)} results already exist (first: {existing[0]}): pass --overwrite to "
-            "replace them or choose another --output_dir."
-        )
-
-
-def predict_file(file: Path, results: tuple[Path, Path], model, image_processor, alpha: float) -> None:
-    """
-    Writes the mask and the overlay of one image file to the two paths of `results`.
+        arguments ([`PredictArguments`]): of the run.
+        model (`Callable`): with its `config`.
+        root (`Path`): folder of the images.
+        images (`dict[Path, Path]`): name of the results -> image file.
 
     Raises:
-        ValueError: if the file cannot be read as an image.
-        OSError: if a result cannot be written.
+        ValueError: if the model's mask values do not fit into a PNG, or `classes` or `palette` name no class.
     """
-    try:
-        with open_image(file) as opened:
-            image = to_rgb(opened, getattr(model.config, "image_range", None))
-    # Pillow's decoders raise OSError, SyntaxError, struct.error, zlib.error and others on bad files.
-    except Exception as error:
-        raise ValueError(f"it cannot be read as an image ({one_line(error)})") from error
-    mask = predict_mask(model, image_processor, image)
+    config, output_dir = model.config, Path(arguments.output_dir)
+    labels = [config.id2label[index] for index in range(config.num_labels)]
+    mask_values = MaskConvention.of(config).mask_values
+    if mask_values is not None and not 0 <= min(mask_values) <= max(mask_values) <= LARGEST_STORED_VALUE:
+        raise ValueError(
+            f"The model's mask_values go from {min(mask_values)} to {max(mask_values)}, but a PNG holds 0 to "
+            f"{LARGEST_STORED_VALUE}: set mask_values in its config.json to null for masks of class indices."
+        )
     palette = model_palette(model)
-    results[0].parent.mkdir(parents=True, exist_ok=True)
-    # A model's classes may go up to 255, so no value is set apart as ignored.
-    index_image(mask, palette, ignore_index=None).save(results[0])
-    overlay(image, mask, palette, alpha, ignore_index=None).save(results[1])
+    if arguments.palette is not None:
+        palette = read_palette(arguments.palette, labels, palette)
+    shown = tuple(range(len(labels))) if arguments.classes is None else find_classes(arguments.classes, labels)
+    alpha = arguments.alpha if arguments.alpha is not None else 1.0 if arguments.contours else 0.5
+    drawing = Drawing(shown, alpha, arguments.contours, arguments.transparent)
+    pictures = PictureWriter(output_dir, labels, palette, mask_values, drawing, arguments.probabilities)
+    return [pictures, AreaWriter(pictures, {name: file.relative_to(root).as_posix() for name, file in images.items()})]
+
+
+def settings_of(arguments, how: PredictionArguments, config, image_processor, pictures: PictureWriter) -> dict:
+    """What the results depend on besides weights and images, as JSON holds it; a resumed run must have the same."""
+    settings = {name: getattr(arguments, name) for name in ("backend", "bf16", "probabilities")} | asdict(how)
+    if how.eval_mode not in ONE_PIECE:
+        settings["eval_crop_size"] = eval_crop(how, config)
+    settings |= asdict(pictures.drawing)
+    settings |= {"labels": pictures.labels, "palette": pictures.palette.tolist(), "mask_values": pictures.mask_values}
+    return plain(settings | {"image_range": config.image_range, "image_processor": image_processor.to_dict()})
+
+
+def outdated_files(job: Job) -> list[Path]:
+    """The results of earlier runs, also those that this one will not write."""
+    earlier = [job.writers[0].path(name, kind) for name in job.names for kind in PictureWriter.KINDS]
+    return [*result_files(job.writers, job.names), *earlier]
+
+
+def predict(job: Job, state: PartialState, num_workers: int) -> tuple[int, int, str | None]:
+    """
+    Predicts this process's share of the batches.
+
+    Returns:
+        `tuple[int, int, str | None]`: images that were there already and images that failed, and why the work stopped
+        before its end, if it did.
+    """
+    own = job.planned[state.process_index :: state.num_processes]
+    done = frozenset(row for rows in own for row in rows if is_done(job.writers, job.names[row]))
+    left = [rows for rows in own if not done.issuperset(rows)]
+    batches = PreparedBatches(job.files, left, job.image_processor, job.model.config, job.how)
+    total, failed = sum(map(len, own)) - len(done), 0
+    num_workers = min(num_workers, max(0, len(left) - 1))  # none is started for a single image
+    with tqdm(total=total, unit="image", disable=not state.is_main_process) as bar:
+        try:
+            for row, reason in predict_many(job.model, batches, job.names, job.writers, num_workers, done):
+                bar.update()
+                if reason is not None:
+                    failed += 1
+                    tqdm.write(f"{job.files[row]}: not predicted, {reason}", file=sys.stderr)
+        except KeyboardInterrupt:
+            return len(done), failed, "Interrupted; the same command with --resume goes on from here."
+        except RuntimeError as error:  # a worker that died
+            return len(done), failed, f"{one_line(error)} Go on with --resume, with fewer --num_workers."
+    return len(done), failed, None
+
+
+def default_workers(state: PartialState) -> int:
+    """One for each CPU that this machine has for each of its processes, but not too many."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(MOST_WORKERS, cpus // int(os.environ.get("LOCAL_WORLD_SIZE", state.num_processes))))
+
+
+def first_failure(attempt, *arguments) -> tuple[object, str | None]:
+    """What the call gives, and the first sentence of an error that it raises in any process, for all of them."""
+    result = failure = None
+    try:
+        result = attempt(*arguments)
+    except (ImportError, OSError, ValueError) as error:
+        failure = one_line(error)
+    return result, next(filter(None, gather_object([failure])), None)
+
+
+def run(arguments: PredictArguments, how: PredictionArguments, state: PartialState) -> tuple[int, str]:
+    """The exit code and the last words, in all processes the same."""
+    job, failure = first_failure(prepare, arguments, how, state)
+    if not failure:
+        outdated = outdated_files(job) if arguments.overwrite else []
+        _, failure = first_failure(lambda: state.is_main_process and begin(job.output_dir, job.settings, outdated))
+    if failure:
+        return 2, failure
+    workers = default_workers(state) if arguments.num_workers is None else arguments.num_workers
+    shares = gather_object([predict(job, state, workers)])
+    stopped = next(filter(None, (reason for _, _, reason in shares)), None)
+    if stopped:
+        return 1, stopped
+    _, failure = first_failure(lambda: state.is_main_process and [writer.finish() for writer in job.writers])
+    if failure:
+        return 1, f"{failure} The images are predicted; --resume writes what is missing."
+    earlier, failed = (sum(share[column] for share in shares) for column in (0, 1))
+    there = f", {earlier} of them earlier" if earlier else ""
+    count = len(job.files)
+    return int(failed > 0), f"{count - failed} of {count} images predicted{there}, results in {job.output_dir}"
 
 
 def main() -> int:
-    parser = HfArgumentParser(PredictArguments, description="Segments images with a trained model.")
     try:
-        arguments, unknown = parser.parse_args_into_dataclasses(return_remaining_strings=True)
-        if unknown:
-            raise ValueError(f"Unknown arguments {' '.join(unknown)}: put a glob pattern in quotes, see --help.")
-        output_dir = Path(arguments.output_dir)
-        if output_dir.exists() and not output_dir.is_dir():
-            raise ValueError(
-                f"output_dir {output_dir} is a file, but a folder is needed: choose another --output_dir."
-            )
-        root, files = find_images(arguments.input, output_dir)
-        names = name_results(root, files)
-        if not arguments.overwrite:
-            check_existing(output_dir, names)
-        model, image_processor = load_trained(arguments.model, arguments.device)
-        labels = [model.config.id2label[index] for index in range(model.config.num_labels)]
-        key = legend(labels, model_palette(model))
-        output_dir.mkdir(parents=True, exist_ok=True)
-        key.save(output_dir / "legend.png")
+        arguments, how = parse_arguments((PredictArguments, PredictionArguments))
+        state = start_processes(arguments)
     except (OSError, ValueError) as error:
         print(one_line(error), file=sys.stderr)
         return 2
-
-    failed = 0
-    for file, name in tqdm(list(zip(files, names, strict=True)), unit="image"):
-        try:
-            predict_file(file, result_paths(output_dir, name), model, image_processor, arguments.alpha)
-        except (OSError, RuntimeError, ValueError) as error:
-            failed += 1
-            tqdm.write(f"{file}: not predicted, {one_line(error)}", file=sys.stderr)
-    print(f"{len(files) - failed} of {len(files)} images predicted, results in {output_dir}")
-    return 1 if failed else 0
+    code, words = run(arguments, how, state)
+    if state.is_main_process:
+        print(words, file=sys.stderr if code == 2 else sys.stdout)
+    return code if state.num_processes == 1 else leave_with(state, code)

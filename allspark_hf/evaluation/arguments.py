@@ -1,4 +1,4 @@
-"""How to evaluate: what [`AllSparkTrainingArguments`] and `allspark evaluate` have in common."""
+"""How to predict and evaluate: what training, `allspark evaluate` and `allspark predict` have in common."""
 
 from dataclasses import dataclass
 
@@ -11,9 +11,9 @@ ONE_PIECE = ("whole", "resized")
 
 @documented
 @dataclass
-class EvaluationArguments:
+class PredictionArguments:
     """
-    How images are predicted for evaluation, and what is measured.
+    How images are predicted.
 
     Raises:
         ValueError: if a value is out of range, or a crop is given that the mode does not use.
@@ -49,16 +49,6 @@ class EvaluationArguments:
         shown=True,
     )
     eval_flip: bool = argument(False, "Average with the prediction of the mirrored image.", shown=True)
-    eval_boundary_iou: bool = argument(False, "Also measure boundary IoU (Cheng et al., CVPR 2021).")
-    eval_boundary_ratio: float = argument(
-        0.02, "Width of a boundary, as a share of the image's diagonal.", interval="(0, 1)"
-    )
-    count_absent_classes: bool = argument(
-        False,
-        "Count a class that occurs in neither masks nor predictions as IoU 0, as the authors do, instead of leaving "
-        "it out of the mean.",
-        shown=True,
-    )
 
     def __post_init__(self):
         check_values(self)
@@ -76,11 +66,33 @@ class EvaluationArguments:
             )
 
 
-def eval_crop(args: EvaluationArguments, config) -> tuple[int, int]:
+@documented
+@dataclass
+class EvaluationArguments(PredictionArguments):
+    """
+    How images are predicted for evaluation, see [`PredictionArguments`], and what is measured.
+
+    Raises:
+        ValueError: if a value is out of range, or a crop is given that the mode does not use.
+    """
+
+    eval_boundary_iou: bool = argument(False, "Also measure boundary IoU (Cheng et al., CVPR 2021).")
+    eval_boundary_ratio: float = argument(
+        0.02, "Width of a boundary, as a share of the image's diagonal.", interval="(0, 1)"
+    )
+    count_absent_classes: bool = argument(
+        False,
+        "Count a class that occurs in neither masks nor predictions as IoU 0, as the authors do, instead of leaving "
+        "it out of the mean.",
+        shown=True,
+    )
+
+
+def eval_crop(args: PredictionArguments, config) -> tuple[int, int]:
     """(height, width) of windows and of the center crop: `eval_crop_size`, else the model's training crop."""
     if args.eval_crop_size is None:
         return config.crop_height_width
     return args.eval_crop_size[0], args.eval_crop_size[-1]
 
 
-__all__ = ["EVAL_MODES", "ONE_PIECE", "EvaluationArguments", "eval_crop"]
+__all__ = ["EVAL_MODES", "ONE_PIECE", "EvaluationArguments", "PredictionArguments", "eval_crop"]

@@ -7,12 +7,12 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from ..models.upsampling import upsample
-from .arguments import EvaluationArguments, eval_crop
+from .arguments import PredictionArguments, eval_crop
 
 
 @torch.no_grad()
 def predict_logits(
-    model: PreTrainedModel, pixel_values: torch.Tensor, size: tuple[int, int], args: EvaluationArguments
+    model: PreTrainedModel, pixel_values: torch.Tensor, size: tuple[int, int], args: PredictionArguments
 ) -> torch.Tensor:
     """
     Predicts images of one size; the argmax over classes is the prediction, the softmax its probabilities.
@@ -26,7 +26,7 @@ def predict_logits(
         model ([`PreTrainedModel`]): in eval mode.
         pixel_values (`torch.Tensor`): float (batch, 3, height, width), as the image processor gives them.
         size (`tuple[int, int]`): (height, width) of the result, usually that of the masks.
-        args ([`EvaluationArguments`]): `eval_mode` (of which `center_crop` predicts as `whole` does: see
+        args ([`PredictionArguments`]): `eval_mode` (of which `center_crop` predicts as `whole` does: see
             [`center_crop`]), `eval_crop_size`, `eval_stride`, `eval_windows_per_batch`, `eval_scales`, `eval_flip`.
 
     Returns:
@@ -52,7 +52,7 @@ def predict_logits(
 
 
 def _in_one_piece(
-    model: PreTrainedModel, pixel_values: torch.Tensor, size: tuple[int, int], args: EvaluationArguments
+    model: PreTrainedModel, pixel_values: torch.Tensor, size: tuple[int, int], args: PredictionArguments
 ) -> torch.Tensor:
     """Float logits (batch, num_labels, *size); corners stay corners where images are resized to whole patches."""
     if args.eval_mode != "resized":
@@ -84,7 +84,7 @@ def _rescale(pixel_values: torch.Tensor, scale: float) -> torch.Tensor:
 
 
 def _probabilities(
-    model: PreTrainedModel, pixel_values: torch.Tensor, size: tuple[int, int], args: EvaluationArguments
+    model: PreTrainedModel, pixel_values: torch.Tensor, size: tuple[int, int], args: PredictionArguments
 ) -> torch.Tensor:
     """Class probabilities of one scale and side: float (batch, num_labels, *size)."""
     if args.eval_mode != "sliding_window":

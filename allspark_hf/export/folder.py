@@ -17,7 +17,7 @@ from ..inference.loading import long_side_of
 from ..models.configuration_allspark import AllSparkFields
 from ..models.segmenter import Segmenter
 from ..models.weights import DIGEST, weights_digest
-from ..utils.files import write_json
+from ..utils.files import read_json_object, write_json
 from .onnx import (
     INT8_OPERATORS,
     OPSET,
@@ -158,6 +158,26 @@ def _export_into(folder: Path, model, image_processor, quantize: bool, in_model_
     return record
 
 
+def find_onnx_file(path: str | Path, digest: str | None) -> Path:
+    """
+    The ONNX file of a model.
+
+    Args:
+        path (`str` or `Path`): the file, or a folder that [`export_onnx`] has written to.
+        digest (`str`, *optional*): [`weights_digest`] of the model.
+
+    Raises:
+        ValueError: if there is none, or it was exported from other weights, as far as its record tells.
+    """
+    file = Path(path) / ONNX_FOLDER / FLOAT_FILE if Path(path).is_dir() else Path(path)
+    if not file.is_file():
+        raise ValueError(f"There is no ONNX file {file}: make one with allspark export, or name another (--onnx).")
+    told = read_json_object(file.with_name(RECORD_FILE)).get(DIGEST)
+    if told not in (None, digest):
+        raise ValueError(f"{file} was exported from other weights than the model's: export again with --overwrite.")
+    return file
+
+
 def write_record(output_dir: str | Path, record: dict):
     """Writes onnx/export.json."""
     write_json(Path(output_dir) / ONNX_FOLDER / RECORD_FILE, record)
@@ -214,4 +234,11 @@ def write_for_transformers_js(
     return paths
 
 
-__all__ = ["check_output", "export_files", "export_onnx", "write_for_transformers_js", "write_record"]
+__all__ = [
+    "check_output",
+    "export_files",
+    "export_onnx",
+    "find_onnx_file",
+    "write_for_transformers_js",
+    "write_record",
+]

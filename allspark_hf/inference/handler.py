@@ -278,7 +278,6 @@ def encode_mask(mask: np.ndarray) -> str:
     return base64.b64encode(file.getvalue()).decode("ascii")
 
 
-@torch.no_grad()
 def model_logits(model, image_processor, picture: PIL.Image.Image) -> torch.Tensor:
     """
     The logits of one picture.
@@ -296,19 +295,50 @@ def model_logits(model, image_processor, picture: PIL.Image.Image) -> torch.Tens
         BadRequest: if the picture is too small or too narrow for the model.
         RuntimeError: if the model's output is not finite.
     """
+    return finite_logits(model, process_picture(model.config, image_processor, picture))
+
+
+def process_picture(config, image_processor, picture: PIL.Image.Image) -> torch.Tensor:
+    """
+    What the model gets of a picture.
+
+    Args:
+        config ([`PreTrainedConfig`]): of the model.
+        image_processor ([`BaseImageProcessor`]): the model's.
+        picture (`PIL.Image.Image`): RGB, upright.
+
+    Returns:
+        `torch.Tensor`: float32 (1, 3, height, width), normalized, at the size that the image processor makes of it.
+
+    Raises:
+        BadRequest: if the picture is too small or too narrow for the model.
+    """
     given = f"The image has {picture.width}x{picture.height} pixels (width x height)"
     try:
-        inputs = image_processor(images=picture, return_tensors="pt")
+        pixel_values = image_processor(images=picture, return_tensors="pt")["pixel_values"]
     except ValueError as error:  # a side that would be scaled to 0 pixels
         raise BadRequest(f"{given}, too narrow to be scaled to the model's size: send a less narrow one.") from error
-    height, width = inputs["pixel_values"].shape[2:]
-    smallest = getattr(model.config, "smallest_side", 1)
+    height, width = pixel_values.shape[2:]
+    smallest = getattr(config, "smallest_side", 1)
     if min(height, width) < smallest:
         raise BadRequest(
             f"{given} and reaches the model with {width}x{height}, which needs at least {smallest} a side: send a "
             "larger or less narrow one."
         )
-    logits = model(**inputs.to(device=model.device, dtype=model.dtype)).logits
+    return pixel_values
+
+
+@torch.no_grad()
+def finite_logits(model, pixel_values: torch.Tensor) -> torch.Tensor:
+    """
+    The logits (batch, num_labels, height, width), in the model's type and on its device, of `pixel_values` float
+    (batch, 3, height, width); RuntimeError if they are not finite.
+    """
+    return require_finite(model(pixel_values=pixel_values.to(device=model.device, dtype=model.dtype)).logits)
+
+
+def require_finite(logits: torch.Tensor) -> torch.Tensor:
+    """Float logits of any shape as they are; RuntimeError if one is NaN or infinite."""
     if not torch.stack(logits.aminmax()).isfinite().all():  # isfinite of all logits would need as much memory again
         raise RuntimeError("The model's output holds NaN or infinite values: its weights are broken.")
     return logits

@@ -25,6 +25,7 @@ _MAX_CLASSES = 256
 _MAX_NAME = 60
 _LEGEND_ROWS = 24
 _FONT_SIZE = 14
+_ROWS_AT_A_TIME = 64
 _GAP = 6
 
 Palette = np.ndarray | Sequence[Sequence[int]]
@@ -154,18 +155,41 @@ def overlay(
     """
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha is {alpha}, but a weight from 0 (image only) to 1 (colors only) is needed.")
-    painted = np.asarray(colorize(mask, palette, ignore_index), dtype=np.float32)
+    painted = np.asarray(colorize(mask, palette, ignore_index))
     height, width = painted.shape[:2]
     if image.size != (width, height):
         raise ValueError(
             f"mask is {height}x{width} and image is {image.height}x{image.width} (height x width), but they must be "
             "of one size: resize the mask with nearest neighbor, or pass the image it belongs to."
         )
-    picture = np.asarray(image.convert("RGB"), dtype=np.float32)
-    ignored = False if ignore_index is None else np.asarray(mask) == ignore_index
-    weight = np.where(ignored, 0, alpha).astype(np.float32)[..., None]
-    blended = picture + (painted - picture) * weight
-    return Image.fromarray(blended.round().astype(np.uint8))
+    picture, ignored = np.asarray(image.convert("RGB")), np.asarray(mask) == ignore_index
+    blended = np.empty_like(painted)
+    for top in range(0, height, _ROWS_AT_A_TIME):  # the whole image in float32 would need four times as much memory
+        rows = slice(top, top + _ROWS_AT_A_TIME)
+        weight = np.where(ignored[rows], 0, alpha).astype(np.float32)[..., None]
+        part = picture[rows].astype(np.float32)
+        blended[rows] = (part + (painted[rows] - part) * weight).round()
+    return Image.fromarray(blended)
+
+
+def outlines(mask: np.ndarray, width: int) -> np.ndarray:
+    """
+    The borders of classes, each inside its own class.
+
+    Args:
+        mask (`np.ndarray`): integers (height, width).
+        width (`int`): pixels; the line between two classes has it on either side.
+
+    Returns:
+        `np.ndarray`: bool (height, width), True where another class is at most `width` pixels up, down, left or right.
+    """
+    border = np.zeros(mask.shape, dtype=bool)
+    for along, turned in ((mask, border), (mask.T, border.T)):
+        for step in range(1, min(width, len(along) - 1) + 1):
+            differs = along[step:] != along[:-step]
+            turned[step:] |= differs
+            turned[:-step] |= differs
+    return border
 
 
 def index_image(mask: np.ndarray, palette: Palette, ignore_index: int | None = 255) -> Image.Image:
@@ -257,4 +281,4 @@ def _printable(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) ->
     return line if len(line) <= _MAX_NAME else line[: _MAX_NAME - 3] + "..."
 
 
-__all__ = ["colorize", "default_palette", "index_image", "legend", "overlay"]
+__all__ = ["colorize", "default_palette", "index_image", "legend", "outlines", "overlay"]

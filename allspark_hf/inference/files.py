@@ -1,0 +1,91 @@
+"""Which images are predicted, and what their results are called."""
+
+import glob
+import os
+import sys
+from collections import Counter
+from pathlib import Path
+
+from ..utils.files import find_image_files, left_out
+
+
+def find_images(pattern: str, output_dir: Path, quiet: bool = False) -> tuple[Path, list[Path]]:
+    """
+    Finds the images to predict; files of a folder that are left out are counted on stderr, unless `quiet`.
+
+    Args:
+        pattern (`str`): file, folder or glob pattern.
+        output_dir (`Path`): folder of the results; where it lies inside the input, it is not searched.
+
+    Returns:
+        `tuple[Path, list[Path]]`: the folder that results mirror, and the sorted image files.
+
+    Raises:
+        ValueError: if no image is found, or results would land among the images.
+    """
+    path = Path(pattern)
+    others: list[Path] = []
+    if path.is_file():
+        return path.parent, [path]
+    if path.is_dir():
+        root = path
+        found, others = find_image_files(path)
+    else:
+        root = glob_root(path)
+        matches = sorted(map(Path, glob.glob(pattern, recursive=True)), key=lambda file: (-len(file.parts), file))
+        found = {(os.path.realpath(file.parent), file.name): file for file in matches}.values()  # links in a circle
+    inside = output_dir.resolve()
+    if inside == root.resolve():
+        raise ValueError(
+            f"output_dir {output_dir} is the input folder itself, so a second run would predict its own results: "
+            "choose another output_dir."
+        )
+    if root.resolve() in inside.parents:
+        found, others = ([file for file in kept if inside not in file.resolve().parents] for kept in (found, others))
+    if others and not quiet:
+        print(left_out(others, root), file=sys.stderr)
+    files = sorted(file for file in found if file.is_file())
+    if not files:
+        raise ValueError(
+            f"No image found at {pattern!r}: give an image file, a folder with images that Pillow reads, or a glob "
+            "pattern that matches files."
+        )
+    return root, files
+
+
+def glob_root(pattern: Path) -> Path:
+    """The longest leading folder of a glob pattern without wildcards."""
+    folders = []
+    for part in pattern.parts[:-1]:
+        if glob.has_magic(part):
+            break
+        folders.append(part)
+    return Path(*folders)
+
+
+def name_results(root: Path, files: list[Path]) -> list[Path]:
+    """
+    Gives every image file, all of them under `root`, its own result name.
+
+    Returns:
+        `list[Path]`: for each file the path of its results relative to the output folder, without `_mask.png`:
+        folders as under `root`, then the stem; with the extension (`photo_jpg`) where two files of a folder have one
+        stem, and a number where even that is taken.
+    """
+    # Compared in lower case, because some file systems do not tell upper from lower.
+    stems = Counter(str(file.with_suffix("")).lower() for file in files)
+    names, taken = [], {stem for stem, count in stems.items() if count == 1}
+    for file in files:
+        stem = file.stem
+        if stems[str(file.with_suffix("")).lower()] > 1:
+            base = stem = f"{file.stem}_{file.suffix[1:]}"
+            number = 2
+            while str(file.with_name(stem)).lower() in taken:
+                stem = f"{base}_{number}"
+                number += 1
+            taken.add(str(file.with_name(stem)).lower())
+        names.append(file.relative_to(root).with_name(stem))
+    return names
+
+
+__all__ = ["find_images", "name_results"]

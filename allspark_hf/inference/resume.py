@@ -1,0 +1,92 @@
+"""Predictions that go on where an earlier run stopped, and never on top of results of another kind."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..utils.files import read_json_object, write_json
+from .writers import ResultWriter
+
+
+SETTINGS_FILE = "predict.json"
+
+
+def is_done(writers: Sequence[ResultWriter], name: Path) -> bool:
+    """Whether all results of an image are there."""
+    return all(path.exists() for writer in writers for path in writer.image_paths(name))
+
+
+def result_files(writers: Sequence[ResultWriter], names: Sequence[Path]) -> list[Path]:
+    """All files that a run writes but for its settings."""
+    of_run = [path for writer in writers for path in writer.run_paths()]
+    return of_run + [path for name in names for writer in writers for path in writer.image_paths(name)]
+
+
+def check_output_dir(output_dir: Path):
+    """Raises ValueError if it is a file."""
+    if output_dir.exists() and not output_dir.is_dir():
+        raise ValueError(f"output_dir {output_dir} is a file, but a folder is needed: choose another --output_dir.")
+
+
+def check_existing(output_dir: Path, paths: Sequence[Path], resume: bool, overwrite: bool):
+    """
+    Raises ValueError if results exist that are neither to be replaced nor known to be of an earlier run.
+
+    Args:
+        output_dir (`Path`): folder of the results; need not exist.
+        paths (`Sequence[Path]`): of [`result_files`].
+        resume (`bool`): whether to go on with an earlier run.
+        overwrite (`bool`): whether to replace its results.
+    """
+    if overwrite or (resume and (output_dir / SETTINGS_FILE).exists()):
+        return
+    existing = [path for path in paths if path.exists()]
+    if existing and resume:
+        raise ValueError(
+            f"{existing[0]} exists, but no {SETTINGS_FILE} that says how it was made, so that --resume cannot go on: "
+            "pass --overwrite to replace the results or choose another --output_dir."
+        )
+    if existing:
+        raise ValueError(
+            f"{len(existing)} of {len(paths)} results already exist (first: {existing[0]}): pass --resume to go on, "
+            "--overwrite to replace them, or choose another --output_dir."
+        )
+
+
+def check_settings(output_dir: Path, settings: dict[str, Any]):
+    """
+    Raises ValueError if an earlier run in the folder had other settings.
+
+    Args:
+        output_dir (`Path`): folder of the results; need not exist.
+        settings (`dict[str, Any]`): all that the results depend on, as JSON holds it.
+    """
+    if not (output_dir / SETTINGS_FILE).exists():
+        return
+    earlier = read_json_object(output_dir / SETTINGS_FILE)
+    for name in dict.fromkeys([*settings, *earlier]):
+        if settings.get(name) != earlier.get(name):
+            raise ValueError(
+                f"The results in {output_dir} were made with {name} {earlier.get(name)!r}, not "
+                f"{settings.get(name)!r}: give what {output_dir / SETTINGS_FILE} says to go on, pass --overwrite "
+                "instead of --resume to replace them, or choose another --output_dir."
+            )
+
+
+def begin(output_dir: Path, settings: dict[str, Any], outdated: Sequence[Path]):
+    """
+    Makes the folder of the results ready, in one process.
+
+    Args:
+        output_dir (`Path`): folder of the results, made if need be.
+        settings (`dict[str, Any]`): of the run.
+        outdated (`Sequence[Path]`): files to remove.
+    """
+    output_dir.mkdir(parents=True, exist_ok=True)
+    # Before the settings are written, so that no file is ever taken for one of these settings that is not.
+    for path in outdated:
+        path.unlink(missing_ok=True)
+    write_json(output_dir / SETTINGS_FILE, settings)
+
+
+__all__ = ["SETTINGS_FILE", "begin", "check_existing", "check_output_dir", "check_settings", "is_done", "result_files"]
