@@ -2,6 +2,7 @@
 
 import itertools
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,8 +11,9 @@ from picture_files import bands_tiff, deep_png
 from PIL import Image
 from served_model import as_bytes, balanced_model, picture
 
+from allspark_hf.cli.predict import main
 from allspark_hf.data.pixels import open_image
-from allspark_hf.inference.large import is_large, predict_large
+from allspark_hf.inference.large import find_large, predict_large
 from allspark_hf.inference.loading import make_image_processor
 from allspark_hf.inference.prediction import model_palette, predict_mask
 from allspark_hf.inference.tiles import blended_rows, tile_spans, tile_weights
@@ -26,17 +28,21 @@ def model():
     return balanced_model(4)
 
 
+CONFIG = {"num_labels": 3, "smallest_side": 1, "crop_height_width": (32, 24), "palette": None}
+
+
 class OnePixel(torch.nn.Module):
     """Sees each pixel by itself, so that tiles can change nothing: much red, little green, or blue."""
 
+    dtype, device = torch.float32, torch.device("cpu")
+
     def __init__(self, **config):
         super().__init__()
-        self.config = type("Config", (), {"num_labels": 3, "crop_height_width": (32, 24), "palette": None} | config)()
-        self.dtype, self.device = torch.float32, torch.device("cpu")
+        self.config = SimpleNamespace(**{**CONFIG, **config})
         self.eval()
 
     def forward(self, pixel_values):
-        return type("Output", (), {"logits": pixel_values * torch.tensor([1, -1, 0.5])[:, None, None]})()
+        return SimpleNamespace(logits=pixel_values * torch.tensor([1, -1, 0.5])[:, None, None])
 
 
 def test_tiles_cover_each_side_evenly():
@@ -168,6 +174,10 @@ def test_place_on_earth_is_kept(tmp_path):
 
 
 def bad_file(path, kind: str):
+    if kind.startswith("cut"):
+        content = as_bytes(picture(), kind[4:])
+        path.write_bytes(content[: len(content) // 2])
+        return path
     values = np.zeros((5, 40, 40), dtype=np.uint8)
     if kind == "pages":
         picture().save(path, save_all=True, append_images=[picture()])
@@ -196,13 +206,16 @@ def bad_file(path, kind: str):
         ("bands", r"5 bands \(gray, undefined.*gdal_translate|TIFF file of a kind that Pillow does not know"),
         ("float", r"of float32, but|TIFF file of a kind that Pillow does not know"),
         ("signed", r"of int16, but"),
+        ("cut PNG", "image.tif cannot be read: "),
+        ("cut JPEG", "image.tif cannot be read: "),
+        ("cut TIFF", "image.tif cannot be read: |not recognized"),
     ],
 )
 def test_bad_files(tmp_path, kind, message):
     file = bad_file(tmp_path / "image.tif", kind)
-    with pytest.raises(ValueError, match=message) as caught:
-        predict_large(OnePixel(), PROCESSOR, file, tmp_path / "mask.tif", progress=False)
-    assert "\n" not in str(caught.value) and str(caught.value).endswith(".")
+    with pytest.raises((ValueError, OSError), match=message) as caught:
+        predict_large(OnePixel(), PROCESSOR, file, tmp_path / "mask.tif", 90, progress=False)
+    assert "\n" not in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == ["image.tif"]
 
 
@@ -248,7 +261,64 @@ def test_colors_and_values_of_ones_own(tmp_path, values):
 
 
 def test_large_by_the_header(tmp_path, monkeypatch):
-    picture(size=(50, 71)).save(tmp_path / "image.png")
-    for limit, large in ((50 * 71, False), (50 * 71 - 1, True), (50 * 71 // 3, True)):
+    files = [tmp_path / name for name in ("a.png", "b.png", "text.png", "absent.png")]
+    picture(size=(50, 71)).save(files[0])
+    picture(size=(50, 70)).save(files[1])
+    files[2].write_text("no image")
+    for limit, large in ((50 * 71, []), (50 * 71 - 1, [0]), (50 * 71 // 3, [0, 1]), (None, [])):
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
-        assert is_large(tmp_path / "image.png") is large
+        assert find_large(files, PROCESSOR) == large
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1)
+    assert find_large(files, make_image_processor(96)) == []
+
+
+def run(monkeypatch, capsys, *options):
+    monkeypatch.setattr(sys, "argv", ["allspark predict", *map(str, options)])
+    return main(), capsys.readouterr()
+
+
+def test_predict_command(tmp_path, model, monkeypatch, capsys):
+    """One of three images is large by the limit; areas, resume, a bad one, and tiles for all."""
+    model.config.image_range, model.config.mask_values = None, [0, 50, 100, 255]
+    model.save_pretrained(tmp_path / "model")
+    PROCESSOR.save_pretrained(tmp_path / "model")
+    photos, out = tmp_path / "photos", tmp_path / "out"
+    photos.mkdir()
+    sizes = {"a": (50, 71), "b": (70, 90), "c": (50, 71)}
+    for index, (name, size) in enumerate(sizes.items()):
+        picture(index, size).save(photos / f"{name}.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50 * 71)
+    options = ["--model", tmp_path / "model", "--input", photos, "--output_dir", out, "--num_workers", 0]
+    assert run(monkeypatch, capsys, *options)[0] == 0
+    made = {path.name for path in out.iterdir()}
+    assert made >= {"a_mask.png", "a_overlay.png", "b_mask.tif", "c_mask.png", "areas.csv", "legend.png"}
+    assert not {name for name in made if name.startswith("b_")} - {"b_mask.tif"}
+    with Image.open(out / "b_mask.tif") as mask:
+        stored = np.asarray(mask)
+    assert set(np.unique(stored)) <= {0, 50, 100, 255}
+    rows = [line.split(",") for line in (out / "areas.csv").read_text().splitlines()]
+    counted = [int(row[3]) for row in rows if row[0] == "b.png"]
+    assert counted == [(stored == value).sum() for value in (0, 50, 100, 255)] and sum(counted) == 70 * 90
+    predict_large(model, PROCESSOR, photos / "b.png", tmp_path / "b.tif", 64, mask_values=[0, 50, 100, 255])
+    with Image.open(tmp_path / "b.tif") as mask:
+        np.testing.assert_array_equal(stored, np.asarray(mask))
+
+    (out / "b_mask.tif").unlink()
+    areas = (out / "areas.csv").read_text()
+    code, said = run(monkeypatch, capsys, *options, "--resume")
+    assert code == 0 and "3 of 3 images predicted, 2 of them earlier" in said.out
+    assert (out / "areas.csv").read_text() == areas
+    assert "tile_size" in run(monkeypatch, capsys, *options, "--resume", "--tile_size", 90)[1].err
+    (photos / "b.png").write_bytes((photos / "b.png").read_bytes()[:3000])
+    code, said = run(monkeypatch, capsys, *options, "--overwrite")
+    assert code == 1 and "b.png: not predicted" in said.err and not (out / "b_mask.tif").exists()
+    assert run(monkeypatch, capsys, *options, "--overwrite", "--tile_size", 90)[0] == 1
+    assert {path.name for path in out.iterdir()} >= {"a_mask.tif", "c_mask.tif"}
+    with Image.open(out / "a_mask.tif") as mask:
+        right = np.array([0, 50, 100, 255])[predict_mask(model, PROCESSOR, picture())]
+        np.testing.assert_array_equal(np.asarray(mask), right)
+
+    monkeypatch.setitem(sys.modules, "rasterio", None)
+    code, said = run(monkeypatch, capsys, *options, "--overwrite")
+    assert code == 2 and 'b.png is read in windows, which needs rasterio: pip install "allspark-hf[large]"' in said.err
+    assert (out / "a_mask.tif").exists()

@@ -1,56 +1,51 @@
-"""
-Images too large for one piece: read in windows, predicted in overlapping tiles, written as a TIFF file strip by strip.
+"""Images too large for one piece: predicted in overlapping tiles, read and written in windows, see `raster`."""
 
-Windows are read and written by rasterio, `pip install "allspark-hf[large]"`, which keeps the place on Earth, too.
-"""
-
-import logging
-import os
+import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import PIL.Image
 import torch
-from PIL.TiffImagePlugin import TiffImageFile
-from torch.nn import functional as F
 from tqdm import tqdm
 from transformers import PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
-from ..data.pixels import ORIENTATION, ImageError, array_to_image, open_image, require_one_page, to_rgb
-from .handler import model_logits
+from ..data.pixels import open_image
+from ..evaluation.arguments import PredictionArguments
+from ..evaluation.prediction import predict_logits
+from .handler import process_picture, require_finite
 from .prediction import model_palette
+from .raster import WindowedPicture, gdal, new_mask, require_plain
 from .tiles import Span, blended_rows, tile_spans
+from .writers import whole_file
 
 
-logger = logging.getLogger(__name__)
-
-# What GDAL keeps of a file, in MB; by default a twentieth of the machine's memory. A row of tiles fits.
-CACHE_MB = 256
-BLOCK = 512  # side of the blocks of the mask's file
-COLORS, GRAY = ["red", "green", "blue"], (["gray"], ["gray", "alpha"])
-SAME_COLORS = ("YCbCr",)  # GDAL turns CMYK and CIELAB into RGB in another way than Pillow
-
-
-def is_large(file: str | Path) -> bool:
+def find_large(files: Sequence[Path], image_processor: BaseImageProcessor) -> list[int]:
     """
-    Whether an image file has more pixels than Pillow takes without a warning, 89 million.
+    Which images are to be predicted in tiles: those of which Pillow warns that they are large, above 89 megapixels;
+    none if the image processor scales them down.
 
-    Raises:
-        ValueError or OSError: if Pillow does not know the file.
+    Returns:
+        `list[int]`: positions in `files`.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", PIL.Image.DecompressionBombWarning)
-        try:
-            with open_image(file):
-                return False
-        except (PIL.Image.DecompressionBombWarning, PIL.Image.DecompressionBombError):
-            return True
+    if getattr(image_processor, "do_resize", False):
+        return []
+    with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
+        warnings.simplefilter("ignore", PIL.Image.DecompressionBombWarning)
+        return [row for row, large in enumerate(pool.map(_is_large, files)) if large]
+
+
+def _is_large(file: Path) -> bool:
+    try:
+        with open_image(file) as opened:
+            return opened.width * opened.height > (PIL.Image.MAX_IMAGE_PIXELS or math.inf)
+    except PIL.Image.DecompressionBombError:  # above twice as many
+        return True
+    except Exception:  # Pillow raises nearly anything on bad files, which is told when they are read
+        return False
 
 
 def predict_large(
@@ -60,6 +55,7 @@ def predict_large(
     target: str | Path,
     tile_size: int | None = None,
     overlap: int | None = None,
+    args: PredictionArguments | None = None,
     palette: np.ndarray | None = None,
     mask_values: Sequence[int] | None = None,
     progress: bool = True,
@@ -82,6 +78,7 @@ def predict_large(
             in the classes' colors, or uint16 if one is above 255; place and coordinate system are the image's.
         tile_size (`int`, *optional*): pixels of a tile's side; by default the longer side of the training crop.
         overlap (`int`, *optional*): pixels that tiles have in common, at most half of `tile_size`; default: a quarter.
+        args ([`PredictionArguments`], *optional*): how each tile is predicted; by default as the model has it.
         palette (`np.ndarray`, *optional*): uint8 (num_labels, 3), color of each class; by default the model's.
         mask_values (`Sequence[int]`, *optional*): value of each class in the file, 0 to 65535; by default its index.
         progress (`bool`, *optional*, defaults to `True`): whether to show a bar, of tiles.
@@ -95,13 +92,16 @@ def predict_large(
         OSError: if a file cannot be read or written.
         RuntimeError: if the model's output is not finite.
     """
-    tile_size = max(model.config.crop_height_width) if tile_size is None else tile_size
-    overlap = tile_size // 4 if overlap is None else overlap
-    _require_usable(model, image_processor, tile_size, overlap)
+    source, target = Path(source), Path(target)
+    tile_size, overlap = require_usable(model, image_processor, source, tile_size, overlap)
     palette = model_palette(model) if palette is None else palette
     values = np.array(range(len(palette)) if mask_values is None else mask_values)
-    with _open(Path(source), Path(target)) as raster:
-        picture = _Picture.of(raster, getattr(model.config, "image_range", None))
+    args = PredictionArguments() if args is None else args
+    if target.exists() and target.samefile(source):
+        raise ValueError(f"{target} is the image itself, which the mask would replace: choose another target.")
+    with gdal(source) as rasterio, rasterio.open(source) as raster:
+        require_plain(source, raster)
+        picture = WindowedPicture.of(raster, getattr(model.config, "image_range", None))
         smallest = getattr(model.config, "smallest_side", 1)
         if min(picture.size) < smallest:
             raise ValueError(
@@ -109,15 +109,17 @@ def predict_large(
                 "larger image."
             )
         counts = np.zeros(model.config.num_labels, dtype=np.int64)
-        number = np.prod([len(tile_spans(side, tile_size, overlap)) for side in picture.size])
+        colors = dict(zip(values.tolist(), palette.tolist(), strict=True))
+        total = int(np.prod([len(tile_spans(side, tile_size, overlap)) for side in picture.size]))
         with (
-            tqdm(total=int(number), unit="tile", desc=Path(source).name, disable=not progress) as bar,
-            _new_mask(Path(target), raster, dict(zip(values.tolist(), palette.tolist(), strict=True))) as write,
+            tqdm(total=total, unit="tile", desc=source.name, disable=not progress, leave=False) as bar,
+            whole_file(target) as part,
+            new_mask(rasterio, part, raster, colors) as write,
         ):
 
             def predict(rows: Span, columns: Span) -> torch.Tensor:
                 bar.update()
-                return _probabilities(model, image_processor, picture.read(rows, columns))
+                return _probabilities(model, image_processor, picture.read(rows, columns), args)
 
             for top, strip in blended_rows(predict, picture.size, tile_size, overlap):
                 write(top, values[strip])
@@ -125,7 +127,14 @@ def predict_large(
     return counts
 
 
-def _require_usable(model, image_processor, tile_size: int, overlap: int):
+def require_usable(
+    model, image_processor, source: Path, tile_size: int | None, overlap: int | None = None
+) -> tuple[int, int]:
+    """`tile_size` and `overlap` of [`predict_large`], whose ValueErrors are raised but for those about the image."""
+    with gdal(source):
+        pass
+    tile_size = max(model.config.crop_height_width) if tile_size is None else tile_size
+    overlap = tile_size // 4 if overlap is None else overlap
     smallest = getattr(model.config, "smallest_side", 1)
     if tile_size < smallest:
         raise ValueError(f"tile_size is {tile_size}, but the model needs {smallest} pixels a side: set that or more.")
@@ -141,164 +150,14 @@ def _require_usable(model, image_processor, tile_size: int, overlap: int):
             "would lose its details, and its tiles would be larger than what the model was trained on: scale the file "
             "down yourself (gdal_translate -outsize 4000 0), or train without --image_long_side."
         )
+    return tile_size, overlap
 
 
-@torch.no_grad()
-def _probabilities(model, image_processor, picture: PIL.Image.Image) -> torch.Tensor:
+def _probabilities(model, image_processor, picture: PIL.Image.Image, args: PredictionArguments) -> torch.Tensor:
     """float32 (num_labels, height, width)"""
-    logits = model_logits(model, image_processor, picture)
-    logits = F.interpolate(logits, size=picture.size[::-1], mode="bilinear", align_corners=False)
-    return logits[0].float().softmax(dim=0)
+    pixel_values = process_picture(model.config, image_processor, picture).to(model.device)
+    # The softmax of logarithms of probabilities, which some modes give, is these again.
+    return require_finite(predict_logits(model, pixel_values, picture.size[::-1], args))[0].softmax(dim=0)
 
 
-@dataclass(frozen=True)
-class _Picture:
-    """
-    The parts of a raster file that [`to_rgb`] takes.
-
-    Args:
-        raster (`rasterio.DatasetReader`): the file.
-        bands (`list[int]`): of gray, or of red, green and blue, and last that of opacity, if it has one; from 1 on.
-        palette (`np.ndarray`, *optional*): uint8 (256, 3), the color of each value of the single band.
-        image_range (`list[int]`, *optional*): the model's, of [`to_rgb`].
-    """
-
-    raster: Any
-    bands: list[int]
-    palette: np.ndarray | None
-    image_range: list[int] | None
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """(height, width) in pixels."""
-        return self.raster.height, self.raster.width
-
-    @classmethod
-    def of(cls, raster, image_range: list[int] | None) -> "_Picture":
-        """
-        Raises:
-            ImageError: if [`to_rgb`] would not take the file, or rasterio reads it otherwise than Pillow.
-        """
-        names = [color.name for color in raster.colorinterp]
-        structure = raster.tags(ns="IMAGE_STRUCTURE")
-        given = {*raster.dtypes, structure.get("SOURCE_COLOR_SPACE")} - {None, *SAME_COLORS}
-        colors = COLORS if names[:3] == COLORS else names[:1]
-        known = given in ({"uint8"}, {"uint16"}) and (colors == COLORS or names in GRAY or names == ["palette"])
-        bits = raster.tags(1, ns="IMAGE_STRUCTURE").get("NBITS") if known else None
-        if not known or bits or (given == {"uint16"} and names == ["palette"]):
-            given = sorted(map(str, [*given, *[f"{bits} bits"] * bool(bits)]))
-            raise ImageError(
-                f"{raster.name} has {len(names)} bands ({', '.join(names)}) of {', '.join(given)}, but gray, a "
-                "palette or red, green and blue, of 8 or 16 bits without a sign, are needed: convert it "
-                "(gdal_translate -b 1 -b 2 -b 3 -ot Byte -colorinterp red,green,blue)."
-            )
-        table = raster.colormap(1) if names == ["palette"] else {}
-        shines_through = raster.nodata is not None or any(color[3] < 255 for color in table.values())
-        if (raster.driver == "PNG" and shines_through) or "MINISWHITE" in structure:
-            raise ImageError(
-                f"{raster.name} has a transparent color, or white as 0, which is not read in windows: save it as RGB."
-            )
-        bands = list(range(1, len(colors) + 1))
-        if "alpha" in names and _is_opacity(raster, names.index("alpha") + 1):
-            bands.append(names.index("alpha") + 1)
-        if len(bands) < len(names):
-            logger.warning(
-                "%s has %d bands, of which %d are read: gray or colors, and opacity if that is a band of nothing but "
-                "0 and the largest value.",
-                *(raster.name, len(names), len(bands)),
-            )
-        palette = np.array([table.get(value, (0, 0, 0))[:3] for value in range(256)], dtype=np.uint8)
-        return cls(raster, bands, palette if table else None, image_range)
-
-    def read(self, rows: Span, columns: Span) -> PIL.Image.Image:
-        """A window in 8-bit RGB."""
-        values = self.raster.read(self.bands, window=(rows, columns)).transpose(1, 2, 0)
-        if self.palette is not None:
-            return PIL.Image.fromarray(self.palette[values[..., 0]])
-        if len(self.bands) in (1, 3):
-            return to_rgb(array_to_image(values), self.image_range)
-        colors, opacity = values[..., :-1], values[..., -1]
-        picture = array_to_image(colors.repeat(3, axis=2) if colors.shape[2] == 1 else colors)
-        picture.putalpha(PIL.Image.fromarray((opacity >> 8 * (opacity.itemsize - 1)).astype(np.uint8)))
-        return to_rgb(picture, self.image_range)
-
-
-def _is_opacity(raster, band: int) -> bool:
-    """As [`load_image`] decides: always in PNG, else if it is 0 or the largest value in every pixel, and not all 0."""
-    if raster.driver == "PNG":
-        return True
-    largest, seen = np.iinfo(raster.dtypes[0]).max, False
-    for _, window in raster.block_windows(band):
-        values = raster.read(band, window=window)
-        full = values == largest
-        if not (full | (values == 0)).all():
-            return False
-        seen = seen or bool(full.any())
-    return seen
-
-
-@contextmanager
-def _open(source: Path, target: Path) -> Iterator[Any]:
-    """The image file, in an environment of GDAL whose memory is bounded."""
-    try:
-        import rasterio
-        from rasterio.errors import NotGeoreferencedWarning
-    except ImportError as error:
-        raise ValueError(
-            f'{source} is read in windows, which needs rasterio: pip install "allspark-hf[large]".'
-        ) from error
-    if target.exists() and target.samefile(source):
-        raise ValueError(f"{target} is the image itself, which the mask would replace: choose another target.")
-    with warnings.catch_warnings(), rasterio.Env(GDAL_CACHEMAX=CACHE_MB):
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        with rasterio.open(source) as raster:
-            _require_plain(source, raster)
-            yield raster
-
-
-def _require_plain(source: Path, raster):
-    """Refuses what rasterio passes over and [`load_image`] does not: pages, and pictures that lie on their side."""
-    orientation = int(raster.tags().get("EXIF_Orientation", 1))
-    if raster.driver == "GTiff":
-        try:
-            with TiffImageFile(source) as header:
-                require_one_page(header)
-                orientation = header.tag_v2.get(ORIENTATION, 1)
-        except SyntaxError as error:
-            raise ImageError(f"{source} is a TIFF file of a kind that Pillow does not know: {error}.") from error
-    if orientation != 1:
-        raise ImageError(
-            f"{source} is to be turned when it is shown (EXIF orientation {orientation}), which is not done in "
-            "windows: save it upright."
-        )
-
-
-@contextmanager
-def _new_mask(target: Path, raster, colors: dict[int, Sequence[int]]) -> Iterator[Callable[[int, np.ndarray], None]]:
-    """Gives a function that writes values from a row on to the mask's file, which gets its name when it is whole."""
-    import rasterio
-
-    few = max(colors) <= 255
-    profile = {"driver": "GTiff", "count": 1, "dtype": "uint8" if few else "uint16", "compress": "deflate"}
-    profile |= {"tiled": True, "blockxsize": BLOCK, "blockysize": BLOCK, "bigtiff": "if_safer"}
-    profile |= {"height": raster.height, "width": raster.width, "crs": raster.crs, "transform": raster.transform}
-    part = target.with_name(f".{target.name}.part")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with rasterio.open(part, "w", **profile) as mask:
-            if raster.gcps[0]:
-                mask.gcps = raster.gcps
-            if few:
-                mask.write_colormap(1, colors)
-
-            def write(top: int, values: np.ndarray):
-                window = (top, top + len(values)), (0, raster.width)
-                mask.write(values.astype(profile["dtype"]), 1, window=window)
-
-            yield write
-        os.replace(part, target)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-__all__ = ["is_large", "predict_large"]
+__all__ = ["find_large", "predict_large", "require_usable"]
