@@ -90,7 +90,7 @@ def test_a_seam_is_a_slope():
 
     def predict(rows, columns):
         share = 0.9 if columns[0] == 0 else 0.2
-        return torch.tensor([share, 1 - share])[:, None, None].expand(2, 4, columns[1] - columns[0])
+        return torch.tensor([share, 1 - share])[:, None, None].repeat(1, 4, columns[1] - columns[0])
 
     ((_, strip),) = blended_rows(predict, (4, 24), 16, 8)
     # 0.9 w + 0.2 (1 - w) > 0.5 where w > 3/7: to the left of the overlap's middle, 12, and one pixel further.

@@ -57,7 +57,8 @@ def blended_rows(
 
     Args:
         predict (`Callable`):
-            gives the class probabilities of the tile at (rows, columns): float32 (num_labels, height, width).
+            gives the class probabilities of the tile at (rows, columns): float32 (num_labels, height, width), which
+            are changed here.
         size (`tuple[int, int]`): (height, width) of the image.
         tile, overlap (`int`): of [`tile_spans`]; `overlap` at most half of `tile`.
 
@@ -80,7 +81,7 @@ def blended_rows(
             if kept is None:
                 kept = sums.new_zeros(len(sums), shared, width)
             weights = row_weights[:, None] * tile_weights(column, width, overlap)
-            sums = sums * weights.to(sums)
+            sums *= weights.to(sums)
             if before is not None:
                 sums[:, :, : before.shape[2]] += before
             sums, before = sums[:, :, :done], sums[:, :, done:].clone()
