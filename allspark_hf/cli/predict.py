@@ -300,7 +300,11 @@ def run(arguments: PredictArguments, how: PredictionArguments, state: PartialSta
     if failure:
         return 2, failure
     workers = default_workers(state) if arguments.num_workers is None else arguments.num_workers
-    shares = gather_object([predict(job, state, workers)])
+    share = predict(job, state, workers)
+    try:
+        shares = gather_object([share])
+    except RuntimeError:
+        return 1, "Another process has died; the same command with --resume goes on from here."
     stopped = next(filter(None, (reason for _, _, reason in shares)), None)
     if stopped:
         return 1, stopped
