@@ -215,9 +215,8 @@ def make_writers(
 
 def settings_of(arguments, how: PredictionArguments, config, image_processor, pictures: PictureWriter) -> dict:
     """What the results depend on besides weights and images, as JSON holds it; a resumed run must have the same."""
-    settings = {name: getattr(arguments, name) for name in ("backend", "bf16", "probabilities", "tile_size")} | asdict(
-        how
-    )
+    given = ("backend", "bf16", "probabilities", "tile_size")
+    settings = {name: getattr(arguments, name) for name in given} | asdict(how)
     if how.eval_mode not in ONE_PIECE:
         settings["eval_crop_size"] = eval_crop(how, config)
     settings |= asdict(pictures.drawing)
