@@ -9,6 +9,7 @@ from .utils import __version__
 
 if TYPE_CHECKING:
     from .cli.train import train
+    from .inference.batches import BatchSegmenter
     from .inference.segmentation import segment
     from .models.configuration_allspark import AllSparkConfig
     from .models.configuration_backbone_allspark import AllSparkBackboneConfig
@@ -24,6 +25,7 @@ _MODULES = {
     "AllSparkTrainer": "training.trainer",
     "AllSparkTrainingArguments": "training.arguments",
     "BackboneForSemiSupervisedSegmentation": "models.modeling_backbone_allspark",
+    "BatchSegmenter": "inference.batches",
     "SegformerForSemiSupervisedSegmentation": "models.modeling_allspark",
     "SemiSupervisedSegmenterOutput": "models.modeling_allspark",
     "register_auto_classes": "models.registration",
@@ -53,6 +55,7 @@ __all__ = [
     "AllSparkTrainer",
     "AllSparkTrainingArguments",
     "BackboneForSemiSupervisedSegmentation",
+    "BatchSegmenter",
     "SegformerForSemiSupervisedSegmentation",
     "SemiSupervisedSegmenterOutput",
     "__version__",

@@ -5,16 +5,18 @@ Segments images with a trained model, one or a hundred thousand.
     accelerate launch --num_processes 4 -m allspark_hf predict ...    # every image once; --resume goes on
 
 Every image gives `<stem>_mask.png` (values as in the masks of the training, shown in the classes' colors) and
-`<stem>_overlay.png`; every run gives `legend.png`, and `areas.csv` with the pixels of each class in each image.
---format also gives outlines, to be corrected in a labeling tool. Exit code 0: all done; 1: some images failed, the
-rest are written; 2: nothing was done.
+`<stem>_overlay.png`; one above 89 megapixels is predicted in tiles and gives `<stem>_mask.tif`. Every run gives
+`legend.png`, and `areas.csv` with the pixels of each class in each image. --format also gives outlines, to be
+corrected in a labeling tool. Exit code 0: all done; 1: some images failed, the rest are written; 2: nothing was done.
 """
 
 import hashlib
 import os
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import timedelta
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -33,6 +35,7 @@ from allspark_hf.export.onnx import OnnxSegmenter
 from allspark_hf.inference.annotation_writer import AnnotationWriter, all_files
 from allspark_hf.inference.classes import find_classes, read_palette
 from allspark_hf.inference.files import find_images, name_results
+from allspark_hf.inference.large import find_large, predict_large, require_usable
 from allspark_hf.inference.loading import load_trained
 from allspark_hf.inference.many import PreparedBatches, plan_batches, predict_many
 from allspark_hf.inference.prediction import model_palette
@@ -75,6 +78,12 @@ class PredictArguments:
     tolerance: float = argument(
         1.0, "With --format: pixels that a point left out may lie from its outline.", interval="[0, inf)"
     )
+    tile_size: int | None = argument(
+        None,
+        "Predict each image in overlapping tiles of this side, in little memory, and write <stem>_mask.tif alone. "
+        "Default: only images above 89 megapixels, in tiles of the training crop.",
+        interval="[1, inf)",
+    )
     batch_size: int = argument(
         8, "Images of one size that the model gets together; fewer where they are large.", interval="[1, inf)"
     )
@@ -112,6 +121,8 @@ class Job:
     image_processor: object
     how: PredictionArguments
     planned: list[list[int]]
+    large: list[int]
+    tile_size: int | None
     writers: list[ResultWriter]
     settings: dict
 
@@ -150,7 +161,10 @@ def prepare(arguments: PredictArguments, how: PredictionArguments, state: Partia
     root, files = find_images(arguments.input, output_dir, quiet=not state.is_main_process)
     names = name_results(root, files)
     model, image_processor, digest = load(arguments)
-    writers = make_writers(arguments, model, root, dict(zip(names, files, strict=True)))
+    large = find_large(files, image_processor) if arguments.tile_size is None else list(range(len(files)))
+    if large:
+        require_usable(model, image_processor, files[large[0]], arguments.tile_size)
+    writers = make_writers(arguments, model, root, dict(zip(names, files, strict=True)), [names[row] for row in large])
     check_existing(output_dir, result_files(writers, names), arguments.resume, arguments.overwrite)
     settings = settings_of(arguments, how, model.config, image_processor, writers[0])
     settings = {"input": str(root.resolve()), "model": digest} | settings
@@ -158,8 +172,9 @@ def prepare(arguments: PredictArguments, how: PredictionArguments, state: Partia
         check_settings(output_dir, settings)
     # With mix_images_in_eval the prediction of an image depends on the others of its batch.
     batch_size = 1 if model.config.mix_images_in_eval else arguments.batch_size
-    planned = plan_batches(files, image_processor, batch_size, how)
-    return Job(output_dir, files, names, model, image_processor, how, planned, writers, settings)
+    planned = plan_batches(files, image_processor, batch_size, how, left_out=large)
+    tiles = large, arguments.tile_size
+    return Job(output_dir, files, names, model, image_processor, how, planned, *tiles, writers, settings)
 
 
 def load(arguments: PredictArguments) -> tuple:
@@ -173,7 +188,9 @@ def load(arguments: PredictArguments) -> tuple:
     return model.bfloat16() if arguments.bf16 else model, image_processor, digest
 
 
-def make_writers(arguments: PredictArguments, model, root: Path, images: dict[Path, Path]) -> list[ResultWriter]:
+def make_writers(
+    arguments: PredictArguments, model, root: Path, images: dict[Path, Path], large: list[Path]
+) -> list[ResultWriter]:
     """
     What writes the results.
 
@@ -182,6 +199,7 @@ def make_writers(arguments: PredictArguments, model, root: Path, images: dict[Pa
         model (`Callable`): with its `config`.
         root (`Path`): folder of the images.
         images (`dict[Path, Path]`): name of the results -> image file.
+        large (`list[Path]`): the names of those that are predicted in tiles.
 
     Raises:
         ImportError: if outlines are asked for and their packages are not installed.
@@ -201,20 +219,20 @@ def make_writers(arguments: PredictArguments, model, root: Path, images: dict[Pa
     shown = tuple(range(len(labels))) if arguments.classes is None else find_classes(arguments.classes, labels)
     alpha = arguments.alpha if arguments.alpha is not None else 1.0 if arguments.contours else 0.5
     drawing = Drawing(shown, alpha, arguments.contours, arguments.transparent)
-    pictures = PictureWriter(output_dir, labels, palette, mask_values, drawing, arguments.probabilities)
+    pictures = PictureWriter(output_dir, labels, palette, mask_values, drawing, arguments.probabilities, large)
     relative = {name: file.relative_to(root).as_posix() for name, file in images.items()}
     writers = [pictures, AreaWriter(pictures, relative)]
     if arguments.format is not None:
         require_outlines()
         how = arguments.format, labels, palette, shown, arguments.tolerance
-        writers.append(AnnotationWriter(output_dir, *how, relative, root))
+        writers.append(AnnotationWriter(output_dir, *how, relative, root, large))
     return writers
 
 
 def settings_of(arguments, how: PredictionArguments, config, image_processor, pictures: PictureWriter) -> dict:
     """What the results depend on besides weights and images, as JSON holds it; a resumed run must have the same."""
-    own = ("backend", "bf16", "probabilities", "tolerance")
-    settings = {name: getattr(arguments, name) for name in own} | asdict(how)
+    given = ("backend", "bf16", "probabilities", "tile_size", "tolerance")
+    settings = {name: getattr(arguments, name) for name in given} | asdict(how)
     if how.eval_mode not in ONE_PIECE:
         settings["eval_crop_size"] = eval_crop(how, config)
     settings |= asdict(pictures.drawing)
@@ -236,15 +254,17 @@ def predict(job: Job, state: PartialState, num_workers: int) -> tuple[int, int, 
         `tuple[int, int, str | None]`: images that were there already and images that failed, and why the work stopped
         before its end, if it did.
     """
-    own = job.planned[state.process_index :: state.num_processes]
-    done = frozenset(row for rows in own for row in rows if is_done(job.writers, job.names[row]))
+    own, large = (rows[state.process_index :: state.num_processes] for rows in (job.planned, job.large))
+    done = frozenset(row for rows in [*own, large] for row in rows if is_done(job.writers, job.names[row]))
     left = [rows for rows in own if not done.issuperset(rows)]
     batches = PreparedBatches(job.files, left, job.image_processor, job.model.config, job.how)
-    total, failed = sum(map(len, own)) - len(done), 0
+    total, failed = sum(map(len, [*own, large])) - len(done), 0
     num_workers = min(num_workers, max(0, len(left) - 1))  # none is started for a single image
     with tqdm(total=total, unit="image", disable=not state.is_main_process) as bar:
         try:
-            for row, reason in predict_many(job.model, batches, job.names, job.writers, num_workers, done):
+            results = predict_many(job.model, batches, job.names, job.writers, num_workers, done)
+            in_tiles = predict_in_tiles(job, [row for row in large if row not in done], state.is_main_process)
+            for row, reason in chain(results, in_tiles):
                 bar.update()
                 if reason is not None:
                     failed += 1
@@ -258,6 +278,20 @@ def predict(job: Job, state: PartialState, num_workers: int) -> tuple[int, int, 
                 f"{one_line(error)}: go on with --resume, where memory was short with fewer --num_workers.",
             )
     return len(done), failed, None
+
+
+def predict_in_tiles(job: Job, rows: list[int], progress: bool) -> Iterator[tuple[int, str | None]]:
+    """Predicts large images; each row, and why it has failed or None."""
+    pictures = job.writers[0]
+    for row in rows:
+        source, target = job.files[row], pictures.path(job.names[row], "mask")
+        given = {"tile_size": job.tile_size, "args": job.how, "palette": pictures.palette, "progress": progress}
+        try:
+            predict_large(job.model, job.image_processor, source, target, mask_values=pictures.mask_values, **given)
+        except (OSError, RuntimeError, ValueError) as error:
+            yield row, one_line(error)
+        else:
+            yield row, None
 
 
 def default_workers(state: PartialState) -> int:

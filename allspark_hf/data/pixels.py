@@ -248,7 +248,8 @@ def require_one_page(image: PIL.Image.Image):
     if count > 1:
         raise ImageError(
             f"The TIFF file has {count} pages, and only the first would be read; save the page to use as a file of "
-            "its own (of a mask with a page for each class: one page, whose values are the numbers of the classes)."
+            "its own, the second by tifffile.imwrite('page.tif', tifffile.imread('stack.tif', key=1)) (of a mask "
+            "with a page for each class: one page, whose values are the numbers of the classes)."
         )
     if full[:1] != pages[:1] and (full or SUB_IFDS in pages[0]):
         raise ImageError(

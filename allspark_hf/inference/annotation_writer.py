@@ -2,7 +2,7 @@
 
 import json
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,7 @@ class AnnotationWriter:
         tolerance (`float`): see [`outline_regions`].
         images (`Mapping[Path, str]`): name of the results of each image -> its path in `images_dir`, with slashes.
         images_dir (`Path`): folder of the images.
+        large (`Collection[Path]`): names of images that are predicted in tiles, which get no outlines.
     """
 
     wants_confidence = False
@@ -41,13 +42,17 @@ class AnnotationWriter:
         tolerance: float,
         images: Mapping[Path, str],
         images_dir: Path,
+        large: Collection[Path] = (),
     ):
         self.output_dir, self.kind, self.labels, self.palette = output_dir, kind, labels, palette
         self.drawn, self.tolerance = set(shown).intersection(drawn_classes(labels)), tolerance
-        self.images, self.images_dir = images, images_dir
+        self.images = {name: path for name, path in images.items() if name not in large}
+        self.images_dir, self.num_large = images_dir, len(large)
         self.lost = self.pixels = 0
 
     def image_paths(self, name: Path) -> list[Path]:
+        if name not in self.images:
+            return []
         return outline_files(self.output_dir, name)[: 2 if self.kind == "labelme" else 1]
 
     def run_paths(self) -> list[Path]:
@@ -71,6 +76,8 @@ class AnnotationWriter:
             f"Outlines for {self.kind}, within {self.tolerance:g} pixels: {self.lost:,} of {self.pixels:,} pixels "
             f"({100 * self.lost / max(1, self.pixels):.2f} %) lie in another class than the masks have."
         )
+        if self.num_large:
+            print(f"Without outlines, because they are predicted in tiles: {self.num_large} images.")
 
     def _parts(self) -> Iterator[dict]:
         for name in self.images:

@@ -6,7 +6,7 @@ images, whatever was predicted before and whichever process predicts it, so that
 """
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +34,11 @@ BATCH_IMAGE_PIXELS = 2**26  # of a batch, as the images are stored, unless it is
 
 
 def plan_batches(
-    files: Sequence[Path], image_processor: BaseImageProcessor, batch_size: int, args: PredictionArguments
+    files: Sequence[Path],
+    image_processor: BaseImageProcessor,
+    batch_size: int,
+    args: PredictionArguments,
+    left_out: Collection[int] = (),
 ) -> list[list[int]]:
     """
     Puts images that reach the model with one size into batches. Sizes are those in the headers of the files.
@@ -44,15 +48,17 @@ def plan_batches(
         image_processor ([`BaseImageProcessor`]): the model's.
         batch_size (`int`): images of a batch; fewer where they are large, 4 megapixels together for the model.
         args ([`PredictionArguments`]): how they are predicted.
+        left_out (`Collection[int]`): positions of images that are not to be in one.
 
     Returns:
         `list[list[int]]`: positions in `files`, each in one batch. It depends on nothing but the arguments.
     """
+    taken = sorted(set(range(len(files))).difference(left_out))
     if batch_size == 1:
-        return [[row] for row in range(len(files))]
+        return [[row] for row in taken]
     batches, waiting = [], {}
     with ThreadPoolExecutor() as pool:
-        for row, size in enumerate(pool.map(_stored_size, files)):
+        for row, size in zip(taken, pool.map(_stored_size, [files[row] for row in taken]), strict=True):
             given = processed_size(image_processor, size)
             group = given if in_one_piece(args) else (given, size)
             rows = waiting.setdefault(group, [])

@@ -6,11 +6,12 @@ import html
 import io
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 from transformers import PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
@@ -30,6 +31,7 @@ _loaded = OrderedDict()
 _lock = threading.Lock()
 
 ImageInput = Image.Image | str | Path | np.ndarray | dict
+_NOT_SEVERAL = (Image.Image, str, bytes, Path, np.ndarray, Mapping, torch.Tensor)
 
 
 @dataclass(frozen=True)
@@ -157,14 +159,14 @@ def _html_row(entry: LegendEntry) -> str:
 
 def segment(
     model: str | Path | tuple[PreTrainedModel, BaseImageProcessor],
-    image: ImageInput | Sequence[ImageInput],
+    image: ImageInput | Iterable[ImageInput],
     *,
     device: str | None = None,
     revision: str | None = None,
     token: str | bool | None = None,
-) -> Segmentation | list[Segmentation]:
+) -> Segmentation | list[Segmentation] | Iterator[Segmentation]:
     """
-    Segments an image, or several.
+    Segments an image, or several, or any number of them one after the other.
 
     The mask is that of [`predict_mask`]. The last two models are kept in memory, so that another call with the same
     name does not load again; a folder whose model has changed is loaded anew, a Hub id is not asked again.
@@ -176,19 +178,22 @@ def segment(
         image (`PIL.Image.Image`, `str`, `Path`, `np.ndarray` or `dict`):
             a picture, the path of an image file, an array uint8 (0..255) or uint16 (0..65535), red, green and blue
             (height, width, 3) or gray (height, width), or a dict of the `bytes` or else the `path` of a file, as data
-            sets store it; or a list or tuple of these. 16-bit values are scaled by the model's `image_range`, but a
-            16-bit color file that Pillow has already decoded has 8 bits left: give its path.
+            sets store it; or a list or tuple of these, or another iterable, such as a generator. 16-bit values are
+            scaled by the model's `image_range`, but a 16-bit color file that Pillow has already decoded has 8 bits
+            left: give its path.
         device, revision, token (*optional*): of [`load_trained`]; not for a loaded model.
 
     Returns:
-        [`Segmentation`]: a list of them, in order, for a list or tuple.
+        [`Segmentation`]: a list of them, in order, for a list or tuple; for another iterable an iterator, which takes
+        an image and segments it when the next result is asked for, so that memory does not grow with their number.
 
     Raises:
         ValueError: if the model cannot be loaded, or an image cannot be read or is too small for the model.
     """
     many = isinstance(image, (list, tuple))
-    # All are read first, so that a bad one is told before the model has worked on the others.
-    pictures = [_read(item) for item in (image if many else [image])]
+    one_by_one = isinstance(image, Iterable) and not many and not isinstance(image, _NOT_SEVERAL)
+    # All of a list are read first, so that a bad one is told before the model has worked on the others.
+    pictures = [] if one_by_one else [_read(item) for item in (image if many else [image])]
     if isinstance(model, (str, Path)):
         network, image_processor = _load_cached(str(model), device, revision, token)
     else:
@@ -198,13 +203,25 @@ def segment(
                 "device, revision and token are for a model's name, but a loaded model is given: leave them out, and "
                 "move the model with model.to(device)."
             )
-    palette, id2label = model_palette(network), dict(network.config.id2label)
-    results = []
-    for picture in pictures:
-        picture = to_rgb(picture, getattr(network.config, "image_range", None))
-        mask, confidence = predict_confidence(network, image_processor, picture)
-        results.append(Segmentation(picture, mask, confidence, id2label, palette))
+    if one_by_one:
+        return _segment_each(network, image_processor, image)
+    results = [_segment_one(network, image_processor, picture) for picture in pictures]
     return results if many else results[0]
+
+
+def _segment_each(network, image_processor, images: Iterable[ImageInput]) -> Iterator[Segmentation]:
+    for number, image in enumerate(images, start=1):
+        try:
+            result = _segment_one(network, image_processor, _read(image))
+        except ValueError as error:
+            raise ValueError(f"Image {number} of those to segment: {error}") from error
+        yield result
+
+
+def _segment_one(network, image_processor, picture: Image.Image) -> Segmentation:
+    picture = to_rgb(picture, getattr(network.config, "image_range", None))
+    mask, confidence = predict_confidence(network, image_processor, picture)
+    return Segmentation(picture, mask, confidence, dict(network.config.id2label), model_palette(network))
 
 
 def _read(image: ImageInput) -> Image.Image:
@@ -243,7 +260,7 @@ def _loaded_pair(model) -> tuple[PreTrainedModel, BaseImageProcessor]:
 def _load_cached(
     model_id: str, device: str | None, revision: str | None, token: str | bool | None
 ) -> tuple[PreTrainedModel, BaseImageProcessor]:
-    key = (model_id, device, revision, _model_files(Path(model_id)))
+    key = (model_id, device, revision, model_files(Path(model_id)))
     with _lock:  # a second thread waits for the load instead of repeating it
         if key not in _loaded:
             # Also what the folder held before it changed.
@@ -256,10 +273,10 @@ def _load_cached(
         return _loaded[key]
 
 
-def _model_files(folder: Path) -> tuple[tuple[str, int, int], ...]:
-    """Name, modification time and size of a folder's model files; empty for a Hub id."""
+def model_files(folder: Path) -> tuple[tuple[str, int, int], ...]:
+    """Path, modification time and size of a folder's model files; empty for a Hub id."""
     found = [(file, file.stat()) for pattern in _MODEL_FILES for file in sorted(folder.glob(pattern))]
     return tuple((str(file.resolve()), stat.st_mtime_ns, stat.st_size) for file, stat in found)
 
 
-__all__ = ["LegendEntry", "Segmentation", "segment"]
+__all__ = ["LegendEntry", "Segmentation", "model_files", "segment"]

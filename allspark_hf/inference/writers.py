@@ -12,6 +12,7 @@ from PIL import Image
 
 from ..data.images import mask_to_array
 from ..utils.files import whole_file
+from .raster import count_values
 from .visualization import colorize, index_image, legend, outlines, overlay
 
 
@@ -119,20 +120,22 @@ class PictureWriter:
         mask_values (`Sequence[int]`, *optional*): its value in masks, see [`stored_image`].
         drawing ([`Drawing`]): how overlays are drawn.
         probabilities (`bool`): whether to write the probabilities.
+        large (`Collection[Path]`): names of images that others write: of [`predict_large`], `<name>_mask.tif` alone.
     """
 
     KINDS = ("mask", "overlay", "confidence")
 
-    def __init__(self, output_dir, labels, palette, mask_values, drawing: Drawing, probabilities: bool):
-        self.output_dir, self.labels, self.palette = output_dir, labels, palette
+    def __init__(self, output_dir, labels, palette, mask_values, drawing: Drawing, probabilities: bool, large=()):
+        self.large, self.output_dir, self.labels, self.palette = frozenset(large), output_dir, labels, palette
         self.mask_values, self.drawing, self.wants_confidence = mask_values, drawing, probabilities
         self.kinds = self.KINDS if probabilities else self.KINDS[:2]
 
     def path(self, name: Path, kind: str) -> Path:
-        return self.output_dir / name.parent / f"{name.name}_{kind}.png"
+        suffix = "tif" if name in self.large else "png"
+        return self.output_dir / name.parent / f"{name.name}_{kind}.{suffix}"
 
     def image_paths(self, name: Path) -> list[Path]:
-        return [self.path(name, kind) for kind in self.kinds]
+        return [self.path(name, kind) for kind in (self.KINDS[:1] if name in self.large else self.kinds)]
 
     def run_paths(self) -> list[Path]:
         return [self.output_dir / "legend.png"]
@@ -195,9 +198,11 @@ class AreaWriter:
         path = self.pictures.path(name, "mask")
         if not path.exists():
             return None
+        values = self.pictures.mask_values or range(len(self.pictures.labels))
+        if name in self.pictures.large:
+            return count_values(path, max(values) + 1)[list(values)]
         with Image.open(path) as opened:
             stored = mask_to_array(opened)
-        values = self.pictures.mask_values or range(len(self.pictures.labels))
         return np.bincount(stored.ravel(), minlength=max(values) + 1)[list(values)]
 
 
