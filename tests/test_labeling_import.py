@@ -3,6 +3,7 @@
 import json
 import logging
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from allspark_hf.cli.main import main
 from allspark_hf.data.labeling.export import Canvas
 from allspark_hf.data.labeling.files import Files
 from allspark_hf.data.labeling.writing import require_empty
+from allspark_hf.data.loading import DataArguments, load_data
 from allspark_hf.data.sources.classes import Classes
 from allspark_hf.data.sources.layouts import find_layout
 from allspark_hf.data.sources.splits import Selection, load_layout
@@ -216,40 +218,6 @@ def test_more_refusals(tmp_path):
         read_masks(tmp_path / "x")
 
 
-def test_yolo_lists_no_picture_twice(tmp_path):
-    for name in ("train", "val"):
-        write_picture(tmp_path / "images" / name / f"{name}.jpg", 4, 6)
-    (tmp_path / "data.yaml").write_text("train: [images/train, images/val]\nval: images/val\nnames: [car]\n")
-    with pytest.raises(ValueError, match=r"val.jpg, which is listed both in train and in validation; list it once"):
-        read_masks(tmp_path)
-    (tmp_path / "data.yaml").write_text("train: images/train\nval: images/test\nnames: [car]\n")
-    with pytest.raises(FileNotFoundError, match=r"data.yaml names images/test, which is not in"):
-        read_masks(tmp_path)
-
-
-@pytest.mark.parametrize(
-    "line, match",
-    [
-        ("0 0.5 0.5 0.2 0.2", "line 1 has four numbers .* a box"),
-        ("1 0 0 1 0 1 1", "line 1 is of class 1, but there are classes 0 to 0"),
-        ("0 0 0 1 0 1", "line 1 has 5 numbers"),
-        ("0 0 0 1 0 x 1", ".* no number"),
-        ("0 10 10 40 10 40 40", ".* export at the scale"),
-    ],
-)
-def test_lines_of_yolo_that_are_refused(tmp_path, line, match):
-    write_picture(tmp_path / "x" / "images" / "train" / "a.jpg", 4, 6)
-    labels = tmp_path / "x" / "labels" / "train"
-    labels.mkdir(parents=True)
-    (labels / "a.txt").write_text(line)
-    (tmp_path / "x" / "data.yaml").write_text("path: /home/somebody/x\ntrain: images/train\nnames: {0: car}\n")
-    with pytest.raises(ValueError, match=f"a.txt: a.jpg: {match}"):
-        read_masks(tmp_path / "x")
-    (labels / "b.txt").write_text("")
-    with pytest.raises(ValueError, match=r"b.txt labels no picture"):
-        read_masks(tmp_path / "x")
-
-
 def test_the_folder_to_write(tmp_path):
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "file").touch()
@@ -381,3 +349,20 @@ def test_the_command_says_when_there_is_hardly_a_background(tmp_path, run, capsy
     run(tmp_path / "x", tmp_path / "other", "--outside", "ignore")
     assert "Hardly" not in capsys.readouterr().out
     assert (tmp_path / "other" / "classes.txt").read_text() == "sky\nground\n"
+
+
+def test_the_command_says_what_training_needs_for_masks_of_0_and_255(tmp_path, run, capsys):
+    """With two classes, training takes a mask of background and ignored pixels for a binary one."""
+    for name in "abc":
+        write_picture(tmp_path / "x" / f"{name}.jpg", 40, 60)
+    objects = [(number, 0, SQUARE) for number in range(3)]
+    path = coco(tmp_path / "x", images=["a.jpg", "b.jpg", "c.jpg"], objects=objects, size=(40, 60))
+    content = json.loads(path.read_text())
+    content["annotations"][0]["iscrowd"] = 1
+    path.write_text(json.dumps(content))
+    run(tmp_path / "x", tmp_path / "data")
+    assert f"allspark train --data_dir {tmp_path / 'data'} --ignored_mask_values 255 --out" in capsys.readouterr().out
+    arguments = DataArguments(data_dir=str(tmp_path / "data"))
+    with pytest.raises(ValueError, match="0 and 255"):
+        load_data(arguments)
+    assert load_data(replace(arguments, ignored_mask_values=[255])).num_labels == 2

@@ -83,7 +83,7 @@ def run() -> None:
     classes = read_classes(arguments.classes) if arguments.classes else None
     with unpacked(arguments.source) as source:
         name, export, files = read_export(source, arguments.format, arguments.images_dir, classes)
-        print(f"{FORMATS[name]}: {len(export.pictures)} pictures", flush=True)
+        print(f"Pictures in this export of {FORMATS[name]}: {len(export.pictures)}", flush=True)
         imported = write_folder(
             export,
             files,
