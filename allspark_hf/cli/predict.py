@@ -255,7 +255,8 @@ def predict(job: Job, state: PartialState, num_workers: int) -> tuple[int, int, 
         before its end, if it did.
     """
     own, large = (rows[state.process_index :: state.num_processes] for rows in (job.planned, job.large))
-    done = frozenset(row for rows in [*own, large] for row in rows if is_done(job.writers, job.names[row]))
+    done = frozenset(row for rows in own for row in rows if is_done(job.writers, job.names[row]))
+    done |= {row for row in large if is_done(job.writers[:1], job.names[row])}  # which have a mask alone
     left = [rows for rows in own if not done.issuperset(rows)]
     batches = PreparedBatches(job.files, left, job.image_processor, job.model.config, job.how)
     total, failed = sum(map(len, [*own, large])) - len(done), 0
