@@ -11,6 +11,7 @@ import pytest
 from hub_server import HubServer
 from huggingface_hub import CommitOperationAdd, HfApi
 from PIL import Image
+from torch.utils.data import DataLoader
 
 from allspark_hf.data.lanes import Lanes
 from allspark_hf.data.shards import names_shards, shard_files
@@ -70,6 +71,8 @@ def test_patterns_and_lists(shards, tmp_path):
     shuffled = numbers(reader_of(pattern, buffer_size=4))
     assert sorted(shuffled) == list(range(12)) != shuffled
     assert [len({number // 4 for number in shuffled[4 * n : 4 * n + 4]}) for n in range(3)] == [1, 1, 1]
+    with pytest.raises(ValueError, match="have no configuration 'small': leave it out"):
+        open_unlabeled_stream(str(pattern), "small")
     with pytest.raises(ValueError, match="are read as a stream: give --unlabeled_streaming as well"):
         read_unlabeled_dataset(str(pattern))
 
@@ -163,6 +166,9 @@ def test_shards_on_the_hub(tmp_path, monkeypatch):
         HfApi().create_commit(
             "tester/shards", [CommitOperationAdd(*file) for file in files.items()], commit_message="a"
         )
+        reader = reader_of("hf://tester/shards/*.tar", workers=2)
+        loader = DataLoader(reader, batch_sampler=[[n] for n in range(4)], num_workers=2, collate_fn=list)
+        assert [batch[0]["image"].getpixel((0, 0))[0] for batch in loader] == [0, 4, 1, 5]
         reader = reader_of("hf://tester/shards/*.tar")
         assert numbers(reader, 6) == [*range(6)]
         with pytest.raises(ValueError, match=r"hf://tester/shards/1.tar of .* from row 2 on \(it has no end"):

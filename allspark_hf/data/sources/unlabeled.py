@@ -92,6 +92,8 @@ def open_unlabeled_stream(
         ValueError: if the data set or a shard cannot be opened, or there is no such split or column.
     """
     if names_shards(dataset_name):
+        if config_name is not None:
+            raise ValueError(f"The shards {dataset_name} have no configuration {config_name!r}: leave it out.")
         splits = {"train": open_shards(dataset_name, skip_bad_files)}
     else:
         splits = open_dataset(dataset_name, config_name, streaming=True)
