@@ -223,8 +223,8 @@ def test_outlines_for_a_tool(folder, tmp_path, monkeypatch, capsys):
         with Image.open(image) as opened, Image.open(tmp_path / f"labeled/masks/train/{one}.png") as mask:
             np.testing.assert_array_equal(np.asarray(mask), predict_mask(model, image_processor, opened))
     assert name == "coco" and len(export.pictures) == 3
-    code, _, _ = run(monkeypatch, capsys, folder, tmp_path / "suggested", *given)
-    assert "exists: pass --overwrite" in code
+    code, _, _ = run(monkeypatch, capsys, folder, tmp_path / "suggested", *given, "--overwrite")
+    assert "suggested/images exists: remove it" in code
 
 
 def test_a_bad_image_is_left_out_and_named(folder, tmp_path, monkeypatch, capsys):

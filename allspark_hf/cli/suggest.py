@@ -11,8 +11,8 @@ taken ones by the encoder's features. The same command gives the same images; th
 
 Writes suggestions.txt, an id a line as --labeled_list reads them, the one to label first at the top; suggestions.csv
 with files and numbers; and contact_sheet.png: each image, where the model is unsure (red), and why. --format also
-copies the images to images/ and writes the predictions as outlines, to be corrected in a labeling tool. Exit code 0:
-all done; 1: some images could not be read, the others are compared.
+copies the images to images/ and writes the predictions as outlines, to be corrected in a labeling tool. Exit code
+0: all done; 1: some images could not be read, the others are compared.
 """
 
 import csv
@@ -28,7 +28,7 @@ from tqdm.auto import tqdm
 
 from allspark_hf.cli.arguments import parse_arguments
 from allspark_hf.data import DataArguments, find_data, list_path, split_of_run, to_rgb
-from allspark_hf.data.labeling.annotations import FORMATS
+from allspark_hf.data.labeling.annotations import FORMATS, LABELME
 from allspark_hf.data.labeling.polygons import require_outlines
 from allspark_hf.data.reading import undecoded
 from allspark_hf.evaluation.metrics import metric_name
@@ -65,8 +65,12 @@ class SuggestArguments:
     def __post_init__(self):
         check_values(self)
         folder = Path(self.output_dir)
-        of_tools = [name for kind in FORMATS.values() for name in kind.files]
-        existing = [folder / name for name in (LIST, TABLE, SHEET, IMAGES, *of_tools) if (folder / name).exists()]
+        if self.format is not None:  # not even with --overwrite: there may be corrections
+            names = [IMAGES, LABELME, *(name for kind in FORMATS.values() for name in kind.files)]
+            for name in names:
+                if (folder / name).exists():
+                    raise ValueError(f"{folder / name} exists: remove it, or choose another --output_dir.")
+        existing = [folder / name for name in (LIST, TABLE, SHEET) if (folder / name).exists()]
         if existing and not self.overwrite:
             raise ValueError(f"{existing[0]} exists: pass --overwrite, or choose another --output_dir.")
 
@@ -139,7 +143,9 @@ class Images:
         return found
 
     def file(self, row: int) -> str | None:
-        return undecoded(self.dataset, "image")[row]["image"]["path"]
+        """The image's path, if it is a file and not in a data set."""
+        stored = undecoded(self.dataset, "image")[row]["image"]
+        return stored["path"] if stored["bytes"] is None else None
 
 
 def suggest(arguments: SuggestArguments, data_arguments: DataArguments) -> int:
@@ -170,22 +176,27 @@ def suggest(arguments: SuggestArguments, data_arguments: DataArguments) -> int:
         Suggestion(rows[place], unlabeled.ids[rows[place]], unlabeled.file(rows[place]), points[place], doubts[place])
         for place in choose(doubts, np.array(list(centers.values())), arguments.count)
     ]
-    folder = Path(arguments.output_dir)
+    write(arguments, chosen, unlabeled, *network, weights)
+    return labeled.num_bad + unlabeled.num_bad
+
+
+def write(arguments: SuggestArguments, chosen: list[Suggestion], images: Images, model, image_processor, weights):
+    """All files; what was computed for long comes first."""
+    folder, id2label = Path(arguments.output_dir), model.config.id2label
     folder.mkdir(parents=True, exist_ok=True)
-    pictures = ((one, unlabeled.picture(one.row)) for one in chosen)
+    (folder / LIST).write_text("".join(f"{one.id}\n" for one in chosen), encoding="utf-8")
+    write_table(folder / TABLE, chosen, id2label)
+    pictures = ((one, images.picture(one.row)) for one in chosen)
     entries = (
-        Entry(picture, read_doubt(*network, picture, weights)[1], one.id, one.doubt.reason(model.config.id2label))
+        Entry(picture, read_doubt(model, image_processor, picture, weights)[1], one.id, one.doubt.reason(id2label))
         for one, picture in pictures
     )
     contact_sheet(entries).save(folder / SHEET)
-    write_table(folder / TABLE, chosen, model.config.id2label)
     if arguments.format is not None:
-        write_outlines(arguments, chosen, unlabeled, *network)
-    (folder / LIST).write_text("".join(f"{one.id}\n" for one in chosen), encoding="utf-8")
+        write_outlines(arguments, chosen, images, model, image_processor)
     no_more = " (there are no more)" if len(chosen) < arguments.count else ""
     files = ", ".join(str(folder / name) for name in (LIST, TABLE, SHEET))
     print(f"{len(chosen)} images to label next{no_more}: {files}")
-    return labeled.num_bad + unlabeled.num_bad
 
 
 def write_table(path: Path, chosen: list[Suggestion], id2label: dict[int, str]):
