@@ -268,6 +268,9 @@ def test_resume_predicts_what_is_missing(model_dir, images, reference, tmp_path,
     assert (code, said[0]) == (0, f"8 of 8 images predicted, 6 of them earlier, results in {out}")
     assert shapes == [[0, 2, 4], [6, 7]] and (out / "2_mask.png").stat().st_mtime_ns == kept
     assert contents(out) == reference
+    os.utime(out / "3_mask.png", ns=(0, (images / "3.png").stat().st_mtime_ns - 1))  # the image has changed since
+    code, said = run(monkeypatch, capsys, *options, "--resume")
+    assert "7 of them earlier" in said[0] and shapes[2:] == [[3]]
 
     for change in (["--alpha", "0.3"], ["--eval_flip"], ["--probabilities"], ["--bf16"]):
         code, said = run(monkeypatch, capsys, *options, *change, "--resume")

@@ -254,12 +254,20 @@ def predict(job: Job, state: PartialState, num_workers: int) -> tuple[int, int, 
         `tuple[int, int, str | None]`: images that were there already and images that failed, and why the work stopped
         before its end, if it did.
     """
+<<<<<<< HEAD
     own, large = (rows[state.process_index :: state.num_processes] for rows in (job.planned, job.large))
     done = frozenset(row for rows in own for row in rows if is_done(job.writers, job.names[row]))
     done |= {row for row in large if is_done(job.writers[:1], job.names[row])}  # which have a mask alone
     left = [rows for rows in own if not done.issuperset(rows)]
     batches = PreparedBatches(job.files, left, job.image_processor, job.model.config, job.how)
     total, failed = sum(map(len, [*own, large])) - len(done), 0
+=======
+    own = job.planned[state.process_index :: state.num_processes]
+    done = frozenset(row for rows in own for row in rows if is_done(job.writers, job.names[row], job.files[row]))
+    left = [rows for rows in own if not done.issuperset(rows)]
+    batches = PreparedBatches(job.files, left, job.image_processor, job.model.config, job.how)
+    total, failed, stopped = sum(map(len, own)) - len(done), 0, None
+>>>>>>> s6-predict
     num_workers = min(num_workers, max(0, len(left) - 1))  # none is started for a single image
     with tqdm(total=total, unit="image", disable=not state.is_main_process) as bar:
         try:
@@ -271,14 +279,10 @@ def predict(job: Job, state: PartialState, num_workers: int) -> tuple[int, int, 
                     failed += 1
                     tqdm.write(f"{job.files[row]}: not predicted, {reason}", file=sys.stderr)
         except KeyboardInterrupt:
-            return len(done), failed, "Interrupted; the same command with --resume goes on from here."
+            stopped = "Interrupted; the same command with --resume goes on from here."
         except (EOFError, OSError, RuntimeError) as error:  # a worker that died
-            return (
-                len(done),
-                failed,
-                f"{one_line(error)}: go on with --resume, where memory was short with fewer --num_workers.",
-            )
-    return len(done), failed, None
+            stopped = f"{one_line(error)}: go on with --resume, where memory was short with fewer --num_workers."
+    return len(done), failed, stopped
 
 
 def predict_in_tiles(job: Job, rows: list[int], progress: bool) -> Iterator[tuple[int, str | None]]:
