@@ -254,20 +254,12 @@ def predict(job: Job, state: PartialState, num_workers: int) -> tuple[int, int, 
         `tuple[int, int, str | None]`: images that were there already and images that failed, and why the work stopped
         before its end, if it did.
     """
-<<<<<<< HEAD
     own, large = (rows[state.process_index :: state.num_processes] for rows in (job.planned, job.large))
-    done = frozenset(row for rows in own for row in rows if is_done(job.writers, job.names[row]))
-    done |= {row for row in large if is_done(job.writers[:1], job.names[row])}  # which have a mask alone
+    rows = [row for rows in [*own, large] for row in rows]
+    done = frozenset(row for row in rows if is_done(job.writers, job.names[row], job.files[row]))
     left = [rows for rows in own if not done.issuperset(rows)]
     batches = PreparedBatches(job.files, left, job.image_processor, job.model.config, job.how)
-    total, failed = sum(map(len, [*own, large])) - len(done), 0
-=======
-    own = job.planned[state.process_index :: state.num_processes]
-    done = frozenset(row for rows in own for row in rows if is_done(job.writers, job.names[row], job.files[row]))
-    left = [rows for rows in own if not done.issuperset(rows)]
-    batches = PreparedBatches(job.files, left, job.image_processor, job.model.config, job.how)
-    total, failed, stopped = sum(map(len, own)) - len(done), 0, None
->>>>>>> s6-predict
+    total, failed, stopped = len(rows) - len(done), 0, None
     num_workers = min(num_workers, max(0, len(left) - 1))  # none is started for a single image
     with tqdm(total=total, unit="image", disable=not state.is_main_process) as bar:
         try:
