@@ -322,6 +322,12 @@ def test_another_number_of_workers_begins_a_new_pass(tmp_path, folder, caplog):
     assert "shared out in another way (workers 1 -> 2), so it goes on with a new pass: of the interrupted" in message
     more = make_trainer(small_model(), **SETTINGS, output_dir=str(tmp_path), dataloader_num_workers=4)
     assert more.stream.lanes.workers == 3  # the fourth would have images, but no batch of an epoch of three
+    with caplog.at_level(logging.WARNING, "allspark_hf"):
+        more.get_train_dataloader()
+    assert caplog.messages[-1] == (
+        "The unlabeled stream has 2 shards, fewer than processes x workers (1 x 3), so each image is read 2 times and "
+        "decoded once: cut it into 3 shards or more, or lower dataloader_num_workers."
+    )
     turns = {mark[1]: mark[2:4] for mark in run_of(tmp_path / "checkpoint-8")["bookmarks"]}
     assert turns == {0: [10, 1], 1: [6, 1]}  # 16 images, as if so shared out from the start, of which 8 in this pass
 

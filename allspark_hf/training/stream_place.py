@@ -56,8 +56,8 @@ class StreamPlace(TrainerCallback):
         """Says if images are read more than once, and what changes that."""
         if reader.reads_per_image > 1 and self.trainer.args.should_log:
             logger.warning(
-                "The unlabeled stream has %d shards for %d processes x %d workers, so each image is read %d times and "
-                "decoded once: cut it into %d shards or more, or lower dataloader_num_workers, to read it once.",
+                "The unlabeled stream has %d shards, fewer than processes x workers (%d x %d), so each image is read "
+                "%d times and decoded once: cut it into %d shards or more, or lower dataloader_num_workers.",
                 *(reader.num_shards, self.lanes.processes, self.lanes.workers),
                 *(reader.reads_per_image, self.lanes.number),
             )
