@@ -86,6 +86,52 @@ def test_yolo(tmp_path):
     assert imported.unlabeled["train"] == ["images/train/b.jpg"]
 
 
+def test_yolo_of_label_studio(tmp_path):
+    """`classes.txt` beside `images` and `labels`, and no `data.yaml`."""
+    write_picture(tmp_path / "images" / "a.jpg", 4, 6)
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / "a.txt").write_text("1 " + " ".join(f"{x / 6} {y / 4}" for x, y in CAR))
+    (tmp_path / "classes.txt").write_text("bus\ncar\n")
+    (tmp_path / "notes.json").write_text('{"categories": [{"id": 0, "name": "bus"}], "info": {"year": 2026}}')
+    masks, imported = read_masks(tmp_path)
+    assert masks == {"train/a": [[2, 2, 2, 0, 0, 0]] * 2 + [[0] * 6] * 2}
+    assert imported.classes.names == ["background", "bus", "car"]
+
+
+def test_yolo_lists_no_picture_twice(tmp_path):
+    for name in ("train", "val"):
+        write_picture(tmp_path / "images" / name / f"{name}.jpg", 4, 6)
+    (tmp_path / "data.yaml").write_text("train: [images/train, images/val]\nval: images/val\nnames: [car]\n")
+    with pytest.raises(ValueError, match=r"val.jpg, which is listed both in train and in validation; list it once"):
+        read_masks(tmp_path)
+    (tmp_path / "data.yaml").write_text("train: images/train\nval: images/test\nnames: [car]\n")
+    with pytest.raises(FileNotFoundError, match=r"data.yaml names images/test, which is not in"):
+        read_masks(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "line, match",
+    [
+        ("0 0.5 0.5 0.2 0.2", "line 1 has four numbers .* a box"),
+        ("1 0 0 1 0 1 1", "line 1 is of class 1, but there are classes 0 to 0"),
+        ("0 0 0 1 0 1", "line 1 has 5 numbers"),
+        ("0 0 0 1 0 x 1", ".* no number"),
+        ("0 10 10 40 10 40 40", ".* export at the scale"),
+    ],
+)
+def test_lines_of_yolo_that_are_refused(tmp_path, line, match):
+    write_picture(tmp_path / "x" / "images" / "train" / "a.jpg", 4, 6)
+    labels = tmp_path / "x" / "labels" / "train"
+    labels.mkdir(parents=True)
+    (labels / "a.txt").write_text(line)
+    (tmp_path / "x" / "data.yaml").write_text("path: /home/somebody/x\ntrain: images/train\nnames: {0: car}\n")
+    with pytest.raises(ValueError, match=f"a.txt: a.jpg: {match}"):
+        read_masks(tmp_path / "x")
+    (labels / "b.txt").write_text("")
+    with pytest.raises(ValueError, match=r"b.txt labels no picture"):
+        read_masks(tmp_path / "x")
+
+
 def labelme(shapes: list[dict], image: str, height: int, width: int) -> str:
     return json.dumps(
         {"version": "5.5.0", "flags": {}, "shapes": shapes, "imagePath": image, "imageData": "AAAA"}

@@ -3,6 +3,7 @@
 import json
 import logging
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,9 @@ from PIL import Image, ImageOps
 
 from allspark_hf.cli.main import main
 from allspark_hf.data.labeling.export import Canvas
+from allspark_hf.data.labeling.files import Files
 from allspark_hf.data.labeling.writing import require_empty
+from allspark_hf.data.loading import DataArguments, load_data
 from allspark_hf.data.sources.classes import Classes
 from allspark_hf.data.sources.layouts import find_layout
 from allspark_hf.data.sources.splits import Selection, load_layout
@@ -93,6 +96,19 @@ def test_splits(tmp_path):
     assert sorted(masks) == ["test/c", "train/a", "val/a"] and imported.labeled["test"] == ["images/test/c.jpg"]
     unlabeled = ["images/train/from_val/b.jpg", "images/train/sub/a.jpg"]
     assert sorted(imported.unlabeled["train"]) == unlabeled and imported.events["moved"] == 1
+
+
+def test_which_picture_of_a_name_is_meant(tmp_path):
+    """That beside the json file, that in the folder itself, or that nearest to the file."""
+    for name in ("a.jpg", "sub/a.jpg", "other/deep/a.jpg"):
+        write_picture(tmp_path / name, 4, 6)
+    files = Files(tmp_path)
+    expected = {"all.json": "a.jpg", "sub/sub.json": "sub/a.jpg", "ann/all.json": "a.jpg"}
+    for source, picture in expected.items():
+        assert files.find("a.jpg", tmp_path / source) == tmp_path / picture
+        assert files.find("C:\\photos\\sub\\a.jpg", tmp_path / source) == tmp_path / "sub" / "a.jpg"
+    (tmp_path / "a.jpg").unlink()
+    assert Files(tmp_path).find("a.jpg", tmp_path / "other" / "ann" / "a.json") == tmp_path / "other/deep/a.jpg"
 
 
 def test_the_field_s_own_coco(tmp_path):
@@ -202,29 +218,6 @@ def test_more_refusals(tmp_path):
         read_masks(tmp_path / "x")
 
 
-@pytest.mark.parametrize(
-    "line, match",
-    [
-        ("0 0.5 0.5 0.2 0.2", "line 1 has four numbers .* a box"),
-        ("1 0 0 1 0 1 1", "line 1 is of class 1, but there are classes 0 to 0"),
-        ("0 0 0 1 0 1", "line 1 has 5 numbers"),
-        ("0 0 0 1 0 x 1", ".* no number"),
-        ("0 10 10 40 10 40 40", ".* export at the scale"),
-    ],
-)
-def test_lines_of_yolo_that_are_refused(tmp_path, line, match):
-    write_picture(tmp_path / "x" / "images" / "train" / "a.jpg", 4, 6)
-    labels = tmp_path / "x" / "labels" / "train"
-    labels.mkdir(parents=True)
-    (labels / "a.txt").write_text(line)
-    (tmp_path / "x" / "data.yaml").write_text("path: /home/somebody/x\ntrain: images/train\nnames: {0: car}\n")
-    with pytest.raises(ValueError, match=f"a.txt: a.jpg: {match}"):
-        read_masks(tmp_path / "x")
-    (labels / "b.txt").write_text("")
-    with pytest.raises(ValueError, match=r"b.txt labels no picture"):
-        read_masks(tmp_path / "x")
-
-
 def test_the_folder_to_write(tmp_path):
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "file").touch()
@@ -275,13 +268,19 @@ def test_the_command_and_training_reads_what_it_wrote(tmp_path, run, capsys, cap
     assert np.unique(np.asarray(data.labeled[0]["label"])).tolist()[0] == 0
 
 
-def test_the_command_refuses_in_one_sentence(tmp_path, run):
+def test_the_command_refuses_in_one_sentence(tmp_path, run, monkeypatch):
     write_picture(tmp_path / "x" / "a.jpg", 4, 6)
     path = coco(tmp_path, objects=[(0, 0, [[0, 0, 2, 2]])])
     with pytest.raises(SystemExit, match=r"not an empty folder"):
         run(path, tmp_path / "x")
     with pytest.raises(SystemExit, match=r"2 points, but 3 or more are needed; complete or delete it\.$"):
         run(path, tmp_path / "data", "--images_dir", tmp_path / "x")
+    with pytest.raises(SystemExit, match=r"There is no folder .*/y; --images_dir must name that of the pictures"):
+        run(path, tmp_path / "data", "--images_dir", tmp_path / "y")
+    coco(tmp_path, objects=[(0, 0, SQUARE)])
+    monkeypatch.setitem(sys.modules, "pycocotools", None)
+    with pytest.raises(SystemExit, match=r"pycocotools draws outlines and is not installed: pip install 'allspark-hf"):
+        run(path, tmp_path / "new" / "data", "--images_dir", tmp_path / "x")
     assert sorted(file.name for file in tmp_path.iterdir()) == ["a.json", "x"]
 
 
@@ -301,5 +300,69 @@ def test_data_dir_tells_the_command_for_an_export(tmp_path):
         with pytest.raises(ValueError, match=rf"with `allspark import {folder} NEW_FOLDER`, and give NEW_FOLDER\.$"):
             find_layout(folder)
         assert [*read_masks(folder)[0]] == ["train/a"]
+    (tmp_path / "coco.zip").touch()
+    with pytest.raises(ValueError, match=r"is a file: give a folder; .* `allspark import .*coco.zip NEW_FOLDER`"):
+        find_layout(tmp_path / "coco.zip")
     (tmp_path / "yolo" / "train" / "masks").mkdir()  # then these are the masks
     assert find_layout(tmp_path / "yolo").name == "folder"
+
+
+def test_nothing_is_passed_over(tmp_path):
+    """What would silently be left out of a mask, or end up in another split, is refused."""
+    write_picture(tmp_path / "labelme" / "a.jpg", 4, 6)
+    write_picture(tmp_path / "labelme" / "b.jpg", 4, 6)
+    (tmp_path / "labelme" / "a.json").write_text(json.dumps({"shapes": [], "imagePath": "a.jpg"}))
+    (tmp_path / "labelme" / "b.json").write_text(json.dumps({"shapes": []}))
+    with pytest.raises(ValueError, match=r"b.json is not in LabelMe's form"):
+        read_masks(tmp_path / "labelme")
+    write_picture(tmp_path / "studio" / "a.jpg", 4, 6)
+    size = {"original_width": 6, "original_height": 4}
+    region = {"id": "r", "type": "polygon", "value": {"points": [[0, 0], [50, 0], [50, 50]]}} | size
+    task = {"id": 1, "data": {"image": "a.jpg"}, "annotations": [{"id": 1, "result": [region]}]}
+    (tmp_path / "studio" / "a.json").write_text(json.dumps([task]))
+    with pytest.raises(ValueError, match="has no classes"):
+        read_masks(tmp_path / "studio")
+    (tmp_path / "studio" / "labels.txt").write_text("car\n")
+    with pytest.raises(ValueError, match=r"task 1, region r: a polygon has no area or no label of its own"):
+        read_masks(tmp_path / "studio")
+    write_picture(tmp_path / "cvat" / "JPEGImages" / "a.jpg", 4, 6)
+    write_picture(tmp_path / "cvat" / "SegmentationClass" / "a.png", 4, 6)
+    (tmp_path / "cvat" / "labelmap.txt").write_text("gray:100,100,100::\n")
+    lists = tmp_path / "cvat" / "ImageSets" / "Segmentation"
+    lists.mkdir(parents=True)
+    (lists / "val.txt").write_text("a\nb\n")
+    with pytest.raises(ValueError, match=r"lists b, of which there is no picture"):
+        read_masks(tmp_path / "cvat")
+    (lists / "val.txt").write_text("a\n")
+    (lists / "train.txt").write_text("a\n")
+    with pytest.raises(ValueError, match=r"val.txt names a, which a list of another split names too"):
+        read_masks(tmp_path / "cvat")
+
+
+def test_the_command_says_when_there_is_hardly_a_background(tmp_path, run, capsys):
+    write_picture(tmp_path / "x" / "a.jpg", 40, 60)
+    rings = [[[0, 0, 60, 0, 60, 20, 0, 20]], [[0, 20, 60, 20, 60, 40, 1, 40]]]
+    objects = [(0, place, ring) for place, ring in enumerate(rings)]
+    coco(tmp_path / "x", objects=objects, categories=["sky", "ground"], size=(40, 60))
+    run(tmp_path / "x", tmp_path / "data")
+    assert "Hardly any pixel lies outside all objects" in capsys.readouterr().out
+    run(tmp_path / "x", tmp_path / "other", "--outside", "ignore")
+    assert "Hardly" not in capsys.readouterr().out
+    assert (tmp_path / "other" / "classes.txt").read_text() == "sky\nground\n"
+
+
+def test_the_command_says_what_training_needs_for_masks_of_0_and_255(tmp_path, run, capsys):
+    """With two classes, training takes a mask of background and ignored pixels for a binary one."""
+    for name in "abc":
+        write_picture(tmp_path / "x" / f"{name}.jpg", 40, 60)
+    objects = [(number, 0, SQUARE) for number in range(3)]
+    path = coco(tmp_path / "x", images=["a.jpg", "b.jpg", "c.jpg"], objects=objects, size=(40, 60))
+    content = json.loads(path.read_text())
+    content["annotations"][0]["iscrowd"] = 1
+    path.write_text(json.dumps(content))
+    run(tmp_path / "x", tmp_path / "data")
+    assert f"allspark train --data_dir {tmp_path / 'data'} --ignored_mask_values 255 --out" in capsys.readouterr().out
+    arguments = DataArguments(data_dir=str(tmp_path / "data"))
+    with pytest.raises(ValueError, match="0 and 255"):
+        load_data(arguments)
+    assert load_data(replace(arguments, ignored_mask_values=[255])).num_labels == 2

@@ -17,6 +17,7 @@ import numpy as np
 
 
 OVERLAYS = 6
+FEW = 2  # percent of the pixels: gaps between objects rather than a background
 LONG_SIDE = 1024  # of an overlay
 EVENTS = {
     "cut": "Objects that reach beyond the edge of their picture, and are cut off there: {}.",
@@ -82,7 +83,7 @@ def run() -> None:
     classes = read_classes(arguments.classes) if arguments.classes else None
     with unpacked(arguments.source) as source:
         name, export, files = read_export(source, arguments.format, arguments.images_dir, classes)
-        print(f"{FORMATS[name]}: {len(export.pictures)} pictures", flush=True)
+        print(f"Pictures in this export of {FORMATS[name]}: {len(export.pictures)}", flush=True)
         imported = write_folder(
             export,
             files,
@@ -124,6 +125,11 @@ def report(imported, empty_images: str) -> list[str]:
     for event, sentence in EVENTS.items():
         if count := imported.events[event]:
             lines.append(sentence.format(count) + (MAYBE[empty_images] if event == "maybe" else ""))
+    if imported.has_new_background and 100 * total[0] < FEW * total.sum():
+        lines.append(
+            "Hardly any pixel lies outside all objects: if every one was to be labeled, --outside ignore makes the "
+            "rest not count, and there is no class background."
+        )
     if missing := [name for value, name in enumerate(names) if not total[value]]:
         lines.append(f"No mask shows {', '.join(missing)}.")
     return lines

@@ -123,7 +123,8 @@ def mask_to_array(mask: PIL.Image.Image) -> np.ndarray:
     what = {"F": "floating-point values", "LA": "gray and transparency", "PA": "colors and transparency"}
     raise ValueError(
         f"The mask holds {what.get(mask.mode, 'the colors of a picture')} (mode {mask.mode}), not one class index per "
-        "pixel; save it as indexed or gray PNG, without transparency, whose values are the class indices."
+        "pixel; save it as indexed or gray PNG, without transparency, whose values are the class indices (`allspark "
+        "import` makes it of colors)."
     )
 
 

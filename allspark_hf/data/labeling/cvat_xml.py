@@ -12,7 +12,7 @@ from .rasterize import expand_runs
 
 
 DRAWN = ("polygon", "box", "ellipse", "mask")
-WITHOUT_AREA = ("polyline", "points", "skeleton", "cuboid")
+NOT_DRAWN = "tag"  # of a whole picture
 
 
 def is_cvat_xml(path: Path) -> bool:
@@ -47,12 +47,18 @@ def read_cvat_xml(files: Files, source: Path) -> Export:
     index = {name: place for place, name in enumerate(names)}
     pictures = []
     for image in root.iter("image"):
-        shapes = [shape for shape in image if shape.tag in (*DRAWN, *WITHOUT_AREA)]
-        shapes.sort(key=lambda shape: int(shape.get("z_order", 0)))
+        shapes = [shape for shape in image if shape.tag != NOT_DRAWN]
+        try:
+            shapes.sort(key=lambda shape: int(shape.get("z_order", 0)))
+            size = (int(image.attrib["height"]), int(image.attrib["width"]))
+        except (KeyError, ValueError) as error:
+            raise ValueError(
+                f"{source}: image {image.get('name')} lacks height or width, or a z_order is no whole number ({error})"
+                "; export it anew."
+            ) from error
         split = split_in([image.get("subset") or ""])
         path = files.find(image.attrib["name"], source, split)
         split = split or split_in(path.relative_to(files.folder).parts[:-1])
-        size = (int(image.attrib["height"]), int(image.attrib["width"]))
         paint = partial(_paint, shapes=shapes, index=index) if shapes else None
         pictures.append(Picture(path, source, split, size, paint, may_be_empty=not shapes))
     note = files.not_named(picture.image for picture in pictures)
@@ -71,7 +77,7 @@ def _paint(canvas: Canvas, shapes: list[ElementTree.Element], index: dict[str, i
 
 
 def _paint_shape(canvas: Canvas, shape: ElementTree.Element, label: int):
-    if shape.tag in WITHOUT_AREA:
+    if shape.tag not in DRAWN:
         raise ValueError("such a shape has no area; draw a polygon, or delete it")
     if shape.tag == "polygon":
         canvas.outline([[pair.split(",") for pair in shape.attrib["points"].split(";")]], label)

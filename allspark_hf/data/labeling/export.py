@@ -114,7 +114,7 @@ class Canvas:
         return value
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Picture:
     """
     One picture of an export.

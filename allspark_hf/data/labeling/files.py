@@ -7,7 +7,7 @@ from PIL import Image
 
 from ...utils.files import find_image_files
 from ..pixels import ORIENTATION, WIDTH, open_image
-from ..sources.pairs import one_form
+from ..sources.pairs import one_form, require_folder
 from ..sources.split_names import KIND_NAMES, split_of
 
 
@@ -27,10 +27,14 @@ class Files:
     Args:
         root (`Path`): folder of the export.
         images_dir (`Path`, *optional*): folder of the pictures, where they do not lie with the export.
+
+    Raises:
+        FileNotFoundError: if there is no such folder.
     """
 
     def __init__(self, root: Path, images_dir: Path | None = None):
         self.root, self.folder = root, images_dir or root
+        require_folder(self.folder, "--images_dir must name that of the pictures")
         self.images = find_image_files(self.folder)[0]
         self._by_name: dict[str, list[Path]] = {}
         for path in self.images:
@@ -38,8 +42,8 @@ class Files:
 
     def find(self, name: str, source: Path, split: str | None = None) -> Path:
         """
-        The picture that a file names: of pictures of that name the one whose folders agree best, then that of this
-        very path, then that nearest to the file, then one of the split.
+        The picture that a file names: of pictures of that name the one whose folders agree best, then that
+        which lies just so beside the file, or in the folder, then that nearest to the file, then one of the split.
 
         Raises:
             FileNotFoundError: if there is no such picture.
@@ -49,7 +53,7 @@ class Files:
         found = self._by_name.get(parts[-1], []) if parts else []
         tests = (
             lambda path: _shared(reversed(path.parts), reversed(parts)),
-            lambda path: path == self.folder.joinpath(*parts),
+            lambda path: 2 * (path == source.parent.joinpath(*parts)) + (path == self.folder.joinpath(*parts)),
             lambda path: _shared(path.parts, source.parts),
             lambda path: split_in(path.relative_to(self.folder).parts[:-1]) == split,
         )
@@ -91,6 +95,19 @@ def _shared(some: Iterable[str], others: Iterable[str]) -> int:
             break
         count += 1
     return count
+
+
+def read_lines(path: Path) -> list[str]:
+    """
+    The lines of a text file.
+
+    Raises:
+        ValueError: if it is not in UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text in UTF-8 ({error.reason}); save it as UTF-8.") from error
 
 
 def split_in(parts: Iterable[str]) -> str | None:
@@ -140,4 +157,4 @@ def read_frame(image: Path, size: tuple[int, int] | None) -> tuple[int, int, Ima
     )
 
 
-__all__ = ["Files", "bare_name", "read_frame", "split_in"]
+__all__ = ["Files", "bare_name", "read_frame", "read_lines", "split_in"]

@@ -1,5 +1,6 @@
 """Which labeling tool wrote an export."""
 
+import os
 import shutil
 import tarfile
 import tempfile
@@ -9,8 +10,6 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from ...utils.files import is_hidden, read_json
 from ..pixels import open_image
@@ -26,7 +25,7 @@ from .label_studio import is_label_studio, read_label_studio
 from .labelme import is_labelme, read_labelme
 from .masks import ROBOFLOW_CLASSES, ROBOFLOW_END, read_color_masks, read_cvat_masks, read_roboflow_masks
 from .supervisely import is_supervisely, read_supervisely
-from .yolo import LABELS, is_yolo, read_yolo
+from .yolo import LABELS, PICTURES, is_yolo, read_yaml, read_yolo
 
 
 FORMATS = {
@@ -90,8 +89,8 @@ def find_readers(source: Path, classes: Classes | None = None) -> dict[str, Read
         by_suffix.setdefault(path.suffix.lower().replace("yml", "yaml"), []).append(path)
     found = _by_folders(source, paths, classes)
     for path in by_suffix.get(".yaml", []):
-        if is_yolo(yaml.safe_load(path.read_text(encoding="utf-8"))):
-            found.setdefault("yolo", partial(read_yolo, source=path))
+        if is_yolo(read_yaml(path)):
+            found["yolo"] = partial(read_yolo, source=path)
     for path in by_suffix.get(".xml", []):
         if is_cvat_xml(path):
             if "cvat" in found:
@@ -124,6 +123,9 @@ def _by_folders(source: Path, paths: list[Path], classes: Classes | None) -> dic
     label_map = source / "labelmap.txt"
     if label_map.is_file() and (source / "SegmentationClass").is_dir():
         found["cvat_masks"] = partial(read_cvat_masks, classes=read_classes(label_map))
+    has_classes = (source / "classes.txt").is_file() and (source / PICTURES).is_dir()
+    if has_classes and any((source / LABELS).glob("*.txt")):
+        found["yolo"] = partial(read_yolo, source=source / "classes.txt")
     names = [path.name for path in paths]
     if ROBOFLOW_CLASSES in names and any(name.endswith(ROBOFLOW_END) for name in names):
         found["roboflow_masks"] = read_roboflow_masks
@@ -138,9 +140,16 @@ def _has_color_masks(source: Path) -> bool:
     """Whether it holds folders of images and masks, the first of which is a picture in colors."""
     try:
         masks = FolderLayout(source).pairs("train").masks
-        with open_image(next(iter(masks.values()))) as opened:
+    except (OSError, ValueError):
+        return False
+    return any(map(_is_colored, list(masks.values())[:1]))
+
+
+def _is_colored(mask: Path) -> bool:
+    try:
+        with open_image(mask) as opened:
             return opened.mode in COLORED
-    except (OSError, StopIteration, ValueError):
+    except (OSError, ValueError):
         return False
 
 
@@ -163,6 +172,8 @@ def read_export(
         FileNotFoundError: if the export, or a picture of it, is missing.
         ValueError: if the export is of no known form, of several, or not whole.
     """
+    source = Path(os.path.abspath(source))
+    images_dir = images_dir and Path(os.path.abspath(images_dir))
     readers = find_readers(source, classes)
     if name is None and len(readers) != 1:
         what = f"may be read as {' or '.join(readers)}: choose with --format" if readers else "is no export of a known"
@@ -175,7 +186,7 @@ def read_export(
     files = Files(source if source.is_dir() else source.parent, images_dir)
     try:
         export = readers[name](files)
-    except (AttributeError, IndexError, KeyError, TypeError) as error:
+    except (AttributeError, IndexError, KeyError, OverflowError, TypeError) as error:
         raise ValueError(
             f"{source} is not a whole export of the form {FORMATS[name]} ({type(error).__name__}: {error}); export it "
             "anew."
@@ -201,10 +212,10 @@ def recognize_export(data_dir: Path) -> str | None:
     """
     label_map, mask = data_dir / "labelmap.txt", next((data_dir / "SegmentationClass").glob("*.png"), None)
     if label_map.is_file() and mask is not None:
-        with open_image(mask) as opened:
-            return "cvat_masks" if opened.mode in COLORED else None
+        return "cvat_masks" if _is_colored(mask) else None
     places = (f"{LABELS}/*.txt", f"{LABELS}/*/*.txt", f"*/{LABELS}/*.txt")
-    if (data_dir / "data.yaml").is_file() and any(next(data_dir.glob(place), None) for place in places):
+    has_classes = any((data_dir / name).is_file() for name in ("data.yaml", "classes.txt"))
+    if has_classes and any(any(data_dir.glob(place)) for place in places):
         has_masks = any((folder / "masks").is_dir() for folder in (data_dir, *subfolders(data_dir).values()))
         return None if has_masks else "yolo"
     return None

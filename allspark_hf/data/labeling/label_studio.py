@@ -16,7 +16,8 @@ from .names import names_of
 
 
 DRAWN = ("polygonlabels", "brushlabels", "rectanglelabels", "ellipselabels")
-WITHOUT_AREA = ("keypointlabels", "vectorlabels", "polygon", "brush", "rectangle", "ellipse", "keypoint", "vector")
+# Answers about a picture or a region; what else is not drawn would be missed in the mask.
+NOT_DRAWN = ("choices", "datetime", "number", "pairwise", "rating", "relation", "taxonomy", "textarea")
 UPLOAD = re.compile(r"^[0-9a-f]{8}-(?=.)")  # what Label Studio puts before the name of an uploaded file
 OPAQUE = 128  # of a brush's opacity, 0 to 255
 
@@ -55,7 +56,7 @@ def read_label_studio(files: Files, sources: dict[Path, Any]) -> Export:
         if annotation is None:
             pictures.append(Picture(image, source, split))
             continue
-        regions = [region for region in annotation["result"] if region["type"] in (*DRAWN, *WITHOUT_AREA)]
+        regions = [region for region in annotation["result"] if region["type"] not in NOT_DRAWN]
         size = (regions[0]["original_height"], regions[0]["original_width"]) if regions else None
         paint = partial(_paint, task=task["id"], regions=regions, index=index)
         pictures.append(Picture(image, source, split, size, paint))

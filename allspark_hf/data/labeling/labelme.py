@@ -48,6 +48,8 @@ def read_labelme(files: Files, sources: dict[Path, Any]) -> Export:
         pictures[image] = Picture(image, source, split_in(image.relative_to(files.folder).parts[:-1]), size, paint)
     for image in files.images:
         if image not in pictures:
+            if image.with_suffix(".json").is_file():
+                raise ValueError(f"{image.with_suffix('.json')} is not in LabelMe's form; save it anew, or remove it.")
             pictures[image] = Picture(image, image, split_in(image.relative_to(files.folder).parts[:-1]))
     return Export(names, list(pictures.values()), notes=[note])
 

@@ -14,7 +14,7 @@ from ..sources.folder import FolderLayout
 from ..sources.pairs import one_form, require_images
 from ..sources.split_names import split_of
 from .export import Canvas, Export, Picture
-from .files import Files, split_in
+from .files import Files, read_lines, split_in
 
 
 ROBOFLOW_CLASSES, ROBOFLOW_END = "_classes.csv", "_mask.png"
@@ -37,17 +37,23 @@ def read_cvat_masks(files: Files, classes: Classes) -> Export:
     pictures_dir = files.folder if files.folder != files.root else files.root / "JPEGImages"
     splits = {}
     for path in sorted((files.root / "ImageSets" / "Segmentation").glob("*.txt")):
-        names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        names = [line.strip() for line in read_lines(path) if line.strip()]
         for name in names:
-            if splits.setdefault(name, split_of(path.stem)) != split_of(path.stem):
+            if splits.setdefault(one_form(name), split_of(path.stem)) != split_of(path.stem):
                 raise ValueError(f"{path} names {name}, which a list of another split names too; keep it in one.")
-    pictures, used = [], []
+    pictures, used, known = [], [], set()
     for image in files.images:
         if image.is_relative_to(pictures_dir) and not image.is_relative_to(masks_dir):
             name = image.relative_to(pictures_dir).with_suffix("").as_posix()
             mask = masks_dir / f"{name}.png"
             used.append(mask)
+            known.add(one_form(name))
             pictures.append(_picture(image, mask if mask.is_file() else None, splits.get(one_form(name)), classes))
+    if missing := sorted(splits.keys() - known):
+        raise ValueError(
+            f"{files.root / 'ImageSets' / 'Segmentation'} lists {missing[0]}, of which there is no picture in "
+            f"{pictures_dir} ({len(missing)} such names); export with the pictures, or give --images_dir."
+        )
     require_images(
         sorted(masks_dir.rglob("*.png")), used, "export with the pictures, or name their folder with --images_dir"
     )

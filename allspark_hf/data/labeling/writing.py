@@ -4,7 +4,7 @@ import shutil
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -38,9 +38,12 @@ class Imported:
         unlabeled (`dict[str, list[str]]`): the same for pictures without a mask.
         pixels (`dict[str, np.ndarray]`): for each labeled picture the number of pixels by value, int64 (256,).
         masks (`dict[str, str]`): for each labeled picture the path of its mask in the folder.
+        has_new_background (`bool`): whether class 0 is a `background` that the export does not have.
         overlapped (`int`): pixels where objects of two classes lie over each other.
-        events (`Counter`): numbers of objects: "cut" and "empty" ([`Canvas`]); of pictures: "turned" masks, "unsure"
-            ones, of which the sizes do not show whether the tool saw them upright, "moved" and "unknown" ones.
+        events (`Counter`): numbers of objects: "cut" and "empty" ([`Canvas`]); of pictures: "maybe" ones without
+            objects, "turned" ones, whose masks were drawn on the stored photo, "unsure" ones, whose sizes do not show
+            whether they were, "nothing": without a pixel that counts, "moved" ones of the validation split, without a
+            mask, and "unknown" ones, of no split.
         notes (`list[str]`): sentences about what was decided.
     """
 
@@ -49,6 +52,7 @@ class Imported:
     unlabeled: dict[str, list[str]] = field(default_factory=lambda: {split: [] for split in FOLDERS})
     pixels: dict[str, np.ndarray] = field(default_factory=dict)
     masks: dict[str, str] = field(default_factory=dict)
+    has_new_background: bool = False
     overlapped: int = 0
     events: Counter = field(default_factory=Counter)
     notes: list[str] = field(default_factory=list)
@@ -80,8 +84,8 @@ def write_folder(
         to_image (`Callable`, *optional*): makes the picture to save of a mask, uint8 (height, width).
 
     Raises:
-        ValueError: if pictures cannot be imported, which the message lists, none of the
-            training pictures has a mask, or there are more than 255 classes.
+        ValueError: if pictures cannot be imported, which the message lists, none of the training pictures has a mask,
+            or there are more than 255 classes or none.
     """
     values, outside_value, imported = _choose_values(export, outside, classes)
     targets = _targets(export, files, imported)
@@ -91,8 +95,10 @@ def write_folder(
             try:
                 mask = _paint(picture, values, outside_value, empty_images, imported)
                 _write(picture, target, mask, folder, imported, to_image)
-            except (AttributeError, IndexError, KeyError, OSError, TypeError, ValueError) as error:
-                reason = f"an entry lacks {error}" if isinstance(error, KeyError) else str(error).rstrip(".")
+            except (OSError, ValueError) as error:
+                problems.append(f"{picture.source}: {picture.image.name}: {str(error).rstrip('.')}.")
+            except (AttributeError, IndexError, KeyError, OverflowError, TypeError) as error:
+                reason = f"an entry is missing or malformed ({type(error).__name__}: {error}); export it anew"
                 problems.append(f"{picture.source}: {picture.image.name}: {reason}.")
         if problems:
             more = len(problems) - SHOWN_PROBLEMS
@@ -123,6 +129,7 @@ def require_empty(data_dir: Path, source: Path):
 def _appearing(data_dir: Path) -> Iterator[Path]:
     """A hidden folder that becomes `data_dir` at the end, and goes if something fails."""
     folder = data_dir.absolute().with_name(f".{data_dir.absolute().name}-{uuid.uuid4().hex[:8]}")
+    new = [parent for parent in folder.parents if not parent.exists()]
     folder.mkdir(parents=True)
     try:
         yield folder
@@ -131,14 +138,20 @@ def _appearing(data_dir: Path) -> Iterator[Path]:
         folder.rename(data_dir)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):
+            for parent in new:  # unless something is in it
+                parent.rmdir()
 
 
 def _choose_values(export: Export, outside: str, classes: Classes | None) -> tuple[dict[str, int], int, Imported]:
     """The mask's value for each class of the export and for what lies outside, and the classes of the folder."""
+    if not (classes or export.classes):
+        raise ValueError("The export has no classes, and no object with a label; give objects labels in the tool.")
     chosen = classes or Classes([name for name in export.classes if name != IGNORED_NAME], export.colors)
     names, colors, notes = list(chosen.names), chosen.colors, list(export.notes)
     background = next((name for name in names if name.strip("_ ").casefold() == BACKGROUND), None)
-    if not export.is_dense and outside == BACKGROUND and background is None:
+    is_new = not export.is_dense and outside == BACKGROUND and background is None
+    if is_new:
         if classes is not None:  # to put it first would shift those that the user has listed
             raise ValueError(
                 "The list of --classes lists no class background for what lies outside all objects; add it, or give "
@@ -151,7 +164,7 @@ def _choose_values(export: Export, outside: str, classes: Classes | None) -> tup
     values = {name: names.index(name) if name in names else -1 for name in export.classes}
     values |= {IGNORED_NAME: IGNORED} if IGNORED_NAME in values else {}
     outside_value = IGNORED if outside == "ignore" else names.index(background) if background else IGNORED
-    return values, outside_value, Imported(Classes(names, colors), notes=notes)
+    return values, outside_value, Imported(Classes(names, colors), notes=notes, has_new_background=is_new)
 
 
 def _targets(export: Export, files: Files, imported: Imported) -> dict[Picture, str]:

@@ -1,6 +1,7 @@
 """YOLO segmentation: `data.yaml`, and for each picture a text file whose lines are a class and a polygon."""
 
 import os
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import yaml
 from ..sources.classes import read_classes
 from ..sources.split_names import split_of
 from .export import Canvas, Export, Picture
-from .files import Files
+from .files import Files, read_lines, split_in
 
 
 PICTURES, LABELS = "images", "labels"
@@ -22,9 +23,23 @@ def is_yolo(content: Any) -> bool:
     return isinstance(content, dict) and "names" in content and any(map(split_of, map(str, content)))
 
 
+def read_yaml(path: Path) -> Any:
+    """
+    The content of a yaml file.
+
+    Raises:
+        ValueError: if it is not valid.
+    """
+    try:
+        return yaml.safe_load("\n".join(read_lines(path)))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is no valid YAML ({' '.join(str(error).split())}); correct it.") from error
+
+
 def read_yolo(files: Files, source: Path) -> Export:
     """
-    Reads what a `data.yaml` lists: folders of pictures, or text files with a picture a line.
+    Reads what a `data.yaml` lists: folders of pictures, or text files with a picture a line; or all pictures, with the
+    `classes.txt` that Label Studio writes instead.
 
     The labels of `…/images/NAME.jpg` are in `…/labels/NAME.txt`: a class index, then x and y of each point as a share
     of width and height, of the upright picture. An empty file is a picture that shows no object. A picture without a
@@ -32,26 +47,20 @@ def read_yolo(files: Files, source: Path) -> Export:
 
     Args:
         files ([`Files`]): the pictures.
-        source (`Path`): the yaml file.
+        source (`Path`): the yaml file, or `classes.txt`.
 
     Raises:
         FileNotFoundError: if a folder or a picture is missing.
         ValueError: if the classes cannot be read, labels are of no picture, or no split has pictures.
     """
-    content = yaml.safe_load(source.read_text(encoding="utf-8"))
     classes = read_classes(source).names
-    listed = {}
-    for key, places in content.items():
-        if split_of(str(key)) and places:
-            for place in places if isinstance(places, list) else [places]:
-                listed |= dict.fromkeys(_list_pictures(files, source, content.get("path"), str(place)), str(key))
     pictures, used = [], set()
-    for image, key in listed.items():
+    for image, split in _list_all(files, source):
         labels = _labels_of(image)
         used.add(labels)
-        lines = labels.read_text(encoding="utf-8").splitlines() if labels.is_file() else None
+        lines = read_lines(labels) if labels.is_file() else None
         paint = None if lines is None else partial(_paint, lines=lines, num_classes=len(classes))
-        pictures.append(Picture(image, labels if lines else source, split_of(key), None, paint, lines is None))
+        pictures.append(Picture(image, labels if lines else source, split, None, paint, lines is None))
     orphans = [path for path in sorted(files.root.rglob(f"{LABELS}/**/*.txt")) if path not in used]
     orphans = [path for path in orphans if path.name != "classes.txt"]  # labelImg's
     if orphans:
@@ -59,7 +68,21 @@ def read_yolo(files: Files, source: Path) -> Export:
             f"{orphans[0]} labels no picture that {source} lists ({len(orphans)} such files); put the picture there, "
             "list its folder, or remove the labels."
         )
-    return Export(classes, pictures, notes=[note] if (note := files.not_named(listed)) else [])
+    note = files.not_named(picture.image for picture in pictures)
+    return Export(classes, pictures, notes=[note] if note else [])
+
+
+def _list_all(files: Files, source: Path) -> Iterator[tuple[Path, str | None]]:
+    """The pictures with their splits; one that is listed twice comes twice."""
+    if source.suffix == ".txt":
+        yield from ((image, split_in(image.relative_to(files.folder).parts[:-1])) for image in files.images)
+        return
+    content = read_yaml(source)
+    for key, places in content.items():
+        if split_of(str(key)) and places:
+            for place in places if isinstance(places, list) else [places]:
+                for image in _list_pictures(files, source, content.get("path"), str(place)):
+                    yield image, split_of(str(key))
 
 
 def _list_pictures(files: Files, source: Path, base: str | None, place: str) -> list[Path]:
@@ -75,8 +98,7 @@ def _list_pictures(files: Files, source: Path, base: str | None, place: str) -> 
         if not pictures:
             raise FileNotFoundError(f"{source} names {place}, but there is no picture in {found}; put them there.")
         return pictures
-    lines = found.read_text(encoding="utf-8").splitlines()
-    return [files.find(line.strip(), found) for line in lines if line.strip()]
+    return [files.find(line.strip(), found) for line in read_lines(found) if line.strip()]
 
 
 def _labels_of(image: Path) -> Path:
@@ -111,4 +133,4 @@ def _paint(canvas: Canvas, lines: list[str], num_classes: int):
             raise ValueError(f"line {number}: {error}") from error
 
 
-__all__ = ["is_yolo", "read_yolo"]
+__all__ = ["LABELS", "PICTURES", "is_yolo", "read_yaml", "read_yolo"]

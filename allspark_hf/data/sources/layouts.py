@@ -1,6 +1,7 @@
 """Pascal VOC 2012, Cityscapes and COCO, in the folders that their archives unpack to or that the field shares."""
 
 import re
+import shlex
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
@@ -318,6 +319,11 @@ def find_layout(data_dir: str | Path, data_format: str | None = None, voc_masks:
         ValueError: if the folder is of none of these forms, or of several, or the export of a labeling tool.
     """
     data_dir = Path(data_dir).absolute()
+    if data_dir.is_file():
+        raise ValueError(
+            f"data_dir {data_dir} is a file: give a folder; of an export of a labeling tool, `allspark import "
+            f"{shlex.quote(str(data_dir))} NEW_FOLDER` makes one."
+        )
     require_folder(data_dir, "data_dir must name one")
     if data_format is None:
         _require_no_export(data_dir, recognize_export(data_dir))
@@ -333,7 +339,7 @@ def _require_no_export(data_dir: Path, name: str | None):
     if name is not None:
         raise ValueError(
             f"{data_dir} is an export of a labeling tool: {FORMATS[name]}; make a data folder of it with `allspark "
-            f"import {data_dir} NEW_FOLDER`, and give NEW_FOLDER."
+            f"import {shlex.quote(str(data_dir))} NEW_FOLDER`, and give NEW_FOLDER."
         )
 
 
