@@ -75,7 +75,8 @@ def leave_with(state: PartialState, code: int) -> NoReturn:
         state (`PartialState`): that the processes have in common.
         code (`int`): the exit code.
     """
-    state.wait_for_everyone()
+    with suppress(RuntimeError):  # where another one has died
+        state.wait_for_everyone()
     _leave_at_once(None, code)
 
 

@@ -237,10 +237,10 @@ def predict(job: Job, state: PartialState, num_workers: int) -> tuple[int, int, 
         before its end, if it did.
     """
     own = job.planned[state.process_index :: state.num_processes]
-    done = frozenset(row for rows in own for row in rows if is_done(job.writers, job.names[row]))
+    done = frozenset(row for rows in own for row in rows if is_done(job.writers, job.names[row], job.files[row]))
     left = [rows for rows in own if not done.issuperset(rows)]
     batches = PreparedBatches(job.files, left, job.image_processor, job.model.config, job.how)
-    total, failed = sum(map(len, own)) - len(done), 0
+    total, failed, stopped = sum(map(len, own)) - len(done), 0, None
     num_workers = min(num_workers, max(0, len(left) - 1))  # none is started for a single image
     with tqdm(total=total, unit="image", disable=not state.is_main_process) as bar:
         try:
@@ -250,10 +250,10 @@ def predict(job: Job, state: PartialState, num_workers: int) -> tuple[int, int, 
                     failed += 1
                     tqdm.write(f"{job.files[row]}: not predicted, {reason}", file=sys.stderr)
         except KeyboardInterrupt:
-            return len(done), failed, "Interrupted; the same command with --resume goes on from here."
-        except RuntimeError as error:  # a worker that died
-            return len(done), failed, f"{one_line(error)} Go on with --resume, with fewer --num_workers."
-    return len(done), failed, None
+            stopped = "Interrupted; the same command with --resume goes on from here."
+        except (EOFError, OSError, RuntimeError) as error:  # a worker that died
+            stopped = f"{one_line(error)}: go on with --resume, where memory was short with fewer --num_workers."
+    return len(done), failed, stopped
 
 
 def default_workers(state: PartialState) -> int:
@@ -281,7 +281,11 @@ def run(arguments: PredictArguments, how: PredictionArguments, state: PartialSta
     if failure:
         return 2, failure
     workers = default_workers(state) if arguments.num_workers is None else arguments.num_workers
-    shares = gather_object([predict(job, state, workers)])
+    share = predict(job, state, workers)
+    try:
+        shares = gather_object([share])
+    except RuntimeError:
+        return 1, "Another process has died; the same command with --resume goes on from here."
     stopped = next(filter(None, (reason for _, _, reason in shares)), None)
     if stopped:
         return 1, stopped

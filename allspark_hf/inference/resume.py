@@ -11,9 +11,13 @@ from .writers import ResultWriter
 SETTINGS_FILE = "predict.json"
 
 
-def is_done(writers: Sequence[ResultWriter], name: Path) -> bool:
-    """Whether all results of an image are there."""
-    return all(path.exists() for writer in writers for path in writer.image_paths(name))
+def is_done(writers: Sequence[ResultWriter], name: Path, image: Path) -> bool:
+    """Whether all results of an image file are there, none of them older than the file."""
+    try:
+        changed = image.stat().st_mtime_ns
+        return all(path.stat().st_mtime_ns >= changed for writer in writers for path in writer.image_paths(name))
+    except OSError:  # one is not there
+        return False
 
 
 def result_files(writers: Sequence[ResultWriter], names: Sequence[Path]) -> list[Path]:
