@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from allspark_hf.data.labeling.annotations import FORMATS, LABELME, write_labelme
+from allspark_hf.data.labeling.annotations import FORMATS, LABELME, labelme_content
 from allspark_hf.data.labeling.formats import read_export
 from allspark_hf.data.labeling.polygons import annotate, drawn_classes, outline_regions, simplify
 from allspark_hf.data.labeling.rasterize import rasterize
@@ -167,7 +167,9 @@ def test_round_trip(name, tolerance, photos, tmp_path):
     FORMATS[name].write(iter(parts), export, LABELS, PALETTE)
     if name == "labelme":
         for part in parts:
-            write_labelme(part, export / LABELME / f"{part['name']}.json", LABELS, photos / part["image"])
+            path = export / LABELME / f"{part['name']}.json"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(labelme_content(part, path, LABELS, photos / part["image"])), encoding="utf-8")
     assert all((export / file).is_file() for file in FORMATS[name].files)
     assert not [path for path in export.rglob("*") if path.name.startswith(".")]
     if name == "label-studio":

@@ -77,6 +77,12 @@ def test_a_run_goes_on_without_touching_what_was_corrected(folder, tmp_path, mon
     assert {path for path in before if before[path] != after[path]} == {corrected}
     masks = import_masks(out / "labelme", folder, tmp_path / "data")
     assert len(masks) == len(FILES)
+    for file in FILES:  # as after a copy of the photos
+        (folder / "photos" / file).touch()
+    for words_of_b in ("b.json has been changed in the tool and is kept", "4 of them earlier"):
+        code, words = predict(monkeypatch, capsys, folder, out, "--format", "labelme", "--resume")
+        assert code == 0 and words_of_b in words
+        assert after == {path: path.read_bytes() for path in out.rglob("*.json")}
     code, words = predict(monkeypatch, capsys, folder, out, "--format", "labelme", "--resume", "--tolerance", 2)
     assert code == 2 and "were made with tolerance 1.0, not 2.0" in words
     assert predict(monkeypatch, capsys, folder, out, "--overwrite")[0] == 0

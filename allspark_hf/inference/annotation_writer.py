@@ -8,15 +8,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..data.labeling.annotations import FORMATS, LABELME, write_labelme
+from ..data.labeling.annotations import FORMATS, LABELME, labelme_content
 from ..data.labeling.polygons import annotate, drawn_classes
-from ..utils.files import read_json, whole_file
+from ..utils.files import read_json, read_json_object, whole_file, write_json
 
 
 class AnnotationWriter:
     """
     Writes `<name>_outlines.json` for each image, and of all of them the files of a tool; a [`ResultWriter`]. For
-    LabelMe, each image also gets its own file, which nothing but its prediction writes: it may be corrected by now.
+    LabelMe, each image also gets its own file, which is not written again once somebody has changed it.
 
     Args:
         output_dir (`Path`): folder of the results.
@@ -62,9 +62,20 @@ class AnnotationWriter:
         part = annotate(mask, self.images[name], name.as_posix(), self.drawn, self.tolerance)
         path, *of_tool = self.image_paths(name)
         for file in of_tool:
-            write_labelme(part, file, self.labels, self.images_dir / part["image"])
+            self._write_labelme(part, read_json_object(path), file)
         with whole_file(path) as unfinished:
             unfinished.write_text(json.dumps(part, ensure_ascii=False), encoding="utf-8")
+
+    def _write_labelme(self, part: dict, earlier: dict, file: Path):
+        """LabelMe's file of an image; `earlier` are the outlines before, if any."""
+        image = self.images_dir / part["image"]
+        contents = [labelme_content(one, file, self.labels, image) for one in (part, earlier) if one]
+        if file.exists() and read_json_object(file) not in contents:
+            print(f"{file} has been changed in the tool and is kept; its image is newer, so look at it again.")
+            file.touch()  # newer than the image, or the next run would predict it once more
+            return
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(file, contents[0])
 
     def finish(self):
         """Also prints how much of the images the outlines have lost."""

@@ -20,7 +20,7 @@ from typing import NamedTuple, TextIO
 from urllib.parse import quote
 from xml.sax.saxutils import quoteattr
 
-from ...utils.files import whole_file, write_json
+from ...utils.files import whole_file
 from ..sources.class_lists import IGNORED_NAME
 
 
@@ -128,13 +128,13 @@ def _result(place: int, region: dict, part: dict, labels: Sequence[str]) -> dict
     }
 
 
-def write_labelme(part: dict, path: Path, labels: Sequence[str], image: Path):
+def labelme_content(part: dict, path: Path, labels: Sequence[str], image: Path) -> dict:
     """
-    LabelMe: the file of one image.
+    LabelMe: the content of the file of one image.
 
     Args:
         part (`dict`): of [`~allspark_hf.data.labeling.polygons.annotate`].
-        path (`Path`): of the json file; its folder is made if need be.
+        path (`Path`): of the json file.
         labels (`Sequence[str]`): name of each class.
         image (`Path`): the image, to which the file holds the way.
     """
@@ -149,11 +149,9 @@ def write_labelme(part: dict, path: Path, labels: Sequence[str], image: Path):
         }
         for region in part["regions"]
     ]
-    path.parent.mkdir(parents=True, exist_ok=True)
     way = Path(os.path.relpath(image, path.parent)).as_posix()
     size = {"imageHeight": part["height"], "imageWidth": part["width"]}
-    content = {"version": "5.5.0", "flags": {}, "shapes": shapes, "imagePath": way, "imageData": None}
-    write_json(path, content | size)
+    return {"version": "5.5.0", "flags": {}, "shapes": shapes, "imagePath": way, "imageData": None, **size}
 
 
 def write_labelme_names(parts: Iterable[dict], folder: Path, labels: Sequence[str], palette: Colors):
@@ -178,4 +176,4 @@ FORMATS = {
 }
 
 
-__all__ = ["FORMATS", "LABELME", "Format", "write_coco", "write_cvat", "write_label_studio", "write_labelme"]
+__all__ = ["FORMATS", "LABELME", "Format", "labelme_content", "write_coco", "write_cvat", "write_label_studio"]
