@@ -137,12 +137,7 @@ class AllSparkTrainer(Trainer):
         self.sampler = sampler_of(self) if train_dataset is not None else None
         self.method = METHODS[args.method](args, model.config.semantic_loss_ignore_index)
         self.stream = StreamPlace.of(self)
-        if self.sampler is not None:
-            self.method.num_images = (self.sampler.num_labeled, self.sampler.num_unlabeled)
-        self.method.normalization = (processing_class.image_mean, processing_class.image_std)
-        self._method_rates = self.method.attach(model, args.device)
-        weights = class_weights(args, train_dataset, model.config)
-        self.method.class_weights = None if weights is None else weights.to(args.device)
+        self._method_rates = self._attach_method()
         self.processes = Processes(self)
         self.checkpoints = Checkpoints(self)
         self.record, self.health, self.finite = RunRecord(self), PseudoLabelHealth(self), FiniteGuard(self)
@@ -161,11 +156,17 @@ class AllSparkTrainer(Trainer):
         if args.channels_last:
             model.to(memory_format=torch.channels_last)
 
+    def _attach_method(self) -> dict:
+        if self.sampler is not None:
+            self.method.num_images = (self.sampler.num_labeled, self.sampler.num_unlabeled)
+        self.method.normalization = (self.processing_class.image_mean, self.processing_class.image_std)
+        weights = class_weights(self.args, self.train_dataset, self.model.config)
+        self.method.class_weights = None if weights is None else weights.to(self.args.device)
+        return self.method.attach(self.model, self.args.device)
+
     def _connect_parts(self):
-        self.add_callback(_Hooks(self))
-        self.add_callback(self.record)
-        if self.stream is not None:
-            self.add_callback(self.stream)
+        for callback in filter(None, (_Hooks(self), self.record, self.stream)):
+            self.add_callback(callback)
         self.callback_handler.callbacks.insert(0, Advice(self))  # before the progress bar begins
         if self.method.state_dict():
             self.checkpoints.register("method", self.method)
