@@ -81,7 +81,7 @@ class PredictArguments:
     num_workers: int | None = argument(
         None,
         "Processes that decode, and as many threads that write; 0: no process, one thread. Default: one for each "
-        "CPU, at most 8.",
+        "CPU, or for each four where the model runs on CPUs; at most 8.",
         interval="[0, inf)",
     )
     device: str | None = argument(None, "Such as cpu or cuda:0; default: the GPU if any.")
@@ -256,10 +256,11 @@ def predict(job: Job, state: PartialState, num_workers: int) -> tuple[int, int, 
     return len(done), failed, stopped
 
 
-def default_workers(state: PartialState) -> int:
-    """One for each CPU that this machine has for each of its processes, but not too many."""
+def default_workers(state: PartialState, on_cpu: bool) -> int:
+    """By the CPUs that this machine has for each of its processes; where the model needs them too, one in four."""
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(MOST_WORKERS, cpus // int(os.environ.get("LOCAL_WORLD_SIZE", state.num_processes))))
+    cpus //= int(os.environ.get("LOCAL_WORLD_SIZE", state.num_processes))
+    return max(1, min(MOST_WORKERS, cpus // 4 if on_cpu else cpus))
 
 
 def first_failure(attempt, *arguments) -> tuple[object, str | None]:
@@ -280,7 +281,9 @@ def run(arguments: PredictArguments, how: PredictionArguments, state: PartialSta
         _, failure = first_failure(lambda: state.is_main_process and begin(job.output_dir, job.settings, outdated))
     if failure:
         return 2, failure
-    workers = default_workers(state) if arguments.num_workers is None else arguments.num_workers
+    workers = arguments.num_workers
+    if workers is None:
+        workers = default_workers(state, job.model.device.type == "cpu")
     share = predict(job, state, workers)
     try:
         shares = gather_object([share])
