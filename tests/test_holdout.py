@@ -15,6 +15,7 @@ from allspark_hf.training.holdout import number_held_out, split_holdout
 from allspark_hf.training.pseudo_label_health import warn_of_wrong_labels
 
 
+PLAIN = AllSparkConfig.plain_segformer_switches()
 SETTINGS = {"method": "unimatch_v2", "num_unlabeled": 12, "seed": 1, "confidence_threshold": 0.4, "keep_quantile": 0.5}
 SETTINGS |= {"holdout_fraction": 0.4, "max_steps": 4, "eval_strategy": "steps", "eval_steps": 2, "save_steps": 2}
 SETTINGS |= {"save_strategy": "steps", "metric_for_best_model": "a_mean_iou", "ema_decay": 0.5}
@@ -85,7 +86,7 @@ def test_a_published_student_is_not_what_gives_the_labels_and_all_modes_stay(tmp
 
 def test_at_the_end_without_an_evaluation(tmp_path):
     settings = {"method": "pseudo_label", "holdout_fraction": 0.2, "max_steps": 1, "output_dir": str(tmp_path)}
-    trainer = make_trainer(small_model(**AllSparkConfig.plain_segformer_switches()), **settings)
+    trainer = make_trainer(small_model(**PLAIN), **settings)
     trainer.train()
     assert [(entry["step"], entry["holdout_kept"]) for entry in entries(trainer)] == [(1, 1.0)]
 
@@ -93,8 +94,8 @@ def test_at_the_end_without_an_evaluation(tmp_path):
 def test_what_is_refused(tmp_path):
     settings = {"holdout_fraction": 0.3, "output_dir": str(tmp_path)}
     with pytest.raises(ValueError, match="measures pseudo-labels, and method='supervised' makes none: leave it out"):
-        make_trainer(small_model(**AllSparkConfig.plain_segformer_switches()), method="supervised", **settings)
-    args = make_trainer(small_model(), method="fixmatch", **settings).args
+        make_trainer(small_model(**PLAIN), method="supervised", **settings)
+    args = make_trainer(small_model(**PLAIN), method="fixmatch", **settings).args
     assert [number_held_out(args, number) for number in (2, 3, 4, 20)] == [1, 1, 2, 6]
     with pytest.raises(ValueError, match="would take 1 of 1 labeled images, which leaves none to train on"):
         number_held_out(args, 1)
@@ -116,7 +117,8 @@ def test_warning_of_wrong_labels(tmp_path, caplog, counts, wrong, worst):
     fixes = {"fixmatch": "set keep_quantile to 0.8, say", "allspark": "choose a method with confidence_threshold"}
     for method, fix in fixes.items():
         caplog.clear()
-        args = make_trainer(small_model(), method=method, output_dir=str(tmp_path)).args
+        model = small_model(**(PLAIN if method == "fixmatch" else {}))
+        args = make_trainer(model, method=method, output_dir=str(tmp_path)).args
         with caplog.at_level(logging.WARNING):
             warn_of_wrong_labels("in epoch 3", kept, names, args)
         assert len(caplog.messages) == (wrong is not None)

@@ -226,8 +226,9 @@ def test_the_best_checkpoint_of_a_run_whose_folder_was_moved(tmp_path):
 
 
 def other_trainer(tmp_path, model=None, train=None, unlabeled=None, **kwargs) -> AllSparkTrainer:
-    like = make_trainer(small_model(), **{**SETTINGS, "output_dir": str(tmp_path), **kwargs})
-    switches = {} if "allspark" in like.args.method else PLAIN
+    settings = {**SETTINGS, "output_dir": str(tmp_path), **kwargs}
+    switches = {} if "allspark" in settings.get("method", "allspark") else PLAIN
+    like = make_trainer(small_model(**switches), **settings)
     data = {
         "train_dataset": like.train_dataset if train is None else train,
         "unlabeled_dataset": like.unlabeled_dataset if unlabeled is None else unlabeled,

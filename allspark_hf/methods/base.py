@@ -103,6 +103,7 @@ class Method(nn.Module):
     uses_unlabeled = True
     acts_after_updates = False
     needs_bottleneck = False
+    gives_logits = True  # of unlabeled images, by which a bottleneck groups their channels
     trains_unlabeled_branch = True  # of the bottleneck; a step without it says so, or DDP waits for its gradients
 
     num_updates = 0  # of the whole training; the trainer sets it before the first step

@@ -42,6 +42,7 @@ class PseudoLabel(Method):
     arguments_class = UnlabeledArguments
     title = "pseudo-labels"
     description = "the model's own labels on unlabeled images, without AllSpark's bottleneck"
+    gives_logits = False
 
     def step(self, model, batch, pixels, epoch):
         predicted = pseudo_label_pass(model, batch["unlabeled_pixel_values"])
