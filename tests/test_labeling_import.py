@@ -260,7 +260,7 @@ def test_the_command_and_training_reads_what_it_wrote(tmp_path, run, capsys, cap
     overlays = sorted((tmp_path / "data" / "overlays").iterdir())
     assert len(overlays) == 3
     left, right = (Image.open(overlays[0]).getpixel((x, 20)) for x in (15, 45))
-    assert left == (165, 130, 50) and right == (50, 50, 50)  # gray of 100, half orange or half black
+    assert left == (132, 115, 75) and right == (75, 75, 75)  # gray of 100, a quarter orange or black
     with caplog.at_level(logging.WARNING):
         data = load_layout(find_layout(tmp_path / "data"), Selection())
     assert data.classes.names == ["background", "car", "bus"] and not caplog.records

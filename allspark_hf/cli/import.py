@@ -19,6 +19,7 @@ import numpy as np
 OVERLAYS = 6
 FEW = 2  # percent of the pixels: gaps between objects rather than a background
 LONG_SIDE = 1024  # of an overlay
+PALE = 0.25
 EVENTS = {
     "cut": "Objects that reach beyond the edge of their picture, and are cut off there: {}.",
     "empty": "Objects so small that no pixel's center lies in them: {}.",
@@ -146,7 +147,7 @@ def draw_overlays(imported, data_dir: Path):
     from PIL import Image
 
     from allspark_hf.data.pixels import open_image, to_rgb
-    from allspark_hf.inference.visualization import default_palette, legend, overlay
+    from allspark_hf.inference.visualization import default_palette, legend, outlines, overlay
 
     names, colors = imported.classes.names, imported.classes.colors
     palette = np.array(colors, dtype=np.uint8) if colors else default_palette(len(names))
@@ -155,7 +156,11 @@ def draw_overlays(imported, data_dir: Path):
         with open_image(data_dir / path) as opened:
             image = to_rgb(opened)
         with Image.open(data_dir / imported.masks[path]) as opened:
-            picture = overlay(image, np.asarray(opened), palette)
+            mask = np.asarray(opened).astype(np.int16)
+        # Pale areas and full outlines, so that the picture shows what was missed.
+        width = max(1, max(mask.shape) // 500)
+        lines = np.where(outlines(mask, width) & (mask < len(names)), mask, -1)
+        picture = overlay(overlay(image, mask, palette, PALE), lines, palette, 1, ignore_index=-1)
         picture.thumbnail((LONG_SIDE, LONG_SIDE))
         key = legend(names, palette, [value for value in range(len(names)) if imported.pixels[path][value]] or None)
         sheet = Image.new("RGB", (picture.width + key.width, max(picture.height, key.height)), "white")

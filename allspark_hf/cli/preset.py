@@ -41,7 +41,8 @@ class PresetArguments:
     )
     minutes: float | None = argument(
         None,
-        "Time for the training with --preset auto, which sets its length. Default: 20 on a CPU, 60 on a GPU.",
+        "Time for the training with --preset auto, which sets its length; a start of a minute or two comes before. "
+        "Default: 20 on a CPU, 60 on a GPU.",
         interval="(0, inf)",
         group="training",
         common=True,
@@ -95,7 +96,9 @@ def choose(situation: Situation) -> list[Choice]:
     """The arguments of a training, but for its length."""
     pretrained = situation.weights is not None
     own = [*_encoder(situation), *_rates(situation)] if pretrained else _from_scratch(situation)
-    return [*own, *_method(situation), *_batch(situation)]
+    method = _method(situation)
+    chosen = next((choice.value for choice in method if choice.name == "method"), situation.method)
+    return [*own, *method, _batch(situation, METHODS[chosen].uses_unlabeled)]
 
 
 def _encoder(situation: Situation) -> list[Choice]:
@@ -115,8 +118,8 @@ def _rates(situation: Situation) -> list[Choice]:
         return []
     return [
         Choice("freeze_encoder_layers", half, f"half of the encoder rests: faster, and better here ({STUDY})"),
-        Choice("learning_rate", 5e-5, "what the half that learns had there"),
-        Choice("head_learning_rate_multiplier", 10.0, "likewise"),
+        Choice("learning_rate", 5e-5, "of the half that learns, as in that study"),
+        Choice("head_learning_rate_multiplier", 10.0, "times as much for the head, likewise"),
     ]
 
 
@@ -162,10 +165,11 @@ def _thresholds() -> list[Choice]:
     ]
 
 
-def _batch(situation: Situation) -> list[Choice]:
+def _batch(situation: Situation, with_unlabeled: bool) -> Choice:
     most = 2 if situation.device != "cuda" else 4 if situation.device_memory < 2 * BASE_NEEDS else 8
     size = min(situation.num_labeled, most)
-    return [Choice("per_device_train_batch_size", size, "labeled images, and as many unlabeled ones")]
+    reason = "labeled images" + (", and as many unlabeled ones" if with_unlabeled else "")
+    return Choice("per_device_train_batch_size", size, reason)
 
 
 def _crop(situation: Situation, limit: int) -> list[int]:
@@ -222,7 +226,7 @@ def choose_length(minutes: float, times: Times) -> list[Choice]:
         needed = math.ceil((FEWEST_UPDATES * times.update + times.evaluation) / 60)
         raise ValueError(
             f"minutes={minutes:g} leaves {most} updates of {times.update:.1f} s, and at least {FEWEST_UPDATES} are "
-            f"needed: give --minutes {needed}, or fewer validation images."
+            f"needed: give --minutes {needed}."
         )
     evaluations = max(1, min(EVALUATIONS, int(budget * EVALUATED_SHARE / times.evaluation)))
     every = int((budget - evaluations * times.evaluation) / times.update) // evaluations
@@ -230,10 +234,10 @@ def choose_length(minutes: float, times: Times) -> list[Choice]:
     return [
         Choice("max_steps", every * evaluations, reason),
         Choice("eval_strategy", "steps", ""),
-        Choice("eval_steps", every, f"{evaluations} evaluations"),
+        Choice("eval_steps", every, f"{evaluations} evaluation{'s' * (evaluations != 1)}"),
         Choice("save_strategy", "steps", ""),
         Choice("save_steps", every, "a checkpoint with each"),
-        Choice("save_total_limit", 1, "the last one stays"),
+        Choice("save_total_limit", 1, "the last checkpoint stays"),
         Choice("logging_steps", max(1, every // 10), ""),
     ]
 

@@ -103,6 +103,7 @@ class Progress(TrainerCallback):
             self.keep("image", self.shown.images())
             self.keep("truth", self.shown.overlays(self.shown.truth()))
             self.keep(step_name(state.global_step), self.shown.overlays(self.before))
+            self.draw(self.before).save(Path(args.output_dir) / "progress.png")  # until the first evaluation
 
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
         if not self.before or "eval_mean_iou" not in (metrics or {}):  # not in training, or of another set

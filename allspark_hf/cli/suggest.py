@@ -188,8 +188,13 @@ def write(arguments: SuggestArguments, chosen: list[Suggestion], images: Images,
     write_table(folder / TABLE, chosen, id2label)
     pictures = ((one, images.picture(one.row)) for one in chosen)
     entries = (
-        Entry(picture, read_doubt(model, image_processor, picture, weights)[1], one.id, one.doubt.reason(id2label))
-        for one, picture in pictures
+        Entry(
+            picture,
+            read_doubt(model, image_processor, picture, weights)[1],
+            f"{place}. {one.id}",
+            one.doubt.reason(id2label).replace(" %", "%"),  # which would stand on a line of its own
+        )
+        for place, (one, picture) in enumerate(pictures, 1)
     )
     contact_sheet(entries).save(folder / SHEET)
     if arguments.format is not None:

@@ -178,10 +178,12 @@ def advice(records: Records, classes: Sequence[Score | None], num_images: int, v
     data, said = records.section("data"), []
     if num_images < FEW_IMAGES:
         said.append(f"Label more images to validate with: {num_images} tell little, {FEW_IMAGES} or more are needed.")
-    if len(scores) > 1 and max(scores) - scores[-1] > FALLEN:
+    if len(scores) < 2:
+        said.append("Train longer: one evaluation does not show whether mIoU still rises (--minutes, --max_steps).")
+    elif max(scores) - scores[-1] > FALLEN:
         fallen = 100 * (max(scores) - scores[-1])
         said.append(f"mIoU fell by {fallen:.1f} points after its best: --load_best_model_at_end keeps the best model.")
-    elif len(scores) > 1 and scores[-1] - scores[-2] > RISING:
+    elif scores[-1] - scores[-2] > RISING:
         risen = 100 * (scores[-1] - scores[-2])
         said.append(f"Train longer: mIoU still rose by {risen:.1f} points between the last two evaluations.")
     used = [entry["used_u"] for entry in records.history if "used_u" in entry]

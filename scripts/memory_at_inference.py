@@ -1,7 +1,7 @@
 """Scores a model trained with AllSpark twice: each image rebuilt from itself, as in inference, and from the memory, as
 labeled images are in training.
 
-    python scripts/studies/memory_at_inference.py --run OUT --data_dir DATA
+    python scripts/memory_at_inference.py --run OUT --data_dir DATA
 
 OUT is the output folder of a training whose last checkpoint is still there: only checkpoints hold the memory. Prints
 mIoU on the labeled training images and on the validation images.
