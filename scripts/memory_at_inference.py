@@ -7,26 +7,19 @@ OUT is the output folder of a training whose last checkpoint is still there: onl
 mIoU on the labeled training images and on the validation images.
 """
 
+import argparse
 import tempfile
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors.torch import load_file
 
-from allspark_hf.cli.arguments import parse_arguments
 from allspark_hf.cli.ending import run_script
 from allspark_hf.cli.evaluate import ScriptArguments, build_trainer
 from allspark_hf.data import DataArguments
 from allspark_hf.evaluation.arguments import EvaluationArguments
 from allspark_hf.models.bottleneck_allspark import MEMORY_KEYS, AllSparkBottleneck, resize_tokens
 from allspark_hf.training.storage import last_complete_checkpoint
-from allspark_hf.utils.arguments import argument
-
-
-@dataclass
-class RunArguments:
-    run: str = argument(help="Output folder of a training with a memory.")
 
 
 def fill(bottleneck: AllSparkBottleneck | None, run: str):
@@ -56,11 +49,15 @@ def read_memory(bottleneck: AllSparkBottleneck, stack: ExitStack):
 
 
 def main():
-    run, data, evaluation = parse_arguments((RunArguments, DataArguments, EvaluationArguments))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", required=True, help="Output folder of a training with a memory.")
+    parser.add_argument("--data_dir", required=True, help="Folder of its images and masks.")
+    options = parser.parse_args()
+    run, data = options.run, DataArguments(data_dir=options.data_dir)
     for split in ("labeled", "validation"):
         with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-            trainer = build_trainer(ScriptArguments(model=run.run, split=split), evaluation, data, folder)
-            fill(trainer.model.bottleneck, run.run)
+            trainer = build_trainer(ScriptArguments(model=run, split=split), EvaluationArguments(), data, folder)
+            fill(trainer.model.bottleneck, run)
             itself = trainer.evaluate()["eval_mean_iou"]
             read_memory(trainer.model.bottleneck, stack)
             memory = trainer.evaluate()["eval_mean_iou"]
