@@ -56,6 +56,15 @@ def test_two_trainings_and_a_verdict(data_dir, tmp_path, capsys):
     assert np.mean(counts[0][union > 0] / union[union > 0]) == pytest.approx(scores[0]["eval_mean_iou"], abs=1e-9)
 
 
+def test_a_training_resumed_at_its_end_gets_its_report(data_dir, tmp_path):
+    settings = TINY | {"method": "supervised", "save_strategy": "steps", "save_steps": 2}
+    allspark_hf.train(data_dir, tmp_path, **settings)
+    (tmp_path / "report.html").unlink()
+    allspark_hf.train(data_dir, tmp_path, **settings, resume_from_checkpoint="true")
+    score = 100 * read(tmp_path / "eval_results.json")["eval_mean_iou"]
+    assert f"{score:.1f} % mIoU with supervised" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
 def test_folders_without_counts_have_no_verdict(tmp_path):
     assert compare_folders(tmp_path, tmp_path) is None
     save_file({"counts": np.ones((12, 3, 2), dtype=np.int64)}, tmp_path / BY_IMAGE)
