@@ -36,6 +36,7 @@ def test_intervals_of_scores():
     iou = [hits[k] / (true[k] + predicted[k] - hits[k]) for k in range(2)]
     assert [classes[k].value for k in range(2)] == pytest.approx(iou) and classes[2] is None
     assert mean.value == pytest.approx(np.mean(iou))
+    assert score_intervals(COUNTS, count_absent=True)[0].value == pytest.approx(np.mean([*iou, 0]))
     draws, drawn = np.random.default_rng(0).multinomial(2, [0.5, 0.5], size=SAMPLES), []
     for draw in draws:
         hits, true, predicted = sum(count * counts for count, counts in zip(draw, COUNTS, strict=True))

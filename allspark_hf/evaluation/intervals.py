@@ -59,12 +59,13 @@ def difference_interval(first: np.ndarray, second: np.ndarray, seed: int = 0) ->
     return Interval(difference, *_ends(drawn))
 
 
-def score_intervals(counts: np.ndarray, seed: int = 0) -> tuple[Score, list[Score | None]]:
+def score_intervals(counts: np.ndarray, count_absent: bool = False, seed: int = 0) -> tuple[Score, list[Score | None]]:
     """
     The 95 % intervals of a model's scores, of which the choice of images is the only source.
 
     Args:
         counts (`np.ndarray`): int64 (images, 3, num_labels), of [`image_counts`], at least one image.
+        count_absent (`bool`, *optional*, defaults to `False`): whether an absent class counts as 0 in mIoU.
         seed (`int`, *optional*, defaults to 0): of the draws.
 
     Returns:
@@ -73,7 +74,8 @@ def score_intervals(counts: np.ndarray, seed: int = 0) -> tuple[Score, list[Scor
     """
     drawn = _iou(_draws(len(counts), seed), counts)
     (whole,) = _iou(np.ones((1, len(counts)), dtype=np.int64), counts)
-    mean = Score(float(np.nanmean(whole)), *_ends(np.nanmean(drawn, axis=1)))
+    means = [np.nan_to_num(iou).mean(axis=-1) if count_absent else np.nanmean(iou, axis=-1) for iou in (whole, drawn)]
+    mean = Score(float(means[0]), *_ends(means[1]))
     return mean, [None if np.isnan(iou) else Score(float(iou), *_ends(drawn[:, k])) for k, iou in enumerate(whole)]
 
 

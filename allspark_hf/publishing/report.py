@@ -21,7 +21,6 @@ REPORT_FILE = "report.html"
 RISING = 0.01  # of mIoU between the last two evaluations: more training may gain more
 HARDLY_ANY = 0.01  # of the unlabeled pixels
 FALLEN = 0.02  # of mIoU from the best evaluation to the last
-
 WIDTH, HEIGHT, LEFT, BOTTOM = 560, 220, 44, 24  # of a chart, in its own units
 
 
@@ -54,7 +53,7 @@ def render_report(
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"percent": _percent, "source": _source, "number": number, "duration": duration}
     environment.filters["spans"] = _code_spans
-    mean, classes = score_intervals(counts)
+    mean, classes = score_intervals(counts, bool(records.section("settings").get("count_absent_classes")))
     verdict = (comparison or {}).get("verdict")
     return environment.from_string(template).render(
         records=records,
