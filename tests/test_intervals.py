@@ -3,7 +3,19 @@
 import numpy as np
 import pytest
 
-from allspark_hf.evaluation.intervals import SAMPLES, Interval, difference_interval, image_counts, verdict
+from allspark_hf.evaluation.intervals import (
+    SAMPLES,
+    Interval,
+    difference_interval,
+    image_counts,
+    seeds_interval,
+    verdict,
+)
+
+
+@pytest.fixture(autouse=True)
+def fewer_samples(monkeypatch):
+    monkeypatch.setattr(intervals, "SAMPLES", 200)
 
 
 def confusions(rng, images: int, num_labels: int, hit: float) -> np.ndarray:
@@ -32,13 +44,32 @@ def test_equals_a_loop():
     first[:, 2], first[:, :, 2] = 0, 0  # a class that the first model's images do not show
     interval = difference_interval(*(np.stack(list(map(image_counts, one))) for one in (first, second)), seed=5)
     assert interval.difference == pytest.approx(mean_iou(second) - mean_iou(first), abs=1e-12)
-    drawn = np.random.default_rng(5).multinomial(7, np.full(7, 1 / 7), size=SAMPLES)
+    drawn = np.random.default_rng(5).multinomial(7, np.full(7, 1 / 7), size=200)
     differences = []
     for times in drawn:
         chosen = np.repeat(np.arange(7), times)
         differences.append(mean_iou(second[chosen]) - mean_iou(first[chosen]))
     assert interval.low == pytest.approx(np.quantile(differences, 0.025), abs=1e-12)
     assert interval.high == pytest.approx(np.quantile(differences, 0.975), abs=1e-12)
+
+
+def test_seeds_equal_a_loop():
+    rng = np.random.default_rng(4)
+    models, baselines = ([confusions(rng, 5, 3, hit + 0.02 * seed) for seed in range(3)] for hit in (0.8, 0.6))
+    counted = [[np.stack(list(map(image_counts, one))) for one in group] for group in (models, baselines)]
+    found = seeds_interval(*counted, seed=5)
+    images = np.random.default_rng(5).multinomial(5, np.full(5, 1 / 5), size=200)
+    trainings = np.random.default_rng(6).multinomial(3, np.full(3, 1 / 3), size=200)
+    gains = []
+    for times, seeds in zip(images, trainings, strict=True):
+        chosen = np.repeat(np.arange(5), times)
+        drawn = [mean_iou(models[seed][chosen]) - mean_iou(baselines[seed][chosen]) for seed in range(3)]
+        gains.append(np.dot(seeds, drawn) / 3)
+    whole = np.mean([mean_iou(one) - mean_iou(other) for one, other in zip(models, baselines, strict=True)])
+    assert found == pytest.approx((whole, *np.quantile(gains, [0.025, 0.975])), abs=1e-12)
+    assert seeds_interval(models=counted[0]).value == pytest.approx(
+        np.mean([mean_iou(one) for one in models]), abs=1e-12
+    )
 
 
 def test_covers_the_truth_about_as_often_as_it_says():
