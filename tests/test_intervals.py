@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from allspark_hf.evaluation import intervals
 from allspark_hf.evaluation.intervals import (
-    SAMPLES,
     Interval,
     difference_interval,
     image_counts,
