@@ -338,10 +338,10 @@ def test_the_range_leaves_out_what_is_left_out(tmp_path):
         (root / f"images/train/t00{index}.jpg").unlink()
         values = np.linspace(0, largest, WIDTH * HEIGHT).reshape(HEIGHT, WIDTH).astype(np.uint16)
         PIL.Image.fromarray(values).save(root / f"images/train/t00{index}.png")
-    assert check_data(load_folder(root)).image_range is None  # some have all 16 bits
+    assert check_data(load_folder(root)).reading.image_range is None  # some have all 16 bits
     truncate(root / "images/train/t002.png")
     report = check_data(load_folder(root), skip_bad_files=True)
-    assert report.image_range[0] <= 5 and 4080 <= report.image_range[1] <= 4095
+    assert report.reading.image_range[0] <= 5 and 4080 <= report.reading.image_range[1] <= 4095
 
 
 def test_pages_and_palettes_are_told_with_the_file(tmp_path):
