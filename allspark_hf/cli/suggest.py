@@ -221,13 +221,16 @@ def write_outlines(arguments: SuggestArguments, chosen: list[Suggestion], images
     ordered = sorted(chosen, key=lambda one: one.id)  # as tools sort them
     suffixes = [Path(one.file).suffix if one.file else ".png" for one in ordered]
     names = [Path(one.id.removesuffix(suffix)) for one, suffix in zip(ordered, suffixes, strict=True)]
-    copies = {name: f"{name.as_posix()}{suffix}" for name, suffix in zip(names, suffixes, strict=True)}
+    # Tools would show the first page of a stack: they get the one that was read.
+    stacks = (".tif", ".tiff") if images.reading.tiff_page is not None else ()
+    endings = [".png" if suffix.lower() in stacks else suffix for suffix in suffixes]
+    copies = {name: f"{name.as_posix()}{ending}" for name, ending in zip(names, endings, strict=True)}
     what = arguments.format, labels, model_palette(model), range(len(labels)), arguments.tolerance
     writer = AnnotationWriter(folder, *what, copies, folder / IMAGES)
     for one, name in zip(ordered, names, strict=True):
         picture, copy = images.picture(one.row), folder / IMAGES / copies[name]
         copy.parent.mkdir(parents=True, exist_ok=True)
-        if one.file:
+        if one.file and copy.suffix == Path(one.file).suffix:
             shutil.copyfile(one.file, copy)
         else:
             picture.save(copy)

@@ -8,6 +8,7 @@ folder, and in the Space.
 import io
 import itertools
 import logging
+import mmap
 import os
 import re
 import sys
@@ -44,7 +45,7 @@ _UNREADABLE = (
     "The TIFF file has {bands} band{s} of {bits}-bit {kind}, which is no picture that can be read; save it as gray or "
     "RGB of 8 or 16 bits without a sign, of more bands those that are to be seen as red, green and blue."
 )
-_said: set[str] = set()
+_said = mmap.mmap(-1, 2)  # flags of lines, which workers that are forked share
 _lock = threading.Lock()
 
 
@@ -377,25 +378,20 @@ def _without_other_bands(image: PIL.Image.Image, bands: int, name: str) -> PIL.I
             image = image.convert(colors)
     if left_out > 0:
         _say_once(
-            "bands",
+            0,
             f"{name} has {bands} bands, of which {left_out} {'is' if left_out == 1 else 'are'} left out: only colors "
-            "are read, and opacity, which in TIFF and JPEG 2000 is a last band of nothing but 0 and 255. This is "
-            "said of the first such image only.",
+            "are read, and opacity, which in TIFF and JPEG 2000 is a last band of nothing but 0 and 255.",
         )
     return image
 
 
 def _say_of_frames(image: PIL.Image.Image, name: str):
     if image.format in ("GIF", "PNG", "WEBP", "AVIF") and getattr(image, "is_animated", False) and not image.tell():
-        _say_once(
-            "frames",
-            f"{name} is an animation of {image.n_frames} frames, of which the first is read. This is said of the "
-            "first such image only.",
-        )
+        _say_once(1, f"{name} is an animation of {image.n_frames} frames, of which the first is read.")
 
 
-def _say_once(kind: str, sentence: str):
+def _say_once(line: int, sentence: str):
     with _lock:
-        if kind not in _said:
-            _said.add(kind)
-            logger.warning(sentence)
+        if not _said[line]:
+            _said[line] = 1
+            logger.warning("%s This is said of the first such image only.", sentence)

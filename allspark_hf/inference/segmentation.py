@@ -180,7 +180,7 @@ def segment(
             (height, width, 3) or gray (height, width), or a dict of the `bytes` or else the `path` of a file, as data
             sets store it; or a list or tuple of these, or another iterable, such as a generator. 16-bit values are
             scaled by the model's `image_range`, but a 16-bit color file that Pillow has already decoded has 8 bits
-            left: give its path.
+            left: give its path. Of a TIFF file the page `tiff_page` of the model's configuration is read.
         device, revision, token (*optional*): of [`load_trained`]; not for a loaded model.
 
     Returns:
