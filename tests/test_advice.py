@@ -61,7 +61,7 @@ def test_nothing_is_said_of_a_sound_training(method):
         ),
         ({"unlabeled_warmup_epochs": 40}, {}, ["unlabeled_warmup_epochs=40 is .*no unlabeled image counts: lower it"]),
         (
-            {"max_steps": 50},
+            {"max_steps": 50, "memory_warmup_epochs": 5},
             {"steps": 50, "epochs": 1},
             ["memory_warmup_epochs=5 is as long .*.1 epoch, 50 steps., so that no labeled image reads the memory"],
         ),

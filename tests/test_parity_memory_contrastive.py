@@ -309,6 +309,7 @@ def test_full_steps(load, description, begun):
             group["lr"] = given["lr0"] * (1 - update / steps) ** 0.9
         begun.optimizer.step()
         update += 1
+        method.updates = update
         method.after_update(model, update)
         check_state(state_by_name(model, method.built), stored, f"step{update - 1}.student_after.")
         teacher = state_by_name(method.teacher.model, method.teacher.heads)

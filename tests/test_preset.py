@@ -1,17 +1,36 @@
 """What `--preset auto` chooses, and how long a training it fits into a time."""
 
+import itertools
+import re
+from pathlib import Path
+
 import pytest
 from datasets import Dataset, Features
 from datasets import Image as ImageColumn
 from PIL import Image
 
 from allspark_hf.cli.apply_preset import geometry_of, median_side
-from allspark_hf.cli.preset import BASE_ENCODER, SMALL_ENCODER, Situation, Times, best_encoder, choose, choose_length
+from allspark_hf.cli.preset import (
+    BASE_ENCODER,
+    SMALL_ENCODER,
+    Situation,
+    Times,
+    best_encoder,
+    choose,
+    choose_length,
+    seconds_left,
+    spread,
+)
+from allspark_hf.methods import METHODS
+
+
+ROOT = Path(__file__).parents[1]
+FACTS = {"num_labeled": 24, "num_unlabeled": 400, "side": (360, 480), "device": "cpu"}
+GPU = {"device": "cuda", "device_memory": 79.0}
 
 
 def chosen(**changes) -> dict:
-    facts = {"num_labeled": 24, "num_unlabeled": 400, "side": (360, 480), "device": "cpu"}
-    return {choice.name: choice.value for choice in choose(Situation(**{**facts, **changes}))}
+    return {choice.name: choice.value for choice in choose(Situation(**{**FACTS, **changes}))}
 
 
 def test_a_cpu_and_a_gpu():
@@ -48,14 +67,13 @@ def test_an_encoder_of_the_users_stays():
 
 
 def test_method_follows_device_and_unlabeled_images():
-    gpu = {"device": "cuda", "device_memory": 79.0}
     assert chosen()["method"] == "supervised" and "keep_quantile" not in chosen()
-    assert chosen(**gpu)["method"] == "unimatch_v2" and chosen(**gpu)["keep_quantile"] == 0.8
-    assert chosen(**gpu, num_unlabeled=None)["method"] == "unimatch_v2"  # a stream
+    assert chosen(**GPU)["method"] == "unimatch_v2" and chosen(**GPU)["keep_quantile"] == 0.8
+    assert chosen(**GPU, num_unlabeled=None)["method"] == "unimatch_v2"  # a stream
     given = chosen(method="fixmatch")
     assert "method" not in given and given["keep_quantile"] == 0.8
-    assert "keep_quantile" not in chosen(method="allspark", **gpu)
-    few = chosen(**gpu, num_unlabeled=23)
+    assert "keep_quantile" not in chosen(method="allspark", **GPU)
+    few = chosen(**GPU, num_unlabeled=23)
     assert few["method"] == "supervised" and "keep_quantile" not in few
     assert chosen(num_labeled=1)["per_device_train_batch_size"] == 1
 
@@ -82,10 +100,72 @@ def test_median_side():
     assert median_side(rows) == (20, 60) and median_side(rows, long_side=30) == (10, 30)
 
 
-def test_every_choice_has_a_reason():
-    for weights in (SMALL_ENCODER, None):
-        for choice in choose(Situation(24, 400, (360, 480), "cpu", weights=weights)):
-            assert 5 < len(choice.reason) < 120
+@pytest.mark.parametrize(
+    ("method", "warmups"),
+    [
+        ("supervised", (None, None)),
+        ("pseudo_label", (0.25, None)),
+        ("fixmatch", (0.0, None)),
+        ("unimatch_v2", (0.0, None)),
+        ("memory_contrastive", (0.0, None)),
+        ("allspark", (0.25, 0.25)),
+        ("allspark_unimatch", (0.25, 0.25)),
+    ],
+)
+def test_warm_ups_are_shares_of_the_training(method, warmups):
+    """Of the unlabeled loss and of the memory, where the method has them; longer from scratch."""
+    names = "unlabeled_warmup_epochs", "memory_warmup_epochs"
+    for changes in ({}, GPU):
+        assert tuple(chosen(method=method, **changes).get(name) for name in names) == warmups
+    longer = tuple(chosen(method=method, weights=None, patch=32, num_layers=0).get(name) for name in names)
+    assert longer == tuple(None if share is None else 0.5 for share in warmups)
+
+
+# ---- Reasons ----
+
+
+def tables(page: str) -> dict[str, list[str]]:
+    """The table lines of a page under each of its headings."""
+    found, heading = {}, ""
+    for line in page.splitlines():
+        if line.startswith("## "):
+            heading = line[3:]
+        elif line.startswith("|"):
+            found.setdefault(heading, []).append(line)
+    return found
+
+
+def missing_rows(text: str) -> list[str]:
+    """The rows that a text names, as [`Choice`] says, and that no table of the studies has."""
+    page = tables((ROOT / "scripts" / "studies" / "README.md").read_text(encoding="utf-8"))
+    missing = []
+    for study, named in re.findall(r"study, (CamVid from scratch|CamVid|Nuclei): ([^)]*)", text):
+        rows = [row for heading, rows in page.items() if heading.startswith(study) for row in rows]
+        for words in named.split(", "):
+            if not any(
+                all(re.search(rf"(?<![\w.]){re.escape(word)}(?![\w.])", row) for word in words.split()) for row in rows
+            ):
+                missing.append(f"{study}: {words}")
+    return missing
+
+
+def test_every_choice_has_a_reason_and_its_row_exists():
+    for method, weights, device in itertools.product((None, *METHODS), (SMALL_ENCODER, None), ({}, GPU)):
+        for choice in choose(Situation(**{**FACTS, **device}, method=method, weights=weights)):
+            assert 5 < len(choice.reason) < 130 and missing_rows(choice.reason) == [], choice
+
+
+def test_rows_of_the_page_of_rules_exist():
+    page = (ROOT / "allspark_hf" / "training" / "README.md").read_text(encoding="utf-8")
+    rules = page.split("## What `--preset auto` chooses")[1].split("\n## ")[0]
+    assert rules.count("(study, ") >= 8 and missing_rows(rules) == []
+    assert missing_rows("(study, Nuclei: allspark 76.1, allspark 9.9, all 4.6)") == [
+        "Nuclei: allspark 9.9",
+        "Nuclei: all 4.6",
+    ]
+
+
+# ---- Length ----
 
 
 def test_length():
@@ -96,3 +176,18 @@ def test_length():
     assert slow["max_steps"] == slow["eval_steps"] == 500  # one evaluation, a sixth of the time
     with pytest.raises(ValueError, match=r"minutes=1 leaves 5 updates of 10.0 s, and at least 20 .*--minutes 4"):
         choose_length(1, Times(update=10.0, evaluation=5.0))
+
+
+def test_length_counts_what_else_is_waited_for():
+    """The start, and what comes before and after the updates; a long start leaves half of the time."""
+    whole = {choice.name: choice for choice in choose_length(20, Times(2.0, 30.0, around=50.0, spent=100.0))}
+    assert whole["max_steps"].value == 450  # 1200 s - 100 - 50 - 5 x 30, at 2 s
+    assert whole["max_steps"].reason.startswith("18 of 20 minutes, which start and report leave, at 2 s")
+    assert seconds_left(20, 100) == 1100 and seconds_left(20, 1000) == 600
+    with pytest.raises(ValueError, match=r"minutes=1 leaves 1 updates .*--minutes 3"):
+        choose_length(1, Times(2.0, 2.0, around=25.0, spent=1000.0))
+
+
+def test_timed_images_are_small_and_large_ones():
+    assert spread([100, 900, 300, 200, 700, 600, 400, 800, 500, 1000]) == [3, 6, 5, 7, 9]
+    assert spread([5, 3]) == [1, 0]

@@ -12,6 +12,7 @@ from transformers import TrainerCallback
 
 # 6 unlabeled images in batches of 2: 3 steps an epoch. The checkpoint of step 4 lies in the middle of the second.
 SETTINGS = {"num_unlabeled": 6, "num_train_epochs": 3, "save_strategy": "steps", "save_steps": 4, "seed": 3}
+SETTINGS |= {"unlabeled_warmup_epochs": 0.6}  # until the sixth update
 
 
 class _End(TrainerCallback):

@@ -149,7 +149,12 @@ def in_double_precision_without_batch_norm(trainer):
     trainer.method.step = double_step
 
 
-def test_memory_is_read_from_the_warmup_epoch_on(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("warmup", "accumulation", "batches"),
+    [(1, 1, 3), (0, 1, 0), (0.3, 1, 2), (0.5, 1, 3), (0.75, 2, 5)],  # of 6, in 6 updates or with accumulation 4
+)
+def test_memory_is_read_after_its_warmup(tmp_path, monkeypatch, warmup, accumulation, batches):
+    """Of whole epochs, or of a share of the updates."""
     seen = []
     forward = SegformerForSemiSupervisedSegmentation.forward
 
@@ -159,8 +164,9 @@ def test_memory_is_read_from_the_warmup_epoch_on(tmp_path, monkeypatch):
         return forward(self, *args, **kwargs)
 
     monkeypatch.setattr(SegformerForSemiSupervisedSegmentation, "forward", recording)
-    make_trainer(tmp_path, memory_warmup_epochs=1, eval_strategy="no").train()
-    assert seen == [False] * 3 + [True] * 3
+    settings = {"memory_warmup_epochs": warmup, "gradient_accumulation_steps": accumulation}
+    make_trainer(tmp_path, **settings, eval_strategy="no", save_strategy="no").train()
+    assert seen == [False] * batches + [True] * (6 - batches)
 
 
 def test_unlabeled_loss_weight_and_warmup(tmp_path):

@@ -23,7 +23,7 @@ def test_defaults_follow_the_paper():
     args = arguments()
     assert (args.optim, args.learning_rate, args.sgd_momentum, args.weight_decay) == ("sgd", 1e-3, 0.9, 1e-4)
     assert (args.lr_scheduler_type, args.lr_scheduler_kwargs) == ("polynomial", {"power": 0.9, "lr_end": 0.0})
-    assert (args.max_grad_norm, args.head_learning_rate_multiplier, args.memory_warmup_epochs) == (0.0, 10.0, 5)
+    assert (args.max_grad_norm, args.head_learning_rate_multiplier, args.memory_warmup_epochs) == (0.0, 10.0, 0.0625)
     assert (args.num_train_epochs, args.per_device_train_batch_size, args.per_device_unlabeled_batch_size) == (
         80,
         2,
@@ -92,6 +92,7 @@ def test_the_command_line_reads_every_kind_of_field():
             {"unlabeled_loss_weight": -1.0},
             "unlabeled_loss_weight=-1.0 is out of range: set a finite number of at least 0",
         ),
+        ({"unlabeled_warmup_epochs": 1.5}, "unlabeled_warmup_epochs=1.5: set whole epochs, or below 1 a share of"),
         ({"ohem_threshold": 1.5}, "ohem_threshold=1.5 is out of range: set a number of at least 0 and at most 1"),
         (
             {"head_learning_rate_multiplier": 0.0},

@@ -3,6 +3,7 @@
 import logging
 import statistics
 import tempfile
+import time
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -33,6 +34,7 @@ from .preset import (
     choose,
     choose_length,
     measure,
+    seconds_left,
 )
 from .trial_step import trial_arguments
 
@@ -50,10 +52,11 @@ class Preset:
         types (`tuple[type, ...]`): the argument classes of the command.
         typed (`list[str]`): its arguments.
         say (`Callable`): is told each choice, in one line.
+        since (`float`): when the command began, of `time.monotonic`.
     """
 
-    def __init__(self, types: tuple[type, ...], typed: list[str], say: Callable[[str], None]):
-        self.types, self.typed, self.say = types, typed, say
+    def __init__(self, types: tuple[type, ...], typed: list[str], say: Callable[[str], None], since: float):
+        self.types, self.typed, self.say, self.since = types, typed, say, since
         self.choices: list[Choice] = []
 
     def parse(self) -> tuple:
@@ -71,7 +74,9 @@ class Preset:
         self._add([choice for choice in choose(situation) if choice.name not in args.given])
         return self.parse()
 
-    def choose_length(self, build: Callable, report: CheckReport, arguments: tuple, minutes: float | None) -> tuple:
+    def choose_length(
+        self, build: Callable, report: CheckReport, arguments: tuple, minutes: float | None, trains_twice: bool
+    ) -> tuple:
         """
         The arguments with the updates that fit into the time, unless their number was given.
 
@@ -80,24 +85,26 @@ class Preset:
             report ([`CheckReport`]): the data.
             arguments (`tuple`): [`DataArguments`], [`ModelArguments`], [`AllSparkTrainingArguments`].
             minutes (`float`, *optional*): the time; default: that of `MINUTES`.
+            trains_twice (`bool`): whether another training follows, for which no time is planned.
         """
         args = arguments[2]
         if args.given.intersection(LENGTHS):
             return arguments
-        times = [_time(build, report, arguments)]
+        times = [_time(build, report, arguments)._replace(spent=time.monotonic() - self.since)]
         broadcast_object_list(times)  # all processes take the main one's
         minutes = minutes or _default_minutes(args)
         length = choose_length(minutes, times[0])
         self._add([choice for choice in length if choice.name not in args.given])
-        end = datetime.now() + timedelta(minutes=minutes)
-        self.say(f"done at about {end:%H:%M}; the first evaluation shows {args.output_dir}/progress.png")
+        end = datetime.now() + timedelta(seconds=seconds_left(minutes, times[0].spent))
+        done = f"done at about {end:%H:%M}" + (", but for the comparison" if trains_twice else "")
+        self.say(f"{done}; the first evaluation shows {args.output_dir}/progress.png")
         return self.parse()[:3]
 
     def planned_length(self, args: AllSparkTrainingArguments, minutes: float | None) -> str | None:
         """How the training will choose its length, for a dry run; None where it was given."""
         if args.given.intersection(LENGTHS):
             return None
-        return f"what fits into {minutes or _default_minutes(args):g} minutes; training times five updates first"
+        return f"what fits into {minutes or _default_minutes(args):g} minutes; training times some updates first"
 
     def save(self, output_dir: str):
         """Writes the choices as a recipe, of which the same training can be made again."""
@@ -197,7 +204,11 @@ def _time(build: Callable, report: CheckReport, arguments: tuple) -> Times:
     logging.disable(logging.WARNING)
     try:
         with tempfile.TemporaryDirectory() as folder:
-            return measure(build(data, model, trial_arguments(args, folder, TIMED_UPDATES), report))
+            start = time.monotonic()
+            trainer = build(data, model, trial_arguments(args, folder, TIMED_UPDATES), report)
+            built = time.monotonic() - start  # as it will be again
+            times = measure(trainer)
+            return times._replace(around=times.around + built)
     finally:
         logging.disable(logging.NOTSET)
 

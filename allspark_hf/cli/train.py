@@ -15,6 +15,7 @@ allspark_hf/recipes. --dry_run takes one step on random pixels and tells what is
 
 import logging
 import sys
+import time
 from functools import partial
 from pathlib import Path
 
@@ -123,10 +124,11 @@ def build_trainer(data_arguments, model_arguments, args, report, command: list[s
     return trainer
 
 
-def start(command: list[str]):
+def start(command: list[str], since: float):
     """
-    From the command line, the command first, to a trainer, the checkpoint to go on from, and if wanted what makes the
-    trainer of the baseline from its arguments; a start that fails leaves nothing.
+    From the command line, the command first, and the `time.monotonic` at which it began, to a trainer, the checkpoint
+    to go on from, and if wanted what makes the trainer of the baseline from its arguments; a start that fails leaves
+    nothing.
     """
     from allspark_hf.cli.apply_preset import Preset, applies
     from allspark_hf.cli.arguments import ModelArguments, parse_arguments
@@ -146,7 +148,7 @@ def start(command: list[str]):
     checkpoint = checkpoint_to_resume(args)  # first, before anything is written
     preset = None
     if applies(wanted, model_arguments, args, command[1:]):
-        preset = Preset(types, command[1:], print if args.should_save else lambda line: None)
+        preset = Preset(types, command[1:], print if args.should_save else lambda line: None, since)
         data_arguments, model_arguments, args, *_ = preset.choose(data_arguments, model_arguments, args)
     trains_twice = wants_baseline(comparison, args, is_chosen=preset is not None)
     if run.dry_run:
@@ -157,7 +159,8 @@ def start(command: list[str]):
         if preset is not None:
             build = partial(build_trainer, command=command, say=lambda line: None)
             arguments = data_arguments, model_arguments, args
-            data_arguments, model_arguments, args = preset.choose_length(build, report, arguments, wanted.minutes)
+            length = wanted.minutes, trains_twice
+            data_arguments, model_arguments, args = preset.choose_length(build, report, arguments, *length)
         trainer = build_trainer(data_arguments, model_arguments, args, report, command)
         show_progress(trainer)
         if checkpoint is not None:
@@ -198,6 +201,7 @@ def push(trainer) -> str | None:
 
 
 def main():
+    since = time.monotonic()
     from huggingface_hub.errors import StrictDataclassError
 
     from allspark_hf.cli.baseline import compare_with_baseline
@@ -211,7 +215,7 @@ def main():
     for name in ("httpx", "httpx2"):  # which tell of every request, with signed addresses
         logging.getLogger(name).setLevel(logging.WARNING)
     try:
-        trainer, checkpoint, baseline = start(sys.argv)
+        trainer, checkpoint, baseline = start(sys.argv, since)
     except (OSError, ValueError, StrictDataclassError) as error:
         fail(f"{type(error).__name__}: {error}")
 
@@ -261,6 +265,7 @@ def train(
     >>> trainer = allspark_hf.train(data="data", output_dir="out", encoder="facebook/dinov2-small", max_steps=600)
     >>> allspark_hf.segment("out", "photo.jpg")
     ```"""
+    since = time.monotonic()
     from allspark_hf.cli.baseline import compare_with_baseline
     from allspark_hf.cli.report import write_report
     from allspark_hf.training.recipes import check_entry, recipe_arguments
@@ -272,7 +277,7 @@ def train(
         entries[name] = str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
         check_entry(name, entries[name], "allspark_hf.train()")
     recipes = [] if recipe is None else [str(recipe)]
-    trainer, checkpoint, baseline = start(["allspark train", *recipes, *recipe_arguments(entries)])
+    trainer, checkpoint, baseline = start(["allspark train", *recipes, *recipe_arguments(entries)], since)
     train_and_evaluate(trainer, checkpoint)
     if baseline is not None:
         compare_with_baseline(trainer, baseline, train_and_evaluate)

@@ -13,9 +13,10 @@ from .pseudo_labels import pseudo_label_pass
 class AllSparkMethodArguments(UnlabeledArguments):
     """What the memory of AllSpark needs besides."""
 
-    memory_warmup_epochs: int = argument(
-        5,
-        "Epochs before labeled images read the memory; it is filled from the first step on.",
+    memory_warmup_epochs: float = argument(
+        1 / 16,
+        "Epochs before labeled images read the memory, or below 1 their share of the training; it is filled from the "
+        "first step on. Default: a sixteenth, which the paper's 5 of 80 epochs are.",
         interval="[0, inf)",
         resume="changed",
         common=True,
@@ -42,7 +43,7 @@ class AllSpark(Method):
             pixel_values=batch["pixel_values"],
             unlabeled_pixel_values=batch["unlabeled_pixel_values"],
             unlabeled_logits=predicted.logits,
-            read_memory=epoch >= self.args.memory_warmup_epochs,
+            read_memory=self.is_over(self.args.memory_warmup_epochs, epoch),
         )
 
         loss_x, used_x = self.labeled_loss(outputs.logits, batch["labels"], pixels)

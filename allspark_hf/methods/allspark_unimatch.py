@@ -47,7 +47,7 @@ class AllSparkUniMatch(TeacherMethod):
             pixel_values=labeled,
             unlabeled_features=in_drawn_order(predicted.features),
             unlabeled_logits=None if predicted.logits is None else in_drawn_order(predicted.logits),
-            read_memory=epoch >= self.args.memory_warmup_epochs,
+            read_memory=self.is_over(self.args.memory_warmup_epochs, epoch),
         ).logits
         images = torch.cat([labeled, strong_1, strong_2])
         logits = model(pixel_values=images, perturb=partial(complementary_dropout, drawn=drawn, kept=kept)).logits

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from ..data.mixed import MixedBatch
 from ..data.views import STRONG, WEAK, View
 from ..models.encoders import IMAGENET
-from ..utils.arguments import argument, documented
+from ..utils.arguments import argument, documented, names
 from .losses import ohem_labels, upsampled_cross_entropy_sum
 from .pseudo_labels import CONFIDENCE_STEP
 
@@ -107,7 +107,7 @@ class Method(nn.Module):
     trains_unlabeled_branch = True  # of the bottleneck; a step without it says so, or DDP waits for its gradients
 
     num_updates = 0  # of the whole training; the trainer sets it before the first step
-    updates = 0  # so far; the trainer sets it when training begins or goes on
+    updates = 0  # so far, skipped ones included; the trainer sets it
     num_images = (0, 0)  # labeled and unlabeled ones of an epoch; the trainer sets it before `build`
     normalization = (IMAGENET["image_mean"], IMAGENET["image_std"])  # of the images; likewise
 
@@ -196,8 +196,14 @@ class Method(nn.Module):
             args ([`AllSparkTrainingArguments`]): with this method.
 
         Raises:
-            ValueError: if an epoch would leave out images that the method reads, or `class_weights` are no weights.
+            ValueError:
+                if an epoch would leave out images that the method reads, `class_weights` are no weights, or a warm-up
+                is of parts of epochs.
         """
+        for name in names(cls.arguments_class):
+            value = getattr(args, name)
+            if name.endswith("_warmup_epochs") and value > 1 and value % 1:
+                raise ValueError(f"{name}={value:g}: set whole epochs, or below 1 a share of the training.")
         given = args.class_weights
         if given is not None and given != [BALANCED] and not all(map(_is_weight, given)):
             raise ValueError(
@@ -272,9 +278,13 @@ class Method(nn.Module):
         counted = pseudo_labels[:, ::CONFIDENCE_STEP, ::CONFIDENCE_STEP] != self.ignore_index
         return (confidence * counted).sum() / counted.sum().clamp(min=1)
 
+    def is_over(self, warmup: float, epoch: int) -> bool:
+        """Whether a warm-up of whole epochs, or below 1 of a share of the training's updates, is over."""
+        return epoch >= warmup if warmup >= 1 else self.updates >= warmup * self.num_updates
+
     def total(self, loss_x: torch.Tensor, loss_u: torch.Tensor, epoch: int) -> torch.Tensor:
         """(L_x + weight * L_u) / (1 + weight): the paper's mean of the two for a weight of 1."""
-        weight = self.args.unlabeled_loss_weight if epoch >= self.args.unlabeled_warmup_epochs else 0.0
+        weight = self.args.unlabeled_loss_weight if self.is_over(self.args.unlabeled_warmup_epochs, epoch) else 0.0
         return (loss_x + weight * loss_u) / (1 + weight)
 
 

@@ -59,7 +59,6 @@ class MemoryContrastive(Method):
 
     def after_update(self, model, updates):
         self.teacher.follow(model, teacher_decay(updates - 1, self.num_updates))
-        self.updates = updates
 
     def labeling_model(self, model):
         return self.teacher.model
@@ -131,7 +130,7 @@ class MemoryContrastive(Method):
             self.class_weights = weights
             pixels = PixelCounts(mean_over_processes(self.count_labeled(labels)), pixels.unlabeled)
         loss_x, used_x = self.labeled_loss(labeled.logits, labels, pixels)
-        weight = args.unlabeled_loss_weight if epoch >= args.unlabeled_warmup_epochs else 0.0
+        weight = args.unlabeled_loss_weight if self.is_over(args.unlabeled_warmup_epochs, epoch) else 0.0
         weight *= ramp_up(self.updates, self.contrast_start)
         loss_strong, loss_u, entropy = confident_loss(
             unlabeled.logits, strong_labels, confidence, self.ignore_index, 2 * pixels.unlabeled[0], weights, weight

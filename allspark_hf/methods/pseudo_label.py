@@ -20,10 +20,11 @@ class UnlabeledArguments(MethodArguments):
         common=True,
         shown=True,
     )
-    unlabeled_warmup_epochs: int = argument(
+    unlabeled_warmup_epochs: float = argument(
         0,
-        "Epochs before the unlabeled loss counts. The paper has 0; from scratch, where early pseudo-labels show only "
-        "the most frequent class, a few epochs keep the model from learning just that.",
+        "Epochs before the unlabeled loss counts, or below 1 their share of the training. The paper has 0; from "
+        "scratch, where early pseudo-labels show only the most frequent class, a third of the training or more keeps "
+        "the model from learning just that.",
         interval="[0, inf)",
         resume="changed",
         shown=True,

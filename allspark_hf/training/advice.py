@@ -116,8 +116,9 @@ def _about_lengths(args: AllSparkTrainingArguments, plan: RunPlan) -> list[str]:
     ):
         if name in own and getattr(args, name) >= plan.epochs:
             said.append(
-                f"{name}={getattr(args, name)} is as long as the training or longer ({_count(plan.epochs, 'epoch')}, "
-                f"{_count(plan.steps, 'step')}), so that {what}: lower it, or train longer (--max_steps)."
+                f"{name}={getattr(args, name):g} is as long as the training or longer "
+                f"({_count(plan.epochs, 'epoch')}, {_count(plan.steps, 'step')}), so that {what}: lower it, or train "
+                "longer (--max_steps)."
             )
     if "contrast_start" in own and args.contrast_start is not None and args.contrast_start >= plan.steps:
         said.append(
