@@ -191,7 +191,7 @@ def test_demo_with_an_encoder(tmp_path, monkeypatch, capsys, started):
     assert checked == ["some/small"] * 2
     trained = [Path(command[-1]).parent.name for command in started if command[0] == "train"]
     assert trained == ["with_small", "from_scratch", "with_small"]
-    given = ["--preset", "auto", "--encoder", "some/small", "--minutes", "4", "--method", "allspark"]
+    given = ["--preset", "auto", "--encoder", "some/small", "--minutes", "3", "--method", "allspark"]
     assert started[0][1 : 1 + len(given)] == given
 
 
