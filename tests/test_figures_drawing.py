@@ -27,6 +27,7 @@ def error_arrays(num_models: int = 2, num_sets: int = 3) -> dict:
         "num_images": np.array([183, 10399, 1449][:num_sets]),
         "error": error,
         "margin": error - error[:, :1],
+        "margin_ends": (error - error[:, :1])[:, :, None] + [-0.05, 0.03],
     }
 
 

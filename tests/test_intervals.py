@@ -3,7 +3,14 @@
 import numpy as np
 import pytest
 
-from allspark_hf.evaluation.intervals import SAMPLES, Interval, difference_interval, image_counts, verdict
+from allspark_hf.evaluation.intervals import (
+    SAMPLES,
+    Interval,
+    difference_interval,
+    image_counts,
+    margin_interval,
+    verdict,
+)
 
 
 def confusions(rng, images: int, num_labels: int, hit: float) -> np.ndarray:
@@ -54,6 +61,25 @@ def test_covers_the_truth_about_as_often_as_it_says():
         interval = difference_interval(*pair)
         outside += not interval.low <= 0 <= interval.high
     assert 3 <= outside <= 22
+
+
+def test_a_margin_is_of_images_drawn_apart_and_of_two_models_with_the_same_draws():
+    rng = np.random.default_rng(3)
+    images = [confusions(rng, count, 3, hit) for hit in (0.9, 0.7) for count in (5, 7)]
+    labeled, other, labeled_before, other_before = (np.stack(list(map(image_counts, one))) for one in images)
+    draws = np.random.default_rng(2)
+    drawn = [draws.multinomial(count, np.full(count, 1 / count), size=SAMPLES) for count in (5, 7)]
+    rows = [[np.repeat(np.arange(len(times)), times) for times in of_set] for of_set in drawn]
+    pairs = [(images[0], images[1]), (images[2], images[3])]
+    margins = np.array([[mean_iou(a[i]) - mean_iou(b[j]) for i, j in zip(*rows, strict=True)] for a, b in pairs])
+    whole = [mean_iou(a) - mean_iou(b) for a, b in pairs]
+    quantiles = [0.025, 0.975]
+    margin = margin_interval(labeled, other, seed=2)
+    assert margin == pytest.approx([whole[0], *np.quantile(margins[0], quantiles)], abs=1e-12)
+    change = margin_interval(labeled, other, (labeled_before, other_before), seed=2)
+    assert change == pytest.approx([whole[0] - whole[1], *np.quantile(margins[0] - margins[1], quantiles)], abs=1e-12)
+    with pytest.raises(ValueError, match="give the same images"):
+        margin_interval(labeled, other, (labeled, labeled))
 
 
 def test_refuses_other_images():

@@ -25,8 +25,9 @@ LINES = ("-", "--")
 
 
 def draw_error_by_set(arrays: Mapping[str, np.ndarray], style: Style) -> "Figure":
-    """Figure 1c from the arrays of [`error_by_set`]: error in percent by model and set, with the margins."""
-    error, margin = 100 * arrays["error"], 100 * arrays["margin"]
+    """Figure 1c from the arrays of [`error_by_set`]: error in percent by model and set, margins, their intervals."""
+    error, margin, ends = (100 * arrays[name] for name in ("error", "margin", "margin_ends"))
+    whiskers = np.stack([margin - ends[..., 0], ends[..., 1] - margin]).clip(min=0)  # (2, models, sets)
     *first, last = arrays["sets"]
     figure = new_figure(4.0, f"Error on {', '.join(first)} and {last} images" if first else f"Error on {last} images")
     axes = figure.subplots()
@@ -35,7 +36,8 @@ def draw_error_by_set(arrays: Mapping[str, np.ndarray], style: Style) -> "Figure
     for index, (name, count) in enumerate(zip(arrays["sets"], arrays["num_images"], strict=True)):
         x = places + (index - (num_sets - 1) / 2) * width
         color, label = style.series[index], f"{name} ({count} images)"
-        bars = axes.bar(x, error[:, index], 0.92 * width, color=color, label=label)
+        of_margin = {"yerr": whiskers[:, :, index], "ecolor": style.foreground, "capsize": 2} if index else {}
+        bars = axes.bar(x, error[:, index], 0.92 * width, color=color, label=label, **of_margin)
         texts = [f"{value:.1f}" for value in error[:, index]]
         if index:
             texts = [f"{text}\n({gap:+.1f})" for text, gap in zip(texts, margin[:, index], strict=True)]
@@ -44,10 +46,11 @@ def draw_error_by_set(arrays: Mapping[str, np.ndarray], style: Style) -> "Figure
     axes.hlines(error[:, 0], places - 0.4, places + 0.4, color=style.foreground, linewidth=1, linestyle=":")
     axes.set_xticks(places, arrays["models"])
     axes.set_xlim(-0.6, num_models - 0.4)
-    axes.set_ylim(0, 1.18 * max(error.max(), 1))
+    axes.set_ylim(0, 1.18 * max((error + whiskers[1]).max(), 1))
     axes.set_ylabel("error, 100 - mIoU (%)")
     axes.grid(axis="y")
-    axes.set_xlabel(f"In brackets: margin to the {arrays['sets'][0]} images (dotted line)")
+    brackets = f"In brackets: margin to the {arrays['sets'][0]} images (dotted line)"
+    axes.set_xlabel(f"{brackets}; whiskers: its 95 % interval over images")
     figure.legend(loc="outside lower center", ncols=num_sets)
     return figure
 
