@@ -1,7 +1,10 @@
 """Intervals of a difference of mIoU, and the sentence made of them."""
 
+import json
+
 import numpy as np
 import pytest
+from in_process import run_script
 
 from allspark_hf.evaluation.intervals import (
     SAMPLES,
@@ -104,3 +107,27 @@ def test_refuses_other_images():
 def test_verdicts(interval, images, start, end):
     sentence = verdict(Interval(*interval), images)
     assert sentence.startswith(start) and sentence.endswith(end)
+
+
+def test_label_dominance_reads_margins_from_files_of_the_same_images(tmp_path):
+    rng = np.random.default_rng(0)
+    counts = {
+        name: [np.stack(list(map(image_counts, confusions(rng, images, 2, hit)))) for images in (4, 5)]
+        for name, hit in (("base", 0.9), ("new", 0.7))
+    }
+    for name, (labeled, other) in counts.items():
+        labeled[:, 1], other[:, 1] = 500, 500  # the same masks
+        arrays = {"sets": ["labeled", "validation"], "num_images": [4, 5], "models": [name]}
+        np.savez(tmp_path / f"{name}.npz", by_image=np.concatenate([labeled, other])[None], **arrays)
+    files = [tmp_path / "base.npz", tmp_path / "new.npz"]
+    done = run_script("label_dominance.py", "--figures", *files, "--baseline", "base")
+    found = json.loads(done.stdout)
+    assert found["images"] == {"labeled": 4, "validation": 5} and list(found["models"]) == ["base", "new"]
+    row = found["models"]["new"]["validation"]
+    expected = margin_interval(*counts["new"], tuple(counts["base"]))
+    assert row["change"] == pytest.approx([100 * value for value in expected], abs=0.051)
+    assert row["margin"][0] == pytest.approx(100 * margin_interval(*counts["new"]).difference, abs=0.051)
+    assert "change" not in found["models"]["base"]["validation"]
+    np.savez(files[1], by_image=np.ones((1, 9, 3, 2), dtype=np.int64), **arrays)
+    done = run_script("label_dominance.py", "--figures", *files, "--baseline", "base")
+    assert done.returncode == 1 and "are of different images" in done.stderr
