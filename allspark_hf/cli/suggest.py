@@ -27,6 +27,7 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 
 from allspark_hf.cli.arguments import parse_arguments
+from allspark_hf.cli.importing import use_import
 from allspark_hf.data import DataArguments, Reading, find_data, list_path, split_of_run, to_rgb, with_page_of
 from allspark_hf.data.labeling.annotations import FORMATS, LABELME
 from allspark_hf.data.labeling.polygons import require_outlines
@@ -155,6 +156,7 @@ def suggest(arguments: SuggestArguments, data_arguments: DataArguments) -> int:
     if arguments.format is not None:
         require_outlines()
     model, image_processor = load_trained(arguments.model, arguments.device)
+    use_import(data_arguments)
     data_arguments = with_page_of(data_arguments, model.config)
     columns = arguments.image_column_name, arguments.label_column_name
     data = find_data(labeled_as_in_run(data_arguments, arguments.model), *columns)
