@@ -12,6 +12,7 @@ import argparse
 import itertools
 import re
 import shlex
+import statistics
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -117,7 +118,8 @@ def table(runs: Mapping[str, dict], counts: Mapping[str, np.ndarray]) -> str:
     lines = []
     for key, seeds in rows.items():
         scores = [100 * runs[name]["scores"]["eval_mean_iou"] for name in seeds.values()]
-        mean = interval(counts, list(seeds.values()))
+        found = interval(counts, list(seeds.values()))
+        mean = f"{statistics.fmean(scores):.1f}" + (f" ({found.low:.1f} to {found.high:.1f})" if found else "")
         baseline = rows.get(("supervised", "", *key[2:]), {})
         pairs = [(name, baseline[seed]) for seed, name in seeds.items() if seed in baseline]
         names, others = [list(group) for group in zip(*pairs, strict=True)] or [[], []] if pairs else ([], [])
@@ -127,7 +129,7 @@ def table(runs: Mapping[str, dict], counts: Mapping[str, np.ndarray]) -> str:
             [
                 f"`{title(key)}`",
                 ", ".join(f"{score:.1f}" for score in scores),
-                "" if mean is None else f"{mean.value:.1f} ({mean.low:.1f} to {mean.high:.1f})",
+                mean,
                 "" if gain is None else f"{gain.value:+.1f} ({gain.low:+.1f} to {gain.high:+.1f})",
                 f"{sum(spent) / len(spent):.0f}" if spent else "",
             ]

@@ -33,7 +33,7 @@ def test_table():
     lines = study_results.table(runs, counts).splitlines()[2:]
     assert lines == [
         "| `supervised` | 50.0, 70.0 | 60.0 (50.0 to 70.0) |  | 100 |",
-        "| `supervised --max_steps 600` | 90.0 |  |  | 100 |",
+        "| `supervised --max_steps 600` | 90.0 | 90.0 |  | 100 |",
         "| `allspark` | 40.0, 80.0 | 60.0 (40.0 to 80.0) | +0.0 (-10.0 to +10.0) | 100 |",
     ]
 
