@@ -20,7 +20,7 @@ from allspark_hf.data.sources.classes import Classes, classes_in, read_classes
 from allspark_hf.data.sources.layouts import ExportFound, find_layout
 from allspark_hf.inference.visualization import default_palette, index_image, legend, outlines, overlay
 from allspark_hf.utils.files import read_json_object, write_json
-from allspark_hf.utils.text import text_table
+from allspark_hf.utils.text import one_line, text_table
 
 
 OVERLAYS = 6
@@ -201,8 +201,11 @@ def draw_overlays(imported: Imported, data_dir: Path):
     palette = np.array(colors, dtype=np.uint8) if colors else default_palette(len(names))
     (data_dir / "overlays").mkdir()
     for number, path in enumerate(choose(imported.pixels), 1):
-        with open_image(data_dir / path) as opened:
-            image = to_rgb(opened)
+        try:
+            with open_image(data_dir / path) as opened:
+                image = to_rgb(opened)
+        except Exception as error:  # Pillow raises nearly anything
+            raise ValueError(f"The picture {path} cannot be read ({one_line(error)}); replace it.") from error
         with Image.open(data_dir / imported.masks[path]) as opened:
             mask = np.asarray(opened).astype(np.int16)
         # Pale areas and full outlines, so that the picture shows what was missed.
