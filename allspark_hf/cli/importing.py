@@ -105,14 +105,15 @@ def use_import(arguments: DataArguments) -> list[str]:
         return []
     data_dir = source.with_name(f"{source.stem if source.is_file() else source.name}_imported")
     classes = read_classes(arguments.classes) if arguments.classes else None
-    if not data_dir.exists():
+    is_new = not data_dir.exists()
+    if is_new:
         try:
             _import_once(source, data_dir, classes)
         except (ImportError, OSError, ValueError) as error:
             raise ValueError(f"{refusal} To do so at {data_dir} failed: {error}") from error
-    elif os.environ.get("RANK", "0") == "0":
-        print(f"Reading {data_dir}, which {source} was imported into before; look at {data_dir / 'overlays'}.")
     _require_same(source, data_dir, classes)
+    if not is_new and os.environ.get("RANK", "0") == "0":
+        print(f"Reading {data_dir}, which {source} was imported into before; look at {data_dir / 'overlays'}.")
     arguments.data_dir = str(data_dir)
     options = ["--data_dir", arguments.data_dir]
     ignored = read_json_object(data_dir / RECORD_FILE).get("ignored_mask_values")
