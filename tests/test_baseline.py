@@ -85,6 +85,7 @@ def test_without_a_method_one_is_chosen(data_dir, tmp_path, monkeypatch, capsys)
         measured.append(times)
         return choose_length(minutes, Times(update=0.5, evaluation=0.5))
 
+    monkeypatch.setattr(apply_preset, "TIMED_UPDATES", 3)
     monkeypatch.setattr(apply_preset, "choose_length", of_a_slow_machine)
     given = {name: value for name, value in TINY.items() if name != "max_steps"}
     trainer = allspark_hf.train(data_dir, tmp_path / "out", minutes=0.25, compare_supervised=True, **given)
