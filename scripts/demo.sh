@@ -1,6 +1,5 @@
 #!/usr/bin/env bash
-# `allspark demo` on a bare machine with Python >= 3.10: the embedded data set, learned from a few labels with and
-# without the unlabeled images.
+# `allspark demo` on a bare machine with Python >= 3.10: data, training, prediction and report on generated images.
 #   bash scripts/demo.sh [OUTPUT_DIR]        default: outputs/demo
 # A rerun keeps .venv and the data, and trains anew.
 set -euo pipefail

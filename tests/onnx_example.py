@@ -15,8 +15,9 @@ folder, image_file, mask_file = map(Path, sys.argv[1:])
 settings = json.loads((folder / "preprocessor_config.json").read_text())
 sys.path.insert(0, str(folder / "onnx"))
 pixels = importlib.import_module("pixels")  # pixels.py beside the model: upright, transparent on white, 16 bits scaled
-image_range = json.loads((folder / "config.json").read_text()).get("image_range")
-image = resized = pixels.to_rgb(pixels.open_image(image_file), image_range)
+config = json.loads((folder / "config.json").read_text())
+reading = pixels.Reading(config.get("image_range"), config.get("tiff_page"))
+image = resized = pixels.to_rgb(pixels.open_image(image_file), reading)
 if settings["do_resize"]:  # to a long side, as --image_long_side does in training
     scale = max(settings["size"].values()) / max(image.size)
     resized = image.resize([int(side * scale) for side in image.size], Image.Resampling.BILINEAR)

@@ -126,25 +126,73 @@ def data_dir(tmp_path_factory) -> Path:
     return folder
 
 
-def test_demo(tmp_path, monkeypatch, capsys):
-    """Which commands it starts, that it keeps its images, and that it leaves another folder alone."""
-    started = []
+@pytest.fixture
+def started(monkeypatch) -> list[list[str]]:
+    """The commands that a tiny demo starts; each training leaves its results."""
+    found = []
+    results = {
+        "eval_results.json": {"eval_mean_iou": 0.5},
+        "train_results.json": {"epoch": 1.0, "train_runtime": 9.0},
+        "trainer_state.json": {"log_history": [], "global_step": 7},
+    }
+
+    def start(*words):
+        found.append([str(word) for word in words])
+        if words[0] == "train":
+            words[-1].mkdir(parents=True)
+            (words[-1] / "labeled_ids.txt").write_text("a\n")
+            for name, content in results.items():
+                (words[-1] / name).write_text(json.dumps(content))
+
     monkeypatch.setattr(demo, "COUNTS", {"num_train": 3, "num_labeled": 2, "num_validation": 1})
-    monkeypatch.setattr(demo, "start", lambda *command: started.append([str(word) for word in command]))
+    monkeypatch.setattr(demo, "NUM_PHOTOS", 1)
+    monkeypatch.setattr(demo, "start", start)
+    return found
+
+
+def demo_main(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["allspark", "demo", *map(str, arguments)])
+    assert main() is None
+
+
+def test_demo(tmp_path, monkeypatch, capsys, started):
+    """Which commands it starts, that it keeps its images, and that it leaves another folder alone."""
+    out = tmp_path / "out"
     for said in ("Wrote 3 images, 2 of them with a mask", "Using the data in"):
-        monkeypatch.setattr(sys, "argv", ["allspark", "demo", str(tmp_path / "out")])
-        assert main() is None and said in capsys.readouterr().out
-        (tmp_path / "out" / "supervised").mkdir()  # of the run before
-    assert [command[0] for command in started] == ["train", "train", "compare"] * 2
-    data, folder = str(tmp_path / "out" / "data"), str(tmp_path / "out" / "supervised")
-    given = ["demo.yaml", "--method", "supervised", "--data_dir", data, "--output_dir", folder]
-    assert started[0] == started[3] == ["train", *given]
+        demo_main(monkeypatch, out)
+        printed = capsys.readouterr().out
+        assert said in printed and f"{out / 'from_scratch' / 'model'} " in printed and "report.html" in printed
+        assert "allspark train --data_dir YOUR_DATA" in printed and "--encoder facebook/dinov2-small" in printed
+    model, photos = str(out / "from_scratch" / "model"), str(out / "photos")
+    train = ["train", "demo.yaml", "--method", "allspark", "--data_dir", str(out / "data"), "--output_dir", model]
+    predictions = str(out / "from_scratch" / "predictions")
+    assert started == [train, ["predict", "--model", model, "--input", photos, "--output_dir", predictions]] * 2
+    photo, *validation = [next(path.glob("*.jpg")) for path in (out / "photos", out / "data/images/val")]
+    assert photo.read_bytes() != validation[0].read_bytes()
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "mine.txt").write_text("kept")
-    monkeypatch.setattr(sys, "argv", ["allspark", "demo", str(tmp_path / "mine")])
     with pytest.raises(SystemExit, match="holds something that this demo did not make"):
-        main()
+        demo_main(monkeypatch, tmp_path / "mine")
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["mine.txt"]
+
+
+def test_demo_with_an_encoder(tmp_path, monkeypatch, capsys, started):
+    """It trains from scratch too, unless that was done, and says what both reached; first it looks for the encoder."""
+    for encoder, sentence in (("./nowhere", "There is no folder './nowhere'"), ("dinov2", "without weights")):
+        with pytest.raises(SystemExit, match=sentence):
+            demo_main(monkeypatch, tmp_path / "out", "--encoder", encoder)
+    assert not (tmp_path / "out").exists() and not started
+    checked = []
+    monkeypatch.setattr(demo, "check_encoder", checked.append)
+    both = "50.0 % from scratch (7 updates, 9 s) and 50.0 % with small (7 updates, 9 s)."
+    for _ in range(2):
+        demo_main(monkeypatch, tmp_path / "out", "--encoder", "some/small")
+        assert both in capsys.readouterr().out
+    assert checked == ["some/small"] * 2
+    trained = [Path(command[-1]).parent.name for command in started if command[0] == "train"]
+    assert trained == ["with_small", "from_scratch", "with_small"]
+    given = ["--preset", "auto", "--encoder", "some/small", "--minutes", "3", "--method", "allspark"]
+    assert started[0][1 : 1 + len(given)] == given
 
 
 def test_train_in_one_call(data_dir, tmp_path):

@@ -1,4 +1,4 @@
-"""The cards in model_cards/: the demo's as its records say, those of the paper's models as the recipes say."""
+"""The cards in model_cards/: those of runs as their records say, those of the paper's models as the recipes say."""
 
 import importlib.util
 import json
@@ -23,6 +23,13 @@ PAPER = {
     "allspark-b5-cityscapes": ("nvidia/mit-b5", ["cityscapes"], 19),
     "allspark-b5-coco": ("nvidia/mit-b5", ["coco"], 81),
 }
+# mIoU, and whether the data set's images may be shown.
+STUDY = {
+    "nuclei-supervised": ("86.47", True),
+    "nuclei-unimatch-v2": ("79.49", True),
+    "camvid-supervised": ("62.16", False),
+    "camvid-allspark": ("55.31", False),
+}
 
 
 @pytest.fixture(scope="module")
@@ -33,26 +40,45 @@ def script():
     return module
 
 
+def citation(text: str) -> str:
+    return text.split("## Citation")[1].split("<!--")[0].strip()
+
+
 def start(script, *arguments) -> int:
     return script.run(script.parse([str(argument) for argument in arguments]))
 
 
-def test_the_demo_is_as_rendered_now(script, capsys):
+def test_cards_of_runs_are_as_rendered_now(script, capsys):
     assert start(script, "--check") == 0, capsys.readouterr().out
-    assert {path.stem for path in CARDS.glob("*.md")} == {"allspark-demo", *PAPER}
+    assert {path.stem for path in CARDS.glob("*.md")} == {"allspark-demo", *STUDY, *PAPER}
+    assert {path.name for path in (CARDS / "records").iterdir()} == {"allspark-demo", *STUDY}
 
 
-@pytest.mark.parametrize("name", ["allspark-demo", *PAPER])
+@pytest.mark.parametrize("name", ["allspark-demo", *STUDY, *PAPER])
 def test_every_card_is_valid(name):
     text = (CARDS / f"{name}.md").read_text(encoding="utf-8")
     card = valid(text, rendered=name not in PAPER)
-    assert card.data["widget"] and str(ROOT) not in text
+    assert bool(card.data.get("widget")) == (name not in STUDY) and str(ROOT) not in text
     for path in re.findall(r"(?:scripts|allspark_hf)/[\w./-]+\.(?:py|yaml|md)", text):
         assert find_recipe(ROOT / path).is_file() or find_recipe(path).is_file(), path
     demo = (CARDS / "allspark-demo.md").read_text(encoding="utf-8")
-    assert (
-        text.split("## Citation")[1].split("<!--")[0].strip() == demo.split("## Citation")[1].split("<!--")[0].strip()
-    )
+    if name in PAPER:
+        assert citation(text) == citation(demo)
+
+
+@pytest.mark.parametrize("name", STUDY)
+def test_card_of_a_run_of_the_study(name):
+    score, is_shown = STUDY[name]
+    text, folder = (CARDS / f"{name}.md").read_text(encoding="utf-8"), CARDS / "records" / name
+    record = json.loads((folder / "run_record.json").read_text())
+    assert "**No weights come with this card.**" in text and f"on validation images is {score} %" in text
+    assert (folder / "note.md").read_text(encoding="utf-8").strip() in text and record["command"] in text
+    assert ("CC0" in text, "no image of it is shown" in text) == (is_shown, not is_shown)
+    for file in (CARDS / f"{name}.md", *folder.glob("*.*")):
+        assert not re.search(r"/work|\.\./(?!scripts/studies/README.md)", file.read_text(encoding="utf-8")), file
+    shown = [ROOT / "model_cards" / path for path in re.findall(r"!\[.*\]\((.+)\)", text)]
+    assert bool(shown) == is_shown == (folder / "figures").exists()
+    assert all(path.stat().st_size < 150_000 for path in shown)
 
 
 @pytest.mark.parametrize("name", PAPER)

@@ -47,6 +47,7 @@ OTHER_VALUES = {
     "mask_values": [7, 8],
     "ignored_mask_values": [0, 9],
     "image_range": [100, 4095],
+    "tiff_page": 3,
     "palette": [[0, 0, 0], [255, 128, 1]],
 }
 FIXED = {"reshape_last_stage"}  # has one allowed value

@@ -277,6 +277,21 @@ def test_rows_that_are_bytes_are_named():
             check_data(SegmentationData(labeled, empty, validation), num_labels=2)
 
 
+def test_one_round_tells_every_kind_of_fault(tmp_path):
+    make_folder(tmp_path, labeled=16, values=(0, 255))
+    images, masks = tmp_path / "images" / "train", tmp_path / "masks" / "train"
+    for index in range(12):
+        truncate(images / f"t{index:03}.jpg")
+    truncate(masks / "t011.png")
+    small = write_mask(masks / "t012.png", (0, 9), size=(10, 20))
+    message = error_of(tmp_path, num_labels=2)
+    *_, both, wrong, others, of_all = message.splitlines()[:4] + message.splitlines()[-2:]
+    assert f"{images / 't011.jpg'}: The file cannot be read" in both and f" {masks / 't011.png'}: The file" in both
+    assert f"{small}: The mask holds the value 9, but only" in wrong and "The mask is 10 x 20 pixels" in wrong
+    assert message.startswith("13 bad files were found") and others == "- and 3 more"
+    assert of_all.startswith("And of the others: 3 of 3 labeled masks") and "--mask_values 0 255" in of_all
+
+
 # ---- Mapped masks ----
 
 
@@ -338,10 +353,10 @@ def test_the_range_leaves_out_what_is_left_out(tmp_path):
         (root / f"images/train/t00{index}.jpg").unlink()
         values = np.linspace(0, largest, WIDTH * HEIGHT).reshape(HEIGHT, WIDTH).astype(np.uint16)
         PIL.Image.fromarray(values).save(root / f"images/train/t00{index}.png")
-    assert check_data(load_folder(root)).image_range is None  # some have all 16 bits
+    assert check_data(load_folder(root)).reading.image_range is None  # some have all 16 bits
     truncate(root / "images/train/t002.png")
     report = check_data(load_folder(root), skip_bad_files=True)
-    assert report.image_range[0] <= 5 and 4080 <= report.image_range[1] <= 4095
+    assert report.reading.image_range[0] <= 5 and 4080 <= report.reading.image_range[1] <= 4095
 
 
 def test_pages_and_palettes_are_told_with_the_file(tmp_path):

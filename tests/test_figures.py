@@ -10,6 +10,7 @@ from conftest import make_dataset, tiny_model
 from PIL import Image
 
 from allspark_hf import AllSparkConfig, AllSparkTrainer, AllSparkTrainingArguments
+from allspark_hf.evaluation.intervals import image_counts, margin_interval
 from allspark_hf.figures import (
     bottleneck_channels,
     bottleneck_pass,
@@ -110,6 +111,10 @@ def test_errors_and_margins_by_hand(image_processor):
     assert arrays["sets"].tolist() == ["labeled", "validation"] and arrays["models"].tolist() == ["ones"]
     assert arrays["counts"].shape == (1, 2, 3, 3)
     assert arrays["counts"][0, :, :, [0, 2]].sum() == 0 and arrays["counts"][0, 1].sum() == 5 * 70 * 96
+    first, second = np.split(arrays["by_image"][0], [2])
+    np.testing.assert_array_equal(first.sum(axis=0), image_counts(arrays["counts"][0, 0]))
+    np.testing.assert_array_equal(second.sum(axis=0), image_counts(arrays["counts"][0, 1]))
+    assert arrays["margin_ends"].tolist() == [[[0, 0], list(margin_interval(first, second)[1:])]]
 
 
 def test_errors_are_those_of_the_trainers_evaluation(model, image_processor, tmp_path):

@@ -27,6 +27,7 @@ def error_arrays(num_models: int = 2, num_sets: int = 3) -> dict:
         "num_images": np.array([183, 10399, 1449][:num_sets]),
         "error": error,
         "margin": error - error[:, :1],
+        "margin_ends": (error - error[:, :1])[:, :, None] + [-0.05, 0.03],
     }
 
 
@@ -100,7 +101,7 @@ ALL_CURVES = (
     *("pseudo_mean_iou", "pseudo_confidence", "grad_norm"),
 )
 CASES = {
-    "1c": [error_arrays(), error_arrays(1, 2), error_arrays(5)],
+    "1c": [error_arrays(), error_arrays(1, 2), error_arrays(8)],
     "5": [channel_arrays(), channel_arrays(1, 3), channel_arrays(4, crop=(96, 64))],
     "6": [grouping_arrays(), grouping_arrays(2, 1), grouping_arrays(81, 3)],
     "7": [memory_arrays(), memory_arrays(1)],
@@ -163,15 +164,26 @@ def test_both_backgrounds_are_written_with_the_arrays_that_draw_them_again(name,
     assert again[0].read_bytes() == paths[0].read_bytes() and again[1].read_bytes() == paths[2].read_bytes()
 
 
-def test_bars_have_the_height_of_the_numbers():
-    arrays = error_arrays()
-    with drawing(STYLES["dark"]):
-        (axes,) = DRAWERS["1c"](arrays, STYLES["dark"]).axes
-    heights = sorted(patch.get_height() for patch in axes.patches if patch.get_width() > 0.1)
-    np.testing.assert_allclose(heights, np.sort(100 * arrays["error"].ravel()))
-    assert axes.figure.get_suptitle() == "Error on labeled, unlabeled and validation images"
+def test_bars_have_the_length_of_the_numbers_and_no_number_covers_another():
+    arrays, style = error_arrays(8), STYLES["dark"]
+    with drawing(style):
+        figure = DRAWERS["1c"](arrays, style)
+        figure.draw_without_rendering()
+    (axes,) = figure.axes
+    lengths = sorted(patch.get_width() for patch in axes.patches if patch.get_width() > 0.1)
+    np.testing.assert_allclose(lengths, np.sort(100 * arrays["error"].ravel()))
+    assert figure.get_suptitle() == "Error on labeled, unlabeled and validation images"
     texts = [text.get_text() for text in axes.texts]
-    assert f"{100 * arrays['error'][1, 2]:.1f}\n({100 * arrays['margin'][1, 2]:+.1f})" in texts
+    assert f"{100 * arrays['error'][1, 2]:.1f} ({100 * arrays['margin'][1, 2]:+.1f})" in texts
+    boxes = [text.get_window_extent() for text in axes.texts]
+    assert not any(box.overlaps(other) for number, box in enumerate(boxes) for other in boxes[:number])
+    ends = [collection.get_segments() for collection in axes.collections if len(collection.get_segments()) == 8]
+    assert any(np.allclose(np.array(of_set)[0, :, 0], error_and_ends(arrays, 0, 2)) for of_set in ends)
+
+
+def error_and_ends(arrays: dict, model: int, index: int) -> np.ndarray:
+    """Where the whiskers of a bar end, in percent."""
+    return 100 * (arrays["error"][model, 0] + arrays["margin_ends"][model, index])
 
 
 def test_bars_tell_classes_in_the_image_by_their_color():

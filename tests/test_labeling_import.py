@@ -17,7 +17,7 @@ from allspark_hf.data.labeling.files import Files
 from allspark_hf.data.labeling.writing import require_empty
 from allspark_hf.data.loading import DataArguments, load_data
 from allspark_hf.data.sources.classes import Classes
-from allspark_hf.data.sources.layouts import find_layout
+from allspark_hf.data.sources.layouts import ExportFound, find_layout
 from allspark_hf.data.sources.splits import Selection, load_layout
 
 
@@ -254,6 +254,7 @@ def test_the_command_and_training_reads_what_it_wrote(tmp_path, run, capsys, cap
     assert sorted(path.name for path in (tmp_path / "data").iterdir()) == [
         "classes.txt",
         "images",
+        "import.json",
         "masks",
         "overlays",
     ]
@@ -303,7 +304,12 @@ def test_data_dir_tells_the_command_for_an_export(tmp_path):
     (tmp_path / "coco.zip").touch()
     with pytest.raises(ValueError, match=r"is a file: give a folder; .* `allspark import .*coco.zip NEW_FOLDER`"):
         find_layout(tmp_path / "coco.zip")
-    (tmp_path / "yolo" / "train" / "masks").mkdir()  # then these are the masks
+    write_picture(tmp_path / "own" / "images" / "a.jpg", 4, 6)  # folders that could be those of images and masks
+    coco(tmp_path / "own", "annotations/instances.json", objects=[(0, 0, SQUARE)])
+    with pytest.raises(ExportFound, match="COCO"):
+        find_layout(tmp_path / "own")
+    (tmp_path / "yolo" / "train" / "masks").mkdir()
+    Image.new("L", (6, 4)).save(tmp_path / "yolo" / "train" / "masks" / "a.png")  # then these are the masks
     assert find_layout(tmp_path / "yolo").name == "folder"
 
 

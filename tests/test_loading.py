@@ -13,6 +13,7 @@ from transformers import SegformerConfig
 from allspark_hf import AllSparkConfig, SegformerForSemiSupervisedSegmentation
 from allspark_hf.cli.arguments import ModelArguments
 from allspark_hf.cli.models import load_model
+from allspark_hf.data import Reading
 
 
 PLAIN = AllSparkConfig.plain_segformer_switches()
@@ -175,7 +176,7 @@ def test_nothing_is_left_uninitialized(tmp_path, poisoned_memory, kind, options)
 
 
 def data_report(num_labels):
-    return SimpleNamespace(data=SimpleNamespace(classes=None), num_labels=num_labels, image_range=[0, 4095])
+    return SimpleNamespace(data=SimpleNamespace(classes=None), num_labels=num_labels, reading=Reading([0, 4095]))
 
 
 @pytest.mark.parametrize("kind", ["mit", "segformer"])

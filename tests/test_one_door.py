@@ -20,7 +20,7 @@ from test_predict import run
 
 import allspark_hf
 from allspark_hf.cli.models import class_fields
-from allspark_hf.data import DataArguments, find_data, load_data, pixels
+from allspark_hf.data import DataArguments, Reading, find_data, load_data, pixels
 from allspark_hf.data.columns import exact_columns
 from allspark_hf.data.lanes import Lanes
 from allspark_hf.data.mixed import Draw, MixedDataset
@@ -91,7 +91,7 @@ def validation(folder) -> datasets.Dataset:
 def test_the_check_finds_the_range_and_says_so(folder, caplog, model):
     with caplog.at_level(logging.INFO):
         report = load_data(DataArguments(data_dir=str(folder)))
-    assert report.image_range == [100, 4000] == class_fields(report)["image_range"] == model.config.image_range
+    assert report.reading.image_range == [100, 4000] == class_fields(report)["image_range"] == model.config.image_range
     assert "5 images have 16 bits: for all of this data set, 100 becomes black and 4000 white" in caplog.text
 
 
@@ -113,15 +113,15 @@ def test_the_range_is_saved_with_the_model(model, repository):
 
 def test_training_evaluation_and_figures(folder, model):
     rows, processor, expected = validation(folder), make_image_processor(), shown(stored(3))
-    mixed = MixedDataset(rows, rows, (48, 64), 0, 2, None, (0, 0, 0), (1, 1, 1), image_range=[100, 4000])
+    mixed = MixedDataset(rows, rows, (48, 64), 0, 2, None, (0, 0, 0), (1, 1, 1), reading=Reading([100, 4000]))
     for labeled in (True, False):
         image, label = mixed._read(Draw(labeled, 0, 0, 0))
         np.testing.assert_array_equal(np.asarray(image), expected)
         assert label.shape == (48, 64)
-    samples = EvaluationDataset(rows, processor, 2, image_range=[100, 4000])
+    samples = EvaluationDataset(rows, processor, 2, reading=Reading([100, 4000]))
     processed = processor(images=Image.fromarray(expected.astype(np.uint8)), return_tensors="np")["pixel_values"][0]
     np.testing.assert_array_equal(samples[0]["pixel_values"].numpy(), processed)
-    stream = StreamReader(rows.to_iterable_dataset(), Lanes(1, 2), 0, buffer_size=0, image_range=[100, 4000])
+    stream = StreamReader(rows.to_iterable_dataset(), Lanes(1, 2), 0, buffer_size=0, reading=Reading([100, 4000]))
     np.testing.assert_array_equal(np.asarray(stream[0]["image"]), expected)
     found = find_data(DataArguments(data_dir=str(folder))).validation
     np.testing.assert_array_equal(crop_row(found, 0, processor, model.config).picture, expected)

@@ -11,14 +11,14 @@ from mask_files import chunk
 from picture_files import bands_tiff, bmp, deep_png
 
 from allspark_hf.data import mask_to_array, pixels, to_rgb
-from allspark_hf.data.images import decode
-from allspark_hf.data.pixels import ImageError, array_to_image, deep_values, load_image, open_image
+from allspark_hf.data.images import array_to_image, decode
+from allspark_hf.data.pixels import ImageError, Reading, deep_values, load_image, open_image
 from allspark_hf.data.ranges import common_range, value_range
 
 
 @pytest.fixture(autouse=True)
 def nothing_said(monkeypatch):
-    monkeypatch.setattr(pixels, "_said", set())
+    monkeypatch.setattr(pixels, "_said", bytearray(2))
 
 
 def opened(content: bytes) -> PIL.Image.Image:
@@ -26,7 +26,7 @@ def opened(content: bytes) -> PIL.Image.Image:
 
 
 def rgb(content: bytes, image_range=None) -> np.ndarray:
-    return np.asarray(to_rgb(opened(content), image_range))
+    return np.asarray(to_rgb(opened(content), Reading(image_range)))
 
 
 def saved(image: PIL.Image.Image, form: str, **options) -> bytes:
@@ -175,7 +175,7 @@ def test_arrays():
     for array in (deep, deep[..., 0]):
         image = array_to_image(array)
         np.testing.assert_array_equal(deep_values(image), array)
-    assert np.asarray(to_rgb(array_to_image(deep), [0, 4095])).max() == 255
+    assert np.asarray(to_rgb(array_to_image(deep), Reading([0, 4095]))).max() == 255
 
 
 def stack(count: int = 2, form: str = "TIFF") -> bytes:
@@ -184,7 +184,7 @@ def stack(count: int = 2, form: str = "TIFF") -> bytes:
 
 
 def test_several_pages_are_refused():
-    with pytest.raises(ImageError, match=r"has 2 pages, and only the first would be read; save the page to use"):
+    with pytest.raises(ImageError, match=r"has 2 pages, and only the first would be read; name one with --tiff_page"):
         to_rgb(opened(stack()))
     with pytest.raises(
         ImageError, match=r"has 3 pages.*\(of a mask with a page for each class: one page, whose values"
@@ -201,6 +201,29 @@ def test_a_chosen_page_is_read():
     np.testing.assert_array_equal(np.asarray(to_rgb(image))[..., 0], noise(1, seed=1)[..., 0])
     image.seek(0)
     np.testing.assert_array_equal(np.asarray(to_rgb(image.copy()))[..., 0], noise(1)[..., 0])
+    for page in range(3):
+        read = to_rgb(opened(stack(3)), Reading(tiff_page=page))
+        np.testing.assert_array_equal(np.asarray(read)[..., 0], noise(1, seed=page)[..., 0])
+    deep = PIL.Image.fromarray(noise(1, np.uint16)[..., 0])
+    content = saved(deep, "TIFF", save_all=True, append_images=[PIL.Image.fromarray(noise(1, np.uint16, 1)[..., 0])])
+    image = open_image(io.BytesIO(content), tiff_page=1)
+    np.testing.assert_array_equal(deep_values(load_image(image, tiff_page=1)), noise(1, np.uint16, 1)[..., 0])
+    for form in ("GIF", "PNG", "WEBP"):  # which have no pages
+        frames = to_rgb(opened(stack(3, form)), Reading(tiff_page=1))
+        assert frames.tobytes() == to_rgb(opened(stack(3, form))).tobytes()
+
+
+def test_a_page_that_a_file_does_not_have():
+    for content, page, there in (
+        (stack(3), 3, "0, 1, 2"),
+        (saved(PIL.Image.new("L", (4, 4)), "TIFF"), 3, "0"),
+        (with_second_page(1), 1, "0"),  # a reduced copy
+    ):
+        with pytest.raises(ImageError, match=f"no page {page}: counted from 0, it has {there}; give a --tiff_page"):
+            to_rgb(opened(content), Reading(tiff_page=page))
+    np.testing.assert_array_equal(np.asarray(to_rgb(opened(with_second_page(1)), Reading(tiff_page=0))), noise(3))
+    with pytest.raises(ImageError, match="the second by tifffile"):  # masks have one page
+        decode({"bytes": stack(3)}, is_mask=True, tiff_page=1)
 
 
 def with_second_page(kind: int) -> bytes:

@@ -17,6 +17,7 @@ import transformers
 
 from allspark_hf.cli.arguments import parse_arguments
 from allspark_hf.cli.ending import fail, leave
+from allspark_hf.cli.importing import use_import
 from allspark_hf.data import DataArguments
 from allspark_hf.evaluation.arguments import ONE_PIECE, EvaluationArguments, eval_crop
 from allspark_hf.evaluation.evaluator import Evaluation, OtherProcessError
@@ -65,6 +66,7 @@ def build_trainer(
 ) -> AllSparkTrainer:
     """A trainer that only evaluates."""
     model, image_processor = load_trained(arguments.model, "cpu")  # the Trainer moves it
+    use_import(data_arguments)
     data_arguments = fit_to_model(data_arguments, model.config, long_side_of(image_processor))
     args = AllSparkTrainingArguments(
         output_dir=unused_dir,

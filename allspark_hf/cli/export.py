@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from allspark_hf.cli.arguments import parse_arguments
+from allspark_hf.cli.importing import use_import
 from allspark_hf.data import DataArguments
 from allspark_hf.evaluation.evaluator import EvaluationDataset
 from allspark_hf.evaluation.selection import fit_to_model, select_split
@@ -78,6 +79,7 @@ def validation_samples(arguments: ScriptArguments, data_arguments, model, image_
     if not data_arguments.given:
         return None
     config = model.config
+    use_import(data_arguments)
     data_arguments = fit_to_model(data_arguments, config, long_side_of(image_processor))
     columns = arguments.image_column_name, arguments.label_column_name
     dataset = select_split("validation", data_arguments, config, arguments.model, *columns)

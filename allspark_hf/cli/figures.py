@@ -15,7 +15,8 @@ from pathlib import Path
 
 from allspark_hf import figures
 from allspark_hf.cli.arguments import parse_arguments
-from allspark_hf.data import DataArguments, find_data, list_path, split_of_run, with_class_indices
+from allspark_hf.cli.importing import use_import
+from allspark_hf.data import DataArguments, find_data, list_path, split_of_run, with_class_indices, with_page_of
 from allspark_hf.data.summary import require_known_values
 from allspark_hf.inference.loading import load_trained
 from allspark_hf.utils.arguments import argument
@@ -78,6 +79,8 @@ class Material:
             name: load_trained(folder, arguments.device) for name, folder in zip(self.names, self.folders, strict=True)
         }
         self.model, self.image_processor = self.models[self.names[-1]]
+        use_import(data_arguments)
+        data_arguments = with_page_of(data_arguments, *(model.config for model, _ in self.models.values()))
         data = find_data(
             split_of_run(data_arguments, arguments.model),
             image_column=arguments.image_column_name,

@@ -148,8 +148,8 @@ def check_source(arguments: ModelArguments) -> dict:
 
 
 def class_fields(report: CheckReport) -> dict:
-    """Configuration fields with the names and colors of the data's classes, and the range of its 16-bit images."""
-    classes, fields = report.data.classes, {"image_range": report.image_range}
+    """Configuration fields with the names and colors of the data's classes, and how its images are read."""
+    classes, fields = report.data.classes, report.reading._asdict()
     if classes is None:
         names = {index: f"class_{index}" for index in range(report.num_labels)}
         return fields | {"id2label": names, "label2id": {name: index for index, name in names.items()}}

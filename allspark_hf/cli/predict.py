@@ -13,12 +13,14 @@ corrected in a labeling tool. Exit code 0: all done; 1: some images failed, the 
 import hashlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
@@ -29,6 +31,7 @@ from allspark_hf.cli.ending import leave_with
 from allspark_hf.data.labeling.annotations import FORMATS
 from allspark_hf.data.labeling.polygons import require_outlines
 from allspark_hf.data.masks import MaskConvention
+from allspark_hf.data.pixels import Reading
 from allspark_hf.evaluation.arguments import ONE_PIECE, PredictionArguments, eval_crop
 from allspark_hf.export.folder import find_onnx_file
 from allspark_hf.export.onnx import OnnxSegmenter
@@ -36,9 +39,9 @@ from allspark_hf.inference.annotation_writer import AnnotationWriter, all_files
 from allspark_hf.inference.classes import find_classes, read_palette
 from allspark_hf.inference.files import find_images, name_results
 from allspark_hf.inference.large import find_large, predict_large, require_usable
-from allspark_hf.inference.loading import load_trained
+from allspark_hf.inference.loading import load_config, load_trained
 from allspark_hf.inference.many import PreparedBatches, plan_batches, predict_many
-from allspark_hf.inference.prediction import model_palette
+from allspark_hf.inference.prediction import palette_of
 from allspark_hf.inference.resume import begin, check_existing, check_output_dir, check_settings, is_done, result_files
 from allspark_hf.inference.writers import LARGEST_STORED_VALUE, AreaWriter, Drawing, PictureWriter, ResultWriter
 from allspark_hf.models.weights import weights_digest
@@ -77,6 +80,12 @@ class PredictArguments:
     )
     tolerance: float = argument(
         1.0, "With --format: pixels that a point left out may lie from its outline.", interval="[0, inf)"
+    )
+    tiff_page: int | None = argument(
+        None,
+        "Page of TIFF files to read, 0 for the first, as Pillow and tifffile count; default: the one that the model "
+        "was trained on.",
+        interval="[0, inf)",
     )
     tile_size: int | None = argument(
         None,
@@ -160,11 +169,14 @@ def prepare(arguments: PredictArguments, how: PredictionArguments, state: Partia
     check_output_dir(output_dir)
     root, files = find_images(arguments.input, output_dir, quiet=not state.is_main_process)
     names = name_results(root, files)
+    drawn = find_drawn(arguments, load_config(arguments.model))  # which takes less time than the weights
     model, image_processor, digest = load(arguments)
-    large = find_large(files, image_processor) if arguments.tile_size is None else list(range(len(files)))
+    tiff_page = model.config.tiff_page
+    large = find_large(files, image_processor, tiff_page) if arguments.tile_size is None else list(range(len(files)))
     if large:
         require_usable(model, image_processor, files[large[0]], arguments.tile_size)
-    writers = make_writers(arguments, model, root, dict(zip(names, files, strict=True)), [names[row] for row in large])
+    images = dict(zip(names, files, strict=True))
+    writers = make_writers(arguments, drawn, root, images, [names[row] for row in large])
     check_existing(output_dir, result_files(writers, names), arguments.resume, arguments.overwrite)
     settings = settings_of(arguments, how, model.config, image_processor, writers[0])
     settings = {"input": str(root.resolve()), "model": digest} | settings
@@ -172,7 +184,7 @@ def prepare(arguments: PredictArguments, how: PredictionArguments, state: Partia
         check_settings(output_dir, settings)
     # With mix_images_in_eval the prediction of an image depends on the others of its batch.
     batch_size = 1 if model.config.mix_images_in_eval else arguments.batch_size
-    planned = plan_batches(files, image_processor, batch_size, how, left_out=large)
+    planned = plan_batches(files, image_processor, batch_size, how, large, tiff_page)
     tiles = large, arguments.tile_size
     return Job(output_dir, files, names, model, image_processor, how, planned, *tiles, writers, settings)
 
@@ -182,30 +194,30 @@ def load(arguments: PredictArguments) -> tuple:
     on_cpu = arguments.backend == "onnx"
     model, image_processor = load_trained(arguments.model, "cpu" if on_cpu else arguments.device)
     digest = weights_digest(model)
+    if arguments.tiff_page is not None:
+        model.config.tiff_page = arguments.tiff_page
     if on_cpu:
         file = find_onnx_file(arguments.onnx or arguments.model, digest)
         return OnnxSegmenter(file, model.config), image_processor, hashlib.sha256(file.read_bytes()).hexdigest()
     return model.bfloat16() if arguments.bf16 else model, image_processor, digest
 
 
-def make_writers(
-    arguments: PredictArguments, model, root: Path, images: dict[Path, Path], large: list[Path]
-) -> list[ResultWriter]:
-    """
-    What writes the results.
+class Drawn(NamedTuple):
+    """Name and color of each class, the value that stands for it in masks, and the indices of those to draw."""
 
-    Args:
-        arguments ([`PredictArguments`]): of the run.
-        model (`Callable`): with its `config`.
-        root (`Path`): folder of the images.
-        images (`dict[Path, Path]`): name of the results -> image file.
-        large (`list[Path]`): the names of those that are predicted in tiles.
+    labels: list[str]
+    palette: np.ndarray
+    mask_values: Sequence[int] | None
+    shown: tuple[int, ...]
+
+
+def find_drawn(arguments: PredictArguments, config) -> Drawn:
+    """
+    What results show of the classes of a model's configuration.
 
     Raises:
-        ImportError: if outlines are asked for and their packages are not installed.
         ValueError: if the model's mask values do not fit into a PNG, or `classes` or `palette` name no class.
     """
-    config, output_dir = model.config, Path(arguments.output_dir)
     labels = [config.id2label[index] for index in range(config.num_labels)]
     mask_values = MaskConvention.of(config).mask_values
     if mask_values is not None and not 0 <= min(mask_values) <= max(mask_values) <= LARGEST_STORED_VALUE:
@@ -213,10 +225,30 @@ def make_writers(
             f"The model's mask_values go from {min(mask_values)} to {max(mask_values)}, but a PNG holds 0 to "
             f"{LARGEST_STORED_VALUE}: set mask_values in its config.json to null for masks of class indices."
         )
-    palette = model_palette(model)
+    palette = palette_of(config)
     if arguments.palette is not None:
         palette = read_palette(arguments.palette, labels, palette)
     shown = tuple(range(len(labels))) if arguments.classes is None else find_classes(arguments.classes, labels)
+    return Drawn(labels, palette, mask_values, shown)
+
+
+def make_writers(
+    arguments: PredictArguments, drawn: Drawn, root: Path, images: dict[Path, Path], large: list[Path]
+) -> list[ResultWriter]:
+    """
+    What writes the results.
+
+    Args:
+        arguments ([`PredictArguments`]): of the run.
+        drawn ([`Drawn`]): of the classes.
+        root (`Path`): folder of the images.
+        images (`dict[Path, Path]`): name of the results -> image file.
+        large (`list[Path]`): the names of those that are predicted in tiles.
+
+    Raises:
+        ImportError: if outlines are asked for and their packages are not installed.
+    """
+    output_dir, (labels, palette, mask_values, shown) = Path(arguments.output_dir), drawn
     alpha = arguments.alpha if arguments.alpha is not None else 1.0 if arguments.contours else 0.5
     drawing = Drawing(shown, alpha, arguments.contours, arguments.transparent)
     pictures = PictureWriter(output_dir, labels, palette, mask_values, drawing, arguments.probabilities, large)
@@ -237,7 +269,7 @@ def settings_of(arguments, how: PredictionArguments, config, image_processor, pi
         settings["eval_crop_size"] = eval_crop(how, config)
     settings |= asdict(pictures.drawing)
     settings |= {"labels": pictures.labels, "palette": pictures.palette.tolist(), "mask_values": pictures.mask_values}
-    return plain(settings | {"image_range": config.image_range, "image_processor": image_processor.to_dict()})
+    return plain(settings | Reading.of(config)._asdict() | {"image_processor": image_processor.to_dict()})
 
 
 def outdated_files(job: Job) -> list[Path]:

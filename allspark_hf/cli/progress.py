@@ -37,10 +37,10 @@ class Shown:
     def __init__(self, trainer, rows: Sequence[int]):
         self.trainer = trainer
         args, config = trainer.args, trainer.model.config
-        self.rows = trainer.eval_dataset.select(list(rows))
+        shown = trainer.eval_dataset.select(list(rows))
         self.image_column = args.image_column_name
         columns = args.image_column_name, args.label_column_name
-        self.samples = EvaluationDataset.of(self.rows, trainer.processing_class, config, *columns)
+        self.samples = EvaluationDataset.of(shown, trainer.processing_class, config, *columns)
         self.palette = np.array(config.palette or default_palette(config.num_labels))
 
     def predict(self) -> list[np.ndarray]:
@@ -73,7 +73,7 @@ class Shown:
         ]
 
     def _image(self, index: int) -> Image.Image:
-        return to_rgb(self.rows[index][self.image_column], self.samples.image_range)
+        return to_rgb(self.samples.dataset[index][self.image_column], self.samples.reading)
 
 
 class Progress(TrainerCallback):

@@ -27,7 +27,8 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 
 from allspark_hf.cli.arguments import parse_arguments
-from allspark_hf.data import DataArguments, find_data, list_path, split_of_run, to_rgb
+from allspark_hf.cli.importing import use_import
+from allspark_hf.data import DataArguments, Reading, find_data, list_path, split_of_run, to_rgb, with_page_of
 from allspark_hf.data.labeling.annotations import FORMATS, LABELME
 from allspark_hf.data.labeling.polygons import require_outlines
 from allspark_hf.data.reading import undecoded
@@ -118,17 +119,17 @@ class Images:
 
     Args:
         dataset (`datasets.Dataset`): of [`find_data`]; what masks it has are not read.
-        image_range (`list[int]`, *optional*): the model's, see [`to_rgb`].
+        reading ([`Reading`]): the model's.
     """
 
-    def __init__(self, dataset: Dataset, image_range: list[int] | None):
+    def __init__(self, dataset: Dataset, reading: Reading):
         self.dataset = dataset.select_columns(["id", "image"])
         self.ids = dataset["id"][:]
-        self.image_range = image_range
+        self.reading = reading
         self.num_bad = 0
 
     def picture(self, row: int):
-        return to_rgb(self.dataset[row]["image"], self.image_range)
+        return to_rgb(self.dataset[row]["image"], self.reading)
 
     def measure(self, function, title: str) -> dict[int, object]:
         """Row -> what the function makes of the picture."""
@@ -155,6 +156,8 @@ def suggest(arguments: SuggestArguments, data_arguments: DataArguments) -> int:
     if arguments.format is not None:
         require_outlines()
     model, image_processor = load_trained(arguments.model, arguments.device)
+    use_import(data_arguments)
+    data_arguments = with_page_of(data_arguments, model.config)
     columns = arguments.image_column_name, arguments.label_column_name
     data = find_data(labeled_as_in_run(data_arguments, arguments.model), *columns)
     where = data_arguments.data_dir or data_arguments.dataset_name
@@ -164,8 +167,8 @@ def suggest(arguments: SuggestArguments, data_arguments: DataArguments) -> int:
     print(f"{len(data.labeled)} labeled images, {len(data.unlabeled)} unlabeled ones{hidden}")
     weights = weights_of(model, arguments.model)
     network = model, image_processor
-    image_range = getattr(model.config, "image_range", None)
-    labeled, unlabeled = Images(data.labeled, image_range), Images(data.unlabeled, image_range)
+    reading = Reading.of(model.config)
+    labeled, unlabeled = Images(data.labeled, reading), Images(data.unlabeled, reading)
     centers = labeled.measure(lambda picture: read_features(*network, picture), "labeled")
     found = unlabeled.measure(lambda picture: read_doubt(*network, picture, weights)[0], "unlabeled")
     if not found:
@@ -220,13 +223,16 @@ def write_outlines(arguments: SuggestArguments, chosen: list[Suggestion], images
     ordered = sorted(chosen, key=lambda one: one.id)  # as tools sort them
     suffixes = [Path(one.file).suffix if one.file else ".png" for one in ordered]
     names = [Path(one.id.removesuffix(suffix)) for one, suffix in zip(ordered, suffixes, strict=True)]
-    copies = {name: f"{name.as_posix()}{suffix}" for name, suffix in zip(names, suffixes, strict=True)}
+    # Tools would show the first page of a stack: they get the one that was read.
+    stacks = (".tif", ".tiff") if images.reading.tiff_page is not None else ()
+    endings = [".png" if suffix.lower() in stacks else suffix for suffix in suffixes]
+    copies = {name: f"{name.as_posix()}{ending}" for name, ending in zip(names, endings, strict=True)}
     what = arguments.format, labels, model_palette(model), range(len(labels)), arguments.tolerance
     writer = AnnotationWriter(folder, *what, copies, folder / IMAGES)
     for one, name in zip(ordered, names, strict=True):
         picture, copy = images.picture(one.row), folder / IMAGES / copies[name]
         copy.parent.mkdir(parents=True, exist_ok=True)
-        if one.file:
+        if one.file and copy.suffix == Path(one.file).suffix:
             shutil.copyfile(one.file, copy)
         else:
             picture.save(copy)

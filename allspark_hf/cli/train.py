@@ -135,6 +135,7 @@ def start(command: list[str], since: float):
     from allspark_hf.cli.baseline import BaselineArguments, wants_baseline
     from allspark_hf.cli.dry_run import DryRunArguments, dry_run
     from allspark_hf.cli.ending import removing_new_folders
+    from allspark_hf.cli.importing import use_import
     from allspark_hf.cli.preset import PresetArguments
     from allspark_hf.cli.progress import show_progress
     from allspark_hf.data import DataArguments
@@ -146,9 +147,10 @@ def start(command: list[str], since: float):
     )
     data_arguments, model_arguments, args, run, wanted, comparison = parse_arguments(types, command[1:])
     checkpoint = checkpoint_to_resume(args)  # first, before anything is written
+    typed = [*command[1:], *use_import(data_arguments)]
     preset = None
     if applies(wanted, model_arguments, args, command[1:]):
-        preset = Preset(types, command[1:], print if args.should_save else lambda line: None, since)
+        preset = Preset(types, typed, print if args.should_save else lambda line: None, since)
         data_arguments, model_arguments, args, *_ = preset.choose(data_arguments, model_arguments, args)
     trains_twice = wants_baseline(comparison, args, is_chosen=preset is not None)
     if run.dry_run:
@@ -244,7 +246,7 @@ def train(
     `allspark train` in one call, for notebooks.
 
     Args:
-        data (`str` or `Path`, *optional*): the data folder, `data_dir`.
+        data (`str` or `Path`, *optional*): the data folder, or the export of a labeling tool, `data_dir`.
         output_dir (`str` or `Path`, *optional*): folder for the model and its results.
         recipe (`str` or `Path`, *optional*): a YAML or JSON file of arguments, which those given here override.
         arguments: those of `allspark train --help_all`, such as `crop_size=[168, 224]`; `None` leaves one out.

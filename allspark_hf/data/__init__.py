@@ -3,9 +3,17 @@
 from .checks import BadDataError, CheckReport, check_data
 from .images import map_mask_values, mask_to_array
 from .lanes import Bookmark, Lanes
-from .loading import DataArguments, find_data, list_path, load_data, split_of_run, with_class_indices
+from .loading import (
+    DataArguments,
+    find_data,
+    list_path,
+    load_data,
+    split_of_run,
+    with_class_indices,
+    with_page_of,
+)
 from .overlap import find_overlap
-from .pixels import open_image, to_rgb
+from .pixels import Reading, open_image, to_rgb
 from .sources.classes import Classes, read_classes, write_classes
 from .sources.folder import load_folder
 from .sources.hub import find_classes, load_hub_data
@@ -23,6 +31,7 @@ __all__ = [
     "Classes",
     "DataArguments",
     "Lanes",
+    "Reading",
     "SegmentationData",
     "Selection",
     "StreamReader",
@@ -49,6 +58,7 @@ __all__ = [
     "split_of_run",
     "to_rgb",
     "with_class_indices",
+    "with_page_of",
     "write_classes",
     "write_id_lists",
 ]

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -13,10 +14,10 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 
 from ..utils.text import one_line
-from .columns import Mask, Picture
+from .columns import Mask, Picture, page_of
 from .images import describe_values, mask_to_array
 from .masks import MaskConvention, binary_sentence
-from .pixels import ImageError, deep_values, to_rgb
+from .pixels import PLAIN, ImageError, Reading, deep_values, to_rgb
 from .ranges import value_range
 from .reading import row_name, undecoded
 from .sources.pairs import SegmentationData
@@ -26,6 +27,7 @@ from .summary import describe_binary_masks, find_image_range, note, stored_value
 logger = logging.getLogger(__name__)
 
 SHOWN_PROBLEMS = 10
+KIND_LENGTH = 16  # of its beginning, by which the kind of a sentence is told
 WITH_MASKS = ("labeled", "validation")
 
 
@@ -55,8 +57,8 @@ class CheckReport:
         values (`list[int]`): the classes that occur in the masks, ascending, without the ignore index.
         left_out (`list[str]`): one sentence per row left out; empty unless `skip_bad_files` was given.
         found (`SegmentationData`, *optional*): the data that was checked, with the files left out.
-        image_range (`list[int]`, *optional*): the values of 16-bit images that are to become black and white, for
-            `config.image_range` of a model; `None` where there are none, or where they use all 16 bits.
+        reading ([`Reading`]): how the images are read, for the configuration of a model; its `image_range` is `None`
+            where no image has 16 bits, or where they use all of these.
     """
 
     data: SegmentationData
@@ -64,18 +66,18 @@ class CheckReport:
     values: list[int]
     left_out: list[str] = field(default_factory=list)
     found: SegmentationData | None = None
-    image_range: list[int] | None = None
+    reading: Reading = PLAIN
 
 
 @dataclass
 class _Row:
-    """What was found in one row: the classes and the stored values of its mask, or the column that is bad and why."""
+    """What was found in one row: the classes and the stored values of its mask, or by column what is wrong with it."""
 
     values: frozenset[int] = frozenset()
     stored: frozenset[int] | None = None
     size: tuple[int, int] | None = None
-    column: str | None = None
-    problem: str | None = None
+    wrong: dict[str, list[str]] = field(default_factory=dict)
+    problem: str | None = None  # all of this, with the names of the files
     image_range: tuple[int, int] | None = None  # of an image of 16 bits
     turned_alone: bool = False  # the image, by its EXIF orientation, and the sizes agree before and after
 
@@ -122,16 +124,18 @@ def check_data(
     _require_rows(data, "there is nothing to train on or to validate with; add images with masks")
     rows = {name: _check_set(dataset, name, num_labels, transform) for name, dataset in data.sets.items()}
     problems = [row.problem for checked in rows.values() for row in checked if row.problem]
-    if problems and not skip_bad_files:
-        raise BadDataError(_describe_problems(problems), problems)
     if problems:
         good = {
             name: [index for index, row in enumerate(checked) if not row.problem] for name, checked in rows.items()
         }
         data = replace(data, **{name: dataset.select(good[name]) for name, dataset in data.sets.items()})
-        _require_rows(data, f"all its files were left out; the first problem: {problems[0]}")
     for name, dataset in data.sets.items():
         _note_rows(dataset, rows[name])
+    if problems and not skip_bad_files:
+        of_all = _problem_of_all(data, rows, num_labels, transform)
+        raise BadDataError(_describe_problems(rows) + of_all, problems)
+    if problems:
+        _require_rows(data, f"all its files were left out; the first problem: {problems[0]}")
     values = _check_all_values(data, rows, num_labels, transform)
     if num_labels is None:
         num_labels = _infer_num_labels(values)
@@ -142,8 +146,8 @@ def check_data(
         for name, dataset in data.sets.items():
             _note_rows(dataset, rows[name])
     _say_of_turned(found, rows)
-    image_range = find_image_range(data.sets.values())
-    return CheckReport(data, num_labels, values, left_out=problems, found=found, image_range=image_range)
+    reading = Reading(find_image_range(data.sets.values()), page_of(data.labeled))
+    return CheckReport(data, num_labels, values, left_out=problems, found=found, reading=reading)
 
 
 def _say_of_turned(found: SegmentationData, rows: dict[str, list[_Row]]):
@@ -225,17 +229,19 @@ def _check_set(dataset: Dataset, title: str, num_labels: int | None, transform: 
     names = ("image", "label") if title in WITH_MASKS or hidden else ("image",)
     columns = {name: undecoded(dataset, name) for name in names}
     find_values = partial(_find_values, num_labels=num_labels, transform=transform)
+    features = {"image": Picture(tiff_page=page_of(dataset)), "label": Mask()}
 
     def check(row: int) -> _Row:
         stored = {name: rows[row][name] for name, rows in columns.items()}
         if hidden and stored["label"] is None:
             del stored["label"]
-        found = _check_row(stored, find_values)
-        if found.problem is None:
-            return found
-        path = (stored[found.column] or {}).get("path")
-        where = path or f"The {found.column} of {title} row {row_name(dataset, row, stored['image'])}"
-        return replace(found, problem=f"{where}: {found.problem}")
+        found = _check_row(stored, features, find_values)
+        said = []
+        for column, sentences in found.wrong.items():
+            path = (stored[column] or {}).get("path")
+            where = path or f"The {column} of {title} row {row_name(dataset, row, stored['image'])}"
+            said.append(f"{where}: {' '.join(sentences)}")
+        return replace(found, problem=" ".join(said) or None)
 
     # Pillow decodes without holding the interpreter lock, so threads are enough.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -243,14 +249,12 @@ def _check_set(dataset: Dataset, title: str, num_labels: int | None, transform: 
         return list(bar)
 
 
-def _check_row(stored: dict, find_values) -> _Row:
-    sizes, orientations, image_range = {}, {}, None
+def _check_row(stored: dict, features: dict[str, Picture], find_values) -> _Row:
+    sizes, orientations, image_range, wrong = {}, {}, None, {}
     values, stored_in_mask = frozenset(), None
     for column, content in stored.items():
-        if content is None:
-            return _Row(column=column, problem="The entry is empty; give it a file or remove the row.")
         try:
-            picture = _decode(content, is_mask=column == "label")
+            picture = _decode(content, features[column])
             orientations[column] = getattr(picture, "orientation", 1)
             if column == "image":
                 sizes[column] = to_rgb(picture).size
@@ -262,14 +266,15 @@ def _check_row(stored: dict, find_values) -> _Row:
                 stored_in_mask = stored_values(array)
                 values = find_values(stored_in_mask)
         except ValueError as error:
-            return _Row(column=column, problem=str(error))
+            wrong[column] = [str(error)]
     if len(set(sizes.values())) > 1:
         (image_width, image_height), (width, height) = sizes["image"], sizes["label"]
-        return _Row(
-            column="label",
-            problem=f"The mask is {width} x {height} pixels (width x height), but its image is {image_width} x "
-            f"{image_height} once upright; export the mask at the size of the image.",
+        wrong.setdefault("label", []).append(
+            f"The mask is {width} x {height} pixels (width x height), but its image is {image_width} x "
+            f"{image_height} once upright; export the mask at the size of the image."
         )
+    if wrong:
+        return _Row(wrong=wrong)
     stored = None if stored_in_mask is None else frozenset(stored_in_mask.tolist())
     width, height = sizes["image"]
     may_be_turned = orientations["image"] in (2, 3, 4) or (width == height and orientations["image"] != 1)
@@ -277,9 +282,11 @@ def _check_row(stored: dict, find_values) -> _Row:
     return _Row(values, stored, sizes["image"], image_range=image_range, turned_alone=turned_alone)
 
 
-def _decode(content: dict, is_mask: bool) -> PIL.Image.Image:
+def _decode(content: dict | None, feature: Picture) -> PIL.Image.Image:
+    if content is None:
+        raise ValueError("The entry is empty; give it a file or remove the row.")
     try:
-        return (Mask() if is_mask else Picture()).decode_example(content)
+        return feature.decode_example(content)
     except ImageError:
         raise
     # Broken files make Pillow raise nearly anything, among others SyntaxError and struct.error.
@@ -338,7 +345,26 @@ def _infer_num_labels(values: list[int]) -> int:
     return num_labels
 
 
-def _describe_problems(problems: list[str]) -> str:
+def _problem_of_all(data: SegmentationData, rows, num_labels: int | None, transform: MaskConvention) -> str:
+    """What is wrong with the masks as a whole, but for those of bad files, as a last line."""
+    if not all(len(data.sets[name]) for name in WITH_MASKS):
+        return ""
+    try:
+        _check_all_values(data, rows, num_labels, transform)
+    except BadDataError as error:
+        return f"\nAnd of the others: {error}"
+    return ""
+
+
+def _describe_problems(rows: dict[str, list[_Row]]) -> str:
+    first, others = {}, []  # a row of each kind comes first, so that one round tells all kinds
+    for row in (row for checked in rows.values() for row in checked if row.problem):
+        kind = str(
+            [(column, re.sub(r"\d+", "", one)[:KIND_LENGTH]) for column, said in row.wrong.items() for one in said]
+        )
+        if first.setdefault(kind, row.problem) is not row.problem:
+            others.append(row.problem)
+    problems = [*first.values(), *others]
     lines = [f"- {problem}" for problem in problems[:SHOWN_PROBLEMS]]
     if len(problems) > SHOWN_PROBLEMS:
         lines.append(f"- and {len(problems) - SHOWN_PROBLEMS} more")

@@ -1,6 +1,7 @@
 """Columns of images and masks whose rows are decoded by this package, whoever made the data set."""
 
 import os
+from dataclasses import dataclass
 
 import datasets
 import PIL.Image
@@ -8,11 +9,17 @@ import PIL.Image
 from .images import decode, require_exact_values
 
 
+@dataclass
 class Picture(datasets.Image):
     """
     A column of images for [`to_rgb`]: `datasets.Image`, but for all that [`load_image`] says of it, and without its
     `mode`. A file that lies on a network and was not fetched is decoded by `datasets` itself.
+
+    Args:
+        tiff_page (`int`, *optional*): the page of TIFF files, see [`Reading`].
     """
+
+    tiff_page: int | None = None
 
     is_mask = False
 
@@ -28,7 +35,7 @@ class Picture(datasets.Image):
             if self.is_mask:
                 require_exact_values(image)
             return image
-        return decode(value, self.is_mask)
+        return decode(value, self.is_mask, self.tiff_page)
 
 
 class Mask(Picture):
@@ -37,7 +44,12 @@ class Mask(Picture):
     is_mask = True
 
 
-def exact_columns(dataset, image_column: str = "image", label_column: str = "label"):
+def page_of(dataset: datasets.Dataset, image_column: str = "image") -> int | None:
+    """The page of TIFF files that a column of [`Picture`] reads; None if it names none."""
+    return getattr(dataset.features.get(image_column), "tiff_page", None)
+
+
+def exact_columns(dataset, image_column: str = "image", label_column: str = "label", tiff_page: int | None = None):
     """
     The same data set, whose images and masks are decoded by [`Picture`] and [`Mask`]. What is no `datasets.Dataset`,
     what holds no `datasets.Image`, and what a transform of the data set's own decodes, stays as it is.
@@ -46,15 +58,18 @@ def exact_columns(dataset, image_column: str = "image", label_column: str = "lab
         dataset (`datasets.Dataset`): it is not changed.
         image_column (`str`): name of the image column.
         label_column (`str`): name of the mask column, which need not be there.
+        tiff_page (`int`, *optional*): the page of TIFF images, see [`Reading`]; default: that of the column, if any.
     """
     if not isinstance(dataset, datasets.Dataset):
         return dataset
-    for name, kind in ((image_column, Picture), (label_column, Mask)):
+    tiff_page = page_of(dataset, image_column) if tiff_page is None else tiff_page
+    for name, exact in ((image_column, Picture(tiff_page=tiff_page)), (label_column, Mask())):
         feature = dataset.features.get(name)
         decodes = getattr(feature, "decode", False) or dataset.format["type"] != "custom"
-        if isinstance(feature, datasets.Image) and not isinstance(feature, kind) and decodes:
-            dataset = dataset.cast_column(name, kind())
+        is_exact = isinstance(feature, type(exact)) and feature.tiff_page == exact.tiff_page
+        if isinstance(feature, datasets.Image) and not is_exact and decodes:
+            dataset = dataset.cast_column(name, exact)
     return dataset
 
 
-__all__ = ["Mask", "Picture", "exact_columns"]
+__all__ = ["Mask", "Picture", "exact_columns", "page_of"]

@@ -1,4 +1,4 @@
-"""Masks of any usual PNG, BMP or TIFF kind, brought to one form; for pictures see `pixels`."""
+"""Masks of any usual PNG, BMP or TIFF kind, brought to one form, and arrays; for files of pictures see `pixels`."""
 
 import io
 import os
@@ -8,11 +8,16 @@ import numpy as np
 import PIL.Image
 import PIL.ImageOps
 
-from .pixels import ImageError, load_image, load_orientation, open_image, require_one_page
+from .pixels import ImageError, choose_page, load_image, load_orientation, open_image
 
 
 SHOWN_VALUES = 10
 MAX_VALUE = 2**31 - 1  # of a mask
+ONE_PAGE = (
+    "save the page to use as a file of its own, the second by tifffile.imwrite('page.tif', "
+    "tifffile.imread('stack.tif', key=1)) (of a mask with a page for each class: one page, whose values are the "
+    "numbers of the classes)"
+)
 LOSSY = ("JPEG", "MPO", "JPEG2000", "AVIF")
 
 
@@ -29,7 +34,7 @@ def require_exact_values(mask: PIL.Image.Image):
     Raises:
         ImageError: if it is such a mask; a `ValueError`.
     """
-    require_one_page(mask)
+    choose_page(mask, fix=ONE_PAGE)
     if mask.format in ("PNG", "WEBP") and getattr(mask, "is_animated", False):
         raise InexactMaskError(
             f"The mask is an animation of {mask.n_frames} frames, and only the first would be read; save that of the "
@@ -74,13 +79,14 @@ def require_readable(stored: dict, is_mask: bool):
             require_exact_values(opened)
 
 
-def decode(stored: dict, is_mask: bool) -> PIL.Image.Image:
+def decode(stored: dict, is_mask: bool, tiff_page: int | None = None) -> PIL.Image.Image:
     """
     Reads an image file or a mask, as it is stored, into memory.
 
     Args:
         stored (`dict`): `bytes` and `path`; a path without bytes is that of a file here.
         is_mask (`bool`): whether its values must be exact, and are kept as they are.
+        tiff_page (`int`, *optional*): of an image, see [`choose_page`].
 
     Returns:
         `PIL.Image.Image`: upright; an image as [`load_image`] gives it, a mask in the file's own mode.
@@ -92,12 +98,40 @@ def decode(stored: dict, is_mask: bool) -> PIL.Image.Image:
     content, path = stored.get("bytes"), stored.get("path")
     with open_image(path if content is None else io.BytesIO(content)) as opened:
         if not is_mask:
-            return load_image(opened, name=path)
+            return load_image(opened, path, tiff_page)
         require_exact_values(opened)
         orientation = load_orientation(opened)
         upright = PIL.ImageOps.exif_transpose(opened)
         upright.orientation = orientation
         return upright
+
+
+def array_to_image(array: np.ndarray) -> PIL.Image.Image:
+    """
+    An array as a picture for [`to_rgb`].
+
+    Args:
+        array (`np.ndarray`): uint8 or uint16, gray (height, width) or (height, width, 1), or red, green and blue
+            (height, width, 3); 0 to 255 or 0 to 65535.
+
+    Raises:
+        ImageError: if it has another type or shape.
+    """
+    fits = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (1, 3))
+    if array.dtype not in (np.uint8, np.uint16) or not fits or not array.size:
+        fix = "convert it"
+        if array.dtype.kind == "f":
+            fix = "multiply values of 0 to 1 by 255 and convert with .round().astype(np.uint8)"
+        raise ImageError(
+            f"An array is {array.dtype} of shape {array.shape}, but uint8 (0 to 255) or uint16 (0 to 65535) is "
+            f"needed, gray (height, width) or red, green and blue (height, width, 3): {fix}."
+        )
+    array = array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array
+    if array.dtype == np.uint8 or array.ndim == 2:
+        return PIL.Image.fromarray(np.ascontiguousarray(array))
+    image = PIL.Image.fromarray((array >> 8).astype(np.uint8))
+    image.low_bytes = PIL.Image.fromarray((array & 255).astype(np.uint8))
+    return image
 
 
 def mask_to_array(mask: PIL.Image.Image) -> np.ndarray:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from datasets import Dataset
 
-from ..utils.arguments import argument
+from ..utils.arguments import argument, check_values
 from .checks import CheckReport, check_data
 from .columns import exact_columns
 from .overlap import find_overlap
@@ -106,11 +106,18 @@ class DataArguments:
     skip_bad_files: bool = argument(
         False, "Leave unusable files out and list them; of a stream, images and shards when their turn comes."
     )
+    tiff_page: int | None = argument(
+        None,
+        "Page of TIFF images to read, 0 for the first, as Pillow and tifffile count; where a model is given, default: "
+        "the one it was trained on. Files of several pages are refused without; masks have one page.",
+        interval="[0, inf)",
+    )
     image_long_side: int | None = argument(
         None, "Scale images to this long side; default: as they are. Masks stay native.", common=True
     )
 
     def __post_init__(self):
+        check_values(self)
         if (self.data_dir is None) == (self.dataset_name is None):
             raise ValueError("Give either --data_dir (a folder of images and masks) or --dataset_name.")
         if self.dataset_name is not None and self.data_format is not None:
@@ -159,7 +166,9 @@ def find_data(arguments: DataArguments, image_column: str = "image", label_colum
             **selection,
         )
     data = _with_second_source(data, arguments)
-    return replace(data, **{name: exact_columns(dataset) for name, dataset in data.sets.items()})
+    return replace(
+        data, **{name: exact_columns(rows, tiff_page=arguments.tiff_page) for name, rows in data.sets.items()}
+    )
 
 
 def _with_second_source(data: SegmentationData, arguments: DataArguments) -> SegmentationData:
@@ -224,6 +233,23 @@ def with_class_indices(dataset: Dataset, data: SegmentationData, arguments: Data
     return dataset.with_transform(transform) if transform.maps else dataset
 
 
+def with_page_of(arguments: DataArguments, *configs) -> DataArguments:
+    """
+    The arguments with the page of TIFF files that models were trained on; where the arguments name one, the
+    configurations of the models, `configs`, get that. ValueError if models differ.
+    """
+    if arguments.tiff_page is not None:
+        for config in configs:
+            config.tiff_page = arguments.tiff_page
+    pages = {config.tiff_page for config in configs}
+    if len(pages) > 1:
+        raise ValueError(
+            f"The models were trained on the pages {', '.join(map(str, pages))} of TIFF files (None: on files of one "
+            "page): name the page to read with --tiff_page, or take models that were trained on the same."
+        )
+    return replace(arguments, tiff_page=pages.pop())
+
+
 def list_path(folder: str, kind: str) -> Path:
     """The list of the ids of one set of a run: "labeled", "unlabeled" or "validation"; may be missing."""
     path = Path(folder)
@@ -269,4 +295,5 @@ __all__ = [
     "load_data",
     "split_of_run",
     "with_class_indices",
+    "with_page_of",
 ]

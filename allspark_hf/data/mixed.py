@@ -16,7 +16,7 @@ from .device_photometry import pack_photometry
 from .geometry import crop_image, crop_label, draw_geometry, shown_pixels
 from .masks import CLASS_INDICES, MaskConvention, read_label
 from .photometry import apply_photometry, draw_photometry, to_pixel_values
-from .pixels import to_rgb
+from .pixels import PLAIN, Reading, to_rgb
 from .reading import read_or_replace
 from .streaming import StreamReader
 from .views import CHANNEL_BITS, STRONG, WEAK, View, draw_cutmix_box
@@ -142,7 +142,7 @@ class MixedDataset(Dataset):
         label_column (`str`): name of the mask column.
         on_bad_image (`str`): "stop" or "skip", see [`read_or_replace`].
         augment_on_device (`bool`): leave photometry and normalization to [`~device_photometry.finish_on_device`].
-        image_range (`list[int]`, *optional*): the model's, of images of 16 bits, see [`to_rgb`].
+        reading ([`Reading`]): how image files are read.
     """
 
     def __init__(
@@ -162,11 +162,11 @@ class MixedDataset(Dataset):
         label_column: str = "label",
         on_bad_image: str = "stop",
         augment_on_device: bool = False,
-        image_range: list[int] | None = None,
+        reading: Reading = PLAIN,
     ):
-        self.labeled = exact_columns(labeled, image_column, label_column)
-        self.unlabeled = exact_columns(unlabeled, image_column, label_column)
-        self.image_range = image_range
+        self.labeled = exact_columns(labeled, image_column, label_column, reading.tiff_page)
+        self.unlabeled = exact_columns(unlabeled, image_column, label_column, reading.tiff_page)
+        self.reading = reading
         self.has_truth = isinstance(unlabeled, datasets.Dataset) and label_column in unlabeled.column_names
         self.crop = crop
         self.seed = seed
@@ -250,7 +250,7 @@ class MixedDataset(Dataset):
 
     def _read(self, draw: Draw) -> tuple[Image.Image, np.ndarray | None]:
         example = (self.labeled if draw.labeled else self.unlabeled)[draw.row]
-        image = to_rgb(example[self.image_column], self.image_range)
+        image = to_rgb(example[self.image_column], self.reading)
         return image, self._label(example, image.size, draw) if draw.labeled or self.has_truth else None
 
     def _label(self, example: dict, size: tuple[int, int], draw: Draw) -> np.ndarray:

@@ -8,6 +8,7 @@ folder, and in the Space.
 import io
 import itertools
 import logging
+import mmap
 import os
 import re
 import sys
@@ -15,7 +16,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import PIL.BmpImagePlugin
@@ -39,11 +40,12 @@ SUBFILE, WIDTH, BITS, PHOTOMETRIC, IMAGEJ, ORIENTATION = 254, 256, 258, 262, 270
 BANDS, PLANES, SUB_IFDS, EXTRA_BANDS, SAMPLE_FORMAT = 277, 284, 330, 338, 339
 MAX_PAGES = 1000  # that are looked at
 NOT_A_PAGE = 0b101  # bits of SUBFILE: a reduced copy, a transparency mask
+_FIX = "name one with --tiff_page, 0 for the first (tiff_page in config.json), or save it as a file of its own"
 _UNREADABLE = (
     "The TIFF file has {bands} band{s} of {bits}-bit {kind}, which is no picture that can be read; save it as gray or "
     "RGB of 8 or 16 bits without a sign, of more bands those that are to be seen as red, green and blue."
 )
-_said: set[str] = set()
+_said = mmap.mmap(-1, 2)  # flags of lines, which workers that are forked share
 _lock = threading.Lock()
 
 
@@ -51,7 +53,24 @@ class ImageError(ValueError):
     """An image or mask that cannot be used as it is. The message is one sentence: what it is, and what to do."""
 
 
-def open_image(file: str | Path | BinaryIO, formats: Sequence[str] | None = None) -> PIL.Image.Image:
+class Reading(NamedTuple):
+    """How the image files of a data set are read, as the configuration of a model keeps it."""
+
+    image_range: Sequence[int] | None = None  # values of 16-bit pictures that become black and white; None: 0, 65535
+    tiff_page: int | None = None  # of TIFF files, from 0 on; None: a file of several pages is refused
+
+    @classmethod
+    def of(cls, config) -> "Reading":
+        """That of a model's configuration."""
+        return cls(*(getattr(config, name, None) for name in cls._fields))
+
+
+PLAIN = Reading()
+
+
+def open_image(
+    file: str | Path | BinaryIO, formats: Sequence[str] | None = None, tiff_page: int | None = None
+) -> PIL.Image.Image:
     """
     Opens a picture or a mask, nothing decoded.
 
@@ -59,9 +78,10 @@ def open_image(file: str | Path | BinaryIO, formats: Sequence[str] | None = None
         file (`str`, `Path` or `BinaryIO`): the file.
         formats (`Sequence[str]`, *optional*): names of Pillow's; default: all that Pillow reads by itself. For EPS it
             would start a program, Ghostscript, on the file.
+        tiff_page (`int`, *optional*): of [`choose_page`]; with `None`, any file is opened at its first.
 
     Raises:
-        ImageError: if it is of a format that is known and not read; a `ValueError`.
+        ImageError: if it is of a format that is known and not read, or has no such page; a `ValueError`.
         OSError: if the file cannot be opened, or is of no known format.
     """
     PIL.Image.init()
@@ -74,10 +94,12 @@ def open_image(file: str | Path | BinaryIO, formats: Sequence[str] | None = None
         raise ImageError(reason) from error
     if isinstance(image, PIL.BmpImagePlugin.BmpImageFile):
         _read_bmp_as_stored(image)
+    if tiff_page is not None:
+        choose_page(image, tiff_page)
     return image
 
 
-def load_image(image: PIL.Image.Image, name: str | None = None) -> PIL.Image.Image:
+def load_image(image: PIL.Image.Image, name: str | None = None, tiff_page: int | None = None) -> PIL.Image.Image:
     """
     Decodes an image file to an upright picture in memory, with what [`to_rgb`] needs to know of the file.
 
@@ -88,6 +110,7 @@ def load_image(image: PIL.Image.Image, name: str | None = None) -> PIL.Image.Ima
     Args:
         image (`PIL.Image.Image`): of [`open_image`]; one that is no file any more is only turned upright.
         name (`str`, *optional*): what to call it in the log; by default its path.
+        tiff_page (`int`, *optional*): of [`choose_page`].
 
     Returns:
         `PIL.Image.Image`: upright, in the file's mode. 16-bit colors, of which Pillow keeps 8 bits, have their lower
@@ -95,13 +118,13 @@ def load_image(image: PIL.Image.Image, name: str | None = None) -> PIL.Image.Ima
         by which it was turned.
 
     Raises:
-        ImageError: if the file has several pages, or 16-bit colors that Pillow cannot read.
+        ImageError: if [`choose_page`] refuses the file, or it has 16-bit colors that Pillow cannot read.
         OSError: or another error of Pillow's, if the file is damaged.
     """
     low = getattr(image, "low_bytes", None)
     if isinstance(image, PIL.ImageFile.ImageFile):
         name = name or str(getattr(image, "filename", "") or "An image")
-        require_one_page(image)
+        choose_page(image, tiff_page)
         _say_of_frames(image, name)
         bands = _keep_stored_colors(image)
         low = _low_bytes(image)
@@ -126,7 +149,7 @@ def load_orientation(image: PIL.Image.Image) -> int:
     return orientation or image.getexif().get(ORIENTATION) or 1
 
 
-def to_rgb(image: PIL.Image.Image, image_range: Sequence[int] | None = None) -> PIL.Image.Image:
+def to_rgb(image: PIL.Image.Image, reading: Reading = PLAIN) -> PIL.Image.Image:
     """
     Converts a picture to 8-bit RGB, the way a person sees it: upright by its EXIF orientation, 16-bit values scaled
     instead of being cut, white behind transparent pixels. A picture that is 8-bit RGB already stays as it is.
@@ -134,8 +157,7 @@ def to_rgb(image: PIL.Image.Image, image_range: Sequence[int] | None = None) -> 
     Args:
         image (`PIL.Image.Image`): a picture of mode 1, L, LA, P, PA, RGB, RGBA, CMYK, YCbCr, HSV, LAB, I;16 (any byte
             order) or I, of [`open_image`], [`load_image`] or in memory. Mode I must hold 16-bit values, 0 to 65535.
-        image_range (`Sequence[int]`, *optional*): the values of 16-bit pictures that become black and white,
-            `config.image_range` of a model. `None` stands for 0 and 65535. 8-bit pictures do not need it.
+        reading ([`Reading`], *optional*): of a model; the page counts for a file that is not decoded yet.
 
     Returns:
         `PIL.Image.Image`: mode RGB, 0 to 255, upright.
@@ -144,14 +166,14 @@ def to_rgb(image: PIL.Image.Image, image_range: Sequence[int] | None = None) -> 
         ImageError: if the picture holds floating-point values, or integers outside 0 to 65535, or [`load_image`]
             refuses it; a `ValueError`.
     """
-    image = image if hasattr(image, "orientation") else load_image(image)
+    image = image if hasattr(image, "orientation") else load_image(image, tiff_page=reading.tiff_page)
     values = deep_values(image)
     if values is None:
         if not image.has_transparency_data:
             return image.convert("RGB")
         image = image.convert("RGBA")
         return PIL.Image.alpha_composite(PIL.Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    scaled = _scale_table(*(FULL_RANGE if image_range is None else image_range))[values]
+    scaled = _scale_table(*(reading.image_range or FULL_RANGE))[values]
     scaled = np.broadcast_to(scaled if scaled.ndim == 3 else scaled[..., None], (*values.shape[:2], 3))
     transparent = image.info.get("transparency")
     if isinstance(transparent, (int, tuple)):  # a value of 16 bits
@@ -164,41 +186,12 @@ def to_rgb(image: PIL.Image.Image, image_range: Sequence[int] | None = None) -> 
     return PIL.Image.alpha_composite(PIL.Image.new("RGBA", image.size, "white"), rgb).convert("RGB")
 
 
-def array_to_image(array: np.ndarray) -> PIL.Image.Image:
-    """
-    An array as a picture for [`to_rgb`].
-
-    Args:
-        array (`np.ndarray`): uint8 or uint16, gray (height, width) or (height, width, 1), or red, green and blue
-            (height, width, 3); 0 to 255 or 0 to 65535.
-
-    Raises:
-        ImageError: if it has another type or shape.
-    """
-    fits = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (1, 3))
-    if array.dtype not in (np.uint8, np.uint16) or not fits or not array.size:
-        fix = "convert it"
-        if array.dtype.kind == "f":
-            fix = "multiply values of 0 to 1 by 255 and convert with .round().astype(np.uint8)"
-        raise ImageError(
-            f"An array is {array.dtype} of shape {array.shape}, but uint8 (0 to 255) or uint16 (0 to 65535) is "
-            f"needed, gray (height, width) or red, green and blue (height, width, 3): {fix}."
-        )
-    array = array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array
-    if array.dtype == np.uint8 or array.ndim == 2:
-        return PIL.Image.fromarray(np.ascontiguousarray(array))
-    image = PIL.Image.fromarray((array >> 8).astype(np.uint8))
-    image.low_bytes = PIL.Image.fromarray((array & 255).astype(np.uint8))
-    return image
-
-
 def deep_values(image: PIL.Image.Image) -> np.ndarray | None:
     """
     The 16-bit values of a picture of [`load_image`].
 
     Returns:
-        `np.ndarray`: uint16 (height, width), gray, or (height, width, 3), red, green and blue; `None` of a picture of
-        8 bits.
+        `np.ndarray`: uint16 (height, width), gray, or (height, width, 3), red, green and blue; `None` of 8 bits.
 
     Raises:
         ImageError: if it holds floating-point values, or integers outside 0 to 65535.
@@ -230,36 +223,47 @@ def _scale_table(black: int, white: int) -> np.ndarray:
     return (((values - black) * 510 + span) // (2 * span)).astype(np.uint8)
 
 
-def require_one_page(image: PIL.Image.Image):
+def choose_page(image: PIL.Image.Image, page: int | None = None, fix: str = _FIX):
     """
-    Refuses a TIFF file of several pages, of which Pillow reads the first. Reduced copies (the levels of a pyramid)
-    and transparency masks are no pages. An image whose page was chosen, with `seek`, passes.
+    Turns a TIFF file to a page, counted from 0 as Pillow and tifffile do; without one, a file of several is refused,
+    of which Pillow reads the first. Reduced copies (the levels of a pyramid) and transparency masks are no pages. A
+    file of another format, and one that was turned already, with `seek`, stays as it is.
+
+    Args:
+        image (`PIL.Image.Image`): of [`open_image`].
+        page (`int`, *optional*): to turn to.
+        fix (`str`, *optional*): what to do where a file has several.
 
     Raises:
-        ImageError: if it has several.
+        ImageError: if it has several, or not this one.
     """
     file = getattr(image, "fp", None)
     if image.format != "TIFF" or file is None or file.closed or image.tell():
         return
-    pages = list(itertools.islice(_tiff_pages(file), MAX_PAGES))
-    full = [page for page in pages if not page.get(SUBFILE, 0) & NOT_A_PAGE]
+    pages = dict(itertools.islice(_tiff_pages(file), MAX_PAGES if page is None else page + 2))
+    full = [number for number, tags in pages.items() if not tags.get(SUBFILE, 0) & NOT_A_PAGE]
+    if not full and SUB_IFDS not in pages.get(0, ()):
+        full = [0]  # said to be reduced, but there is no other
+    if page in full:
+        return image.seek(page)
+    if page is not None:
+        there = ", ".join(map(str, full[:5])) + ", ..." * (len(full) > 5)
+        raise ImageError(
+            f"The TIFF file has no page {page}: counted from 0, it has {there or 'none'}; give a --tiff_page that all "
+            "TIFF files have (tiff_page in config.json), or leave this one out."
+        )
     stack = re.match(r"ImageJ=.*?^images=(\d+)", str(pages[0].get(IMAGEJ, "")), re.DOTALL | re.MULTILINE)
     count = max(len(full), int(stack[1]) if stack else 0)
     if count > 1:
+        raise ImageError(f"The TIFF file has {count} pages, and only the first would be read; {fix}.")
+    if full != [0]:
         raise ImageError(
-            f"The TIFF file has {count} pages, and only the first would be read; save the page to use as a file of "
-            "its own, the second by tifffile.imwrite('page.tif', tifffile.imread('stack.tif', key=1)) (of a mask "
-            "with a page for each class: one page, whose values are the numbers of the classes)."
-        )
-    if full[:1] != pages[:1] and (full or SUB_IFDS in pages[0]):
-        raise ImageError(
-            "The first page of the TIFF file is a reduced copy of the picture, and it would be read; save the full "
-            "picture as a file of its own."
+            "The first page of the TIFF file is a reduced copy, and would be read; save the picture alone."
         )
 
 
-def _tiff_pages(file: BinaryIO) -> Iterator[dict]:
-    """The tags of every page, whether or not Pillow can decode it; what follows a damaged one is passed over."""
+def _tiff_pages(file: BinaryIO) -> Iterator[tuple[int, dict]]:
+    """Number and tags of every page, even if Pillow cannot decode it; what follows a damaged one is passed over."""
     file.seek(0)
     header = file.read(8)
     header += file.read(8) if b"+" in header[2:4] else b""  # BigTIFF
@@ -274,7 +278,7 @@ def _tiff_pages(file: BinaryIO) -> Iterator[dict]:
         except Exception:  # Pillow raises nearly anything
             return
         if WIDTH in directory:
-            yield tags | dict.fromkeys({SUB_IFDS} & set(directory))
+            yield len(seen) - 2, tags | dict.fromkeys({SUB_IFDS} & set(directory))
 
 
 def _why_unknown(file: str | Path | BinaryIO) -> str | None:
@@ -290,7 +294,7 @@ def _why_unknown(file: str | Path | BinaryIO) -> str | None:
         return "The file is JPEG XL, which Pillow does not read; save it as JPEG or PNG."
     if start[:4] not in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+") or len(start) < 16:
         return None
-    page = next(_tiff_pages(file), None)
+    _, page = next(_tiff_pages(file), (0, None))
     if page is None:
         return None
     bits, bands = page.get(BITS, (1,)), page.get(BANDS, 1)
@@ -374,25 +378,20 @@ def _without_other_bands(image: PIL.Image.Image, bands: int, name: str) -> PIL.I
             image = image.convert(colors)
     if left_out > 0:
         _say_once(
-            "bands",
+            0,
             f"{name} has {bands} bands, of which {left_out} {'is' if left_out == 1 else 'are'} left out: only colors "
-            "are read, and opacity, which in TIFF and JPEG 2000 is a last band of nothing but 0 and 255. This is "
-            "said of the first such image only.",
+            "are read, and opacity, which in TIFF and JPEG 2000 is a last band of nothing but 0 and 255.",
         )
     return image
 
 
 def _say_of_frames(image: PIL.Image.Image, name: str):
     if image.format in ("GIF", "PNG", "WEBP", "AVIF") and getattr(image, "is_animated", False) and not image.tell():
-        _say_once(
-            "frames",
-            f"{name} is an animation of {image.n_frames} frames, of which the first is read. This is said of the "
-            "first such image only.",
-        )
+        _say_once(1, f"{name} is an animation of {image.n_frames} frames, of which the first is read.")
 
 
-def _say_once(kind: str, sentence: str):
+def _say_once(line: int, sentence: str):
     with _lock:
-        if kind not in _said:
-            _said.add(kind)
-            logger.warning(sentence)
+        if not _said[line]:
+            _said[line] = 1
+            logger.warning("%s This is said of the first such image only.", sentence)

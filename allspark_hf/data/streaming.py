@@ -14,7 +14,7 @@ from torch.utils.data import get_worker_info
 from ..utils.text import one_line
 from .columns import Picture
 from .lanes import Bookmark, Lanes
-from .pixels import to_rgb
+from .pixels import PLAIN, Reading, to_rgb
 from .reading import MAX_REPLACED, require_columns
 from .shards import name_of_shard, require_end
 
@@ -43,7 +43,7 @@ class StreamReader:
         buffer_size (`int`): images of a block, held as they are stored; with 0 or 1 every pass has the dataset's own
             order.
         image_column (`str`): name of the image column.
-        image_range (`list[int]`, *optional*): the model's, of images of 16 bits, see [`to_rgb`].
+        reading ([`Reading`]): how image files are read.
         on_bad_image (`str`): "stop", or "skip" to go on with the lane's next image, or next shard, and count it.
         bookmarks (`dict[int, Bookmark]`, *optional*): where the lanes of this process go on; kept as it is, so that
             workers that start later find later ones.
@@ -59,11 +59,11 @@ class StreamReader:
         seed: int,
         buffer_size: int = 1000,
         image_column: str = "image",
-        image_range: list[int] | None = None,
+        reading: Reading = PLAIN,
         on_bad_image: str = "stop",
         bookmarks: dict[int, Bookmark] | None = None,
     ):
-        self.image_range = image_range
+        self.reading = reading
         self.lanes = lanes
         self.seed = seed
         self.buffer_size = buffer_size
@@ -228,15 +228,15 @@ class StreamReader:
             self.bookmark = self.bookmark._replace(bad_shards=self.bookmark.bad_shards + 1)
 
     def _decode(self, stored, shard: int) -> PIL.Image.Image:
-        feature = Picture()
+        feature = Picture(tiff_page=self.reading.tiff_page)
         try:
             if stored is None:
                 raise ValueError("the entry is empty")
             if isinstance(stored, PIL.Image.Image):
-                return to_rgb(stored, self.image_range)
+                return to_rgb(stored, self.reading)
             if not isinstance(stored, dict):
                 stored = feature.encode_example(stored)  # a path, or encoded bytes
-            return to_rgb(feature.decode_example(stored, token_per_repo_id=self._tokens), self.image_range)
+            return to_rgb(feature.decode_example(stored, token_per_repo_id=self._tokens), self.reading)
         # Broken files make Pillow raise nearly anything, among others SyntaxError and struct.error.
         except Exception as error:
             path = (stored.get("path") if isinstance(stored, dict) else None) or "without a path"
@@ -277,9 +277,9 @@ def _require_column(name: str, present: Iterable[str]):
     require_columns([name], present, "The stream of unlabeled images", f"{fix}--unlabeled_image_column_name)")
 
 
-def read_first_image(dataset: datasets.IterableDataset, image_column: str, on_bad_image: str = "stop"):
+def read_first_image(dataset: datasets.IterableDataset, image_column: str, reading: Reading, on_bad_image: str):
     """Reads one image of a stream; raises ValueError if there is none, or it is unreadable."""
-    StreamReader(dataset, Lanes(1, 1), 0, buffer_size=0, image_column=image_column, on_bad_image=on_bad_image)[0]
+    StreamReader(dataset, Lanes(1, 1), 0, 0, image_column, reading, on_bad_image)[0]
 
 
 def whole_steps(args) -> int:

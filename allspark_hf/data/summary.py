@@ -5,13 +5,14 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from weakref import WeakKeyDictionary
 
 import datasets
 import numpy as np
 import PIL.Image
 
-from .columns import Mask
+from .columns import Mask, page_of
 from .images import mask_to_array, open_image
 from .masks import MaskConvention, binary_sentence
 from .pixels import deep_values, load_image
@@ -53,7 +54,7 @@ def _value_ranges(dataset: datasets.Dataset, image_column: str) -> tuple[tuple[i
     """[`value_range`] of each row's image; None of one with 8 bits, which is not decoded, or that cannot be read."""
     known = _RANGES.setdefault(dataset, {})
     if image_column not in known:
-        known[image_column] = _look(dataset, image_column, _range)
+        known[image_column] = _look(dataset, image_column, partial(_range, tiff_page=page_of(dataset, image_column)))
     return known[image_column]
 
 
@@ -61,7 +62,7 @@ def image_sizes(dataset: datasets.Dataset, image_column: str = "image") -> tuple
     """(width, height) of each row's image as stored, nothing decoded; None where it cannot be read, or is not here."""
     known = _SIZES.setdefault(dataset, {})
     if image_column not in known:
-        known[image_column] = _look(dataset, image_column, _size)
+        known[image_column] = _look(dataset, image_column, partial(_size, tiff_page=page_of(dataset, image_column)))
     return known[image_column]
 
 
@@ -197,21 +198,21 @@ def _look(dataset: datasets.Dataset, column: str, find: Callable) -> tuple:
         return tuple(pool.map(look, range(len(dataset))))
 
 
-def _size(image) -> tuple[int, int] | None:
+def _size(image, tiff_page: int | None) -> tuple[int, int] | None:
     if not isinstance(image, dict):
         return image.size if isinstance(image, PIL.Image.Image) else None
     content, path = image.get("bytes"), image.get("path")
-    with open_image(path if content is None else io.BytesIO(content)) as opened:
+    with open_image(path if content is None else io.BytesIO(content), tiff_page=tiff_page) as opened:
         return opened.size
 
 
-def _range(image) -> tuple[int, int] | None:
+def _range(image, tiff_page: int | None) -> tuple[int, int] | None:
     if not isinstance(image, dict):
         return _range_of(image) if isinstance(image, PIL.Image.Image) else None
     content, path = image.get("bytes"), image.get("path")
-    with open_image(path if content is None else io.BytesIO(content)) as opened:
+    with open_image(path if content is None else io.BytesIO(content), tiff_page=tiff_page) as opened:
         deep = opened.mode.startswith("I") or any("16" in str(tile.args) for tile in opened.tile)
-        return _range_of(load_image(opened)) if deep else None
+        return _range_of(load_image(opened, tiff_page=tiff_page)) if deep else None
 
 
 def _range_of(picture: PIL.Image.Image) -> tuple[int, int] | None:

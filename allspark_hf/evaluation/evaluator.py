@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from ..data.columns import exact_columns
 from ..data.masks import CLASS_INDICES, MaskConvention, read_label
-from ..data.pixels import to_rgb
+from ..data.pixels import PLAIN, Reading, to_rgb
 from ..data.reading import read_or_replace
 from ..models.upsampling import cross_entropy_sum
 from .arguments import EvaluationArguments, eval_crop
@@ -33,7 +33,7 @@ class EvaluationDataset(Dataset):
         masks ([`MaskConvention`]): what the values of the masks mean.
         image_column (`str`): name of the image column.
         label_column (`str`): name of the mask column.
-        image_range (`list[int]`, *optional*): the model's, of images of 16 bits, see [`to_rgb`].
+        reading ([`Reading`]): how image files are read.
     """
 
     def __init__(
@@ -44,10 +44,10 @@ class EvaluationDataset(Dataset):
         masks: MaskConvention = CLASS_INDICES,
         image_column: str = "image",
         label_column: str = "label",
-        image_range: list[int] | None = None,
+        reading: Reading = PLAIN,
     ):
-        self.dataset = exact_columns(dataset, image_column, label_column)
-        self.image_range = image_range
+        self.dataset = exact_columns(dataset, image_column, label_column, reading.tiff_page)
+        self.reading = reading
         self.image_processor = image_processor
         self.num_labels = num_labels
         self.masks = masks
@@ -58,9 +58,9 @@ class EvaluationDataset(Dataset):
     def of(
         cls, dataset: datasets.Dataset, image_processor, config, image_column="image", label_column="label"
     ) -> "EvaluationDataset":
-        """With classes, convention of masks and range of images of a model's configuration."""
-        masks = MaskConvention.of(config)
-        return cls(dataset, image_processor, config.num_labels, masks, image_column, label_column, config.image_range)
+        """With classes, convention of masks and reading of images of a model's configuration."""
+        of_config = MaskConvention.of(config), image_column, label_column, Reading.of(config)
+        return cls(dataset, image_processor, config.num_labels, *of_config)
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -78,7 +78,7 @@ class EvaluationDataset(Dataset):
 
     def _read(self, row: int) -> dict[str, torch.Tensor]:
         example = self.dataset[row]
-        image = to_rgb(example[self.image_column], self.image_range)
+        image = to_rgb(example[self.image_column], self.reading)
         where = f"row {row}" + (f" ({example['id']})" if "id" in example else "")
         label = read_label(example[self.label_column], image.size, self.num_labels, self.masks, where)
         pixel_values = self.image_processor(images=image, return_tensors="pt")["pixel_values"][0]

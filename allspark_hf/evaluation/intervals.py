@@ -1,5 +1,6 @@
 """How sure a score, or a difference of two models, is: IoU of validation images drawn with replacement (bootstrap)."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -19,7 +20,7 @@ class Interval(NamedTuple):
 
 
 class Score(NamedTuple):
-    """An IoU or mIoU and the ends of its interval, each in [0, 1]."""
+    """An IoU or mIoU in [0, 1], or a gain of it, and the ends of its interval."""
 
     value: float
     low: float
@@ -59,6 +60,39 @@ def difference_interval(first: np.ndarray, second: np.ndarray, seed: int = 0) ->
     return Interval(difference, *_ends(drawn))
 
 
+def margin_interval(
+    first: np.ndarray,
+    second: np.ndarray,
+    baseline: tuple[np.ndarray, np.ndarray] | None = None,
+    seed: int = 0,
+) -> Interval:
+    """
+    The 95 % interval of a margin: a model's mIoU on some images minus its mIoU on other ones, drawn independently.
+
+    Args:
+        first (`np.ndarray`): int64 (images, 3, num_labels), of [`image_counts`], at least one image.
+        second (`np.ndarray`): int64 (other images, 3, num_labels), likewise.
+        baseline (`tuple[np.ndarray, np.ndarray]`, *optional*):
+            `first` and `second` of another model, the images in the same order: its margin is subtracted, with the
+            same draws.
+        seed (`int`, *optional*, defaults to 0): of the draws.
+
+    Raises:
+        ValueError: if the baseline's shapes differ.
+    """
+    pairs = [(first, second)] if baseline is None else [(first, second), baseline]
+    shapes = [[counts.shape for counts in pair] for pair in pairs]
+    if shapes[0] != shapes[-1]:
+        raise ValueError(f"The models have counts of the shapes {shapes[0]} and {shapes[1]}: give the same images.")
+    rng = np.random.default_rng(seed)  # one for both: with a seed each, two sets of one size would be drawn alike
+    weights = [_draws(len(counts), rng) for counts in (first, second)]
+    whole = [np.ones((1, len(counts)), dtype=np.int64) for counts in (first, second)]
+    value, drawn = ([_mean_iou(w[0], a) - _mean_iou(w[1], b) for a, b in pairs] for w in (whole, weights))
+    if baseline is not None:
+        value, drawn = [value[0] - value[1]], [drawn[0] - drawn[1]]
+    return Interval(value[0].item(), *_ends(drawn[0]))
+
+
 def score_intervals(counts: np.ndarray, count_absent: bool = False, seed: int = 0) -> tuple[Score, list[Score | None]]:
     """
     The 95 % intervals of a model's scores, of which the choice of images is the only source.
@@ -79,7 +113,33 @@ def score_intervals(counts: np.ndarray, count_absent: bool = False, seed: int = 
     return mean, [None if np.isnan(iou) else Score(float(iou), *_ends(drawn[:, k])) for k, iou in enumerate(whole)]
 
 
-def _draws(num_images: int, seed: int) -> np.ndarray:
+def seeds_interval(
+    models: Sequence[np.ndarray], baselines: Sequence[np.ndarray] | None = None, seed: int = 0
+) -> Score:
+    """
+    The mean over trainings of one recipe with several seeds, or of their gains, and its 95 % interval: images and
+    trainings are drawn with replacement, images the same for all. With three seeds it is rather too narrow.
+
+    Args:
+        models (`Sequence[np.ndarray]`): of each training int64 (images, 3, num_labels), of [`image_counts`].
+        baselines (`Sequence[np.ndarray]`, *optional*):
+            of other trainings with the same seeds and images: then the gain over them instead.
+        seed (`int`, *optional*, defaults to 0): of the draws.
+
+    Returns:
+        [`Score`]: mIoU in [0, 1], or the gain in [-1, 1].
+    """
+    images = _draws(len(models[0]), seed)
+    everything = np.ones((1, len(models[0])), dtype=np.int64)
+    drawn, whole = (np.stack([_mean_iou(rows, counts) for counts in models]) for rows in (images, everything))
+    if baselines is not None:
+        drawn -= np.stack([_mean_iou(images, counts) for counts in baselines])
+        whole -= np.stack([_mean_iou(everything, counts) for counts in baselines])
+    trainings = _draws(len(models), seed + 1) / len(models)
+    return Score(whole.mean().item(), *_ends((trainings.T * drawn).sum(axis=0)))
+
+
+def _draws(num_images: int, seed: int | np.random.Generator) -> np.ndarray:
     """int64 (samples, images): how often each image is drawn."""
     return np.random.default_rng(seed).multinomial(num_images, np.full(num_images, 1 / num_images), size=SAMPLES)
 
@@ -121,4 +181,13 @@ def verdict(interval: Interval, num_images: int, what: str = "the unlabeled imag
     return f"Whether {what} helped, {images} cannot tell: {points}, which includes 0."
 
 
-__all__ = ["Interval", "Score", "difference_interval", "image_counts", "score_intervals", "verdict"]
+__all__ = [
+    "Interval",
+    "Score",
+    "difference_interval",
+    "image_counts",
+    "margin_interval",
+    "score_intervals",
+    "seeds_interval",
+    "verdict",
+]

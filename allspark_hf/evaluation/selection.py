@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from datasets import Dataset, concatenate_datasets
 
-from ..data import DataArguments, find_data, split_of_run, with_class_indices
+from ..data import DataArguments, find_data, split_of_run, with_class_indices, with_page_of
 from ..data.images import require_readable
 from ..data.loading import held_out_in_run
 from ..data.overlap import row_name, undecoded
@@ -17,8 +17,9 @@ EVALUATION_SPLITS = ("labeled", "unlabeled", "validation", "all")
 
 def fit_to_model(data_arguments: DataArguments, config, long_side: int | None) -> DataArguments:
     """
-    The data arguments with the model's ignore index. Its mask values need no option: [`read_label`] takes them from
-    the configuration where neither the arguments nor the data set say what the masks hold.
+    The data arguments with the model's ignore index and page of TIFF files. Its mask values need no option:
+    [`read_label`] takes them from the configuration where neither the arguments nor the data set say what the masks
+    hold.
 
     Args:
         data_arguments ([`DataArguments`]): as given.
@@ -46,7 +47,7 @@ def fit_to_model(data_arguments: DataArguments, config, long_side: int | None) -
         raise ValueError(
             "skip_bad_files would leave images out of the score: correct or remove the files, and leave it out."
         )
-    return replace(data_arguments, ignore_index=ignored)
+    return with_page_of(replace(data_arguments, ignore_index=ignored), config)
 
 
 def select_split(

@@ -213,7 +213,7 @@ def write_for_transformers_js(
     fields = {name: stored[name] for name in SegformerConfig().to_dict() if name in stored}
     fields |= {
         name: stored[name]
-        for name in ("id2label", "label2id", "palette", "image_range")
+        for name in ("id2label", "label2id", "palette", "image_range", "tiff_page")
         if stored.get(name) is not None
     }
     fields |= {

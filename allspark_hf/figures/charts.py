@@ -25,29 +25,32 @@ LINES = ("-", "--")
 
 
 def draw_error_by_set(arrays: Mapping[str, np.ndarray], style: Style) -> "Figure":
-    """Figure 1c from the arrays of [`error_by_set`]: error in percent by model and set, with the margins."""
-    error, margin = 100 * arrays["error"], 100 * arrays["margin"]
+    """Figure 1c from the arrays of [`error_by_set`]: error in percent by model and set, margins, their intervals."""
+    error, margin, ends = (100 * arrays[name] for name in ("error", "margin", "margin_ends"))
+    whiskers = np.stack([margin - ends[..., 0], ends[..., 1] - margin]).clip(min=0)  # (2, models, sets)
     *first, last = arrays["sets"]
-    figure = new_figure(4.0, f"Error on {', '.join(first)} and {last} images" if first else f"Error on {last} images")
-    axes = figure.subplots()
     num_models, num_sets = error.shape
+    title = f"Error on {', '.join(first)} and {last} images" if first else f"Error on {last} images"
+    figure = new_figure(1.1 + 0.2 * num_models * (num_sets + 1), title)
+    axes = figure.subplots()
     places, width = np.arange(num_models), 0.8 / num_sets
     for index, (name, count) in enumerate(zip(arrays["sets"], arrays["num_images"], strict=True)):
-        x = places + (index - (num_sets - 1) / 2) * width
+        y = places + (index - (num_sets - 1) / 2) * width
         color, label = style.series[index], f"{name} ({count} images)"
-        bars = axes.bar(x, error[:, index], 0.92 * width, color=color, label=label)
+        of_margin = {"xerr": whiskers[:, :, index], "ecolor": style.foreground, "capsize": 2} if index else {}
+        bars = axes.barh(y, error[:, index], 0.92 * width, color=color, label=label, **of_margin)
         texts = [f"{value:.1f}" for value in error[:, index]]
         if index:
-            texts = [f"{text}\n({gap:+.1f})" for text, gap in zip(texts, margin[:, index], strict=True)]
+            texts = [f"{text} ({gap:+.1f})" for text, gap in zip(texts, margin[:, index], strict=True)]
         # Its own background keeps grid lines out of the number.
         axes.bar_label(bars, texts, padding=3, bbox={"facecolor": style.background, "edgecolor": "none", "pad": 0.6})
-    axes.hlines(error[:, 0], places - 0.4, places + 0.4, color=style.foreground, linewidth=1, linestyle=":")
-    axes.set_xticks(places, arrays["models"])
-    axes.set_xlim(-0.6, num_models - 0.4)
-    axes.set_ylim(0, 1.18 * max(error.max(), 1))
-    axes.set_ylabel("error, 100 - mIoU (%)")
-    axes.grid(axis="y")
-    axes.set_xlabel(f"In brackets: margin to the {arrays['sets'][0]} images (dotted line)")
+    axes.vlines(error[:, 0], places - 0.4, places + 0.4, color=style.foreground, linewidth=1, linestyle=":")
+    axes.set_yticks(places, arrays["models"])
+    axes.set_ylim(num_models - 0.4, -0.6)  # the first model on top
+    axes.set_xlim(0, 1.18 * max((error + whiskers[1]).max(), 1))
+    axes.grid(axis="x")
+    brackets = f"In brackets: margin to the {arrays['sets'][0]} images (dotted line)"
+    axes.set_xlabel(f"error, 100 - mIoU (%)\n{brackets}, with its 95 % interval over images")
     figure.legend(loc="outside lower center", ncols=num_sets)
     return figure
 

@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 from ..data.geometry import PADDING_COLOR
 from ..data.masks import MaskConvention, read_label
 from ..data.photometry import to_pixel_values
-from ..data.pixels import to_rgb
+from ..data.pixels import Reading, to_rgb
 
 
 @dataclass
@@ -49,7 +49,7 @@ def crop_row(images: Sequence[dict], row: int, image_processor, config) -> Cente
     """
     example = images[row]
     mask, masks = example.get("label"), MaskConvention.of(config)
-    picture = to_rgb(example["image"], config.image_range)
+    picture = to_rgb(example["image"], Reading.of(config))
     label = Image.new("L", picture.size, masks.ignore_index)
     if mask is not None:
         label = Image.fromarray(read_label(mask, picture.size, config.num_labels, masks, "an image to draw"))

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from ..data.summary import require_known_values
 from ..evaluation.arguments import EvaluationArguments
 from ..evaluation.evaluator import Evaluation, EvaluationDataset
+from ..evaluation.intervals import margin_interval
 from .crops import class_names
 
 
@@ -27,8 +28,10 @@ def error_by_set(models: Mapping[str, tuple[PreTrainedModel, object]], sets: Map
 
     Returns:
         `dict`: `models` str (models,), `sets` str (sets,), `num_images` int64 (sets,), `class_names` str
-        (num_labels,), `counts` int64 (models, sets, true class, predicted class), and as float64 (models, sets)
-        `mean_iou` in [0, 1], `error` = 1 - mean IoU and `margin` = error - error on the first set.
+        (num_labels,), `counts` int64 (models, sets, true class, predicted class), `by_image` int64 (models, images, 3,
+        num_labels), the [`image_counts`] of one set after the other, as float64 (models, sets) `mean_iou` in [0, 1],
+        `error` = 1 - mean IoU and `margin` = error - error on the first set, and as float64 (models, sets, 2)
+        `margin_ends`, the ends of the margin's 95 % interval over images (0 for the first set).
 
     Raises:
         ValueError: if there is no model or no set, a set has no image, the models' classes differ, or masks are not as
@@ -52,10 +55,18 @@ def error_by_set(models: Mapping[str, tuple[PreTrainedModel, object]], sets: Map
         "num_images": np.array([len(dataset) for dataset in sets.values()]),
         "class_names": first,
         "counts": np.array([[one.confusion.counts.cpu().numpy() for one in of_model] for of_model in evaluations]),
+        "by_image": np.array([[image for one in of_model for image in one.by_image] for of_model in evaluations]),
         "mean_iou": mean_iou,
         "error": 1 - mean_iou,
         "margin": mean_iou[:, :1] - mean_iou,
+        "margin_ends": np.array([_margin_ends(*of_model) for of_model in evaluations]),
     }
+
+
+def _margin_ends(first: Evaluation, *others: Evaluation) -> list[tuple[float, float]]:
+    """The ends of the intervals of the margins to the first set."""
+    counts = np.stack(first.by_image)
+    return [(0.0, 0.0), *(margin_interval(counts, np.stack(other.by_image))[1:] for other in others)]
 
 
 def _evaluate(model: PreTrainedModel, image_processor, dataset: Dataset, title: str) -> Evaluation:

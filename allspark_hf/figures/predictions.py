@@ -6,7 +6,7 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from ..data.masks import MaskConvention, read_label
-from ..data.pixels import to_rgb
+from ..data.pixels import Reading, to_rgb
 from ..inference.prediction import model_palette, predict_mask
 from .crops import class_names, row_ids
 
@@ -73,7 +73,7 @@ def compare_predictions(models: Mapping[str, tuple[PreTrainedModel, object]], im
         example = images[row]
         if example.get("label") is None:
             raise ValueError(f"The image {name} has no mask, which figure b shows as the truth: choose another image.")
-        picture = to_rgb(example["image"], getattr(config, "image_range", None))
+        picture = to_rgb(example["image"], Reading.of(config))
         truth = read_label(example["label"], picture.size, config.num_labels, masks, f"image {name}")
         predictions = [predict_mask(model, processor, example["image"]) for model, processor in models.values()]
         baselines = predictions[:-1] or [None]

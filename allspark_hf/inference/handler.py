@@ -35,10 +35,10 @@ from transformers.models.segformer.image_processing_pil_segformer import Segform
 
 
 try:
-    from ..data.pixels import ImageError, open_image, to_rgb
+    from ..data.pixels import ImageError, Reading, open_image, to_rgb
 except ImportError:  # in a repository, where it lies beside this file
     sys.path.insert(0, str(Path(__file__).parent))
-    from pixels import ImageError, open_image, to_rgb
+    from pixels import ImageError, Reading, open_image, to_rgb
 
 
 logger = logging.getLogger(__name__)
@@ -169,7 +169,7 @@ class EndpointHandler:
         if not image.width * image.height:
             raise BadRequest(f"The image has {image.width}x{image.height} pixels: send one with at least one pixel.")
         try:
-            return to_rgb(image, getattr(self.model.config, "image_range", None))
+            return to_rgb(image, Reading.of(self.model.config))
         except ImageError as error:
             raise BadRequest(str(error)) from error
         except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error and others
@@ -188,7 +188,7 @@ class EndpointHandler:
         if not inputs:
             raise BadRequest("The image has 0 bytes: send the content of an image file.")
         try:
-            return open_image(io.BytesIO(inputs), IMAGE_FORMATS)
+            return open_image(io.BytesIO(inputs), IMAGE_FORMATS, Reading.of(self.model.config).tiff_page)
         except ImageError as error:
             raise BadRequest(str(error)) from error
         except PIL.Image.DecompressionBombError as error:

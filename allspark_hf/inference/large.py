@@ -4,6 +4,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,20 +14,20 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
-from ..data.pixels import open_image
+from ..data.pixels import Reading, open_image
 from ..evaluation.arguments import PredictionArguments
 from ..evaluation.prediction import predict_logits
 from .handler import process_picture, require_finite
 from .prediction import model_palette
-from .raster import WindowedPicture, gdal, new_mask, require_plain
+from .raster import WindowedPicture, gdal, new_mask, open_page
 from .tiles import Span, blended_rows, tile_spans
 from .writers import whole_file
 
 
-def find_large(files: Sequence[Path], image_processor: BaseImageProcessor) -> list[int]:
+def find_large(files: Sequence[Path], image_processor: BaseImageProcessor, tiff_page: int | None = None) -> list[int]:
     """
     Which images are to be predicted in tiles: those of which Pillow warns that they are large, above 89 megapixels;
-    none if the image processor scales them down.
+    none if the image processor scales them down. Of TIFF files the page `tiff_page` counts.
 
     Returns:
         `list[int]`: positions in `files`.
@@ -35,12 +36,12 @@ def find_large(files: Sequence[Path], image_processor: BaseImageProcessor) -> li
         return []
     with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
         warnings.simplefilter("ignore", PIL.Image.DecompressionBombWarning)
-        return [row for row, large in enumerate(pool.map(_is_large, files)) if large]
+        return [row for row, large in enumerate(pool.map(partial(_is_large, tiff_page=tiff_page), files)) if large]
 
 
-def _is_large(file: Path) -> bool:
+def _is_large(file: Path, tiff_page: int | None) -> bool:
     try:
-        with open_image(file) as opened:
+        with open_image(file, tiff_page=tiff_page) as opened:
             return opened.width * opened.height > (PIL.Image.MAX_IMAGE_PIXELS or math.inf)
     except PIL.Image.DecompressionBombError:  # above twice as many
         return True
@@ -99,9 +100,9 @@ def predict_large(
     args = PredictionArguments() if args is None else args
     if target.exists() and target.samefile(source):
         raise ValueError(f"{target} is the image itself, which the mask would replace: choose another target.")
-    with gdal(source) as rasterio, rasterio.open(source) as raster:
-        require_plain(source, raster)
-        picture = WindowedPicture.of(raster, getattr(model.config, "image_range", None))
+    reading = Reading.of(model.config)
+    with gdal(source) as rasterio, open_page(rasterio, source, reading.tiff_page) as raster:
+        picture = WindowedPicture.of(raster, reading)
         smallest = getattr(model.config, "smallest_side", 1)
         if min(picture.size) < smallest:
             raise ValueError(

@@ -9,11 +9,30 @@ from transformers.image_processing_utils import BaseImageProcessor
 from transformers.models.segformer.image_processing_pil_segformer import SegformerImageProcessorPil
 
 from ..models.configuration_allspark import AllSparkConfig
-from ..models.modeling_allspark import SegformerForSemiSupervisedSegmentation
+from ..models.configuration_backbone_allspark import AllSparkBackboneConfig
 from ..models.pretrained import check_image_processor, check_labels, check_reachable, loading, stored_palette
 from ..models.registration import SEGMENTERS
 from ..models.segmenter import Segmenter
 from ..utils.files import HUB_ID
+
+
+def load_config(
+    model_id: str, revision: str | None = None, token: str | bool | None = None
+) -> AllSparkConfig | AllSparkBackboneConfig:
+    """The configuration of a trained model, checked; arguments and errors are those of [`load_trained`]."""
+    if not HUB_ID.fullmatch(model_id) and not Path(model_id).is_dir():
+        raise ValueError(
+            f"There is no folder {model_id}: give the output folder of a training, or a Hub id user/name."
+        )
+    check_reachable(model_id, revision)
+    source = {"revision": revision or "main", "token": token}
+    with loading(model_id):
+        kind = AllSparkConfig.get_config_dict(model_id, **source)[0].get("model_type")
+        config_class, _ = SEGMENTERS.get(kind, (AllSparkConfig, None))
+        config = config_class.from_pretrained(model_id, **source)
+        check_labels(config)
+        stored_palette(config)
+    return config
 
 
 def load_trained(
@@ -39,19 +58,12 @@ def load_trained(
         torch.empty(0, device=device)  # before the model is loaded, which may take long
     except (AssertionError, RuntimeError) as error:
         raise ValueError(f"The device {device!r} cannot be used: {error}") from error
-    if not HUB_ID.fullmatch(model_id) and not Path(model_id).is_dir():
-        raise ValueError(
-            f"There is no folder {model_id}: give the output folder of a training, or a Hub id user/name."
-        )
-    check_reachable(model_id, revision)
+    config = load_config(model_id, revision, token)
     source = {"revision": revision or "main", "token": token}
     with loading(model_id):
-        kind = AllSparkConfig.get_config_dict(model_id, **source)[0].get("model_type")
-        _, model_class = SEGMENTERS.get(kind, (None, SegformerForSemiSupervisedSegmentation))
-        model, info = model_class.from_pretrained(model_id, output_loading_info=True, **source)
+        _, model_class = SEGMENTERS[config.model_type]
+        model, info = model_class.from_pretrained(model_id, config=config, output_loading_info=True, **source)
         image_processor = SegformerImageProcessorPil.from_pretrained(model_id, **source)
-        check_labels(model.config)
-        stored_palette(model.config)
         check_image_processor(image_processor)
     missing = sorted(info["missing_keys"])
     if missing:
@@ -97,4 +109,4 @@ def long_side_of(image_processor: BaseImageProcessor) -> int | None:
     )
 
 
-__all__ = ["load_trained", "long_side_of", "make_image_processor"]
+__all__ = ["load_config", "load_trained", "long_side_of", "make_image_processor"]

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_utils import get_image_size_for_max_height_width
 
-from ..data.pixels import open_image, to_rgb
+from ..data.pixels import Reading, open_image, to_rgb
 from ..evaluation.arguments import PredictionArguments
 from ..evaluation.prediction import predict_logits
 from ..utils.text import one_line
@@ -39,6 +40,7 @@ def plan_batches(
     batch_size: int,
     args: PredictionArguments,
     left_out: Collection[int] = (),
+    tiff_page: int | None = None,
 ) -> list[list[int]]:
     """
     Puts images that reach the model with one size into batches. Sizes are those in the headers of the files.
@@ -49,6 +51,7 @@ def plan_batches(
         batch_size (`int`): images of a batch; fewer where they are large, 4 megapixels together for the model.
         args ([`PredictionArguments`]): how they are predicted.
         left_out (`Collection[int]`): positions of images that are not to be in one.
+        tiff_page (`int`, *optional*): of TIFF files, see [`Reading`].
 
     Returns:
         `list[list[int]]`: positions in `files`, each in one batch. It depends on nothing but the arguments.
@@ -58,7 +61,9 @@ def plan_batches(
         return [[row] for row in taken]
     batches, waiting = [], {}
     with ThreadPoolExecutor() as pool:
-        for row, size in zip(taken, pool.map(_stored_size, [files[row] for row in taken]), strict=True):
+        for row, size in zip(
+            taken, pool.map(partial(_stored_size, tiff_page=tiff_page), [files[row] for row in taken]), strict=True
+        ):
             given = processed_size(image_processor, size)
             group = given if in_one_piece(args) else (given, size)
             rows = waiting.setdefault(group, [])
@@ -68,10 +73,10 @@ def plan_batches(
     return [*batches, *waiting.values()]
 
 
-def _stored_size(file: Path) -> tuple[int, int]:
+def _stored_size(file: Path, tiff_page: int | None) -> tuple[int, int]:
     """(height, width) in the header of an image file; (1, 1) where it cannot be read, which is told later."""
     try:
-        with open_image(file) as opened:
+        with open_image(file, tiff_page=tiff_page) as opened:
             return opened.height, opened.width
     except Exception:  # Pillow raises nearly anything on bad files
         return 1, 1
@@ -141,7 +146,7 @@ class PreparedBatches(Dataset):
         groups, failures = {}, {}
         for row in self.batches[index]:
             try:
-                picture = read_picture(self.files[row], getattr(self.config, "image_range", None))
+                picture = read_picture(self.files[row], Reading.of(self.config))
                 pixel_values = process_picture(self.config, self.image_processor, picture)
             except (OSError, RuntimeError, ValueError) as error:
                 failures[row] = one_line(error)
@@ -155,11 +160,11 @@ class PreparedBatches(Dataset):
         return stacked, failures
 
 
-def read_picture(file: Path, image_range: Sequence[int] | None) -> Image.Image:
+def read_picture(file: Path, reading: Reading) -> Image.Image:
     """Upright RGB of an image file, by [`to_rgb`]; ValueError if it cannot be read."""
     try:
         with open_image(file) as opened:
-            return to_rgb(opened, image_range)
+            return to_rgb(opened, reading)
     # Pillow's decoders raise OSError, SyntaxError, struct.error, zlib.error and others on bad files.
     except Exception as error:
         raise ValueError(f"it cannot be read as an image ({one_line(error)})") from error

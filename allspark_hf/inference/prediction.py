@@ -5,7 +5,7 @@ from PIL import Image
 from transformers import PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
-from ..data.pixels import to_rgb
+from ..data.pixels import Reading, to_rgb
 from ..models.pretrained import stored_palette
 from .handler import classify_pixels, model_logits
 from .visualization import default_palette
@@ -52,7 +52,7 @@ def predict_confidence(
 def _predict(model, image_processor, image, with_confidence: bool) -> tuple[np.ndarray, np.ndarray | None]:
     if model.training:
         raise ValueError("The model is in training mode, but prediction needs eval mode: call model.eval() first.")
-    picture = to_rgb(image, getattr(model.config, "image_range", None))
+    picture = to_rgb(image, Reading.of(model.config))
     logits = model_logits(model, image_processor, picture)
     classes, confidence = classify_pixels(logits, (picture.height, picture.width), with_confidence)
     return classes.cpu().numpy(), confidence.cpu().numpy() if with_confidence else None
@@ -69,8 +69,13 @@ def model_palette(model: PreTrainedModel) -> np.ndarray:
         ValueError: if `config.palette` is not one color of three values in 0..255 per class, or there is none and
             the model has over 256 classes.
     """
-    palette = stored_palette(model.config)
-    return default_palette(model.config.num_labels) if palette is None else palette
+    return palette_of(model.config)
 
 
-__all__ = ["model_palette", "predict_confidence", "predict_mask"]
+def palette_of(config) -> np.ndarray:
+    """[`model_palette`] of a model of this configuration."""
+    palette = stored_palette(config)
+    return default_palette(config.num_labels) if palette is None else palette
+
+
+__all__ = ["model_palette", "palette_of", "predict_confidence", "predict_mask"]

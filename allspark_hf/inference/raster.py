@@ -12,7 +12,8 @@ import numpy as np
 import PIL.Image
 from PIL.TiffImagePlugin import TiffImageFile
 
-from ..data.pixels import ORIENTATION, ImageError, array_to_image, require_one_page, to_rgb
+from ..data.images import array_to_image
+from ..data.pixels import ORIENTATION, ImageError, Reading, choose_page, to_rgb
 from .tiles import Span
 
 
@@ -57,13 +58,13 @@ def count_values(file: Path, count: int) -> np.ndarray:
     return found
 
 
-def require_plain(source: Path, raster):
+def require_plain(source: Path, raster, tiff_page: int | None):
     """Refuses what rasterio passes over and [`load_image`] does not: pages, and pictures that lie on their side."""
     orientation = int(raster.tags().get("EXIF_Orientation", 1))
     if raster.driver == "GTiff":
         try:
             with TiffImageFile(source) as header:
-                require_one_page(header)
+                choose_page(header, tiff_page)
                 orientation = header.tag_v2.get(ORIENTATION, 1)
         except SyntaxError as error:
             raise ImageError(f"{source} is a TIFF file of a kind that Pillow does not know: {error}.") from error
@@ -72,6 +73,16 @@ def require_plain(source: Path, raster):
             f"{source} is to be turned when it is shown (EXIF orientation {orientation}), which is not done in "
             "windows: save it upright."
         )
+
+
+@contextmanager
+def open_page(rasterio, source: Path, tiff_page: int | None) -> Iterator[Any]:
+    """A raster file, of TIFF files the page of [`Reading`]; ImageError if [`require_plain`] refuses it."""
+    with rasterio.open(source) as raster:
+        require_plain(source, raster, tiff_page)
+        page = f"GTIFF_DIR:{tiff_page + 1}:{source}" if raster.driver == "GTiff" and tiff_page else source
+    with rasterio.open(page) as raster:
+        yield raster
 
 
 @dataclass(frozen=True)
@@ -83,13 +94,13 @@ class WindowedPicture:
         raster (`rasterio.DatasetReader`): the file.
         bands (`list[int]`): of gray, or of red, green and blue, and last that of opacity, if it has one; from 1 on.
         palette (`np.ndarray`, *optional*): uint8 (256, 3), the color of each value of the single band.
-        image_range (`list[int]`, *optional*): the model's, of [`to_rgb`].
+        reading ([`Reading`]): the model's.
     """
 
     raster: Any
     bands: list[int]
     palette: np.ndarray | None
-    image_range: list[int] | None
+    reading: Reading
 
     @property
     def size(self) -> tuple[int, int]:
@@ -97,7 +108,7 @@ class WindowedPicture:
         return self.raster.height, self.raster.width
 
     @classmethod
-    def of(cls, raster, image_range: list[int] | None) -> "WindowedPicture":
+    def of(cls, raster, reading: Reading) -> "WindowedPicture":
         """
         Raises:
             ImageError: if [`to_rgb`] would not take the file, or rasterio reads it otherwise than Pillow.
@@ -131,7 +142,7 @@ class WindowedPicture:
                 *(raster.name, len(names), len(bands)),
             )
         palette = np.array([table.get(value, (0, 0, 0))[:3] for value in range(256)], dtype=np.uint8)
-        return cls(raster, bands, palette if table else None, image_range)
+        return cls(raster, bands, palette if table else None, reading)
 
     def read(self, rows: Span, columns: Span) -> PIL.Image.Image:
         """
@@ -147,11 +158,11 @@ class WindowedPicture:
         if self.palette is not None:
             return PIL.Image.fromarray(self.palette[values[..., 0]])
         if len(self.bands) in (1, 3):
-            return to_rgb(array_to_image(values), self.image_range)
+            return to_rgb(array_to_image(values), self.reading)
         colors, opacity = values[..., :-1], values[..., -1]
         picture = array_to_image(colors.repeat(3, axis=2) if colors.shape[2] == 1 else colors)
         picture.putalpha(PIL.Image.fromarray((opacity >> 8 * (opacity.itemsize - 1)).astype(np.uint8)))
-        return to_rgb(picture, self.image_range)
+        return to_rgb(picture, self.reading)
 
 
 def _is_opacity(raster, band: int) -> bool:
@@ -198,4 +209,4 @@ def new_mask(
         yield write
 
 
-__all__ = ["WindowedPicture", "count_values", "gdal", "new_mask", "require_plain"]
+__all__ = ["WindowedPicture", "count_values", "gdal", "new_mask", "open_page"]

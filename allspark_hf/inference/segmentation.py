@@ -16,8 +16,8 @@ from PIL import Image
 from transformers import PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
-from ..data.images import decode
-from ..data.pixels import array_to_image, deep_values, load_image, to_rgb
+from ..data.images import array_to_image, decode
+from ..data.pixels import Reading, deep_values, load_image, to_rgb
 from ..utils.text import one_line
 from .loading import load_trained
 from .prediction import model_palette, predict_confidence
@@ -180,7 +180,7 @@ def segment(
             (height, width, 3) or gray (height, width), or a dict of the `bytes` or else the `path` of a file, as data
             sets store it; or a list or tuple of these, or another iterable, such as a generator. 16-bit values are
             scaled by the model's `image_range`, but a 16-bit color file that Pillow has already decoded has 8 bits
-            left: give its path.
+            left: give its path. Of a TIFF file the page `tiff_page` of the model's configuration is read.
         device, revision, token (*optional*): of [`load_trained`]; not for a loaded model.
 
     Returns:
@@ -192,8 +192,7 @@ def segment(
     """
     many = isinstance(image, (list, tuple))
     one_by_one = isinstance(image, Iterable) and not many and not isinstance(image, _NOT_SEVERAL)
-    # All of a list are read first, so that a bad one is told before the model has worked on the others.
-    pictures = [] if one_by_one else [_read(item) for item in (image if many else [image])]
+    given = [] if one_by_one else [_as_stored(item) for item in (image if many else [image])]
     if isinstance(model, (str, Path)):
         network, image_processor = _load_cached(str(model), device, revision, token)
     else:
@@ -205,6 +204,8 @@ def segment(
             )
     if one_by_one:
         return _segment_each(network, image_processor, image)
+    # All of a list are read first, so that a bad one is told before the model has worked on the others.
+    pictures = [_read(item, network.config) for item in given]
     results = [_segment_one(network, image_processor, picture) for picture in pictures]
     return results if many else results[0]
 
@@ -212,20 +213,20 @@ def segment(
 def _segment_each(network, image_processor, images: Iterable[ImageInput]) -> Iterator[Segmentation]:
     for number, image in enumerate(images, start=1):
         try:
-            result = _segment_one(network, image_processor, _read(image))
+            result = _segment_one(network, image_processor, _read(_as_stored(image), network.config))
         except ValueError as error:
             raise ValueError(f"Image {number} of those to segment: {error}") from error
         yield result
 
 
 def _segment_one(network, image_processor, picture: Image.Image) -> Segmentation:
-    picture = to_rgb(picture, getattr(network.config, "image_range", None))
+    picture = to_rgb(picture, Reading.of(network.config))
     mask, confidence = predict_confidence(network, image_processor, picture)
     return Segmentation(picture, mask, confidence, dict(network.config.id2label), model_palette(network))
 
 
-def _read(image: ImageInput) -> Image.Image:
-    """Decoded and upright, for [`to_rgb`]."""
+def _as_stored(image: ImageInput) -> Image.Image | dict:
+    """A picture, or a dict as data sets store files; nothing is read."""
     if isinstance(image, (str, Path)):
         if not Path(image).is_file():
             raise ValueError(f"There is no file {image}: give the path of an image, a PIL image or an array.")
@@ -238,8 +239,14 @@ def _read(image: ImageInput) -> Image.Image:
             f"An image is of type {type(image).__name__}, but a PIL image, a path, a NumPy array or a dict of the "
             "bytes or the path of a file is needed."
         )
+    return image
+
+
+def _read(image: Image.Image | dict, config) -> Image.Image:
+    """Decoded and upright, for [`to_rgb`]."""
+    stored, tiff_page = isinstance(image, dict), Reading.of(config).tiff_page
     try:
-        picture = decode(image, is_mask=False) if stored else load_image(image)
+        picture = decode(image, False, tiff_page) if stored else load_image(image, tiff_page=tiff_page)
         deep_values(picture)
         return picture
     # Pillow's decoders raise OSError, SyntaxError, struct.error, zlib.error and others on bad files.

@@ -81,6 +81,8 @@ class AllSparkFields:
         image_range (`list[int]`, *optional*):
             Values `[black, white]` of the training data's 16-bit images: they are scaled so that these become 0 and
             255. None: 0 and 65535. 8-bit images are taken as they are.
+        tiff_page (`int`, *optional*):
+            Page of the TIFF files of the training data, from 0 on. None: files of several pages are refused.
         palette (`list[list[int]]`, *optional*):
             Color of each class, `[red, green, blue]` in 0..255.
     """
@@ -100,6 +102,7 @@ class AllSparkFields:
     mask_values: list[int] | None = None
     ignored_mask_values: list[int] | None = None
     image_range: list[int] | None = None
+    tiff_page: int | None = None
     palette: list[list[int]] | None = None
 
     code_map = {}  # Auto class -> "file.class", for trust_remote_code=True
@@ -177,6 +180,8 @@ class AllSparkFields:
                 f"image_range={self.image_range} is not [black, white], two 16-bit values, 0 to 65535, the smaller "
                 "first: correct it, or set None for [0, 65535]."
             )
+        if self.tiff_page is not None and not 0 <= self.tiff_page <= MAX_SIZE:
+            raise ValueError(f"tiff_page={self.tiff_page} is no page of a file, which are counted from 0: correct it.")
         if not all(len(color) == 3 and all(0 <= value <= 255 for value in color) for color in self.palette or ()):
             raise ValueError(
                 "palette is not a list of colors [red, green, blue], integers from 0 to 255: correct or remove it."

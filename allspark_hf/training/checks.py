@@ -6,7 +6,9 @@ from pathlib import Path
 
 import datasets
 
+from ..data.columns import exact_columns, page_of
 from ..data.overlap import find_overlap
+from ..data.pixels import Reading
 from ..data.streaming import read_first_image
 from ..data.summary import convention_of, find_image_range, require_known_values
 from ..evaluation.arguments import ONE_PIECE, EvaluationArguments, eval_crop
@@ -85,6 +87,23 @@ def check_evaluation(config: AllSparkConfig, args: EvaluationArguments, image_pr
         )
 
 
+def as_the_model_reads(args: AllSparkTrainingArguments, config: AllSparkConfig, *sets) -> list:
+    """
+    Data sets, or dicts of them, whose images and masks are read as the configuration says; what is no
+    `datasets.Dataset` stays as it is. Where the configuration names no page of TIFF files, that of the first set goes
+    into it.
+    """
+    columns = args.image_column_name, args.label_column_name
+    if config.tiff_page is None and isinstance(sets[0], datasets.Dataset):
+        config.tiff_page = page_of(sets[0], args.image_column_name)
+    return [
+        {name: exact_columns(rows, *columns, config.tiff_page) for name, rows in one.items()}
+        if isinstance(one, dict)
+        else exact_columns(one, *columns, config.tiff_page)
+        for one in sets
+    ]
+
+
 def check_datasets(
     args: AllSparkTrainingArguments,
     train_dataset: datasets.Dataset,
@@ -109,7 +128,7 @@ def check_datasets(
         )
     number_held_out(args, len(train_dataset))
     _check_columns("train_dataset", train_dataset, [args.image_column_name, args.label_column_name])
-    check_stream(args, unlabeled_dataset)
+    check_stream(args, unlabeled_dataset, Reading(tiff_page=page_of(train_dataset, args.image_column_name)))
     if isinstance(unlabeled_dataset, datasets.IterableDataset):
         unlabeled_dataset = None  # what follows needs to know the files
     if unlabeled_dataset is not None:
@@ -155,7 +174,9 @@ def check_contents(
 
 
 def check_stream(
-    args: AllSparkTrainingArguments, unlabeled_dataset: datasets.Dataset | datasets.IterableDataset | None
+    args: AllSparkTrainingArguments,
+    unlabeled_dataset: datasets.Dataset | datasets.IterableDataset | None,
+    reading: Reading,
 ):
     """Raises ValueError for a stream without an epoch, an epoch without a stream, and if there is no first image."""
     if not isinstance(unlabeled_dataset, datasets.IterableDataset):
@@ -172,7 +193,7 @@ def check_stream(
         )
     if not METHODS[args.method].uses_unlabeled:
         return
-    read_first_image(unlabeled_dataset, args.image_column_name, args.on_bad_image)
+    read_first_image(unlabeled_dataset, args.image_column_name, reading, args.on_bad_image)
     if args.should_log:
         logger.warning(
             "The unlabeled images are a stream: its files are not checked before they are read, and images of the "
@@ -237,4 +258,11 @@ def _check_overlap(name: str, dataset: datasets.Dataset | None, eval_name: str, 
         )
 
 
-__all__ = ["check_contents", "check_datasets", "check_evaluation", "check_model", "check_output_dir"]
+__all__ = [
+    "as_the_model_reads",
+    "check_contents",
+    "check_datasets",
+    "check_evaluation",
+    "check_model",
+    "check_output_dir",
+]

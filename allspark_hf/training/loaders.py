@@ -4,8 +4,10 @@ import datasets
 import torch
 from torch.utils.data import DataLoader
 
+from ..data.columns import exact_columns
 from ..data.masks import MaskConvention
 from ..data.mixed import MixedBatchCollator, MixedBatchSampler, MixedDataset
+from ..data.pixels import Reading
 from ..data.streaming import StreamReader, whole_steps
 from ..data.summary import require_known_values
 from ..evaluation.evaluator import EvaluationDataset
@@ -56,7 +58,7 @@ def train_loader(trainer) -> DataLoader:
             seed=data_seed(args),
             buffer_size=args.shuffle_buffer_size,
             image_column=args.image_column_name,
-            image_range=config.image_range,
+            reading=Reading.of(config),
             on_bad_image=args.on_bad_image,
             bookmarks=trainer.stream.bookmarks,
         )
@@ -77,7 +79,7 @@ def train_loader(trainer) -> DataLoader:
         label_column=args.label_column_name,
         on_bad_image=args.on_bad_image,
         augment_on_device=args.augment_on_device,
-        image_range=config.image_range,
+        reading=Reading.of(config),
     )
     settings = _settings(args)
     if streams:
@@ -97,6 +99,7 @@ def evaluation_loader(trainer, dataset: datasets.Dataset) -> DataLoader:
     """
     args, config = trainer.args, trainer.model.config
     columns = args.image_column_name, args.label_column_name
+    dataset = exact_columns(dataset, *columns, config.tiff_page)
     require_known_values({"validation": dataset}, config, args.label_column_name)
     require_large_enough({"validation": dataset}, config, args, trainer.long_side, args.image_column_name)
     prepared = EvaluationDataset.of(dataset, trainer.processing_class, config, *columns)

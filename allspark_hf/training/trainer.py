@@ -22,7 +22,7 @@ from . import storage
 from .advice import Advice
 from .arguments import AllSparkTrainingArguments
 from .checkpoints import Checkpoints
-from .checks import check_contents, check_datasets, check_evaluation, check_model, check_output_dir
+from .checks import as_the_model_reads, check_contents, check_datasets, check_evaluation, check_model, check_output_dir
 from .class_weights import class_weights
 from .faults import sole_training, telling_faults
 from .finite import FiniteGuard, finite_mean
@@ -109,10 +109,11 @@ class AllSparkTrainer(Trainer):
         eval_dataset: datasets.Dataset | dict[str, datasets.Dataset] | None = None,
         **kwargs,
     ):
-        self.unlabeled_dataset = unlabeled_dataset
-        if isinstance(unlabeled_dataset, datasets.Dataset) and len(unlabeled_dataset) == 0:
-            self.unlabeled_dataset = None
         check_model(model, args)
+        sets = as_the_model_reads(args, model.config, train_dataset, unlabeled_dataset, eval_dataset)
+        train_dataset, unlabeled_dataset, eval_dataset = sets
+        empty = isinstance(unlabeled_dataset, datasets.Dataset) and len(unlabeled_dataset) == 0
+        self.unlabeled_dataset = None if empty else unlabeled_dataset
         if train_dataset is not None:
             check_datasets(args, train_dataset, self.unlabeled_dataset, eval_dataset)
             check_output_dir(args, model)

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from pixels import ImageError, deep_values, load_image, open_image, to_rgb
+from pixels import ImageError, Reading, deep_values, load_image, open_image, to_rgb
 from rendering import decode_mask, encode_mask, model_colors
 from torch.nn import functional as F
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, PreTrainedModel
@@ -146,8 +146,8 @@ class ModelShelf:
             return self._loaded[name]
 
 
-def read_image(path: str) -> Image.Image:
-    """A picture of any usual kind, upright, at its own size, for `to_rgb`.
+def read_image(path: str, tiff_page: int | None = None) -> Image.Image:
+    """A picture of any usual kind, upright, at its own size, for `to_rgb`; of a TIFF file that page.
 
     Raises:
         VisitorError: If the file is gone, is no picture that Pillow reads, is damaged, or is too large or too small.
@@ -157,7 +157,7 @@ def read_image(path: str) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with open_image(path) as image:
+            with open_image(path, tiff_page=tiff_page) as image:
                 if image.width * image.height > MAX_IMAGE_PIXELS:
                     raise VisitorError(
                         f"The image has {image.width} x {image.height} pixels, over the limit of "
@@ -168,7 +168,7 @@ def read_image(path: str) -> Image.Image:
                         f"The image has {image.width} x {image.height} pixels: please upload one with at least "
                         f"{MIN_SIDE} pixels a side."
                     )
-                picture = load_image(image)
+                picture = load_image(image, tiff_page=tiff_page)
                 deep_values(picture)  # which refuses what has no range
                 return picture
     except VisitorError:
@@ -193,7 +193,7 @@ class Prediction:
     `mask_png` is the indexed PNG of class indices at the image's own size; `shown_mask` the same indices, integers
     (height, width) at the size shown; `areas` float (num_labels,), each class's share of the pixels, sum 1;
     `confidence` the mean over the image of the highest class probability, None for a model with a single class;
-    `image_range` the model's, by which 16-bit images are scaled.
+    `reading` how the model has image files read.
     """
 
     model_name: str
@@ -204,7 +204,7 @@ class Prediction:
     mask_png: bytes
     shown_mask: np.ndarray
     model_size: tuple[int, int] | None
-    image_range: list[int] | None
+    reading: Reading
 
 
 @dataclass(frozen=True)
@@ -231,18 +231,25 @@ def segment(shelf: ModelShelf, path: str, names: Sequence[str], previous: Result
         VisitorError: If the image cannot be read or the first model not be used. A second model that fails leaves
             its sentence in `warning`.
     """
-    picture = read_image(path)
     known = {made.model_name: made for made in previous.predictions} if previous and previous.path == path else {}
-    predictions, warning = [], None
+    predictions, warning, pictures = [], None, {}
     for name in dict.fromkeys(names):
         try:
-            predictions.append(known.get(name) or predict(shelf.get(name), picture, name))
+            made = known.get(name)
+            loaded = None if made else shelf.get(name)
+            page = (made.reading if made else Reading.of(loaded.model.config)).tiff_page
+            if page not in pictures:
+                pictures[page] = read_image(path, page)
+            picture = next(iter(pictures.values()))
+            if pictures[page] is not picture and pictures[page].tobytes() != picture.tobytes():
+                raise VisitorError(f"The model {name} reads another page of TIFF files: please choose it alone.")
+            predictions.append(made or predict(loaded, picture, name))
         except VisitorError as error:
             if not predictions:
                 raise
             warning = str(error)
     width, height = shown_size(picture.size)
-    shown = to_rgb(picture, predictions[0].image_range)
+    shown = to_rgb(picture, predictions[0].reading)
     photo = np.asarray(shown if shown.size == (width, height) else shown.resize((width, height)))
     agreement = agreement_of(*predictions) if len(predictions) == 2 else None
     return Result(path, Path(path).stem, picture.size, photo, tuple(predictions), agreement, warning)
@@ -256,8 +263,8 @@ def predict(loaded: LoadedModel, picture: Image.Image, name: str) -> Prediction:
         VisitorError: If the model fails on this picture (logged).
     """
     start = time.perf_counter()
-    image_range = getattr(loaded.model.config, "image_range", None)
-    picture = to_rgb(picture, image_range)
+    reading = Reading.of(loaded.model.config)
+    picture = to_rgb(picture, reading)
     fitted = picture if getattr(loaded.image_processor, "do_resize", False) else _at_most(picture, MAX_MODEL_PIXELS)
     try:
         inputs = loaded.image_processor(images=fitted, return_tensors="pt")
@@ -280,7 +287,7 @@ def predict(loaded: LoadedModel, picture: Image.Image, name: str) -> Prediction:
         mask_png=encode_mask(mask, loaded.colors),
         shown_mask=_nearest(mask, height, width),
         model_size=fitted.size if fitted is not picture else None,
-        image_range=image_range,
+        reading=reading,
     )
 
 

@@ -142,10 +142,11 @@ def _has_color_masks(source: Path) -> bool:
         masks = FolderLayout(source).pairs("train").masks
     except (OSError, ValueError):
         return False
-    return any(map(_is_colored, list(masks.values())[:1]))
+    return any(map(is_colored, list(masks.values())[:1]))
 
 
-def _is_colored(mask: Path) -> bool:
+def is_colored(mask: Path) -> bool:
+    """Whether a mask is a picture in colors."""
     try:
         with open_image(mask) as opened:
             return opened.mode in COLORED
@@ -212,7 +213,7 @@ def recognize_export(data_dir: Path) -> str | None:
     """
     label_map, mask = data_dir / "labelmap.txt", next((data_dir / "SegmentationClass").glob("*.png"), None)
     if label_map.is_file() and mask is not None:
-        return "cvat_masks" if _is_colored(mask) else None
+        return "cvat_masks" if is_colored(mask) else None
     places = (f"{LABELS}/*.txt", f"{LABELS}/*/*.txt", f"*/{LABELS}/*.txt")
     has_classes = any((data_dir / name).is_file() for name in ("data.yaml", "classes.txt"))
     if has_classes and any(any(data_dir.glob(place)) for place in places):
@@ -221,4 +222,4 @@ def recognize_export(data_dir: Path) -> str | None:
     return None
 
 
-__all__ = ["FORMATS", "find_export", "find_readers", "read_export", "recognize_export", "unpacked"]
+__all__ = ["FORMATS", "find_export", "find_readers", "is_colored", "read_export", "recognize_export", "unpacked"]

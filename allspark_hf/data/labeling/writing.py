@@ -57,6 +57,12 @@ class Imported:
     events: Counter = field(default_factory=Counter)
     notes: list[str] = field(default_factory=list)
 
+    @property
+    def has_ambiguous_masks(self) -> bool:
+        """Whether training would take masks of class 0 and ignored pixels for binary ones, with 255 for class 1."""
+        values = [frozenset(np.flatnonzero(counts)) for counts in self.pixels.values()]
+        return len(self.classes.names) == 2 and {0, IGNORED} in values
+
 
 def write_folder(
     export: Export,
@@ -66,6 +72,7 @@ def write_folder(
     empty_images: str = "unlabeled",
     classes: Classes | None = None,
     to_image: Callable[[np.ndarray], Image.Image] = Image.fromarray,
+    finish: Callable[[Imported, Path], None] | None = None,
 ) -> Imported:
     """
     Copies the pictures and writes masks and the list of classes: `images/train`, `masks/train`, the same with `val`
@@ -82,6 +89,7 @@ def write_folder(
             cannot tell whether somebody looked at it; `"background"`: all of it lies outside all objects.
         classes ([`Classes`], *optional*): names, in this order, instead of those of the export.
         to_image (`Callable`, *optional*): makes the picture to save of a mask, uint8 (height, width).
+        finish (`Callable`, *optional*): is told what was imported, and the folder, before that gets its name.
 
     Raises:
         ValueError: if pictures cannot be imported, which the message lists, none of the training pictures has a mask,
@@ -114,6 +122,8 @@ def write_folder(
             write_classes(imported.classes, folder / "classes.txt")
         except ValueError:
             write_classes(imported.classes, folder / "classes.json")
+        if finish is not None:
+            finish(imported, folder)
     return imported
 
 

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 
-from ...utils.files import image_suffixes, is_hidden
-from ..labeling.formats import FORMATS, find_export, recognize_export
+from ...utils.files import MASK_SUFFIXES, image_suffixes, is_hidden
+from ..labeling.formats import FORMATS, find_export, is_colored, recognize_export
 from .folder import FolderLayout, split_folders
 from .layout import Layout
 from .lists import path_in, read_list
@@ -316,28 +316,45 @@ def find_layout(data_dir: str | Path, data_format: str | None = None, voc_masks:
 
     Raises:
         FileNotFoundError: if a folder is missing.
-        ValueError: if the folder is of none of these forms, or of several, or the export of a labeling tool.
+        ValueError: if the folder is of none of these forms, or of several, or the export of a labeling tool
+            ([`ExportFound`]).
     """
     data_dir = Path(data_dir).absolute()
     if data_dir.is_file():
-        raise ValueError(
+        raise ExportFound(
             f"data_dir {data_dir} is a file: give a folder; of an export of a labeling tool, `allspark import "
             f"{shlex.quote(str(data_dir))} NEW_FOLDER` makes one."
         )
     require_folder(data_dir, "data_dir must name one")
-    if data_format is None:
-        _require_no_export(data_dir, recognize_export(data_dir))
-        try:
-            return _make_layout(data_dir, _recognize(data_dir), voc_masks)
-        except (FileNotFoundError, ValueError):
-            _require_no_export(data_dir, find_export(data_dir))
-            raise
-    return _make_layout(data_dir, data_format, voc_masks)
+    if data_format is not None:
+        return _make_layout(data_dir, data_format, voc_masks)
+    _require_no_export(data_dir, recognize_export(data_dir))
+    try:
+        layout = _make_layout(data_dir, _recognize(data_dir), voc_masks)
+    except (FileNotFoundError, ValueError):
+        _require_no_export(data_dir, find_export(data_dir))
+        raise
+    if not _has_masks(layout):
+        _require_no_export(data_dir, find_export(data_dir))
+    return layout
+
+
+def _has_masks(layout: Layout) -> bool:
+    """Whether what may be masks in a folder of one's own is: annotations/ often holds a json file, masks/ colors."""
+    if not isinstance(layout, FolderLayout):
+        return True
+    files = layout.places["train"].masks.rglob("*")
+    mask = next((path for path in files if path.suffix.lower() in MASK_SUFFIXES and not is_hidden(path.name)), None)
+    return mask is not None and not is_colored(mask)
+
+
+class ExportFound(ValueError):
+    """A data folder is the export of a labeling tool, or a file that may be one."""
 
 
 def _require_no_export(data_dir: Path, name: str | None):
     if name is not None:
-        raise ValueError(
+        raise ExportFound(
             f"{data_dir} is an export of a labeling tool: {FORMATS[name]}; make a data folder of it with `allspark "
             f"import {shlex.quote(str(data_dir))} NEW_FOLDER`, and give NEW_FOLDER."
         )

@@ -1,0 +1,78 @@
+"""Which files a data folder was imported from, to tell later whether the export is still the same."""
+
+import hashlib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from ...utils.files import read_json_object
+from ..sources.classes import CLASS_FILES, FOREIGN_CLASS_FILES
+from ..sources.pairs import visible_paths
+from .export import Picture
+
+
+RECORD_FILE = "import.json"  # in the data folder
+BLOCK = 1 << 20
+
+
+def describe_source(source: Path, pictures: Iterable[Picture] = ()) -> dict:
+    """
+    What to write into [`RECORD_FILE`]: size, time and digest of each file of an export.
+
+    Args:
+        source (`Path`): folder, archive or file of the export. All files of a folder count.
+        pictures (`Iterable[Picture]`): of a file that is no archive: what it names, wherever that lies.
+    """
+    paths = _files_in(source) if source.is_dir() else {source}
+    for picture in pictures:
+        paths |= {picture.image, picture.source}
+    if not source.is_dir():
+        lists = (source.with_name(name) for name in (*CLASS_FILES, *FOREIGN_CLASS_FILES))
+        paths |= {path for path in lists if path.is_file()}
+    files = {}
+    for path in sorted(paths):
+        stat = path.stat()
+        files[Path(os.path.relpath(path, _root(source))).as_posix()] = [stat.st_size, stat.st_mtime_ns, _digest(path)]
+    return {"source": source.name, "files": files}
+
+
+def find_changes(source: Path, data_dir: Path) -> list[str] | None:
+    """
+    How an export differs from what a folder was imported from, a few words for each file; `None` if the folder does
+    not say what it was imported from. A file that is only newer is compared by its content.
+    """
+    known = read_json_object(data_dir / RECORD_FILE).get("files")
+    if not isinstance(known, dict):
+        return None
+    root, changes = _root(source), []
+    if source.is_dir():
+        there = {path.relative_to(root).as_posix() for path in _files_in(source)}
+        changes += [f"{name} is new" for name in sorted(there - known.keys())]
+    for name, (size, time, digest) in known.items():
+        path = root / name
+        if not path.is_file():
+            changes.append(f"{name} is gone")
+            continue
+        stat = path.stat()
+        if stat.st_size != size or (stat.st_mtime_ns != time and _digest(path) != digest):
+            changes.append(f"{name} is another one")
+    return changes
+
+
+def _root(source: Path) -> Path:
+    return source if source.is_dir() else source.parent
+
+
+def _files_in(folder: Path) -> set[Path]:
+    return {path for path, _ in visible_paths(folder) if path.is_file()}
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    with path.open("rb") as file:
+        while block := file.read(BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+__all__ = ["RECORD_FILE", "describe_source", "find_changes"]

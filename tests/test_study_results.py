@@ -1,0 +1,53 @@
+"""What was kept of the studies that ran here: the page's tables are those of the files, and a row is what it says."""
+
+import json
+import runpy
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from in_process import SCRIPTS
+
+
+RESULTS = SCRIPTS / "studies" / "results"
+study_results = SimpleNamespace(**runpy.run_path(str(SCRIPTS / "study_results.py")))
+
+
+def run(method: str, seed: int, score: float, arguments: str = "", updates: int = 200) -> dict:
+    scores = {"eval_mean_iou": score}
+    own = {"method": method, "seed": seed, "scores": scores, "arguments": arguments, "updates": updates}
+    return own | {"labeled": 24, "cpu_seconds": 100 + seed, "curves": []}
+
+
+def test_arguments_of_a_run():
+    command = "python -m allspark_hf train a/nuclei.yaml --data_dir a b --use_cpu --method x --seed 1 --max_steps 5"
+    found = study_results.own_arguments(command + " --crop_size 3 4 --output_dir 'a b'")
+    assert found == "--max_steps 5 --crop_size 3 4"
+
+
+def test_table():
+    runs = {"a": run("supervised", 0, 0.5), "b": run("supervised", 1, 0.7), "c": run("allspark", 1, 0.8)}
+    runs |= {"d": run("supervised", 0, 0.9, "--max_steps 600", 600), "e": run("allspark", 0, 0.4)}
+    hits = {"a": 50, "b": 70, "c": 80, "e": 40}  # of a class of 100 pixels that only the model may miss, in each image
+    counts = {name: np.array([[[hit], [100], [hit]]] * 3) for name, hit in hits.items()}
+    lines = study_results.table(runs, counts).splitlines()[2:]
+    assert lines == [
+        "| `supervised` | 50.0, 70.0 | 60.0 (50.0 to 70.0) |  | 100 |",
+        "| `supervised --max_steps 600` | 90.0 | 90.0 |  | 100 |",
+        "| `allspark` | 40.0, 80.0 | 60.0 (40.0 to 80.0) | +0.0 (-10.0 to +10.0) | 100 |",
+    ]
+
+
+@pytest.mark.parametrize("file", sorted(RESULTS.glob("*.npz")), ids=lambda file: file.stem)
+def test_page(file):
+    runs = json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))
+    counts = {name: value.astype(np.int64) for name, value in np.load(file).items()}
+    assert len(runs) >= 10
+    page = study_results.PAGE.read_text(encoding="utf-8")
+    written = page.partition(f"<!-- results/{file.stem}.json -->")[2].partition(f"<!-- end of {file.stem} -->")[0]
+    assert written.strip() == study_results.table(runs, counts)
+    for name, of_images in counts.items():
+        hits, true, predicted = of_images.sum(axis=0)
+        union = true + predicted - hits
+        score = np.mean(hits[union > 0] / union[union > 0])
+        assert score == pytest.approx(runs[name]["scores"]["eval_mean_iou"], abs=1e-5)
