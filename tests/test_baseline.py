@@ -13,7 +13,7 @@ import allspark_hf
 from allspark_hf.cli import apply_preset
 from allspark_hf.cli.baseline import BY_IMAGE, compare_folders
 from allspark_hf.cli.main import main
-from allspark_hf.cli.preset import Times
+from allspark_hf.cli.preset import Times, choose_length
 from allspark_hf.demo.data import write_demo_data
 
 
@@ -78,15 +78,23 @@ def test_nothing_to_compare(data_dir, tmp_path):
 
 
 def test_without_a_method_one_is_chosen(data_dir, tmp_path, monkeypatch, capsys):
-    """With the time that five updates take; what was given stays; the choices are a recipe of the same training."""
-    monkeypatch.setattr(apply_preset, "measure", lambda trainer: Times(update=0.5, evaluation=0.5))
+    """With the time that updates take; what was given stays; the choices are a recipe of the same training."""
+    measured = []
+
+    def of_a_slow_machine(minutes, times):
+        measured.append(times)
+        return choose_length(minutes, Times(update=0.5, evaluation=0.5))
+
+    monkeypatch.setattr(apply_preset, "TIMED_UPDATES", 3)
+    monkeypatch.setattr(apply_preset, "choose_length", of_a_slow_machine)
     given = {name: value for name, value in TINY.items() if name != "max_steps"}
     trainer = allspark_hf.train(data_dir, tmp_path / "out", minutes=0.25, compare_supervised=True, **given)
     args, lines = trainer.args, capsys.readouterr().out.splitlines()
     assert args.max_steps == 25 and args.eval_steps == 5  # 15 s, less 5 evaluations, at 0.5 s
+    assert len(measured) == 1 and all(0 < seconds < 60 for seconds in measured[0])
     assert args.method == "supervised" and args.optim == "adamw_torch" and args.learning_rate == 2e-3
     assert trainer.model.config.crop_height_width == (64, 64)
-    assert any(line.startswith("  method supervised: from scratch, unlabeled images did not help") for line in lines)
+    assert any(line.startswith("  method supervised: unlabeled images do not help (study, ") for line in lines)
     assert any(line.startswith("done at about ") for line in lines)
     assert "nothing to compare: the method that was chosen reads no unlabeled images" in lines
     assert not (tmp_path / "out" / "supervised").exists()
@@ -107,7 +115,7 @@ def test_dry_run_says_how_the_length_is_chosen(data_dir, tmp_path, monkeypatch, 
     with pytest.raises(SystemExit, match="0"):
         main()
     lines = capsys.readouterr().out.splitlines()
-    length = "what fits into 7 minutes; training times five updates first"
+    length = "what fits into 7 minutes; training times some updates first"
     assert {f"  length: {length}", f"  updates: {length}", "  evaluation: a few times; whole; absent classes"} <= {
         line.removesuffix(" do not count") for line in lines
     }

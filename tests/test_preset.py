@@ -9,6 +9,8 @@ from datasets import Dataset, Features
 from datasets import Image as ImageColumn
 from PIL import Image
 
+from allspark_hf import AllSparkTrainingArguments
+from allspark_hf.cli import apply_preset
 from allspark_hf.cli.apply_preset import geometry_of, median_side
 from allspark_hf.cli.preset import (
     BASE_ENCODER,
@@ -186,6 +188,13 @@ def test_length_counts_what_else_is_waited_for():
     assert seconds_left(20, 100) == 1100 and seconds_left(20, 1000) == 600
     with pytest.raises(ValueError, match=r"minutes=1 leaves 1 updates .*--minutes 3"):
         choose_length(1, Times(2.0, 2.0, around=25.0, spent=1000.0))
+
+
+def test_an_update_of_several_batches_takes_longer(tmp_path, monkeypatch):
+    monkeypatch.setattr(apply_preset, "measure", lambda trainer: Times(0.5, 3.0, around=1.0))
+    args = AllSparkTrainingArguments(output_dir=str(tmp_path), use_cpu=True, gradient_accumulation_steps=4)
+    times = apply_preset._time(lambda *given: None, None, (None, None, args))
+    assert (times.update, times.evaluation) == (2.0, 3.0) and times.around == pytest.approx(1, abs=0.5)
 
 
 def test_timed_images_are_small_and_large_ones():

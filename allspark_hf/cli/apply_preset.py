@@ -208,7 +208,8 @@ def _time(build: Callable, report: CheckReport, arguments: tuple) -> Times:
             trainer = build(data, model, trial_arguments(args, folder, TIMED_UPDATES), report)
             built = time.monotonic() - start  # as it will be again
             times = measure(trainer)
-            return times._replace(around=times.around + built)
+            update = times.update * args.gradient_accumulation_steps  # those of the trial are of one batch
+            return times._replace(update=update, around=times.around + built)
     finally:
         logging.disable(logging.NOTSET)
 
