@@ -147,9 +147,9 @@ def start(command: list[str], since: float):
     )
     data_arguments, model_arguments, args, run, wanted, comparison = parse_arguments(types, command[1:])
     checkpoint = checkpoint_to_resume(args)  # first, before anything is written
+    preset, chooses = None, applies(wanted, model_arguments, args, command[1:])
     typed = [*command[1:], *use_import(data_arguments)]
-    preset = None
-    if applies(wanted, model_arguments, args, command[1:]):
+    if chooses:
         preset = Preset(types, typed, print if args.should_save else lambda line: None, since)
         data_arguments, model_arguments, args, *_ = preset.choose(data_arguments, model_arguments, args)
     trains_twice = wants_baseline(comparison, args, is_chosen=preset is not None)
