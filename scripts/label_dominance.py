@@ -19,7 +19,7 @@ from allspark_hf.evaluation.intervals import margin_interval, score_intervals
 
 
 def percent(values: Iterable[float]) -> list[float]:
-    return [round(100 * value, 1) for value in values]
+    return [round(100 * value, 1) + 0.0 for value in values]  # never -0.0
 
 
 def read(paths: list[str]) -> tuple[dict[str, list[np.ndarray]], dict[str, int]]:

@@ -156,3 +156,88 @@ def test_ignored_pixels_are_no_class(tmp_path):
     assert used(tmp_path / "export").ignored_mask_values == [255]
     assert used(tmp_path / "export").ignored_mask_values == [255]
     assert used(tmp_path / "export", mask_values=[0, 1]).ignored_mask_values is None
+
+
+# ---- Exports that are wrong in ways that masks would not show ----
+
+
+def edit(path: Path, old: str, new: str):
+    path.write_text(path.read_text(encoding="utf-8").replace(old, new), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "old, new, match",
+    [
+        ("", "", None),
+        ("[0, 0, 2, 0, 2, 2, 0, 2]", "[0, 0, 0.5, 0, 0.5, 0.5]", "as if its coordinates were shares"),
+        ('"name": "cell"', '"name": null', "has the id 3 and the name None, but a whole number and a name are needed"),
+        ('"id": 3, "name"', '"id": "3", "name"', "has the id '3' and the name 'cell'"),
+        ('"name": "cell"}', '"name": "e\\u0301"}, {"id": 4, "name": "\\u00e9"}', "in how accents are stored"),
+    ],
+)
+def test_a_coco_file(tmp_path, old, new, match):
+    make_coco(tmp_path / "export")
+    path = tmp_path / "export" / "annotations" / "instances.json"
+    edit(path, old, new)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())  # as Windows marks UTF-8
+    if match is None:
+        used(tmp_path / "export")
+        return
+    with pytest.raises(ValueError, match=match):
+        used(tmp_path / "export")
+
+
+def test_panoptic_segments_are_left_alone(tmp_path, capsys):
+    make_coco(tmp_path / "export")
+    folder = tmp_path / "export" / "annotations"
+    content = read_json(folder / "instances.json")
+    segments = [{"image_id": 0, "file_name": "0.png", "segments_info": []}]
+    (folder / "panoptic.json").write_text(json.dumps(content | {"annotations": segments}))
+    used(tmp_path / "export")
+    assert "panoptic.json, which is about panoptic segments" in capsys.readouterr().out
+
+
+def test_a_folder_of_two_forms_and_one_with_a_broken_file(tmp_path):
+    make_labelme(tmp_path)
+    (tmp_path / "coco.json").write_text(json.dumps({"images": [], "categories": []}))
+    with pytest.raises(ValueError, match=r"may be labelme or coco; choose with `allspark import .* --format FORMAT`"):
+        find_data(DataArguments(data_dir=str(tmp_path)))
+    (tmp_path / "coco.json").write_text("{")
+    with pytest.raises(ValueError, match=r"holds neither images/ .* cannot be read either: .*coco.json is no JSON"):
+        find_data(DataArguments(data_dir=str(tmp_path)))
+    (tmp_path / "coco.json").unlink()
+    edit(tmp_path / "0.json", '"cell"', "null")
+    with pytest.raises(ValueError, match=r"0.json has a shape without a label"):
+        used(tmp_path)
+
+
+def test_lists_of_classes_that_disagree(tmp_path):
+    write_picture(tmp_path / "yolo" / "images" / "a.jpg", 4, 6)
+    (tmp_path / "yolo" / "labels").mkdir()
+    (tmp_path / "yolo" / "labels" / "a.txt").write_text("0 0 0 1 0 1 1")
+    path = tmp_path / "yolo" / "data.yaml"
+    path.write_text("train: images\nnc: 2\nnames: [car]\n")
+    with pytest.raises(ValueError, match=r"data.yaml says that there are 2 classes \(nc\), but names 1"):
+        used(tmp_path / "yolo")
+    edit(path, "nc: 2", "nc: 1")
+    path.with_name("classes.txt").write_text("bus\n")
+    with pytest.raises(ValueError, match=r"data.yaml and .*classes.txt list different classes"):
+        used(tmp_path / "yolo")
+    path.with_name("other.yaml").write_text("train: images\nnames: [bus]\n")
+    with pytest.raises(ValueError, match=r"several yaml files of YOLO, .*data.yaml and .*other.yaml"):
+        used(tmp_path / "yolo")
+    write_picture(tmp_path / "cvat" / "JPEGImages" / "sub" / "a.jpg", 4, 6)
+    write_picture(tmp_path / "cvat" / "SegmentationClass" / "sub" / "a.png", 4, 6)
+    (tmp_path / "cvat" / "labelmap.txt").write_text("car:1,2,3::\nbus:1,2,3::\n")
+    with pytest.raises(ValueError, match=r"'car' and 'bus' have the same color, 1 2 3"):
+        used(tmp_path / "cvat")
+
+
+def test_a_broken_picture_is_named(tmp_path):
+    make_coco(tmp_path / "export")
+    picture = tmp_path / "export" / "images" / "1.png"
+    Image.new("RGB", (6, 4)).save(picture, "JPEG")  # whose beginning is enough for the size
+    picture.write_bytes(picture.read_bytes()[:-8])
+    with pytest.raises(ValueError, match=r"The picture images/train/1.png cannot be read"):
+        used(tmp_path / "export")
+    assert [path.name for path in tmp_path.iterdir()] == ["export"]

@@ -2,6 +2,8 @@
 
 import io
 import logging
+import mmap
+import multiprocessing
 
 import numpy as np
 import PIL.Image
@@ -18,7 +20,7 @@ from allspark_hf.data.ranges import common_range, value_range
 
 @pytest.fixture(autouse=True)
 def nothing_said(monkeypatch):
-    monkeypatch.setattr(pixels, "_said", bytearray(2))
+    monkeypatch.setattr(pixels, "_said", mmap.mmap(-1, 2))
 
 
 def opened(content: bytes) -> PIL.Image.Image:
@@ -336,3 +338,11 @@ def test_lines_go_to_the_log_once(caplog):
         for _ in range(3):
             rgb(bands_tiff(noise(4), (2,)))
     assert len(caplog.records) == 1
+
+
+def test_of_all_workers_one_says_it(caplog):
+    worker = multiprocessing.get_context("fork").Process(target=rgb, args=(bands_tiff(noise(4), (2,)),))
+    worker.start()
+    worker.join()
+    assert rgb(bands_tiff(noise(4), (2,))).shape == (5, 7, 3)
+    assert worker.exitcode == 0 and not caplog.records

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -185,8 +186,10 @@ def test_bfloat16(model_dir, images):
 def test_masks_have_the_values_of_the_training(tmp_path):
     mask, palette = np.array([[0, 1], [1, 1]], dtype=np.uint8), np.array([[1, 2, 3], [200, 100, 50]], dtype=np.uint8)
     for values, mode in (((0, 255), "P"), ((7, 3), "P"), ((0, 1000), "I;16"), (None, "P")):
-        stored_image(mask, palette, values).save(tmp_path / "mask.png")
-        with Image.open(tmp_path / "mask.png") as opened:
+        stored_image(mask, palette, values).save(tmp_path / "a_mask.png")
+        pictures = PictureWriter(tmp_path, ["x", "y"], palette, values, Drawing((0, 1)), probabilities=False)
+        np.testing.assert_array_equal(pictures.read_mask(Path("a")), mask)
+        with Image.open(tmp_path / "a_mask.png") as opened:
             assert opened.mode == mode
             np.testing.assert_array_equal(np.array(opened), np.array(values or (0, 1))[mask])
             if mode == "P":

@@ -220,8 +220,13 @@ def test_a_changed_folder_is_loaded_anew(tmp_path, loads):
 
 def test_a_failed_load_keeps_what_is_loaded(model_dir, tmp_path, loads):
     allspark_hf.segment(model_dir, picture())
-    with pytest.raises(ValueError, match=r"no folder .*absent: give the output folder"):
-        allspark_hf.segment(tmp_path / "absent", picture())
+    shutil.copy(f"{model_dir}/config.json", tmp_path)
+    for folder, problem in (
+        (tmp_path / "absent", "no folder .*absent: give the output"),
+        (tmp_path, "cannot be loaded"),
+    ):
+        with pytest.raises(ValueError, match=problem):
+            allspark_hf.segment(folder, picture())
     allspark_hf.segment(model_dir, picture())
     assert len(loads) == 2
 
@@ -246,9 +251,9 @@ def test_hub_arguments_reach_transformers(monkeypatch, model_dir):
         monkeypatch.setattr(owner, function, recording)
     monkeypatch.setattr("allspark_hf.inference.loading.check_reachable", lambda *given: None)
     allspark_hf.segment("user/model", picture(), revision="v1", token="hf_x")
-    assert given == [("user/model", "v1", "hf_x")] * 3
+    assert given == [("user/model", "v1", "hf_x")] * 4  # the configuration before the image is read
     allspark_hf.segment("user/model", picture())
-    assert given[3:] == [("user/model", "main", None)] * 3
+    assert given[4:] == [("user/model", "main", None)] * 4
 
 
 def test_loaded_model(model_dir):

@@ -65,7 +65,7 @@ def test_from_the_option_to_the_model(folder, tmp_path, monkeypatch, capsys):
     data, fields = report.data, class_fields(report)
     args = AllSparkTrainingArguments(
         output_dir=str(tmp_path / "run"),
-        method="pseudo_label",
+        method="allspark",
         use_cpu=True,
         report_to="none",
         label_column_name="label",

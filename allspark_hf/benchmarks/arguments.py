@@ -46,7 +46,8 @@ class BenchmarkArguments:
     cases: list[str] | None = argument(
         None,
         "What to measure: step (time and peak memory of an update), memory_update, bottleneck (alone), "
-        "inference, evaluation (images per second), loader (data loader). Default: all.",
+        "inference, evaluation (images per second), predict (of image files, by a plain loop, allspark predict and "
+        "ONNX), loader (data loader). Default: all.",
     )
     variants: list[str] | None = argument(None, f"Of the step: {', '.join(VARIANTS)}. Default: all.")
     sizes: list[str] | None = argument(None, "Mix Transformers, b0 to b5; or tiny, to try the script.")
@@ -58,7 +59,7 @@ class BenchmarkArguments:
         None,
         "Which combinations: reference (the first value of each list), star (also every other value, with "
         "the first ones of the other lists) or all. The bottleneck alone always gets all class counts with all "
-        "memory sizes at the reference; evaluation and loader get the reference.",
+        "memory sizes at the reference; evaluation, predict and loader get the reference.",
         choices=GRIDS,
     )
     training_arguments: str | None = argument(
@@ -70,7 +71,7 @@ class BenchmarkArguments:
     data_dir: str | None = argument(
         None, "Images and masks for evaluation and loader; default: generated ones of 375 x 500."
     )
-    num_images: int = argument(16, "Images for evaluation and loader.")
+    num_images: int = argument(16, "Images for evaluation, predict (generated, of the crop's size) and loader.")
     workers: list[int] | None = argument(None, "Worker counts of the data loader. Default: none, and one per core.")
     seed: int = argument(0, "Of weights, images, augmentation and classes of channels.")
     use_cpu: bool = argument(False, "Measure the CPU even if there is a GPU.")

@@ -5,6 +5,7 @@ from functools import partial
 
 from ..utils.text import text_table
 from .cases import OURS, PLAIN_STEP, TEXTBOOK, VARIANTS, Case
+from .predicting import ONNX, PLAIN_LOOP, PREDICT, PREDICT_VARIANTS
 from .results import Results
 from .targets import shown, update_share
 from .timing import OUT_OF_MEMORY
@@ -13,6 +14,7 @@ from .timing import OUT_OF_MEMORY
 TITLES = {"supervised": "supervised", "pseudo_label": "pseudo-label", "fixmatch": "FixMatch"}
 TITLES |= {"unimatch_v2": "UniMatch V2", PLAIN_STEP: "plain UniMatch V2", "memory_contrastive": "memory contrast"}
 TITLES |= {"allspark_unimatch": "AllSpark + UniMatch V2", "allspark": "AllSpark", "textbook": "textbook"}
+TITLES |= {PLAIN_LOOP: "plain loop", PREDICT: "allspark predict", ONNX: "with ONNX"}
 STEP_PAIRS = (
     (OURS, "pseudo_label"),
     (OURS, TEXTBOOK),
@@ -43,6 +45,11 @@ def report(results: Results) -> str:
     update = ratios("memory_update", {"AllSpark / textbook": BOTH})
     update["AllSpark / its step"] = lambda case: _number(update_share(results, case), ".3%")
     plain = ratios("inference", {"AllSpark / plain SegFormer": (OURS, "supervised"), "AllSpark / textbook": BOTH})
+    predict = {
+        f"{TITLES[own]} / {TITLES[other]}{title}": (own, other, what)
+        for own, other in ((PREDICT, PLAIN_LOOP), (ONNX, PREDICT))
+        for title, what in (("", "seconds"), (", CPU seconds", "cpu_seconds"))
+    }
     pairs = {f"{TITLES[own]} / {TITLES[other]}": (own, other) for own, other in STEP_PAIRS}
     peaks = {title: (*pair, "peak_bytes") for title, pair in pairs.items()}
     tables = [
@@ -51,6 +58,7 @@ def report(results: Results) -> str:
         ("Ratios: bottleneck alone, AllSpark / textbook", "bottleneck", bottleneck),
         ("Ratios: memory update", "memory_update", update),
         ("Ratios: inference", "inference", plain),
+        ("Ratios: prediction of image files, time", "predict", ratios("predict", predict)),
         ("Training step, milliseconds: median (lowest to highest)", "step", entries("step", VARIANTS, _time)),
         (
             "Training step, peak memory in GB, and of it only during the step",
@@ -62,6 +70,16 @@ def report(results: Results) -> str:
         ("Memory update, milliseconds", "memory_update", entries("memory_update", BOTH, _time)),
         ("Inference of one image, milliseconds", "inference", entries("inference", ("supervised", *BOTH), _time)),
         ("Evaluation, images per second", "evaluation", entries("evaluation", results.variants("evaluation"), _rate)),
+        (
+            "Prediction of image files, images per second, and per second of a CPU",
+            "predict",
+            entries("predict", PREDICT_VARIANTS, _rates),
+        ),
+        (
+            "Prediction of image files, extra peak memory in MB: of a quarter of them, and of all",
+            "predict",
+            entries("predict", PREDICT_VARIANTS, _growth),
+        ),
         ("Data loader, images per second", "loader", entries("loader", results.variants("loader"), _rate)),
     ]
     parts = [_table(results, *each) for each in tables]
@@ -112,6 +130,16 @@ def _memory(entry: dict) -> str:
 
 def _rate(entry: dict) -> str:
     return _number(1 / entry["seconds"]["median"] if "seconds" in entry else entry.get("error"))
+
+
+def _rates(entry: dict) -> str:
+    return f"{_rate(entry)} ({1 / entry['cpu_seconds']['median']:.3g})" if "cpu_seconds" in entry else _rate(entry)
+
+
+def _growth(entry: dict) -> str:
+    if "extra_bytes_of_quarter" not in entry:
+        return _number(entry.get("memory_error"))
+    return ", ".join(f"{entry[name] / 1e6:.3g}" for name in ("extra_bytes_of_quarter", "extra_bytes"))
 
 
 def _targets(results: Results) -> str:

@@ -57,8 +57,8 @@ class Results:
         output_file (`Path`, *optional*): JSON file, written after every [`add`].
 
     Attributes:
-        entries (`dict`): (measure, case, variant) -> `seconds` ([`summary`]), `peak_bytes`, `extra_bytes`, and `error`
-            or `memory_error` where time or memory has none.
+        entries (`dict`): (measure, case, variant) -> `seconds`, `cpu_seconds` ([`summary`]), `peak_bytes`,
+            `extra_bytes`, and `error` or `memory_error` where time or memory has none.
         targets (`list[dict]`): rows of [`check_targets`].
     """
 
@@ -98,16 +98,16 @@ class Results:
 
     def ratio(self, measure: str, case: Case, own: str, other: str, what: str = "seconds") -> float | str | None:
         """
-        Of two variants' `seconds`, taken in turns, `peak_bytes` or `extra_bytes`; a string if one of them has an error
-        instead, None if one was not measured.
+        Of two variants' `seconds` or `cpu_seconds`, taken in turns, `peak_bytes` or `extra_bytes`; a string if one of
+        them has an error instead, None if one was not measured.
         """
-        found, error = [], "error" if what == "seconds" else "memory_error"
+        found, error = [], "error" if what.endswith("seconds") else "memory_error"
         for name in (own, other):
             entry = self.get(measure, case, name)
             if what not in entry:
                 return f"{name}: {entry[error]}" if error in entry else None
             found.append(entry[what])
-        return ratio(found[0]["all"], found[1]["all"]) if what == "seconds" else found[0] / found[1]
+        return ratio(found[0]["all"], found[1]["all"]) if what.endswith("seconds") else found[0] / found[1]
 
     def failures(self) -> list[str]:
         """A line for each measurement that failed, but for those that ran out of memory, which is a result."""

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from . import serving, training
+from . import predicting, serving, training
 from .cases import OURS, TEXTBOOK, VARIANTS, Case, make_cases, memory_grid
 from .children import in_fresh_process
 from .results import Results
@@ -25,6 +25,7 @@ MEASURES = {
     "bottleneck": Measure(BOTH, training.bottleneck_times, training.bottleneck_memory),
     "inference": Measure(serving.INFERENCE_VARIANTS, serving.inference_times),
     "evaluation": Measure(serving.EVALUATION_VARIANTS, serving.evaluation_times),
+    "predict": Measure(predicting.PREDICT_VARIANTS, predicting.predict_times, predicting.predict_memory),
     "loader": Measure(("all",), serving.loader_times),
 }
 
@@ -47,7 +48,7 @@ def plan(options, with_memory: bool) -> list[Job]:
     grid = make_cases(*lists, batch_size=options.batch_size, grid=options.grid)
     jobs = []
     for measure in options.cases:
-        chosen = grid[:1] if measure in ("evaluation", "loader") else grid
+        chosen = grid[:1] if measure in ("evaluation", "predict", "loader") else grid
         if measure == "bottleneck":
             chosen = memory_grid(grid, options.num_labels, options.memory_sizes)
         for case in chosen:

@@ -97,9 +97,9 @@ def reached(place: Path) -> str:
 
 def farewell(folder: Path, name: str) -> str:
     """What lies where, and how to go on."""
-    model, with_masks = folder / name / "model", COUNTS["num_labeled"]
+    model, (total, with_masks, validation) = folder / name / "model", COUNTS.values()
     places = {
-        folder / "data": f"{with_masks} images with masks, {COUNTS['num_train'] - with_masks} without, and validation",
+        folder / "data": f"{with_masks} images with masks, {total - with_masks} without, {validation} for validation",
         model: "the model; report.html says how it went, progress.png shows it",
         folder / name / "predictions": f"what it says of the {NUM_PHOTOS} images in photos/, which it has not seen",
     }

@@ -20,7 +20,7 @@ from allspark_hf.data.sources.classes import Classes, classes_in, read_classes
 from allspark_hf.data.sources.layouts import ExportFound, find_layout
 from allspark_hf.inference.visualization import default_palette, index_image, legend, outlines, overlay
 from allspark_hf.utils.files import read_json_object, write_json
-from allspark_hf.utils.text import text_table
+from allspark_hf.utils.text import one_line, text_table
 
 
 OVERLAYS = 6
@@ -105,14 +105,15 @@ def use_import(arguments: DataArguments) -> list[str]:
         return []
     data_dir = source.with_name(f"{source.stem if source.is_file() else source.name}_imported")
     classes = read_classes(arguments.classes) if arguments.classes else None
-    if not data_dir.exists():
+    is_new = not data_dir.exists()
+    if is_new:
         try:
             _import_once(source, data_dir, classes)
         except (ImportError, OSError, ValueError) as error:
             raise ValueError(f"{refusal} To do so at {data_dir} failed: {error}") from error
-    elif os.environ.get("RANK", "0") == "0":
-        print(f"Reading {data_dir}, which {source} was imported into before; look at {data_dir / 'overlays'}.")
     _require_same(source, data_dir, classes)
+    if not is_new and os.environ.get("RANK", "0") == "0":
+        print(f"Reading {data_dir}, which {source} was imported into before; look at {data_dir / 'overlays'}.")
     arguments.data_dir = str(data_dir)
     options = ["--data_dir", arguments.data_dir]
     ignored = read_json_object(data_dir / RECORD_FILE).get("ignored_mask_values")
@@ -201,8 +202,11 @@ def draw_overlays(imported: Imported, data_dir: Path):
     palette = np.array(colors, dtype=np.uint8) if colors else default_palette(len(names))
     (data_dir / "overlays").mkdir()
     for number, path in enumerate(choose(imported.pixels), 1):
-        with open_image(data_dir / path) as opened:
-            image = to_rgb(opened)
+        try:
+            with open_image(data_dir / path) as opened:
+                image = to_rgb(opened)
+        except Exception as error:  # Pillow raises nearly anything
+            raise ValueError(f"The picture {path} cannot be read ({one_line(error)}); replace it.") from error
         with Image.open(data_dir / imported.masks[path]) as opened:
             mask = np.asarray(opened).astype(np.int16)
         # Pale areas and full outlines, so that the picture shows what was missed.

@@ -40,7 +40,7 @@ from allspark_hf.inference.classes import find_classes, read_palette
 from allspark_hf.inference.files import find_images, name_results
 from allspark_hf.inference.large import find_large, predict_large, require_usable
 from allspark_hf.inference.loading import load_config, load_trained
-from allspark_hf.inference.many import PreparedBatches, plan_batches, predict_many
+from allspark_hf.inference.many import PreparedBatches, default_workers, plan_batches, predict_many, read_picture
 from allspark_hf.inference.prediction import palette_of
 from allspark_hf.inference.resume import begin, check_existing, check_output_dir, check_settings, is_done, result_files
 from allspark_hf.inference.writers import LARGEST_STORED_VALUE, AreaWriter, Drawing, PictureWriter, ResultWriter
@@ -50,7 +50,6 @@ from allspark_hf.utils.text import one_line
 
 
 BACKENDS = ("torch", "onnx")
-MOST_WORKERS = 8
 LONGEST_WAIT = timedelta(days=7)  # of a process for the others
 
 
@@ -289,15 +288,17 @@ def predict(job: Job, state: PartialState, num_workers: int) -> tuple[int, int, 
     own, large = (rows[state.process_index :: state.num_processes] for rows in (job.planned, job.large))
     rows = [row for rows in [*own, large] for row in rows]
     done = frozenset(row for row in rows if is_done(job.writers, job.names[row], job.files[row]))
-    left = [rows for rows in own if not done.issuperset(rows)]
+    drawn = frozenset(row for row in rows if is_done(job.writers[:1], job.names[row], job.files[row]))
+    left = [rows for rows in own if not drawn.issuperset(rows)]
     batches = PreparedBatches(job.files, left, job.image_processor, job.model.config, job.how)
     total, failed, stopped = len(rows) - len(done), 0, None
     num_workers = min(num_workers, max(0, len(left) - 1))  # none is started for a single image
     with tqdm(total=total, unit="image", disable=not state.is_main_process) as bar:
         try:
-            results = predict_many(job.model, batches, job.names, job.writers, num_workers, done)
+            from_masks = write_from_masks(job, sorted(drawn - done))
+            results = predict_many(job.model, batches, job.names, job.writers, num_workers, drawn)
             in_tiles = predict_in_tiles(job, [row for row in large if row not in done], state.is_main_process)
-            for row, reason in chain(results, in_tiles):
+            for row, reason in chain(from_masks, results, in_tiles):
                 bar.update()
                 if reason is not None:
                     failed += 1
@@ -307,6 +308,21 @@ def predict(job: Job, state: PartialState, num_workers: int) -> tuple[int, int, 
         except (EOFError, OSError, RuntimeError) as error:  # a worker that died
             stopped = f"{one_line(error)}: go on with --resume, where memory was short with fewer --num_workers."
     return len(done), failed, stopped
+
+
+def write_from_masks(job: Job, rows: list[int]) -> Iterator[tuple[int, str | None]]:
+    """What is made of masks, for images that have theirs; each row, and why it has failed or None."""
+    pictures, *others = job.writers
+    for row in rows:
+        name = job.names[row]
+        try:
+            mask, picture = pictures.read_mask(name), read_picture(job.files[row], Reading.of(job.model.config))
+            for writer in others:
+                writer.write(name, picture, mask, None)
+        except (OSError, RuntimeError, ValueError) as error:
+            yield row, one_line(error)
+        else:
+            yield row, None
 
 
 def predict_in_tiles(job: Job, rows: list[int], progress: bool) -> Iterator[tuple[int, str | None]]:
@@ -321,13 +337,6 @@ def predict_in_tiles(job: Job, rows: list[int], progress: bool) -> Iterator[tupl
             yield row, one_line(error)
         else:
             yield row, None
-
-
-def default_workers(state: PartialState, on_cpu: bool) -> int:
-    """By the CPUs that this machine has for each of its processes; where the model needs them too, one in four."""
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    cpus //= int(os.environ.get("LOCAL_WORLD_SIZE", state.num_processes))
-    return max(1, min(MOST_WORKERS, cpus // 4 if on_cpu else cpus))
 
 
 def first_failure(attempt, *arguments) -> tuple[object, str | None]:
@@ -350,7 +359,8 @@ def run(arguments: PredictArguments, how: PredictionArguments, state: PartialSta
         return 2, failure
     workers = arguments.num_workers
     if workers is None:
-        workers = default_workers(state, job.model.device.type == "cpu")
+        processes = int(os.environ.get("LOCAL_WORLD_SIZE", state.num_processes))
+        workers = default_workers(processes, job.model.device.type == "cpu")
     share = predict(job, state, workers)
     try:
         shares = gather_object([share])

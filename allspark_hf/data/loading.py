@@ -30,7 +30,7 @@ class DataArguments:
     data_dir: str | None = argument(
         None,
         "Folder with images/{train,val} and masks/{train,val}, or {train,val}/{images,masks}, or flat images/ and "
-        "masks/; or Pascal VOC 2012, Cityscapes or COCO as unpacked.",
+        "masks/; Pascal VOC 2012, Cityscapes or COCO as unpacked; or the export of a labeling tool.",
         common=True,
     )
     data_format: str | None = argument(

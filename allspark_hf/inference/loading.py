@@ -27,9 +27,9 @@ def load_config(
     check_reachable(model_id, revision)
     source = {"revision": revision or "main", "token": token}
     with loading(model_id):
-        kind = AllSparkConfig.get_config_dict(model_id, **source)[0].get("model_type")
-        config_class, _ = SEGMENTERS.get(kind, (AllSparkConfig, None))
-        config = config_class.from_pretrained(model_id, **source)
+        fields, _ = AllSparkConfig.get_config_dict(model_id, **source)
+        config_class, _ = SEGMENTERS.get(fields.get("model_type"), (AllSparkConfig, None))
+        config = config_class.from_dict(fields)
         check_labels(config)
         stored_palette(config)
     return config
@@ -61,7 +61,7 @@ def load_trained(
     config = load_config(model_id, revision, token)
     source = {"revision": revision or "main", "token": token}
     with loading(model_id):
-        _, model_class = SEGMENTERS[config.model_type]
+        _, model_class = SEGMENTERS[type(config).model_type]
         model, info = model_class.from_pretrained(model_id, config=config, output_loading_info=True, **source)
         image_processor = SegformerImageProcessorPil.from_pretrained(model_id, **source)
         check_image_processor(image_processor)

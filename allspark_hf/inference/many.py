@@ -5,6 +5,7 @@ What is held at a time depends on the size of the images, not on their number. A
 images, whatever was predicted before and whichever process predicts it, so that its results are the same to the bit.
 """
 
+import os
 from collections import deque
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,6 +30,7 @@ from .writers import ResultWriter
 
 BATCH_MODEL_PIXELS = 2**22  # of a batch, as the model gets them, unless it is a single image
 BATCH_IMAGE_PIXELS = 2**26  # of a batch, as the images are stored, unless it is a single image
+MOST_WORKERS = 8
 
 
 # ---- Batches ----
@@ -280,6 +282,13 @@ def predict_many(
             yield _outcome(*pending.popleft())
 
 
+def default_workers(num_processes: int, on_cpu: bool) -> int:
+    """By the CPUs that this machine has for each of its processes; where the model needs them too, one in four."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cpus //= num_processes
+    return max(1, min(MOST_WORKERS, cpus // 4 if on_cpu else cpus))
+
+
 def _as_is(batch):
     return batch
 
@@ -298,4 +307,4 @@ def _outcome(row: int, written) -> tuple[int, str | None]:
     return row, None
 
 
-__all__ = ["PreparedBatches", "plan_batches", "predict_batch", "predict_many"]
+__all__ = ["PreparedBatches", "default_workers", "plan_batches", "predict_batch", "predict_many"]

@@ -19,7 +19,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 from ..data.images import array_to_image, decode
 from ..data.pixels import Reading, deep_values, load_image, to_rgb
 from ..utils.text import one_line
-from .loading import load_trained
+from .loading import load_config, load_trained
 from .prediction import model_palette, predict_confidence
 from .visualization import legend, overlay
 
@@ -192,8 +192,11 @@ def segment(
     """
     many = isinstance(image, (list, tuple))
     one_by_one = isinstance(image, Iterable) and not many and not isinstance(image, _NOT_SEVERAL)
-    given = [] if one_by_one else [_as_stored(item) for item in (image if many else [image])]
-    if isinstance(model, (str, Path)):
+    named = isinstance(model, (str, Path))
+    config = _config_of(str(model), device, revision, token) if named else _loaded_pair(model)[0].config
+    # All of a list are read first, so that a bad one is told before the model is loaded, or works on the others.
+    pictures = [] if one_by_one else [_read(item, config) for item in (image if many else [image])]
+    if named:
         network, image_processor = _load_cached(str(model), device, revision, token)
     else:
         network, image_processor = _loaded_pair(model)
@@ -204,8 +207,6 @@ def segment(
             )
     if one_by_one:
         return _segment_each(network, image_processor, image)
-    # All of a list are read first, so that a bad one is told before the model has worked on the others.
-    pictures = [_read(item, network.config) for item in given]
     results = [_segment_one(network, image_processor, picture) for picture in pictures]
     return results if many else results[0]
 
@@ -213,7 +214,7 @@ def segment(
 def _segment_each(network, image_processor, images: Iterable[ImageInput]) -> Iterator[Segmentation]:
     for number, image in enumerate(images, start=1):
         try:
-            result = _segment_one(network, image_processor, _read(_as_stored(image), network.config))
+            result = _segment_one(network, image_processor, _read(image, network.config))
         except ValueError as error:
             raise ValueError(f"Image {number} of those to segment: {error}") from error
         yield result
@@ -225,8 +226,8 @@ def _segment_one(network, image_processor, picture: Image.Image) -> Segmentation
     return Segmentation(picture, mask, confidence, dict(network.config.id2label), model_palette(network))
 
 
-def _as_stored(image: ImageInput) -> Image.Image | dict:
-    """A picture, or a dict as data sets store files; nothing is read."""
+def _read(image: ImageInput, config) -> Image.Image:
+    """Decoded and upright, for [`to_rgb`]."""
     if isinstance(image, (str, Path)):
         if not Path(image).is_file():
             raise ValueError(f"There is no file {image}: give the path of an image, a PIL image or an array.")
@@ -239,12 +240,7 @@ def _as_stored(image: ImageInput) -> Image.Image | dict:
             f"An image is of type {type(image).__name__}, but a PIL image, a path, a NumPy array or a dict of the "
             "bytes or the path of a file is needed."
         )
-    return image
-
-
-def _read(image: Image.Image | dict, config) -> Image.Image:
-    """Decoded and upright, for [`to_rgb`]."""
-    stored, tiff_page = isinstance(image, dict), Reading.of(config).tiff_page
+    tiff_page = Reading.of(config).tiff_page
     try:
         picture = decode(image, False, tiff_page) if stored else load_image(image, tiff_page=tiff_page)
         deep_values(picture)
@@ -264,10 +260,20 @@ def _loaded_pair(model) -> tuple[PreTrainedModel, BaseImageProcessor]:
     )
 
 
+def _config_of(model_id: str, *source):
+    """The configuration of a model of [`_load_cached`], which is not loaded for it."""
+    loaded = _loaded.get(_key(model_id, *source))
+    return load_config(model_id, *source[1:]) if loaded is None else loaded[0].config
+
+
+def _key(model_id: str, device: str | None, revision: str | None, token: str | bool | None) -> tuple:
+    return model_id, device, revision, model_files(Path(model_id))
+
+
 def _load_cached(
     model_id: str, device: str | None, revision: str | None, token: str | bool | None
 ) -> tuple[PreTrainedModel, BaseImageProcessor]:
-    key = (model_id, device, revision, model_files(Path(model_id)))
+    key = _key(model_id, device, revision, token)
     with _lock:  # a second thread waits for the load instead of repeating it
         if key not in _loaded:
             # Also what the folder held before it changed.

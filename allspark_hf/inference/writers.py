@@ -10,8 +10,9 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
-from ..data.images import mask_to_array
+from ..data.images import map_mask_values, mask_to_array
 from ..utils.files import whole_file
+from ..utils.text import one_line
 from .raster import count_values
 from .visualization import colorize, index_image, legend, outlines, overlay
 
@@ -149,6 +150,15 @@ class PictureWriter:
             gray = (255 * confidence).round().astype(np.uint8)
             with whole_file(self.path(name, "confidence")) as part:
                 Image.fromarray(gray).save(part, **FAST)
+
+    def read_mask(self, name: Path) -> np.ndarray:
+        """Class indices, integers (height, width), of a mask that is written; ValueError if it cannot be read."""
+        path = self.path(name, "mask")
+        try:
+            with Image.open(path) as opened:
+                return map_mask_values(mask_to_array(opened), self.mask_values, ignore_index=-1)
+        except Exception as error:  # Pillow raises nearly anything on bad files
+            raise ValueError(f"{path} cannot be read ({one_line(error)}): remove it to predict it again.") from error
 
     def finish(self):
         picture = legend(self.labels, self.palette, self.drawing.shown)

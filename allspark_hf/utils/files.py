@@ -80,7 +80,7 @@ def read_json(path: str | Path) -> Any:
         ValueError: if it is no JSON, with the file's name and what to do.
     """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no JSON ({' '.join(str(error).split())}): remove it, or make it anew.") from error
 

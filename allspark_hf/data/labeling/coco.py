@@ -34,11 +34,19 @@ def read_coco(files: Files, sources: dict[Path, Any]) -> Export:
     """
     notes, names, sources = [], {}, dict(sources)
     for source, content in list(sources.items()):
-        if len(sources) > 1 and any("keypoints" in entry for entry in content["categories"]):
+        about = "keypoints" if any("keypoints" in entry for entry in content["categories"]) else None
+        if any("segments_info" in one for one in content.get("annotations") or []):
+            about = "panoptic segments"
+        if len(sources) > 1 and about:
             del sources[source]  # the same pictures once more
-            notes.append(f"Left alone: {source}, which is about keypoints.")
+            notes.append(f"Left alone: {source}, which is about {about}.")
     for source, content in sources.items():
         for entry in content["categories"]:
+            if not isinstance(entry["id"], int) or entry["name"] is None:
+                raise ValueError(
+                    f"{source}: a category has the id {entry['id']!r} and the name {entry['name']!r}, but a whole "
+                    "number and a name are needed; export it anew."
+                )
             name = names.setdefault(entry["id"], str(entry["name"]))
             if name != str(entry["name"]):
                 raise ValueError(

@@ -30,12 +30,14 @@ class Canvas:
         mask (`np.ndarray`): uint8 (height, width), values of classes and 255.
         overlapped (`np.ndarray`): bool (height, width), pixels where an object covered one of another class.
         events (`Counter`): numbers of objects by what happened to them: "cut" at the picture's edge, or "empty".
+        extent (`float`): the largest coordinate of the outlines; 0 without any.
     """
 
     def __init__(self, height: int, width: int, values: dict[str, int], outside: int):
         self.mask = np.full((height, width), outside, dtype=np.uint8)
         self.overlapped = np.zeros((height, width), dtype=bool)
         self.events: Counter[str] = Counter()
+        self.extent = 0.0
         self._names = list(values)
         self._values = np.array([*values.values(), IGNORED])  # the last one also by the index -1
         self._painted = np.zeros((height, width), dtype=bool)
@@ -88,6 +90,7 @@ class Canvas:
                 f"an outline reaches from x {low[0]:g}, y {low[1]:g} to x {high[0]:g}, y {high[1]:g}, but the picture "
                 f"has {height}x{width} pixels (height x width); correct it, or export at the scale of the picture"
             )
+        self.extent = max(self.extent, float(high.max()))
         self.events["cut"] += int((low < -1).any() or (high > size + 1).any())
         first, last = np.floor(low).clip(0).astype(int), np.ceil(high).clip(0, size).astype(int)
         shifted = [ring - first for ring in rings]

@@ -1,6 +1,7 @@
 """Which labeling tool wrote an export."""
 
 import os
+import shlex
 import shutil
 import tarfile
 import tempfile
@@ -11,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ...utils.files import is_hidden, read_json
+from ...utils.files import MASK_SUFFIXES, is_hidden, read_json
 from ..pixels import open_image
 from ..sources.classes import Classes, classes_in, read_classes
 from ..sources.folder import FolderLayout
@@ -88,9 +89,11 @@ def find_readers(source: Path, classes: Classes | None = None) -> dict[str, Read
     for path in paths:
         by_suffix.setdefault(path.suffix.lower().replace("yml", "yaml"), []).append(path)
     found = _by_folders(source, paths, classes)
-    for path in by_suffix.get(".yaml", []):
-        if is_yolo(read_yaml(path)):
-            found["yolo"] = partial(read_yolo, source=path)
+    lists = [path for path in by_suffix.get(".yaml", []) if is_yolo(read_yaml(path))]
+    if len(lists) > 1:
+        raise ValueError(f"{source} holds several yaml files of YOLO, {lists[0]} and {lists[1]}; give one of them.")
+    if lists:
+        found["yolo"] = partial(read_yolo, source=lists[0])
     for path in by_suffix.get(".xml", []):
         if is_cvat_xml(path):
             if "cvat" in found:
@@ -142,10 +145,10 @@ def _has_color_masks(source: Path) -> bool:
         masks = FolderLayout(source).pairs("train").masks
     except (OSError, ValueError):
         return False
-    return any(map(is_colored, list(masks.values())[:1]))
+    return any(map(_is_colored, list(masks.values())[:1]))
 
 
-def is_colored(mask: Path) -> bool:
+def _is_colored(mask: Path) -> bool:
     """Whether a mask is a picture in colors."""
     try:
         with open_image(mask) as opened:
@@ -198,12 +201,26 @@ def read_export(
 
 
 def find_export(source: Path) -> str | None:
-    """The only format, one of [`FORMATS`], that an export can be read as; all its files are looked at."""
-    try:
-        readers = find_readers(source)
-    except (OSError, ValueError):
-        return None
-    return next(iter(readers)) if len(readers) == 1 else None
+    """
+    The only format, one of [`FORMATS`], that an export can be read as, by all its files; `None` without any.
+
+    Raises:
+        OSError, ValueError: if a file cannot be read, or there are several formats.
+    """
+    readers = list(find_readers(source))
+    if len(readers) > 1:
+        raise ValueError(
+            f"it may be {' or '.join(readers)}; choose with `allspark import {shlex.quote(str(source))} NEW_FOLDER "
+            "--format FORMAT`, and give NEW_FOLDER."
+        )
+    return next(iter(readers), None)
+
+
+def holds_indices(masks: Path) -> bool:
+    """Whether a folder that may be one of masks is: `annotations` often holds json, `masks` colors."""
+    paths = (path for path in masks.rglob("*") if path.suffix.lower() in MASK_SUFFIXES and not is_hidden(path.name))
+    mask = next(paths, None)
+    return mask is not None and not _is_colored(mask)
 
 
 def recognize_export(data_dir: Path) -> str | None:
@@ -211,9 +228,9 @@ def recognize_export(data_dir: Path) -> str | None:
     The format, one of [`FORMATS`], of which a folder is an export for sure, though training could take its folders for
     its own form or that of VOC; told in no time.
     """
-    label_map, mask = data_dir / "labelmap.txt", next((data_dir / "SegmentationClass").glob("*.png"), None)
+    label_map, mask = data_dir / "labelmap.txt", next((data_dir / "SegmentationClass").rglob("*.png"), None)
     if label_map.is_file() and mask is not None:
-        return "cvat_masks" if is_colored(mask) else None
+        return "cvat_masks" if _is_colored(mask) else None
     places = (f"{LABELS}/*.txt", f"{LABELS}/*/*.txt", f"*/{LABELS}/*.txt")
     has_classes = any((data_dir / name).is_file() for name in ("data.yaml", "classes.txt"))
     if has_classes and any(any(data_dir.glob(place)) for place in places):
@@ -222,4 +239,4 @@ def recognize_export(data_dir: Path) -> str | None:
     return None
 
 
-__all__ = ["FORMATS", "find_export", "find_readers", "is_colored", "read_export", "recognize_export", "unpacked"]
+__all__ = ["FORMATS", "find_export", "find_readers", "holds_indices", "read_export", "recognize_export", "unpacked"]

@@ -34,6 +34,9 @@ def read_labelme(files: Files, sources: dict[Path, Any]) -> Export:
         FileNotFoundError: if a picture is missing.
         ValueError: if the classes cannot be read, or two json files annotate one picture.
     """
+    for source, content in sources.items():
+        if any(shape["label"] is None for shape in content["shapes"]):
+            raise ValueError(f"{source} has a shape without a label; give one in LabelMe.")
     used = {str(shape["label"]) for content in sources.values() for shape in content["shapes"]}
     names, note = names_of(files.root, used - {IGNORED_NAME})
     index = {name: place for place, name in enumerate(names)} | {IGNORED_NAME: None}
@@ -48,8 +51,9 @@ def read_labelme(files: Files, sources: dict[Path, Any]) -> Export:
         pictures[image] = Picture(image, source, split_in(image.relative_to(files.folder).parts[:-1]), size, paint)
     for image in files.images:
         if image not in pictures:
-            if image.with_suffix(".json").is_file():
-                raise ValueError(f"{image.with_suffix('.json')} is not in LabelMe's form; save it anew, or remove it.")
+            own = image.with_suffix(".json")
+            if own.is_file() and own not in sources:
+                raise ValueError(f"{own} is not in LabelMe's form; save it anew, or remove it.")
             pictures[image] = Picture(image, image, split_in(image.relative_to(files.folder).parts[:-1]))
     return Export(names, list(pictures.values()), notes=[note])
 
@@ -64,6 +68,8 @@ def _paint(canvas: Canvas, shapes: list[dict], index: dict[str, int | None]):
 
 def _paint_shape(canvas: Canvas, shape: dict, label: int | None):
     kind, points = shape.get("shape_type") or "polygon", np.array(shape["points"], dtype=np.float64)
+    if kind in ("rectangle", "circle", "mask") and len(points) < 2:
+        raise ValueError(f"a {kind} has {len(points)} points, but 2 are needed; complete or delete it")
     if kind == "polygon":
         canvas.outline([points], label)
     elif kind == "rectangle":

@@ -118,6 +118,13 @@ def _colored(pictures: list[Picture], classes: Classes) -> Export:
         raise ValueError(
             "The list of classes has no colors, which the masks are read by; write `name r g b` on each of its lines."
         )
+    first: dict[Color, str] = {}
+    for name, color in zip(classes.names, classes.colors, strict=True):
+        if first.setdefault(color, name) != name:
+            raise ValueError(
+                f"The classes {first[color]!r} and {name!r} have the same color, {' '.join(map(str, color))}, so that "
+                "masks cannot tell them apart; give each its own, and export anew."
+            )
     return Export(classes.names, pictures, is_dense=True, colors=classes.colors)
 
 

@@ -39,6 +39,7 @@ class Imported:
         pixels (`dict[str, np.ndarray]`): for each labeled picture the number of pixels by value, int64 (256,).
         masks (`dict[str, str]`): for each labeled picture the path of its mask in the folder.
         has_new_background (`bool`): whether class 0 is a `background` that the export does not have.
+        extent (`float`): the largest coordinate of all outlines, in pixels.
         overlapped (`int`): pixels where objects of two classes lie over each other.
         events (`Counter`): numbers of objects: "cut" and "empty" ([`Canvas`]); of pictures: "maybe" ones without
             objects, "turned" ones, whose masks were drawn on the stored photo, "unsure" ones, whose sizes do not show
@@ -53,6 +54,7 @@ class Imported:
     pixels: dict[str, np.ndarray] = field(default_factory=dict)
     masks: dict[str, str] = field(default_factory=dict)
     has_new_background: bool = False
+    extent: float = 0.0
     overlapped: int = 0
     events: Counter = field(default_factory=Counter)
     notes: list[str] = field(default_factory=list)
@@ -113,6 +115,11 @@ def write_folder(
             shown = problems[:SHOWN_PROBLEMS] + ([f"and {more} more"] if more > 0 else [])
             counted = "1 picture" if len(problems) == 1 else f"{len(problems)} pictures"
             raise ValueError("\n".join([f"Nothing is written, since {counted} cannot be imported:", *shown]))
+        if 0 < imported.extent <= 1:
+            raise ValueError(
+                "Every outline lies within the upper left pixel of its picture, as if its coordinates were shares of "
+                "width and height; export them in pixels."
+            )
         if not imported.labeled["train"]:
             raise ValueError(
                 "None of the training pictures has an annotation, so there is nothing to learn from; annotate some, "
@@ -231,6 +238,7 @@ def _paint(
     imported.events["unsure"] += int(is_unsure)
     imported.events["turned"] += int(turn is not None)
     imported.events += canvas.events
+    imported.extent = max(imported.extent, canvas.extent)
     imported.overlapped += int(canvas.overlapped.sum())
     if (canvas.mask == IGNORED).all():
         imported.events["nothing"] += 1

@@ -54,6 +54,7 @@ def read_yolo(files: Files, source: Path) -> Export:
         ValueError: if the classes cannot be read, labels are of no picture, or no split has pictures.
     """
     classes = read_classes(source).names
+    _require_one_list(source, classes)
     pictures, used = [], set()
     for image, split in _list_all(files, source):
         labels = _labels_of(image)
@@ -70,6 +71,16 @@ def read_yolo(files: Files, source: Path) -> Export:
         )
     note = files.not_named(picture.image for picture in pictures)
     return Export(classes, pictures, notes=[note] if note else [])
+
+
+def _require_one_list(source: Path, classes: list[str]):
+    """Raises `ValueError` if the yaml file counts its classes differently, or another list names others."""
+    count = read_yaml(source).get("nc") if source.suffix != ".txt" else None
+    if count not in (None, len(classes)):
+        raise ValueError(f"{source} says that there are {count} classes (nc), but names {len(classes)}; correct it.")
+    other = source.with_name("classes.txt")
+    if other.is_file() and read_classes(other).names != classes:
+        raise ValueError(f"{source} and {other} list different classes; remove one of them.")
 
 
 def _list_all(files: Files, source: Path) -> Iterator[tuple[Path, str | None]]:

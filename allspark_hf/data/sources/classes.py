@@ -4,6 +4,7 @@ import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from unicodedata import normalize
 
 from .class_lists import Color, Entry, in_order, parse_json, parse_text, parse_yaml
 
@@ -29,7 +30,8 @@ class Classes:
 
     Raises:
         ValueError: if there is no class, a name is empty, no Unicode text or used twice (blanks and underscores count
-            as the same), the two lists differ in length, or a color is not three whole numbers from 0 to 255.
+            as the same, as do both ways to store accents), the two lists differ in length, or a color is not three
+            whole numbers from 0 to 255.
     """
 
     names: list[str]
@@ -39,6 +41,7 @@ class Classes:
         if not self.names:
             raise ValueError("The list of classes is empty; name at least one class.")
         # Metrics are called after the classes, with underscores for blanks: the second of two would replace the first.
+        # Accents are stored in two ways that look the same.
         by_metric: dict[str, int] = {}
         for index, name in enumerate(self.names):
             if not isinstance(name, str) or not name.strip():
@@ -47,13 +50,13 @@ class Classes:
                 name.encode("utf-8")
             except UnicodeEncodeError:
                 raise ValueError(f"Class {index} has the name {name!a}, which is no Unicode text.") from None
-            first = by_metric.setdefault("_".join(name.split()), index)
+            first = by_metric.setdefault("_".join(normalize("NFC", name).split()), index)
             if self.names[first] == name and first != index:
                 raise ValueError(f"The classes {first} and {index} are both named {name!r}; give each its own name.")
             if first != index:
                 raise ValueError(
-                    f"The classes {self.names[first]!r} and {name!r} differ in blanks and underscores only, so that "
-                    "their metrics would share a name; rename one."
+                    f"The classes {self.names[first]!r} and {name!r} differ only in blanks and underscores, or in how "
+                    "accents are stored, so that their metrics would share a name; rename one."
                 )
         if self.colors is not None:
             self.colors = self._checked_colors()

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 
-from ...utils.files import MASK_SUFFIXES, image_suffixes, is_hidden
-from ..labeling.formats import FORMATS, find_export, is_colored, recognize_export
+from ...utils.files import image_suffixes, is_hidden
+from ..labeling.formats import FORMATS, find_export, holds_indices, recognize_export
 from .folder import FolderLayout, split_folders
 from .layout import Layout
 from .lists import path_in, read_list
@@ -331,21 +331,21 @@ def find_layout(data_dir: str | Path, data_format: str | None = None, voc_masks:
     _require_no_export(data_dir, recognize_export(data_dir))
     try:
         layout = _make_layout(data_dir, _recognize(data_dir), voc_masks)
-    except (FileNotFoundError, ValueError):
-        _require_no_export(data_dir, find_export(data_dir))
+    except (FileNotFoundError, ValueError) as error:
+        _look_for_export(data_dir, error)
         raise
-    if not _has_masks(layout):
-        _require_no_export(data_dir, find_export(data_dir))
+    if isinstance(layout, FolderLayout) and not holds_indices(layout.places["train"].masks):
+        _look_for_export(data_dir, f"{data_dir} holds no masks of class indices.")
     return layout
 
 
-def _has_masks(layout: Layout) -> bool:
-    """Whether what may be masks in a folder of one's own is: annotations/ often holds a json file, masks/ colors."""
-    if not isinstance(layout, FolderLayout):
-        return True
-    files = layout.places["train"].masks.rglob("*")
-    mask = next((path for path in files if path.suffix.lower() in MASK_SUFFIXES and not is_hidden(path.name)), None)
-    return mask is not None and not is_colored(mask)
+def _look_for_export(data_dir: Path, why: object):
+    """Raises `ExportFound` for an export, and for a wrong one `ValueError` with why the folder is looked at as one."""
+    try:
+        name = find_export(data_dir)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{why} As the export of a labeling tool it cannot be read either: {error}") from error
+    _require_no_export(data_dir, name)
 
 
 class ExportFound(ValueError):
