@@ -144,9 +144,8 @@ def missing_rows(text: str) -> list[str]:
     for study, named in re.findall(r"study, (CamVid from scratch|CamVid|Nuclei): ([^)]*)", text):
         rows = [row for heading, rows in page.items() if heading.startswith(study) for row in rows]
         for words in named.split(", "):
-            if not any(
-                all(re.search(rf"(?<![\w.]){re.escape(word)}(?![\w.])", row) for word in words.split()) for row in rows
-            ):
+            wanted = [rf"(?<![\w.]){re.escape(word)}(?![\w.])" for word in re.split("[ =]", words)]
+            if not any(all(re.search(word, row) for word in wanted) for row in rows):
                 missing.append(f"{study}: {words}")
     return missing
 
