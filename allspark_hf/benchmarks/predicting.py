@@ -22,6 +22,7 @@ from ..inference.prediction import model_palette
 from ..inference.writers import AreaWriter, Drawing, PictureWriter
 from .cases import Case, autocast, make_model
 from .peak import make_memory_exact, measure_peak
+from .serving import JPEG_QUALITY
 from .timing import summary, take_turns
 from .training import as_results
 
@@ -29,7 +30,6 @@ from .training import as_results
 PLAIN_LOOP, PREDICT, ONNX = "plain_loop", "predict", "predict_onnx"
 PREDICT_VARIANTS = (PLAIN_LOOP, PREDICT, ONNX)
 BATCH_SIZE = 8  # the default of `allspark predict`
-JPEG_QUALITY = 90
 
 
 def write_images(folder: Path, side: int, count: int, seed: int) -> list[Path]:
