@@ -16,6 +16,7 @@ from allspark_hf.figures import DRAWERS, write_figure
 
 assert "matplotlib" not in sys.modules
 arrays = {"models": ["a"], "sets": ["b"], "num_images": [1], "error": np.ones((1, 1)), "margin": np.zeros((1, 1))}
+arrays["margin_ends"] = np.zeros((1, 1, 2))
 write_figure(arrays, DRAWERS["1c"], "drawn", "picture", ["dark"])
 assert "matplotlib" in sys.modules and "matplotlib.pyplot" not in sys.modules
 """
