@@ -1,4 +1,4 @@
-"""Goes the whole road on generated images: data, training, prediction, report; four minutes on two CPU cores.
+"""Goes the whole road on generated images: data, training, prediction, report; five minutes on two CPU cores.
 
     allspark demo
     allspark demo OUTPUT_DIR
