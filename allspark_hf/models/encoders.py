@@ -1,5 +1,6 @@
 """Encoders by name: from a Hub id, a folder or a model type of transformers to a segmenter with their weights."""
 
+import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,8 @@ from .configuration_backbone_allspark import encoder_shape as shape_of
 from .modeling_backbone_allspark import BackboneForSemiSupervisedSegmentation
 from .pretrained import check_reachable, loading
 
+
+logger = logging.getLogger(__name__)
 
 IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
 # Norms that transformers adds to the maps which it returns: no checkpoint has them, and they start as the identity.
@@ -108,8 +111,8 @@ def _pretrained_backbone(name: str, config: PreTrainedConfig):
 
 def encoder_normalization(name: str) -> dict[str, list[float]]:
     """
-    `image_mean` and `image_std` that an encoder was trained with, from its own image processor; ImageNet's if it has
-    none.
+    `image_mean` and `image_std` that an encoder was trained with, from its own image processor; ImageNet's, with a
+    warning, if weights come without one.
 
     Args:
         name (`str`): Hub id, local folder, or model type of transformers.
@@ -119,6 +122,11 @@ def encoder_normalization(name: str) -> dict[str, list[float]]:
     try:
         stored, _ = ImageProcessingMixin.get_image_processor_dict(name)
     except OSError:
+        logger.warning(
+            "%r has no preprocessor_config.json that can be read, so images are normalized with ImageNet's mean and "
+            "standard deviation: add the file if the encoder was trained with others.",
+            name,
+        )
         return dict(IMAGENET)
     return {field: list(stored.get(field) or value) for field, value in IMAGENET.items()}
 
