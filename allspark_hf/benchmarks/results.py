@@ -1,4 +1,4 @@
-"""What was measured: kept in one file that is written anew after every measurement."""
+"""Measurements, kept in one file that is written anew after each of them."""
 
 import os
 import platform
@@ -16,7 +16,7 @@ from .timing import OUT_OF_MEMORY, ratio
 
 
 def describe_machine(device: torch.device) -> dict:
-    """Of the process that calls it; to be called where the device may be touched."""
+    """The machine as the calling process sees it; with CUDA this touches the device."""
     cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count())
     machine = {
         "cpu": _cpu_name(),

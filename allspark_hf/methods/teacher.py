@@ -57,10 +57,10 @@ class TeacherMethod(Method):
     """
     A method whose teacher gives the pseudo-labels and is what is evaluated, saved and published.
 
-    An unlabeled loss counts the pixels of one of the CutMix views, which the method declares in this order.
+    Each unlabeled loss counts the pixels of one CutMix view, in the order in which the method declares them.
 
     The teacher is in float32 or better, and in eval mode. After update i, counted from 1, its weights and buffers are
-    `r * teacher + (1 - r) * student` with `r = min(1 - 1 / i, ema_decay)`; whole numbers are cut (UniMatch V2).
+    `r * teacher + (1 - r) * student` with `r = min(1 - 1 / i, ema_decay)`; integers are rounded down (UniMatch V2).
     """
 
     arguments_class = TeacherArguments
@@ -98,7 +98,7 @@ class TeacherMethod(Method):
         return {"student_": model} if self.args.evaluate_student else {}
 
     def count_unlabeled(self, batch):
-        """Shown pixels of each CutMix view, in which an image's padding is where its partner has it."""
+        """int64 (views,): shown pixels of each CutMix view; inside the box the partner's padding counts."""
         views = [view.name for view in self.unlabeled_views if view.cutmix]
         return torch.stack([cutmix(batch, view, self.shown(batch))[0].sum() for view in views])
 

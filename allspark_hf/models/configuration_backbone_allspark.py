@@ -55,7 +55,7 @@ class EncoderShape(NamedTuple):
 
 def encoder_shape(config: PreTrainedConfig) -> EncoderShape:
     """
-    Runs an encoder on tensors without content: `channels` of transformers' backbones is wrong for some.
+    Runs an encoder on tensors without content, because `channels` of transformers' backbones is wrong for some.
 
     Args:
         config (`PreTrainedConfig`): of a class with a Backbone in transformers.

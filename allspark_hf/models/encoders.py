@@ -20,7 +20,7 @@ from .pretrained import check_reachable, loading
 logger = logging.getLogger(__name__)
 
 IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
-# Norms that transformers adds to the maps which it returns: no checkpoint has them, and they start as the identity.
+# transformers adds these norms to the maps that it returns: no checkpoint has them, and they start as the identity.
 ADDED_NORMS = re.compile(r"(.*\.)?hidden_states_norms\.")
 
 
@@ -85,8 +85,8 @@ def load_encoder(
 
 def _pretrained_backbone(name: str, config: PreTrainedConfig):
     """
-    By its own class, not as a part of the segmenter: only so does transformers rename the weights of every encoder
-    completely (DINOv3's layer scales would stay random). AutoBackbone cannot read folders.
+    The encoder loaded by its own class and not as a part of the segmenter: otherwise transformers does not rename the
+    weights of every encoder, and DINOv3's layer scales would stay random. AutoBackbone cannot read folders.
     """
     with _told_in_a_sentence(name):
         backbone, info = MODEL_FOR_BACKBONE_MAPPING[type(config)].from_pretrained(

@@ -86,7 +86,7 @@ def class_blocks(labels: torch.Tensor, num_classes: int) -> ClassBlocks:
 
 
 def over_processes(tensor: torch.Tensor) -> torch.Tensor:
-    """The sum over all processes, for gradients too: each process then has a share of the gradient of one loss."""
+    """The sum over all processes, also in the backward pass, where each process gets its share of the gradient."""
     if not torch.distributed.is_available() or not torch.distributed.is_initialized():
         return tensor
     from torch.distributed.nn.functional import all_reduce
@@ -95,7 +95,7 @@ def over_processes(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def mean_over_processes(number: torch.Tensor) -> torch.Tensor:
-    """Of a scalar of each process, without gradient: what a sum is divided by so that processes average exactly."""
+    """The mean of a scalar over processes, without gradient. A sum divided by it averages exactly over processes."""
     total = over_processes(torch.stack([number.detach(), torch.ones_like(number)]))
     return total[0] / total[1]
 
