@@ -49,7 +49,7 @@ def _cpu_name() -> str:
 @dataclass
 class Results:
     """
-    Measurements, found by what was measured, of which case and variant.
+    Measurements by measure, case and variant.
 
     Args:
         settings (`dict`): of the run, for the file.
@@ -110,7 +110,7 @@ class Results:
         return ratio(found[0]["all"], found[1]["all"]) if what.endswith("seconds") else found[0] / found[1]
 
     def failures(self) -> list[str]:
-        """A line for each measurement that failed, but for those that ran out of memory, which is a result."""
+        """A line for each measurement that failed; running out of memory is a result and no failure."""
         return [
             f"{measure}, {case}, {variant}: {error}"
             for (measure, case, variant), values in self.entries.items()

@@ -210,7 +210,7 @@ class OtherProcessError(RuntimeError):
 @contextmanager
 def failing_together(accelerator) -> Iterator[None]:
     """
-    While processes work apart from each other, an error in one of them ends all of them; none waits for it in vain.
+    While processes work apart from each other, an error in one of them ends all of them, so that none waits for it.
 
     Args:
         accelerator ([`~accelerate.Accelerator`]): that the processes have in common.

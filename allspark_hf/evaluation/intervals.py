@@ -42,7 +42,7 @@ def difference_interval(first: np.ndarray, second: np.ndarray, seed: int = 0) ->
 
     Args:
         first (`np.ndarray`): int64 (images, 3, num_labels), of [`image_counts`].
-        second (`np.ndarray`): likewise of the other model, the images in the same order.
+        second (`np.ndarray`): the same of the other model, the images in the same order.
         seed (`int`, *optional*, defaults to 0): of the draws.
 
     Raises:
@@ -71,7 +71,7 @@ def margin_interval(
 
     Args:
         first (`np.ndarray`): int64 (images, 3, num_labels), of [`image_counts`], at least one image.
-        second (`np.ndarray`): int64 (other images, 3, num_labels), likewise.
+        second (`np.ndarray`): int64 (other images, 3, num_labels), of [`image_counts`], at least one image.
         baseline (`tuple[np.ndarray, np.ndarray]`, *optional*):
             `first` and `second` of another model, the images in the same order: its margin is subtracted, with the
             same draws.

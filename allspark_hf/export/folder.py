@@ -94,7 +94,7 @@ def export_onnx(
         image_processor ([`SegformerImageProcessor`]): of the model.
         output_dir (`str` or `Path`): made if need be.
         quantize (`bool`): whether to write the 8-bit variant too.
-        in_model_folder (`bool`): whether `output_dir` is the model's own folder, of which all else stays as it is.
+        in_model_folder (`bool`): whether `output_dir` is the model's own folder, whose other files stay as they are.
         overwrite (`bool`): whether an earlier export may be replaced.
         fixed_size (`tuple[int, int]`, *optional*): (height, width) of all images that the graph takes; None for any.
 

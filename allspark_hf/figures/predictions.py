@@ -25,7 +25,7 @@ def difference(
         truth (`np.ndarray`): integers (height, width), class or `ignore_index`.
         model (`np.ndarray`): integers of the same shape, predicted class.
         baseline (`np.ndarray`, *optional*):
-            likewise; without it only `BOTH_RIGHT` and `MODEL_WRONG` occur.
+            integers of the same shape, its class; without it only `BOTH_RIGHT`, `MODEL_WRONG` and `IGNORED` occur.
         ignore_index (`int`, *optional*, defaults to 255): value of pixels that do not count.
 
     Returns:

@@ -33,9 +33,9 @@ class TeacherArguments(UnlabeledArguments):
     )
     keep_quantile: float | None = argument(
         None,
-        "Besides, of the pixels predicted as a class only the most confident share counts, such as 0.8: for strong "
-        "encoders, of whose pixels nearly all pass confidence_threshold. With a lower confidence_threshold it keeps "
-        "rare classes in, of which few pixels are sure.",
+        "Share of the pixels predicted as a class that counts, the most confident ones, such as 0.8; pixels below "
+        "confidence_threshold never count. With a lower confidence_threshold it keeps rare classes in, whose pixels "
+        "are seldom sure.",
         interval="(0, 1)",
         resume="refused",
         shown=True,

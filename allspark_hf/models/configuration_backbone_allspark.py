@@ -296,7 +296,7 @@ def check_has_backbone(config: PreTrainedConfig):
         )
     if not hasattr(config, "stage_names"):
         raise ValueError(
-            f"The configuration of {config.model_type!r} names no stages, of which the head gets maps: choose another "
+            f"The configuration of {config.model_type!r} names no stages, whose maps the head needs: choose another "
             "encoder, such as dinov2."
         )
 

@@ -41,7 +41,7 @@ def pixel_rows(
 
     Args:
         features (`torch.Tensor`): float (batch, channels, head height, head width), see [`Segmenter.decode_features`].
-        labels (`torch.Tensor`): int64 (batch, height, width), of which the nearest ones above and left are taken.
+        labels (`torch.Tensor`): int64 (batch, height, width); a position takes the nearest label above and left of it.
         ignore_index (`int`): label of what the model pads.
         multiple (`int`): number of pixels to a multiple of which the model pads images at the right and bottom.
 
@@ -168,7 +168,7 @@ class ClassMLP(nn.Module):
         return torch.baddbmm(self.output_bias[classes][:, None], hidden, self.output_weight[classes].mT)
 
     def _normalize(self, hidden: torch.Tensor, mask: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
-        """BatchNorm of each class. Rows are centered before squares are summed, lest these cancel in float32."""
+        """BatchNorm of each class. Rows are centered before squares are summed, which would cancel in float32."""
         center, mean, variance = self.running_mean, torch.zeros_like(self.running_mean), self.running_var
         if self.training:
             count = class_sums(torch.ones_like(hidden[..., :1]), mask, classes, self.num_classes)
