@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import pytest
+from conftest import tiny_model
 from in_process import SCRIPTS, run_script
 from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
@@ -174,6 +175,14 @@ def test_weights_of_another_model(data_dir, tmp_path):
             assert value.equal(state[name]), name
     with pytest.raises(ValueError, match="hidden_sizes would not fit the checkpoint's weights"):
         load_model(ModelArguments(model_name_or_path="x", hidden_sizes=[1]), report, 255, plain_segformer=False)
+
+
+def test_a_model_with_the_classes_in_another_order_is_refused(data_dir, tmp_path):
+    report = load_data(DataArguments(data_dir=str(data_dir)))
+    names = [*CLASS_NAMES[1:], CLASS_NAMES[0]]
+    tiny_model(num_labels=len(names), id2label=dict(enumerate(names))).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=rf"its classes are .* in another order \({names[0]}, {names[1]}"):
+        load_model(ModelArguments(model_name_or_path=str(tmp_path)), report, 255, plain_segformer=False)
 
 
 def test_train_then_evaluate(data_dir, tmp_path):

@@ -98,6 +98,15 @@ def test_pictures_show_truth_and_predictions_in_the_classes_colors(demo_dir):
             assert (pixels == color).all(axis=-1).sum() > 50, label
 
 
+def test_classes_in_another_order_are_refused(demo_dir, tmp_path):
+    shutil.copytree(demo_dir / "data", tmp_path / "data")
+    listed = read_json(demo_dir / "data/classes.json")
+    listed["names"].append(listed["names"].pop(0))
+    (tmp_path / "data/classes.json").write_text(json.dumps(listed), encoding="utf-8")
+    failed = run_script("compare_runs.py", *options(demo_dir), "--data_dir", tmp_path / "data")
+    assert failed.returncode == 1 and f"Class 0 is {CLASS_NAMES[0]!r} for the model" in failed.stderr
+
+
 def test_runs_of_different_budgets_are_refused(demo_dir, tmp_path):
     shutil.copytree(demo_dir, tmp_path / "demo")
     state = read_json(tmp_path / "demo/allspark/trainer_state.json") | {"global_step": 3}

@@ -105,10 +105,11 @@ def write_metrics(output_dir: Path, runs: dict[str, dict], class_names: list[str
 
 
 def validation_of_run(data_dir: Path, folder: Path, models: dict[str, tuple]) -> Dataset:
-    """The validation images of a run's list; ValueError if one is not in `data_dir`, or 255 may be a class."""
+    """The validation images of a run's list; ValueError if one is missing, or the classes are not the models'."""
     from allspark_hf.cli.importing import use_import
     from allspark_hf.data import DataArguments, find_data, split_of_run, with_class_indices, with_page_of
     from allspark_hf.data.summary import require_known_values
+    from allspark_hf.evaluation.selection import check_classes
 
     arguments = DataArguments(data_dir=str(data_dir))
     use_import(arguments)
@@ -116,6 +117,7 @@ def validation_of_run(data_dir: Path, folder: Path, models: dict[str, tuple]) ->
     data = find_data(with_page_of(arguments, *(model.config for model, _ in models.values())))
     validation = with_class_indices(data.validation, data, arguments)
     for model, _ in models.values():
+        check_classes(model.config, data.classes, str(data_dir))
         require_known_values({"validation": validation}, model.config)
     return validation
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from huggingface_hub.errors import StrictDataclassError
 
-from ..data import CheckReport
+from ..data import CheckReport, Classes
 from ..models.configuration_allspark import MIT_SIZES, AllSparkConfig
 from ..models.encoders import encoder_config, encoder_normalization, is_model_type, load_encoder
 from ..models.modeling_allspark import SegformerForSemiSupervisedSegmentation
@@ -22,6 +22,7 @@ REPLACEABLE = re.compile(r"(.*\.)?classifier\.|skip_classifier\.|bottleneck\.")
 NOT_TAKEN_OVER = ("model_type", "num_labels", "mask_values", "ignored_mask_values")
 GEOMETRY_FIELDS = ("hidden_sizes", "depths", "decoder_hidden_size")
 HEAD_FIELDS = ("head", "use_skip_classifier", "use_image_stem")  # with --encoder
+SHOWN_CLASSES = 5  # in a sentence
 SEGFORMER_TYPES = ("segformer", *SEGMENTERS)
 MIT_NAME = re.compile(r"nvidia/(?:mit|segformer)-b[0-5].*")
 CONFIG_FIELDS = (
@@ -74,6 +75,7 @@ def load_model(arguments: ModelArguments, report: CheckReport, ignore_index: int
         stored = {name: value for name, value in stored.items() if name not in NOT_TAKEN_OVER}
         if len(stored.get("palette") or ()) != report.num_labels:
             stored.pop("palette", None)
+        _check_order(stored.get("id2label"), report.data.classes)
         model, info = model_class.from_pretrained(
             name,
             output_loading_info=True,
@@ -88,6 +90,19 @@ def load_model(arguments: ModelArguments, report: CheckReport, ignore_index: int
             "and would start anew: get the checkpoint again."
         )
     return model
+
+
+def _check_order(id2label: dict[str, str] | None, classes: Classes | None):
+    """Refuses the classes of a checkpoint in another order, in which each would begin with the weights of another."""
+    if not isinstance(id2label, dict) or classes is None:
+        return
+    stored, given = ([str(of[index]) for index in sorted(of, key=int)] for of in (id2label, classes.id2label))
+    if stored != given and sorted(stored) == sorted(given):
+        raise ValueError(
+            f"its classes are the data's in another order ({', '.join(stored[:SHOWN_CLASSES])}; data: "
+            f"{', '.join(given[:SHOWN_CLASSES])}): give masks and class list in the model's order, or start from an "
+            "encoder."
+        )
 
 
 def _new_head(arguments: ModelArguments, fields: dict) -> Segmenter:

@@ -77,12 +77,7 @@ def select_split(
     if split in ("labeled", "unlabeled") or held_out_in_run(data_arguments, model_folder):
         data_arguments = split_of_run(data_arguments, model_folder)
     data = find_data(replace(data_arguments, **no_second_source), image_column=image_column, label_column=label_column)
-    if data.classes is not None and data.classes.num_labels != config.num_labels:
-        raise ValueError(
-            f"The model has {config.num_labels} classes, the data {where} names {data.classes.num_labels}: evaluate "
-            "on data with the model's classes, or correct the class list."
-        )
-    check_names(config, data.classes, where)
+    check_classes(config, data.classes, where)
     parts = [getattr(data, name) for name in EVALUATION_SPLITS[:3] if split in (name, "all")]
     parts = [part for part in map(_rows_with_mask, parts) if len(part)]
     if not parts:
@@ -94,19 +89,26 @@ def select_split(
     return chosen
 
 
-def check_names(config, classes, where: str):
+def check_classes(config, classes, where: str):
     """
     Refuses data whose classes are not the model's, or not in the model's order, as far as both name them.
 
     Args:
         config ([`AllSparkFields`]): of the model.
-        classes ([`Classes`], *optional*): of the data, as many as the model has; None if the data names none.
+        classes ([`Classes`], *optional*): of the data; None if the data names none.
         where (`str`): what to call the data.
 
     Raises:
-        ValueError: naming the first class whose names differ.
+        ValueError: naming the numbers of classes, or the first class whose names differ.
     """
-    for index, name in {} if classes is None else classes.id2label.items():
+    if classes is None:
+        return
+    if classes.num_labels != config.num_labels:
+        raise ValueError(
+            f"The model has {config.num_labels} classes, the data {where} names {classes.num_labels}: give data with "
+            "the model's classes, or correct the class list."
+        )
+    for index, name in classes.id2label.items():
         own = config.id2label[index]
         if own != name and own not in (f"class_{index}", f"LABEL_{index}"):
             raise ValueError(
@@ -130,4 +132,4 @@ def _rows_with_mask(dataset: Dataset) -> Dataset:
     return dataset.select([row for row, label in enumerate(stored) if label is not None])
 
 
-__all__ = ["EVALUATION_SPLITS", "check_names", "fit_to_model", "select_split"]
+__all__ = ["EVALUATION_SPLITS", "check_classes", "fit_to_model", "select_split"]
