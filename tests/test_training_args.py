@@ -49,6 +49,7 @@ def test_every_field_has_help_text_and_known_facts():
     refused |= {"keep_quantile", "holdout_fraction"}
     assert set(names(AllSparkTrainingArguments, resume="refused")) == refused
     kept = {"learning_rate", "head_learning_rate_multiplier", "weight_decay", "sgd_momentum", "decay_norm_and_bias"}
+    kept |= {"adam_beta1", "adam_beta2", "adam_epsilon"}
     assert set(names(AllSparkTrainingArguments, resume="kept")) == kept
 
 

@@ -125,8 +125,7 @@ def _about_lengths(args: AllSparkTrainingArguments, plan: RunPlan) -> list[str]:
             f"contrast_start={args.contrast_start} is not reached in {_count(plan.steps, 'step')}, so that the "
             "contrastive loss never begins: lower it or leave it out, or train longer (--max_steps)."
         )
-    warmup = args.get_warmup_steps(plan.steps)
-    if warmup and warmup >= plan.steps:
+    if args.warmup_steps >= plan.steps:
         said.append(
             f"warmup_steps={args.warmup_steps:g} is as long as the training or longer ({_count(plan.steps, 'step')}), "
             "so that the learning rate only rises: lower it, or train longer (--max_steps)."

@@ -67,7 +67,9 @@ class AllSparkTrainingArguments(TrainingArguments, EvaluationArguments, *argumen
         resume="kept",
     )
     sync_batchnorm: bool = argument(
-        False, "Synchronize the decode head's BatchNorm over processes, as in the paper. GPUs only."
+        False,
+        "Synchronize the decode head's BatchNorm over processes, as in the paper. GPUs only.",
+        resume="changed",
     )
 
     # ---- Batches and epochs ----
@@ -147,6 +149,9 @@ class AllSparkTrainingArguments(TrainingArguments, EvaluationArguments, *argumen
         by_encoder=True,
     )
     weight_decay: float = argument(1e-4, "Weight decay.", resume="kept", shown=True, by_encoder=True)
+    adam_beta1: float = argument(0.9, "Share of AdamW's mean of gradients that stays at an update.", resume="kept")
+    adam_beta2: float = argument(0.999, "The same of its mean of squared gradients.", resume="kept")
+    adam_epsilon: float = argument(1e-8, "What AdamW adds to its divisor.", resume="kept")
     lr_scheduler_type: str = argument(
         "polynomial",
         "Schedule; polynomial has power 0.9 and end 0 unless set otherwise.",
@@ -154,7 +159,7 @@ class AllSparkTrainingArguments(TrainingArguments, EvaluationArguments, *argumen
         shown=True,
     )
     lr_scheduler_kwargs: dict | str | None = argument(
-        None, "Settings of the schedule in JSON, such as '{\"power\": 0.9}'.", shown=True
+        None, "Settings of the schedule in JSON, such as '{\"power\": 0.9}'.", resume="changed", shown=True
     )
     warmup_steps: float = argument(
         0, "Updates of a linear warm-up, or below 1 their share of all updates.", resume="changed", shown=True
@@ -258,6 +263,11 @@ class AllSparkTrainingArguments(TrainingArguments, EvaluationArguments, *argumen
         defaults = {one.name: default_of(one) for one in fields(self) if one.init}
         given = {name: "" if value is None and defaults[name] == "" else value for name, value in given.items()}
         self.filled_in = {name: getattr(self, name) for name, value in given.items() if value == defaults[name]}
+
+    def get_warmup_steps(self, num_training_steps: int) -> int:
+        """As in transformers, but fewer than all updates, where its polynomial schedule would divide by 0 at the end."""
+        warmup = super().get_warmup_steps(num_training_steps)
+        return warmup - 1 if warmup == num_training_steps else warmup
 
     def _set_accumulation(self):
         total, per_device, processes = self.total_train_batch_size, self.per_device_train_batch_size, self.world_size

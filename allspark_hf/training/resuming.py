@@ -11,6 +11,8 @@ from pathlib import Path
 import datasets
 
 from ..data.overlap import undecoded
+from ..data.pixels import Reading
+from ..evaluation.arguments import EvaluationArguments
 from ..utils.arguments import default_of, names, plain
 from ..utils.files import read_json_object
 from . import storage
@@ -22,7 +24,9 @@ FORMAT = 2
 OPTIMIZER_FILE = "optimizer.pt"  # transformers' name
 # Files of a checkpoint that a resume needs, and a model for use does not.
 STATE_PATTERNS = ("*.pt", "*.pth", "student.safetensors", storage.RUN_FILE)
-SETS = ("labeled", "unlabeled", "validation")
+MASK_FIELDS = ("mask_values", "ignored_mask_values", "semantic_loss_ignore_index")  # of a configuration
+# What evaluations of one run must share to compare with each other.
+EVALUATED = (*names(EvaluationArguments, shown=True), "metric_for_best_model")
 SHOWN = 5
 
 
@@ -37,12 +41,21 @@ def describe_run(trainer) -> dict:
     args, config, sampler = trainer.args, trainer.model.config, trainer.sampler
     batches = args.gradient_accumulation_steps * args.world_size
     compared = [name for rule in ("refused", "kept", "changed", "cut") for name in names(args, resume=rule)]
+    masks = {name: getattr(config, name, None) for name in MASK_FIELDS}
+    processor = trainer.processing_class
     described = {
         "format": FORMAT,
         "model": {name: getattr(config, name) for name in config.shape_fields},
         "classes": [config.id2label[index] for index in range(config.num_labels)],
         "crop": list(config.crop_height_width),
-        "arguments": {name: plain(getattr(args, name)) for name in compared},
+        "reading": Reading.of(config)._asdict()
+        | masks
+        | {
+            "image_long_side": trainer.long_side,
+            "image_mean": processor.image_mean,
+            "image_std": processor.image_std,
+        },
+        "arguments": {name: plain(getattr(args, name)) for name in (*compared, *EVALUATED)},
         "processes": args.world_size,
         "images_per_update": [sampler.labeled_batch_size * batches, sampler.unlabeled_batch_size * batches],
         "updates_per_epoch": math.ceil(len(sampler) / batches),
@@ -108,9 +121,6 @@ def check_resume(trainer, checkpoint: str | Path) -> dict:
     """
     run = _read_run(trainer, Path(checkpoint))
     now = describe_run(trainer)
-    # An argument that is newer than the checkpoint had its default.
-    defaults = {one.name: plain(default_of(one)) for one in fields(trainer.args) if one.name in now["arguments"]}
-    run["arguments"] = defaults | run["arguments"]
     differences = list(_refused(run, now, Path(checkpoint), trainer))
     if differences:
         raise ValueError(
@@ -156,9 +166,15 @@ def _refused(run: dict, now: dict, checkpoint: Path, trainer) -> Iterator[str]:
     classes, known = now["classes"], run["classes"]
     if classes != known and sorted(classes) == sorted(known):
         yield f"the classes were in the order {', '.join(known[:SHOWN])} and are {', '.join(classes[:SHOWN])}"
+    # Checkpoints of earlier versions do not say how their files were read.
+    for name, value in run.get("reading", {}).items():
+        if value != now["reading"][name]:
+            yield f"{name} was {value} and is {now['reading'][name]}"
+    defaults = {one.name: plain(default_of(one)) for one in fields(trainer.args)}
     for name in names(trainer.args, resume="refused"):
-        if run["arguments"].get(name) != now["arguments"][name]:
-            yield f"{name} was {run['arguments'].get(name)} and is {now['arguments'][name]}"
+        before = run["arguments"].get(name, defaults[name])  # an argument newer than the checkpoint had its default
+        if before != now["arguments"][name]:
+            yield f"{name} was {before} and is {now['arguments'][name]}"
     if run["crop"] != now["crop"] and now["model"]["use_memory"] and now["model"]["use_cross_attention"]:
         sizes = f"{_size(run['crop'])} and is {_size(now['crop'])} pixels"
         yield f"the crop was {sizes}, but the memory holds tokens of the first one"
@@ -214,15 +230,15 @@ def _other_lanes(run: dict, now: dict) -> str:
 
 
 def _warnings(run: dict, now: dict, args) -> Iterator[str]:
-    before, after = run["arguments"], now["arguments"]
+    old, new = run | run["arguments"], now | now["arguments"]
+    differing = {name for name in new if name in old and old[name] != new[name]}
     for name in names(args, resume="kept"):
-        if before.get(name) != after[name]:
-            yield f"{name} stays {before.get(name)}, which its optimizer carries, although {after[name]} is given."
+        if name in differing:
+            yield f"{name} stays {old[name]}, which its optimizer carries, although {new[name]} is given."
     for name in names(args, resume="changed"):
-        if before.get(name) != after[name]:
-            yield f"{name} was {before.get(name)} and is {after[name]} from here on; no single run gives the same."
-    old, new = run | before, now | after
-    cut = [name for name in ("processes", *names(args, resume="cut")) if old[name] != new[name]]
+        if name in differing:
+            yield f"{name} was {old[name]} and is {new[name]} from here on; no single run gives the same."
+    cut = [name for name in ("processes", *names(args, resume="cut")) if name in differing]
     if cut:
         changed = ", ".join(f"{name} {old[name]} -> {new[name]}" for name in cut)
         same = "images" if now["stream"] is None else "labeled images"
@@ -237,8 +253,11 @@ def _warnings(run: dict, now: dict, args) -> Iterator[str]:
     if run["classes"] != now["classes"]:
         changed = [f"{old} -> {new}" for old, new in zip(run["classes"], now["classes"], strict=True) if old != new]
         yield f"classes have other names ({', '.join(changed[:SHOWN])}); their weights are taken over as they are."
+    evaluated = [f"{name} was {old[name]} and is {new[name]}" for name in EVALUATED if name in differing]
     if run["data"]["validation"] != now["data"]["validation"]:
-        yield "the validation images are others, so earlier evaluations, the best one included, do not compare."
+        evaluated.append("the validation images are others")
+    if evaluated:
+        yield f"{'; '.join(evaluated)}, so earlier evaluations, the best one included, do not compare."
 
 
 __all__ = ["check_resume", "describe_run", "names_of", "names_of_images"]
