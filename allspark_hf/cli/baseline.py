@@ -93,8 +93,9 @@ def compare_with_baseline(trainer, build: Callable, train_and_evaluate: Callable
     if not trainer.args.should_save:
         return
     interval, sentence = compare_folders(folder / BASELINE, folder)
-    seconds = [read_json(one / "train_results.json")["train_runtime"] for one in (folder / BASELINE, folder)]
-    sentence += f" Without them, as many updates took {100 * seconds[0] / seconds[1]:.0f} % of the time."
+    if trainer.checkpoints.resumed_from is None:  # else only the time of its last part is known
+        seconds = [read_json(one / "train_results.json")["train_runtime"] for one in (folder / BASELINE, folder)]
+        sentence += f" Without them, as many updates took {100 * seconds[0] / seconds[1]:.0f} % of the time."
     write_json(folder / "comparison.json", {**interval._asdict(), "verdict": sentence})
     print(sentence)
 

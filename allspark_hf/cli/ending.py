@@ -38,11 +38,12 @@ def result_lines(trainer, metrics: dict[str, float]) -> list[str]:
     iou = {name: 100 * metrics.get(f"eval_iou_{metric_name(name)}", math.nan) for name in names}
     shown = sorted((name for name in iou if not math.isnan(iou[name])), key=iou.get)[:SHOWN_CLASSES]
     seconds = read_json(Path(trainer.args.output_dir) / "train_results.json")["train_runtime"]
+    since = "" if trainer.checkpoints.resumed_from is None else " since it was resumed"
     score = f"{100 * metrics['eval_mean_iou']:.1f} %" if "eval_mean_iou" in metrics else "not measured"
     return [
         f"{trainer.args.method}: mIoU {score} on {len(trainer.eval_dataset)} validation images, after "
-        f"{trainer.state.global_step} updates in {seconds:.0f} s. It is the mean over classes of IoU: the pixels that "
-        "model and mask both give a class, as a share of those that either does.",
+        f"{trainer.state.global_step} updates in {seconds:.0f} s{since}. It is the mean over classes of IoU: the "
+        "pixels that model and mask both give a class, as a share of those that either does.",
         f"  {'lowest' if len(iou) > len(shown) else 'by class'}: "
         + ", ".join(f"{name} {iou[name]:.1f}" for name in shown)
         + f"; all numbers: {Path(trainer.args.output_dir) / 'eval_results.json'}",

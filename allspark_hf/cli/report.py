@@ -23,8 +23,6 @@ def write_report(trainer):
     Args:
         trainer ([`AllSparkTrainer`]): after its last evaluation, whose results are saved.
     """
-    if trainer.evaluation is None:  # of a training that was resumed at its end
-        trainer.evaluate()
     counts = np.stack(trainer.evaluation.by_image)
     scores = image_scores(counts)
     rows = np.argsort(scores, kind="stable")

@@ -68,11 +68,15 @@ def summary(report, num_held_out: int) -> str:
 
 
 def last_evaluation(trainer) -> dict[str, float]:
-    """Metrics of the model as saved: training's own last evaluation if it was of this model, else a new one."""
+    """
+    Metrics of the model as saved: the training's own last evaluation if it was of this model, and in this process,
+    which has its counts by image; else a new one.
+    """
     entry = next((entry for entry in reversed(trainer.state.log_history) if "eval_mean_iou" in entry), {})
-    if entry.get("step") == trainer.state.global_step and not trainer.args.load_best_model_at_end:
-        return {name: value for name, value in entry.items() if name != "step"}
-    return trainer.evaluate()
+    is_of_the_end = entry.get("step") == trainer.state.global_step and not trainer.args.load_best_model_at_end
+    if trainer.evaluation is None or not is_of_the_end:
+        return trainer.evaluate()
+    return {name: value for name, value in entry.items() if name != "step"}
 
 
 def check_data(data_arguments, args):
@@ -173,7 +177,19 @@ def start(command: list[str], since: float):
     return trainer, checkpoint, baseline if trains_twice else None
 
 
+def train_and_report(trainer, checkpoint: str | None, baseline):
+    """Trains what [`start`] gives, the baseline after it if one is wanted, and writes `report.html`."""
+    from allspark_hf.cli.baseline import compare_with_baseline
+    from allspark_hf.cli.report import write_report
+
+    train_and_evaluate(trainer, checkpoint)
+    if baseline is not None:
+        compare_with_baseline(trainer, baseline, train_and_evaluate)
+    write_report(trainer)
+
+
 def train_and_evaluate(trainer, checkpoint: str | None):
+    """Trains; saves the model, its metrics and its log."""
     from allspark_hf.cli.baseline import save_by_image
     from allspark_hf.cli.ending import result_lines
 
@@ -206,9 +222,7 @@ def main():
     since = time.monotonic()
     from huggingface_hub.errors import StrictDataclassError
 
-    from allspark_hf.cli.baseline import compare_with_baseline
     from allspark_hf.cli.ending import fail, leave, next_line
-    from allspark_hf.cli.report import write_report
     from allspark_hf.data.reading import BadImageError
     from allspark_hf.evaluation.evaluator import OtherProcessError
     from allspark_hf.training.faults import TrainingFault
@@ -222,14 +236,11 @@ def main():
         fail(f"{type(error).__name__}: {error}")
 
     try:
-        train_and_evaluate(trainer, checkpoint)
-        if baseline is not None:
-            compare_with_baseline(trainer, baseline, train_and_evaluate)
+        train_and_report(trainer, checkpoint, baseline)
     except (TrainingFault, BadImageError, OSError) as error:
         fail(f"{type(error).__name__}: {error}")
     except OtherProcessError as error:
         fail(str(error))
-    write_report(trainer)
     if trainer.args.should_save:
         print(next_line(trainer.args.output_dir))
     failure = push(trainer) if trainer.args.push_to_hub else None
@@ -268,8 +279,6 @@ def train(
     >>> allspark_hf.segment("out", "photo.jpg")
     ```"""
     since = time.monotonic()
-    from allspark_hf.cli.baseline import compare_with_baseline
-    from allspark_hf.cli.report import write_report
     from allspark_hf.training.recipes import check_entry, recipe_arguments
 
     if arguments.get("dry_run"):
@@ -280,10 +289,7 @@ def train(
         check_entry(name, entries[name], "allspark_hf.train()")
     recipes = [] if recipe is None else [str(recipe)]
     trainer, checkpoint, baseline = start(["allspark train", *recipes, *recipe_arguments(entries)], since)
-    train_and_evaluate(trainer, checkpoint)
-    if baseline is not None:
-        compare_with_baseline(trainer, baseline, train_and_evaluate)
-    write_report(trainer)
+    train_and_report(trainer, checkpoint, baseline)
     if trainer.args.push_to_hub:
         trainer.push_to_hub()
     return trainer

@@ -68,7 +68,6 @@ def trial_arguments(args: AllSparkTrainingArguments, folder: str, updates: int) 
         "contrast_start": -1,
         "holdout_fraction": 0.0,
         "unlabeled_warmup_epochs": 0,
-        "unlabeled_images_per_epoch": None,
         "eval_strategy": IntervalStrategy.NO,
         "save_strategy": SaveStrategy.NO,
         "logging_strategy": IntervalStrategy.NO,
@@ -97,6 +96,7 @@ def build_trainer(
     """The trainer of the training to come, but with random images, for one step that reads the memory."""
     step_args = trial_arguments(args, folder, updates=1)
     step_args.logging_strategy, step_args.logging_steps = IntervalStrategy.STEPS, 1
+    step_args.unlabeled_images_per_epoch = None  # the random images are no stream
     set_seed(args.seed)
     report = CheckReport(
         data=SegmentationData(labeled=None, unlabeled=None, validation=None, classes=found.classes),

@@ -265,7 +265,7 @@ class AllSparkTrainingArguments(TrainingArguments, EvaluationArguments, *argumen
         self.filled_in = {name: getattr(self, name) for name, value in given.items() if value == defaults[name]}
 
     def get_warmup_steps(self, num_training_steps: int) -> int:
-        """As in transformers, but fewer than all updates, where its polynomial schedule would divide by 0 at the end."""
+        """As in transformers, but not all updates, since its polynomial schedule would then divide by 0 at the end."""
         warmup = super().get_warmup_steps(num_training_steps)
         return warmup - 1 if warmup == num_training_steps else warmup
 

@@ -129,7 +129,10 @@ class Checkpoints:
         if trainer.args.load_best_model_at_end and state.best_model_checkpoint:
             trainer._load_best_model()
             self.best_model_loaded()
-        return TrainOutput(state.global_step, 0.0, {"train_runtime": 0.0, "epoch": state.epoch})
+        trainer.record.is_of_earlier_process = True
+        earlier = read_json_object(Path(trainer.args.output_dir) / "train_results.json")  # if the process wrote it
+        runtime = earlier.get("train_runtime", 0.0)
+        return TrainOutput(state.global_step, 0.0, {"train_runtime": runtime, "epoch": state.epoch})
 
     def best_model_loaded(self):
         """transformers loads the best weights into the trained model; the evaluated one is to have them too."""

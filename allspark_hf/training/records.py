@@ -158,10 +158,11 @@ class RunRecord(TrainerCallback):
     def __init__(self, trainer):
         self.trainer = trainer
         self.resumed, self.git, self.derived = False, None, {}
+        self.is_of_earlier_process = False  # whether another process finished the training
         self.content: dict = {}
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.resumed, self.content = state.global_step > 0, {}
+        self.resumed, self.is_of_earlier_process, self.content = state.global_step > 0, False, {}
         self.derived = self.trainer.method.derived()
         if self.derived and state.is_world_process_zero:
             found = ", ".join(f"{name} {value}" for name, value in self.derived.items())
@@ -176,21 +177,30 @@ class RunRecord(TrainerCallback):
 
     def note_saved(self, folder: str | Path):
         """After the model was saved to `folder`: if that is the output folder, its weights are those of the record."""
+        self._take_up()
         if self.content and Path(folder) == Path(self.trainer.args.output_dir):
             self.content[DIGEST] = weights_digest(folder)
             self._write()
 
     def note_metrics(self, split: str, metrics: dict[str, float]):
         """After metrics were saved: "eval" are of the model as saved, and "train" of its training."""
-        folder = Path(self.trainer.args.output_dir)
         if not self.trainer.is_world_process_zero():
             return
-        if not self.content and self.trainer.state.global_step > 0:  # of a training that an earlier process finished
-            found = read_json_object(folder / RECORD_FILE)
-            self.content = found if found and found.get(DIGEST) == weights_digest(folder) else {}
+        self._take_up()
         if self.content:
-            self.content["metrics"] = {**(self.content.get("metrics") or {}), split: metrics}
+            self.content["metrics"] = (self.content.get("metrics") or {}) | {split: metrics}
             self._write()
+
+    def _take_up(self):
+        """Takes the record of an earlier process that finished the training; if it wrote none, makes one."""
+        folder = Path(self.trainer.args.output_dir)
+        digest = weights_digest(folder) if self.is_of_earlier_process and not self.content else None
+        if digest is None:
+            return
+        self.content = read_json_object(folder / RECORD_FILE)
+        if self.content.get(DIGEST) != digest:
+            derived = self.trainer.method.derived()
+            self.content = describe_training(self.trainer, True, checkout(), derived) | {DIGEST: digest}
 
     def _write(self):
         path = Path(self.trainer.args.output_dir) / RECORD_FILE

@@ -41,20 +41,12 @@ def describe_run(trainer) -> dict:
     args, config, sampler = trainer.args, trainer.model.config, trainer.sampler
     batches = args.gradient_accumulation_steps * args.world_size
     compared = [name for rule in ("refused", "kept", "changed", "cut") for name in names(args, resume=rule)]
-    masks = {name: getattr(config, name, None) for name in MASK_FIELDS}
-    processor = trainer.processing_class
     described = {
         "format": FORMAT,
         "model": {name: getattr(config, name) for name in config.shape_fields},
         "classes": [config.id2label[index] for index in range(config.num_labels)],
         "crop": list(config.crop_height_width),
-        "reading": Reading.of(config)._asdict()
-        | masks
-        | {
-            "image_long_side": trainer.long_side,
-            "image_mean": processor.image_mean,
-            "image_std": processor.image_std,
-        },
+        "reading": _describe_reading(trainer),
         "arguments": {name: plain(getattr(args, name)) for name in (*compared, *EVALUATED)},
         "processes": args.world_size,
         "images_per_update": [sampler.labeled_batch_size * batches, sampler.unlabeled_batch_size * batches],
@@ -63,6 +55,14 @@ def describe_run(trainer) -> dict:
         "stream": None if trainer.stream is None else trainer.stream.described(),
     }
     return json.loads(json.dumps(described))  # tuples are lists in what it is compared to
+
+
+def _describe_reading(trainer) -> dict:
+    """How files become the pixels and labels that the model is trained on."""
+    config, processor = trainer.model.config, trainer.processing_class
+    masks = {name: getattr(config, name, None) for name in MASK_FIELDS}
+    pixels = {"image_mean": processor.image_mean, "image_std": processor.image_std}
+    return Reading.of(config)._asdict() | masks | pixels | {"image_long_side": trainer.long_side}
 
 
 def _describe_set(images: list[str]) -> dict:
