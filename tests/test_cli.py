@@ -59,7 +59,7 @@ def test_recipe_and_overrides(tmp_path, suffix):
         "lr_scheduler_kwargs": {"power": 2.0},
     }
     recipe = tmp_path / f"recipe.{suffix}"
-    recipe.write_text(json.dumps(entries))
+    recipe.write_text(json.dumps(entries, indent="\t" if suffix == "json" else None))
     data, model, args = parse_arguments(TYPES, [str(recipe), "--learning_rate", "0.25", "--backbone", "b0"])
     assert (data.data_dir, data.labeled_fraction) == ("somewhere", None)
     assert (model.backbone, model.crop_size) == ("b0", [96, 128])

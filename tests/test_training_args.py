@@ -110,6 +110,7 @@ def test_the_command_line_reads_every_kind_of_field():
             {"total_train_batch_size": 8, "gradient_accumulation_steps": 2},
             "gradient_accumulation_steps=2 contradicts total_train_batch_size=8, which needs 4",
         ),
+        ({"label_smoothing_factor": 0.1}, "label_smoothing_factor=0.1 would change nothing: leave it out"),
         ({"remove_unused_columns": True}, "remove_unused_columns=True removes the image and mask columns"),
     ],
 )

@@ -46,7 +46,6 @@ def read_run(folder: Path) -> dict:
         # Supervised training sees how many unlabeled images there are (length of an epoch), but reads none.
         "unlabeled_images": len(ids["unlabeled"]) if METHODS[folder.name].uses_unlabeled else 0,
         **read_run_metrics(folder),
-        "last_mean_iou": last["eval_mean_iou"],  # of the weights that were kept
         "iou": {name.removeprefix("eval_iou_"): value for name, value in last.items() if "eval_iou_" in name},
     }
 
@@ -74,7 +73,7 @@ def table(runs: dict[str, dict], class_names: list[str]) -> tuple[list[str], lis
         ("Labeled images", lambda run: str(run["labeled_images"])),
         ("Unlabeled images read", lambda run: str(run["unlabeled_images"])),
         ("Steps", lambda run: str(run["steps"])),
-        ("Training, seconds", lambda run: f"{run['seconds']:.0f}"),
+        ("Training, seconds", lambda run: f"{run['seconds']:.0f}" + " (since it was resumed)" * run["resumed"]),
         ("**mIoU, last**", lambda run: f"**{percent(run['last_mean_iou'])}**"),
         ("mIoU, best (step)", lambda run: f"{percent(run['best_mean_iou'])} ({run['best_step']})"),
     ]

@@ -14,9 +14,10 @@ from typing import TextIO
 
 import psutil
 
+from ..publishing.record import RECORD_FILE
 from ..training.recipes import check_entry, find_recipe, read_recipe, read_yaml, recipe_arguments
 from ..training.storage import finish_renaming, last_complete_checkpoint
-from ..utils.files import read_json, write_json
+from ..utils.files import read_json, read_json_object, write_json
 from ..utils.text import one_line
 
 
@@ -305,24 +306,26 @@ def read_run_metrics(folder: Path) -> dict:
     What a finished run of `allspark train` says about itself.
 
     Returns:
-        `dict`: `last_mean_iou` and `best_mean_iou` in [0, 1], `best_epoch`, `best_step`, `steps`, `seconds`,
-        `labeled_images`.
+        `dict`: `last_mean_iou` (of the weights that were kept) and `best_mean_iou` in [0, 1], `best_epoch`,
+        `best_step`, `steps`, `seconds` (since the last start if the run was `resumed`), `labeled_images`.
     """
     names = ("eval_results.json", "train_results.json", "trainer_state.json")
     last, train, state = (read_json(folder / name) for name in names)
+    training = read_json_object(folder / RECORD_FILE).get("training") or {}
     evaluations = [entry for entry in state["log_history"] if "eval_mean_iou" in entry]
-    # The state is saved before the evaluation at the end, which is often one more of the last step.
+    # A run that ended just before it saved its state again lacks the evaluation at the end there.
     if not evaluations or evaluations[-1]["step"] != state["global_step"]:
         evaluations.append(last | {"epoch": train["epoch"], "step": state["global_step"]})
     best = max(evaluations, key=lambda entry: entry["eval_mean_iou"])
     return {
-        "last_mean_iou": evaluations[-1]["eval_mean_iou"],
+        "last_mean_iou": last["eval_mean_iou"],
         "best_mean_iou": best["eval_mean_iou"],
         "best_epoch": best["epoch"],
         "best_step": best["step"],
         "steps": state["global_step"],
         "seconds": train["train_runtime"],
-        "labeled_images": len((folder / "labeled_ids.txt").read_text(encoding="utf-8").splitlines()),
+        "resumed": bool(training.get("resumed")),
+        "labeled_images": (folder / "labeled_ids.txt").read_text(encoding="utf-8").count("\n"),
     }
 
 

@@ -16,11 +16,11 @@ from ..utils.arguments import argument, check_values, default_of, documented
 class AllSparkTrainingArguments(TrainingArguments, EvaluationArguments, *arguments_classes()):
     """
     [`~transformers.TrainingArguments`], [`EvaluationArguments`], the arguments of every method (such as
-    [`AllSparkMethodArguments`]), and those below. Below are also the ones of transformers with another default here or
-    with an answer of their own at a resume; every other one keeps its meaning.
+    [`AllSparkMethodArguments`]), and those below. Listed below are also the arguments of transformers that have
+    another default or a rule for resuming here; all others keep their meaning.
 
     Attributes:
-        filled_in (`dict`): arguments that were left at their defaults and then derived from others, with their values.
+        filled_in (`dict`): values of the arguments that were left at their defaults; some are derived from others.
 
     Raises:
         ValueError: if a value is out of range, or a setting does not fit mixed batches or the method.
@@ -310,6 +310,11 @@ class AllSparkTrainingArguments(TrainingArguments, EvaluationArguments, *argumen
             raise ValueError(
                 "dispatch_batches=True joins and cuts mixed batches on the main process: set it to False in "
                 "accelerator_config, or leave it out."
+            )
+        if self.label_smoothing_factor:
+            raise ValueError(
+                f"label_smoothing_factor={self.label_smoothing_factor:g} would change nothing: leave it out, since no "
+                "method smooths labels."
             )
         if self.remove_unused_columns:
             raise ValueError("remove_unused_columns=True removes the image and mask columns: set it to False.")

@@ -1,4 +1,4 @@
-"""What a checkpoint was made with, and which changes between two starts of a run have which answer."""
+"""What a checkpoint was made with, and which changes of a run are refused, or told, when it is resumed."""
 
 import hashlib
 import json
@@ -22,21 +22,21 @@ logger = logging.getLogger(__name__)
 
 FORMAT = 2
 OPTIMIZER_FILE = "optimizer.pt"  # transformers' name
-# Files of a checkpoint that a resume needs, and a model for use does not.
+# Files of a checkpoint that a resume needs beside the model's.
 STATE_PATTERNS = ("*.pt", "*.pth", "student.safetensors", storage.RUN_FILE)
 MASK_FIELDS = ("mask_values", "ignored_mask_values", "semantic_loss_ignore_index")  # of a configuration
-# What evaluations of one run must share to compare with each other.
+# Arguments that must stay the same for the evaluations of a run to compare.
 EVALUATED = (*names(EvaluationArguments, shown=True), "metric_for_best_model")
 SHOWN = 5
 
 
 def describe_run(trainer) -> dict:
     """
-    What a run was made with, for `allspark_run.json` in its checkpoints: settings, numbers and hashes, no name of a
+    What a run is made with, for `allspark_run.json` in its checkpoints: settings, numbers and hashes, but no name of a
     file or folder.
 
     Args:
-        trainer ([`AllSparkTrainer`]): with a training set.
+        trainer ([`AllSparkTrainer`]): a trainer with a training set.
     """
     args, config, sampler = trainer.args, trainer.model.config, trainer.sampler
     batches = args.gradient_accumulation_steps * args.world_size
@@ -54,7 +54,7 @@ def describe_run(trainer) -> dict:
         "data": {name: _describe_set(images) for name, images in names_of_images(trainer).items()},
         "stream": None if trainer.stream is None else trainer.stream.described(),
     }
-    return json.loads(json.dumps(described))  # tuples are lists in what it is compared to
+    return json.loads(json.dumps(described))  # with lists for tuples, as in a file
 
 
 def _describe_reading(trainer) -> dict:
@@ -71,8 +71,8 @@ def _describe_set(images: list[str]) -> dict:
 
 def names_of_images(trainer) -> dict[str, list[str]]:
     """
-    The images of a run in their order, set by set; none of a stream. An image is known by its `id`, or else by its
-    file's name and, where its bytes are in the data set, their number. Computed once.
+    The names of a run's images in their order, for each set; a stream has none. An image is named by its `id`, or else
+    by its file's name and, if the data set holds its bytes, their number. Computed once.
     """
     if trainer.__dict__.get("_names_of_images") is None:
         evaluated = trainer.eval_dataset if isinstance(trainer.eval_dataset, dict) else {"": trainer.eval_dataset}
@@ -88,7 +88,7 @@ def names_of_images(trainer) -> dict[str, list[str]]:
 
 
 def names_of(dataset: datasets.Dataset, column: str) -> Iterator[str]:
-    """What the images of a dataset are known by, see [`names_of_images`]; `column` is that of the images."""
+    """The names of a dataset's images, see [`names_of_images`]; `column` is the column of the images."""
     if "id" in dataset.column_names:
         yield from map(str, dataset.with_format(None).select_columns(["id"])["id"])
         return
@@ -105,19 +105,19 @@ def names_of(dataset: datasets.Dataset, column: str) -> Iterator[str]:
 
 def check_resume(trainer, checkpoint: str | Path) -> dict:
     """
-    Compares a checkpoint to a run that is to go on from it, before anything of it is loaded. What changes but can be
-    continued is a warning, once.
+    Compares a checkpoint with a run that is to go on from it, before anything of it is loaded. Changes with which the
+    run can go on are warnings, given once.
 
     Args:
-        trainer ([`AllSparkTrainer`]): with a training set.
+        trainer ([`AllSparkTrainer`]): a trainer with a training set.
         checkpoint (`str` or `Path`): a folder `checkpoint-*`.
 
     Returns:
         `dict`: the content of its `allspark_run.json`.
 
     Raises:
-        ValueError: if it is no complete checkpoint of this package, or another model, method, optimizer, data set,
-            number of images per update or, with a memory, crop makes it impossible to continue.
+        ValueError: if it is no complete checkpoint of this package, or the run has another model, method, optimizer,
+            data set, way to read files, number of images per update or, with a memory, crop.
     """
     run = _read_run(trainer, Path(checkpoint))
     now = describe_run(trainer)
