@@ -245,7 +245,7 @@ def test_an_existing_file_is_kept(tmp_path, data_dir, model_dir):
         (["--skip_bad_files"], "skip_bad_files would leave images out of the score"),
         (["--eval_stride", "2"], "eval_stride=2.0 is out of range"),
         (["--eval_scales", "0.1"], "the encoder needs 29 a side: leave out such images, or small eval_scales"),
-        (["--batch_size", "0"], "batch_size=0: set at least 1 image"),
+        (["--batch_size", "0"], "batch_size=0 is out of range: set a finite number of at least 1"),
         (["--output_file", "none/scores.json"], "There is no folder for none/scores.json"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Compares trainings that differ in nothing but the method: a table and pictures.
+"""Compares trainings that differ in their methods alone: a table and pictures.
 
     allspark compare --data_dir DATA --runs OUT/supervised OUT/allspark --output_dir OUT
 
@@ -22,14 +22,15 @@ NUM_ROWS = 8
 
 def read_run(folder: Path) -> dict:
     """
-    What a training says about itself.
+    What a training wrote about itself.
 
     Args:
         folder (`Path`): its output folder, named like its method.
 
     Returns:
-        `dict`: that of [`read_run_metrics`], image counts, `labeled_ids`, `validation_ids`, and `iou`: class (blanks
-        as underscores) -> value in [0, 1]; a class in neither masks nor predictions is left out.
+        `dict`: the entries of [`read_run_metrics`], counts of images, `labeled_ids`, `validation_ids`, and `iou`:
+        class (with underscores for blanks) -> value in [0, 1], without classes that neither masks nor predictions
+        show.
     """
     from allspark_hf.studies.study import read_run_metrics
     from allspark_hf.utils.files import read_json
@@ -43,7 +44,7 @@ def read_run(folder: Path) -> dict:
         "labeled_ids": ids["labeled"],
         "validation_ids": ids["validation"],
         "validation_images": len(ids["validation"]),
-        # Supervised training sees how many unlabeled images there are (length of an epoch), but reads none.
+        # A supervised training reads no unlabeled images, though their number may be the length of an epoch.
         "unlabeled_images": len(ids["unlabeled"]) if METHODS[folder.name].uses_unlabeled else 0,
         **read_run_metrics(folder),
         "iou": {name.removeprefix("eval_iou_"): value for name, value in last.items() if "eval_iou_" in name},
@@ -104,7 +105,7 @@ def write_metrics(output_dir: Path, runs: dict[str, dict], class_names: list[str
 
 
 def validation_of_run(data_dir: Path, folder: Path, models: dict[str, tuple]) -> Dataset:
-    """The validation images of a run's list; ValueError if one is not in `data_dir`, or 255 may be a class."""
+    """The validation images in a run's list; raises ValueError if one is missing, or 255 may be a class."""
     from allspark_hf.cli.importing import use_import
     from allspark_hf.data import DataArguments, find_data, split_of_run, with_class_indices, with_page_of
     from allspark_hf.data.summary import require_known_values
@@ -120,7 +121,7 @@ def validation_of_run(data_dir: Path, folder: Path, models: dict[str, tuple]) ->
 
 
 def verdicts(folders: list[Path]) -> list[str]:
-    """Of each training whether it is better than the supervised one, where both were evaluated by this version."""
+    """For each training whether it is better than the supervised one, if both have counts by image."""
     by_name = {folder.name: folder for folder in folders}
     baseline = by_name.pop("supervised", None)
     found = {name: compare_folders(baseline, folder) for name, folder in by_name.items()} if baseline else {}
@@ -130,7 +131,7 @@ def verdicts(folders: list[Path]) -> list[str]:
 def draw_comparison(
     output_dir: Path, validation: Dataset, runs: dict[str, dict], models: dict[str, tuple], num_rows: int
 ) -> None:
-    """Writes `comparison.png`, a row for each of some validation images, evenly spread, and `legend.png`."""
+    """Writes `comparison.png`, whose rows are validation images, evenly spread, and `legend.png`."""
     from allspark_hf.figures import STYLES, compare_predictions, draw_predictions
     from allspark_hf.figures.style import drawing
     from allspark_hf.inference.visualization import legend
@@ -174,4 +175,4 @@ def compare() -> None:
 
 
 def main() -> None:
-    run_script(compare)
+    run_script(compare, "Interrupted.")

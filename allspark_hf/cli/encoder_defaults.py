@@ -1,4 +1,4 @@
-"""What the optimizer's arguments are, where nobody gave them, with an encoder of transformers' AutoBackbone."""
+"""Arguments of the optimizer that were not given, for encoders of transformers' AutoBackbone."""
 
 import math
 from collections.abc import Callable
@@ -10,11 +10,12 @@ from ..training.loaders import make_sampler
 
 
 LONG_RUN = 5000  # updates
-# UniMatch V2's for tens of thousands of updates. Short runs need more, but 5e-5 spoils the first layers of a whole
-# encoder, and a dpt head at 3e-3 dies: both on CamVid, 600 updates, see scripts/studies/README.md.
+# PLAIN_VIT is UniMatch V2's, for tens of thousands of updates. Short runs need rates that are a little higher: in 600
+# updates on CamVid, 5e-5 spoiled the first layers of the encoder, and a dpt head learned nothing at 3e-3
+# (scripts/studies/README.md).
 PLAIN_VIT = {"learning_rate": 5e-6, "head_learning_rate_multiplier": 40.0}
 PLAIN_VIT_SHORT = {"learning_rate": 1e-5, "head_learning_rate_multiplier": 50.0}
-OTHERS = {"learning_rate": 1e-5, "head_learning_rate_multiplier": 10.0}  # UniMatch V2's, of its training logs
+OTHERS = {"learning_rate": 1e-5, "head_learning_rate_multiplier": 10.0}  # as in UniMatch V2's training logs
 ADAMW = {"optim": "adamw_torch_fused", "weight_decay": 0.01}
 
 
@@ -25,9 +26,9 @@ def planned_updates(
     Updates of a whole training.
 
     Args:
-        args ([`AllSparkTrainingArguments`]): of the training.
-        num_labeled (`int`): labeled images.
-        num_unlabeled (`int`): unlabeled images, if they are no stream.
+        args ([`AllSparkTrainingArguments`]): arguments of the training.
+        num_labeled (`int`): number of labeled images.
+        num_unlabeled (`int`): number of unlabeled images, unless they are a stream.
         streams (`bool`, *optional*, defaults to `False`): whether the unlabeled images are a stream.
     """
     if args.max_steps > 0:
@@ -39,12 +40,12 @@ def planned_updates(
 
 def encoder_defaults(config, num_updates: int) -> dict:
     """
-    Optimizer, weight decay and learning rates for an encoder and a length of the training; none for a Mix
-    Transformer, which has the paper's.
+    Optimizer, weight decay and learning rates for an encoder and a length of the training; empty for a Mix
+    Transformer, for which the arguments' own defaults, the paper's, are right.
 
     Args:
-        config ([`AllSparkFields`]): of the model.
-        num_updates (`int`): of the training.
+        config ([`AllSparkFields`]): configuration of the model.
+        num_updates (`int`): updates of the training.
     """
     if not isinstance(config, AllSparkBackboneConfig):
         return {}
@@ -57,13 +58,13 @@ def apply_encoder_defaults(
     args: AllSparkTrainingArguments, config, num_updates: int, say: Callable[[str], None] | None = None
 ) -> list[str]:
     """
-    Sets what was given neither on the command line nor in a recipe.
+    Sets the arguments of [`encoder_defaults`] that neither the command line nor a recipe gave.
 
     Args:
-        args ([`AllSparkTrainingArguments`]): of [`parse_arguments`]; changed in place.
-        config ([`AllSparkFields`]): of the model.
-        num_updates (`int`): of the training.
-        say (`Callable`, *optional*): told in one line what was set, if anything was.
+        args ([`AllSparkTrainingArguments`]): arguments of [`parse_arguments`]; changed in place.
+        config ([`AllSparkFields`]): configuration of the model.
+        num_updates (`int`): updates of the training.
+        say (`Callable`, *optional*): gets a line of text if something was set.
 
     Returns:
         `list[str]`: what was set, as `"name value"`.

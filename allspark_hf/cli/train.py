@@ -21,7 +21,7 @@ from pathlib import Path
 
 
 def checkpoint_to_resume(args) -> str | None:
-    """The checkpoint asked for; without one, an output folder that holds another run's is refused."""
+    """The checkpoint to resume from; raises ValueError if the output folder holds another run and none was given."""
     from allspark_hf.training.storage import finish_renaming, last_complete_checkpoint, sorted_checkpoints
 
     with args.main_process_first(desc="looking for checkpoints"):
@@ -54,7 +54,7 @@ def checkpoint_to_resume(args) -> str | None:
 
 
 def summary(report, num_held_out: int) -> str:
-    """How much there is of what, and how to name classes that have no names."""
+    """The numbers of images and classes, and how to name classes that have no names."""
     data = report.data
     held_out = f" ({num_held_out} of them held out)" if num_held_out else ""
     unlabeled = len(data.unlabeled) if data.unlabeled_stream is None else "streamed"
@@ -80,7 +80,7 @@ def last_evaluation(trainer) -> dict[str, float]:
 
 
 def check_data(data_arguments, args):
-    """Decodes and checks all images and masks, and says how many there are of what."""
+    """Decodes and checks all images and masks, and prints their numbers."""
     from allspark_hf.data import load_data
     from allspark_hf.training.holdout import number_held_out
 
@@ -92,7 +92,7 @@ def check_data(data_arguments, args):
 
 
 def build_trainer(data_arguments, model_arguments, args, report, command: list[str], say=print):
-    """From arguments to a trainer; all that can be wrong with either shows here. `command` is for the record."""
+    """Makes a trainer from arguments and checked data; `command` is for the run's record."""
     from transformers import set_seed
 
     from allspark_hf.cli.encoder_defaults import apply_encoder_defaults, planned_updates
@@ -106,11 +106,11 @@ def build_trainer(data_arguments, model_arguments, args, report, command: list[s
     data = report.data
     streams = data.unlabeled_stream is not None
     if streams and data_arguments.skip_bad_files:
-        args.on_bad_image = "skip"  # a stream is checked while it is read
+        args.on_bad_image = "skip"  # only reading a stream shows its bad files
     set_seed(args.seed)
     without_bottleneck = not METHODS[args.method].needs_bottleneck
     model = load_model(model_arguments, report, data_arguments.ignore_index, without_bottleneck)
-    for name in ("mask_values", "ignored_mask_values"):  # what `allspark evaluate` expects of masks
+    for name in ("mask_values", "ignored_mask_values"):  # for `allspark evaluate`
         values = getattr(data_arguments, name)
         setattr(model.config, name, None if values is None else list(values))
     updates = planned_updates(args, len(data.labeled), 0 if streams else len(data.unlabeled), streams)
@@ -130,9 +130,15 @@ def build_trainer(data_arguments, model_arguments, args, report, command: list[s
 
 def start(command: list[str], since: float):
     """
-    From the command line, the command first, and the `time.monotonic` at which it began, to a trainer, the checkpoint
-    to go on from, and if wanted what makes the trainer of the baseline from its arguments; a start that fails leaves
-    nothing.
+    Starts a training; if that fails, nothing new is left in the output folder.
+
+    Args:
+        command (`list[str]`): the command line, the command first.
+        since (`float`): value of `time.monotonic` when the command began.
+
+    Returns:
+        `tuple`: the trainer; the checkpoint to resume from, or None; and a function that makes the baseline's trainer
+        from its arguments, or None if no baseline is wanted.
     """
     from allspark_hf.cli.apply_preset import Preset, applies
     from allspark_hf.cli.arguments import ModelArguments, parse_arguments
@@ -194,19 +200,19 @@ def train_and_evaluate(trainer, checkpoint: str | None):
     from allspark_hf.cli.ending import result_lines
 
     result = trainer.train(resume_from_checkpoint=checkpoint)
-    trainer.save_model(_internal_call=True)  # which does not push: there is nothing yet for the card to report
+    trainer.save_model(_internal_call=True)  # without a push, since the card needs the evaluation below
     trainer.save_state()
     trainer.save_metrics("train", result.metrics)
     metrics = last_evaluation(trainer)
     trainer.save_metrics("eval", metrics)
     save_by_image(trainer)
-    trainer.save_state()  # whose log now has this evaluation
+    trainer.save_state()  # again, with this evaluation in the log
     if trainer.args.should_save:
         print(*result_lines(trainer, metrics), sep="\n", flush=True)
 
 
 def push(trainer) -> str | None:
-    """Publishes the output folder; why it could not be done, if so."""
+    """Publishes the output folder; returns why that failed, if it did."""
     from allspark_hf.publishing.upload import PushError
 
     try:
@@ -228,7 +234,7 @@ def main():
     from allspark_hf.training.faults import TrainingFault
 
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
-    for name in ("httpx", "httpx2"):  # which tell of every request, with signed addresses
+    for name in ("httpx", "httpx2"):  # they log every request, with signed addresses
         logging.getLogger(name).setLevel(logging.WARNING)
     try:
         trainer, checkpoint, baseline = start(sys.argv, since)
