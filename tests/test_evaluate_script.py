@@ -91,7 +91,7 @@ def test_table_and_file(tmp_path, data_dir, model_dir):
     assert scores["metrics"]["mean_iou"] == pytest.approx(confusion.iou().nanmean().item(), abs=1e-12)
     assert scores["metrics"]["mean_boundary_iou"] == pytest.approx(boundary.iou().nanmean().item(), abs=1e-12)
     assert scores["settings"]["eval_mode"] == "whole" and scores["data"]["split"] == "validation"
-    assert set(scores["versions"]) == {"allspark_hf", "torch", "transformers", "python"} and scores["seconds"] > 0
+    assert set(scores["versions"]) > {"allspark_hf", "torch", "transformers", "python"} and scores["seconds"] > 0
     assert scores["weights_sha256"] == weights_digest(model_dir)
 
     first, header, *rows = printed.splitlines()

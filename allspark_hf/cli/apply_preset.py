@@ -122,17 +122,12 @@ class Preset:
         )
         on_gpu = args.device.type == "cuda"
         memory = torch.cuda.get_device_properties(args.device).total_memory / GIB if on_gpu else 0.0
-        facts = {
-            "weights": None,
-            "patch": SCRATCH_PATCH,
-            "num_layers": 0,
-            "is_given": bool(model.encoder or model.backbone),
-        }
+        weights, patch, num_layers = None, SCRATCH_PATCH, 0
         name = None if model.backbone else model.encoder or best_encoder(args.device.type, memory)
         if name is not None:
             try:
-                facts["patch"], facts["num_layers"] = geometry_of(name)
-                facts["weights"] = name
+                patch, num_layers = geometry_of(name)
+                weights = name
             except (OSError, ValueError) as error:
                 if model.encoder:
                     raise
@@ -144,7 +139,10 @@ class Preset:
             device=args.device.type,
             device_memory=memory,
             method=args.method if "method" in args.given else None,
-            **facts,
+            weights=weights,
+            is_given=bool(model.encoder or model.backbone),
+            patch=patch,
+            num_layers=num_layers,
         )
 
     def _add(self, choices: list[Choice]):

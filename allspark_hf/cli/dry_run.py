@@ -184,27 +184,22 @@ def _streams(found: DataPresence) -> bool:
 
 def update_text(counts: dict[str, int], args: AllSparkTrainingArguments) -> str:
     """Updates of an epoch and in all, or `unknown`."""
-    if not _are_known(counts, args):
+    lengths = _lengths(counts, args)
+    if lengths is None:
         return "unknown"
-    batches, updates = batches_of_epoch(args, counts), updates_of_epoch(args, counts)
-    total = planned_updates(args, counts["labeled"], counts.get("unlabeled", 0))
+    batches, updates, total = lengths
     partial = batches % args.gradient_accumulation_steps
     note = f"; the last of an epoch has {partial} of {args.gradient_accumulation_steps} batches" if partial else ""
     return f"{updates} per epoch, {total} in all{note}"
 
 
-def batches_of_epoch(args: AllSparkTrainingArguments, counts: dict[str, int]) -> int:
-    """Batches of an epoch in one process."""
-    return math.ceil(len(make_sampler(args, counts["labeled"], counts.get("unlabeled", 0))) / args.world_size)
-
-
-def updates_of_epoch(args: AllSparkTrainingArguments, counts: dict[str, int]) -> int:
-    """Updates of an epoch."""
-    return math.ceil(batches_of_epoch(args, counts) / args.gradient_accumulation_steps)
-
-
-def _are_known(counts: dict[str, int], args: AllSparkTrainingArguments) -> bool:
-    return "labeled" in counts and (args.epoch_length != "unlabeled" or "unlabeled" in counts)
+def _lengths(counts: dict[str, int], args: AllSparkTrainingArguments) -> tuple[int, int, int] | None:
+    """Batches of an epoch in one process, updates of an epoch, and updates in all; None if a count is unknown."""
+    if "labeled" not in counts or (args.epoch_length == "unlabeled" and "unlabeled" not in counts):
+        return None
+    images = counts["labeled"], counts.get("unlabeled", 0)
+    batches = math.ceil(len(make_sampler(args, *images)) / args.world_size)
+    return batches, math.ceil(batches / args.gradient_accumulation_steps), planned_updates(args, *images)
 
 
 def set_problems(data: SegmentationData | None, args: AllSparkTrainingArguments) -> list[str]:
@@ -236,17 +231,16 @@ def _refusal(check: Callable, *arguments) -> list[str]:
 
 def advice_lines(found: DataPresence, args: AllSparkTrainingArguments, chosen: str | None) -> list[str]:
     """What the training will warn of, without its warnings of classes, for which it reads the masks."""
-    counts = found.counts
-    if not _are_known(counts, args):
+    counts, lengths = found.counts, _lengths(found.counts, args)
+    if lengths is None:
         return []
-    unlabeled = counts.get("unlabeled", 0)
-    steps, per_epoch = planned_updates(args, counts["labeled"], unlabeled), updates_of_epoch(args, counts)
+    _, updates, total = lengths
     plan = RunPlan(
         num_labeled=counts["labeled"],
-        num_unlabeled=None if _streams(found) else unlabeled,
+        num_unlabeled=None if _streams(found) else counts.get("unlabeled", 0),
         num_validation=counts.get("validation"),
-        steps=None if chosen else steps,
-        epochs=math.ceil(steps / per_epoch),
+        steps=None if chosen else total,
+        epochs=math.ceil(total / updates),
     )
     return advise(args, plan, [])
 
@@ -318,12 +312,10 @@ def model_lines(trainer: AllSparkTrainer) -> list[str]:
 
 def chosen_lines(trainer: AllSparkTrainer, found: DataPresence, args: AllSparkTrainingArguments) -> list[str]:
     """What the training will choose for its encoder and length, of the arguments that were not given."""
-    counts = found.counts
-    if not _are_known(counts, args):
-        return []
-    updates = planned_updates(args, counts["labeled"], counts.get("unlabeled", 0))
-    chosen = apply_encoder_defaults(copy.copy(args), trainer.model.config, updates)
-    return [f"  for this encoder and {updates} updates: {', '.join(chosen)}"] if chosen else []
+    lines, lengths = [], _lengths(found.counts, args)
+    if lengths is not None:
+        apply_encoder_defaults(copy.copy(args), trainer.model.config, lengths[-1], say=lines.append)
+    return [f"  {line}" for line in lines]
 
 
 def step_lines(step: StepReport, args: AllSparkTrainingArguments) -> list[str]:

@@ -56,7 +56,7 @@ def encoder_defaults(config, num_updates: int) -> dict:
 
 def apply_encoder_defaults(
     args: AllSparkTrainingArguments, config, num_updates: int, say: Callable[[str], None] | None = None
-) -> list[str]:
+):
     """
     Sets the arguments of [`encoder_defaults`] that neither the command line nor a recipe gave.
 
@@ -64,20 +64,16 @@ def apply_encoder_defaults(
         args ([`AllSparkTrainingArguments`]): arguments of [`parse_arguments`]; changed in place.
         config ([`AllSparkFields`]): configuration of the model.
         num_updates (`int`): updates of the training.
-        say (`Callable`, *optional*): gets a line of text if something was set.
-
-    Returns:
-        `list[str]`: what was set, as `"name value"`.
+        say (`Callable`, *optional*): gets a line of text that names what was set, if anything was.
     """
     given = getattr(args, "given", ())
     defaults = {name: value for name, value in encoder_defaults(config, num_updates).items() if name not in given}
     for name, value in defaults.items():
         setattr(args, name, value)
     args.filled_in = args.filled_in | defaults
-    chosen = [f"{name} {value}" for name, value in defaults.items()]
-    if chosen and say is not None:
-        say(f"for this encoder and {num_updates} updates: {', '.join(chosen)}")
-    return chosen
+    if defaults and say is not None:
+        chosen = ", ".join(f"{name} {value}" for name, value in defaults.items())
+        say(f"for this encoder and {num_updates} updates: {chosen}")
 
 
 __all__ = ["apply_encoder_defaults", "encoder_defaults", "planned_updates"]

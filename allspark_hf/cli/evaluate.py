@@ -7,13 +7,9 @@
 Prints a table; --output_file FILE also writes settings, numbers and the confusion matrix as JSON.
 """
 
-import platform
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
-
-import torch
-import transformers
 
 from allspark_hf.cli.arguments import parse_arguments
 from allspark_hf.cli.ending import fail, leave
@@ -24,9 +20,9 @@ from allspark_hf.evaluation.evaluator import Evaluation, OtherProcessError
 from allspark_hf.evaluation.selection import EVALUATION_SPLITS, fit_to_model, select_split
 from allspark_hf.inference.loading import load_trained, long_side_of
 from allspark_hf.models.weights import DIGEST, weights_digest
+from allspark_hf.publishing.record import environment
 from allspark_hf.training.arguments import AllSparkTrainingArguments
 from allspark_hf.training.trainer import AllSparkTrainer
-from allspark_hf.utils import __version__
 from allspark_hf.utils.arguments import argument, check_values
 from allspark_hf.utils.files import write_json
 from allspark_hf.utils.text import text_table
@@ -113,12 +109,7 @@ def results(trainer, arguments, data_arguments, seconds: float) -> dict:
         "confusion_matrix": evaluation.confusion.counts.tolist(),  # [true class][predicted class]
         "seconds": seconds,
         "processes": trainer.args.world_size,
-        "versions": {
-            "allspark_hf": __version__,
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "python": platform.python_version(),
-        },
+        "versions": environment(trainer.args.world_size)["versions"],
     }
 
 

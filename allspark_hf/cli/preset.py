@@ -153,10 +153,13 @@ def _from_scratch(situation: Situation) -> list[Choice]:
     reason = "a small Mix Transformer at random, as no pre-trained encoder can be had: expect far less of it"
     width = "a quarter of B0's work, for a CPU"
     rate = "of recipes/demo.yaml, for small networks from scratch"
+    network = [
+        Choice("backbone", "b0", reason),
+        Choice("hidden_sizes", [16, 32, 64, 96], width),
+        Choice("decoder_hidden_size", 64, width),
+    ]
     return [
-        *([] if situation.is_given else [Choice("backbone", "b0", reason)]),
-        *([] if situation.is_given else [Choice("hidden_sizes", [16, 32, 64, 96], width)]),
-        *([] if situation.is_given else [Choice("decoder_hidden_size", 64, width)]),
+        *([] if situation.is_given else network),
         Choice("crop_size", _crop(situation, SCRATCH_CROP), "small, for many updates"),
         Choice("optim", "adamw_torch", rate),
         Choice("learning_rate", 2e-3, rate),

@@ -313,8 +313,7 @@ class AllSparkTrainingArguments(TrainingArguments, EvaluationArguments, *argumen
             )
         if self.label_smoothing_factor:
             raise ValueError(
-                f"label_smoothing_factor={self.label_smoothing_factor:g} would change nothing: leave it out, since no "
-                "method smooths labels."
+                f"label_smoothing_factor={self.label_smoothing_factor:g} would change nothing: leave it out."
             )
         if self.remove_unused_columns:
             raise ValueError("remove_unused_columns=True removes the image and mask columns: set it to False.")

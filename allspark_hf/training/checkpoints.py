@@ -4,7 +4,6 @@ import json
 import logging
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +28,6 @@ STUDENT_FILE = "student.safetensors"  # the trained weights, if another model is
 METHOD_MODULES = "method_modules."  # prefix of weights that a method trains beside the model
 
 
-@dataclass
-class _State:
-    """An object with `state_dict` and `load_state_dict`, and whether each process saves its own."""
-
-    holder: Any
-    of_each_process: bool
-
-
 class Checkpoints:
     """
     Writes and restores checkpoints.
@@ -54,7 +45,7 @@ class Checkpoints:
     def __init__(self, trainer):
         self.trainer = trainer
         self.resumed_from: Path | None = None
-        self._states: dict[str, _State] = {}
+        self._states: dict[str, tuple[Any, bool]] = {}
 
     def register(self, name: str, holder: Any, of_each_process: bool = False):
         """
@@ -65,12 +56,13 @@ class Checkpoints:
             holder: an object with `state_dict` and `load_state_dict`, such as a module.
             of_each_process (`bool`): whether each process saves and restores its own.
         """
-        self._states[name] = _State(holder, of_each_process)
+        self._states[name] = holder, of_each_process
 
-    def _files(self, folder: Path) -> Iterator[tuple[Path, _State]]:
-        for name, state in self._states.items():
-            rank = f"_{self.trainer.args.process_index}" if state.of_each_process else ""
-            yield folder / f"{name}{rank}.pt", state
+    def _files(self, folder: Path) -> Iterator[tuple[Path, Any, bool]]:
+        """The file of each registered state, its holder, and whether each process has one."""
+        for name, (holder, of_each_process) in self._states.items():
+            rank = f"_{self.trainer.args.process_index}" if of_each_process else ""
+            yield folder / f"{name}{rank}.pt", holder, of_each_process
 
     # ---- Going on ----
 
@@ -114,8 +106,8 @@ class Checkpoints:
         student = self.resumed_from / STUDENT_FILE
         if student.is_file() and not self.trainer.processes.are_sharded:  # FSDP has a file of its own
             self.trainer.processes.model.load_state_dict(load_file(student))
-        for path, entry in self._files(self.resumed_from):
-            entry.holder.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        for path, holder, _ in self._files(self.resumed_from):
+            holder.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
 
     def finished_run(self) -> TrainOutput | None:
         """
@@ -182,9 +174,9 @@ class Checkpoints:
             saving.part = "the state of the random numbers"
             trainer._save_rng_state(str(unfinished))
         saving.part = "the state of the method"
-        for path, state in self._files(unfinished):
-            if state.of_each_process or trainer.args.should_save:
-                torch.save(state.holder.state_dict(), path)
+        for path, holder, of_each_process in self._files(unfinished):
+            if of_each_process or trainer.args.should_save:
+                torch.save(holder.state_dict(), path)
         saving.part = "the run's records"
         self._note_best(folder)
         trainer.accelerator.wait_for_everyone()
