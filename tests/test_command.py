@@ -223,3 +223,10 @@ def test_train_refuses_in_one_sentence(data_dir, tmp_path, arguments, sentence):
     with pytest.raises((ValueError, OSError), match=sentence):
         allspark_hf.train(**({"data": data_dir, "output_dir": tmp_path / "out"} | TINY | arguments))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_stream_without_an_epoch_is_refused(data_dir, tmp_path):
+    stream = {"unlabeled_dataset_name": str(data_dir / "images" / "train"), "unlabeled_streaming": True}
+    given = {name: value for name, value in TINY.items() if name != "max_steps"}
+    with pytest.raises(ValueError, match="which has no known length: set unlabeled_images_per_epoch"):
+        allspark_hf.train(data_dir, tmp_path / "out", method="pseudo_label", **stream, **given)

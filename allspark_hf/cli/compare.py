@@ -1,4 +1,4 @@
-"""Compares trainings that differ in their methods alone: a table and pictures.
+"""Compares trainings that differ in nothing but the method: a table and pictures.
 
     allspark compare --data_dir DATA --runs OUT/supervised OUT/allspark --output_dir OUT
 

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable
 
-from ..data.streaming import whole_steps
 from ..models.configuration_backbone_allspark import AllSparkBackboneConfig
 from ..training.arguments import AllSparkTrainingArguments
 from ..training.loaders import make_sampler
@@ -19,22 +18,18 @@ OTHERS = {"learning_rate": 1e-5, "head_learning_rate_multiplier": 10.0}  # as in
 ADAMW = {"optim": "adamw_torch_fused", "weight_decay": 0.01}
 
 
-def planned_updates(
-    args: AllSparkTrainingArguments, num_labeled: int, num_unlabeled: int, streams: bool = False
-) -> int:
+def planned_updates(args: AllSparkTrainingArguments, num_labeled: int, num_unlabeled: int) -> int:
     """
     Updates of a whole training.
 
     Args:
         args ([`AllSparkTrainingArguments`]): arguments of the training.
         num_labeled (`int`): number of labeled images.
-        num_unlabeled (`int`): number of unlabeled images, unless they are a stream.
-        streams (`bool`, *optional*, defaults to `False`): whether the unlabeled images are a stream.
+        num_unlabeled (`int`): number of unlabeled images; of a stream those of an epoch, see [`whole_steps`].
     """
     if args.max_steps > 0:
         return args.max_steps
-    num_unlabeled = whole_steps(args) if streams else num_unlabeled
-    batches = math.ceil(len(make_sampler(args, num_labeled, num_unlabeled, streams)) / args.world_size)
+    batches = math.ceil(len(make_sampler(args, num_labeled, num_unlabeled)) / args.world_size)
     return math.ceil(args.num_train_epochs * math.ceil(batches / args.gradient_accumulation_steps))
 
 

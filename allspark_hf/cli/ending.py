@@ -1,6 +1,5 @@
-"""How commands end, also as one of several processes, and what `allspark train` says then."""
+"""How commands end, also as one of several processes."""
 
-import math
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -8,14 +7,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
-from ..utils.files import read_json
-
 
 if TYPE_CHECKING:
     from accelerate import Accelerator, PartialState
 
 
-SHOWN_CLASSES = 5
 Result = TypeVar("Result")
 
 
@@ -31,34 +27,6 @@ def removing_new_folders(folder: str | Path) -> Iterator[None]:
             for one in new:
                 one.rmdir()
         raise
-
-
-def result_lines(trainer, metrics: dict[str, float]) -> list[str]:
-    """What a training reached, in words, with the classes of the lowest IoU."""
-    from ..evaluation.metrics import metric_name
-
-    names = trainer.model.config.id2label.values()
-    iou = {name: 100 * metrics.get(f"eval_iou_{metric_name(name)}", math.nan) for name in names}
-    shown = sorted((name for name in iou if not math.isnan(iou[name])), key=iou.get)[:SHOWN_CLASSES]
-    seconds = read_json(Path(trainer.args.output_dir) / "train_results.json")["train_runtime"]
-    since = "" if trainer.checkpoints.resumed_from is None else " since it was resumed"
-    score = f"{100 * metrics['eval_mean_iou']:.1f} %" if "eval_mean_iou" in metrics else "not measured"
-    return [
-        f"{trainer.args.method}: mIoU {score} on {len(trainer.eval_dataset)} validation images, after "
-        f"{trainer.state.global_step} updates in {seconds:.0f} s{since}. It is the mean over classes of IoU: the "
-        "pixels that model and mask both give a class, as a share of those that either does.",
-        f"  {'lowest' if len(iou) > len(shown) else 'by class'}: "
-        + ", ".join(f"{name} {iou[name]:.1f}" for name in shown)
-        + f"; all numbers: {Path(trainer.args.output_dir) / 'eval_results.json'}",
-    ]
-
-
-def next_line(output_dir: str) -> str:
-    """Where the model is, and how to use it."""
-    return (
-        f"The model is in {output_dir}, and report.html says how it went. Next: "
-        f"allspark predict --model {output_dir} --input IMAGES --output_dir predictions"
-    )
 
 
 def run_script(
@@ -133,4 +101,4 @@ def _leave_at_once(failure: str | None, code: int = 0) -> NoReturn:
     os._exit(1 if failure else code)
 
 
-__all__ = ["fail", "leave", "leave_with", "next_line", "removing_new_folders", "result_lines", "run_script"]
+__all__ = ["fail", "leave", "leave_with", "removing_new_folders", "run_script"]

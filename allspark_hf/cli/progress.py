@@ -17,9 +17,11 @@ from ..evaluation.evaluator import EvaluationDataset, failing_together
 from ..evaluation.metrics import metric_name
 from ..evaluation.prediction import predict_logits
 from ..inference.visualization import default_palette, overlay
+from ..utils.files import read_json
 
 
 NUM_IMAGES = 4
+SHOWN_CLASSES = 5
 COLUMNS = ("image", "truth", "before", "now")
 CELL = 240  # pixels of an image's long side in the picture
 MARGIN, TITLE = 6, 18
@@ -141,9 +143,7 @@ class Progress(TrainerCallback):
         moved = ""
         if self.score is not None:
             moved = f" ({score - 100 * self.score[1]:+.1f} since step {self.score[0]})"
-        names = self.trainer.model.config.id2label.values()
-        iou = {name: 100 * metrics.get(f"eval_iou_{metric_name(name)}", math.nan) for name in names}
-        iou = {name: value for name, value in iou.items() if not math.isnan(value)}
+        iou = class_scores(self.trainer, metrics)
         classes = ""
         if len(iou) > 1:
             best, worst = max(iou, key=iou.get), min(iou, key=iou.get)
@@ -168,6 +168,30 @@ def show_progress(trainer):
     if not trainer.args.disable_tqdm:
         trainer.add_callback(_Bar)
     trainer.add_callback(Progress(trainer))
+
+
+def class_scores(trainer, metrics: dict[str, float]) -> dict[str, float]:
+    """IoU in percent of each class that occurs, by its name."""
+    names = trainer.model.config.id2label.values()
+    iou = {name: 100 * metrics.get(f"eval_iou_{metric_name(name)}", math.nan) for name in names}
+    return {name: value for name, value in iou.items() if not math.isnan(value)}
+
+
+def result_lines(trainer, metrics: dict[str, float]) -> list[str]:
+    """What a training reached, in words, with the classes of the lowest IoU."""
+    iou, folder = class_scores(trainer, metrics), Path(trainer.args.output_dir)
+    shown = sorted(iou, key=iou.get)[:SHOWN_CLASSES]
+    lowest = "lowest" if len(trainer.model.config.id2label) > len(shown) else "by class"
+    seconds = read_json(folder / "train_results.json")["train_runtime"]
+    since = "" if trainer.checkpoints.resumed_from is None else " since it was resumed"
+    score = f"{100 * metrics['eval_mean_iou']:.1f} %" if "eval_mean_iou" in metrics else "not measured"
+    return [
+        f"{trainer.args.method}: mIoU {score} on {len(trainer.eval_dataset)} validation images, after "
+        f"{trainer.state.global_step} updates in {seconds:.0f} s{since}. It is the mean over classes of IoU: the "
+        "pixels that model and mask both give a class, as a share of those that either does.",
+        f"  {lowest}: {', '.join(f'{name} {iou[name]:.1f}' for name in shown)}; all numbers: "
+        f"{folder / 'eval_results.json'}",
+    ]
 
 
 def step_name(step: int) -> str:
@@ -204,4 +228,4 @@ def _duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 90 else f"{minutes / 60:.1f} h"
 
 
-__all__ = ["FOLDER", "NUM_IMAGES", "Progress", "Shown", "joined", "show_progress"]
+__all__ = ["FOLDER", "NUM_IMAGES", "Progress", "Shown", "joined", "result_lines", "show_progress"]

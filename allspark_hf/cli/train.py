@@ -97,6 +97,7 @@ def build_trainer(data_arguments, model_arguments, args, report, command: list[s
 
     from allspark_hf.cli.encoder_defaults import apply_encoder_defaults, planned_updates
     from allspark_hf.cli.models import load_model, normalization_of
+    from allspark_hf.data.streaming import whole_steps
     from allspark_hf.inference.loading import make_image_processor
     from allspark_hf.methods import METHODS
     from allspark_hf.training.records import IdLists, run_source
@@ -113,7 +114,10 @@ def build_trainer(data_arguments, model_arguments, args, report, command: list[s
     for name in ("mask_values", "ignored_mask_values"):  # for `allspark evaluate`
         values = getattr(data_arguments, name)
         setattr(model.config, name, None if values is None else list(values))
-    updates = planned_updates(args, len(data.labeled), 0 if streams else len(data.unlabeled), streams)
+    num_unlabeled = len(data.unlabeled)
+    if streams:  # the trainer refuses a stream without unlabeled_images_per_epoch
+        num_unlabeled = whole_steps(args) if args.unlabeled_images_per_epoch else 0
+    updates = planned_updates(args, len(data.labeled), num_unlabeled)
     apply_encoder_defaults(args, model.config, updates, say if args.should_save else None)
     trainer = AllSparkTrainer(
         model=model,
@@ -197,7 +201,7 @@ def train_and_report(trainer, checkpoint: str | None, baseline):
 def train_and_evaluate(trainer, checkpoint: str | None):
     """Trains; saves the model, its metrics and its log."""
     from allspark_hf.cli.baseline import save_by_image
-    from allspark_hf.cli.ending import result_lines
+    from allspark_hf.cli.progress import result_lines
 
     result = trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model(_internal_call=True)  # without a push, since the card needs the evaluation below
@@ -228,7 +232,7 @@ def main():
     since = time.monotonic()
     from huggingface_hub.errors import StrictDataclassError
 
-    from allspark_hf.cli.ending import fail, leave, next_line
+    from allspark_hf.cli.ending import fail, leave
     from allspark_hf.data.reading import BadImageError
     from allspark_hf.evaluation.evaluator import OtherProcessError
     from allspark_hf.training.faults import TrainingFault
@@ -248,7 +252,11 @@ def main():
     except OtherProcessError as error:
         fail(str(error))
     if trainer.args.should_save:
-        print(next_line(trainer.args.output_dir))
+        folder = trainer.args.output_dir
+        print(
+            f"The model is in {folder}, and report.html says how it went. Next: "
+            f"allspark predict --model {folder} --input IMAGES --output_dir predictions"
+        )
     failure = push(trainer) if trainer.args.push_to_hub else None
     leave(trainer.accelerator, failure)
 

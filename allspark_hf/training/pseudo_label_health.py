@@ -116,19 +116,15 @@ class PseudoLabelHealth(TrainerCallback):
             return {"memory_fill": fill[0]}  # one ring for all classes
         return {f"memory_fill_{metric_name(self.id2label[index])}": share for index, share in enumerate(fill)}
 
-    def update(self, epoch: int, labels: torch.Tensor, pseudo_labels: torch.Tensor, truth: torch.Tensor | None):
+    def update(self, labels: torch.Tensor, pseudo_labels: torch.Tensor, truth: torch.Tensor | None):
         """
         Adds one batch.
 
         Args:
-            epoch (`int`): counted from 0; if it is a new one, the epoch before is logged first.
             labels (`torch.Tensor`): int64 (labeled, height, width), class or the ignore index.
             pseudo_labels (`torch.Tensor`): int64 (unlabeled, height, width), class or the ignore index.
             truth (`torch.Tensor`, *optional*): int64 (unlabeled, height, width), class or the ignore index.
         """
-        if epoch != self.epoch:
-            self.log()  # a run that was resumed at the end of an epoch has not logged that epoch yet
-            self.epoch = epoch
         num_labels = len(self.id2label)
         self.counts["labels"] += histogram(labels, num_labels)
         self.counts["pseudo_labels"] += histogram(pseudo_labels, num_labels)
@@ -137,7 +133,7 @@ class PseudoLabelHealth(TrainerCallback):
             self.counts["confusion"] += histogram((truth * num_labels + pseudo_labels).where(known, -1), num_labels**2)
 
     def on_epoch_begin(self, args, state, control, **kwargs):
-        """Logs the epoch before if the run was resumed at its end."""
+        """Notes the epoch; logs the one before if a run that was resumed at its end has not done so."""
         if int(state.epoch or 0) != self.epoch:
             self.log()
             self.epoch = int(state.epoch or 0)
@@ -211,10 +207,7 @@ class PseudoLabelHealth(TrainerCallback):
             "The pseudo-labels of epoch %d collapse onto %s: %.0f %% of their pixels, %.0f %% of the labeled ones. "
             "Train longer, start from pre-trained weights, lower unlabeled_loss_weight, or raise "
             "unlabeled_warmup_epochs.",
-            self.epoch + 1,
-            self.id2label[top],
-            100 * in_pseudo,
-            100 * in_labels,
+            *(self.epoch + 1, self.id2label[top], 100 * in_pseudo, 100 * in_labels),
         )
 
     def state_dict(self) -> dict[str, torch.Tensor]:

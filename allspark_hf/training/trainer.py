@@ -307,8 +307,7 @@ class AllSparkTrainer(Trainer):
         for name, value in losses.terms.items():
             self._terms[name].append(value.detach())
         if losses.pseudo_labels is not None:
-            epoch, truth = int(self.state.epoch or 0), inputs.get("unlabeled_truth")
-            self.health.update(epoch, inputs["labels"], losses.pseudo_labels, truth)
+            self.health.update(inputs["labels"], losses.pseudo_labels, inputs.get("unlabeled_truth"))
         return (losses.loss, None) if return_outputs else losses.loss
 
     def _finish_images(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
