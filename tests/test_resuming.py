@@ -111,7 +111,7 @@ def test_an_argument_newer_than_the_checkpoint_had_its_default(tmp_path, run_fol
     run = json.loads((checkpoint / "allspark_run.json").read_text())
     for name in ("freeze_encoder", "lr_scheduler_kwargs"):
         del run["arguments"][name]
-    del run["reading"]  # of a version that did not write it down
+    del run["reading"], run["fields"]  # of a version that did not write them
     write_run_file(checkpoint, run)
     make_trainer(small_model(), **SETTINGS, output_dir=str(tmp_path)).checkpoints.check(checkpoint)
     assert not caplog.messages
@@ -342,6 +342,13 @@ def test_what_changes_is_told_once(tmp_path, run_folder, caplog, kwargs, sentenc
     assert trainer.state.global_step == 7
     if "learning_rate" in kwargs:
         assert trainer.optimizer.param_groups[0]["initial_lr"] == 0.01
+
+
+def test_other_fields_of_the_configuration_are_told(tmp_path, run_folder, caplog):
+    model = small_model(grouping_similarity="instance_norm", drop_path_rate=0.3)
+    other_trainer(tmp_path, model=model).checkpoints.check(run_folder / "checkpoint-6")
+    for change in ("grouping_similarity was cosine and is instance_norm", "drop_path_rate was 0.1 and is 0.3"):
+        assert f"{change} from here on; no single run gives the same." in caplog.text
 
 
 def test_nothing_is_told_where_nothing_changes(tmp_path, run_folder, caplog):

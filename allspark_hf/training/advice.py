@@ -95,7 +95,7 @@ def _about_images(args: AllSparkTrainingArguments, plan: RunPlan) -> list[str]:
     if args.max_steps > 0 or plan.steps is None or not plan.num_unlabeled or args.epoch_length != "unlabeled":
         return said
     hardly_a_step = plan.steps < min(FEW_STEPS_PER_EPOCH * plan.epochs, FEW_STEPS)
-    if hardly_a_step or plan.num_unlabeled < plan.num_labeled / 4:  # an epoch then shows a quarter of the labeled ones
+    if hardly_a_step or plan.num_unlabeled < plan.num_labeled / 4:  # an epoch shows as many labeled ones
         other = "" if METHODS[args.method].uses_unlabeled else " or --epoch_length labeled"
         said.append(
             f"{args.num_train_epochs:g} epochs are {_count(plan.steps, 'step')} because there "

@@ -261,6 +261,7 @@ class AllSparkTrainingArguments(TrainingArguments, EvaluationArguments, *argumen
         if self.total_train_batch_size is not None:
             self._set_accumulation()
         defaults = {one.name: default_of(one) for one in fields(self) if one.init}
+        # HfArgumentParser reads an empty default as None.
         given = {name: "" if value is None and defaults[name] == "" else value for name, value in given.items()}
         self.filled_in = {name: getattr(self, name) for name, value in given.items() if value == defaults[name]}
 

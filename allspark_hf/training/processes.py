@@ -61,7 +61,7 @@ class Processes:
             return
         self._share(model.parameters())  # each process keeps a part of its own with FSDP
         if self.trainer.is_fsdp_enabled:
-            # accelerate asks for them to shard them apart, and SegFormer's answer is an exception.
+            # accelerate would shard input embeddings apart, and SegFormer raises if it is asked for them.
             model.get_input_embeddings = lambda: None
 
     def start(self):

@@ -12,9 +12,7 @@ from ..methods import METHODS
 logger = logging.getLogger(__name__)
 
 MOST_WRONG = 0.1  # share of the counted pixels: twice as many as pass a threshold of 0.95 if confidences are right
-LEAST_RIGHT = (
-    0.5  # share of the pixels of a class; below, its label stands for other classes more often than for itself
-)
+LEAST_RIGHT = 0.5  # share of the pixels of a class; below, its label mostly stands for other classes
 ENOUGH = 0.01  # share of the counted pixels from which on a class is judged; below, a single object may decide
 
 

@@ -24,7 +24,10 @@ FORMAT = 2
 OPTIMIZER_FILE = "optimizer.pt"  # transformers' name
 # Files of a checkpoint that a resume needs beside the model's.
 STATE_PATTERNS = ("*.pt", "*.pth", "student.safetensors", storage.RUN_FILE)
-MASK_FIELDS = ("mask_values", "ignored_mask_values", "semantic_loss_ignore_index")  # of a configuration
+# Fields of a configuration: how masks are read, and what changes a training but no weight's shape.
+MASK_FIELDS = ("mask_values", "ignored_mask_values", "semantic_loss_ignore_index")
+FREE_FIELDS = ("grouping_similarity", "grouping_source", "mix_images_in_eval", "drop_path_rate", "hidden_dropout_prob")
+FREE_FIELDS += ("attention_probs_dropout_prob", "classifier_dropout_prob", "channel_attention_dropout")
 # Arguments that must stay the same for the evaluations of a run to compare.
 EVALUATED = (*names(EvaluationArguments, shown=True), "metric_for_best_model")
 SHOWN = 5
@@ -44,6 +47,7 @@ def describe_run(trainer) -> dict:
     described = {
         "format": FORMAT,
         "model": {name: getattr(config, name) for name in config.shape_fields},
+        "fields": {name: getattr(config, name) for name in FREE_FIELDS if hasattr(config, name)},
         "classes": [config.id2label[index] for index in range(config.num_labels)],
         "crop": list(config.crop_height_width),
         "reading": _describe_reading(trainer),
@@ -230,12 +234,12 @@ def _other_lanes(run: dict, now: dict) -> str:
 
 
 def _warnings(run: dict, now: dict, args) -> Iterator[str]:
-    old, new = run | run["arguments"], now | now["arguments"]
+    old, new = (one | one["arguments"] | one.get("fields", {}) for one in (run, now))
     differing = {name for name in new if name in old and old[name] != new[name]}
     for name in names(args, resume="kept"):
         if name in differing:
             yield f"{name} stays {old[name]}, which its optimizer carries, although {new[name]} is given."
-    for name in names(args, resume="changed"):
+    for name in (*names(args, resume="changed"), *now["fields"]):
         if name in differing:
             yield f"{name} was {old[name]} and is {new[name]} from here on; no single run gives the same."
     cut = [name for name in ("processes", *names(args, resume="cut")) if name in differing]

@@ -354,7 +354,9 @@ class AllSparkTrainer(Trainer):
         """Adds to a training entry the loss terms, pixels used, memory fill and the head's learning rate."""
         if "learning_rate" in logs:
             encoder_is_trained = any(one.requires_grad for one in self.processes.model.encoder_parameters())
-            multiplier = self.args.head_learning_rate_multiplier if encoder_is_trained else 1  # the first group's rate
+            multiplier = (
+                self.args.head_learning_rate_multiplier if encoder_is_trained else 1
+            )  # logged is the first group's
             logs["learning_rate_head"] = logs["learning_rate"] * multiplier
             for name, values in self._terms.items():
                 logs[name] = finite_mean(list(self.accelerator.gather(finite_mean(values).reshape(1)))).item()
