@@ -7,6 +7,7 @@ from huggingface_hub.errors import StrictDataclassError
 
 from ..data import CheckReport
 from ..models.configuration_allspark import MIT_SIZES, AllSparkConfig
+from ..models.configuration_backbone_allspark import AllSparkBackboneConfig
 from ..models.encoders import encoder_config, encoder_normalization, is_model_type, load_encoder
 from ..models.modeling_allspark import SegformerForSemiSupervisedSegmentation
 from ..models.pretrained import check_reachable, loading
@@ -55,11 +56,9 @@ def load_model(arguments: ModelArguments, report: CheckReport, ignore_index: int
     fields |= class_fields(report) | {"semantic_loss_ignore_index": ignore_index}
     if arguments.encoder:
         return _new_head(arguments, fields)
-    if arguments.drop_path_rate is not None:
-        fields["drop_path_rate"] = arguments.drop_path_rate
     if arguments.backbone:
-        fields |= geometry | {"base_weights": FROM_SCRATCH}
-        config = AllSparkConfig.mit(arguments.backbone, **fields)
+        config = AllSparkConfig.mit(arguments.backbone, **fields, **geometry, base_weights=FROM_SCRATCH)
+        _set_drop_path(config, arguments.drop_path_rate)
         config._attn_implementation = arguments.attn_implementation
         return SegformerForSemiSupervisedSegmentation(config)
     name = arguments.model_name_or_path
@@ -74,10 +73,12 @@ def load_model(arguments: ModelArguments, report: CheckReport, ignore_index: int
         stored = {name: value for name, value in stored.items() if name not in NOT_TAKEN_OVER}
         if len(stored.get("palette") or ()) != report.num_labels:
             stored.pop("palette", None)
+        config = config_class.from_dict({**stored, **fields})
+        _set_drop_path(config, arguments.drop_path_rate)
         model, info = model_class.from_pretrained(
             name,
             output_loading_info=True,
-            config=config_class.from_dict({**stored, **fields}),
+            config=config,
             ignore_mismatched_sizes=True,  # a head for other classes starts anew, and from_pretrained says so
             attn_implementation=arguments.attn_implementation,
         )
@@ -88,6 +89,16 @@ def load_model(arguments: ModelArguments, report: CheckReport, ignore_index: int
             "and would start anew: get the checkpoint again."
         )
     return model
+
+
+def _set_drop_path(config: AllSparkConfig | AllSparkBackboneConfig, rate: float | None):
+    """Sets the stochastic depth of the encoder, if a rate was given."""
+    if rate is None:
+        return
+    encoder = getattr(config, "backbone_config", config)
+    if not hasattr(encoder, "drop_path_rate"):
+        raise ValueError(f"The encoder, {encoder.model_type}, has no drop_path_rate: leave it out.")
+    encoder.drop_path_rate = rate
 
 
 def _new_head(arguments: ModelArguments, fields: dict) -> Segmenter:
