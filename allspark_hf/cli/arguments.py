@@ -134,9 +134,7 @@ class _Help(argparse.Action):
 
 
 class _Parser(HfArgumentParser):
-    """
-    Raises ValueError instead of printing a usage longer than a screen; [`~allspark_hf.cli.main`] answers `--help`.
-    """
+    """Raises ValueError instead of printing a long usage; [`~allspark_hf.cli.main`] answers `--help`."""
 
     def __init__(self, types: tuple[type, ...]):
         super().__init__(types, add_help=False, allow_abbrev=False)

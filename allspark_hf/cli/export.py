@@ -72,9 +72,7 @@ class OptionalDataArguments(DataArguments):
 
 
 def validation_samples(arguments: ScriptArguments, data_arguments, model, image_processor):
-    """
-    The images with masks to measure the cost on; None without data. Reads only the first image, if the size is fixed.
-    """
+    """The images to measure the cost on, of which a fixed size reads the first; None without data."""
     if not data_arguments.given:
         return None
     config = model.config

@@ -101,10 +101,7 @@ def _numbers(names: list[str]) -> list[float] | None:
 
 
 def write_report(runner: StudyRunner) -> str:
-    """
-    Writes `study.json`, `study.md`, `study_light.png` and `study_dark.png` into the study's folder; returns the table
-    as text for a terminal.
-    """
+    """Writes `study.json`, `study.md` and the plots into the study's folder; returns the table for a terminal."""
     study, folder, results = runner.study, runner.output_dir, collect(runner)
     cells = table(results, len(study.seeds))
     note = (

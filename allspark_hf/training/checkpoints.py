@@ -67,9 +67,7 @@ class Checkpoints:
     # ---- Going on ----
 
     def take_up(self, checkpoint: str | Path):
-        """
-        Makes a training go on from a checkpoint, of which nothing is loaded yet; raises as [`Checkpoints.check`].
-        """
+        """Makes a training go on from a checkpoint, which is only checked yet, see [`Checkpoints.check`]."""
         self.check(checkpoint)
         self.resumed_from = Path(checkpoint)
         if not self.trainer.is_world_process_zero():

@@ -178,10 +178,7 @@ def check_stream(
     unlabeled_dataset: datasets.Dataset | datasets.IterableDataset | None,
     reading: Reading,
 ):
-    """
-    Raises ValueError for a stream without `unlabeled_images_per_epoch` or without a first image, and for
-    `unlabeled_images_per_epoch` without a stream.
-    """
+    """Raises ValueError for a stream without its length of an epoch or a first image, and for the length alone."""
     if not isinstance(unlabeled_dataset, datasets.IterableDataset):
         if args.unlabeled_images_per_epoch is not None:
             raise ValueError(

@@ -119,23 +119,15 @@ class Processes:
         Raises:
             ValueError: if its memories are not as many as this run's processes need.
         """
-        processes, has_own = self.trainer.args.world_size, self.local_memory is not None
+        own = self.trainer.args.world_size if self.local_memory is not None else 0
         saved = run["processes"] if run.get("local_memory") else 0
-        if not saved and has_own:
-            raise ValueError(
-                f"{checkpoint} holds one memory for all processes, but local_memory=True gives each its own: resume "
-                "without it, or begin anew."
-            )
-        if saved and not has_own:
-            raise ValueError(
-                f"{checkpoint} holds a memory of its own for each of {saved} processes, but this run has one for "
-                "all: resume with local_memory=True, or begin anew."
-            )
-        if saved and saved != processes:
-            raise ValueError(
-                f"{checkpoint} holds the memories of {saved} processes, but this run has {processes}: start "
-                f"{saved}, or begin anew."
-            )
+        if saved == own:
+            return
+        kinds = [
+            f"a memory for each of {count} processes" if count else "one memory for all" for count in (saved, own)
+        ]
+        fix = f"start {saved} processes with local_memory=True" if saved else "leave local_memory out"
+        raise ValueError(f"{checkpoint} holds {kinds[0]}, but this run has {kinds[1]}: {fix}, or begin anew.")
 
 
 @contextmanager

@@ -17,9 +17,7 @@ ENOUGH = 0.01  # share of the counted pixels from which on a class is judged; be
 
 
 def histogram(classes: torch.Tensor, num_classes: int) -> torch.Tensor:
-    """
-    int64 (num_classes,): how often each class occurs in `classes`, int64 of any shape; other values do not count.
-    """
+    """int64 (num_classes,): how often each class occurs in int64 `classes`; other values do not count."""
     inside = (classes >= 0) & (classes < num_classes)
     index = classes.where(inside, num_classes).flatten()
     counts = torch.zeros(num_classes + 1, dtype=torch.int64, device=classes.device)

@@ -73,8 +73,7 @@ class AllSparkTrainer(Trainer):
 
     Args:
         model ([`Segmenter`]):
-            the model to train; for methods without a bottleneck usually a plain SegFormer, made with
-            `AllSparkConfig.plain_segformer_switches()`.
+            the model; a plain SegFormer (`AllSparkConfig.plain_segformer_switches()`) for methods without bottleneck.
         args ([`AllSparkTrainingArguments`]): training arguments.
         processing_class:
             image processor of inference, e.g. [`~transformers.SegformerImageProcessor`], that does not resize, or
@@ -187,8 +186,8 @@ class AllSparkTrainer(Trainer):
         `run_record.json` into `output_dir`.
 
         Args:
-            resume_from_checkpoint (`str` or `bool`, *optional*):
-                A checkpoint folder, or True for the last complete one in `output_dir`.
+            resume_from_checkpoint (`str` or `bool`, *optional*): a checkpoint, or True for the last complete one in
+                `output_dir`.
 
         Raises:
             ValueError: if there is no such checkpoint, or it does not fit the run, see [`check_resume`].
