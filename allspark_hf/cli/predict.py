@@ -74,7 +74,7 @@ class PredictArguments:
         False, "Also write <stem>_confidence.png: gray, 255 times the probability of each pixel's class."
     )
     format: str | None = argument(
-        None, "Also write outlines for this labeling tool: coco.json, cvat.xml, ...", choices=[*FORMATS]
+        None, f"Also write outlines for this labeling tool: {', '.join(FORMATS)}.", choices=[*FORMATS]
     )
     tolerance: float = argument(
         1.0, "With --format: pixels that a point left out may lie from its outline.", interval="[0, inf)"

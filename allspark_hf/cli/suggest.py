@@ -54,7 +54,7 @@ class SuggestArguments:
     output_dir: str = argument(help="Folder of the suggestions.")
     count: int = argument(20, "How many images to suggest.", interval="[1, inf)")
     format: str | None = argument(
-        None, "Also write outlines for this labeling tool: coco.json, cvat.xml, ...", choices=[*FORMATS]
+        None, f"Also write outlines for this labeling tool: {', '.join(FORMATS)}.", choices=[*FORMATS]
     )
     tolerance: float = argument(
         1.0, "With --format: pixels that a point left out may lie from its outline.", interval="[0, inf)"
