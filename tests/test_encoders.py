@@ -135,9 +135,10 @@ def test_a_name_that_nobody_can_look_up_is_refused_at_once(monkeypatch):
         check_reachable("a/there")  # in the Hub's cache
 
 
-def test_normalization_is_the_encoders(tmp_path):
+def test_normalization_is_the_encoders(tmp_path, caplog):
     write_encoder(tmp_path, "convnext")
     assert encoder_normalization(str(tmp_path)) == encoders.IMAGENET
+    assert "has no preprocessor_config.json that can be read" in caplog.text  # it may want another normalization
     own = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.25, 0.5, 0.5]}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({**own, "image_processor_type": "X"}))
     assert encoder_normalization(str(tmp_path)) == own and encoder_normalization("dinov2") == encoders.IMAGENET

@@ -326,6 +326,10 @@ def test_predictions_of_images_of_different_sizes(model, image_processor):
         )
     alone = compare_predictions({"ours": (model, image_processor)}, rows[:1])
     assert set(np.unique(alone["differences_0"])) <= {0, 2, 255}
+    other, names = constant_model(0), model.config.id2label
+    other.config.id2label = {0: names[1], 1: names[0], **{index: names[index] for index in range(2, len(names))}}
+    with pytest.raises(ValueError, match="models have different classes"):
+        compare_predictions({"other": (other, image_processor), "ours": (model, image_processor)}, rows)
     with pytest.raises(ValueError, match="image night has no mask"):
         compare_predictions(models, [{"id": "night", "image": Image.new("RGB", (64, 64)), "label": None}])
 

@@ -176,6 +176,16 @@ def test_other_data_than_in_training_is_refused(folder, monkeypatch, tmp_path):
     assert f"the labeled images are not those of {folder}/allspark/labeled_ids.txt" in refused(monkeypatch, *arguments)
 
 
+def test_classes_in_another_order_are_refused(folder, monkeypatch, tmp_path):
+    shutil.copytree(folder / "data", tmp_path / "data")
+    listed = (folder / "data/classes.json").read_text(encoding="utf-8")
+    swapped = listed.replace('"plank"', '"?"').replace('"leaf"', '"plank"').replace('"?"', '"leaf"')
+    (tmp_path / "data/classes.json").write_text(swapped, encoding="utf-8")
+    arguments = ["--model", folder / "allspark", "--data_dir", tmp_path / "data", "--figures", "b"]
+    refusal = refused(monkeypatch, *arguments, "--output_dir", tmp_path / "none")
+    assert "Class 2 is 'plank' for the model and 'leaf' for" in refusal and not (tmp_path / "none").exists()
+
+
 def test_earlier_figures_are_kept_unless_asked(folder, monkeypatch, tmp_path):
     (tmp_path / "figure_b_dark.png").write_text("mine", encoding="utf-8")
     arguments = [*options(folder), "--figures", "b", "--background", "dark", "--num_images", 1]

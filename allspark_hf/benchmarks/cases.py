@@ -137,7 +137,7 @@ def find_device(use_cpu: bool) -> torch.device:
 
 
 def make_config(case: Case, plain: bool) -> AllSparkConfig:
-    """Of the case; `plain` leaves the bottleneck out."""
+    """The configuration of a case; `plain` leaves the bottleneck out."""
     fields = {"num_labels": case.num_labels, "crop_size": case.crop, "memory_size": case.memory_size}
     if plain:
         fields |= AllSparkConfig.plain_segformer_switches()
@@ -165,7 +165,7 @@ def make_bottleneck(case: Case, variant: str, seed: int) -> nn.Module:
 
 
 def autocast(case: Case, device: torch.device) -> torch.autocast:
-    """Of the case's precision."""
+    """Autocast to the case's precision."""
     return torch.autocast(device.type, torch.bfloat16, enabled=case.precision == "bf16")
 
 

@@ -8,6 +8,7 @@ import torch
 from ..models.configuration_allspark import AllSparkConfig
 from ..models.encoders import load_encoder
 from ..models.freezing import freeze_encoder
+from ..utils.text import one_line
 from .children import in_fresh_process
 from .peak import can_measure, make_memory_exact, measure_peak
 from .timing import ratio, summary, take_turns
@@ -37,11 +38,22 @@ class EncoderCase:
 
 
 def variant_names() -> list[str]:
+    """The parts of `ENCODER_PARTS` without the bottleneck, then with it."""
     return [f"{part}{bottleneck}" for bottleneck in ("", " + bottleneck") for part in ENCODER_PARTS]
 
 
 class EncoderStep:
-    """One update with AdamW on random pixels and labels; with the bottleneck on unlabeled images, too."""
+    """
+    One update with AdamW on random pixels and labels; with the bottleneck also on random unlabeled images.
+
+    Args:
+        case ([`EncoderCase`]): encoder and sizes.
+        name (`str`): of [`variant_names`].
+        device (`torch.device`): where to train.
+
+    Raises:
+        ValueError: if the encoder cannot be frozen or checkpointed as the variant needs it.
+    """
 
     def __init__(self, case: EncoderCase, name: str, device: torch.device):
         torch.manual_seed(0)
@@ -50,7 +62,7 @@ class EncoderStep:
         self.model = load_encoder(case.encoder, num_labels=case.num_labels, crop_size=case.crop, **switches)
         self.model.to(device).train()
         if "frozen" in part:
-            layers = self.model.backbone.config.num_hidden_layers // 2
+            layers = getattr(self.model.backbone.config, "num_hidden_layers", 2) // 2
             freeze_encoder(self.model, None if part == "frozen" else layers)
         if "checkpointed" in part:
             self.model.gradient_checkpointing_enable()
@@ -75,9 +87,18 @@ class EncoderStep:
 
 
 def times(case: EncoderCase, device: torch.device) -> dict[str, list[float] | str]:
-    """Seconds of an update by variant, all in turns in one process."""
-    steps = {name: EncoderStep(case, name, device) for name in variant_names()}
-    return take_turns(steps, device, case.repeats)
+    """
+    Seconds of an update by variant, all in turns in one process; a sentence for a variant that the encoder does not
+    allow.
+    """
+    steps, refused = {}, {}
+    for name in variant_names():
+        try:
+            steps[name] = EncoderStep(case, name, device)
+        except ValueError as error:
+            refused[name] = one_line(error)
+    found = refused | take_turns(steps, device, case.repeats)
+    return {name: found[name] for name in variant_names()}
 
 
 def peak(case: EncoderCase, name: str, device: torch.device) -> dict:

@@ -42,7 +42,7 @@ def write_images(folder: Path, side: int, count: int, seed: int) -> list[Path]:
 
 @torch.inference_mode()
 def plain_loop(model, image_processor, files: Sequence[Path], output_dir: Path):
-    """As one writes it with transformers: an image at a time, and its mask as a PNG file."""
+    """The usual loop with transformers: an image at a time, and its mask as a PNG file."""
     for file in files:
         image = Image.open(file).convert("RGB")
         outputs = model(**image_processor(images=image, return_tensors="pt").to(model.device))

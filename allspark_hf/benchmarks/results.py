@@ -1,4 +1,4 @@
-"""What was measured: kept in one file that is written anew after every measurement."""
+"""Measurements, kept in one file that is written anew after each of them."""
 
 import os
 import platform
@@ -16,7 +16,7 @@ from .timing import OUT_OF_MEMORY, ratio
 
 
 def describe_machine(device: torch.device) -> dict:
-    """Of the process that calls it; to be called where the device may be touched."""
+    """The machine as the calling process sees it; with CUDA this touches the device."""
     cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count())
     machine = {
         "cpu": _cpu_name(),
@@ -49,7 +49,7 @@ def _cpu_name() -> str:
 @dataclass
 class Results:
     """
-    Measurements, found by what was measured, of which case and variant.
+    Measurements by measure, case and variant.
 
     Args:
         settings (`dict`): of the run, for the file.
@@ -110,7 +110,7 @@ class Results:
         return ratio(found[0]["all"], found[1]["all"]) if what.endswith("seconds") else found[0] / found[1]
 
     def failures(self) -> list[str]:
-        """A line for each measurement that failed, but for those that ran out of memory, which is a result."""
+        """A line for each measurement that failed; running out of memory is a result and no failure."""
         return [
             f"{measure}, {case}, {variant}: {error}"
             for (measure, case, variant), values in self.entries.items()

@@ -1,4 +1,4 @@
-"""Measurements of what happens around training: inference, evaluation, reading of images."""
+"""Measurements of inference, evaluation and the data loader."""
 
 import io
 import os
@@ -124,7 +124,7 @@ def _loader(case: Case, seed: int, rows: datasets.Dataset, num_workers: int):
 
 
 def _per_image(times: dict[str, list[float] | str], num_images: int) -> dict[str, dict]:
-    """Of [`take_turns`], times of all images as times of one."""
+    """The result of [`take_turns`], with times of all images, as times of one image."""
     return as_results(
         {
             name: taken if isinstance(taken, str) else [seconds / num_images for seconds in taken]

@@ -33,7 +33,7 @@ def take_turns(
     variants: dict[str, Callable[[], object]], device: torch.device, repeats: int, warmup: int = 1
 ) -> dict[str, list[float] | str]:
     """
-    Times variants A, B, C as A B C A B C ..., so that what else the machine does touches all of them.
+    Times variants A, B, C as A B C A B C ..., so that other work on the machine slows all of them alike.
 
     Args:
         variants (`dict[str, Callable]`): by name, what to run; work too short for the clock runs several times a turn.

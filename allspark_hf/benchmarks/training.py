@@ -197,7 +197,7 @@ def memory_update_times(case: Case, device: torch.device, options) -> dict:
 
 
 def as_results(times: dict[str, list[float] | str]) -> dict[str, dict]:
-    """Of [`take_turns`], for the results."""
+    """The result of [`take_turns`] in the form of [`Results`]."""
     return {
         name: {"error": taken} if isinstance(taken, str) else {"seconds": summary(taken)}
         for name, taken in times.items()

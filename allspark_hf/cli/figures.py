@@ -18,6 +18,7 @@ from allspark_hf.cli.ending import run_script
 from allspark_hf.cli.importing import use_import
 from allspark_hf.data import DataArguments, find_data, list_path, split_of_run, with_class_indices, with_page_of
 from allspark_hf.data.summary import require_known_values
+from allspark_hf.evaluation.selection import check_names
 from allspark_hf.inference.loading import load_trained
 from allspark_hf.utils.arguments import argument, check_values
 
@@ -104,6 +105,8 @@ class Material:
                 f"The model has {self.model.config.num_labels} classes, the data {data_dir} names "
                 f"{classes.num_labels}: give data with the model's classes, or correct the class list."
             )
+        for model, _ in self.models.values():
+            check_names(model.config, classes, data_dir)
 
     def _lists_problem(self) -> str | None:
         """Why it is unknown which images the models were trained on; None if it is known."""

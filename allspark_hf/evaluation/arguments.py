@@ -1,4 +1,4 @@
-"""How to predict and evaluate: what training, `allspark evaluate` and `allspark predict` have in common."""
+"""Arguments of prediction and evaluation that training, `allspark evaluate` and `allspark predict` share."""
 
 from dataclasses import dataclass
 

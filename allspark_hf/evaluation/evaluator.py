@@ -87,7 +87,7 @@ class EvaluationDataset(Dataset):
 
 class Evaluation:
     """
-    What is summed over the images of a data set; of each image only three numbers a class are kept.
+    Sums over the images of a data set. Of each image only three numbers per class are kept.
 
     Args:
         config ([`~transformers.PreTrainedConfig`]): of the model: classes, ignore index, training crop.
@@ -97,7 +97,7 @@ class Evaluation:
     Attributes:
         confusion ([`ConfusionMatrix`]): pixels by true and predicted class.
         boundary ([`BoundaryCounts`], *optional*): with `eval_boundary_iou`.
-        loss_sum (`float`): cross-entropy summed over pixels, see [`predict_logits`] for whose.
+        loss_sum (`float`): cross-entropy summed over pixels, of the logits that [`predict_logits`] gives.
         num_pixels (`int`): pixels that are not ignored.
         num_images (`int`): images.
         by_image (`list[np.ndarray]`): [`image_counts`] of each image, in the order of the data set.
@@ -210,7 +210,7 @@ class OtherProcessError(RuntimeError):
 @contextmanager
 def failing_together(accelerator) -> Iterator[None]:
     """
-    Where processes work apart from each other: an error in one of them ends all, none waits for it in vain.
+    While processes work apart from each other, an error in one of them ends all of them, so that none waits for it.
 
     Args:
         accelerator ([`~accelerate.Accelerator`]): that the processes have in common.

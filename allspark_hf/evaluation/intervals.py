@@ -1,4 +1,4 @@
-"""How sure a score, or a difference of two models, is: IoU of validation images drawn with replacement (bootstrap)."""
+"""Intervals of scores and of differences of models: IoU of validation images drawn with replacement (bootstrap)."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -8,7 +8,7 @@ import numpy as np
 
 SAMPLES = 2000
 LEVEL = 0.95
-FEW_IMAGES = 10  # whose resampled scores say little of other images
+FEW_IMAGES = 10  # below this, resampled scores say little about other images
 
 
 class Interval(NamedTuple):
@@ -29,8 +29,8 @@ class Score(NamedTuple):
 
 def image_counts(confusion: np.ndarray) -> np.ndarray:
     """
-    What the IoU of an image is made of: int64 (3, num_labels), pixels that are right, true and predicted, of each
-    class, from int64 (num_labels, num_labels), pixels by true and predicted class.
+    The counts behind the IoU of an image: int64 (3, num_labels), the right, the true and the predicted pixels of each
+    class, from int64 `confusion` (num_labels, num_labels), pixels by true and predicted class.
     """
     return np.stack([confusion.diagonal(), confusion.sum(axis=1), confusion.sum(axis=0)])
 
@@ -42,7 +42,7 @@ def difference_interval(first: np.ndarray, second: np.ndarray, seed: int = 0) ->
 
     Args:
         first (`np.ndarray`): int64 (images, 3, num_labels), of [`image_counts`].
-        second (`np.ndarray`): likewise of the other model, the images in the same order.
+        second (`np.ndarray`): the same of the other model, the images in the same order.
         seed (`int`, *optional*, defaults to 0): of the draws.
 
     Raises:
@@ -71,7 +71,7 @@ def margin_interval(
 
     Args:
         first (`np.ndarray`): int64 (images, 3, num_labels), of [`image_counts`], at least one image.
-        second (`np.ndarray`): int64 (other images, 3, num_labels), likewise.
+        second (`np.ndarray`): int64 (other images, 3, num_labels), of [`image_counts`], at least one image.
         baseline (`tuple[np.ndarray, np.ndarray]`, *optional*):
             `first` and `second` of another model, the images in the same order: its margin is subtracted, with the
             same draws.
@@ -95,7 +95,7 @@ def margin_interval(
 
 def score_intervals(counts: np.ndarray, count_absent: bool = False, seed: int = 0) -> tuple[Score, list[Score | None]]:
     """
-    The 95 % intervals of a model's scores, of which the choice of images is the only source.
+    The 95 % intervals of a model's scores. Only the choice of images is in them, see [`difference_interval`].
 
     Args:
         counts (`np.ndarray`): int64 (images, 3, num_labels), of [`image_counts`], at least one image.

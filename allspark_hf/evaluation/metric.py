@@ -1,7 +1,7 @@
 """
 Mean IoU as an `evaluate.Metric` that keeps counts instead of images.
 
-In a file of its own because it needs the `evaluate` package, which scripts/evaluate.py hides from what is run there.
+In a file of its own because it needs the `evaluate` package, which scripts/evaluate.py would hide.
 """
 
 from collections.abc import Sequence
@@ -35,10 +35,10 @@ class MeanIoU(evaluate.Metric):
       `metric.confusion.counts` of all processes instead, e.g. by `accelerator.reduce(..., reduction="sum")`.
     - Arrays that are passed in are not changed.
 
-    The metrics of training and of scripts/evaluate.py ([`ConfusionMatrix.metrics`]) agree with these, but for what
+    The metrics of training and of `allspark evaluate` ([`ConfusionMatrix.metrics`]) agree with these, except for what
     does not occur: a class in neither references nor predictions has NaN here and no entry there (both leave it out of
-    the mean), and a mean of nothing is NaN here and 0 there. A label that is neither class nor `ignore_index` counts
-    here, with evaluate, against the predicted class only; there it is an error.
+    the mean), and a mean of nothing is NaN here and 0 there. A label that is neither a class nor `ignore_index` counts
+    here, as in evaluate, against the predicted class only; there it is an error.
 
     Args:
         num_values (`int`, *optional*, defaults to 256): values in predictions and references are below this.

@@ -82,7 +82,7 @@ def select_split(
             f"The model has {config.num_labels} classes, the data {where} names {data.classes.num_labels}: evaluate "
             "on data with the model's classes, or correct the class list."
         )
-    _check_names(config, data.classes, where)
+    check_names(config, data.classes, where)
     parts = [getattr(data, name) for name in EVALUATION_SPLITS[:3] if split in (name, "all")]
     parts = [part for part in map(_rows_with_mask, parts) if len(part)]
     if not parts:
@@ -94,14 +94,24 @@ def select_split(
     return chosen
 
 
-def _check_names(config, classes, where: str):
-    """Raises ValueError where a class is called otherwise by the data than by the model, if both name it."""
+def check_names(config, classes, where: str):
+    """
+    Refuses data whose classes are not the model's, or not in the model's order, as far as both name them.
+
+    Args:
+        config ([`AllSparkFields`]): of the model.
+        classes ([`Classes`], *optional*): of the data, as many as the model has; None if the data names none.
+        where (`str`): what to call the data.
+
+    Raises:
+        ValueError: naming the first class whose names differ.
+    """
     for index, name in {} if classes is None else classes.id2label.items():
         own = config.id2label[index]
         if own != name and own not in (f"class_{index}", f"LABEL_{index}"):
             raise ValueError(
-                f"Class {index} is {own!r} for the model and {name!r} for {where}: evaluate on data with the model's "
-                "classes in the same order, or correct the class list."
+                f"Class {index} is {own!r} for the model and {name!r} for {where}: give data with the model's classes "
+                "in the same order, or correct the class list."
             )
 
 
@@ -120,4 +130,4 @@ def _rows_with_mask(dataset: Dataset) -> Dataset:
     return dataset.select([row for row, label in enumerate(stored) if label is not None])
 
 
-__all__ = ["EVALUATION_SPLITS", "fit_to_model", "select_split"]
+__all__ = ["EVALUATION_SPLITS", "check_names", "fit_to_model", "select_split"]

@@ -20,8 +20,8 @@ def require_large_enough(
     Args:
         sets (`Mapping[str, datasets.Dataset]`): name -> images to evaluate on; only their sizes are read.
         config ([`AllSparkFields`]): of the model.
-        args ([`EvaluationArguments`]): of the evaluation; a window or crop is never smaller than the encoder takes, so
-            that only the image counts.
+        args ([`EvaluationArguments`]): of the evaluation. Windows and crops are large enough already, so only the size
+            of the image is checked.
         long_side (`int`, *optional*): to which the image processor scales.
         image_column (`str`): name of the image column.
 

@@ -35,7 +35,7 @@ class Timed:
 def measure_cost(variants: dict[str, object], samples: EvaluationDataset) -> dict:
     """
     Scores variants of one model on the same images: whole, one at a time, at the masks' own size ([`Evaluation`]).
-    The variants take turns at every image, so that what else the machine does touches all of them.
+    The variants take turns at every image, so that other work on the machine slows all of them alike.
 
     Args:
         variants (`dict[str, object]`):
@@ -78,7 +78,7 @@ def _scores(evaluation: Evaluation, seconds: list[float], reference: list[float]
 
 
 def cost_table(cost: dict) -> str:
-    """The result of [`measure_cost`] to read: IoU in percent, and of all variants but the first, what is gained."""
+    """The result of [`measure_cost`] as a table: IoU in percent, and the gain of each variant over the first."""
     scores = {name: entry for name, entry in cost.items() if isinstance(entry, dict)}
     first, *others = scores
     header = ["IoU, percent", *scores, *(f"{name} - {first}" for name in others)]

@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import shutil
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -82,7 +83,7 @@ def export_onnx(
     fixed_size: tuple[int, int] | None = None,
 ) -> dict:
     """
-    Exports a model, and writes nothing unless its logits are PyTorch's at all [`sizes_to_compare`].
+    Exports a model, and writes nothing unless the logits equal PyTorch's at all [`sizes_to_compare`].
 
     `output_dir` gets onnx/model.onnx, with `quantize` onnx/model_quantized.onnx, onnx/export.json, and onnx/pixels.py,
     which makes RGB of an image without this package; an earlier export is replaced as a whole. Where it is not the
@@ -93,7 +94,7 @@ def export_onnx(
         image_processor ([`SegformerImageProcessor`]): of the model.
         output_dir (`str` or `Path`): made if need be.
         quantize (`bool`): whether to write the 8-bit variant too.
-        in_model_folder (`bool`): whether `output_dir` is the model's own folder, of which all else stays as it is.
+        in_model_folder (`bool`): whether `output_dir` is the model's own folder, whose other files stay as they are.
         overwrite (`bool`): whether an earlier export may be replaced.
         fixed_size (`tuple[int, int]`, *optional*): (height, width) of all images that the graph takes; None for any.
 
@@ -124,8 +125,9 @@ def export_onnx(
             for file in export_files("", quantize, in_model_folder):
                 os.replace(Path(staging) / file, output_dir / file)
     except BaseException:
-        for folder in made:
-            folder.rmdir()
+        with suppress(OSError):  # a folder in which something is stays, and the error is told
+            for folder in made:
+                folder.rmdir()
         raise
     return record
 

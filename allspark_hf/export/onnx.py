@@ -27,7 +27,7 @@ FIXED_SIZE_ENCODERS = ("beit", "dinov2_with_registers", "swinv2")
 
 @dataclass
 class Difference:
-    """Of one comparison of ONNX with PyTorch: the input's size, and the largest difference of a logit."""
+    """The input size of one comparison of ONNX with PyTorch, and the largest difference of a logit."""
 
     batch: int
     height: int

@@ -1,6 +1,6 @@
 """The paper's figures from any trained model: arrays computed with torch and NumPy, and drawn with matplotlib.
 
-What computes needs no matplotlib. Every figure's arrays are saved beside its picture (`.npz`), and `DRAWERS` makes the
+Computing needs no matplotlib. The arrays of a figure are saved beside its picture (`.npz`), and `DRAWERS` draws the
 picture from them again:
 
 ```python

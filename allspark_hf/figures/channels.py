@@ -150,15 +150,15 @@ def channels_per_class(
         model ([`Segmenter`]): with grouping, in eval mode.
         image_processor ([`BaseImageProcessor`]): the model's.
         chosen (`Sequence[dict]`): images to show one by one, rows with `image` and, where there is a mask, `label`.
-        images (`Sequence[dict]`): rows of the images to take the mean over, likewise.
+        images (`Sequence[dict]`): rows of the images to take the mean over, with the same columns.
         set_name (`str`): what to call them.
 
     Returns:
         `dict`: of the chosen images `ids` str (images,), `pictures` uint8 (images, crop height, crop width, 3),
         `counts` int64 (images, num_labels), which add up to the channels of an image, `present` bool (images,
         num_labels), whether the crop's mask has the class, `has_mask` bool (images,); of the set `set_ids`,
-        `set_counts`, `set_present`, `set_has_mask` likewise, and `mean_counts` float64 (num_labels,). `set_name`
-        str (), `class_names` str (num_labels,), `palette` uint8 (num_labels, 3).
+        `set_counts`, `set_present`, `set_has_mask` in the same form, and `mean_counts` float64 (num_labels,).
+        `set_name` str (), `class_names` str (num_labels,), `palette` uint8 (num_labels, 3).
 
     Raises:
         ValueError: if the model has no bottleneck or no grouping, is in training mode, or there is no image.

@@ -1,6 +1,6 @@
 """The pictures that the figures of channels are made from: center crops of the training crop's size."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -81,4 +81,11 @@ def class_names(config) -> np.ndarray:
     return np.array([config.id2label[index] for index in range(config.num_labels)])
 
 
-__all__ = ["CenterCrop", "class_names", "crop_row", "row_ids"]
+def require_same_classes(models: Mapping[str, tuple]):
+    """Raises ValueError unless all models, name -> (model, image processor), have the same classes in one order."""
+    first, *others = [class_names(model.config) for model, _ in models.values()]
+    if not all(np.array_equal(first, other) for other in others):
+        raise ValueError("The models have different classes, so that they do not compare: draw them apart.")
+
+
+__all__ = ["CenterCrop", "class_names", "crop_row", "require_same_classes", "row_ids"]

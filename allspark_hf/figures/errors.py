@@ -11,7 +11,7 @@ from ..data.summary import require_known_values
 from ..evaluation.arguments import EvaluationArguments
 from ..evaluation.evaluator import Evaluation, EvaluationDataset
 from ..evaluation.intervals import margin_interval
-from .crops import class_names
+from .crops import class_names, require_same_classes
 
 
 def error_by_set(models: Mapping[str, tuple[PreTrainedModel, object]], sets: Mapping[str, Dataset]) -> dict:
@@ -39,9 +39,7 @@ def error_by_set(models: Mapping[str, tuple[PreTrainedModel, object]], sets: Map
     """
     if not models or not sets or not all(len(dataset) for dataset in sets.values()):
         raise ValueError("Figure 1c needs a model and sets of at least one image with a mask each: give both.")
-    first, *others = [class_names(model.config) for model, _ in models.values()]
-    if not all(np.array_equal(first, other) for other in others):
-        raise ValueError("The models have different classes, so that their errors do not compare: draw them apart.")
+    require_same_classes(models)
     for model, _ in models.values():
         require_known_values(sets, model.config)
     evaluations = [
@@ -53,7 +51,7 @@ def error_by_set(models: Mapping[str, tuple[PreTrainedModel, object]], sets: Map
         "models": np.array(list(models)),
         "sets": np.array(list(sets)),
         "num_images": np.array([len(dataset) for dataset in sets.values()]),
-        "class_names": first,
+        "class_names": class_names(next(iter(models.values()))[0].config),
         "counts": np.array([[one.confusion.counts.cpu().numpy() for one in of_model] for of_model in evaluations]),
         "by_image": np.array([[image for one in of_model for image in one.by_image] for of_model in evaluations]),
         "mean_iou": mean_iou,

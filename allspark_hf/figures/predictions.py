@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 from ..data.masks import MaskConvention, read_label
 from ..data.pixels import Reading, to_rgb
 from ..inference.prediction import model_palette, predict_mask
-from .crops import class_names, row_ids
+from .crops import class_names, require_same_classes, row_ids
 
 
 # Values of a difference map.
@@ -25,7 +25,7 @@ def difference(
         truth (`np.ndarray`): integers (height, width), class or `ignore_index`.
         model (`np.ndarray`): integers of the same shape, predicted class.
         baseline (`np.ndarray`, *optional*):
-            likewise; without it only `BOTH_RIGHT` and `MODEL_WRONG` occur.
+            integers of the same shape, its class; without it only `BOTH_RIGHT`, `MODEL_WRONG` and `IGNORED` occur.
         ignore_index (`int`, *optional*, defaults to 255): value of pixels that do not count.
 
     Returns:
@@ -55,10 +55,12 @@ def compare_predictions(models: Mapping[str, tuple[PreTrainedModel, object]], im
         [`difference`].
 
     Raises:
-        ValueError: if there is no model or image, an image has no mask, or a mask does not fit.
+        ValueError: if there is no model or image, the models' classes differ, an image has no mask, or a mask does not
+            fit.
     """
     if not models or not len(images):
         raise ValueError("Figure b needs at least one model and one image with a mask: give both.")
+    require_same_classes(models)
     *_, (model_of_interest, _) = models.values()
     config = model_of_interest.config
     ids, masks = row_ids(images), MaskConvention.of(config)

@@ -1,4 +1,4 @@
-"""How the figures look: two backgrounds, colors that color-blind readers tell apart, sizes for a page's width."""
+"""Style of the figures: two backgrounds, colors that color-blind readers tell apart, sizes for a page's width."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager

@@ -22,9 +22,10 @@ class AllSparkUniMatchArguments(TeacherArguments, AllSparkMethodArguments):
 
 class AllSparkUniMatch(TeacherMethod):
     """
-    L = ((L_x + L_self) / 2 + (L_s1 + L_s2) / 2) / 2: the step of UniMatch V2, with labeled images read twice. L_x is
-    of features that the bottleneck rebuilds from the memory of the teacher's weak unlabeled ones (AllSpark); L_self is
-    of features that attend to themselves, as in inference, which nothing else trains on clean images.
+    L = ((L_x + L_self) / 2 + (L_s1 + L_s2) / 2) / 2: the step of UniMatch V2, with labeled images read twice. For L_x
+    the bottleneck rebuilds their features from the memory, which the teacher's weak unlabeled features fill
+    (AllSpark). For L_self their features attend to themselves, as in inference; no other term trains this on clean
+    images.
     """
 
     arguments_class = AllSparkUniMatchArguments

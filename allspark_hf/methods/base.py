@@ -88,7 +88,7 @@ class Method(nn.Module):
     - `build`: modules to train beside the model, e.g. a projection head.
     - `arguments_class`: a dataclass beside the method; its fields join the command line under the method's title.
 
-    Nothing of this is in a published model, but for the model that `evaluated_model` names.
+    None of this is published, except the model that `evaluated_model` names.
 
     Args:
         args ([`AllSparkTrainingArguments`]): loss settings.
@@ -103,13 +103,14 @@ class Method(nn.Module):
     uses_unlabeled = True
     acts_after_updates = False
     needs_bottleneck = False
-    gives_logits = True  # of unlabeled images, by which a bottleneck groups their channels
-    trains_unlabeled_branch = True  # of the bottleneck; a step without it says so, or DDP waits for its gradients
+    gives_logits = True  # whether a step gives the bottleneck the unlabeled logits by which it groups channels
+    trains_unlabeled_branch = True  # of the bottleneck; False for a step without it, or DDP waits for its gradients
 
-    num_updates = 0  # of the whole training; the trainer sets it before the first step
-    updates = 0  # so far, skipped ones included; the trainer sets it
-    num_images = (0, 0)  # labeled and unlabeled ones of an epoch; the trainer sets it before `build`
-    normalization = (IMAGENET["image_mean"], IMAGENET["image_std"])  # of the images; likewise
+    # The trainer sets these: the images before `build`, the updates before the first step.
+    num_updates = 0  # updates of the whole training
+    updates = 0  # updates so far, skipped ones included
+    num_images = (0, 0)  # labeled and unlabeled images of an epoch
+    normalization = (IMAGENET["image_mean"], IMAGENET["image_std"])  # of the images
 
     def __init__(self, args, ignore_index: int):
         super().__init__()
@@ -138,8 +139,8 @@ class Method(nn.Module):
         return {}
 
     def attach(self, model: PreTrainedModel, device: torch.device) -> dict[str, float]:
-        """Gives a model the modules of `build`; their learning rates by name, as multiples of the encoder's."""
-        if hasattr(model, "method_modules"):  # of an earlier training
+        """Adds the modules of `build` to a model; their learning rates by name, as multiples of the encoder's."""
+        if hasattr(model, "method_modules"):  # those of an earlier training
             del model.method_modules
         built = self.build(model)
         if built:
@@ -151,7 +152,7 @@ class Method(nn.Module):
         return {name: rate for name, (_, rate) in built.items()}
 
     def derived(self) -> dict:
-        """Arguments whose values follow from data or length of the training, with what is used; once that begins."""
+        """Arguments whose values follow from the data or the length of the training, known once it has begun."""
         if self.args.class_weights != [BALANCED] or self.class_weights is None:
             return {}
         return {"class_weights": [float(f"{weight:.4g}") for weight in self.class_weights]}
@@ -175,16 +176,16 @@ class Method(nn.Module):
         return model
 
     def labeling_model(self, model: PreTrainedModel) -> PreTrainedModel:
-        """The model that gives the pseudo-labels, for those of held-out images: `model`, or e.g. a teacher."""
+        """The model that gives the pseudo-labels, also those of held-out images: `model`, or e.g. a teacher."""
         return self.evaluated_model(model)
 
     @property
     def threshold(self) -> float | torch.Tensor | None:
-        """Least probability of a pseudo-label that counts, of all classes or of each; None where all count."""
+        """Least probability of a pseudo-label that counts, for all classes or for each; None if all count."""
         return None
 
     def also_evaluated(self, model: PreTrainedModel) -> dict[str, PreTrainedModel]:
-        """Models that are evaluated beside that one, by what the names of their metrics begin with."""
+        """Models that are evaluated beside [`evaluated_model`], by the prefix of their metrics' names."""
         return {}
 
     @classmethod
@@ -198,7 +199,7 @@ class Method(nn.Module):
         Raises:
             ValueError:
                 if an epoch would leave out images that the method reads, `class_weights` are no weights, or a warm-up
-                is of parts of epochs.
+                above 1 is no whole number of epochs.
         """
         for name in names(cls.arguments_class):
             value = getattr(args, name)
@@ -222,13 +223,17 @@ class Method(nn.Module):
             batch ([`MixedBatch`]): on the model's device.
             pixels ([`PixelCounts`]): what to divide the summed losses by.
             epoch (`int`): counted from 0.
+
+        Returns:
+            [`StepLosses`]: the loss, which the trainer differentiates, and what is logged.
         """
         raise NotImplementedError
 
     def labeled_loss(self, logits, labels, pixels: PixelCounts) -> tuple[torch.Tensor, torch.Tensor]:
         """
-        L_x, cross-entropy per labeled pixel or per kept one with `--labeled_loss ohem`, and the share of pixels used:
-        float scalars, from float (labeled, num_labels, any height, any width) and int64 (labeled, height, width).
+        L_x, the cross-entropy per labeled pixel, or with `--labeled_loss ohem` per kept pixel, and the share of pixels
+        used: float scalars. `logits` are float (labeled, num_labels, any height, any width), `labels` int64 (labeled,
+        height, width), class or the ignore index.
         """
         count = pixels.labeled
         if self.args.labeled_loss == "ohem":
@@ -255,8 +260,8 @@ class Method(nn.Module):
         self, logits, pseudo_labels, pixels: PixelCounts, view: int = 0
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """
-        L_u, cross-entropy per pixel against the pseudo-labels, and the share of pixels used; shapes as for L_x.
-        `view` is the place in `pixels.unlabeled`.
+        L_u, the cross-entropy per pixel against the pseudo-labels, and the share of pixels used; shapes as for
+        `labeled_loss`. `view` is the place in `pixels.unlabeled`.
         """
         return self._per_pixel(logits, pseudo_labels, pixels.unlabeled[view])
 
@@ -266,20 +271,20 @@ class Method(nn.Module):
         return loss, (labels != self.ignore_index).float().mean()
 
     def shown(self, batch: MixedBatch) -> torch.Tensor:
-        """bool (unlabeled, height, width): pixels to train on, all but padding unless `--train_on_padding`."""
+        """bool (unlabeled, height, width): pixels to train on: all, but without `--train_on_padding` no padding."""
         mask = batch["unlabeled_pixel_mask"]
         return torch.ones_like(mask) if self.args.train_on_padding else mask
 
     def confidence(self, confidence: torch.Tensor, pseudo_labels: torch.Tensor) -> torch.Tensor:
         """
-        Mean probability in [0, 1] of the pseudo-labels: float scalar, from that of [`PseudoLabels`] and int64
-        (unlabeled, height, width).
+        Mean probability of the pseudo-labels, float scalar in [0, 1], from the `confidence` of [`PseudoLabels`] and
+        int64 `pseudo_labels` (unlabeled, height, width), class or the ignore index.
         """
         counted = pseudo_labels[:, ::CONFIDENCE_STEP, ::CONFIDENCE_STEP] != self.ignore_index
         return (confidence * counted).sum() / counted.sum().clamp(min=1)
 
     def is_over(self, warmup: float, epoch: int) -> bool:
-        """Whether a warm-up of whole epochs, or below 1 of a share of the training's updates, is over."""
+        """Whether a warm-up is over: `warmup` epochs, or below 1 that share of the training's updates."""
         return epoch >= warmup if warmup >= 1 else self.updates >= warmup * self.num_updates
 
     def total(self, loss_x: torch.Tensor, loss_u: torch.Tensor, epoch: int) -> torch.Tensor:
@@ -296,7 +301,7 @@ def _is_weight(given: str) -> bool:
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """A weight as one tensor, also if FSDP2 has sharded it over the processes, all of which must then call this."""
+    """A weight as one tensor. If FSDP2 has sharded it over processes, all of them must call this."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 

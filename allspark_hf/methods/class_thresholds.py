@@ -1,4 +1,4 @@
-"""A threshold of confidence for each class, for teachers of whose labels nearly all pass one threshold for all."""
+"""A threshold of confidence for each class, for teachers whose labels nearly all pass a single threshold."""
 
 import torch
 from torch import nn
@@ -13,9 +13,10 @@ RESOLUTION = 2**20  # of the largest bin, since sums of whole numbers are the sa
 
 class ClassThresholds(nn.Module):
     """
-    Of the pixels predicted as a class, the most confident share counts: its threshold is the lower edge of a bin of
-    the class's histogram of confidences such that the bins from there on have at least this share of it. An update of
-    the weights adds what its batches have counted, as a moving average, and the next update is the first to use that.
+    Of the pixels predicted as a class, the most confident share counts. The threshold of the class is the highest
+    lower edge of a bin in its histogram of confidences such that the bins from there on hold at least this share.
+    After an update of the weights, the counts of its batches enter the histogram as a moving average; the next update
+    uses it.
 
     Args:
         num_labels (`int`): classes.
@@ -24,7 +25,7 @@ class ClassThresholds(nn.Module):
 
     Buffers:
         histogram: float32 (num_labels, bins), averaged pixels of an update by class and confidence.
-        counted: int64 (num_labels, bins), those since the last update; in no checkpoint, which has none.
+        counted: int64 (num_labels, bins), pixels since the last update; zero whenever a checkpoint is saved.
         edges: float32 (bins,), lower edges of the bins, evenly spaced in the logarithm of the distance to 1.
     """
 
@@ -52,7 +53,7 @@ class ClassThresholds(nn.Module):
 
     @torch.no_grad()
     def update(self, decay: float):
-        """Takes in what all processes have counted since the last update; a share `decay` of what was before stays."""
+        """Adds the counts of all processes since the last update; a share `decay` of the old histogram stays."""
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(self.counted)
         self.histogram.lerp_(self.counted.to(self.histogram.dtype), 1 - decay)

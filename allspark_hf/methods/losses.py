@@ -16,9 +16,9 @@ def upsampled_cross_entropy_sum(
     logits: torch.Tensor, labels: torch.Tensor, ignore_index: int = 255, class_weights: torch.Tensor | None = None
 ) -> torch.Tensor:
     """
-    [`cross_entropy_sum`] of the logits resized bilinearly to the labels' size, without ever holding those of the whole
-    batch: images go one by one (small ones a few at a time), and of each one the gradient is taken at once, so that
-    nothing at full resolution is kept for the backward pass or computed again in it.
+    [`cross_entropy_sum`] of the logits, resized bilinearly to the labels' size. Images go one by one (small ones a few
+    at a time), and the gradient of each is computed at once: logits at full resolution never exist for the whole
+    batch, and are neither kept for the backward pass nor computed again in it.
 
     Args:
         logits (`torch.Tensor`): float (batch, num_labels, any height, any width); differentiable once.
@@ -44,14 +44,14 @@ def _losses(logits, labels, *settings) -> Iterator[tuple[torch.Tensor, torch.Ten
 
 
 class _UpsampledCrossEntropy(torch.autograd.Function):
-    """Of what comes after it, the gradient of a sum needs but a factor: forward computes it, backward scales."""
+    """The gradient of a sum is a stored gradient times one factor: forward computes it, and keeps no logits."""
 
     @staticmethod
     def forward(ctx, logits, labels, *settings):
         losses, gradients = [], []
         with torch.enable_grad():
             for images, loss in _losses(at_least_float32(logits.detach()).requires_grad_(), labels, *settings):
-                gradients.append(torch.autograd.grad(loss, images)[0])  # and frees what is at full resolution
+                gradients.append(torch.autograd.grad(loss, images)[0])  # frees the logits at full resolution
                 losses.append(loss.detach())
         ctx.save_for_backward(torch.cat(gradients).to(logits.dtype))
         return torch.stack(losses).sum()

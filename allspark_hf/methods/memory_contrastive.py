@@ -21,11 +21,11 @@ STRONG = ("strong_1", "strong_2")
 
 class MemoryContrastive(Method):
     """
-    L = L_x + L_u + 0.01 H + 0.1 (C_x + C_u): labels; the teacher's labels of two strong views, each pixel weighted by
-    confidence^6; entropy of these; and pixels drawn towards the memory of their class. Features are what the
-    classifier gets, at a stride of about 4 (published: 4 or 8, BatchNorm). Crops are the project's, which scales and
-    flips them (published: neither, so that labeled ones are scaled and flipped later); what follows is theirs. The
-    student is evaluated and published.
+    L = L_x + L_u + 0.01 H + 0.1 (C_x + C_u): L_x of the labels; L_u of the teacher's labels on two strong views, each
+    pixel weighted by confidence^6; H, the entropy of the student there; C_x and C_u, which draw pixels towards the
+    memory of their class. Features are those before the classifier, at a stride of about 4 (published: 4 or 8,
+    BatchNorm). Crops are scaled and flipped as in the other methods (published: labeled crops are scaled and flipped
+    later); the augmentation after that is the authors'. The student is evaluated and published.
     """
 
     unlabeled_views = (WEAK, *(View(name, draw=draw_strong, has_pixels=False) for name in STRONG))
@@ -90,7 +90,7 @@ class MemoryContrastive(Method):
         return StepLosses(loss, terms, pseudo_labels)
 
     def batch_weights(self, labels, pseudo_labels) -> torch.Tensor | None:
-        """Float (num_labels,), or None for ones."""
+        """Class weights of the batch, float (num_labels,); None if all are 1."""
         if not self.args.balance_classes:
             return None
         self.balance.count(labels, pseudo_labels, self.updates)
@@ -103,7 +103,7 @@ class MemoryContrastive(Method):
         return self.normalized(pixels), self.labels(batch)
 
     def strong_views(self, batch, confidence, labels) -> list[torch.Tensor]:
-        """Of both strong views pixel values, labels and confidence, with ClassMix once the contrast has begun."""
+        """Pixel values, labels and confidence of both strong views, with ClassMix once the contrast has begun."""
         maps, views = [self.levels(batch["unlabeled_pixel_values"]), labels, confidence], []
         for name in STRONG:
             own = [key for key in batch if key.endswith(f"_{name}")]

@@ -71,8 +71,8 @@ def pseudo_label_pass(
     """
     Predicts unlabeled images in eval mode, without gradient, and with the labeled branch alone, as in inference.
 
-    All is computed from the logits at full resolution (as in the authors' code, which takes its labels from there and
-    resizes from there to the token grid), of a few images at a time: see [`images_at_a_time`].
+    Labels and the token grid are computed from the logits at full resolution, as in the authors' code, of a few images
+    at a time: see [`images_at_a_time`].
 
     Args:
         model (`nn.Module`): the model as wrapped for training (DDP, FSDP, compiled, ...), or a teacher.
@@ -87,7 +87,7 @@ def pseudo_label_pass(
         return features
 
     module = _beneath_wrappers(model)
-    # What FSDP and ZeRO-3 gather is used again in training, which an inference tensor cannot be.
+    # FSDP and ZeRO-3 use the gathered weights again in training, which inference tensors do not allow.
     no_gradient = torch.no_grad() if _is_sharded(module) else torch.inference_mode()
     with _evaluating(module), no_gradient:
         seen = {"perturb": keep} if keep_features else {}
@@ -95,7 +95,7 @@ def pseudo_label_pass(
         number = images_at_a_time(logits.shape[1], pixel_values.shape[2:])
         images = logits.split(number)
         parts = [_read(some, pixel_values.shape[2:], module.config, threshold) for some in images]
-    # Joined outside, for the copies to be ordinary tensors, which a backward pass may keep.
+    # Joined outside inference mode: the copies are ordinary tensors, which a backward pass may keep.
     joined = (None if some[0] is None else torch.cat(some) for some in zip(*parts, strict=True))
     return PseudoLabels(*joined, features=maps[0].clone() if maps else None)
 
@@ -112,13 +112,16 @@ def _read(logits, size, config, threshold) -> tuple[torch.Tensor | None, ...]:
 
 
 def _on_token_grid(full: torch.Tensor, config) -> torch.Tensor | None:
-    """float (images, num_labels, *grid): the map that the model groups channels by, so that it need not get `full`."""
+    """
+    float (images, num_labels, *grid), by which the model groups channels; None if it does not. The grid is computed
+    here so that the model never receives the full-resolution logits.
+    """
     if not (config.use_cross_attention and config.use_memory and config.use_grouping):
         return None
     grid = config.token_grid_of(*full.shape[2:])
     if config.grouping_source == "logits":
         return F.interpolate(full, size=grid, mode="bilinear", align_corners=False)
-    # The model takes the softmax before it resizes. That of logarithms of probabilities are the probabilities.
+    # The model takes a softmax of what it gets; the softmax of logarithms of probabilities is the probabilities.
     probabilities = F.interpolate(full.softmax(dim=1), size=grid, mode="bilinear", align_corners=False)
     return probabilities.clamp(min=torch.finfo(full.dtype).tiny).log()
 

@@ -1,4 +1,4 @@
-"""What the strong views of unlabeled images go through: CutMix, and complementary dropout of channels."""
+"""Perturbations of the strong views of unlabeled images: CutMix, and complementary dropout of channels."""
 
 import torch
 
@@ -9,8 +9,8 @@ from ..models.modeling_allspark import FeatureMaps
 
 def cutmix(batch: MixedBatch, view: str, *maps: torch.Tensor) -> list[torch.Tensor]:
     """
-    Fills the box that a view has drawn in each image with what its partner has there. The partner is the mirrored
-    image of the batch: the first one's is the last. See [`MixedBatchCollator`] for the order.
+    Fills the box that a view has drawn in each image with the pixels of its partner. Partners mirror each other in the
+    batch: the first image and the last, the second and the last but one. See [`MixedBatchCollator`] for the order.
 
     Args:
         batch ([`MixedBatch`]): with the view's boxes.
@@ -47,7 +47,7 @@ def complementary_dropout(features: FeatureMaps, drawn: torch.Tensor, kept: torc
 
 def unpack_channel_bits(packed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    The draws of complementary dropout from those of a batch's images.
+    The draws of complementary dropout, from the random bits of a batch's images.
 
     Args:
         packed (`torch.Tensor`): uint8 (images, bytes), of [`View`]'s `channel_bits`.

@@ -33,9 +33,9 @@ class TeacherArguments(UnlabeledArguments):
     )
     keep_quantile: float | None = argument(
         None,
-        "Besides, of the pixels predicted as a class only the most confident share counts, such as 0.8: for strong "
-        "encoders, of whose pixels nearly all pass confidence_threshold. With a lower confidence_threshold it keeps "
-        "rare classes in, of which few pixels are sure.",
+        "Share of the pixels predicted as a class that counts, the most confident ones, such as 0.8; pixels below "
+        "confidence_threshold never count. With a lower confidence_threshold it keeps rare classes in, whose pixels "
+        "are seldom sure.",
         interval="(0, 1)",
         resume="refused",
         shown=True,
@@ -57,10 +57,10 @@ class TeacherMethod(Method):
     """
     A method whose teacher gives the pseudo-labels and is what is evaluated, saved and published.
 
-    An unlabeled loss counts the pixels of one of the CutMix views, which the method declares in this order.
+    Each unlabeled loss counts the pixels of one CutMix view, in the order in which the method declares them.
 
     The teacher is in float32 or better, and in eval mode. After update i, counted from 1, its weights and buffers are
-    `r * teacher + (1 - r) * student` with `r = min(1 - 1 / i, ema_decay)`; whole numbers are cut (UniMatch V2).
+    `r * teacher + (1 - r) * student` with `r = min(1 - 1 / i, ema_decay)`; integers are rounded down (UniMatch V2).
     """
 
     arguments_class = TeacherArguments
@@ -98,7 +98,7 @@ class TeacherMethod(Method):
         return {"student_": model} if self.args.evaluate_student else {}
 
     def count_unlabeled(self, batch):
-        """Shown pixels of each CutMix view, in which an image's padding is where its partner has it."""
+        """int64 (views,): shown pixels of each CutMix view; inside the box the partner's padding counts."""
         views = [view.name for view in self.unlabeled_views if view.cutmix]
         return torch.stack([cutmix(batch, view, self.shown(batch))[0].sum() for view in views])
 

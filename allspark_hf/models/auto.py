@@ -13,8 +13,8 @@ MODEL_TYPES = ("allspark", "allspark_backbone")
 
 def register_at_first_lookup() -> None:
     """
-    From now on transformers' lookup of one of [`MODEL_TYPES`] registers the models first. Nothing is imported: where
-    transformers' Auto classes are not there yet, their import is awaited.
+    From now on transformers' lookup of one of [`MODEL_TYPES`] registers the models first. Nothing is imported here: if
+    transformers' Auto classes are not imported yet, the first import of them installs the lookup.
     """
     module = sys.modules.get(AUTO_MODULE)
     if hasattr(module, "CONFIG_MAPPING"):

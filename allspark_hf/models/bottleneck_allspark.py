@@ -268,7 +268,7 @@ class ChannelAttention(nn.Module):
         return moments(self.project(self.k_proj, tile))
 
     def _attend_tile(self, query, tile, maximum):
-        """The sum of weighted values and the sum of weights, both relative to the highest score so far; that score."""
+        """The sums of weighted values and of weights, both relative to the highest score so far, and that score."""
         key, value = (self.project(proj, tile) for proj in (self.k_proj, self.v_proj))
         scores = at_least_float32(query @ key.mT)
         maximum = torch.maximum(maximum, scores.detach().amax(dim=-1, keepdim=True))

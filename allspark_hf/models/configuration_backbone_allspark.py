@@ -55,7 +55,7 @@ class EncoderShape(NamedTuple):
 
 def encoder_shape(config: PreTrainedConfig) -> EncoderShape:
     """
-    Runs an encoder on tensors without content: `channels` of transformers' backbones is wrong for some.
+    Runs an encoder on tensors without content, because `channels` of transformers' backbones is wrong for some.
 
     Args:
         config (`PreTrainedConfig`): of a class with a Backbone in transformers.
@@ -296,7 +296,7 @@ def check_has_backbone(config: PreTrainedConfig):
         )
     if not hasattr(config, "stage_names"):
         raise ValueError(
-            f"The configuration of {config.model_type!r} names no stages, of which the head gets maps: choose another "
+            f"The configuration of {config.model_type!r} names no stages, whose maps the head needs: choose another "
             "encoder, such as dinov2."
         )
 

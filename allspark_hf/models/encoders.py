@@ -1,5 +1,6 @@
 """Encoders by name: from a Hub id, a folder or a model type of transformers to a segmenter with their weights."""
 
+import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,8 +17,10 @@ from .modeling_backbone_allspark import BackboneForSemiSupervisedSegmentation
 from .pretrained import check_reachable, loading
 
 
+logger = logging.getLogger(__name__)
+
 IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
-# Norms that transformers adds to the maps which it returns: no checkpoint has them, and they start as the identity.
+# transformers adds these norms to the maps that it returns: no checkpoint has them, and they start as the identity.
 ADDED_NORMS = re.compile(r"(.*\.)?hidden_states_norms\.")
 
 
@@ -82,8 +85,8 @@ def load_encoder(
 
 def _pretrained_backbone(name: str, config: PreTrainedConfig):
     """
-    By its own class, not as a part of the segmenter: only so does transformers rename the weights of every encoder
-    completely (DINOv3's layer scales would stay random). AutoBackbone cannot read folders.
+    The encoder loaded by its own class and not as a part of the segmenter: otherwise transformers does not rename the
+    weights of every encoder, and DINOv3's layer scales would stay random. AutoBackbone cannot read folders.
     """
     with _told_in_a_sentence(name):
         backbone, info = MODEL_FOR_BACKBONE_MAPPING[type(config)].from_pretrained(
@@ -108,8 +111,8 @@ def _pretrained_backbone(name: str, config: PreTrainedConfig):
 
 def encoder_normalization(name: str) -> dict[str, list[float]]:
     """
-    `image_mean` and `image_std` that an encoder was trained with, from its own image processor; ImageNet's if it has
-    none.
+    `image_mean` and `image_std` that an encoder was trained with, from its own image processor; ImageNet's, with a
+    warning, if weights come without one.
 
     Args:
         name (`str`): Hub id, local folder, or model type of transformers.
@@ -119,6 +122,11 @@ def encoder_normalization(name: str) -> dict[str, list[float]]:
     try:
         stored, _ = ImageProcessingMixin.get_image_processor_dict(name)
     except OSError:
+        logger.warning(
+            "%r has no preprocessor_config.json that can be read, so images are normalized with ImageNet's mean and "
+            "standard deviation: add the file if the encoder was trained with others.",
+            name,
+        )
         return dict(IMAGENET)
     return {field: list(stored.get(field) or value) for field, value in IMAGENET.items()}
 

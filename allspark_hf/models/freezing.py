@@ -7,8 +7,8 @@ from .segmenter import Segmenter
 
 def freeze_encoder(model: Segmenter, num_layers: int | None = None):
     """
-    Takes the encoder, or what comes before a layer of a plain ViT, out of training: no gradient, and no memory for
-    one. Frozen parts stay in eval mode, so that their dropout is off and their batch statistics stay.
+    Freezes the encoder, or the first layers of a plain ViT: they get no gradient, and no memory is kept for one.
+    Frozen parts stay in eval mode, so their dropout is off and their batch statistics do not change.
 
     Args:
         model ([`Segmenter`]): changed in place.

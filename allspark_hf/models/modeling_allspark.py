@@ -48,7 +48,8 @@ def _of_config(name: str) -> property:
 
 class SemiSupervisedSegmenter:
     """
-    A segmentation model with the AllSpark bottleneck between encoder and decoder: what does not depend on the encoder.
+    The part of a segmentation model with the AllSpark bottleneck between encoder and decoder that does not depend on
+    the encoder.
 
     To be inherited before a [`~transformers.PreTrainedModel`] whose configuration has [`AllSparkFields`] and whose
     `base_model_prefix` names the encoder. The subclass sets `bottleneck` ([`AllSparkBottleneck`] or None) and has
@@ -154,7 +155,7 @@ class SemiSupervisedSegmenter:
     ) -> SemiSupervisedSegmenterOutput:
         r"""
         Args:
-            pixel_values (`torch.Tensor`): float (batch, 3, height, width), normalized with the ImageNet mean and std.
+            pixel_values (`torch.Tensor`): float (batch, 3, height, width), normalized as the image processor does it.
             labels (`torch.Tensor`, *optional*):
                 int64 (batch, height, width), in [0, num_labels) or `config.semantic_loss_ignore_index`.
             unlabeled_pixel_values (`torch.Tensor`, *optional*):
@@ -163,8 +164,8 @@ class SemiSupervisedSegmenter:
                 float (unlabeled_batch, num_labels, any height, any width): the logits of an eval-mode pass over
                 unlabeled images. Needed when `config.use_grouping`.
             unlabeled_features (`torch.Tensor`, *optional*):
-                float (unlabeled_batch, channels, height, width), in place of `unlabeled_pixel_values`: their last
-                feature map, of a teacher, say. Labeled images are rebuilt from it; it gets no logits.
+                float (unlabeled_batch, channels, height, width), the last feature map of unlabeled images, such as a
+                teacher's, in place of `unlabeled_pixel_values`. Labeled images are rebuilt from it; it gets no logits.
             read_memory (`bool`, *optional*, defaults to `True`):
                 Whether labeled images attend to the memory. If False, as during the memory's warm-up, they attend to
                 the unlabeled images of the batch.
@@ -174,8 +175,8 @@ class SemiSupervisedSegmenter:
             output_attentions, output_hidden_states (`bool`, *optional*): whether to return those of the encoder.
 
         Raises:
-            ValueError: if unlabeled images are given in eval mode or differ in size from `pixel_values`, or
-                `unlabeled_logits` is missing.
+            ValueError: if unlabeled images are given in eval mode, twice, or with another size than `pixel_values`, or
+                if `unlabeled_logits` is missing or of other images or classes.
         """
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
@@ -205,7 +206,7 @@ class SemiSupervisedSegmenter:
         )
 
     def _rebuild(self, last, num_unlabeled, unlabeled_logits, unlabeled_features, read_memory) -> torch.Tensor:
-        """The last feature map after the bottleneck, into which `unlabeled_features` go and do not come out."""
+        """The last feature map after the bottleneck; `unlabeled_features` enter it but are not returned."""
         if unlabeled_features is None:
             return self.bottleneck(last, num_unlabeled, unlabeled_logits, read_memory)
         both = torch.cat([last, unlabeled_features.to(last.dtype)])
@@ -239,7 +240,10 @@ class SemiSupervisedSegmenter:
 
 
 def _rest_if_frozen(module: nn.Module) -> bool | None:
-    """Puts the largest parts without a trained parameter into eval mode; whether one was found, None without any."""
+    """
+    Puts the largest parts that have no trained parameter into eval mode. Returns whether the module has a trained
+    parameter, or None if it has no parameter at all.
+    """
     found = [_rest_if_frozen(part) for part in module.children()]
     found += [parameter.requires_grad for parameter in module.parameters(recurse=False)]
     found = [trained for trained in found if trained is not None]

@@ -124,9 +124,9 @@ def interpolate_positions_by_factor(
 
     Args:
         embeddings (`nn.Module`): DINOv2's, of transformers.
-        tokens (`torch.Tensor`): float (batch, 1 + patches, channels), of which only the shape counts.
+        tokens (`torch.Tensor`): float (batch, 1 + patches, channels), not read; transformers passes it.
         height (`int`): of the image in pixels.
-        width (`int`): likewise.
+        width (`int`): of the image in pixels.
 
     Returns:
         `torch.Tensor`: float (1, 1 + patches, channels), the class token's first.

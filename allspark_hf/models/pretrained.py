@@ -15,7 +15,7 @@ from ..utils.text import one_line
 
 MAX_SIDE = 100_000
 MAX_NUMBER = 1e30  # float32 holds it
-HUB_SECONDS = 5.0  # to connect; any answer means that huggingface_hub may go on, with its own patience
+HUB_SECONDS = 5.0  # to connect; after any answer huggingface_hub goes on with its own retries
 UNREACHABLE = ("ConnectError", "ConnectTimeout", "ProxyError")  # of httpx, under the name that huggingface_hub has it
 
 
@@ -43,7 +43,7 @@ def loading(name: str, keep: tuple[type[Exception], ...] = ()) -> Iterator[None]
 
 def check_reachable(name: str, revision: str | None = None) -> None:
     """
-    Says in seconds what huggingface_hub would say of the connection alone, after a minute of retries.
+    Refuses within seconds a name that cannot be loaded; huggingface_hub would retry the connection for a minute first.
 
     Args:
         name (`str`): folder or Hub id.

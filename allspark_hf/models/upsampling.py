@@ -6,7 +6,7 @@ from torch.nn import functional as F
 from .bottleneck_allspark import at_least_float32
 
 
-# Values of upsampled logits held at a time, where an image has no more than that: 16 MiB in float32.
+# Values of upsampled logits held at a time, or those of one image if it has more: 16 MiB in float32.
 VALUES_AT_A_TIME = 2**22
 
 

@@ -17,8 +17,8 @@ DIGEST = "weights_sha256"  # name of the entry in records
 
 def weights_digest(source: str | Path | torch.nn.Module) -> str | None:
     """
-    A name for weights: SHA-256 of their names, types, sizes and bytes, without the training's memory, so that a
-    checkpoint, its saved model, its published one and the model in memory have the same.
+    A name for weights: SHA-256 of their names, types, sizes and bytes, without the semantic memory. A checkpoint, the
+    model saved from it, the published model and the model in memory have the same digest.
 
     Args:
         source (`str`, `Path` or `torch.nn.Module`): a folder with `model.safetensors`, or a model.
@@ -27,7 +27,7 @@ def weights_digest(source: str | Path | torch.nn.Module) -> str | None:
         `str`: 64 hexadecimal digits; None if there is no such file.
 
     Raises:
-        ValueError: if it is damaged.
+        ValueError: if the file is damaged.
     """
     if isinstance(source, torch.nn.Module):
         state = source.state_dict()

@@ -1,1 +1,1 @@
-"""What the method `memory_contrastive` is made of: heads on pixels, their memory, its teacher and its losses."""
+"""Parts of the method `memory_contrastive`: heads on pixels, their memory, the teacher and the losses."""

@@ -17,13 +17,13 @@ BLUR_RADIUS = 11
 
 
 def draw_weak(crop: tuple[int, int], num_labels: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Of a labeled image, whose crop was scaled and flipped: those of [`draw_class_order`] and [`draw_jitter`]."""
+    """Draws for a labeled image, whose crop was scaled and flipped: [`draw_class_order`] and [`draw_jitter`]."""
     return draw_class_order(num_labels, 0.2, rng) | draw_jitter(0.2, 0.125, rng)
 
 
 def draw_strong(crop: tuple[int, int], num_labels: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
     """
-    Of an unlabeled image.
+    Draws for an unlabeled image.
 
     Args:
         crop (`tuple[int, int]`): (height, width).

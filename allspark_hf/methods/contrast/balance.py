@@ -8,8 +8,8 @@ from .heads import class_counts, over_processes
 
 class ClassBalance(nn.Module):
     """
-    Counts the pixels of each class update by update: of the first updates that have shown the labeled set once, and of
-    the last ones that have shown the unlabeled set once.
+    Counts the pixels of each class update by update: labels in the first updates that show the labeled set once, and
+    pseudo-labels in the last updates that show the unlabeled set once.
 
     Args:
         labeled_updates (`int`): updates that show the labeled set once, rounded down; at least one is counted.
@@ -48,8 +48,8 @@ class ClassBalance(nn.Module):
 
     def weights(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """
-        Float (num_labels,): sqrt(median frequency / frequency); the largest of these for a class that never was, and
-        ones until both tables are full.
+        Float (num_labels,): sqrt(median frequency / frequency) of each class. A class that never occurred gets the
+        largest of these weights; until both tables are full, all weights are 1.
         """
         frequencies = (self.labeled.sum(dim=0) + self.unlabeled.sum(dim=0)).to(dtype)
         middle = frequencies.sort().values[[(len(frequencies) - 1) // 2, len(frequencies) // 2]].mean()

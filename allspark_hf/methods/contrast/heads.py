@@ -41,7 +41,7 @@ def pixel_rows(
 
     Args:
         features (`torch.Tensor`): float (batch, channels, head height, head width), see [`Segmenter.decode_features`].
-        labels (`torch.Tensor`): int64 (batch, height, width), of which the nearest ones above and left are taken.
+        labels (`torch.Tensor`): int64 (batch, height, width); a position takes the nearest label above and left of it.
         ignore_index (`int`): label of what the model pads.
         multiple (`int`): number of pixels to a multiple of which the model pads images at the right and bottom.
 
@@ -86,7 +86,7 @@ def class_blocks(labels: torch.Tensor, num_classes: int) -> ClassBlocks:
 
 
 def over_processes(tensor: torch.Tensor) -> torch.Tensor:
-    """The sum over all processes, for gradients too: each process then has a share of the gradient of one loss."""
+    """The sum over all processes, also in the backward pass, where each process gets its share of the gradient."""
     if not torch.distributed.is_available() or not torch.distributed.is_initialized():
         return tensor
     from torch.distributed.nn.functional import all_reduce
@@ -95,7 +95,7 @@ def over_processes(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def mean_over_processes(number: torch.Tensor) -> torch.Tensor:
-    """Of a scalar of each process, without gradient: what a sum is divided by so that processes average exactly."""
+    """The mean of a scalar over processes, without gradient. A sum divided by it averages exactly over processes."""
     total = over_processes(torch.stack([number.detach(), torch.ones_like(number)]))
     return total[0] / total[1]
 
@@ -168,7 +168,7 @@ class ClassMLP(nn.Module):
         return torch.baddbmm(self.output_bias[classes][:, None], hidden, self.output_weight[classes].mT)
 
     def _normalize(self, hidden: torch.Tensor, mask: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
-        """BatchNorm of each class. Rows are centered before squares are summed, lest these cancel in float32."""
+        """BatchNorm of each class. Rows are centered before squares are summed, which would cancel in float32."""
         center, mean, variance = self.running_mean, torch.zeros_like(self.running_mean), self.running_var
         if self.training:
             count = class_sums(torch.ones_like(hidden[..., :1]), mask, classes, self.num_classes)

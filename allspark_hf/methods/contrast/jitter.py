@@ -39,7 +39,7 @@ def jitter(pixels: torch.Tensor, order: torch.Tensor, amounts: torch.Tensor) -> 
         def amount(of, neutral, operation=operation):
             return amounts[:, of].where(operation == of, neutral)[:, None, None, None]
 
-        # An image whose turn it is not gets neutral numbers: which ones they are, the host never asks the device.
+        # Images without this operation get neutral amounts, so that the host need not ask the device which they are.
         brighter = (pixels + amount(BRIGHTNESS, 0)) * amount(CONTRAST, 1)
         colored = _adjust_hsv(pixels, amount(SATURATION, 1), amount(HUE, 0))
         pixels = colored.where((operation >= SATURATION)[:, None, None, None], brighter.clamp(0, 1))

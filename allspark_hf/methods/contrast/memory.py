@@ -74,7 +74,7 @@ class PixelMemory(nn.Module):
         self._insert(*_best_of_processes(rows.flatten(0, 1)[index], keys))
 
     def _insert(self, incoming: torch.Tensor, keys: torch.Tensor):
-        """Puts float (num_classes, quota, width) in front, of which those count whose keys are finite."""
+        """Puts the rows of float (num_classes, quota, width) whose keys are finite in front of the lists."""
         number = (keys < torch.inf).sum(dim=1)
         place = torch.arange(self.rows.shape[1], device=number.device)
         old = self.quota + place - number[:, None]

@@ -33,7 +33,7 @@ class PixelContrast(nn.Module):
         self.padded_multiple = getattr(config, "padded_multiple", 1)
         quota = args.per_device_train_batch_size * args.world_size
         quota *= rows_per_image(MEMORY_ROWS, max(1, num_labeled), args.memory_inflow)
-        # No more than all of them, lest the memory's size depend on how a resumed run cuts an update.
+        # At most the whole memory, so that its size does not depend on how a resumed run cuts an update.
         self.memory = PixelMemory(self.num_labels, MEMORY_ROWS, min(MEMORY_ROWS, quota), WIDTH)
 
     def make_heads(self, features: int) -> nn.ModuleDict:

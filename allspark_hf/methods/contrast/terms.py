@@ -1,4 +1,4 @@
-"""Losses of full-resolution logits whose pixels weigh differently: by class, and by the teacher's confidence."""
+"""Losses of full-resolution logits with weights of pixels: by class, and by the teacher's confidence."""
 
 import math
 from collections.abc import Callable
