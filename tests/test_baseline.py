@@ -56,13 +56,21 @@ def test_two_trainings_and_a_verdict(data_dir, tmp_path, capsys):
     assert np.mean(counts[0][union > 0] / union[union > 0]) == pytest.approx(scores[0]["eval_mean_iou"], abs=1e-9)
 
 
-def test_a_training_resumed_at_its_end_gets_its_report(data_dir, tmp_path):
-    settings = TINY | {"method": "supervised", "save_strategy": "steps", "save_steps": 2}
+def test_a_training_resumed_at_its_end_gets_all_its_files(data_dir, tmp_path, capsys):
+    settings = TINY | {"method": "pseudo_label", "save_strategy": "steps", "save_steps": 2}
     allspark_hf.train(data_dir, tmp_path, **settings)
-    (tmp_path / "report.html").unlink()
-    allspark_hf.train(data_dir, tmp_path, **settings, resume_from_checkpoint="true")
+    seconds = read(tmp_path / "train_results.json")["train_runtime"]
+    for name in ("report.html", "run_record.json", BY_IMAGE):
+        (tmp_path / name).unlink()
+    capsys.readouterr()
+    allspark_hf.train(data_dir, tmp_path, **settings, resume_from_checkpoint="true", compare_supervised=True)
     score = 100 * read(tmp_path / "eval_results.json")["eval_mean_iou"]
-    assert f"{score:.1f} % mIoU with supervised" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert f"{score:.1f} % mIoU with pseudo" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    record = read(tmp_path / "run_record.json")
+    assert record["training"]["resumed"] and record["training"]["steps"] == 2 and "eval" in record["metrics"]
+    assert read(tmp_path / "train_results.json")["train_runtime"] == seconds > 0
+    assert "as many updates took" not in read(tmp_path / "comparison.json")["verdict"]  # a part of it is not known
+    assert f"after 2 updates in {seconds:.0f} s since it was resumed." in capsys.readouterr().out
 
 
 def test_folders_without_counts_have_no_verdict(tmp_path):

@@ -204,8 +204,6 @@ def test_train_in_one_call(data_dir, tmp_path):
     assert (tmp_path / "out" / "model.safetensors").is_file()
     command = json.loads((tmp_path / "out" / "run_record.json").read_text())["command"]
     assert command.startswith("allspark train --data_dir garden --output_dir out --method supervised --backbone b0 ")
-    with pytest.raises(ValueError, match="holds checkpoints of an earlier run"):
-        allspark_hf.train(data_dir, tmp_path / "out", **TINY)
 
 
 @pytest.mark.parametrize(
@@ -223,3 +221,10 @@ def test_train_refuses_in_one_sentence(data_dir, tmp_path, arguments, sentence):
     with pytest.raises((ValueError, OSError), match=sentence):
         allspark_hf.train(**({"data": data_dir, "output_dir": tmp_path / "out"} | TINY | arguments))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_stream_without_an_epoch_is_refused(data_dir, tmp_path):
+    stream = {"unlabeled_dataset_name": str(data_dir / "images" / "train"), "unlabeled_streaming": True}
+    given = {name: value for name, value in TINY.items() if name != "max_steps"}
+    with pytest.raises(ValueError, match="which has no known length: set unlabeled_images_per_epoch"):
+        allspark_hf.train(data_dir, tmp_path / "out", method="pseudo_label", **stream, **given)

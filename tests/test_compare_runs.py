@@ -7,6 +7,7 @@ import pytest
 from in_process import run_script
 from PIL import Image
 
+from allspark_hf.cli.compare import table
 from allspark_hf.demo.data import CLASS_NAMES, generate_demo_image, write_demo_data
 from allspark_hf.figures.style import DPI, WIDTH
 from allspark_hf.inference.visualization import default_palette, legend
@@ -79,6 +80,8 @@ def test_table_shows_the_numbers_and_is_printed(demo_dir):
         for name in CLASS_NAMES:
             value = run["iou"].get(name.replace(" ", "_"))
             assert cells[f"IoU {name}"][column] == ("absent" if value is None else f"{100 * value:.1f}")
+    _, rows = table({"supervised": metrics["supervised"] | {"seconds": 3.5, "resumed": True}}, [])
+    assert ["Training, seconds", "4 (since it was resumed)"] in rows
     gain = 100 * (metrics["allspark"]["last_mean_iou"] - metrics["supervised"]["last_mean_iou"])
     assert f"AllSpark: Whether the unlabeled images helped, 3 validation images cannot tell: {gain:+.1f}" in printed
     for name in ("metrics.md", "metrics.json", "comparison.png", "legend.png"):

@@ -169,7 +169,9 @@ def test_rates_follow_encoder_and_length(tmp_path):
         assert set(encoder_defaults(config, 300)) == set(names(AllSparkTrainingArguments, by_encoder=True))
     given = ["--output_dir", str(tmp_path), "--use_cpu", "--learning_rate", "0.5", "--optim", "sgd"]
     (args,) = parse_arguments((AllSparkTrainingArguments,), given)
-    assert apply_encoder_defaults(args, vit, 300) == ["weight_decay 0.01", "head_learning_rate_multiplier 50.0"]
+    said = []
+    apply_encoder_defaults(args, vit, 300, say=said.append)
+    assert said == ["for this encoder and 300 updates: weight_decay 0.01, head_learning_rate_multiplier 50.0"]
     assert (args.learning_rate, args.optim, args.head_learning_rate_multiplier) == (0.5, "sgd", 50)
     assert recorded(args) == {"use_cpu": True, "learning_rate": 0.5}  # sgd is the default
 

@@ -8,6 +8,7 @@ import torch
 from conftest import TINY, tiny_config, tiny_model
 from safetensors.torch import save_file
 from segmenter_tester import assert_complete
+from test_backbone import tiny_backbone_model
 from transformers import SegformerConfig
 
 from allspark_hf import AllSparkConfig, SegformerForSemiSupervisedSegmentation
@@ -202,6 +203,19 @@ def test_load_model_of_the_training_script(tmp_path, poisoned_memory, kind, plai
         memory = model.bottleneck.memory
         assert memory.channels.shape == (3, 64, 6) and not memory.num_enqueued.any()
         assert model.bottleneck.labeled_attention.num_heads == 3
+
+
+@pytest.mark.parametrize("encoder", ["dinov2", "resnet"])
+def test_drop_path_of_a_loaded_model_is_the_encoders(tmp_path, encoder):
+    tiny_backbone_model(encoder, use_memory=False, use_grouping=False).save_pretrained(tmp_path)
+    arguments = ModelArguments(model_name_or_path=str(tmp_path), drop_path_rate=0.2)
+    if encoder == "resnet":
+        with pytest.raises(ValueError, match="has no drop_path_rate: leave it out"):
+            load_model(arguments, data_report(3), 255, plain_segformer=True)
+        return
+    model = load_model(arguments, data_report(3), 255, plain_segformer=True)
+    assert model.backbone.config.drop_path_rate == 0.2
+    assert [block.drop_path.drop_prob for block in model.backbone.encoder.layer][-1] == pytest.approx(0.2)
 
 
 def test_load_model_of_its_own_folder_keeps_what_is_not_given(tmp_path):

@@ -202,7 +202,7 @@ def test_earlier_figures_are_kept_unless_asked(folder, monkeypatch, tmp_path):
     [
         (["--figures", "2"], "figures is 2, but some of 1c 5 6 7 b curves are needed"),
         (["--background", "blue"], "background is blue, but some of light dark are needed"),
-        (["--num_images", "0"], "num_images is 0, but at least 1 is needed"),
+        (["--num_images", "0"], "num_images=0 is out of range: set a finite number of at least 1"),
         (["--model", "nowhere"], "There is no folder nowhere"),
     ],
 )

@@ -23,6 +23,7 @@ from allspark_hf.cli.preset import (
     seconds_left,
     spread,
 )
+from allspark_hf.cli.trial_step import trial_arguments
 from allspark_hf.methods import METHODS
 
 
@@ -194,6 +195,11 @@ def test_an_update_of_several_batches_takes_longer(tmp_path, monkeypatch):
     args = AllSparkTrainingArguments(output_dir=str(tmp_path), use_cpu=True, gradient_accumulation_steps=4)
     times = apply_preset._time(lambda *given: None, None, (None, None, args))
     assert (times.update, times.evaluation) == (2.0, 3.0) and times.around == pytest.approx(1, abs=0.5)
+
+
+def test_a_timed_training_reads_the_stream_that_was_given(tmp_path):
+    args = AllSparkTrainingArguments(output_dir=str(tmp_path), use_cpu=True, unlabeled_images_per_epoch=7)
+    assert trial_arguments(args, str(tmp_path), updates=3).unlabeled_images_per_epoch == 7
 
 
 def test_timed_images_are_small_and_large_ones():

@@ -79,7 +79,7 @@ def test_summary_by_hand(trainer):
     labels = torch.tensor([[[0, 0, 1, 255]]])
     pseudo_labels = torch.tensor([[[2, 2, 1, 255, 0, 2]]])
     truth = torch.tensor([[[2, 1, 1, 1, 255, 255]]])
-    trainer.health.update(0, labels, pseudo_labels, truth)
+    trainer.health.update(labels, pseudo_labels, truth)
     trainer.model.bottleneck.memory.num_enqueued += torch.tensor([0, 8, 24])
     summary = trainer.health.summary()
     # Known on both sides: (2, 2), (1, 2), (1, 1) as (truth, pseudo): IoU of 1 and 2 is 1/2 each, 0 is absent.

@@ -105,13 +105,16 @@ def test_a_state_that_could_run_code_is_refused(tmp_path, run_folder, name, sett
     assert (tmp_path / "exploded").exists()
 
 
-def test_an_argument_newer_than_the_checkpoint_had_its_default(tmp_path, run_folder):
+def test_an_argument_newer_than_the_checkpoint_had_its_default(tmp_path, run_folder, caplog):
     checkpoint = tmp_path / "checkpoint-6"
     shutil.copytree(run_folder / "checkpoint-6", checkpoint)
     run = json.loads((checkpoint / "allspark_run.json").read_text())
-    del run["arguments"]["freeze_encoder"]
+    for name in ("freeze_encoder", "lr_scheduler_kwargs"):
+        del run["arguments"][name]
+    del run["reading"], run["fields"]  # of a version that did not write them
     write_run_file(checkpoint, run)
     make_trainer(small_model(), **SETTINGS, output_dir=str(tmp_path)).checkpoints.check(checkpoint)
+    assert not caplog.messages
     frozen = make_trainer(small_model(), **SETTINGS, output_dir=str(tmp_path), freeze_encoder=True)
     with pytest.raises(ValueError, match="freeze_encoder was False and is True"):
         frozen.checkpoints.check(checkpoint)
@@ -225,7 +228,7 @@ def test_the_best_checkpoint_of_a_run_whose_folder_was_moved(tmp_path):
 # ---- What changes between two starts ----
 
 
-def other_trainer(tmp_path, model=None, train=None, unlabeled=None, **kwargs) -> AllSparkTrainer:
+def other_trainer(tmp_path, model=None, train=None, unlabeled=None, long_side=None, **kwargs) -> AllSparkTrainer:
     settings = {**SETTINGS, "output_dir": str(tmp_path), **kwargs}
     switches = {} if "allspark" in settings.get("method", "allspark") else PLAIN
     like = make_trainer(small_model(**switches), **settings)
@@ -234,7 +237,7 @@ def other_trainer(tmp_path, model=None, train=None, unlabeled=None, **kwargs) ->
         "unlabeled_dataset": like.unlabeled_dataset if unlabeled is None else unlabeled,
         "eval_dataset": like.eval_dataset,
     }
-    return AllSparkTrainer(model or small_model(**switches), like.args, make_image_processor(), **data)
+    return AllSparkTrainer(model or small_model(**switches), like.args, make_image_processor(long_side), **data)
 
 
 REFUSED = [
@@ -252,6 +255,10 @@ REFUSED = [
         {"method": "pseudo_label"},
         "use_cross_attention was True and is False.*method was allspark and is pseudo_label",
     ),
+    ({"model": {"tiff_page": 1}}, {}, "tiff_page was None and is 1;"),
+    ({"model": {"image_range": [0, 4095]}}, {}, r"image_range was None and is \[0, 4095\];"),
+    ({"model": {"mask_values": [1, 0, 2]}}, {}, r"mask_values was None and is \[1, 0, 2\];"),
+    ({}, {"long_side": 64}, "image_long_side was None and is 64;"),
     ({}, {"optim": "adamw_torch"}, "optim was sgd and is adamw_torch"),
     ({}, {"lr_scheduler_type": "linear"}, "lr_scheduler_type was polynomial and is linear"),
     (
@@ -315,6 +322,10 @@ WARNED = [
     ({"seed": 4}, "seed was 3 and is 4 from here on"),
     ({"learning_rate": 0.5}, "learning_rate stays 0.01, which its optimizer carries, although 0.5 is given"),
     ({"weight_decay": 0.1}, "weight_decay stays 0.0001"),
+    ({"adam_beta2": 0.95}, "adam_beta2 stays 0.999, which its optimizer carries, although 0.95 is given"),
+    ({"lr_scheduler_kwargs": {"power": 1.0}}, "lr_scheduler_kwargs was {'power': 0.9, 'lr_end': 0.0} and is"),
+    ({"metric_for_best_model": "loss"}, "metric_for_best_model was mean_iou and is loss, so earlier evaluations"),
+    ({"eval_mode": "resized"}, "eval_mode was whole and is resized, so earlier evaluations"),
     ({"num_train_epochs": 3}, "num_train_epochs was 2 and is 3 from here on"),
     ({"unlabeled_loss_weight": 0.5}, "unlabeled_loss_weight was 1.0 and is 0.5 from here on"),
 ]
@@ -331,6 +342,13 @@ def test_what_changes_is_told_once(tmp_path, run_folder, caplog, kwargs, sentenc
     assert trainer.state.global_step == 7
     if "learning_rate" in kwargs:
         assert trainer.optimizer.param_groups[0]["initial_lr"] == 0.01
+
+
+def test_other_fields_of_the_configuration_are_told(tmp_path, run_folder, caplog):
+    model = small_model(grouping_similarity="instance_norm", drop_path_rate=0.3)
+    other_trainer(tmp_path, model=model).checkpoints.check(run_folder / "checkpoint-6")
+    for change in ("grouping_similarity was cosine and is instance_norm", "drop_path_rate was 0.1 and is 0.3"):
+        assert f"{change} from here on; no single run gives the same." in caplog.text
 
 
 def test_nothing_is_told_where_nothing_changes(tmp_path, run_folder, caplog):

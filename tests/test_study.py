@@ -43,7 +43,9 @@ history = [{"eval_mean_iou": last + 0.05, "epoch": 1.0, "step": 5}, {"eval_mean_
 (out / "trainer_state.json").write_text(json.dumps({"global_step": 10, "log_history": history}))
 (out / "train_results.json").write_text(json.dumps({"train_runtime": 3.5, "epoch": 2.0}))
 (out / "eval_results.json").write_text(json.dumps({"eval_mean_iou": last}))
-(out / "labeled_ids.txt").write_text("a\\nb\\n")
+(out / "labeled_ids.txt").write_text("a\\nb\x0c\\n")
+resumed = "--resume_from_checkpoint" in arguments
+(out / "run_record.json").write_text(json.dumps({"training": {"resumed": resumed}}))
 """
 
 
@@ -81,7 +83,12 @@ def test_table_of_mean_and_spread_of_last_and_best(tmp_path, train_script):
     stored = json.loads((tmp_path / "out" / "study.json").read_text())["results"]["wide"]["40"]
     assert [run["seed"] for run in stored] == [1, 2, 4]
     assert stored[2]["last_mean_iou"] == pytest.approx(0.43) and stored[2]["best_epoch"] == 1.0
-    assert stored[0]["labeled_images"] == 2 and stored[0]["seconds"] == 3.5 and stored[0]["steps"] == 10
+    assert (
+        not stored[0]["resumed"]
+        and stored[0]["labeled_images"] == 2
+        and stored[0]["seconds"] == 3.5
+        and stored[0]["steps"] == 10
+    )
     for name in ("study_light.png", "study_dark.png"):
         assert (tmp_path / "out" / name).stat().st_size > 400, name
 
@@ -102,7 +109,8 @@ def test_a_killed_cell_fails_alone_and_resumes(tmp_path, train_script):
     assert StudyRunner(study, tmp_path / "out", train_script).run() == []
     for name, found in starts(runner).items():
         assert found == (["anew"] if name.startswith("good") else ["anew", "true"]), name
-    assert collect(runner)["killed"]["10"][1]["last_mean_iou"] == pytest.approx(0.23)
+    killed = collect(runner)["killed"]["10"][1]
+    assert killed["last_mean_iou"] == pytest.approx(0.23) and killed["resumed"]
 
 
 def test_a_run_that_ended_before_its_cell_was_written_is_not_trained_again(tmp_path, train_script):

@@ -99,6 +99,17 @@ def test_poly_schedule_and_two_learning_rates(tmp_path):
     assert len(encoder["params"]) + len(head["params"]) == len(list(trainer.model.parameters()))
 
 
+@pytest.mark.parametrize(
+    ("warmup", "updates", "rates"), [(0.1, 1, [0.01]), (2, 2, [0, 0.01]), (0.9, 3, [0, 0.005, 0.01])]
+)
+def test_a_warm_up_as_long_as_the_training_leaves_one_update(tmp_path, warmup, updates, rates):
+    settings = {"method": "supervised", "warmup_steps": warmup, "max_steps": updates, "eval_strategy": "no"}
+    trainer = make_trainer(tmp_path, **settings)
+    trainer.train()
+    logged = [entry["learning_rate"] for entry in trainer.state.log_history if "learning_rate" in entry]
+    assert logged == pytest.approx(rates)
+
+
 @pytest.mark.parametrize("optim", ["adamw_torch", "adafactor", "rmsprop"])
 def test_other_optimizers_of_transformers(tmp_path, optim):
     trainer = make_trainer(tmp_path, optim=optim, decay_norm_and_bias=False, max_steps=2, eval_strategy="no")

@@ -49,6 +49,7 @@ def test_every_field_has_help_text_and_known_facts():
     refused |= {"keep_quantile", "holdout_fraction"}
     assert set(names(AllSparkTrainingArguments, resume="refused")) == refused
     kept = {"learning_rate", "head_learning_rate_multiplier", "weight_decay", "sgd_momentum", "decay_norm_and_bias"}
+    kept |= {"adam_beta1", "adam_beta2", "adam_epsilon"}
     assert set(names(AllSparkTrainingArguments, resume="kept")) == kept
 
 
@@ -109,6 +110,7 @@ def test_the_command_line_reads_every_kind_of_field():
             {"total_train_batch_size": 8, "gradient_accumulation_steps": 2},
             "gradient_accumulation_steps=2 contradicts total_train_batch_size=8, which needs 4",
         ),
+        ({"label_smoothing_factor": 0.1}, "label_smoothing_factor=0.1 would change nothing: leave it out"),
         ({"remove_unused_columns": True}, "remove_unused_columns=True removes the image and mask columns"),
     ],
 )

@@ -1,4 +1,4 @@
-"""`--preset auto` on the command line: the facts, the choices of [`choose`], and the length that five updates tell."""
+"""[`Preset`]: `--preset auto` applied to a command line."""
 
 import logging
 import statistics
@@ -46,13 +46,13 @@ SCRATCH_PATCH = 32  # of a Mix Transformer
 
 class Preset:
     """
-    What is chosen for one command.
+    Chooses the arguments of one command that were not given.
 
     Args:
         types (`tuple[type, ...]`): the argument classes of the command.
         typed (`list[str]`): its arguments.
-        say (`Callable`): is told each choice, in one line.
-        since (`float`): when the command began, of `time.monotonic`.
+        say (`Callable`): gets each choice as a line of text.
+        since (`float`): value of `time.monotonic` when the command began.
     """
 
     def __init__(self, types: tuple[type, ...], typed: list[str], say: Callable[[str], None], since: float):
@@ -60,12 +60,12 @@ class Preset:
         self.choices: list[Choice] = []
 
     def parse(self) -> tuple:
-        """The arguments, those chosen beneath those typed."""
+        """The arguments; those that were typed override the chosen ones."""
         chosen = recipe_arguments({choice.name: choice.value for choice in self.choices})
         return parse_arguments(self.types, self.typed, chosen)
 
     def choose(self, data: DataArguments, model: ModelArguments, args: AllSparkTrainingArguments) -> tuple:
-        """The arguments with all choices but the length; those of the run that is resumed, if one is."""
+        """The arguments with all choices but the length; at a resume, with the choices of that run."""
         stored = Path(args.output_dir) / FILE
         if args.resume_from_checkpoint and stored.is_file():
             return parse_arguments(self.types, self.typed, read_recipe(stored))
@@ -78,20 +78,20 @@ class Preset:
         self, build: Callable, report: CheckReport, arguments: tuple, minutes: float | None, trains_twice: bool
     ) -> tuple:
         """
-        The arguments with the updates that fit into the time, unless their number was given.
+        The arguments with as many updates as fit into the time, unless their number was given.
 
         Args:
-            build (`Callable`): a trainer from the arguments and the report.
-            report ([`CheckReport`]): the data.
+            build (`Callable`): makes a trainer from the arguments and the report.
+            report ([`CheckReport`]): the checked data.
             arguments (`tuple`): [`DataArguments`], [`ModelArguments`], [`AllSparkTrainingArguments`].
-            minutes (`float`, *optional*): the time; default: that of `MINUTES`.
-            trains_twice (`bool`): whether another training follows, for which no time is planned.
+            minutes (`float`, *optional*): the time; defaults to that of the device in `MINUTES`.
+            trains_twice (`bool`): whether a second training follows, for which no time is planned.
         """
         args = arguments[2]
         if args.given.intersection(LENGTHS):
             return arguments
         times = [_time(build, report, arguments)._replace(spent=time.monotonic() - self.since)]
-        broadcast_object_list(times)  # all processes take the main one's
+        broadcast_object_list(times)  # all processes need those of the main one
         minutes = minutes or _default_minutes(args)
         length = choose_length(minutes, times[0])
         self._add([choice for choice in length if choice.name not in args.given])
@@ -101,13 +101,13 @@ class Preset:
         return self.parse()[:3]
 
     def planned_length(self, args: AllSparkTrainingArguments, minutes: float | None) -> str | None:
-        """How the training will choose its length, for a dry run; None where it was given."""
+        """For a dry run, how the training will choose its length; None if the length was given."""
         if args.given.intersection(LENGTHS):
             return None
         return f"what fits into {minutes or _default_minutes(args):g} minutes; training times some updates first"
 
     def save(self, output_dir: str):
-        """Writes the choices as a recipe, of which the same training can be made again."""
+        """Writes the choices as a recipe, with which the training can be repeated."""
         if self.choices:
             content = {choice.name: choice.value for choice in self.choices}
             (Path(output_dir) / FILE).write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
@@ -122,17 +122,12 @@ class Preset:
         )
         on_gpu = args.device.type == "cuda"
         memory = torch.cuda.get_device_properties(args.device).total_memory / GIB if on_gpu else 0.0
-        facts = {
-            "weights": None,
-            "patch": SCRATCH_PATCH,
-            "num_layers": 0,
-            "is_given": bool(model.encoder or model.backbone),
-        }
+        weights, patch, num_layers = None, SCRATCH_PATCH, 0
         name = None if model.backbone else model.encoder or best_encoder(args.device.type, memory)
         if name is not None:
             try:
-                facts["patch"], facts["num_layers"] = geometry_of(name)
-                facts["weights"] = name
+                patch, num_layers = geometry_of(name)
+                weights = name
             except (OSError, ValueError) as error:
                 if model.encoder:
                     raise
@@ -144,7 +139,10 @@ class Preset:
             device=args.device.type,
             device_memory=memory,
             method=args.method if "method" in args.given else None,
-            **facts,
+            weights=weights,
+            is_given=bool(model.encoder or model.backbone),
+            patch=patch,
+            num_layers=num_layers,
         )
 
     def _add(self, choices: list[Choice]):
@@ -156,11 +154,11 @@ class Preset:
 
 def applies(preset: PresetArguments, model: ModelArguments, args: AllSparkTrainingArguments, typed: list[str]) -> bool:
     """
-    Whether the choices are wanted: without a recipe and a whole model to start from, and without a method unless
-    `preset` is given too.
+    Whether to choose arguments: not with a recipe or a whole model to start from, and with a method only if `preset`
+    is given too.
 
     Raises:
-        ValueError: if `minutes` is given and is not used.
+        ValueError: if `minutes` is given but would not be used.
     """
     has_recipe = bool(typed) and typed[0].endswith(RECIPE_SUFFIXES)
     is_asked = "method" not in args.given or "preset" in args.given
@@ -174,7 +172,7 @@ def applies(preset: PresetArguments, model: ModelArguments, args: AllSparkTraini
 
 
 def geometry_of(encoder: str) -> tuple[int, int]:
-    """Pixels of a side that crops are multiples of, and the layers of a plain ViT, 0 of other encoders."""
+    """The number of pixels that sides of crops are multiples of, and the layers of a plain ViT; 0 for others."""
     config = encoder_config(encoder)
     if config.model_type in SEGFORMER_TYPES:
         return SCRATCH_PATCH, 0
@@ -189,7 +187,7 @@ def _default_minutes(args: AllSparkTrainingArguments) -> float:
 
 
 def median_side(dataset: datasets.Dataset, long_side: int | None = None) -> tuple[int, int]:
-    """Median (height, width) of the images of a data set, scaled to a long side if one is given; 0 if none is read."""
+    """Median (height, width) of the images of a data set, scaled to a long side if one is given; (0, 0) if unknown."""
     sizes = [size for size in image_sizes(dataset) if size is not None]
     if not sizes:
         return 0, 0
@@ -199,16 +197,16 @@ def median_side(dataset: datasets.Dataset, long_side: int | None = None) -> tupl
 
 
 def _time(build: Callable, report: CheckReport, arguments: tuple) -> Times:
-    """Of the training to come, its own images included; nothing is kept, and what it warns of will be said then."""
+    """Times a few updates of the training; keeps nothing, and leaves warnings to the training itself."""
     data, model, args = arguments
     logging.disable(logging.WARNING)
     try:
         with tempfile.TemporaryDirectory() as folder:
             start = time.monotonic()
             trainer = build(data, model, trial_arguments(args, folder, TIMED_UPDATES), report)
-            built = time.monotonic() - start  # as it will be again
+            built = time.monotonic() - start  # the training will build a trainer again
             times = measure(trainer)
-            update = times.update * args.gradient_accumulation_steps  # those of the trial are of one batch
+            update = times.update * args.gradient_accumulation_steps  # a timed update is of one batch
             return times._replace(update=update, around=times.around + built)
     finally:
         logging.disable(logging.NOTSET)

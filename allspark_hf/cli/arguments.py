@@ -1,4 +1,4 @@
-"""What the commands share: recipes, the way from a command line to arguments, and which model is meant."""
+"""From a command line, and a recipe, to the arguments of a command."""
 
 import argparse
 import re
@@ -20,7 +20,7 @@ from .help_content import help_content
 @documented
 @dataclass
 class ModelArguments:
-    """Which model. Fields that are left out keep what the checkpoint, or else AllSparkConfig, says."""
+    """Which model. What is not given is as in the checkpoint, or else as in AllSparkConfig."""
 
     encoder: str | None = argument(
         None,
@@ -71,21 +71,21 @@ class ModelArguments:
 
 def parse_arguments(types: tuple[type, ...], argv: list[str] | None = None, chosen: Sequence[str] = ()) -> tuple:
     """
-    Command line to dataclasses. If the first argument is a recipe (.yaml, .yml, .json), its entries come first and the
-    rest of the command line overrides them.
+    Reads a command line into argument classes. If its first argument is a recipe (.yaml, .yml, .json), the others
+    override the recipe's entries.
 
     Args:
         types (`tuple[type, ...]`): argument classes.
-        argv (`list[str]`, *optional*): the command line without the command, defaults to that of this process.
+        argv (`list[str]`, *optional*): the command line without the command; defaults to that of this process.
         chosen (`Sequence[str]`, *optional*): arguments that a recipe and the command line override.
 
     Returns:
-        `tuple`: an instance of each class; training arguments have the names of those that were given in `given`.
+        `tuple`: an instance of each class. Training arguments have an attribute `given`, the names that were given.
 
     Raises:
         FileNotFoundError: if the recipe, or one it is based on, does not exist.
         ValueError: if a recipe is not a flat mapping or is based on itself, an argument does not exist, is missing or
-            has a value of another type, or one that was typed is not of the method that was chosen.
+            has a value of another type, or a typed argument belongs to other methods than the chosen one.
     """
     typed = list(sys.argv[1:] if argv is None else argv)
     recipe = read_recipe(typed.pop(0)) if typed and typed[0].endswith(RECIPE_SUFFIXES) else []
@@ -113,8 +113,8 @@ def _options(command_line: list[str]) -> set[str]:
 
 def _check_method(method: str, typed: list[str]):
     """
-    ValueError if an argument that was typed belongs to other methods only. A recipe may hold such, since one on top of
-    it may change the method.
+    Raises ValueError if a typed argument belongs to other methods only. A recipe may hold such arguments, because the
+    command line may choose another method than the recipe.
     """
     options = _options(typed)
     own = {one.name for one in fields(METHODS[method].arguments_class)}
@@ -134,7 +134,7 @@ class _Help(argparse.Action):
 
 
 class _Parser(HfArgumentParser):
-    """An error is a ValueError, without a usage longer than a screen; [`~allspark_hf.cli.main`] answers `--help`."""
+    """Raises ValueError instead of printing a long usage; [`~allspark_hf.cli.main`] answers `--help`."""
 
     def __init__(self, types: tuple[type, ...]):
         super().__init__(types, add_help=False, allow_abbrev=False)

@@ -1,4 +1,4 @@
-"""`--compare_supervised`: a second training without unlabeled images, and what they were worth."""
+"""`--compare_supervised`: a second training without unlabeled images, and whether these helped."""
 
 import copy
 from collections.abc import Callable
@@ -16,13 +16,13 @@ from .progress import show_progress
 
 
 BY_IMAGE = "eval_by_image.safetensors"
-BASELINE = "supervised"  # the method, and the folder of its results in that of the training
+BASELINE = "supervised"  # its method, and its folder in the output folder of the training
 
 
 @documented
 @dataclass
 class BaselineArguments:
-    """Whether to train twice."""
+    """Whether to train a second time, for comparison."""
 
     compare_supervised: bool = argument(
         False,
@@ -35,10 +35,11 @@ class BaselineArguments:
 
 def wants_baseline(arguments: BaselineArguments, args: AllSparkTrainingArguments, is_chosen: bool) -> bool:
     """
-    Whether to train twice; where `--preset auto` chose `supervised` (`is_chosen`), once is enough, which is said.
+    Whether to train twice. If `--preset auto` chose `supervised` (`is_chosen`), one training is enough, and a line
+    says so.
 
     Raises:
-        ValueError: if there is nothing to compare.
+        ValueError: if the method was given as `supervised`, so that there is nothing to compare.
     """
     if not arguments.compare_supervised or args.method != BASELINE:
         return arguments.compare_supervised
@@ -53,7 +54,7 @@ def wants_baseline(arguments: BaselineArguments, args: AllSparkTrainingArguments
 
 
 def baseline_arguments(args: AllSparkTrainingArguments) -> AllSparkTrainingArguments:
-    """Those of the same training without unlabeled images."""
+    """The arguments of the same training without unlabeled images."""
     changed = copy.copy(args)
     changed.method, changed.output_dir = BASELINE, str(Path(args.output_dir) / BASELINE)
     changed.holdout_fraction, changed.push_to_hub, changed.resume_from_checkpoint = 0.0, False, None
@@ -61,14 +62,14 @@ def baseline_arguments(args: AllSparkTrainingArguments) -> AllSparkTrainingArgum
 
 
 def save_by_image(trainer):
-    """Writes what the last evaluation found in each validation image, for intervals."""
+    """Writes the counts of each validation image in the last evaluation, from which intervals are computed."""
     evaluation = trainer.evaluation
     if evaluation is not None and trainer.args.should_save:
         save_file({"counts": np.stack(evaluation.by_image)}, Path(trainer.args.output_dir) / BY_IMAGE)
 
 
 def compare_folders(supervised: Path, other: Path) -> tuple[Interval, str] | None:
-    """The interval of a training's gain over the supervised one, and the sentence; None if one has no [`BY_IMAGE`]."""
+    """Interval of a training's gain over the supervised one, and a sentence; None if a folder lacks [`BY_IMAGE`]."""
     files = [folder / BY_IMAGE for folder in (supervised, other)]
     if not all(file.is_file() for file in files):
         return None
@@ -79,12 +80,12 @@ def compare_folders(supervised: Path, other: Path) -> tuple[Interval, str] | Non
 
 def compare_with_baseline(trainer, build: Callable, train_and_evaluate: Callable):
     """
-    Trains the baseline and prints the verdict, which `comparison.json` keeps.
+    Trains the baseline, and prints the verdict, which is also in `comparison.json`.
 
     Args:
-        trainer ([`AllSparkTrainer`]): after its training.
-        build (`Callable`): a trainer from training arguments.
-        train_and_evaluate (`Callable`): trains one and saves its results.
+        trainer ([`AllSparkTrainer`]): the trainer after its training.
+        build (`Callable`): makes a trainer from training arguments.
+        train_and_evaluate (`Callable`): trains with a trainer and saves the results.
     """
     folder = Path(trainer.args.output_dir)
     baseline = build(baseline_arguments(trainer.args))
@@ -93,8 +94,9 @@ def compare_with_baseline(trainer, build: Callable, train_and_evaluate: Callable
     if not trainer.args.should_save:
         return
     interval, sentence = compare_folders(folder / BASELINE, folder)
-    seconds = [read_json(one / "train_results.json")["train_runtime"] for one in (folder / BASELINE, folder)]
-    sentence += f" Without them, as many updates took {100 * seconds[0] / seconds[1]:.0f} % of the time."
+    if trainer.checkpoints.resumed_from is None:  # else only the time of its last part is known
+        seconds = [read_json(one / "train_results.json")["train_runtime"] for one in (folder / BASELINE, folder)]
+        sentence += f" Without them, as many updates took {100 * seconds[0] / seconds[1]:.0f} % of the time."
     write_json(folder / "comparison.json", {**interval._asdict(), "verdict": sentence})
     print(sentence)
 

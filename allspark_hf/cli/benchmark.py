@@ -34,7 +34,7 @@ def finish(results) -> None:
 
 
 def main():
-    # Imported here, as in the files that start this: a measurement's process shall hold nothing that it does not need.
+    # Imported here, because measuring processes import this file too, and must hold nothing that they do not need.
     from allspark_hf.benchmarks.arguments import BenchmarkArguments
     from allspark_hf.benchmarks.cases import find_device
     from allspark_hf.benchmarks.children import in_fresh_process
@@ -58,7 +58,7 @@ def main():
     if not with_memory:
         print("Peak memory is not measured: that needs a GPU, or Linux with glibc.")
     measured = Results(asdict(arguments), machine, output_file)
-    # A process imports nothing for a namespace.
+    # A measuring process need not import anything to unpickle a namespace.
     run(jobs, measured, device, SimpleNamespace(**vars(arguments)))
     finish(measured)
     failures = measured.failures()

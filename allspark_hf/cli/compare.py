@@ -22,14 +22,15 @@ NUM_ROWS = 8
 
 def read_run(folder: Path) -> dict:
     """
-    What a training says about itself.
+    What a training wrote about itself.
 
     Args:
         folder (`Path`): its output folder, named like its method.
 
     Returns:
-        `dict`: that of [`read_run_metrics`], image counts, `labeled_ids`, `validation_ids`, and `iou`: class (blanks
-        as underscores) -> value in [0, 1]; a class in neither masks nor predictions is left out.
+        `dict`: the entries of [`read_run_metrics`], counts of images, `labeled_ids`, `validation_ids`, and `iou`:
+        class (with underscores for blanks) -> value in [0, 1], without classes that neither masks nor predictions
+        show.
     """
     from allspark_hf.studies.study import read_run_metrics
     from allspark_hf.utils.files import read_json
@@ -43,10 +44,9 @@ def read_run(folder: Path) -> dict:
         "labeled_ids": ids["labeled"],
         "validation_ids": ids["validation"],
         "validation_images": len(ids["validation"]),
-        # Supervised training sees how many unlabeled images there are (length of an epoch), but reads none.
+        # A supervised training reads no unlabeled images, though their number may be the length of an epoch.
         "unlabeled_images": len(ids["unlabeled"]) if METHODS[folder.name].uses_unlabeled else 0,
         **read_run_metrics(folder),
-        "last_mean_iou": last["eval_mean_iou"],  # of the weights that were kept
         "iou": {name.removeprefix("eval_iou_"): value for name, value in last.items() if "eval_iou_" in name},
     }
 
@@ -74,7 +74,7 @@ def table(runs: dict[str, dict], class_names: list[str]) -> tuple[list[str], lis
         ("Labeled images", lambda run: str(run["labeled_images"])),
         ("Unlabeled images read", lambda run: str(run["unlabeled_images"])),
         ("Steps", lambda run: str(run["steps"])),
-        ("Training, seconds", lambda run: f"{run['seconds']:.0f}"),
+        ("Training, seconds", lambda run: f"{run['seconds']:.0f}" + " (since it was resumed)" * run["resumed"]),
         ("**mIoU, last**", lambda run: f"**{percent(run['last_mean_iou'])}**"),
         ("mIoU, best (step)", lambda run: f"{percent(run['best_mean_iou'])} ({run['best_step']})"),
     ]
@@ -123,7 +123,7 @@ def validation_of_run(data_dir: Path, folder: Path, models: dict[str, tuple]) ->
 
 
 def verdicts(folders: list[Path]) -> list[str]:
-    """Of each training whether it is better than the supervised one, where both were evaluated by this version."""
+    """For each training whether it is better than the supervised one, if both have counts by image."""
     by_name = {folder.name: folder for folder in folders}
     baseline = by_name.pop("supervised", None)
     found = {name: compare_folders(baseline, folder) for name, folder in by_name.items()} if baseline else {}
@@ -133,7 +133,7 @@ def verdicts(folders: list[Path]) -> list[str]:
 def draw_comparison(
     output_dir: Path, validation: Dataset, runs: dict[str, dict], models: dict[str, tuple], num_rows: int
 ) -> None:
-    """Writes `comparison.png`, a row for each of some validation images, evenly spread, and `legend.png`."""
+    """Writes `comparison.png`, whose rows are validation images, evenly spread, and `legend.png`."""
     from allspark_hf.figures import STYLES, compare_predictions, draw_predictions
     from allspark_hf.figures.style import drawing
     from allspark_hf.inference.visualization import legend
@@ -177,4 +177,4 @@ def compare() -> None:
 
 
 def main() -> None:
-    run_script(compare)
+    run_script(compare, "Interrupted.")

@@ -15,19 +15,21 @@ import subprocess
 import sys
 from pathlib import Path
 
+from allspark_hf.cli.ending import run_script
 
-MARK = "made_by_demo.txt"  # what the images are made of; the file also marks the folder as the demo's own
+
+MARK = "made_by_demo.txt"  # says how the images were made; only a folder with this file is written again
 COUNTS = {"num_train": 400, "num_labeled": 24, "num_validation": 60}
 NUM_PHOTOS = 8  # images that no training sees
 METHOD = "allspark"
 SCRATCH = "from_scratch"
-# With a pre-trained encoder: a number of updates, not of minutes, so that a slow or busy machine comes to an end too.
+# With a pre-trained encoder, a number of updates, so that a slow machine needs more time but learns as much.
 UPDATES = 100
 LENGTH = ("--max_steps", UPDATES, "--eval_strategy", "steps", "--eval_steps", UPDATES // 2, "--save_strategy", "no")
 
 
 def check_encoder(name: str) -> None:
-    """Loads an encoder; ValueError or OSError if it cannot be had."""
+    """Loads an encoder, to raise ValueError or OSError if that fails."""
     from allspark_hf.cli.models import SEGFORMER_TYPES
     from allspark_hf.models.encoders import encoder_config, is_model_type, load_encoder
 
@@ -40,7 +42,7 @@ def check_encoder(name: str) -> None:
 
 
 def prepare(folder: Path) -> None:
-    """Writes the images, unless they are there; ValueError if the folder holds something else."""
+    """Writes the images unless they are there; raises ValueError if the folder holds something else."""
     from allspark_hf.demo import data, textures
 
     mark = folder / MARK
@@ -76,7 +78,7 @@ def start(command: str, *arguments: str | int | Path) -> None:
 
 
 def travel(folder: Path, name: str, *arguments: str | int) -> None:
-    """Trains a model in `folder/name`, and lets it segment the photos."""
+    """Trains a model in `folder/name`, and segments the photos with it."""
     place = folder / name
     if place.is_dir():
         print(f"Replacing {place}, made by an earlier run of this demo.", flush=True)
@@ -89,7 +91,7 @@ def travel(folder: Path, name: str, *arguments: str | int) -> None:
 
 
 def reached(place: Path) -> str:
-    """What a model reached, and at what cost."""
+    """The score of a model, its updates and its seconds."""
     from allspark_hf.studies.study import read_run_metrics
 
     run = read_run_metrics(place / "model")
@@ -98,7 +100,7 @@ def reached(place: Path) -> str:
 
 
 def farewell(folder: Path, name: str) -> str:
-    """What lies where, and how to go on."""
+    """Where everything is, and what to do next."""
     model, (total, with_masks, validation) = folder / name / "model", COUNTS.values()
     places = {
         folder / "data": f"{with_masks} images with masks, {total - with_masks} without, {validation} for validation",
@@ -143,6 +145,4 @@ def demo() -> None:
 
 
 def main() -> None:
-    from allspark_hf.cli.ending import run_script
-
-    run_script(demo)
+    run_script(demo, "Interrupted; the same command keeps the images, and trains anew.")

@@ -1,15 +1,16 @@
-"""`allspark train --dry_run`: builds everything, takes one step on random pixels, and tells what is missing."""
+"""`allspark train --dry_run`: builds everything, takes one step on random pixels, and says what is missing."""
 
 import copy
 import math
 import re
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from huggingface_hub import constants, try_to_load_from_cache
 
-from ..data import DataArguments
+from ..data import DataArguments, SegmentationData
 from ..data.presence import DataPresence, look_for_data
 from ..data.streaming import whole_steps
 from ..evaluation.sizes import require_large_enough
@@ -35,7 +36,7 @@ WEIGHT_FILES = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
-# Names on the Hub whose geometry is that of `AllSparkConfig.mit`.
+# Models of the Hub that have the geometry of `AllSparkConfig.mit`.
 NVIDIA = re.compile(r"nvidia/(?:mit|segformer)-(b[0-5])(?:-.*)?")
 MIB = 2**20
 
@@ -43,7 +44,7 @@ MIB = 2**20
 @documented
 @dataclass
 class DryRunArguments:
-    """Whether to train at all."""
+    """Whether to train, or only to try whether a training can start."""
 
     dry_run: bool = argument(
         False,
@@ -58,19 +59,19 @@ def dry_run(
     data: DataArguments, model: ModelArguments, args: AllSparkTrainingArguments, length: str | None = None
 ) -> bool:
     """
-    Prints the report.
+    Prints what a training would do, and what it lacks.
 
     Args:
-        data ([`DataArguments`]): of the training to come.
-        model ([`ModelArguments`]): of the training to come.
-        args ([`AllSparkTrainingArguments`]): of the training to come; not changed.
-        length (`str`, *optional*): how the training will choose its length, where `args` do not say it.
+        data ([`DataArguments`]): arguments of the training.
+        model ([`ModelArguments`]): arguments of the training.
+        args ([`AllSparkTrainingArguments`]): arguments of the training; not changed.
+        length (`str`, *optional*): how the training will choose its length, if `args` do not say it.
 
     Returns:
         `bool`: whether nothing is missing.
 
     Raises:
-        ValueError, OSError: for arguments that contradict each other, as in training.
+        ValueError, OSError: if arguments contradict each other, as in training.
     """
     say = _say if args.should_save else lambda *lines: None
     say("Settings", *setting_lines(model, args, length), "Batch", *batch_lines(args))
@@ -81,7 +82,7 @@ def dry_run(
         found.counts["unlabeled"] = whole_steps(args)
     problems = found.problems
     say("Data", *data_lines(found, data, args, length))
-    problems += unlabeled_problems(found, args)
+    problems += set_problems(found.data, args)
     buildable, lines, problem = choose_weights(model)
     problems += [problem] if problem else []
     say("Model", *lines)
@@ -89,7 +90,7 @@ def dry_run(
         with tempfile.TemporaryDirectory() as folder:
             trainer = build_trainer(found, data, buildable, args, folder)
             say(*model_lines(trainer), *([] if length else chosen_lines(trainer, found, args)))
-            problems += size_problems(found, trainer, args)
+            problems += size_problems(found.data, trainer, args)
             reading = ", reading the memory" if METHODS[args.method].needs_bottleneck else ""
             say(f"One step on random pixels{reading}")
             try:
@@ -117,9 +118,9 @@ def _say(*lines: str) -> None:
 
 
 def setting_lines(model: ModelArguments, args: AllSparkTrainingArguments, chosen: str | None) -> list[str]:
-    """The arguments that matter most, as the training will have them."""
+    """The most important arguments, with the values that the training will have."""
     encoder = args.learning_rate
-    schedule = f"{getattr(args.lr_scheduler_type, 'value', args.lr_scheduler_type)} {args.lr_scheduler_kwargs or ''}"
+    schedule = f"{args.lr_scheduler_type.value} {args.lr_scheduler_kwargs or ''}"
     length = f"{args.max_steps} steps" if args.max_steps > 0 else f"{args.num_train_epochs:g} epochs"
     length = chosen or f"{length}; an epoch is one pass over the {args.epoch_length} images"
     own = {one.name: getattr(args, one.name) for one in fields(METHODS[args.method].arguments_class)}
@@ -127,8 +128,8 @@ def setting_lines(model: ModelArguments, args: AllSparkTrainingArguments, chosen
     when = {"no": "never", "epoch": "every epoch", "steps": f"every {steps} steps"}[args.eval_strategy.value]
     absent = "count as 0" if args.count_absent_classes else "do not count"
     rates = f"encoder {encoder:g}, rest {encoder * args.head_learning_rate_multiplier:g}"
-    optimizer = f"{getattr(args.optim, 'value', args.optim)}, weight decay {args.weight_decay:g}"
-    if model.encoder:  # where nobody gave them, they depend on the encoder, which is not read yet
+    optimizer = f"{args.optim.value}, weight decay {args.weight_decay:g}"
+    if model.encoder:  # it chooses what was not given, and is not read yet
         given = getattr(args, "given", ())
         free = [name for name in ("optim", "weight_decay") if name not in given]
         optimizer = "chosen for the encoder, see below" if free else optimizer
@@ -164,7 +165,7 @@ def batch_lines(args: AllSparkTrainingArguments) -> list[str]:
 def data_lines(
     found: DataPresence, data: DataArguments, args: AllSparkTrainingArguments, chosen: str | None
 ) -> list[str]:
-    """Images of each set and updates of an epoch, as far as they are known."""
+    """Images of each set, and updates; "unknown" if files are missing."""
     sets = ("labeled", "unlabeled", "validation")
     counts = ", ".join(f"{found.counts.get(name, 'unknown')} {name}" for name in sets)
     origin = "" if found.data is not None or not found.counts else " (by the lists, files are missing)"
@@ -183,66 +184,63 @@ def _streams(found: DataPresence) -> bool:
 
 def update_text(counts: dict[str, int], args: AllSparkTrainingArguments) -> str:
     """Updates of an epoch and in all, or `unknown`."""
-    if not _are_known(counts, args):
+    lengths = _lengths(counts, args)
+    if lengths is None:
         return "unknown"
-    batches, updates = batches_of_epoch(args, counts), updates_of_epoch(args, counts)
-    total = planned_updates(args, counts["labeled"], counts.get("unlabeled", 0))
+    batches, updates, total = lengths
     partial = batches % args.gradient_accumulation_steps
     note = f"; the last of an epoch has {partial} of {args.gradient_accumulation_steps} batches" if partial else ""
     return f"{updates} per epoch, {total} in all{note}"
 
 
-def batches_of_epoch(args: AllSparkTrainingArguments, counts: dict[str, int]) -> int:
-    """Of one process."""
-    return math.ceil(len(make_sampler(args, counts["labeled"], counts.get("unlabeled", 0))) / args.world_size)
+def _lengths(counts: dict[str, int], args: AllSparkTrainingArguments) -> tuple[int, int, int] | None:
+    """Batches of an epoch in one process, updates of an epoch, and updates in all; None if a count is unknown."""
+    if "labeled" not in counts or (args.epoch_length == "unlabeled" and "unlabeled" not in counts):
+        return None
+    images = counts["labeled"], counts.get("unlabeled", 0)
+    batches = math.ceil(len(make_sampler(args, *images)) / args.world_size)
+    return batches, math.ceil(batches / args.gradient_accumulation_steps), planned_updates(args, *images)
 
 
-def updates_of_epoch(args: AllSparkTrainingArguments, counts: dict[str, int]) -> int:
-    """Updates of a pass over the unlabeled images."""
-    return math.ceil(batches_of_epoch(args, counts) / args.gradient_accumulation_steps)
-
-
-def _are_known(counts: dict[str, int], args: AllSparkTrainingArguments) -> bool:
-    return "labeled" in counts and (args.epoch_length != "unlabeled" or "unlabeled" in counts)
-
-
-def unlabeled_problems(found: DataPresence, args: AllSparkTrainingArguments) -> list[str]:
-    """What the trainer would say to sets that are all there, but for images that are in two of them."""
-    if found.data is None:
+def set_problems(data: SegmentationData | None, args: AllSparkTrainingArguments) -> list[str]:
+    """What the trainer would refuse in the sets, without a look for images that are in two of them."""
+    if data is None:
         return []
-    images = found.data.unlabeled if len(found.data.unlabeled) else None
-    unlabeled = found.data.unlabeled_stream if _streams(found) else images
-    try:
-        check_datasets(args, found.data.labeled, unlabeled, eval_dataset=None)
-    except ValueError as error:
-        return [str(error)]
-    return []
+    images = data.unlabeled if len(data.unlabeled) else None
+    unlabeled = images if data.unlabeled_stream is None else data.unlabeled_stream
+    return _refusal(check_datasets, args, data.labeled, unlabeled, None)
 
 
-def size_problems(found: DataPresence, trainer: AllSparkTrainer, args: AllSparkTrainingArguments) -> list[str]:
+def size_problems(data: SegmentationData | None, trainer: AllSparkTrainer, args) -> list[str]:
     """Validation images that are too small for the encoder."""
-    if found.data is None:
+    if data is None:
         return []
+    return _refusal(
+        require_large_enough, {"validation": data.validation}, trainer.model.config, args, trainer.long_side
+    )
+
+
+def _refusal(check: Callable, *arguments) -> list[str]:
+    """The sentence of a check that refuses its arguments, if it does."""
     try:
-        require_large_enough({"validation": found.data.validation}, trainer.model.config, args, trainer.long_side)
+        check(*arguments)
     except ValueError as error:
         return [str(error)]
     return []
 
 
 def advice_lines(found: DataPresence, args: AllSparkTrainingArguments, chosen: str | None) -> list[str]:
-    """What the training will warn of, but for the classes, which only masks show."""
-    counts = found.counts
-    if not _are_known(counts, args):
+    """What the training will warn of, without its warnings of classes, for which it reads the masks."""
+    counts, lengths = found.counts, _lengths(found.counts, args)
+    if lengths is None:
         return []
-    unlabeled = counts.get("unlabeled", 0)
-    steps, per_epoch = planned_updates(args, counts["labeled"], unlabeled), updates_of_epoch(args, counts)
+    _, updates, total = lengths
     plan = RunPlan(
         num_labeled=counts["labeled"],
-        num_unlabeled=None if _streams(found) else unlabeled,
+        num_unlabeled=None if _streams(found) else counts.get("unlabeled", 0),
         num_validation=counts.get("validation"),
-        steps=None if chosen else steps,
-        epochs=math.ceil(steps / per_epoch),
+        steps=None if chosen else total,
+        epochs=math.ceil(total / updates),
     )
     return advise(args, plan, [])
 
@@ -252,10 +250,11 @@ def advice_lines(found: DataPresence, args: AllSparkTrainingArguments, chosen: s
 
 def choose_weights(model: ModelArguments) -> tuple[ModelArguments | None, list[str], str | None]:
     """
-    What the model of the dry run can be built from.
+    Where the weights of the dry run's model come from.
 
     Returns:
-        `tuple`: the arguments to build it with, `None` if it cannot be built; what to say; a problem, if it is one.
+        `tuple`: the arguments to build the model with, `None` if it cannot be built; lines to print; a problem or
+        `None`.
 
     Raises:
         ValueError: unless there is one source of weights.
@@ -312,17 +311,15 @@ def model_lines(trainer: AllSparkTrainer) -> list[str]:
 
 
 def chosen_lines(trainer: AllSparkTrainer, found: DataPresence, args: AllSparkTrainingArguments) -> list[str]:
-    """What the training will take for this encoder and its length, where nobody gave it."""
-    counts = found.counts
-    if not _are_known(counts, args):
-        return []
-    updates = planned_updates(args, counts["labeled"], counts.get("unlabeled", 0))
-    chosen = apply_encoder_defaults(copy.copy(args), trainer.model.config, updates)
-    return [f"  for this encoder and {updates} updates: {', '.join(chosen)}"] if chosen else []
+    """What the training will choose for its encoder and length, of the arguments that were not given."""
+    lines, lengths = [], _lengths(found.counts, args)
+    if lengths is not None:
+        apply_encoder_defaults(copy.copy(args), trainer.model.config, lengths[-1], say=lines.append)
+    return [f"  {line}" for line in lines]
 
 
 def step_lines(step: StepReport, args: AllSparkTrainingArguments) -> list[str]:
-    """Loss, time and memory of the step, and what later ones have on top."""
+    """Loss, time and memory of the step, and the memory that later steps need in addition."""
     lines = [
         f"  loss {step.loss:.4f}, {step.seconds:.1f} s for one batch of one process (the first, so with warming up)",
         f"  memory: {step.memory}",

@@ -1,50 +1,46 @@
-"""What the optimizer's arguments are, where nobody gave them, with an encoder of transformers' AutoBackbone."""
+"""Arguments of the optimizer that were not given, for encoders of transformers' AutoBackbone."""
 
 import math
 from collections.abc import Callable
 
-from ..data.streaming import whole_steps
 from ..models.configuration_backbone_allspark import AllSparkBackboneConfig
 from ..training.arguments import AllSparkTrainingArguments
 from ..training.loaders import make_sampler
 
 
 LONG_RUN = 5000  # updates
-# UniMatch V2's for tens of thousands of updates. Short runs need more, but 5e-5 spoils the first layers of a whole
-# encoder, and a dpt head at 3e-3 dies: both on CamVid, 600 updates, see scripts/studies/README.md.
+# PLAIN_VIT is UniMatch V2's, for tens of thousands of updates. Short runs need rates that are a little higher: in 600
+# updates on CamVid, 5e-5 spoiled the first layers of the encoder, and a dpt head learned nothing at 3e-3
+# (scripts/studies/README.md).
 PLAIN_VIT = {"learning_rate": 5e-6, "head_learning_rate_multiplier": 40.0}
 PLAIN_VIT_SHORT = {"learning_rate": 1e-5, "head_learning_rate_multiplier": 50.0}
-OTHERS = {"learning_rate": 1e-5, "head_learning_rate_multiplier": 10.0}  # UniMatch V2's, of its training logs
+OTHERS = {"learning_rate": 1e-5, "head_learning_rate_multiplier": 10.0}  # as in UniMatch V2's training logs
 ADAMW = {"optim": "adamw_torch_fused", "weight_decay": 0.01}
 
 
-def planned_updates(
-    args: AllSparkTrainingArguments, num_labeled: int, num_unlabeled: int, streams: bool = False
-) -> int:
+def planned_updates(args: AllSparkTrainingArguments, num_labeled: int, num_unlabeled: int) -> int:
     """
     Updates of a whole training.
 
     Args:
-        args ([`AllSparkTrainingArguments`]): of the training.
-        num_labeled (`int`): labeled images.
-        num_unlabeled (`int`): unlabeled images, if they are no stream.
-        streams (`bool`, *optional*, defaults to `False`): whether the unlabeled images are a stream.
+        args ([`AllSparkTrainingArguments`]): arguments of the training.
+        num_labeled (`int`): number of labeled images.
+        num_unlabeled (`int`): number of unlabeled images; of a stream those of an epoch, see [`whole_steps`].
     """
     if args.max_steps > 0:
         return args.max_steps
-    num_unlabeled = whole_steps(args) if streams else num_unlabeled
-    batches = math.ceil(len(make_sampler(args, num_labeled, num_unlabeled, streams)) / args.world_size)
+    batches = math.ceil(len(make_sampler(args, num_labeled, num_unlabeled)) / args.world_size)
     return math.ceil(args.num_train_epochs * math.ceil(batches / args.gradient_accumulation_steps))
 
 
 def encoder_defaults(config, num_updates: int) -> dict:
     """
-    Optimizer, weight decay and learning rates for an encoder and a length of the training; none for a Mix
-    Transformer, which has the paper's.
+    Optimizer, weight decay and learning rates for an encoder and a length of the training; empty for a Mix
+    Transformer, for which the arguments' own defaults, the paper's, are right.
 
     Args:
-        config ([`AllSparkFields`]): of the model.
-        num_updates (`int`): of the training.
+        config ([`AllSparkFields`]): configuration of the model.
+        num_updates (`int`): updates of the training.
     """
     if not isinstance(config, AllSparkBackboneConfig):
         return {}
@@ -55,28 +51,24 @@ def encoder_defaults(config, num_updates: int) -> dict:
 
 def apply_encoder_defaults(
     args: AllSparkTrainingArguments, config, num_updates: int, say: Callable[[str], None] | None = None
-) -> list[str]:
+):
     """
-    Sets what was given neither on the command line nor in a recipe.
+    Sets the arguments of [`encoder_defaults`] that neither the command line nor a recipe gave.
 
     Args:
-        args ([`AllSparkTrainingArguments`]): of [`parse_arguments`]; changed in place.
-        config ([`AllSparkFields`]): of the model.
-        num_updates (`int`): of the training.
-        say (`Callable`, *optional*): told in one line what was set, if anything was.
-
-    Returns:
-        `list[str]`: what was set, as `"name value"`.
+        args ([`AllSparkTrainingArguments`]): arguments of [`parse_arguments`]; changed in place.
+        config ([`AllSparkFields`]): configuration of the model.
+        num_updates (`int`): updates of the training.
+        say (`Callable`, *optional*): gets a line of text that names what was set, if anything was.
     """
     given = getattr(args, "given", ())
     defaults = {name: value for name, value in encoder_defaults(config, num_updates).items() if name not in given}
     for name, value in defaults.items():
         setattr(args, name, value)
     args.filled_in = args.filled_in | defaults
-    chosen = [f"{name} {value}" for name, value in defaults.items()]
-    if chosen and say is not None:
-        say(f"for this encoder and {num_updates} updates: {', '.join(chosen)}")
-    return chosen
+    if defaults and say is not None:
+        chosen = ", ".join(f"{name} {value}" for name, value in defaults.items())
+        say(f"for this encoder and {num_updates} updates: {chosen}")
 
 
 __all__ = ["apply_encoder_defaults", "encoder_defaults", "planned_updates"]

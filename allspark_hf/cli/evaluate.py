@@ -7,13 +7,9 @@
 Prints a table; --output_file FILE also writes settings, numbers and the confusion matrix as JSON.
 """
 
-import platform
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
-
-import torch
-import transformers
 
 from allspark_hf.cli.arguments import parse_arguments
 from allspark_hf.cli.ending import fail, leave
@@ -24,10 +20,10 @@ from allspark_hf.evaluation.evaluator import Evaluation, OtherProcessError
 from allspark_hf.evaluation.selection import EVALUATION_SPLITS, fit_to_model, select_split
 from allspark_hf.inference.loading import load_trained, long_side_of
 from allspark_hf.models.weights import DIGEST, weights_digest
+from allspark_hf.publishing.record import environment
 from allspark_hf.training.arguments import AllSparkTrainingArguments
 from allspark_hf.training.trainer import AllSparkTrainer
-from allspark_hf.utils import __version__
-from allspark_hf.utils.arguments import argument
+from allspark_hf.utils.arguments import argument, check_values
 from allspark_hf.utils.files import write_json
 from allspark_hf.utils.text import text_table
 
@@ -44,14 +40,13 @@ class ScriptArguments:
     )
     image_column_name: str = argument("image", "Column of dataset_name with the images.")
     label_column_name: str = argument("label", "Column of dataset_name with the masks.")
-    batch_size: int = argument(1, "Images per device; those of one size run together.")
+    batch_size: int = argument(1, "Images per device; those of one size run together.", interval="[1, inf)")
     output_file: str | None = argument(None, "JSON file for settings and results.")
     overwrite: bool = argument(False, "Replace an existing output_file.")
     use_cpu: bool = argument(False, "Run on the CPU even if there is a GPU.")
 
     def __post_init__(self):
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size={self.batch_size}: set at least 1 image.")
+        check_values(self)
         if self.output_file and Path(self.output_file).exists() and not self.overwrite:
             raise ValueError(f"{self.output_file} exists: pass --overwrite, or choose another --output_file.")
         if self.output_file and not Path(self.output_file).absolute().parent.is_dir():
@@ -96,7 +91,7 @@ def table(evaluation: Evaluation) -> str:
 
 
 def results(trainer, arguments, data_arguments, seconds: float) -> dict:
-    """What goes into the JSON file; metrics in [0, 1]."""
+    """The content of the JSON file; metrics are in [0, 1]."""
     evaluation, config = trainer.evaluation, trainer.model.config
     settings = {name: getattr(trainer.args, name) for name in EvaluationArguments.__dataclass_fields__}
     if settings["eval_mode"] not in ONE_PIECE:
@@ -104,7 +99,7 @@ def results(trainer, arguments, data_arguments, seconds: float) -> dict:
     means = ("loss", "mean_iou", "mean_accuracy", "mean_boundary_iou", "overall_accuracy")
     return {
         "model": arguments.model,
-        DIGEST: weights_digest(arguments.model) or weights_digest(trainer.model),  # the latter of a Hub id
+        DIGEST: weights_digest(arguments.model) or weights_digest(trainer.model),  # a Hub id is no folder
         "data": asdict(data_arguments) | {"split": arguments.split},
         "settings": settings,
         "num_images": evaluation.num_images,
@@ -114,12 +109,7 @@ def results(trainer, arguments, data_arguments, seconds: float) -> dict:
         "confusion_matrix": evaluation.confusion.counts.tolist(),  # [true class][predicted class]
         "seconds": seconds,
         "processes": trainer.args.world_size,
-        "versions": {
-            "allspark_hf": __version__,
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "python": platform.python_version(),
-        },
+        "versions": environment(trainer.args.world_size)["versions"],
     }
 
 
@@ -134,7 +124,7 @@ def main():
             failure = f"{type(error).__name__}: {error}"
         except OtherProcessError as error:
             failure = str(error)
-    if failure:  # only now that the folder is gone
+    if failure:  # only here, where the temporary folder is deleted
         fail(failure)
     if trainer.args.should_save:
         print(f"{trainer.evaluation.num_images} images, percent")

@@ -7,11 +7,11 @@ Adds onnx/ to the model's own folder, which then goes with it to the Hub; or, wi
 transformers.js opens as it is. With data, also measures what the export costs in mIoU, on the validation images.
 """
 
-import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 from allspark_hf.cli.arguments import parse_arguments
+from allspark_hf.cli.ending import run_script
 from allspark_hf.cli.importing import use_import
 from allspark_hf.data import DataArguments
 from allspark_hf.evaluation.evaluator import EvaluationDataset
@@ -56,7 +56,7 @@ class ScriptArguments:
 
 @dataclass
 class OptionalDataArguments(DataArguments):
-    """Data to measure the cost on, or none."""
+    """Which data to measure the cost on, if any."""
 
     @property
     def given(self) -> bool:
@@ -72,10 +72,7 @@ class OptionalDataArguments(DataArguments):
 
 
 def validation_samples(arguments: ScriptArguments, data_arguments, model, image_processor):
-    """
-    The images with masks to measure the cost on, none of them read yet but for a fixed size the first; None without
-    data.
-    """
+    """The images to measure the cost on, of which a fixed size reads the first; None without data."""
     if not data_arguments.given:
         return None
     config = model.config
@@ -95,7 +92,7 @@ def validation_samples(arguments: ScriptArguments, data_arguments, model, image_
 
 
 def measured(arguments: ScriptArguments, model, samples) -> dict:
-    """What the export costs, on these images."""
+    """What the export costs in mIoU on these images."""
     files = {"ONNX": FLOAT_FILE} | ({"int8": INT8_FILE} if arguments.quantize_int8 else {})
     segmenters = {
         name: OnnxSegmenter(arguments.folder / ONNX_FOLDER / file, model.config) for name, file in files.items()
@@ -104,7 +101,7 @@ def measured(arguments: ScriptArguments, model, samples) -> dict:
 
 
 def report(record: dict) -> str:
-    """Files and differences, to read."""
+    """Files and differences as text."""
     lines = [f"onnx/{name}  {size / 1e6:.2f} MB" for name, size in record["files"].items()]
     if record["fixed_size"] is not None:
         height, width = record["fixed_size"]
@@ -116,24 +113,25 @@ def report(record: dict) -> str:
     return "\n".join(lines)
 
 
+def export():
+    arguments, data_arguments = parse_arguments((ScriptArguments, OptionalDataArguments))
+    require_onnx()
+    check_output(arguments.folder, arguments.in_model_folder, arguments.overwrite)
+    model, image_processor = load_trained(arguments.model, "cpu")
+    model = model.float()
+    check_exportable(model, arguments.fixed_size)
+    samples = validation_samples(arguments, data_arguments, model, image_processor)
+    where = arguments.folder, arguments.quantize_int8, arguments.in_model_folder, arguments.overwrite
+    record = export_onnx(model, image_processor, *where, arguments.fixed_size)
+    print(f"{arguments.folder}\n{report(record)}", flush=True)
+    if samples is not None:
+        record["cost"] = measured(arguments, model, samples)
+        record["cost"]["data"] = Path(data_arguments.data_dir or data_arguments.dataset_name).name
+        write_record(arguments.folder, record)
+        print(f"{record['cost']['num_images']} validation images\n{cost_table(record['cost'])}")
+    elif arguments.quantize_int8:
+        print("What 8 bits cost in mIoU was not measured: give --data_dir or --dataset_name to measure it.")
+
+
 def main():
-    try:
-        arguments, data_arguments = parse_arguments((ScriptArguments, OptionalDataArguments))
-        require_onnx()
-        check_output(arguments.folder, arguments.in_model_folder, arguments.overwrite)
-        model, image_processor = load_trained(arguments.model, "cpu")
-        model = model.float()
-        check_exportable(model, arguments.fixed_size)
-        samples = validation_samples(arguments, data_arguments, model, image_processor)
-        where = arguments.folder, arguments.quantize_int8, arguments.in_model_folder, arguments.overwrite
-        record = export_onnx(model, image_processor, *where, arguments.fixed_size)
-        print(f"{arguments.folder}\n{report(record)}", flush=True)
-        if samples is not None:
-            record["cost"] = measured(arguments, model, samples)
-            record["cost"]["data"] = Path(data_arguments.data_dir or data_arguments.dataset_name).name
-            write_record(arguments.folder, record)
-            print(f"{record['cost']['num_images']} validation images\n{cost_table(record['cost'])}")
-        elif arguments.quantize_int8:
-            print("What 8 bits cost in mIoU was not measured: give --data_dir or --dataset_name to measure it.")
-    except (ImportError, OSError, ValueError) as error:
-        sys.exit(f"{type(error).__name__}: {error}")
+    run_script(export, "Interrupted.")

@@ -9,18 +9,18 @@ logged. Takes the arguments of the data from `allspark train`; which images were
 folder.
 """
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from allspark_hf import figures
 from allspark_hf.cli.arguments import parse_arguments
+from allspark_hf.cli.ending import run_script
 from allspark_hf.cli.importing import use_import
 from allspark_hf.data import DataArguments, find_data, list_path, split_of_run, with_class_indices, with_page_of
 from allspark_hf.data.summary import require_known_values
 from allspark_hf.evaluation.selection import check_classes
 from allspark_hf.inference.loading import load_trained
-from allspark_hf.utils.arguments import argument
+from allspark_hf.utils.arguments import argument, check_values
 
 
 FIGURES = tuple(figures.DRAWERS)
@@ -30,24 +30,25 @@ BACKGROUNDS = tuple(figures.STYLES)
 
 @dataclass
 class FigureArguments:
-    """Arguments of the script."""
-
     model: str = argument(help="Folder or Hub id of a trained model.")
     output_dir: str = argument(help="Folder of the figures.")
     baseline: list[str] | None = argument(None, "Models to compare with in 1c, b and curves: folders or Hub ids.")
     figures: list[str] | None = argument(None, f"Some of {' '.join(FIGURES)}; default: all that model and data allow.")
     background: list[str] = argument(default_factory=lambda: list(BACKGROUNDS), help="light, dark or (default) both.")
-    num_images: int = argument(4, "Validation images in 5, 6 and b, evenly spread.")
+    num_images: int = argument(4, "Validation images in 5, 6 and b, evenly spread.", interval="[1, inf)")
     images: list[str] | None = argument(
         None, "Ids of the images in 5, 6 and b instead, such as in validation_ids.txt."
     )
-    max_images: int | None = argument(None, "Images of a set in 1c, 6 and 7 at most, evenly spread; default: all.")
+    max_images: int | None = argument(
+        None, "Images of a set in 1c, 6 and 7 at most, evenly spread; default: all.", interval="[1, inf)"
+    )
     image_column_name: str = argument("image", "Column of dataset_name with the images.")
     label_column_name: str = argument("label", "Column of dataset_name with the masks.")
     device: str | None = argument(None, "Such as cpu or cuda:0; default: the GPU if any.")
     overwrite: bool = argument(False, "Replace existing figures.")
 
     def __post_init__(self):
+        check_values(self)
         for name, given, known in (
             ("figures", self.figures or FIGURES, FIGURES),
             ("background", self.background, BACKGROUNDS),
@@ -55,13 +56,10 @@ class FigureArguments:
             unknown = [value for value in given if value not in known]
             if unknown or not given:
                 raise ValueError(f"{name} is {' '.join(given)}, but some of {' '.join(known)} are needed.")
-        for name in ("num_images", "max_images"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, but at least 1 is needed.")
 
 
 def run_names(folders: list[str]) -> list[str]:
-    """The last part in which the paths differ: the method's, say, for OUT/<method>/seed_0."""
+    """Names of runs: the last part in which their paths differ, such as the method in OUT/<method>/seed_0."""
     parts = [Path(folder).absolute().parts for folder in folders]
     while len(folders) > 1 and all(len(path) > 1 for path in parts) and len({path[-1] for path in parts}) == 1:
         parts = [path[:-1] for path in parts]
@@ -70,7 +68,7 @@ def run_names(folders: list[str]) -> list[str]:
 
 
 class Material:
-    """What the figures are made from: models, and the sets of images with class indices as masks."""
+    """What the figures are drawn from: models, and sets of images whose masks hold class indices."""
 
     def __init__(self, arguments: FigureArguments, data_arguments: DataArguments):
         self.arguments = arguments
@@ -105,7 +103,7 @@ class Material:
             check_classes(model.config, classes, data_dir)
 
     def _lists_problem(self) -> str | None:
-        """Why it is not known which of the images every model was trained on; None if it is."""
+        """Why it is unknown which images the models were trained on; None if it is known."""
         for folder in self.folders:
             for kind, dataset in self.sets.items():
                 path = list_path(folder, kind)
@@ -138,12 +136,12 @@ class Material:
         return None
 
     def some(self, dataset, count: int | None):
-        """A number of rows, evenly spread; all for None."""
+        """So many rows, evenly spread; all with None."""
         count = len(dataset) if count is None else min(count, len(dataset))
         return dataset.select([index * len(dataset) // count for index in range(count)])
 
     def chosen(self) -> list[dict]:
-        """Rows of the images to show one by one, with masks where there are any."""
+        """Rows of the images that are shown one by one, with their masks if they have any."""
         for model, _ in self.models.values():
             require_known_values({"validation": self.sets["validation"]}, model.config)
         if self.arguments.images is None:
@@ -157,7 +155,7 @@ class Material:
         return rows
 
     def sets_with_masks(self) -> dict:
-        """The images of figure 1c by set; of the unlabeled ones those whose masks were hidden, if any."""
+        """The images of figure 1c by set; unlabeled ones only if their masks were hidden."""
         unlabeled = self.sets["unlabeled"]
         rows = [row for row, name in enumerate(unlabeled["id"]) if name in self.hidden_ids]
         sets = {"labeled": self.sets["labeled"], "unlabeled": unlabeled.select(rows)}
@@ -196,23 +194,24 @@ def check_existing(arguments: FigureArguments):
         )
 
 
+def draw():
+    figures.require_matplotlib()
+    arguments, data_arguments = parse_arguments((FigureArguments, DataArguments))
+    check_existing(arguments)
+    material = Material(arguments, data_arguments)
+    problems = {name: material.problem_with(name) for name in arguments.figures or FIGURES}
+    for name, problem in problems.items():
+        if problem and arguments.figures:
+            raise ValueError(f"Figure {name} cannot be drawn: {problem}.")
+        if problem:
+            print(f"Left out: figure {name}, because {problem}.")
+    for name in (name for name, problem in problems.items() if not problem):
+        arrays = compute(name, material)
+        paths = figures.write_figure(
+            arrays, figures.DRAWERS[name], arguments.output_dir, FILE_NAMES[name], arguments.background
+        )
+        print(*paths, sep="\n")
+
+
 def main():
-    try:
-        figures.require_matplotlib()
-        arguments, data_arguments = parse_arguments((FigureArguments, DataArguments))
-        check_existing(arguments)
-        material = Material(arguments, data_arguments)
-        problems = {name: material.problem_with(name) for name in arguments.figures or FIGURES}
-        for name, problem in problems.items():
-            if problem and arguments.figures:
-                raise ValueError(f"Figure {name} cannot be drawn: {problem}.")
-            if problem:
-                print(f"Left out: figure {name}, because {problem}.")
-        for name in (name for name, problem in problems.items() if not problem):
-            arrays = compute(name, material)
-            paths = figures.write_figure(
-                arrays, figures.DRAWERS[name], arguments.output_dir, FILE_NAMES[name], arguments.background
-            )
-            print(*paths, sep="\n")
-    except (ImportError, OSError, ValueError) as error:
-        sys.exit(f"{type(error).__name__}: {error}")
+    run_script(draw, "Interrupted.")

@@ -1,6 +1,6 @@
 """
-What `--help` prints, without importing what it describes: help.json holds it, which scripts/write_help.py makes anew
-from the argument classes. It has only arguments of this package, so that no release of transformers changes it.
+What `--help` prints, without importing what it describes: scripts/write_help.py writes help.json from the argument
+classes. The file has arguments of this package alone, so that no release of transformers changes it.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""The content of `--help`, from the argument classes: the arguments that people use, or every one."""
+"""The content of `--help`, made from the argument classes."""
 
 import inspect
 from collections.abc import Iterable
@@ -8,7 +8,7 @@ from ..methods import METHODS, MethodArguments, arguments_classes
 from ..utils.arguments import default_of, facts_of
 
 
-# Headings of the arguments that a class declares; those of a script's own class are its options.
+# Headings of the arguments that these classes declare; other classes declare "options".
 HEADINGS = {
     "DataArguments": "data",
     "ModelArguments": "model",
@@ -18,18 +18,18 @@ HEADINGS = {
     "PredictionArguments": "evaluation",
 }
 ORDER = ("start with", "options", "data", "model", "method", "training", "evaluation")
-# What a training needs to be told, or is told most often: above all others.
+# The arguments of a training that people give most often, shown above all others.
 FIRST = ("data_dir", "output_dir", "method", "encoder", "crop_size", "max_steps")
 
 
 def help_content(types: Iterable[type], description: str | None, everything: bool) -> dict:
     """
-    A command's own words, and its arguments under headings, each with its default; for [`render`].
+    A command's description, and its arguments under headings, each with its default; for [`render`].
 
     Args:
         types (`Iterable[type]`): the argument classes of the command.
-        description (`str`, *optional*): the command's words.
-        everything (`bool`): whether to show all arguments, or of a class that has common ones only these.
+        description (`str`, *optional*): text about the command.
+        everything (`bool`): whether to show all arguments; if not, classes with common arguments show only these.
     """
     types = list(types)
     trains = any(one.name == "method" for kind in types for one in fields(kind))
@@ -54,7 +54,7 @@ def help_content(types: Iterable[type], description: str | None, everything: boo
 
 
 def _fields_by_class(kind: type) -> list[tuple[type, Field]]:
-    """The fields in the order of the classes that declare them, the class itself first."""
+    """The fields, each with the class that declares it; those of `kind` itself come first."""
     waiting = {one.name: one for one in fields(kind) if one.init}
     declared = [(base, name) for base in kind.__mro__ for name in inspect.get_annotations(base)]
     return [(base, waiting.pop(name)) for base, name in declared if name in waiting]
@@ -70,7 +70,7 @@ def _heading(owner: type, one: Field, everything: bool) -> str:
 
 
 def _text(one: Field) -> str:
-    text = one.metadata.get("help", "").replace("%%", "%")  # as argparse has it
+    text = one.metadata.get("help", "").replace("%%", "%")  # argparse needs two
     default = default_of(one)
     if default is True:
         text += f" (default: True; --no_{one.name})"

@@ -10,8 +10,9 @@ pictures. If a picture cannot be imported, nothing is written.
 """
 
 import argparse
-import sys
 from pathlib import Path
+
+from allspark_hf.cli.ending import run_script
 
 
 def parse() -> argparse.Namespace:
@@ -65,9 +66,4 @@ def run() -> None:
 
 
 def main() -> None:
-    try:
-        run()
-    except KeyboardInterrupt:
-        sys.exit("Interrupted; the folder is whole, or not there.")
-    except (ImportError, OSError, ValueError) as error:
-        sys.exit(f"{type(error).__name__}: {error}")
+    run_script(run, "Interrupted; DATA_DIR is complete, or does not exist.")

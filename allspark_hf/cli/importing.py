@@ -1,4 +1,4 @@
-"""From an export of a labeling tool to a data folder, by `allspark import` or because `--data_dir` names an export."""
+"""Imports an export of a labeling tool into a data folder, for `allspark import` and a `--data_dir` that is one."""
 
 import os
 import shlex
@@ -24,7 +24,7 @@ from allspark_hf.utils.text import one_line, text_table
 
 
 OVERLAYS = 6
-FEW = 2  # percent of the pixels: gaps between objects rather than a background
+FEW = 2  # percent of the pixels; so little background may be gaps between objects
 LONG_SIDE = 1024  # of an overlay
 PALE = 0.25
 EVENTS = {
@@ -54,10 +54,11 @@ def import_export(
     empty_images: str = EMPTY[0],
 ) -> Imported:
     """
-    Writes the data folder of an export ([`read_export`], [`write_folder`]) with overlays, and says what was imported.
+    Writes the data folder of an export ([`read_export`], [`write_folder`]) with overlays, and prints what was
+    imported.
 
     Raises:
-        OSError, ImportError, ValueError: if it cannot be imported; nothing is written then.
+        OSError, ImportError, ValueError: if the export cannot be imported; then nothing is written.
     """
     source, palette = Path(os.path.abspath(source)), default_palette(255)
     require_empty(data_dir, source)
@@ -79,17 +80,17 @@ def import_export(
 
 def use_import(arguments: DataArguments) -> list[str]:
     """
-    Where `data_dir` is an export, it becomes the folder beside it, `EXPORT_imported`, into which the export is
-    imported unless that has been done: by the first process that comes here, while others wait.
+    If `data_dir` is an export, imports it into the folder `EXPORT_imported` beside it, unless that was done before,
+    and makes this folder the `data_dir`. The first process imports, and others wait for it.
 
     Args:
-        arguments ([`DataArguments`]): of the command; changed.
+        arguments ([`DataArguments`]): arguments of the command; changed in place.
 
     Returns:
-        `list[str]`: options that say the same.
+        `list[str]`: the changes as options of a command line.
 
     Raises:
-        ValueError: if the export cannot be imported as it is, or the folder is not of the same files and classes.
+        ValueError: if the export cannot be imported as it is, or the folder was made of other files or classes.
     """
     if arguments.data_dir is None or arguments.data_format is not None:
         return []
@@ -98,10 +99,10 @@ def use_import(arguments: DataArguments) -> list[str]:
         return []
     except ExportFound as found:
         refusal = str(found)
-    except (OSError, ValueError):  # whoever reads the data says it
+    except (OSError, ValueError):  # reading the data will raise it again
         return []
     source = Path(os.path.abspath(arguments.data_dir))
-    if source.suffix.lower() in (".yaml", ".yml"):  # beside which all files are part of the export
+    if source.suffix.lower() in (".yaml", ".yml"):  # all files beside it are part of the export
         return []
     data_dir = source.with_name(f"{source.stem if source.is_file() else source.name}_imported")
     classes = read_classes(arguments.classes) if arguments.classes else None
@@ -141,7 +142,7 @@ def _import_once(source: Path, data_dir: Path, classes: Classes | None):
 
 
 def _require_same(source: Path, data_dir: Path, classes: Classes | None):
-    """Raises `ValueError` if the folder was not made of the export as it is, or has other classes than those asked."""
+    """Raises `ValueError` unless the folder was made of the export as it is now, with these classes."""
     changes = find_changes(source, data_dir)
     if changes is None:
         raise ValueError(
@@ -197,7 +198,7 @@ def report(imported: Imported, empty_images: str) -> list[str]:
 
 
 def draw_overlays(imported: Imported, data_dir: Path):
-    """Draws pictures that together show as many classes as possible, in a folder that training does not read."""
+    """Draws overlays of pictures that together show many classes, in a folder that training does not read."""
     names, colors = imported.classes.names, imported.classes.colors
     palette = np.array(colors, dtype=np.uint8) if colors else default_palette(len(names))
     (data_dir / "overlays").mkdir()
@@ -209,7 +210,7 @@ def draw_overlays(imported: Imported, data_dir: Path):
             raise ValueError(f"The picture {path} cannot be read ({one_line(error)}); replace it.") from error
         with Image.open(data_dir / imported.masks[path]) as opened:
             mask = np.asarray(opened).astype(np.int16)
-        # Pale areas and full outlines, so that the picture shows what was missed.
+        # Pale areas with strong outlines let the picture show what was missed.
         width = max(1, max(mask.shape) // 500)
         lines = np.where(outlines(mask, width) & (mask < len(names)), mask, -1)
         picture = overlay(overlay(image, mask, palette, PALE), lines, palette, 1, ignore_index=-1)
@@ -222,7 +223,7 @@ def draw_overlays(imported: Imported, data_dir: Path):
 
 
 def choose(pixels: dict[str, np.ndarray]) -> list[str]:
-    """Six pictures, each of which shows the most classes that those before do not, or else the most."""
+    """Up to six pictures: each shows the most classes that no earlier one shows, then the most classes."""
     seen, chosen, left = np.zeros(256, dtype=int), [], {path: counts > 0 for path, counts in pixels.items()}
     while left and len(chosen) < OVERLAYS:
         new = {path: np.sum(shown & (seen == 0)) for path, shown in left.items()}

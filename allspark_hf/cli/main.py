@@ -1,4 +1,4 @@
-"""The command `allspark`, also as `python -m allspark_hf`: starts a subcommand, or says what there is."""
+"""The command `allspark`, also as `python -m allspark_hf`: starts a subcommand, or lists them."""
 
 import sys
 from difflib import get_close_matches
@@ -7,7 +7,7 @@ from importlib import import_module
 from .help import read_help, render, short
 
 
-# Each is the `main` of the module of this name in this folder, imported when it is started.
+# Each is the function `main` in the module of this name in this folder, which is imported when the command starts.
 COMMANDS = (
     "train",
     "evaluate",
@@ -29,10 +29,10 @@ def main(command: str | None = None) -> int | None:
     Starts a subcommand.
 
     Args:
-        command (`str`, *optional*): one of [`COMMANDS`], whose arguments `sys.argv` has; default: its first one.
+        command (`str`, *optional*): one of [`COMMANDS`]; defaults to the first argument in `sys.argv`.
 
     Returns:
-        `int`, *optional*: the exit code, if the subcommand gives one.
+        `int`, *optional*: the exit code, if the subcommand returns one.
     """
     if command is None:
         command, *arguments = sys.argv[1:] or ["--help"]

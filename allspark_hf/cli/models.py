@@ -1,4 +1,4 @@
-"""From arguments and data to the model to train."""
+"""Makes the model to train from arguments and data."""
 
 import re
 from dataclasses import replace
@@ -7,6 +7,7 @@ from huggingface_hub.errors import StrictDataclassError
 
 from ..data import CheckReport, Classes
 from ..models.configuration_allspark import MIT_SIZES, AllSparkConfig
+from ..models.configuration_backbone_allspark import AllSparkBackboneConfig
 from ..models.encoders import encoder_config, encoder_normalization, is_model_type, load_encoder
 from ..models.modeling_allspark import SegformerForSemiSupervisedSegmentation
 from ..models.pretrained import check_reachable, loading
@@ -16,9 +17,9 @@ from ..publishing.licenses import FROM_SCRATCH, base_license_of, base_weights_of
 from .arguments import ModelArguments
 
 
-# What other classes, crops or bottleneck settings may start anew.
+# Weights that start anew if classes, crop or bottleneck are others than the checkpoint's.
 REPLACEABLE = re.compile(r"(.*\.)?classifier\.|skip_classifier\.|bottleneck\.")
-# Entries of a checkpoint's config.json that a new training does not begin with.
+# Entries of a checkpoint's config.json that a new training does not take over.
 NOT_TAKEN_OVER = ("model_type", "num_labels", "mask_values", "ignored_mask_values")
 GEOMETRY_FIELDS = ("hidden_sizes", "depths", "decoder_hidden_size")
 HEAD_FIELDS = ("head", "use_skip_classifier", "use_image_stem")  # with --encoder
@@ -36,15 +37,15 @@ def load_model(arguments: ModelArguments, report: CheckReport, ignore_index: int
     The model to train, with the data's classes.
 
     Args:
-        arguments ([`ModelArguments`]): which model.
-        report ([`CheckReport`]): the data.
+        arguments ([`ModelArguments`]): arguments of the model.
+        report ([`CheckReport`]): the checked data.
         ignore_index (`int`): mask value of pixels that do not count.
-        plain_segformer (`bool`): whether to leave the bottleneck out, for the baselines.
+        plain_segformer (`bool`): whether to leave out the bottleneck, as in the baselines.
 
     Raises:
         ValueError: unless exactly one of `encoder`, `model_name_or_path` and `backbone` is given, if the backbone is
-            no Mix Transformer, if a checkpoint is to get another geometry, and if it cannot be loaded, unless that is
-            an `OSError` or a `StrictDataclassError`.
+            no Mix Transformer, or if a checkpoint does not fit or cannot be loaded.
+        OSError, StrictDataclassError: if a checkpoint's files or configuration are missing or wrong.
     """
     arguments = resolve_encoder(arguments)
     geometry = check_source(arguments)
@@ -56,11 +57,9 @@ def load_model(arguments: ModelArguments, report: CheckReport, ignore_index: int
     fields |= class_fields(report) | {"semantic_loss_ignore_index": ignore_index}
     if arguments.encoder:
         return _new_head(arguments, fields)
-    if arguments.drop_path_rate is not None:
-        fields["drop_path_rate"] = arguments.drop_path_rate
     if arguments.backbone:
-        fields |= geometry | {"base_weights": FROM_SCRATCH}
-        config = AllSparkConfig.mit(arguments.backbone, **fields)
+        config = AllSparkConfig.mit(arguments.backbone, **fields, **geometry, base_weights=FROM_SCRATCH)
+        _set_drop_path(config, arguments.drop_path_rate)
         config._attn_implementation = arguments.attn_implementation
         return SegformerForSemiSupervisedSegmentation(config)
     name = arguments.model_name_or_path
@@ -76,10 +75,12 @@ def load_model(arguments: ModelArguments, report: CheckReport, ignore_index: int
         if len(stored.get("palette") or ()) != report.num_labels:
             stored.pop("palette", None)
         _check_order(stored.get("id2label"), report.data.classes)
+        config = config_class.from_dict({**stored, **fields})
+        _set_drop_path(config, arguments.drop_path_rate)
         model, info = model_class.from_pretrained(
             name,
             output_loading_info=True,
-            config=config_class.from_dict({**stored, **fields}),
+            config=config,
             ignore_mismatched_sizes=True,  # a head for other classes starts anew, and from_pretrained says so
             attn_implementation=arguments.attn_implementation,
         )
@@ -105,6 +106,16 @@ def _check_order(id2label: dict[str, str] | None, classes: Classes | None):
         )
 
 
+def _set_drop_path(config: AllSparkConfig | AllSparkBackboneConfig, rate: float | None):
+    """Sets the stochastic depth of the encoder, if a rate was given."""
+    if rate is None:
+        return
+    encoder = getattr(config, "backbone_config", config)
+    if not hasattr(encoder, "drop_path_rate"):
+        raise ValueError(f"The encoder, {encoder.model_type}, has no drop_path_rate: leave it out.")
+    encoder.drop_path_rate = rate
+
+
 def _new_head(arguments: ModelArguments, fields: dict) -> Segmenter:
     """A model with the encoder that was asked for."""
     name, encoder_fields = arguments.encoder, {}
@@ -120,7 +131,7 @@ def _new_head(arguments: ModelArguments, fields: dict) -> Segmenter:
 
 
 def resolve_encoder(arguments: ModelArguments) -> ModelArguments:
-    """The arguments, with an `encoder` that is a SegFormer's or a whole model of ours as `model_name_or_path`."""
+    """The arguments; an `encoder` that is a SegFormer or a model of this package becomes `model_name_or_path`."""
     name = arguments.encoder
     if name is None or arguments.model_name_or_path or arguments.backbone or is_model_type(name):
         return arguments
@@ -130,12 +141,12 @@ def resolve_encoder(arguments: ModelArguments) -> ModelArguments:
 
 
 def normalization_of(arguments: ModelArguments) -> dict[str, list[float]]:
-    """`image_mean` and `image_std` of the weights that training starts from; ImageNet's from scratch."""
+    """`image_mean` and `image_std` of the weights that training starts from; from scratch those of ImageNet."""
     return encoder_normalization(arguments.encoder or arguments.model_name_or_path or "dinov2")
 
 
 def check_source(arguments: ModelArguments) -> dict:
-    """The geometry fields that were given; ValueError unless there is one source of weights, known, that they fit."""
+    """The geometry that was given; raises ValueError unless there is one known source of weights that it fits."""
     sources = [name for name in ("encoder", "model_name_or_path", "backbone") if getattr(arguments, name)]
     if len(sources) != 1:
         given = f", not {' and '.join(sources)}; `null` in a recipe removes what its base gives" if sources else ""
@@ -150,7 +161,7 @@ def check_source(arguments: ModelArguments) -> dict:
         )
     if not arguments.encoder and (given := [name for name in HEAD_FIELDS if getattr(arguments, name) is not None]):
         raise ValueError(
-            f"{', '.join(given)}: for a model with --encoder only, which is no Mix Transformer; leave out."
+            f"{', '.join(given)} can only be given with an --encoder that is no Mix Transformer: leave out."
         )
     geometry = {name: getattr(arguments, name) for name in GEOMETRY_FIELDS if getattr(arguments, name) is not None}
     if arguments.encoder:

@@ -13,9 +13,10 @@ corrected in a labeling tool. Exit code 0: all done; 1: some images failed, the 
 import hashlib
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import timedelta
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
@@ -50,13 +51,11 @@ from allspark_hf.utils.text import one_line
 
 
 BACKENDS = ("torch", "onnx")
-LONGEST_WAIT = timedelta(days=7)  # of a process for the others
+LONGEST_WAIT = timedelta(days=7)  # that a process waits for the others
 
 
 @dataclass
 class PredictArguments:
-    """Arguments of the script."""
-
     model: str = argument(help="Folder or Hub id of a trained model with its image processor.")
     input: str = argument(help="Image file, folder (with subfolders) or glob pattern in quotes.")
     output_dir: str = argument(help="Folder of the results; an input folder's subfolders are mirrored.")
@@ -75,7 +74,7 @@ class PredictArguments:
         False, "Also write <stem>_confidence.png: gray, 255 times the probability of each pixel's class."
     )
     format: str | None = argument(
-        None, "Also write outlines for this labeling tool: coco.json, cvat.xml, ...", choices=[*FORMATS]
+        None, f"Also write outlines for this labeling tool: {', '.join(FORMATS)}.", choices=[*FORMATS]
     )
     tolerance: float = argument(
         1.0, "With --format: pixels that a point left out may lie from its outline.", interval="[0, inf)"
@@ -120,7 +119,7 @@ class PredictArguments:
 
 @dataclass
 class Job:
-    """A run that is checked and can begin: the model, the images with the names of their results, and the writers."""
+    """A run that was checked and can begin: the model, the images and the names of their results, the writers."""
 
     output_dir: Path
     files: list[Path]
@@ -137,7 +136,7 @@ class Job:
 
 def start_processes(arguments: PredictArguments) -> PartialState:
     """
-    What this process is among those of `accelerate launch`; each but those on CPUs has a GPU of its own.
+    The state of this process among those of `accelerate launch`; each has a GPU of its own, unless they run on CPUs.
 
     Raises:
         ValueError: if one GPU is named for several processes.
@@ -168,7 +167,7 @@ def prepare(arguments: PredictArguments, how: PredictionArguments, state: Partia
     check_output_dir(output_dir)
     root, files = find_images(arguments.input, output_dir, quiet=not state.is_main_process)
     names = name_results(root, files)
-    drawn = find_drawn(arguments, load_config(arguments.model))  # which takes less time than the weights
+    drawn = find_drawn(arguments, load_config(arguments.model))  # before the weights, which take longer
     model, image_processor, digest = load(arguments)
     tiff_page = model.config.tiff_page
     large = find_large(files, image_processor, tiff_page) if arguments.tile_size is None else list(range(len(files)))
@@ -181,7 +180,7 @@ def prepare(arguments: PredictArguments, how: PredictionArguments, state: Partia
     settings = {"input": str(root.resolve()), "model": digest} | settings
     if arguments.resume:
         check_settings(output_dir, settings)
-    # With mix_images_in_eval the prediction of an image depends on the others of its batch.
+    # With mix_images_in_eval, the prediction of an image depends on its batch.
     batch_size = 1 if model.config.mix_images_in_eval else arguments.batch_size
     planned = plan_batches(files, image_processor, batch_size, how, large, tiff_page)
     tiles = large, arguments.tile_size
@@ -189,7 +188,7 @@ def prepare(arguments: PredictArguments, how: PredictionArguments, state: Partia
 
 
 def load(arguments: PredictArguments) -> tuple:
-    """The model, of PyTorch or as [`OnnxSegmenter`], its image processor, and a digest of what it computes with."""
+    """The model of PyTorch or an [`OnnxSegmenter`], its image processor, and a digest of the weights or the file."""
     on_cpu = arguments.backend == "onnx"
     model, image_processor = load_trained(arguments.model, "cpu" if on_cpu else arguments.device)
     digest = weights_digest(model)
@@ -202,7 +201,7 @@ def load(arguments: PredictArguments) -> tuple:
 
 
 class Drawn(NamedTuple):
-    """Name and color of each class, the value that stands for it in masks, and the indices of those to draw."""
+    """Names and colors of the classes, the values of masks that stand for them, and the indices of those to draw."""
 
     labels: list[str]
     palette: np.ndarray
@@ -212,7 +211,7 @@ class Drawn(NamedTuple):
 
 def find_drawn(arguments: PredictArguments, config) -> Drawn:
     """
-    What results show of the classes of a model's configuration.
+    How the classes of a model's configuration are drawn.
 
     Raises:
         ValueError: if the model's mask values do not fit into a PNG, or `classes` or `palette` name no class.
@@ -235,14 +234,14 @@ def make_writers(
     arguments: PredictArguments, drawn: Drawn, root: Path, images: dict[Path, Path], large: list[Path]
 ) -> list[ResultWriter]:
     """
-    What writes the results.
+    The writers of the results.
 
     Args:
-        arguments ([`PredictArguments`]): of the run.
-        drawn ([`Drawn`]): of the classes.
+        arguments ([`PredictArguments`]): arguments of the run.
+        drawn ([`Drawn`]): how classes are drawn.
         root (`Path`): folder of the images.
         images (`dict[Path, Path]`): name of the results -> image file.
-        large (`list[Path]`): the names of those that are predicted in tiles.
+        large (`list[Path]`): names of images that are predicted in tiles.
 
     Raises:
         ImportError: if outlines are asked for and their packages are not installed.
@@ -261,7 +260,7 @@ def make_writers(
 
 
 def settings_of(arguments, how: PredictionArguments, config, image_processor, pictures: PictureWriter) -> dict:
-    """What the results depend on besides weights and images, as JSON holds it; a resumed run must have the same."""
+    """All that the results depend on besides weights and images, as JSON holds it; a resume needs the same."""
     given = ("backend", "bf16", "probabilities", "tile_size", "tolerance")
     settings = {name: getattr(arguments, name) for name in given} | asdict(how)
     if how.eval_mode not in ONE_PIECE:
@@ -272,7 +271,7 @@ def settings_of(arguments, how: PredictionArguments, config, image_processor, pi
 
 
 def outdated_files(job: Job) -> list[Path]:
-    """The results of earlier runs, also those that this one will not write."""
+    """Results of earlier runs, including kinds that this run does not write."""
     earlier = [job.writers[0].path(name, kind) for name in job.names for kind in PictureWriter.KINDS]
     return [*result_files(job.writers, job.names), *earlier, *all_files(job.output_dir, job.names)]
 
@@ -282,7 +281,7 @@ def predict(job: Job, state: PartialState, num_workers: int) -> tuple[int, int, 
     Predicts this process's share of the batches.
 
     Returns:
-        `tuple[int, int, str | None]`: images that were there already and images that failed, and why the work stopped
+        `tuple[int, int, str | None]`: how many images were done before, how many failed, and why the work stopped
         before its end, if it did.
     """
     own, large = (rows[state.process_index :: state.num_processes] for rows in (job.planned, job.large))
@@ -292,12 +291,13 @@ def predict(job: Job, state: PartialState, num_workers: int) -> tuple[int, int, 
     left = [rows for rows in own if not drawn.issuperset(rows)]
     batches = PreparedBatches(job.files, left, job.image_processor, job.model.config, job.how)
     total, failed, stopped = len(rows) - len(done), 0, None
-    num_workers = min(num_workers, max(0, len(left) - 1))  # none is started for a single image
+    num_workers = min(num_workers, max(0, len(left) - 1))  # one batch needs no worker
     with tqdm(total=total, unit="image", disable=not state.is_main_process) as bar:
         try:
-            from_masks = write_from_masks(job, sorted(drawn - done))
+            from_masks = attempt_each(partial(write_from_mask, job), sorted(drawn - done))
             results = predict_many(job.model, batches, job.names, job.writers, num_workers, drawn)
-            in_tiles = predict_in_tiles(job, [row for row in large if row not in done], state.is_main_process)
+            tiled = partial(predict_in_tiles, job, state.is_main_process)
+            in_tiles = attempt_each(tiled, [row for row in large if row not in done])
             for row, reason in chain(from_masks, results, in_tiles):
                 bar.update()
                 if reason is not None:
@@ -310,37 +310,36 @@ def predict(job: Job, state: PartialState, num_workers: int) -> tuple[int, int, 
     return len(done), failed, stopped
 
 
-def write_from_masks(job: Job, rows: list[int]) -> Iterator[tuple[int, str | None]]:
-    """What is made of masks, for images that have theirs; each row, and why it has failed or None."""
+def attempt_each(action: Callable[[int], None], rows: list[int]) -> Iterator[tuple[int, str | None]]:
+    """Calls `action` with each row; yields the row, and why it failed or None."""
+    for row in rows:
+        try:
+            action(row)
+        except (OSError, RuntimeError, ValueError) as error:
+            yield row, one_line(error)
+        else:
+            yield row, None
+
+
+def write_from_mask(job: Job, row: int):
+    """Writes what is made of the mask of an image, where an earlier run has written that."""
     pictures, *others = job.writers
-    for row in rows:
-        name = job.names[row]
-        try:
-            mask, picture = pictures.read_mask(name), read_picture(job.files[row], Reading.of(job.model.config))
-            for writer in others:
-                writer.write(name, picture, mask, None)
-        except (OSError, RuntimeError, ValueError) as error:
-            yield row, one_line(error)
-        else:
-            yield row, None
+    name = job.names[row]
+    mask, picture = pictures.read_mask(name), read_picture(job.files[row], Reading.of(job.model.config))
+    for writer in others:
+        writer.write(name, picture, mask, None)
 
 
-def predict_in_tiles(job: Job, rows: list[int], progress: bool) -> Iterator[tuple[int, str | None]]:
-    """Predicts large images; each row, and why it has failed or None."""
+def predict_in_tiles(job: Job, progress: bool, row: int):
+    """Predicts a large image."""
     pictures = job.writers[0]
-    for row in rows:
-        source, target = job.files[row], pictures.path(job.names[row], "mask")
-        given = {"tile_size": job.tile_size, "args": job.how, "palette": pictures.palette, "progress": progress}
-        try:
-            predict_large(job.model, job.image_processor, source, target, mask_values=pictures.mask_values, **given)
-        except (OSError, RuntimeError, ValueError) as error:
-            yield row, one_line(error)
-        else:
-            yield row, None
+    source, target = job.files[row], pictures.path(job.names[row], "mask")
+    given = {"tile_size": job.tile_size, "args": job.how, "palette": pictures.palette, "progress": progress}
+    predict_large(job.model, job.image_processor, source, target, mask_values=pictures.mask_values, **given)
 
 
 def first_failure(attempt, *arguments) -> tuple[object, str | None]:
-    """What the call gives, and the first sentence of an error that it raises in any process, for all of them."""
+    """Result of a call in this process; and, the same in all, the sentence of the first process where it failed."""
     result = failure = None
     try:
         result = attempt(*arguments)
@@ -350,7 +349,7 @@ def first_failure(attempt, *arguments) -> tuple[object, str | None]:
 
 
 def run(arguments: PredictArguments, how: PredictionArguments, state: PartialState) -> tuple[int, str]:
-    """The exit code and the last words, in all processes the same."""
+    """The exit code and the last sentence to print, which are the same in all processes."""
     job, failure = first_failure(prepare, arguments, how, state)
     if not failure:
         outdated = outdated_files(job) if arguments.overwrite else []

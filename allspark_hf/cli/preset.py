@@ -1,4 +1,4 @@
-"""`--preset auto`: what a training takes that nobody chose, from the data and the machine, each with its reason."""
+"""`--preset auto`: chooses arguments of a training from the data and the machine, each with a reason."""
 
 import math
 import time
@@ -17,12 +17,12 @@ from .report import SHOWN_EACH
 
 GIB = 2**30
 SMALL_ENCODER, BASE_ENCODER = "facebook/dinov2-small", "facebook/dinov2-base"
-BASE_NEEDS = 15  # GiB of the device: more than a GPU of 12 has, and what one of 16 reports
+BASE_NEEDS = 15  # GiB of the device; a GPU of 16 GiB reports a little less than 16
 CPU_CROP, GPU_CROP, SCRATCH_CROP = 224, 518, 128
 MINUTES = {"cpu": 20.0, "cuda": 60.0}
-TIMED_UPDATES, TIMED_SECONDS, TIMED_IMAGES = 20, 10.0, 5  # so many updates, or those of so many seconds
+TIMED_UPDATES, TIMED_SECONDS, TIMED_IMAGES = 20, 10.0, 5  # timing ends after so many updates or seconds
 FEWEST_TIMED = 5
-# Before pseudo-labels count and the memory is read: the share of the training, and why.
+# The share of the training before pseudo-labels count and the memory is read, and the reason.
 QUARTER = "a quarter of the training (study, CamVid: {})"
 WARMUPS = {
     "pseudo_label": (0.25, QUARTER.format("pseudo_label 51.8")),
@@ -39,14 +39,14 @@ SCRATCH_WARMUP = (
     0.5,
     "half of the training, or wrong pseudo-labels spoil it (study, CamVid from scratch: allspark 18.1)",
 )
-EVALUATIONS, EVALUATED_SHARE = 5, 0.25  # at most so many, in at most this share of the time
+EVALUATIONS, EVALUATED_SHARE = 5, 0.25  # at most so many, and at most this share of the time
 FEWEST_UPDATES = 20
 
 
 @documented
 @dataclass
 class PresetArguments:
-    """Who chooses what is not given."""
+    """Whether arguments that are not given are chosen."""
 
     preset: str = argument(
         "auto",
@@ -68,8 +68,8 @@ class PresetArguments:
 
 class Choice(NamedTuple):
     """
-    One argument, its value, and the reason in a few words. "(study, CamVid: max_steps=1800 62.2)" names a row
-    of scripts/studies/README.md: words and a number of one line of a table there.
+    An argument, its value, and a short reason. A reason such as "(study, CamVid: max_steps=1800 62.2)" names a row in
+    a table of scripts/studies/README.md by words and a number that stand in it.
     """
 
     name: str
@@ -83,16 +83,16 @@ class Situation:
     What the choices depend on.
 
     Args:
-        num_labeled (`int`): labeled images to train on.
-        num_unlabeled (`int`, *optional*): unlabeled images; `None` for a stream.
+        num_labeled (`int`): number of labeled images to train on.
+        num_unlabeled (`int`, *optional*): number of unlabeled images; `None` for a stream.
         side (`tuple[int, int]`): median (height, width) of images in training, in pixels.
         device (`str`): "cpu" or "cuda"; others count as "cpu".
-        device_memory (`float`): of a GPU, in GiB.
+        device_memory (`float`): memory of a GPU in GiB.
         method (`str`, *optional*): the method that was given.
-        weights (`str`, *optional*): the encoder that was given, or the best that can be had; `None` from scratch.
+        weights (`str`, *optional*): the encoder that was given or can be loaded; `None` to start from scratch.
         is_given (`bool`): whether the user gave these weights, or asked for a start from scratch.
-        patch (`int`): pixels of a side that crops are multiples of.
-        num_layers (`int`): layers of a plain ViT, 0 of other encoders.
+        patch (`int`): number of pixels that sides of crops are multiples of.
+        num_layers (`int`): layers of a plain ViT; 0 for other encoders.
     """
 
     num_labeled: int
@@ -108,12 +108,12 @@ class Situation:
 
 
 def best_encoder(device: str, device_memory: float) -> str:
-    """The encoder that a machine takes, if it can be had."""
+    """The encoder for a machine, if its weights can be loaded."""
     return BASE_ENCODER if device == "cuda" and device_memory >= BASE_NEEDS else SMALL_ENCODER
 
 
 def choose(situation: Situation) -> list[Choice]:
-    """The arguments of a training, but for its length."""
+    """The arguments of a training, without its length."""
     pretrained = situation.weights is not None
     own = [*_encoder(situation), *_rates(situation)] if pretrained else _from_scratch(situation)
     method = _method(situation)
@@ -132,7 +132,7 @@ def _encoder(situation: Situation) -> list[Choice]:
 
 
 def _rates(situation: Situation) -> list[Choice]:
-    """On a GPU, and for an encoder that is no plain ViT, those that [`encoder_defaults`] takes for the length."""
+    """Rates for a plain ViT on a CPU; in other cases none, so that [`encoder_defaults`] chooses by the length."""
     half = situation.num_layers // 2
     if situation.device == "cuda" or not half:
         return []
@@ -153,10 +153,13 @@ def _from_scratch(situation: Situation) -> list[Choice]:
     reason = "a small Mix Transformer at random, as no pre-trained encoder can be had: expect far less of it"
     width = "a quarter of B0's work, for a CPU"
     rate = "of recipes/demo.yaml, for small networks from scratch"
+    network = [
+        Choice("backbone", "b0", reason),
+        Choice("hidden_sizes", [16, 32, 64, 96], width),
+        Choice("decoder_hidden_size", 64, width),
+    ]
     return [
-        *([] if situation.is_given else [Choice("backbone", "b0", reason)]),
-        *([] if situation.is_given else [Choice("hidden_sizes", [16, 32, 64, 96], width)]),
-        *([] if situation.is_given else [Choice("decoder_hidden_size", 64, width)]),
+        *([] if situation.is_given else network),
         Choice("crop_size", _crop(situation, SCRATCH_CROP), "small, for many updates"),
         Choice("optim", "adamw_torch", rate),
         Choice("learning_rate", 2e-3, rate),
@@ -187,7 +190,7 @@ def _method(situation: Situation) -> list[Choice]:
 
 
 def _about_method(method: str, is_pretrained: bool) -> list[Choice]:
-    """Thresholds and warm-ups, of those that the method has."""
+    """Thresholds and warm-ups that the method has."""
     own = {one.name for one in fields(METHODS[method].arguments_class)}
     row = "study, Nuclei: keep_quantile=0.8 79.5, unimatch_v2 71.5"
     warmup, reason = WARMUPS.get(method, (None, "")) if is_pretrained else SCRATCH_WARMUP
@@ -209,7 +212,7 @@ def _batch(situation: Situation, with_unlabeled: bool) -> Choice:
 
 
 def _crop(situation: Situation, limit: int) -> list[int]:
-    """[height, width]: whole patches, no more than the limit and, if that leaves one, than the images."""
+    """[height, width] of a crop: whole patches, at most as large as the images and the limit, but at least one."""
     step = situation.patch
     return [max(step, min(limit, length) // step * step) for length in situation.side]
 
@@ -219,8 +222,8 @@ def _crop(situation: Situation, limit: int) -> list[int]:
 
 class Times(NamedTuple):
     """
-    Seconds of an update, data loading included, of an evaluation of all validation images with its picture, and of
-    what comes before the first update and after the last evaluation; those since the command began.
+    Seconds of an update with its data loading; of an evaluation of all validation images with its picture; of what
+    else comes before the first update and after the last evaluation; and since the command began.
     """
 
     update: float
@@ -230,7 +233,7 @@ class Times(NamedTuple):
 
 
 class _Clock(TrainerCallback):
-    """When updates ended; ends the training after `TIMED_SECONDS`."""
+    """Notes when updates end, and ends the training after `TIMED_SECONDS`."""
 
     def __init__(self):
         self.ends = []
@@ -244,14 +247,14 @@ class _Clock(TrainerCallback):
 
 
 def measure(trainer) -> Times:
-    """Trains and evaluates a little with an [`AllSparkTrainer`] that was made for `TIMED_UPDATES` updates."""
+    """Times an [`AllSparkTrainer`] that was made for `TIMED_UPDATES` updates, and an evaluation of a few images."""
     clock = _Clock()
     trainer.add_callback(clock)
     for printer in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(printer)
     trainer.train()
-    update = (clock.ends[-1] - clock.ends[0]) / (len(clock.ends) - 1)  # the first one warms up
-    areas = [width * height for width, height in filter(None, image_sizes(trainer.eval_dataset))]
+    update = (clock.ends[-1] - clock.ends[0]) / (len(clock.ends) - 1)  # the first one is slower
+    areas = [width * height for width, height in image_sizes(trainer.eval_dataset)]
     rows = spread(areas)
     start = time.perf_counter()
     trainer.evaluate(trainer.eval_dataset.select(rows))
@@ -261,23 +264,23 @@ def measure(trainer) -> Times:
 
 
 def spread(areas: list[int]) -> list[int]:
-    """Places of `TIMED_IMAGES` of the images, from small to large."""
+    """Indices of `TIMED_IMAGES` images, evenly spread from small to large."""
     order, count = sorted(range(len(areas)), key=areas.__getitem__), min(TIMED_IMAGES, len(areas))
     return [order[(2 * place + 1) * len(order) // (2 * count)] for place in range(count)]
 
 
 def seconds_left(minutes: float, spent: float) -> float:
-    """Of so many minutes; half of them where the start has taken more."""
+    """Seconds of so many minutes that are left; half of them if the start took more than half."""
     return max(60 * minutes - spent, 30 * minutes)
 
 
 def choose_length(minutes: float, times: Times) -> list[Choice]:
     """
-    Updates and evaluations that fit.
+    The numbers of updates and evaluations that fit into a time.
 
     Args:
-        minutes (`float`): from the command to its end.
-        times ([`Times`]): what they take.
+        minutes (`float`): time from the start of the command to its end.
+        times ([`Times`]): how long each part takes.
 
     Raises:
         ValueError: if the time is too short to learn anything.

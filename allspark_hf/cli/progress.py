@@ -1,5 +1,6 @@
-"""What a person sees while a model learns: a sentence and a picture at each evaluation."""
+"""[`Progress`]: prints a sentence and draws a picture at each evaluation of a training."""
 
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,9 +17,11 @@ from ..evaluation.evaluator import EvaluationDataset, failing_together
 from ..evaluation.metrics import metric_name
 from ..evaluation.prediction import predict_logits
 from ..inference.visualization import default_palette, overlay
+from ..utils.files import read_json
 
 
 NUM_IMAGES = 4
+SHOWN_CLASSES = 5
 COLUMNS = ("image", "truth", "before", "now")
 CELL = 240  # pixels of an image's long side in the picture
 MARGIN, TITLE = 6, 18
@@ -27,11 +30,11 @@ FOLDER = "progress"  # in the output folder
 
 class Shown:
     """
-    Some validation images, with what an [`AllSparkTrainer`] predicts of them.
+    Some validation images, and what the model of an [`AllSparkTrainer`] predicts for them.
 
     Args:
-        trainer ([`AllSparkTrainer`]): with an `eval_dataset` of an image and a mask column.
-        rows (`Sequence[int]`): of that data set.
+        trainer ([`AllSparkTrainer`]): a trainer whose `eval_dataset` has an image and a mask column.
+        rows (`Sequence[int]`): rows of that data set.
     """
 
     def __init__(self, trainer, rows: Sequence[int]):
@@ -44,7 +47,7 @@ class Shown:
         self.palette = np.array(config.palette or default_palette(config.num_labels))
 
     def predict(self) -> list[np.ndarray]:
-        """Of each image int64 (mask height, mask width), by every process."""
+        """For each image int64 (mask height, mask width); every process predicts all of them."""
         trainer, found = self.trainer, []
         model = trainer.method.evaluated_model(trainer.processes.model)
         with torch.no_grad(), trainer.processes.predicting_apart(model), failing_together(trainer.accelerator):
@@ -61,11 +64,11 @@ class Shown:
         return [self.samples[index]["labels"].numpy() for index in range(len(self.samples))]
 
     def images(self) -> list[Image.Image]:
-        """The images, RGB, their long side of `CELL` pixels."""
+        """The images in RGB, with a long side of `CELL` pixels."""
         return [_fitted(self._image(index)) for index in range(len(self.samples))]
 
     def overlays(self, masks: Sequence[np.ndarray]) -> list[Image.Image]:
-        """The same, under the colors of a mask of each."""
+        """The images under the colors of these masks, of the same size."""
         ignore_index = self.samples.masks.ignore_index
         return [
             _fitted(overlay(self._image(index), mask, self.palette, 0.6, ignore_index))
@@ -78,13 +81,12 @@ class Shown:
 
 class Progress(TrainerCallback):
     """
-    Prints a line at each evaluation, and keeps `progress.png` in the output folder: four validation images, evenly
-    spread, with their truth, the prediction at the evaluation before (at first that of the untrained model), and the
-    one now. TensorBoard, if the run reports to it, gets the same picture. `progress/` keeps every column, for
-    `report.html`.
+    Prints a line at each evaluation, and writes `progress.png` into the output folder: four validation images, evenly
+    spread, their masks, the predictions at the previous evaluation (at first those of the untrained model) and at this
+    one. TensorBoard gets the same picture if the run reports to it. `progress/` keeps every column for `report.html`.
 
     Args:
-        trainer ([`AllSparkTrainer`]): with an `eval_dataset` of an image and a mask column.
+        trainer ([`AllSparkTrainer`]): a trainer whose `eval_dataset` has an image and a mask column.
     """
 
     def __init__(self, trainer):
@@ -106,7 +108,7 @@ class Progress(TrainerCallback):
             self.draw(self.before).save(Path(args.output_dir) / "progress.png")  # until the first evaluation
 
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
-        if not self.before or "eval_mean_iou" not in (metrics or {}):  # not in training, or of another set
+        if not self.before or "eval_mean_iou" not in (metrics or {}):  # outside a training, or of another set
             return
         now = self.shown.predict()
         if state.is_world_process_zero:
@@ -118,7 +120,7 @@ class Progress(TrainerCallback):
         self.before, self.score = now, (state.global_step, metrics["eval_mean_iou"])
 
     def draw(self, now: list[np.ndarray]) -> Image.Image:
-        """A row for each image, with the columns of `COLUMNS`."""
+        """A picture with a row for each image and the columns of `COLUMNS`."""
         shown = self.shown
         columns = [shown.images(), *map(shown.overlays, (shown.truth(), self.before, now))]
         return joined(columns, COLUMNS)
@@ -136,14 +138,12 @@ class Progress(TrainerCallback):
                 writer.add_image("progress", np.asarray(picture), step, dataformats="HWC")
 
     def sentence(self, state, metrics: dict[str, float]) -> str:
-        """mIoU, how it moved, the best and the worst class, and the time left."""
+        """mIoU, its change, the best and the worst class, and the time left."""
         score = 100 * metrics["eval_mean_iou"]
         moved = ""
         if self.score is not None:
             moved = f" ({score - 100 * self.score[1]:+.1f} since step {self.score[0]})"
-        names = self.trainer.model.config.id2label.values()
-        iou = {name: metrics.get(f"eval_iou_{metric_name(name)}", float("nan")) for name in names}
-        iou = {name: 100 * value for name, value in iou.items() if value == value}
+        iou = class_scores(self.trainer, metrics)
         classes = ""
         if len(iou) > 1:
             best, worst = max(iou, key=iou.get), min(iou, key=iou.get)
@@ -155,14 +155,14 @@ class Progress(TrainerCallback):
 
 
 class _Bar(ProgressCallback):
-    """The bar alone: what is logged stays in `trainer_state.json` and TensorBoard."""
+    """A bar that does not print what is logged, which is in `trainer_state.json` and TensorBoard."""
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         pass
 
 
 def show_progress(trainer):
-    """Adds [`Progress`] to a trainer, in place of the lines that transformers prints of everything that is logged."""
+    """Adds [`Progress`] to a trainer, and removes the lines that transformers prints of all that is logged."""
     for printer in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(printer)
     if not trainer.args.disable_tqdm:
@@ -170,12 +170,36 @@ def show_progress(trainer):
     trainer.add_callback(Progress(trainer))
 
 
+def class_scores(trainer, metrics: dict[str, float]) -> dict[str, float]:
+    """IoU in percent of each class that occurs, by its name."""
+    names = trainer.model.config.id2label.values()
+    iou = {name: 100 * metrics.get(f"eval_iou_{metric_name(name)}", math.nan) for name in names}
+    return {name: value for name, value in iou.items() if not math.isnan(value)}
+
+
+def result_lines(trainer, metrics: dict[str, float]) -> list[str]:
+    """What a training reached, in words, with the classes of the lowest IoU."""
+    iou, folder = class_scores(trainer, metrics), Path(trainer.args.output_dir)
+    shown = sorted(iou, key=iou.get)[:SHOWN_CLASSES]
+    lowest = "lowest" if len(trainer.model.config.id2label) > len(shown) else "by class"
+    seconds = read_json(folder / "train_results.json")["train_runtime"]
+    since = "" if trainer.checkpoints.resumed_from is None else " since it was resumed"
+    score = f"{100 * metrics['eval_mean_iou']:.1f} %" if "eval_mean_iou" in metrics else "not measured"
+    return [
+        f"{trainer.args.method}: mIoU {score} on {len(trainer.eval_dataset)} validation images, after "
+        f"{trainer.state.global_step} updates in {seconds:.0f} s{since}. It is the mean over classes of IoU: the "
+        "pixels that model and mask both give a class, as a share of those that either does.",
+        f"  {lowest}: {', '.join(f'{name} {iou[name]:.1f}' for name in shown)}; all numbers: "
+        f"{folder / 'eval_results.json'}",
+    ]
+
+
 def step_name(step: int) -> str:
     return f"step_{step:07d}"
 
 
 def joined(columns: Sequence[Sequence[Image.Image]], titles: Sequence[str] = ()) -> Image.Image:
-    """A row for each image on white, under the titles of the columns if there are any."""
+    """A white picture with a row for each image, and with titles above the columns if there are any."""
     rows = list(zip(*columns, strict=True))
     heights = [row[0].height for row in rows]
     width, title = max(row[0].width for row in rows) + MARGIN, TITLE if titles else MARGIN
@@ -204,4 +228,4 @@ def _duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 90 else f"{minutes / 60:.1f} h"
 
 
-__all__ = ["FOLDER", "NUM_IMAGES", "Progress", "Shown", "joined", "show_progress"]
+__all__ = ["FOLDER", "NUM_IMAGES", "Progress", "Shown", "joined", "result_lines", "show_progress"]

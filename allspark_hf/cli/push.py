@@ -8,20 +8,22 @@ an exported onnx/ folder; nothing else that lies in OUT. The token is that of `h
 """
 
 import logging
-import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+
+from allspark_hf.cli.ending import run_script
+from allspark_hf.utils.arguments import argument
 
 
 @dataclass
 class PushArguments:
-    model: str = field(metadata={"help": "Output folder of a training."})
-    repo_id: str = field(metadata={"help": "Where to: user/name."})
-    private: bool = field(default=False, metadata={"help": "A new repository is for your eyes only."})
-    revision: str | None = field(default=None, metadata={"help": "A branch, made if need be. Default main."})
-    create_pr: bool = field(default=False, metadata={"help": "Open a pull request on a repository that exists."})
-    commit_message: str = field(default="Upload model", metadata={"help": "Of the commit."})
-    example_images: list[str] | None = field(
-        default=None, metadata={"help": "Images for the card's widget, published without EXIF: JPEG, PNG or WebP."}
+    model: str = argument(help="Output folder of a training.")
+    repo_id: str = argument(help="Where to: user/name.")
+    private: bool = argument(False, "A new repository is for your eyes only.")
+    revision: str | None = argument(None, "A branch, made if need be. Default main.")
+    create_pr: bool = argument(False, "Open a pull request on a repository that exists.")
+    commit_message: str = argument("Upload model", "Of the commit.")
+    example_images: list[str] | None = argument(
+        None, "Images for the card's widget, published without EXIF: JPEG, PNG or WebP."
     )
 
     def __post_init__(self):
@@ -31,22 +33,23 @@ class PushArguments:
             raise ValueError("A pull request makes no repository: leave out --private or --create_pr.")
 
 
-def main():
+def push():
     from allspark_hf.cli.arguments import parse_arguments
     from allspark_hf.publishing.publish import publish_folder
 
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
-    try:
-        (arguments,) = parse_arguments((PushArguments,))
-        commit = publish_folder(
-            arguments.model,
-            arguments.repo_id,
-            private=arguments.private or None,
-            revision=arguments.revision,
-            create_pr=arguments.create_pr,
-            commit_message=arguments.commit_message,
-            example_images=arguments.example_images or [],
-        )
-    except (OSError, ValueError) as error:
-        sys.exit(f"{type(error).__name__}: {error}")
+    (arguments,) = parse_arguments((PushArguments,))
+    commit = publish_folder(
+        arguments.model,
+        arguments.repo_id,
+        private=arguments.private or None,
+        revision=arguments.revision,
+        create_pr=arguments.create_pr,
+        commit_message=arguments.commit_message,
+        example_images=arguments.example_images or [],
+    )
     print(f"Pushed to {commit.pr_url or commit.repo_url}")
+
+
+def main():
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    run_script(push)

@@ -1,4 +1,4 @@
-"""`report.html` in the output folder, once a training is done."""
+"""Writes `report.html` into the output folder of a training."""
 
 from pathlib import Path
 
@@ -13,18 +13,16 @@ from .progress import FOLDER, Shown, joined
 
 
 SHOWN_EVALUATIONS = 6
-SHOWN_EACH = 3  # of the worst images, and of the best
+SHOWN_EACH = 3  # worst images, and as many best ones
 
 
 def write_report(trainer):
     """
-    Writes the report of a training, by every process.
+    Writes the report of a training; called by every process.
 
     Args:
-        trainer ([`AllSparkTrainer`]): after its last evaluation, whose results are saved.
+        trainer ([`AllSparkTrainer`]): the trainer after its last evaluation, whose results are saved.
     """
-    if trainer.evaluation is None:  # of a training that was resumed at its end
-        trainer.evaluate()
     counts = np.stack(trainer.evaluation.by_image)
     scores = image_scores(counts)
     rows = np.argsort(scores, kind="stable")
@@ -45,20 +43,20 @@ def write_report(trainer):
 
 
 def name_of(trainer, row: int) -> str:
-    """What to call a validation image."""
+    """Name of a validation image."""
     dataset, column = trainer.eval_dataset, trainer.args.image_column_name
     return row_name(dataset, row, undecoded(dataset, column)[row][column])
 
 
 def image_scores(counts: np.ndarray) -> np.ndarray:
-    """float64 (images,): mIoU of each image alone, from int64 (images, 3, num_labels)."""
+    """float64 (images,): mIoU of each image alone, from int64 `counts` (images, 3, num_labels)."""
     hits, true, predicted = np.moveaxis(counts.astype(np.float64), 1, 0)
     with np.errstate(invalid="ignore"):  # an absent class is 0 / 0
         return np.nan_to_num(np.nanmean(hits / (true + predicted - hits), axis=1))
 
 
 def pictures_through_time(folder: Path) -> list[Picture]:
-    """Image, truth, and the predictions at the first, the last and some other evaluations."""
+    """Pictures of images, masks, and predictions at the first, the last and some other evaluations."""
     steps = sorted((folder / FOLDER).glob("step_*.jpg"))
     if len(steps) > SHOWN_EVALUATIONS:
         steps = [steps[round(place)] for place in np.linspace(0, len(steps) - 1, SHOWN_EVALUATIONS)]

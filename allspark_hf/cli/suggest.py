@@ -27,6 +27,7 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 
 from allspark_hf.cli.arguments import parse_arguments
+from allspark_hf.cli.ending import run_script
 from allspark_hf.cli.importing import use_import
 from allspark_hf.data import DataArguments, Reading, find_data, list_path, split_of_run, to_rgb, with_page_of
 from allspark_hf.data.labeling.annotations import FORMATS, LABELME
@@ -53,7 +54,7 @@ class SuggestArguments:
     output_dir: str = argument(help="Folder of the suggestions.")
     count: int = argument(20, "How many images to suggest.", interval="[1, inf)")
     format: str | None = argument(
-        None, "Also write outlines for this labeling tool: coco.json, cvat.xml, ...", choices=[*FORMATS]
+        None, f"Also write outlines for this labeling tool: {', '.join(FORMATS)}.", choices=[*FORMATS]
     )
     tolerance: float = argument(
         1.0, "With --format: pixels that a point left out may lie from its outline.", interval="[0, inf)"
@@ -66,7 +67,7 @@ class SuggestArguments:
     def __post_init__(self):
         check_values(self)
         folder = Path(self.output_dir)
-        if self.format is not None:  # not even with --overwrite: there may be corrections
+        if self.format is not None:  # also with --overwrite, since they may have been corrected by hand
             names = [IMAGES, LABELME, *(name for kind in FORMATS.values() for name in kind.files)]
             for name in names:
                 if (folder / name).exists():
@@ -78,8 +79,8 @@ class SuggestArguments:
 
 def labeled_as_in_run(arguments: DataArguments, folder: str) -> DataArguments:
     """
-    Arguments by which an image is labeled if the run in `folder` used its mask or, where that run hid no mask, so that
-    masks may have been drawn since, if it has one now; unless they say themselves what is labeled.
+    Arguments of the data with the labeled images of the run in `folder`, unless they say themselves what is labeled.
+    If the run hid no mask, an image is also labeled if it has a mask now, since that was drawn after the run.
     """
     of_run = split_of_run(arguments, folder)
     record = read_json_object(list_path(folder, "labeled").with_name(RECORD_FILE))
@@ -89,7 +90,7 @@ def labeled_as_in_run(arguments: DataArguments, folder: str) -> DataArguments:
 
 
 def weights_of(model, folder: str) -> np.ndarray:
-    """The weights of the classes, by the run's last evaluation if there is one; says what they are."""
+    """The weights of the classes, from the run's last evaluation if there is one; prints them."""
     results = read_json_object(Path(folder) / "eval_results.json")
     names = [model.config.id2label[index] for index in range(model.config.num_labels)]
     iou = [results.get(f"eval_iou_{metric_name(name)}") for name in names]
@@ -104,7 +105,7 @@ def weights_of(model, folder: str) -> np.ndarray:
 
 
 class Suggestion(NamedTuple):
-    """An image to label: its row, its id, its file if it is one, its score, and the doubt that the score is of."""
+    """An image to label: its row, its id, its file if it has one, its score, and the doubt behind the score."""
 
     row: int
     id: str
@@ -115,11 +116,11 @@ class Suggestion(NamedTuple):
 
 class Images:
     """
-    The images of a set, one at a time; one that cannot be used is named on stderr and counted.
+    Reads the images of a set one by one; names on stderr, and counts, those that cannot be used.
 
     Args:
-        dataset (`datasets.Dataset`): of [`find_data`]; what masks it has are not read.
-        reading ([`Reading`]): the model's.
+        dataset (`datasets.Dataset`): a set of [`find_data`], whose masks are not read.
+        reading ([`Reading`]): how the model reads images.
     """
 
     def __init__(self, dataset: Dataset, reading: Reading):
@@ -132,7 +133,7 @@ class Images:
         return to_rgb(self.dataset[row]["image"], self.reading)
 
     def measure(self, function, title: str) -> dict[int, object]:
-        """Row -> what the function makes of the picture."""
+        """Row -> what `function` returns for its picture."""
         found = {}
         for row in tqdm(range(len(self.dataset)), desc=title, unit="image", disable=None):
             try:
@@ -144,13 +145,13 @@ class Images:
         return found
 
     def file(self, row: int) -> str | None:
-        """The image's path, if it is a file and not in a data set."""
+        """The path of an image that is a file of its own."""
         stored = undecoded(self.dataset, "image")[row]["image"]
         return stored["path"] if stored["bytes"] is None else None
 
 
 def suggest(arguments: SuggestArguments, data_arguments: DataArguments) -> int:
-    """Writes the suggestions; the number of images that could not be used."""
+    """Writes the suggestions; returns the number of images that could not be used."""
     if data_arguments.unlabeled_streaming:
         raise ValueError("A stream has no list of images to choose from: leave --unlabeled_streaming out.")
     if arguments.format is not None:
@@ -184,7 +185,7 @@ def suggest(arguments: SuggestArguments, data_arguments: DataArguments) -> int:
 
 
 def write(arguments: SuggestArguments, chosen: list[Suggestion], images: Images, model, image_processor, weights):
-    """All files; what was computed for long comes first."""
+    """Writes all files, first the list, which took longest to compute."""
     folder, id2label = Path(arguments.output_dir), model.config.id2label
     folder.mkdir(parents=True, exist_ok=True)
     (folder / LIST).write_text("".join(f"{one.id}\n" for one in chosen), encoding="utf-8")
@@ -195,7 +196,7 @@ def write(arguments: SuggestArguments, chosen: list[Suggestion], images: Images,
             picture,
             read_doubt(model, image_processor, picture, weights)[1],
             f"{place}. {one.id}",
-            one.doubt.reason(id2label).replace(" %", "%"),  # which would stand on a line of its own
+            one.doubt.reason(id2label).replace(" %", "%"),  # else a line may break before it
         )
         for place, (one, picture) in enumerate(pictures, 1)
     )
@@ -217,13 +218,13 @@ def write_table(path: Path, chosen: list[Suggestion], id2label: dict[int, str]):
 
 
 def write_outlines(arguments: SuggestArguments, chosen: list[Suggestion], images: Images, model, image_processor):
-    """Copies of the images, and what the model predicts of them as outlines for a tool."""
+    """Copies the images, and writes the model's predictions as outlines for a labeling tool."""
     folder, config = Path(arguments.output_dir), model.config
     labels = [config.id2label[index] for index in range(config.num_labels)]
     ordered = sorted(chosen, key=lambda one: one.id)  # as tools sort them
     suffixes = [Path(one.file).suffix if one.file else ".png" for one in ordered]
     names = [Path(one.id.removesuffix(suffix)) for one, suffix in zip(ordered, suffixes, strict=True)]
-    # Tools would show the first page of a stack: they get the one that was read.
+    # Tools would show the first page of a stack, so they get the page that was read as a PNG.
     stacks = (".tif", ".tiff") if images.reading.tiff_page is not None else ()
     endings = [".png" if suffix.lower() in stacks else suffix for suffix in suffixes]
     copies = {name: f"{name.as_posix()}{ending}" for name, ending in zip(names, endings, strict=True)}
@@ -241,8 +242,5 @@ def write_outlines(arguments: SuggestArguments, chosen: list[Suggestion], images
 
 
 def main() -> int:
-    try:
-        num_bad = suggest(*parse_arguments((SuggestArguments, DataArguments)))
-    except (ImportError, OSError, ValueError) as error:
-        sys.exit(f"{type(error).__name__}: {error}")
+    num_bad = run_script(lambda: suggest(*parse_arguments((SuggestArguments, DataArguments))), "Interrupted.")
     return 1 if num_bad else 0

@@ -21,7 +21,7 @@ from pathlib import Path
 
 
 def checkpoint_to_resume(args) -> str | None:
-    """The checkpoint asked for; without one, an output folder that holds another run's is refused."""
+    """The checkpoint to resume from; raises ValueError if the output folder holds another run and none was given."""
     from allspark_hf.training.storage import finish_renaming, last_complete_checkpoint, sorted_checkpoints
 
     with args.main_process_first(desc="looking for checkpoints"):
@@ -54,7 +54,7 @@ def checkpoint_to_resume(args) -> str | None:
 
 
 def summary(report, num_held_out: int) -> str:
-    """How much there is of what, and how to name classes that have no names."""
+    """The numbers of images and classes, and how to name classes that have no names."""
     data = report.data
     held_out = f" ({num_held_out} of them held out)" if num_held_out else ""
     unlabeled = len(data.unlabeled) if data.unlabeled_stream is None else "streamed"
@@ -68,15 +68,19 @@ def summary(report, num_held_out: int) -> str:
 
 
 def last_evaluation(trainer) -> dict[str, float]:
-    """Metrics of the model as saved: training's own last evaluation if it was of this model, else a new one."""
+    """
+    Metrics of the model as saved: the training's own last evaluation if it was of this model, and in this process,
+    which has its counts by image; else a new one.
+    """
     entry = next((entry for entry in reversed(trainer.state.log_history) if "eval_mean_iou" in entry), {})
-    if entry.get("step") == trainer.state.global_step and not trainer.args.load_best_model_at_end:
-        return {name: value for name, value in entry.items() if name != "step"}
-    return trainer.evaluate()
+    is_of_the_end = entry.get("step") == trainer.state.global_step and not trainer.args.load_best_model_at_end
+    if trainer.evaluation is None or not is_of_the_end:
+        return trainer.evaluate()
+    return {name: value for name, value in entry.items() if name != "step"}
 
 
 def check_data(data_arguments, args):
-    """Decodes and checks all images and masks, and says how many there are of what."""
+    """Decodes and checks all images and masks, and prints their numbers."""
     from allspark_hf.data import load_data
     from allspark_hf.training.holdout import number_held_out
 
@@ -88,11 +92,12 @@ def check_data(data_arguments, args):
 
 
 def build_trainer(data_arguments, model_arguments, args, report, command: list[str], say=print):
-    """From arguments to a trainer; all that can be wrong with either shows here. `command` is for the record."""
+    """Makes a trainer from arguments and checked data; `command` is for the run's record."""
     from transformers import set_seed
 
     from allspark_hf.cli.encoder_defaults import apply_encoder_defaults, planned_updates
     from allspark_hf.cli.models import load_model, normalization_of
+    from allspark_hf.data.streaming import whole_steps
     from allspark_hf.inference.loading import make_image_processor
     from allspark_hf.methods import METHODS
     from allspark_hf.training.records import IdLists, run_source
@@ -102,14 +107,17 @@ def build_trainer(data_arguments, model_arguments, args, report, command: list[s
     data = report.data
     streams = data.unlabeled_stream is not None
     if streams and data_arguments.skip_bad_files:
-        args.on_bad_image = "skip"  # a stream is checked while it is read
+        args.on_bad_image = "skip"  # only reading a stream shows its bad files
     set_seed(args.seed)
     without_bottleneck = not METHODS[args.method].needs_bottleneck
     model = load_model(model_arguments, report, data_arguments.ignore_index, without_bottleneck)
-    for name in ("mask_values", "ignored_mask_values"):  # what `allspark evaluate` expects of masks
+    for name in ("mask_values", "ignored_mask_values"):  # for `allspark evaluate`
         values = getattr(data_arguments, name)
         setattr(model.config, name, None if values is None else list(values))
-    updates = planned_updates(args, len(data.labeled), 0 if streams else len(data.unlabeled), streams)
+    num_unlabeled = len(data.unlabeled)
+    if streams:  # the trainer refuses a stream without unlabeled_images_per_epoch
+        num_unlabeled = whole_steps(args) if args.unlabeled_images_per_epoch else 0
+    updates = planned_updates(args, len(data.labeled), num_unlabeled)
     apply_encoder_defaults(args, model.config, updates, say if args.should_save else None)
     trainer = AllSparkTrainer(
         model=model,
@@ -126,9 +134,15 @@ def build_trainer(data_arguments, model_arguments, args, report, command: list[s
 
 def start(command: list[str], since: float):
     """
-    From the command line, the command first, and the `time.monotonic` at which it began, to a trainer, the checkpoint
-    to go on from, and if wanted what makes the trainer of the baseline from its arguments; a start that fails leaves
-    nothing.
+    Starts a training; if that fails, nothing new is left in the output folder.
+
+    Args:
+        command (`list[str]`): the command line, the command first.
+        since (`float`): value of `time.monotonic` when the command began.
+
+    Returns:
+        `tuple`: the trainer; the checkpoint to resume from, or None; and a function that makes the baseline's trainer
+        from its arguments, or None if no baseline is wanted.
     """
     from allspark_hf.cli.apply_preset import Preset, applies
     from allspark_hf.cli.arguments import ModelArguments, parse_arguments
@@ -173,24 +187,36 @@ def start(command: list[str], since: float):
     return trainer, checkpoint, baseline if trains_twice else None
 
 
+def train_and_report(trainer, checkpoint: str | None, baseline):
+    """Trains what [`start`] gives, the baseline after it if one is wanted, and writes `report.html`."""
+    from allspark_hf.cli.baseline import compare_with_baseline
+    from allspark_hf.cli.report import write_report
+
+    train_and_evaluate(trainer, checkpoint)
+    if baseline is not None:
+        compare_with_baseline(trainer, baseline, train_and_evaluate)
+    write_report(trainer)
+
+
 def train_and_evaluate(trainer, checkpoint: str | None):
+    """Trains; saves the model, its metrics and its log."""
     from allspark_hf.cli.baseline import save_by_image
-    from allspark_hf.cli.ending import result_lines
+    from allspark_hf.cli.progress import result_lines
 
     result = trainer.train(resume_from_checkpoint=checkpoint)
-    trainer.save_model(_internal_call=True)  # which does not push: there is nothing yet for the card to report
+    trainer.save_model(_internal_call=True)  # without a push, since the card needs the evaluation below
     trainer.save_state()
     trainer.save_metrics("train", result.metrics)
     metrics = last_evaluation(trainer)
     trainer.save_metrics("eval", metrics)
     save_by_image(trainer)
-    trainer.save_state()  # whose log now has this evaluation
+    trainer.save_state()  # again, with this evaluation in the log
     if trainer.args.should_save:
         print(*result_lines(trainer, metrics), sep="\n", flush=True)
 
 
 def push(trainer) -> str | None:
-    """Publishes the output folder; why it could not be done, if so."""
+    """Publishes the output folder; returns why that failed, if it did."""
     from allspark_hf.publishing.upload import PushError
 
     try:
@@ -206,15 +232,13 @@ def main():
     since = time.monotonic()
     from huggingface_hub.errors import StrictDataclassError
 
-    from allspark_hf.cli.baseline import compare_with_baseline
-    from allspark_hf.cli.ending import fail, leave, next_line
-    from allspark_hf.cli.report import write_report
+    from allspark_hf.cli.ending import fail, leave
     from allspark_hf.data.reading import BadImageError
     from allspark_hf.evaluation.evaluator import OtherProcessError
     from allspark_hf.training.faults import TrainingFault
 
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
-    for name in ("httpx", "httpx2"):  # which tell of every request, with signed addresses
+    for name in ("httpx", "httpx2"):  # they log every request, with signed addresses
         logging.getLogger(name).setLevel(logging.WARNING)
     try:
         trainer, checkpoint, baseline = start(sys.argv, since)
@@ -222,16 +246,17 @@ def main():
         fail(f"{type(error).__name__}: {error}")
 
     try:
-        train_and_evaluate(trainer, checkpoint)
-        if baseline is not None:
-            compare_with_baseline(trainer, baseline, train_and_evaluate)
+        train_and_report(trainer, checkpoint, baseline)
     except (TrainingFault, BadImageError, OSError) as error:
         fail(f"{type(error).__name__}: {error}")
     except OtherProcessError as error:
         fail(str(error))
-    write_report(trainer)
     if trainer.args.should_save:
-        print(next_line(trainer.args.output_dir))
+        folder = trainer.args.output_dir
+        print(
+            f"The model is in {folder}, and report.html says how it went. Next: "
+            f"allspark predict --model {folder} --input IMAGES --output_dir predictions"
+        )
     failure = push(trainer) if trainer.args.push_to_hub else None
     leave(trainer.accelerator, failure)
 
@@ -268,8 +293,6 @@ def train(
     >>> allspark_hf.segment("out", "photo.jpg")
     ```"""
     since = time.monotonic()
-    from allspark_hf.cli.baseline import compare_with_baseline
-    from allspark_hf.cli.report import write_report
     from allspark_hf.training.recipes import check_entry, recipe_arguments
 
     if arguments.get("dry_run"):
@@ -280,10 +303,7 @@ def train(
         check_entry(name, entries[name], "allspark_hf.train()")
     recipes = [] if recipe is None else [str(recipe)]
     trainer, checkpoint, baseline = start(["allspark train", *recipes, *recipe_arguments(entries)], since)
-    train_and_evaluate(trainer, checkpoint)
-    if baseline is not None:
-        compare_with_baseline(trainer, baseline, train_and_evaluate)
-    write_report(trainer)
+    train_and_report(trainer, checkpoint, baseline)
     if trainer.args.push_to_hub:
         trainer.push_to_hub()
     return trainer

@@ -1,4 +1,4 @@
-"""One step on random pixels, as the training to come would take it."""
+"""One step of a training on random pixels."""
 
 import copy
 import math
@@ -29,7 +29,7 @@ GIB = 2**30
 
 @dataclass
 class StepReport:
-    """Loss, seconds and memory of the step, and bytes that later updates have on top."""
+    """Loss, seconds and memory of the step, and the bytes that later updates need in addition."""
 
     loss: float
     seconds: float
@@ -39,7 +39,7 @@ class StepReport:
 
 
 class _Stopwatch(TrainerCallback):
-    """Seconds from the first forward pass to the update, data loading left out."""
+    """Seconds from the first forward pass to the update, without data loading."""
 
     seconds = math.nan
 
@@ -57,8 +57,8 @@ class _Stopwatch(TrainerCallback):
 
 
 def trial_arguments(args: AllSparkTrainingArguments, folder: str, updates: int) -> AllSparkTrainingArguments:
-    """Those of a training, for a few updates of one batch each that leave nothing behind."""
-    trial = copy.copy(args)  # not made anew: that would undo what was derived from the original ones
+    """The arguments of a training, changed for a few updates of one batch each that leave nothing behind."""
+    trial = copy.copy(args)  # a new object would derive its values again
     changes = {
         "output_dir": folder,
         "max_steps": updates,
@@ -68,7 +68,6 @@ def trial_arguments(args: AllSparkTrainingArguments, folder: str, updates: int) 
         "contrast_start": -1,
         "holdout_fraction": 0.0,
         "unlabeled_warmup_epochs": 0,
-        "unlabeled_images_per_epoch": None,
         "eval_strategy": IntervalStrategy.NO,
         "save_strategy": SaveStrategy.NO,
         "logging_strategy": IntervalStrategy.NO,
@@ -94,9 +93,10 @@ def build_trainer(
     args: AllSparkTrainingArguments,
     folder: str,
 ) -> AllSparkTrainer:
-    """The trainer of the training to come, but with random images, for one step that reads the memory."""
+    """The trainer of a training, but with random images, and for one step that reads the memory."""
     step_args = trial_arguments(args, folder, updates=1)
     step_args.logging_strategy, step_args.logging_steps = IntervalStrategy.STEPS, 1
+    step_args.unlabeled_images_per_epoch = None  # the random images are no stream
     set_seed(args.seed)
     report = CheckReport(
         data=SegmentationData(labeled=None, unlabeled=None, validation=None, classes=found.classes),
@@ -118,7 +118,7 @@ def build_trainer(
 
 
 def random_images(config, args: AllSparkTrainingArguments, per_device: int) -> datasets.Dataset:
-    """Noise of the crop's size with random masks, one for every place in a batch of all processes."""
+    """Noise of the crop's size with random masks, as many as a batch of all processes holds."""
     rng = np.random.default_rng(args.seed)
     size = config.crop_height_width
     images, masks = [], []

@@ -1,4 +1,4 @@
-"""What a card says a model is made of."""
+"""What a model is made of, in the words of its card."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from ..models.configuration_allspark import MIT_SIZES
 from ..models.configuration_backbone_allspark import AllSparkBackboneConfig
 
 
-# How people write the model types of transformers; others are shown as they are.
+# Usual spelling of transformers' model types; others are shown as they are.
 NAMES = {
     "convnext": "ConvNeXt",
     "dinov2": "DINOv2",
@@ -22,7 +22,7 @@ NAMES = {
     "swinv2": "Swin V2",
 }
 VIT_SIZES = {(384, 12): "small", (768, 12): "base", (1024, 24): "large", (1536, 40): "giant"}  # width, blocks
-# The paper of an encoder, by the key that the template has its entry under.
+# Encoder -> key of its paper in the template.
 PAPERS = {kind: kind[:6] for kind in ("dinov2", "dinov2_with_registers", "dinov3_convnext", "dinov3_vit")}
 HEADS = {"dpt": "a DPT head", "all_mlp": "SegFormer's all-MLP head"}
 
@@ -34,10 +34,10 @@ class Architecture:
 
     Args:
         encoder (`str`): such as `"the encoder MiT-B5"` or `"the encoder DINOv2 small (22 M parameters)"`.
-        tag (`str`): what the Hub's metadata calls it.
-        papers (`tuple[str, ...]`): what to cite, by the template's keys; `"other"` for a paper that it does not have.
+        tag (`str`): its tag in the Hub's metadata.
+        papers (`tuple[str, ...]`): keys of the papers to cite in the template; `"other"` for one that it lacks.
         head (`str`, *optional*): such as `"a DPT head"`; None for a SegFormer, which has its own.
-        patch (`int`, *optional*): pixels a side of what the encoder ends in one vector for; None for a SegFormer.
+        patch (`int`, *optional*): side in pixels of the square that becomes one vector; None for a SegFormer.
     """
 
     encoder: str
@@ -71,7 +71,7 @@ def architecture_of(config: dict) -> Architecture:
 
 
 def _described(encoder: PreTrainedConfig) -> str:
-    """An encoder's name, the size of a usual ViT, and its parameters."""
+    """An encoder's name, its size if it is a usual ViT, and its parameters."""
     width = getattr(encoder, "hidden_size", None), getattr(encoder, "num_hidden_layers", None)
     words = [NAMES.get(encoder.model_type, encoder.model_type), VIT_SIZES.get(width)]
     with torch.device("meta"):

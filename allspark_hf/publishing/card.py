@@ -1,4 +1,4 @@
-"""The card of a trained model, README.md of its repository, rendered from the records in its folder."""
+"""The card of a trained model: README.md of its repository, rendered from the records in its folder."""
 
 import hashlib
 import logging
@@ -13,6 +13,7 @@ from huggingface_hub import ModelCard
 from huggingface_hub.errors import StrictDataclassError
 from PIL import Image
 
+from ..utils.files import whole_file
 from ..utils.text import one_line
 from .content import content
 from .markdown import environment
@@ -30,12 +31,12 @@ MARKER = re.compile(r"\n*<!-- allspark-hf card (\w+) -->\s*$")
 
 def render_card(records: Records, repo_id: str | None = None, model_name: str | None = None) -> str:
     """
-    The text of a card, ended by a marker from which a later change by hand shows.
+    The text of a card, with a marker at its end that tells whether somebody changed the card later.
 
     Args:
-        records ([`Records`]): of the model's folder.
+        records ([`Records`]): the records in the model's folder.
         repo_id (`str`, *optional*): `user/name` of the repository; without one, examples name the folder.
-        model_name (`str`, *optional*): title; default: the name in `repo_id`, else the folder's.
+        model_name (`str`, *optional*): title of the card; defaults to the name in `repo_id`, else the folder's.
 
     Raises:
         ValueError: if a record is not as this package writes it.
@@ -55,19 +56,19 @@ def render_card(records: Records, repo_id: str | None = None, model_name: str | 
 
 
 def mark(text: str) -> str:
-    """A card's text, ended by the marker that tells a later change by hand, in place of one that it had."""
+    """A card's text with a new marker at its end."""
     text = MARKER.sub("", text).strip() + "\n"
     return f"{text}\n<!-- allspark-hf card {_digest(text)} -->\n"
 
 
 def _digest(text: str) -> str:
-    """Of the text alone: line ends and blanks at the end do not count, which editors and git change."""
+    """Digest of the text without line ends and blanks at line ends, which editors and git change."""
     lines = [line.rstrip() for line in text.strip().splitlines()]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
 def is_as_rendered(text: str) -> bool:
-    """Whether a card is as it was rendered, not changed by a person or made by something else."""
+    """Whether a card is as this package rendered it."""
     found = MARKER.search(text)
     return found is not None and _digest(text[: found.start()]) == found.group(1)
 
@@ -82,15 +83,15 @@ def write_model_card(
     example_images: Sequence[str | Path] = (),
 ) -> Path:
     """
-    Renders `folder/README.md` from the records in the folder; what was not recorded is said to be missing.
+    Renders `folder/README.md` from the records in the folder. The card says what was not recorded.
 
-    A README.md that a person changed, or that something else made, is kept as README.old.md (or .old.2.md, ...), and a
-    warning says so. Example images are copied to `folder/examples`, and once there stay in the card.
+    A README.md that a person changed, or that another program made, is kept as README.old.md (or .old.2.md, ...), and
+    a warning says so. Example images are copied to `folder/examples`, and are in all later cards too.
 
     Args:
-        folder (`str` or `Path`): of a trained model.
+        folder (`str` or `Path`): folder of a trained model.
         repo_id (`str`, *optional*): `user/name` of the repository it is to be published in.
-        model_name (`str`, *optional*): title of the card; default: the name in `repo_id`, else the folder's.
+        model_name (`str`, *optional*): title of the card; defaults to the name in `repo_id`, else the folder's.
         example_images (`Sequence[str | Path]`): image files or `https://` addresses for the Hub's widget.
 
     Returns:
@@ -117,13 +118,14 @@ def card_to_publish(
     example_images: Sequence[str | Path] = (),
 ) -> Path:
     """
-    `folder/README.md`: as it is if a person changed a rendered one, with a warning, else rendered anew.
+    The card `folder/README.md`, which is rendered again unless a person changed a rendered one; a warning then says
+    so.
 
     Args:
         folder, repo_id, model_name, example_images: as for [`write_model_card`].
 
     Raises:
-        ValueError: as [`write_model_card`], and if a card changed by hand would need other examples.
+        ValueError: as [`write_model_card`], and if example images are given for a card that was changed by hand.
     """
     path = Path(folder) / CARD_FILE
     text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
@@ -141,16 +143,15 @@ def card_to_publish(
 
 
 def write_card(path: Path, text: str) -> Path:
-    """Writes a rendered card, whole or not at all; one that is not as rendered is kept beside it."""
+    """Writes a rendered card; an older card that is not as rendered is kept under another name."""
     if path.is_file() and not is_as_rendered(path.read_text(encoding="utf-8", errors="replace")):
         numbers = ("", *(f".{count}" for count in range(2, 10_000)))
         names = (path.with_name(f"{path.stem}.old{number}{path.suffix}") for number in numbers)
         kept = next(name for name in names if not name.exists())
         os.replace(path, kept)
         logger.warning("%s was not as this program renders it, changed by hand perhaps: kept as %s.", path, kept.name)
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(text, encoding="utf-8", newline="\n")
-    os.replace(part, path)
+    with whole_file(path) as part:
+        part.write_text(text, encoding="utf-8", newline="\n")
     return path
 
 
@@ -165,7 +166,7 @@ def _check_image(path: Path):
 
 
 def _add_example(folder: Path, image: Path) -> str:
-    """Path of the image in the folder, where it is copied to unless it is there."""
+    """Copies an image into the folder unless it is there; returns its path in the folder."""
     target_dir, pixels = folder / EXAMPLES_DIR, image.read_bytes()
     for count in range(1, 1000):
         target = target_dir / (image.name if count == 1 else f"{image.stem}_{count}{image.suffix}")

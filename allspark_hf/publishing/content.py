@@ -1,4 +1,4 @@
-"""What the card's template shows of a folder's records: values only, the sentences are the template's."""
+"""The values that the card's template shows; the template has the sentences."""
 
 import json
 import math
@@ -23,7 +23,7 @@ SHARE = "pseudo_share_"
 
 def content(records: Records, repo_id: str | None = None, model_name: str | None = None) -> dict:
     """
-    Every variable of the template.
+    All variables of the template.
 
     Args:
         records, repo_id, model_name: as for [`render_card`].
@@ -65,7 +65,7 @@ def content(records: Records, repo_id: str | None = None, model_name: str | None
 
 
 def _mask_values(config: dict) -> dict[str, str | None]:
-    """Which stored values stood for the classes, None if these were the indices, and which for ignored pixels."""
+    """The mask values of the classes, None if they are the class indices, and those of ignored pixels."""
     classes = config.get("mask_values")
     ignored = {config.get("semantic_loss_ignore_index", 255), *(config.get("ignored_mask_values") or ())}
     ignored = sorted(ignored - {*(classes or ())})
@@ -73,7 +73,7 @@ def _mask_values(config: dict) -> dict[str, str | None]:
 
 
 def _ranges(values: list[int]) -> str:
-    """Such as `0, 7 to 12`."""
+    """Ascending values as text, such as `0, 7 to 12`."""
     runs = []
     for value in values:
         if runs and value == runs[-1][-1] + 1:
@@ -88,7 +88,7 @@ def _ranges(values: list[int]) -> str:
 
 
 def all_evaluations(records: Records) -> list[EvaluationRecord]:
-    """Training's own evaluation of the saved model, unless a later one says the same, and the later ones."""
+    """All evaluations; training's own is left out if a later one has the same scores."""
     final = records.final
     if final is None or any(_repeats(entry, final) for entry in records.evaluations):
         return records.evaluations
@@ -102,7 +102,7 @@ def _repeats(entry: EvaluationRecord, final: EvaluationRecord) -> bool:
 
 
 def class_scores(records: Records) -> EvaluationRecord | None:
-    """The evaluation whose classes are shown: of validation images, the one that tells most, else the first."""
+    """The evaluation whose classes are shown: one of validation images if there is one, predicted as in training."""
     final = [records.final] if records.final else []
     validation = [entry for entry in records.evaluations if entry.split == "validation"]
     same = [entry for entry in validation if final and entry.mode == records.final.mode]
@@ -110,10 +110,10 @@ def class_scores(records: Records) -> EvaluationRecord | None:
 
 
 def _progress(records: Records) -> dict | None:
-    """The last and the best evaluation during training; None if there was none, or another metric chose the best."""
+    """The last and the best evaluation during training; None without one, or if another metric chose the best."""
     history, training = records.history, records.section("training")
     ends = [place for place, entry in enumerate(history) if "train_runtime" in entry]
-    # What comes after the training's end is the evaluation of the model that was kept.
+    # An evaluation after the end of training is one of the model that was kept.
     evaluated = [entry for entry in history[: ends[-1] if ends else None] if "eval_mean_iou" in entry]
     if not evaluated or (training.get("metric_for_best_model") or "mean_iou").removeprefix("eval_") != "mean_iou":
         return None
@@ -133,7 +133,7 @@ def _low_classes(records: Records) -> list[dict]:
 
 
 def _collapse(records: Records) -> dict | None:
-    """The class that nearly all pseudo-labels showed at the end, as the training warned of; None if none did."""
+    """The class that nearly all pseudo-labels showed at the end, but the labels did not; None if there is none."""
     entries = [entry for entry in records.history if any(name.startswith(SHARE) for name in entry)]
     found = largest_class(entries[-1], records) if entries else None
     if found is None or found["in_labels"] is None:
@@ -142,7 +142,7 @@ def _collapse(records: Records) -> dict | None:
 
 
 def largest_class(entry: dict, records: Records) -> dict | None:
-    """The pseudo-labels' largest class in an entry of the log, its share in them and in the labels."""
+    """The largest class of the pseudo-labels in an entry of the log, with its shares in pseudo-labels and labels."""
     shares = {name.removeprefix(SHARE): value for name, value in entry.items() if name.startswith(SHARE)}
     if not shares:
         return None
@@ -152,7 +152,7 @@ def largest_class(entry: dict, records: Records) -> dict | None:
 
 
 def curve_table(records: Records) -> dict | None:
-    """Header and rows of a table of the pseudo-labels' confidence and health; None if nothing was recorded."""
+    """Header and rows of a table of the pseudo-labels through the training; None if nothing was recorded."""
     confident = [entry for entry in records.history if "pseudo_confidence" in entry]
     health = [entry for entry in records.history if any(name.startswith(SHARE) for name in entry)]
     measured = [entry for entry in records.history if "holdout_accuracy" in entry]

@@ -1,4 +1,4 @@
-"""Which weights a model started from, and the license that follows from them."""
+"""The weights that a model started from, and the license that follows from them."""
 
 import re
 from dataclasses import dataclass
@@ -13,10 +13,10 @@ from ..utils.files import HUB_ID, read_json_object
 
 
 FROM_SCRATCH = "none"
-HUB_SECONDS = 5.0  # how long the Hub may take to say what a license is
+HUB_SECONDS = 5.0  # to wait for the Hub to name a license
 NVIDIA_LICENSE = "nvidia-source-code-license-for-segformer"
 DINOV3_LICENSE = "dinov3-license"
-# What the Hub's metadata has an identifier of; another license is "other" there, with its name.
+# Licenses with an identifier in the Hub's metadata; others are "other" there, with their name.
 IDENTIFIERS = ("afl-3.0", "apache-2.0", "apple-amlr", "bsd-2-clause", "bsd-3-clause", "cc0-1.0", "cc-by-4.0")
 IDENTIFIERS += ("cc-by-nc-4.0", "cc-by-nc-nd-4.0", "cc-by-nc-sa-4.0", "cc-by-sa-4.0", "gpl-3.0", "mit", "openrail")
 TITLES = {
@@ -32,8 +32,8 @@ LINKS = {
 
 class Family(NamedTuple):
     """
-    Weights whose license is known: their names, the license, who gives it, whether it holds for copies too, and the
-    model types of transformers of which there are no other weights.
+    Weights whose license is known: pattern of their names, the license, who gives it, whether it is strict, that is,
+    taken to hold for copies too, and the model types of transformers that only these weights have.
     """
 
     names: re.Pattern
@@ -47,10 +47,10 @@ def _family(names: str, license: str, holder: str, strict: bool = False, types: 
     return Family(re.compile(names, re.IGNORECASE), license, holder, strict, types)
 
 
-# Each as it was seen. Strict terms are taken to hold for whatever is called so, free ones for the originals alone, and
-# folders that are called so: others publish DINOv2s and SegFormers of their own, so that those types tell nothing.
+# Strict terms are taken to hold for all weights of such a name; free terms only for the originals, and for folders of
+# such a name. Others publish DINOv2s and SegFormers of their own, so that these model types do not tell the license.
 FAMILIES = (
-    # nvidia/mit-b5, nvidia/segformer-b0-finetuned-ade-512-512, and folders that are called so.
+    # nvidia/mit-b5, nvidia/segformer-b0-finetuned-ade-512-512, and folders of such names.
     _family(r"nvidia/.+|(?:.*/)?(?:mit-b[0-5]|segformer[.-]b[0-5].*)", NVIDIA_LICENSE, "NVIDIA", strict=True),
     _family(r".*dinov3.*", DINOV3_LICENSE, "Meta", True, types=("dinov3_vit", "dinov3_convnext")),
     _family(r"(?:.*/)?(?:convnextv2|hiera)[-_].+", "cc-by-nc-4.0", "Meta", True, types=("convnextv2", "hiera")),
@@ -62,11 +62,11 @@ FAMILIES = (
 @dataclass(frozen=True)
 class License:
     """
-    A model's license as the Hub's metadata states it; the card's template has the sentences.
+    A model's license as in the Hub's metadata.
 
     Args:
         id (`str`): `license` of the metadata: an identifier such as `"apache-2.0"`, `"other"` or `"unknown"`.
-        origin (`str`, *optional*): the weights that it follows from, or whose license is not known here.
+        origin (`str`, *optional*): the weights that the license follows from, or whose license is unknown.
         name (`str`, *optional*): `license_name`, where the id is `"other"`.
         link (`str`, *optional*): `license_link`, where the id is `"other"` and there is a page.
         holder (`str`, *optional*): who licenses `origin`, if that is known.
@@ -94,7 +94,7 @@ def _is_non_commercial(license: str) -> bool:
 
 
 def weights_name(name_or_path: str | None) -> str:
-    """A public name of weights: a Hub id, also of its place in the cache, or a folder's name; `"none"` for none."""
+    """A public name of weights: a Hub id, also for its folder in the cache, or a folder's name; `"none"` for None."""
     if not name_or_path:
         return FROM_SCRATCH
     name_or_path = str(name_or_path)
@@ -108,12 +108,12 @@ def weights_name(name_or_path: str | None) -> str:
 
 def base_weights_of(config, name_or_path: str | None = None) -> str:
     """
-    The weights that a model's training started from.
+    The weights that a model's first training started from.
 
     Args:
-        config (`PreTrainedConfig` or `dict`): its `base_weights` wins, so that a model fine-tuned twice keeps naming
-            the first.
-        name_or_path (`str`, *optional*): where the weights were loaded from; default: what the configuration says.
+        config (`PreTrainedConfig` or `dict`): its `base_weights` wins, so that a model that was fine-tuned twice names
+            the weights of the first training.
+        name_or_path (`str`, *optional*): where the weights were loaded from; defaults to what the configuration says.
 
     Returns:
         `str`: a Hub id, a folder's bare name, or `"none"` for from scratch.
@@ -124,16 +124,16 @@ def base_weights_of(config, name_or_path: str | None = None) -> str:
 
 def base_license_of(name_or_path: str) -> str | None:
     """
-    The license of weights, for `config.base_license`: what their card says, else that of the family that they are
-    named after. Copies are tagged more freely than some authors allow, so a family of strict terms, which on the Hub
-    the name tells and in a folder the model type, is believed before a card.
+    The license of weights, for `config.base_license`: what their card says, else that of the family of their name. A
+    family with strict terms wins over a card, because copies are often tagged more freely than the authors allow. Such
+    a family is known by the name on the Hub, and by the model type in a folder.
 
     Args:
         name_or_path (`str`): Hub id or local folder.
 
     Returns:
-        `str`: an identifier such as `"apache-2.0"`, or the name of another license; None if nothing tells, as where
-        the Hub does not answer.
+        `str`: an identifier such as `"apache-2.0"`, or the name of another license; None if it is unknown, or the Hub
+        does not answer.
     """
     name = weights_name(name_or_path)
     on_hub = HUB_ID.fullmatch(name)
@@ -175,23 +175,24 @@ def license_of(base_weights: str | None, started_from: str | None = None, base_l
     The license of a model.
 
     Args:
-        base_weights (`str`, *optional*): of [`base_weights_of`]; None if nothing tells.
-        started_from (`str`, *optional*): the Hub id or folder name of the model that the last training went on from.
-        base_license (`str`, *optional*): of [`base_license_of`]; default: that of the family of `base_weights`.
+        base_weights (`str`, *optional*): result of [`base_weights_of`]; None if unknown.
+        started_from (`str`, *optional*): Hub id or folder name of the model that the last training started from.
+        base_license (`str`, *optional*): result of [`base_license_of`]; defaults to that of the family of
+            `base_weights`.
 
     Returns:
         [`License`]: `apache-2.0` from scratch, else that of the weights, or `unknown`.
     """
     for name in (base_weights, started_from):
         family = _family_of(name)
-        told = base_license is not None and not HUB_ID.fullmatch(name or "")  # of a folder, whose name says nothing
-        if family is not None and family.strict and not told:
+        is_told = base_license is not None and not HUB_ID.fullmatch(name or "")  # a folder's name proves nothing
+        if family is not None and family.strict and not is_told:
             return _named(family.license, name, family.holder)
     family = _family_of(base_weights)
     found = base_license or (None if family is None else family.license)
     if base_weights != FROM_SCRATCH and found is None:
         return License("unknown", base_weights)
-    # Free terms of the first weights say nothing of those of a model in between.
+    # A model between the first weights and this one may have stricter terms than those weights.
     between = started_from != base_weights and started_from and HUB_ID.fullmatch(started_from)
     if between and (base_weights == FROM_SCRATCH or not _is_non_commercial(found)):
         return License("unknown", started_from)

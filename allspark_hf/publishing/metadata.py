@@ -1,4 +1,4 @@
-"""Metadata of a model's card, as the Hub reads it."""
+"""Metadata of a model's card."""
 
 import re
 from pathlib import PurePosixPath
@@ -21,9 +21,9 @@ def card_data(records: Records, license: License, model_name: str, architecture:
     The metadata of a trained model.
 
     Args:
-        records ([`Records`]): of its folder.
-        license ([`License`]): of its weights.
-        model_name (`str`): what the evaluation panel calls it.
+        records ([`Records`]): the records in its folder.
+        license ([`License`]): the license of its weights.
+        model_name (`str`): its name in the evaluation panel.
         architecture (`str`): the tag of its encoder.
     """
     data = records.section("data")
@@ -48,7 +48,7 @@ def card_data(records: Records, license: License, model_name: str, architecture:
 
 
 def base_model(records: Records) -> str | None:
-    """The Hub id of the model this one came from, the nearest that has one; None from scratch."""
+    """Hub id of the model that training started from, else of its base weights; None if they have none."""
     for name in (records.started_from, records.base_weights):
         if name and name != FROM_SCRATCH and HUB_ID.fullmatch(name):
             return name
@@ -56,7 +56,7 @@ def base_model(records: Records) -> str | None:
 
 
 def widget(examples: list[str]) -> list[dict[str, str]] | None:
-    """Example images of the Hub's widget: paths in the repository, or addresses."""
+    """Entries of the Hub's widget for example images, which are paths in the repository or addresses."""
     entries = []
     for place in examples:
         stem = PurePosixPath(unquote(urlparse(place).path) if "://" in place else place).stem
@@ -65,7 +65,7 @@ def widget(examples: list[str]) -> list[dict[str, str]] | None:
 
 
 def eval_results(records: Records) -> list[EvalResult]:
-    """Mean IoU, mean accuracy and overall accuracy of every evaluation; the same number of the same thing once."""
+    """Mean IoU, mean accuracy and overall accuracy of every evaluation, without repeated results."""
     found: list[EvalResult] = []
     for entry in [*([records.final] if records.final else []), *records.evaluations]:
         for result in _results(entry):

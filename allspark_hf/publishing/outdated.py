@@ -1,4 +1,4 @@
-"""Which files of an output folder tell of other weights than those that lie in it now."""
+"""Finds files in an output folder that are about other weights than the folder holds."""
 
 from pathlib import Path
 
@@ -9,18 +9,18 @@ from ..utils.files import read_json_object
 from .record import RECORD_FILE
 
 
-# What else is written of a run; run_record.json vouches for it.
+# Other records of a run, which are of the same weights as run_record.json.
 OF_THE_RUN = (TRAINER_STATE_NAME, "train_results.json", "eval_results.json", "all_results.json")
 CURVES = ("figures/curves_light.png", "figures/curves_dark.png")
 
 
 def outdated_files(folder: str | Path) -> dict[str, str]:
     """
-    Records of an earlier training or of another model that lie in a folder; they must not be published as this one's.
+    Records in a folder that are of an earlier training or another model, and must not be published with this one.
 
-    Every record of this package has the entry `weights_sha256`, of the weights that it is about. What has another one
-    than the weights in the folder, or null, is outdated. A file without the entry, of an earlier version, counts as
-    current, and so does all in a folder without `model.safetensors`.
+    Every record of this package has an entry `weights_sha256`, the digest of the weights that it is about. A record is
+    outdated if this entry is null, or is not the digest of the weights in the folder. A file without the entry, of an
+    earlier version, counts as current, and so do all files if the folder has no `model.safetensors`.
 
     Args:
         folder (`str` or `Path`): an output folder.

@@ -1,4 +1,4 @@
-"""Publishing without a Trainer: an output folder, or a model in memory."""
+"""Publishes an output folder, or a model in memory, without a Trainer."""
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -29,10 +29,10 @@ def publish_folder(
         folder (`str` or `Path`): the output folder.
         repo_id (`str`): `user/name`.
         token (`str`, *optional*): defaults to the one that this machine is logged in with.
-        private (`bool`, *optional*): of a new repository.
-        revision (`str`, *optional*): a branch, made if need be; defaults to "main".
-        create_pr (`bool`, *optional*): open a pull request on a repository that exists.
-        commit_message (`str`, *optional*): of the commit.
+        private (`bool`, *optional*): whether a new repository is private.
+        revision (`str`, *optional*): a branch, made if it does not exist; defaults to "main".
+        create_pr (`bool`, *optional*): whether to open a pull request on a repository that exists.
+        commit_message (`str`, *optional*): message of the commit.
         example_images (`list[str]`, *optional*):
             images for the card's widget; copied to `folder/examples`, and published without EXIF.
 
@@ -68,9 +68,9 @@ def push_model_to_hub(
     tags: list[str] | None = None,
 ) -> CommitInfo:
     """
-    `model.push_to_hub` of this package: as [`~transformers.PreTrainedModel.push_to_hub`], and with the arguments of
-    that, but the card states license and task, and the code travels along. A card that a person wrote or changed on
-    the Hub is kept. The image processor is pushed by its own `push_to_hub`.
+    `model.push_to_hub` of this package: as [`~transformers.PreTrainedModel.push_to_hub`] and with its arguments, but
+    with a card that states license and task, and with the model's code. A card that a person wrote or changed on the
+    Hub is kept. The image processor is pushed by its own `push_to_hub`.
 
     Raises:
         PushError: if the Hub could not be reached or refused, with the reason.

@@ -1,4 +1,4 @@
-"""run_record.json: what a training run says about itself, with nothing in it that is private."""
+"""What run_record.json may say about a training run, without anything private."""
 
 import os
 import platform
@@ -29,14 +29,14 @@ EMBEDDED_PATH = re.compile(r"(?<![\w.:/~-])(?:~[\w.-]*)?/[^\s'\",;=]+|\b[A-Za-z]
 
 def public(value: Any) -> Any:
     """
-    A value as it may be published: without tokens and absolute paths.
+    A value as it may be published, without tokens and absolute paths.
 
     Args:
-        value: whatever JSON holds; an enum becomes its value, and what JSON cannot hold its text.
+        value: any value; an enum becomes its value, and what JSON cannot hold becomes text.
 
     Returns:
-        The same with `hf_...` as `<token>`, an absolute path as the part inside this repository or else its last part.
-        A relative path stays as it was given.
+        The value with `<token>` for `hf_...`; an absolute path is cut to its part inside this repository, or else to
+        its last part, and a relative path stays.
     """
     if isinstance(value, Enum):
         return public(value.value)
@@ -65,7 +65,7 @@ def public_command(arguments: list[str]) -> str:
 
     Args:
         arguments (`list[str]`):
-            `sys.argv`: the script or `allspark train`, then its arguments. A `--..._token` goes with its value.
+            `sys.argv`: the script or `allspark train`, then its arguments. A `--..._token` is left out with its value.
     """
     command, *arguments = map(str, arguments)
     shown, skip = command.split() if command.startswith("allspark ") else ["python", public(command)], False
@@ -74,7 +74,7 @@ def public_command(arguments: list[str]) -> str:
         if skip and not argument.startswith("--"):
             skip = False
             continue
-        # Also as argparse lets it be cut short: --hub_tok.
+        # argparse may accept a shortened --hub_tok.
         is_token = name.startswith("--") and (name.endswith("token") or name.startswith("--hub_t"))
         skip = is_token and not has_value
         if is_token:
@@ -87,7 +87,7 @@ def public_command(arguments: list[str]) -> str:
 
 
 def environment(num_processes: int) -> dict:
-    """Versions and machine; no name of a machine or a user."""
+    """Versions and hardware, without the names of machine and user."""
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     versions = {"python": platform.python_version(), "allspark_hf": __version__}
     versions |= {name: version(name) for name in PACKAGES}
@@ -105,13 +105,13 @@ def environment(num_processes: int) -> dict:
 
 
 def checkout() -> dict | None:
-    """Commit of the checkout this code lies in, and whether files differ from it; None without git."""
+    """Commit of this code's checkout, and whether files differ from it; None without git."""
     commit, changed = _git("rev-parse", "HEAD"), _git("status", "--porcelain", "--untracked-files=no")
     return None if commit is None else {"commit": commit, "uncommitted_changes": bool(changed)}
 
 
 def _git(*arguments: str) -> str | None:
-    """What git says of the checkout this code lies in; None if it is none, or git is missing."""
+    """Output of git in this code's checkout; None if there is no checkout or no git."""
     if not (REPOSITORY / ".git").exists():
         return None
     try:

@@ -1,4 +1,4 @@
-"""What a model's folder says of its training and evaluations."""
+"""[`Records`]: what a model's folder says about its training and evaluations."""
 
 import logging
 import math
@@ -25,7 +25,7 @@ EXAMPLES_DIR = "examples"
 SHOWN_IMAGES = (".jpg", ".jpeg", ".png", ".webp")  # what a browser shows
 EVALUATION_KEYS = {"data", "settings", "metrics", "per_class", "num_images"}  # of `allspark evaluate`
 UNKNOWN_DATA = "not recorded"
-# What Python raises for a file that somebody edited so that it is not as this package writes it.
+# Errors that Python raises for a file that somebody edited in a wrong way.
 UNEXPECTED = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError)
 
 
@@ -60,10 +60,10 @@ class EvaluationRecord:
 @dataclass
 class Records:
     """
-    What a folder holds; an empty entry was not recorded.
+    The records in a folder; an entry that was not recorded is empty.
 
     Args:
-        folder (`Path`): where.
+        folder (`Path`): the folder.
         config (`dict`): config.json.
         class_names (`list[str]`): its classes in their order.
         run (`dict`): run_record.json.
@@ -105,10 +105,10 @@ class Records:
 
 def read_records(folder: str | Path) -> Records:
     """
-    Reads a model's folder, but what [`outdated_files`] tells of other weights, which a warning names.
+    Reads the records in a model's folder, without those of [`outdated_files`], which a warning names.
 
     Raises:
-        ValueError: if it has no config.json, or a record in it is not as this package writes it.
+        ValueError: if the folder has no config.json, or a record in it is not as this package writes it.
     """
     folder = Path(folder)
     if not (folder / "config.json").is_file():
@@ -144,7 +144,7 @@ def read_records(folder: str | Path) -> Records:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Turns what Python raises about the content of a file into a ValueError of one sentence with its name."""
+    """Turns errors about the content of a file into a ValueError of one sentence that names the file."""
     try:
         yield
     except UNEXPECTED as error:
@@ -170,7 +170,7 @@ def is_evaluation(content: Any) -> bool:
 
 
 def numbers_of(content: dict) -> dict[str, float]:
-    """The entries of a mapping that are numbers, NaN and infinity aside."""
+    """The entries of a mapping that are finite numbers."""
     numbers = {name: value for name, value in content.items() if isinstance(value, int | float)}
     return {name: value for name, value in numbers.items() if math.isfinite(value)}
 
@@ -219,7 +219,7 @@ def _evaluation(name: str, content: dict) -> EvaluationRecord:
 
 
 def evaluation_mode(settings: dict) -> str:
-    """How images are predicted, in words, of the arguments of an evaluation."""
+    """How images are predicted, in words, from the arguments of an evaluation."""
     crop = settings.get("eval_crop_size")
     size = "" if not crop else f" of {crop[0]} x {crop[-1]} pixels"
     mode = settings.get("eval_mode") or "whole"

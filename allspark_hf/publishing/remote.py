@@ -1,4 +1,4 @@
-"""What a repository of the Hub holds of an earlier model."""
+"""What a repository on the Hub still holds of an earlier model."""
 
 import hashlib
 from fnmatch import fnmatchcase
@@ -15,7 +15,7 @@ from .records import is_evaluation
 from .repository import PATTERNS, RECORDS
 
 
-# Whole weights beside new shards, or the other way round, would be loaded in their stead.
+# Old whole weights beside new shards, or old shards beside new weights, would be loaded instead of the new ones.
 OWN = (*PATTERNS, SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, "model-*-of-*.safetensors")
 
 
@@ -24,15 +24,15 @@ def has_weights(api: HfApi, repo_id: str, staging: Path, token: str | None, revi
     Whether the repository's weights are those of a staged folder, byte by byte.
 
     Args:
-        api (`HfApi`): to ask with.
+        api (`HfApi`): client of the Hub.
         repo_id (`str`): `user/name`.
-        staging (`Path`): with `model.safetensors`.
-        token (`str`, *optional*): of an account that may read.
+        staging (`Path`): folder with `model.safetensors`.
+        token (`str`, *optional*): token of an account that may read.
         revision (`str`, *optional*): a branch; defaults to "main".
     """
     found = api.get_paths_info(repo_id, [SAFE_WEIGHTS_NAME], revision=revision, token=token)
     if not found or not (staging / SAFE_WEIGHTS_NAME).is_file():
-        return False  # also where one of them is in shards
+        return False  # or one of them is in shards
     content = (staging / SAFE_WEIGHTS_NAME).read_bytes()
     if found[0].lfs is not None:
         return found[0].lfs.sha256 == hashlib.sha256(content).hexdigest()
@@ -41,8 +41,8 @@ def has_weights(api: HfApi, repo_id: str, staging: Path, token: str | None, revi
 
 def has_card_of_a_person(repo_id: str, staging: Path, token: str | None, revision: str | None) -> bool:
     """
-    Whether the repository's card, which a staged one would replace, has text that no program of ours or transformers'
-    wrote: not as rendered here, and with a license, which transformers' generic card lacks.
+    Whether a person wrote or changed the repository's card, which a staged card would replace. A card of this package
+    is as rendered, and transformers' generic card has no license.
 
     Args:
         repo_id, staging, token, revision: as for [`has_weights`].
@@ -55,22 +55,22 @@ def has_card_of_a_person(repo_id: str, staging: Path, token: str | None, revisio
         return False
     content = Path(path).read_text(encoding="utf-8", errors="replace")
     card = ModelCard(content, ignore_metadata_errors=True)
-    # A repository made on the website has a card of metadata alone.
+    # The card of a repository that was made on the website has metadata but no text.
     is_own = is_as_rendered(content) or content == (staging / CARD_FILE).read_text(encoding="utf-8")
     return bool(card.data.license and card.text.strip()) and not is_own
 
 
 def outdated_on_hub(api: HfApi, repo_id: str, staging: Path, token: str | None, revision: str | None) -> list[str]:
     """
-    Files that an earlier push sent with other weights, and that a new one does not replace: its records, evaluations,
-    figures, ONNX files and weights in other pieces would be taken for the new model's. Files of the user, and
-    checkpoints, are not among them.
+    Files that an earlier push sent with other weights, and that this push does not replace: records, evaluations,
+    figures, ONNX files and weights in other pieces, which would be taken for the new model's. Other files, such as the
+    user's and checkpoints, are not among them.
 
     Args:
         api, repo_id, staging, token, revision: as for [`has_weights`].
 
     Returns:
-        `list[str]`: paths in the repository; the history keeps them.
+        `list[str]`: paths in the repository, whose history keeps them.
     """
     if has_weights(api, repo_id, staging, token, revision):
         return []

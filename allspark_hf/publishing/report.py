@@ -1,4 +1,4 @@
-"""`report.html`: what one training did, in one file to send to a colleague."""
+"""`report.html`: what a training did, in one file to send to a colleague."""
 
 import base64
 import io
@@ -18,15 +18,15 @@ from .records import Records
 
 
 REPORT_FILE = "report.html"
-RISING = 0.01  # of mIoU between the last two evaluations: more training may gain more
-HARDLY_ANY = 0.01  # of the unlabeled pixels
-FALLEN = 0.02  # of mIoU from the best evaluation to the last
+RISING = 0.01  # gain of mIoU between the last two evaluations from which on more training may help
+HARDLY_ANY = 0.01  # share of the unlabeled pixels
+FALLEN = 0.02  # loss of mIoU from the best evaluation to the last
 WIDTH, HEIGHT, LEFT, BOTTOM = 560, 220, 44, 24  # of a chart, in its own units
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture of the report, with what stands under it."""
+    """A picture of the report and its caption."""
 
     image: Image.Image
     caption: str
@@ -43,11 +43,11 @@ def render_report(
     The text of the report, which needs no other file.
 
     Args:
-        records ([`Records`]): of the output folder, with its last evaluation.
-        counts (`np.ndarray`): int64 (images, 3, num_labels), of [`image_counts`], of that evaluation.
+        records ([`Records`]): the records in the output folder.
+        counts (`np.ndarray`): int64 (images, 3, num_labels), [`image_counts`] of the last evaluation.
         through_time (`Sequence[Picture]`): the same images at one evaluation after another.
-        best_and_worst (`Sequence[Picture]`): images, truths and predictions.
-        comparison (`dict`, *optional*): comparison.json.
+        best_and_worst (`Sequence[Picture]`): images with masks and predictions.
+        comparison (`dict`, *optional*): the content of comparison.json.
     """
     template = Path(__file__).with_name("report.html").read_text(encoding="utf-8")
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
@@ -79,7 +79,7 @@ def _percent(value: float | None) -> str:
 
 
 def _code_spans(text: str) -> Markup:
-    """What stands between backticks as code."""
+    """Text in which the parts between backticks are code."""
     parts = [
         Markup("<code>{}</code>").format(part) if place % 2 else part for place, part in enumerate(text.split("`"))
     ]
@@ -87,14 +87,14 @@ def _code_spans(text: str) -> Markup:
 
 
 def _source(image: Image.Image) -> str:
-    """As an address that holds the picture itself."""
+    """An address that holds the picture itself."""
     content = io.BytesIO()
     image.convert("RGB").save(content, format="JPEG", quality=85)
     return f"data:image/jpeg;base64,{base64.b64encode(content.getvalue()).decode('ascii')}"
 
 
 def _class_rows(names: Sequence[str], classes: Sequence[Score | None], counts: np.ndarray) -> list[dict]:
-    """Of each class its score and its share of the masks' pixels, the lowest score first."""
+    """Score of each class and its share of the masks' pixels, the lowest score first."""
     true = counts[:, 1].sum(axis=0)
     rows = [
         {"name": name, "score": score, "share": true[index] / max(true.sum(), 1)}
@@ -107,7 +107,7 @@ def _class_rows(names: Sequence[str], classes: Sequence[Score | None], counts: n
 
 
 def charts(history: Sequence[dict]) -> list[dict]:
-    """mIoU and losses by step, as points of lines; a chart with fewer than two points is left out."""
+    """mIoU and losses by step, as points of lines; lines with one point, and charts without a line, are left out."""
     series = {
         "mIoU on validation images, %": {"mIoU": ("eval_mean_iou", 100)},
         "loss": {"labeled": ("loss_x", 1), "unlabeled": ("loss_u", 1)},
@@ -132,7 +132,7 @@ def _points(history: Sequence[dict], key: str, factor: float) -> list[tuple[floa
 
 
 def _chart(title: str, points: dict[str, list[tuple[float, float]]]) -> dict:
-    """In units of the chart; y goes down."""
+    """A chart whose points are in units of the drawing, where y goes down."""
     steps, values = zip(*(point for one in points.values() for point in one), strict=True)
     last, low, high = max(steps), min(0.0, *values), max(values) or 1.0
 
@@ -149,7 +149,7 @@ def _chart(title: str, points: dict[str, list[tuple[float, float]]]) -> dict:
 
 
 def health_sentences(records: Records) -> list[str]:
-    """How the pseudo-labels were at the end; empty without any."""
+    """Sentences on the pseudo-labels at the end of training; none if there were no pseudo-labels."""
     last = {}
     for entry in records.history:
         last |= {name: value for name, value in entry.items() if isinstance(value, (int, float))}

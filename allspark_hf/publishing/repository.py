@@ -1,4 +1,4 @@
-"""What a published repository holds: an explicit list, collected from an output folder into an empty one."""
+"""Collects what is published of an output folder, an explicit list, in an empty folder."""
 
 import logging
 import re
@@ -34,7 +34,7 @@ PATTERNS = (
     "onnx/export.json",
     "onnx/pixels.py",
 )
-# Entries of records that may name files of this machine; class names elsewhere stay as they are.
+# Entries of records that may hold paths of this machine; in others, a class name may look like a path.
 WITH_PATHS = ("best_model_checkpoint", "data", "model")
 
 
@@ -43,7 +43,7 @@ def check_output_folder(folder: str | Path):
     Raises ValueError unless a folder holds a trained AllSpark model.
 
     Args:
-        folder (`str` or `Path`): an output folder, with weights, configuration and image processor.
+        folder (`str` or `Path`): the folder, with weights, configuration and image processor.
     """
     folder = Path(folder)
     missing = [name for name in MODEL_FILES if not (folder / name).is_file()]
@@ -56,12 +56,12 @@ def check_output_folder(folder: str | Path):
 
 def stage(folder: str | Path, staging: str | Path):
     """
-    Copies into an empty folder what of an output folder is published, and the code that loads it.
+    Copies the published files of an output folder, and the code that loads them, into an empty folder.
 
-    That is: weights without the memory, configuration (with its `auto_map`), image processor, code and handler, card,
-    the run's records and evaluations (JSON, in which an absolute path is cut to its last part), `figures/*.png`, an
-    exported `onnx/`, and of `examples/` the images that the card shows. Nothing else that lies in the folder: no
-    pickle, no checkpoint, no list of the user's files, no log, and nothing that [`outdated_files`] names.
+    These are: weights without the memory, configuration (with its `auto_map`), image processor, code and handler,
+    card, the run's records and evaluations (JSON, in which an absolute path is cut to its last part), `figures/*.png`,
+    an exported `onnx/`, and the images of `examples/` that the card shows. Nothing else is copied: no pickle, no
+    checkpoint, no list of the user's files, no log, and nothing that [`outdated_files`] names.
 
     Args:
         folder (`str` or `Path`): an output folder, or a checkpoint in it.
@@ -113,7 +113,7 @@ def add_code(staging: str | Path):
 
 
 def _stage_weights(source: Path, target: Path):
-    """Weights as saved; without the memory, which belongs to training, if they are a checkpoint's."""
+    """Copies weights; those of a checkpoint without the memory, which only training needs."""
     ignored = SemiSupervisedSegmenter._keys_to_ignore_on_save
     with safe_open(source, "pt") as file:
         names = list(file.keys())
@@ -127,12 +127,12 @@ def _stage_weights(source: Path, target: Path):
 def _shown_examples(folder: Path) -> list[Path]:
     card = (folder / "README.md").read_text(encoding="utf-8")
     images = [path for path in folder.glob(f"{EXAMPLES_DIR}/*") if path.suffix.lower() in SHOWN_IMAGES]
-    images = [path for path in images if not path.is_symlink()]  # which may lead anywhere
+    images = [path for path in images if not path.is_symlink()]  # a link may lead anywhere
     return [path for path in images if any(f"examples/{name}" in card for name in (path.name, quote(path.name)))]
 
 
 def _copy_example(source: Path, target: Path):
-    """Upright, and without what a camera writes beside the pixels: place, time, owner."""
+    """Copies an image upright, and without what a camera writes beside the pixels: place, time, owner."""
     with Image.open(source) as image:
         if not image.getexif() and not image.info.keys() & {"comment", "xmp", "XML:com.adobe.xmp", "photoshop"}:
             shutil.copyfile(source, target)
@@ -144,7 +144,7 @@ def _copy_example(source: Path, target: Path):
 
 
 def copy_record(source: Path, target: Path):
-    """A record, in which paths of this machine are cut to their last part."""
+    """Copies a record, in which paths of this machine are cut to their last part."""
     content = read_json(source)
     shared = {name: public(value) if name in WITH_PATHS else value for name, value in content.items()}
     if shared == content:

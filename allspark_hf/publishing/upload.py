@@ -1,4 +1,4 @@
-"""The way to the Hub: one commit, tried again where that may help, and one sentence where it does not."""
+"""Uploads one commit to the Hub, tries again if that may help, and raises one sentence if it does not."""
 
 import json
 import logging
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 TRIES = 4
 FIRST_WAIT = 1.0  # seconds; doubles from try to try
 TRANSIENT = (408, 429, 500, 502, 503, 504)
-# What huggingface_hub raises: its own errors and its HTTP client's, hf_xet's and LFS' (RuntimeError), bad answers'.
+# Errors that huggingface_hub raises: its own, of its HTTP client, of hf_xet and LFS (RuntimeError), of bad answers.
 HUB_ERRORS = (HTTPError, OSError, RuntimeError, ValueError)
 Result = TypeVar("Result")
 
@@ -42,26 +42,26 @@ def prepare_repository(
     repo_id: str, token: str | None = None, private: bool | None = None, revision: str | None = None
 ) -> str:
     """
-    Makes sure that a repository, and the branch `revision`, exist and take commits, before anything is computed.
+    Makes sure, before anything is computed, that a repository and the branch `revision` exist and can be written to.
 
     Args:
-        repo_id (`str`): `user/name`, or a name of one's own.
-        token (`str`, *optional*): with the right to write; defaults to the one that this machine is logged in with.
-        private (`bool`, *optional*): whether a new repository is private; with True, one that is public is refused.
-        revision (`str`, *optional*): a branch, made if need be; defaults to "main".
+        repo_id (`str`): `user/name`, or `name` for a repository of the logged-in user.
+        token (`str`, *optional*): token that may write; defaults to the one that this machine is logged in with.
+        private (`bool`, *optional*): whether a new repository is private; with True, a public one is refused.
+        revision (`str`, *optional*): a branch, made if it does not exist; defaults to "main".
 
     Returns:
         `str`: `user/name`.
 
     Raises:
-        PushError: with the reason: no token, a wrong one, one that may not write, offline, a name that is none.
+        PushError: if that fails, with the reason: no token or a wrong one, no right to write, offline, a wrong name.
     """
     api = HfApi()
 
     def prepare() -> str:
         full_name = api.create_repo(repo_id, token=token, private=private, exist_ok=True).repo_id
         _make_branch(api, full_name, token, revision)
-        # Asks how a small file would be sent, which needs the right to write; nothing is sent.
+        # Asking how to send a small file needs the right to write, and sends nothing.
         probe = CommitOperationAdd("config.json", b"{}")
         api.preupload_lfs_files(full_name, [probe], token=token, revision=revision)
         return full_name
@@ -94,21 +94,21 @@ def upload(
     commit_description: str | None = None,
 ) -> CommitInfo:
     """
-    Sends all files of a staged folder as one commit, which also removes what [`outdated_on_hub`] names. A card that a
-    person wrote or changed on the Hub is kept, with a warning. huggingface_hub tries each large file again by itself;
-    the rest is tried again here, up to TRIES times: what arrived before is not sent again, and a commit whose answer
+    Sends all files of a staged folder as one commit, which also deletes the files of [`outdated_on_hub`]. A card that
+    a person wrote or changed on the Hub is kept, with a warning. huggingface_hub tries each large file again by
+    itself; all else is tried up to TRIES times here. Files that arrived are not sent again, and a commit whose answer
     got lost is found and not repeated.
 
     Args:
         staging (`str` or `Path`): a folder from [`stage`].
         repo_id (`str`): `user/name`, of a repository that exists.
-        commit_message, commit_description (`str`): of the commit.
+        commit_message, commit_description (`str`): texts of the commit.
         token (`str`, *optional*): see [`prepare_repository`].
-        revision (`str`, *optional*): a branch, made if need be; defaults to "main".
-        create_pr (`bool`, *optional*): open a pull request instead of a commit on the branch.
+        revision (`str`, *optional*): a branch, made if it does not exist; defaults to "main".
+        create_pr (`bool`, *optional*): whether to open a pull request instead of a commit on the branch.
 
     Raises:
-        PushError: with the reason.
+        PushError: if that fails, with the reason.
     """
     staging, api = Path(staging), HfApi()
     files = sorted(path for path in staging.rglob("*") if path.is_file())
@@ -119,7 +119,7 @@ def upload(
         if has_card_of_a_person(repo_id, staging, token, revision):
             logger.warning("The card of %s was written or changed there, and is kept: edit it there.", repo_id)
             sent = [path for path in files if path != staging / CARD_FILE]
-        # New operations for each try, so that huggingface_hub looks again at what is there.
+        # With new operations in each try, huggingface_hub looks again which files have arrived.
         operations = [CommitOperationAdd(path.relative_to(staging).as_posix(), path) for path in sent]
         operations += [CommitOperationDelete(path) for path in outdated_on_hub(api, repo_id, staging, token, revision)]
         return api.create_commit(
@@ -141,14 +141,14 @@ def upload(
 def push_again(
     error: PushError, folder: str | Path, repo_id: str, revision: str | None = None, *flags: str
 ) -> PushError:
-    """The error of a push from an output folder, plus where everything is and how to send it again, with `flags`."""
+    """Adds to the error of a push where everything is, and the command, with `flags`, that pushes again."""
     command = ["allspark", "push", "--model", str(folder), "--repo_id", repo_id]
     command += [] if revision is None else ["--revision", revision]
     return PushError(f"{error} Everything is still in {folder}; push it again with: {shlex.join([*command, *flags])}")
 
 
 def scrub(text: str, token: str | None = None) -> str:
-    """A text on one line, in which tokens are replaced by `***`."""
+    """A text on one line, with `***` for tokens."""
     for secret in {token, get_token()} - {None, ""}:
         text = text.replace(secret, "***")
     return " ".join(TOKEN.sub("***", text).split())
@@ -160,16 +160,16 @@ def _make_branch(api: HfApi, repo_id: str, token: str | None, revision: str | No
 
 
 def _patiently(action: Callable[[], Result], token: str | None) -> Result:
-    for attempt in range(1, TRIES + 1):
+    for attempt in range(TRIES - 1):
         try:
             return action()
         except HUB_ERRORS as error:
-            if attempt == TRIES or not _is_transient(error):
+            if not _is_transient(error):
                 raise
-            wait = FIRST_WAIT * 2 ** (attempt - 1)
+            wait = FIRST_WAIT * 2**attempt
             logger.warning("%s Trying again in %g seconds.", _reason(error, token), wait)
             time.sleep(wait)
-    raise AssertionError("the last try returns or raises")
+    return action()
 
 
 def _is_transient(error: Exception) -> bool:
@@ -183,7 +183,7 @@ def _reason(error: Exception, token: str | None) -> str:
     """Why the Hub could not be used, and what to do, as the end of a sentence."""
     cause = error
     while isinstance(cause, RuntimeError) and cause.__cause__ is not None:
-        cause = cause.__cause__  # "Error while uploading ...": the reason lies below
+        cause = cause.__cause__  # that of "Error while uploading ..." is the reason
     told = scrub(str(cause), token)
     if isinstance(cause, OfflineModeIsEnabled):
         return "HF_HUB_OFFLINE is set: unset it to push."

@@ -19,7 +19,7 @@ MARKERS = "osD^vP"
 
 
 def collect(runner: StudyRunner) -> dict[str, dict[str, list[dict]]]:
-    """Row -> column -> the results of its finished seeds, each [`read_run_metrics`] plus `seed`."""
+    """Row -> column -> results of its finished seeds, each with the entries of [`read_run_metrics`] and `seed`."""
     results = {row: {column: [] for column in runner.study.columns} for row in runner.study.rows}
     for cell in runner.study.cells():
         result = runner.result(cell)
@@ -29,7 +29,7 @@ def collect(runner: StudyRunner) -> dict[str, dict[str, list[dict]]]:
 
 
 def mean_and_spread(values: list[float]) -> tuple[float, float]:
-    """Mean and sample standard deviation; the deviation of one value is NaN, both are of none."""
+    """Mean and sample standard deviation; NaN if there are too few values."""
     if not values:
         return math.nan, math.nan
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else math.nan
@@ -56,9 +56,8 @@ def _cell_text(values: list[float], num_seeds: int) -> str:
 
 def draw(runner: StudyRunner, results: dict, style: Style) -> "Figure":
     """
-    The last mIoU of each row over the columns, with the spread over seeds as bars and every run as a dot.
-
-    Columns whose names are all numbers are drawn to a logarithmic scale. To be used inside [`drawing`].
+    Draws the last mIoU of each row over the columns, with the spread over seeds as bars and every run as a dot. If all
+    columns are named by numbers, their scale is logarithmic. Call this inside [`drawing`].
     """
     study = runner.study
     figure = new_figure(4.5, study.title)
@@ -102,10 +101,7 @@ def _numbers(names: list[str]) -> list[float] | None:
 
 
 def write_report(runner: StudyRunner) -> str:
-    """
-    Writes `study.json`, `study.md`, `study_light.png` and `study_dark.png` into its folder; returns the table, for a
-    terminal.
-    """
+    """Writes `study.json`, `study.md` and the plots into the study's folder; returns the table for a terminal."""
     study, folder, results = runner.study, runner.output_dir, collect(runner)
     cells = table(results, len(study.seeds))
     note = (

@@ -1,4 +1,4 @@
-"""Studies: a grid of training runs, each in a process of its own, that survives whatever happens to one of them."""
+"""Studies: grids of training runs, each in a process of its own, so that a failed run does not end the study."""
 
 import os
 import re
@@ -14,9 +14,10 @@ from typing import TextIO
 
 import psutil
 
+from ..publishing.record import RECORD_FILE
 from ..training.recipes import check_entry, find_recipe, read_recipe, read_yaml, recipe_arguments
 from ..training.storage import finish_renaming, last_complete_checkpoint
-from ..utils.files import read_json, write_json
+from ..utils.files import read_json, read_json_object, write_json
 from ..utils.text import one_line
 
 
@@ -44,14 +45,14 @@ class Study:
     A table of training runs: every row in every column, with every seed.
 
     Args:
-        title (`str`): what table and plot are headed with.
-        rows (`dict[str, dict]`): name -> arguments of `allspark train`; a method, say.
-        columns (`dict[str, dict]`): the same; a number of labels, say.
-        arguments (`dict`): arguments of all runs; those of a row and a column win, the column's last.
-        recipe (`str`, *optional*): recipe that the arguments go on top of.
-        seeds (`list[int]`): one run of each cell for each.
-        seed_arguments (`list[str]`): the arguments that get the seed.
-        column_title (`str`): what the columns are, for the plot's axis.
+        title (`str`): title of table and plot.
+        rows (`dict[str, dict]`): name -> arguments of `allspark train`; a row may be a method.
+        columns (`dict[str, dict]`): name -> arguments; a column may be a number of labels.
+        arguments (`dict`): arguments of all runs, which those of the row override, and those of the column both.
+        recipe (`str`, *optional*): recipe that all these arguments override.
+        seeds (`list[int]`): each cell is run with each of them.
+        seed_arguments (`list[str]`): names of the arguments that get the seed.
+        column_title (`str`): label of the plot's axis of columns.
 
     Raises:
         ValueError: if there is no row, column or seed, a seed or a folder name occurs twice, or an argument of a cell
@@ -83,7 +84,7 @@ class Study:
                 raise ValueError(f"The study sets {', '.join(sorted(own & set(arguments)))} itself: leave it out.")
 
     def cells(self) -> Iterator["Cell"]:
-        """All runs, seed by seed, so that a study that is stopped early has whole rows and columns."""
+        """All runs, seed after seed, so that a study that is stopped early has all rows and columns."""
         for seed, column, row in product(self.seeds, self.columns, self.rows):
             arguments = {**self.arguments, **self.rows[row], **self.columns[column]}
             arguments |= dict.fromkeys(self.seed_arguments, seed)
@@ -92,7 +93,7 @@ class Study:
 
 @dataclass
 class Cell:
-    """One run: its place in the table and its arguments on top of the study's recipe."""
+    """One run: its place in the table, and the arguments that override the study's recipe."""
 
     row: str
     column: str
@@ -101,7 +102,7 @@ class Cell:
 
     @property
     def folder(self) -> Path:
-        """Where it is written, relative to the study's output folder."""
+        """The run's folder, relative to the study's output folder."""
         return Path(_folder_name(self.row), _folder_name(self.column), f"seed_{self.seed}")
 
     @property
@@ -141,7 +142,7 @@ def read_study(path: str | Path) -> Study:
 
 
 def _check_types(content: dict, path: Path):
-    """ValueError unless every entry of a study is of its kind, and every argument can stand on a command line."""
+    """Raises ValueError unless every entry has its type, and every argument can stand on a command line."""
     for name, kind in STUDY_KINDS.items():
         value = content.get(name)
         if not isinstance(value, kind) and (value is not None or name == "title"):
@@ -163,12 +164,12 @@ class StudyRunner:
     """
     Runs the cells of a study that are not finished, one after the other.
 
-    A cell is finished when its folder holds `cell.json`, which is written last. An unfinished one resumes from its
+    A cell is finished when its folder holds `cell.json`, which is written last. An unfinished cell resumes from its
     last complete checkpoint, if it has one. What a run prints goes to `train.log` in its folder.
 
     Args:
         study ([`Study`]): the study.
-        output_dir (`str` or `Path`): its folder.
+        output_dir (`str` or `Path`): folder of the study.
         train_script (`str` or `Path`, *optional*): instead of `allspark train`.
         extra (`Sequence[str]`): command-line arguments for every run, such as `--data_dir DATA`.
         launcher (`Sequence[str]`, *optional*):
@@ -195,7 +196,7 @@ class StudyRunner:
             after_cell (`Callable`, *optional*): called after every cell that ran, e.g. to write the table so far.
 
         Returns:
-            `list[str]`: a sentence for each cell that failed; the others have run to their end.
+            `list[str]`: a sentence for each cell that failed; all others are finished.
 
         Raises:
             ValueError: before anything runs, if a finished or begun cell was made with other arguments.
@@ -218,19 +219,19 @@ class StudyRunner:
         return failures
 
     def result(self, cell: Cell) -> dict | None:
-        """What `cell.json` says: the metrics of the run, None if it is not finished."""
+        """The content of `cell.json`, with the metrics of the run; None if the cell is not finished."""
         path = self.output_dir / cell.folder / RESULT_FILE
         return read_json(path) if path.is_file() else None
 
     def command(self, cell: Cell) -> list[str]:
-        """The command of a cell, without resuming."""
+        """The command of a cell that starts anew."""
         recipe = [self.study.recipe] if self.study.recipe else []
         output_dir = ["--output_dir", str(self.output_dir / cell.folder)]
         arguments = recipe_arguments(cell.arguments)
         return [*self.launcher, *self.train, *recipe, *self.extra, *arguments, *output_dir]
 
     def _fingerprint(self, cell: Cell) -> dict:
-        """What must not change between two parts of a study: all that decides a cell's numbers."""
+        """What decides a cell's numbers, and so must not change between two parts of a study."""
         recipe = read_recipe(self.study.recipe) if self.study.recipe else []
         extra = list(self.extra)
         if "--data_dir" in extra:  # where the data lie may change between two parts of a study
@@ -270,7 +271,7 @@ class StudyRunner:
 
 
 def _run(command: list[str], folder: Path, log: TextIO) -> int:
-    """Exit code of a run, which is ended with this process, unless that is killed; then [`_running`] finds it."""
+    """Exit code of a run, which ends with this process; if this process is killed, [`_running`] finds the run."""
     process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
     started = {"pid": process.pid, "create_time": psutil.Process(process.pid).create_time()}
     write_json(folder / PROCESS_FILE, started)
@@ -278,7 +279,7 @@ def _run(command: list[str], folder: Path, log: TextIO) -> int:
         return process.wait()
     finally:
         if process.poll() is None:
-            process.terminate()  # a launcher passes it on to its processes
+            process.terminate()  # a launcher passes the signal on to its processes
             try:
                 process.wait(timeout=SECONDS_TO_END)
             except subprocess.TimeoutExpired:
@@ -287,7 +288,7 @@ def _run(command: list[str], folder: Path, log: TextIO) -> int:
 
 
 def _running(folder: Path) -> int | None:
-    """The process that trains in a folder, left over by a study that was killed; None if there is none."""
+    """The process that still trains in a folder after its study was killed; None if there is none."""
     path = folder / PROCESS_FILE
     if not path.is_file():
         return None
@@ -302,27 +303,29 @@ def _running(folder: Path) -> int | None:
 
 def read_run_metrics(folder: Path) -> dict:
     """
-    What a finished run of `allspark train` says about itself.
+    What a finished run of `allspark train` wrote about itself.
 
     Returns:
-        `dict`: `last_mean_iou` and `best_mean_iou` in [0, 1], `best_epoch`, `best_step`, `steps`, `seconds`,
-        `labeled_images`.
+        `dict`: `last_mean_iou` (of the weights that were kept) and `best_mean_iou` in [0, 1], `best_epoch`,
+        `best_step`, `steps`, `seconds` (since the last start if the run was `resumed`), `labeled_images`.
     """
     names = ("eval_results.json", "train_results.json", "trainer_state.json")
     last, train, state = (read_json(folder / name) for name in names)
+    training = read_json_object(folder / RECORD_FILE).get("training") or {}
     evaluations = [entry for entry in state["log_history"] if "eval_mean_iou" in entry]
-    # The state is saved before the evaluation at the end, which is often one more of the last step.
+    # A run that ended just before it saved its state again lacks the evaluation at the end there.
     if not evaluations or evaluations[-1]["step"] != state["global_step"]:
         evaluations.append(last | {"epoch": train["epoch"], "step": state["global_step"]})
     best = max(evaluations, key=lambda entry: entry["eval_mean_iou"])
     return {
-        "last_mean_iou": evaluations[-1]["eval_mean_iou"],
+        "last_mean_iou": last["eval_mean_iou"],
         "best_mean_iou": best["eval_mean_iou"],
         "best_epoch": best["epoch"],
         "best_step": best["step"],
         "steps": state["global_step"],
         "seconds": train["train_runtime"],
-        "labeled_images": len((folder / "labeled_ids.txt").read_text(encoding="utf-8").splitlines()),
+        "resumed": bool(training.get("resumed")),
+        "labeled_images": (folder / "labeled_ids.txt").read_text(encoding="utf-8").count("\n"),
     }
 
 

@@ -1,4 +1,4 @@
-"""Settings and data that training does not refuse but that spoil it: each is one sentence with what to change."""
+"""Advice on settings and data that are allowed but spoil a training: a sentence for each, with what to change."""
 
 import logging
 import math
@@ -28,10 +28,10 @@ class RunPlan:
 
     Args:
         num_labeled (`int`): labeled images that are trained on.
-        num_unlabeled (`int`, *optional*): unlabeled images; None of a stream.
+        num_unlabeled (`int`, *optional*): unlabeled images; None for a stream.
         num_validation (`int`, *optional*): validation images; None if there is no evaluation.
-        steps (`int`, *optional*): updates in all; None where they are not known yet.
-        epochs (`int`): epochs in all, a part counted as one.
+        steps (`int`, *optional*): updates in all; None if they are not known yet.
+        epochs (`int`): epochs in all, rounded up.
         labeled_classes (`set[int]`, *optional*): classes that the labeled masks show; None if they were not read.
         validation_classes (`set[int]`): classes that the validation masks show.
     """
@@ -48,12 +48,12 @@ class RunPlan:
 def advise(args: AllSparkTrainingArguments, plan: RunPlan, class_names: Sequence[str]) -> list[str]:
     """
     Args:
-        args ([`AllSparkTrainingArguments`]): of the training to come.
-        plan ([`RunPlan`]): what it will do.
-        class_names (`Sequence[str]`): in the order of the class indices.
+        args ([`AllSparkTrainingArguments`]): arguments of the training.
+        plan ([`RunPlan`]): what the training will do.
+        class_names (`Sequence[str]`): names in the order of the class indices.
 
     Returns:
-        `list[str]`: a sentence for everything that spoils it; none for a sound training.
+        `list[str]`: a sentence for each setting or lack of data that spoils the training.
     """
     return [*_about_classes(plan, class_names), *_about_images(args, plan), *_about_lengths(args, plan)]
 
@@ -95,7 +95,7 @@ def _about_images(args: AllSparkTrainingArguments, plan: RunPlan) -> list[str]:
     if args.max_steps > 0 or plan.steps is None or not plan.num_unlabeled or args.epoch_length != "unlabeled":
         return said
     hardly_a_step = plan.steps < min(FEW_STEPS_PER_EPOCH * plan.epochs, FEW_STEPS)
-    if hardly_a_step or plan.num_unlabeled < plan.num_labeled / 4:  # an epoch then shows a quarter of the labeled ones
+    if hardly_a_step or plan.num_unlabeled < plan.num_labeled / 4:  # an epoch shows as many labeled ones
         other = "" if METHODS[args.method].uses_unlabeled else " or --epoch_length labeled"
         said.append(
             f"{args.num_train_epochs:g} epochs are {_count(plan.steps, 'step')} because there "
@@ -125,14 +125,13 @@ def _about_lengths(args: AllSparkTrainingArguments, plan: RunPlan) -> list[str]:
             f"contrast_start={args.contrast_start} is not reached in {_count(plan.steps, 'step')}, so that the "
             "contrastive loss never begins: lower it or leave it out, or train longer (--max_steps)."
         )
-    warmup = args.get_warmup_steps(plan.steps)
-    if warmup and warmup >= plan.steps:
+    if args.warmup_steps >= plan.steps:
         said.append(
             f"warmup_steps={args.warmup_steps:g} is as long as the training or longer ({_count(plan.steps, 'step')}), "
             "so that the learning rate only rises: lower it, or train longer (--max_steps)."
         )
     every = args.logging_steps if args.logging_steps >= 1 else math.ceil(args.logging_steps * plan.steps)
-    if getattr(args.logging_strategy, "value", args.logging_strategy) == "steps" and every > plan.steps:
+    if args.logging_strategy == "steps" and every > plan.steps:
         said.append(
             f"logging_steps={args.logging_steps:g} is more than the {_count(plan.steps, 'step')} of the training, so "
             "that no loss is logged: lower it."
@@ -146,10 +145,10 @@ def _count(number: int, name: str) -> str:
 
 class Advice(TrainerCallback):
     """
-    Logs, as warnings, what [`advise`] says when a training begins.
+    Logs the sentences of [`advise`] as warnings when a training begins.
 
     Args:
-        trainer ([`AllSparkTrainer`]): whose data and arguments they are.
+        trainer ([`AllSparkTrainer`]): the trainer whose data and arguments are looked at.
     """
 
     def __init__(self, trainer):

@@ -16,11 +16,11 @@ from ..utils.arguments import argument, check_values, default_of, documented
 class AllSparkTrainingArguments(TrainingArguments, EvaluationArguments, *arguments_classes()):
     """
     [`~transformers.TrainingArguments`], [`EvaluationArguments`], the arguments of every method (such as
-    [`AllSparkMethodArguments`]), and those below. Below are also the ones of transformers with another default here or
-    with an answer of their own at a resume; every other one keeps its meaning.
+    [`AllSparkMethodArguments`]), and those below. Listed below are also the arguments of transformers that have
+    another default or a rule for resuming here; all others keep their meaning.
 
     Attributes:
-        filled_in (`dict`): arguments that were left at their defaults and then derived from others, with their values.
+        filled_in (`dict`): values of the arguments that were left at their defaults; some are derived from others.
 
     Raises:
         ValueError: if a value is out of range, or a setting does not fit mixed batches or the method.
@@ -67,7 +67,9 @@ class AllSparkTrainingArguments(TrainingArguments, EvaluationArguments, *argumen
         resume="kept",
     )
     sync_batchnorm: bool = argument(
-        False, "Synchronize the decode head's BatchNorm over processes, as in the paper. GPUs only."
+        False,
+        "Synchronize the decode head's BatchNorm over processes, as in the paper. GPUs only.",
+        resume="changed",
     )
 
     # ---- Batches and epochs ----
@@ -147,6 +149,9 @@ class AllSparkTrainingArguments(TrainingArguments, EvaluationArguments, *argumen
         by_encoder=True,
     )
     weight_decay: float = argument(1e-4, "Weight decay.", resume="kept", shown=True, by_encoder=True)
+    adam_beta1: float = argument(0.9, "Share of AdamW's mean of gradients that stays at an update.", resume="kept")
+    adam_beta2: float = argument(0.999, "The same of its mean of squared gradients.", resume="kept")
+    adam_epsilon: float = argument(1e-8, "What AdamW adds to its divisor.", resume="kept")
     lr_scheduler_type: str = argument(
         "polynomial",
         "Schedule; polynomial has power 0.9 and end 0 unless set otherwise.",
@@ -154,7 +159,7 @@ class AllSparkTrainingArguments(TrainingArguments, EvaluationArguments, *argumen
         shown=True,
     )
     lr_scheduler_kwargs: dict | str | None = argument(
-        None, "Settings of the schedule in JSON, such as '{\"power\": 0.9}'.", shown=True
+        None, "Settings of the schedule in JSON, such as '{\"power\": 0.9}'.", resume="changed", shown=True
     )
     warmup_steps: float = argument(
         0, "Updates of a linear warm-up, or below 1 their share of all updates.", resume="changed", shown=True
@@ -256,8 +261,14 @@ class AllSparkTrainingArguments(TrainingArguments, EvaluationArguments, *argumen
         if self.total_train_batch_size is not None:
             self._set_accumulation()
         defaults = {one.name: default_of(one) for one in fields(self) if one.init}
+        # HfArgumentParser reads an empty default as None.
         given = {name: "" if value is None and defaults[name] == "" else value for name, value in given.items()}
         self.filled_in = {name: getattr(self, name) for name, value in given.items() if value == defaults[name]}
+
+    def get_warmup_steps(self, num_training_steps: int) -> int:
+        """As in transformers, but not all updates, since its polynomial schedule would then divide by 0 at the end."""
+        warmup = super().get_warmup_steps(num_training_steps)
+        return warmup - 1 if warmup == num_training_steps else warmup
 
     def _set_accumulation(self):
         total, per_device, processes = self.total_train_batch_size, self.per_device_train_batch_size, self.world_size
@@ -300,6 +311,10 @@ class AllSparkTrainingArguments(TrainingArguments, EvaluationArguments, *argumen
             raise ValueError(
                 "dispatch_batches=True joins and cuts mixed batches on the main process: set it to False in "
                 "accelerator_config, or leave it out."
+            )
+        if self.label_smoothing_factor:
+            raise ValueError(
+                f"label_smoothing_factor={self.label_smoothing_factor:g} would change nothing: leave it out."
             )
         if self.remove_unused_columns:
             raise ValueError("remove_unused_columns=True removes the image and mask columns: set it to False.")

@@ -1,10 +1,9 @@
-"""What a training saves on the way, and how it goes on from there: a [`Checkpoints`] for each trainer."""
+"""[`Checkpoints`]: how a trainer saves its training, and goes on from what it saved."""
 
 import json
 import logging
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,57 +24,50 @@ from .resuming import check_resume, describe_run, names_of_images
 
 logger = logging.getLogger(__name__)
 
-STUDENT_FILE = "student.safetensors"  # the trained weights, where the evaluated model has others
-METHOD_MODULES = "method_modules."  # prefix of the names of what a method trains beside the model
-
-
-@dataclass
-class _State:
-    """Anything with a `state_dict` and a `load_state_dict`, and whether each process has one of its own."""
-
-    holder: Any
-    of_each_process: bool
+STUDENT_FILE = "student.safetensors"  # the trained weights, if another model is evaluated
+METHOD_MODULES = "method_modules."  # prefix of weights that a method trains beside the model
 
 
 class Checkpoints:
     """
     Writes and restores checkpoints.
 
-    A checkpoint is written into `unfinished-checkpoint-N`, and gets its name when all of it, of all processes, is on
-    the disk; older ones are deleted after that. Whenever a process is killed, what is called `checkpoint-N` is
-    complete. Its `model.safetensors` is the model that is evaluated, memory included; optimizer, schedule and random
-    numbers are transformers' files, and every registered state has a file of its name. All of them are read with
-    `torch.load(weights_only=True)`, which runs nothing.
+    All processes write a checkpoint into `unfinished-checkpoint-N`, which is renamed when all of its files are on the
+    disk. Older checkpoints are deleted after that. A folder called `checkpoint-N` is therefore complete, whenever a
+    process is killed. Its `model.safetensors` holds the evaluated model with its memory. Optimizer, schedule and
+    random numbers are in transformers' files, and every registered state is in a file of its name. All states are read
+    with `torch.load(weights_only=True)`, which runs no code.
 
     Args:
-        trainer ([`AllSparkTrainer`]): whose training is saved.
+        trainer ([`AllSparkTrainer`]): the trainer whose training is saved.
     """
 
     def __init__(self, trainer):
         self.trainer = trainer
         self.resumed_from: Path | None = None
-        self._states: dict[str, _State] = {}
+        self._states: dict[str, tuple[Any, bool]] = {}
 
     def register(self, name: str, holder: Any, of_each_process: bool = False):
         """
         Adds a state to every checkpoint from now on.
 
         Args:
-            name (`str`): names its file.
-            holder: has a `state_dict` and a `load_state_dict`, as a module has.
+            name (`str`): name of the state's file, without its ending.
+            holder: an object with `state_dict` and `load_state_dict`, such as a module.
             of_each_process (`bool`): whether each process saves and restores its own.
         """
-        self._states[name] = _State(holder, of_each_process)
+        self._states[name] = holder, of_each_process
 
-    def _files(self, folder: Path) -> Iterator[tuple[Path, _State]]:
-        for name, state in self._states.items():
-            rank = f"_{self.trainer.args.process_index}" if state.of_each_process else ""
-            yield folder / f"{name}{rank}.pt", state
+    def _files(self, folder: Path) -> Iterator[tuple[Path, Any, bool]]:
+        """The file of each registered state, its holder, and whether each process has one."""
+        for name, (holder, of_each_process) in self._states.items():
+            rank = f"_{self.trainer.args.process_index}" if of_each_process else ""
+            yield folder / f"{name}{rank}.pt", holder, of_each_process
 
     # ---- Going on ----
 
     def take_up(self, checkpoint: str | Path):
-        """Says, before anything is loaded, where training goes on; ValueError if it cannot, see [`check_resume`]."""
+        """Makes a training go on from a checkpoint, which is only checked yet, see [`Checkpoints.check`]."""
         self.check(checkpoint)
         self.resumed_from = Path(checkpoint)
         if not self.trainer.is_world_process_zero():
@@ -86,7 +78,7 @@ class Checkpoints:
         logger.info("Going on from %s.", checkpoint)
 
     def check(self, checkpoint: str | Path):
-        """Raises ValueError if this run cannot go on from a checkpoint; nothing of it is loaded."""
+        """Raises ValueError if this run cannot go on from a checkpoint, see [`check_resume`]; loads nothing."""
         folder = Path(checkpoint)
         run = check_resume(self.trainer, folder)
         self.trainer.processes.check_saved_memory(folder, run)
@@ -102,7 +94,7 @@ class Checkpoints:
             )
 
     def restore(self, state: TrainerState):
-        """What transformers has not restored; once the model is wrapped, and before the first step."""
+        """Restores what transformers does not; called after the model is wrapped and before the first step."""
         if self.trainer.stream is not None:
             self.trainer.stream.restore(self.resumed_from, state)
         if self.resumed_from is None:
@@ -112,11 +104,16 @@ class Checkpoints:
         student = self.resumed_from / STUDENT_FILE
         if student.is_file() and not self.trainer.processes.are_sharded:  # FSDP has a file of its own
             self.trainer.processes.model.load_state_dict(load_file(student))
-        for path, entry in self._files(self.resumed_from):
-            entry.holder.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        for path, holder, _ in self._files(self.resumed_from):
+            holder.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
 
     def finished_run(self) -> TrainOutput | None:
-        """Takes up a checkpoint that has all of `max_steps`; transformers would train a step more."""
+        """
+        Loads a checkpoint that has all `max_steps` updates, which transformers would train for one more.
+
+        Returns:
+            `TrainOutput`, *optional*: None, and nothing is loaded, if updates are left.
+        """
         trainer, checkpoint = self.trainer, str(self.resumed_from)
         state = TrainerState.load_from_json(str(self.resumed_from / TRAINER_STATE_NAME))
         if not 0 < trainer.args.max_steps <= state.global_step:
@@ -129,10 +126,13 @@ class Checkpoints:
         if trainer.args.load_best_model_at_end and state.best_model_checkpoint:
             trainer._load_best_model()
             self.best_model_loaded()
-        return TrainOutput(state.global_step, 0.0, {"train_runtime": 0.0, "epoch": state.epoch})
+        trainer.record.is_of_earlier_process = True
+        earlier = read_json_object(Path(trainer.args.output_dir) / "train_results.json")  # if the process wrote it
+        runtime = earlier.get("train_runtime", 0.0)
+        return TrainOutput(state.global_step, 0.0, {"train_runtime": runtime, "epoch": state.epoch})
 
     def best_model_loaded(self):
-        """transformers loads the best weights into the trained model; the evaluated one is to have them too."""
+        """Copies the best weights, which transformers loads into the trained model, to the evaluated model."""
         model = self.trainer.processes.model
         if self._evaluated is not model:
             self._evaluated.load_state_dict(_without_method_modules(model.state_dict()))
@@ -140,7 +140,7 @@ class Checkpoints:
     # ---- Saving ----
 
     def write(self, run_dir: Path):
-        """One checkpoint of the present step, called by all processes; then the old ones go."""
+        """Writes a checkpoint of the present step, then deletes the oldest ones; called by all processes."""
         trainer = self.trainer
         trainer.finite.check_weights()
         folder = run_dir / f"{PREFIX_CHECKPOINT_DIR}-{trainer.state.global_step}"
@@ -156,7 +156,7 @@ class Checkpoints:
             self._remove_old(run_dir)
 
     def _write(self, unfinished: Path, folder: Path, saving: Saving):
-        """The files of all processes, then the name."""
+        """Writes the files of all processes, then renames their folder."""
         trainer = self.trainer
         if trainer.args.should_save:
             storage.remove_leftovers(folder.parent)
@@ -172,9 +172,9 @@ class Checkpoints:
             saving.part = "the state of the random numbers"
             trainer._save_rng_state(str(unfinished))
         saving.part = "the state of the method"
-        for path, state in self._files(unfinished):
-            if state.of_each_process or trainer.args.should_save:
-                torch.save(state.holder.state_dict(), path)
+        for path, holder, of_each_process in self._files(unfinished):
+            if of_each_process or trainer.args.should_save:
+                torch.save(holder.state_dict(), path)
         saving.part = "the run's records"
         self._note_best(folder)
         trainer.accelerator.wait_for_everyone()
@@ -186,7 +186,7 @@ class Checkpoints:
             storage.put_in_place(unfinished, folder)
 
     def _save_models(self, folder: Path):
-        """The evaluated model, with the memory that belongs to training, and the trained one if that is another."""
+        """Writes the evaluated model with its memory, and the trained model if that is another one."""
         model, state_dict = self.trainer.processes.model, self._gathered_weights()
         if not self.trainer.args.should_save:
             return
@@ -199,7 +199,7 @@ class Checkpoints:
         self._save_processor(folder)
 
     def save_model(self, folder: Path):
-        """The evaluated model for use: without what belongs to training, each file whole. Called by all processes."""
+        """Saves the evaluated model without what only training needs; called by all processes."""
         model, state_dict = self.trainer.processes.model, self._gathered_weights()
         if not self.trainer.args.should_save:
             return
@@ -222,7 +222,7 @@ class Checkpoints:
         return self.trainer.method.evaluated_model(self.trainer.processes.model)
 
     def _gathered_weights(self) -> dict[str, torch.Tensor] | None:
-        """Weights that FSDP or DeepSpeed has cut, whole; None where they are whole."""
+        """The whole weights if FSDP or DeepSpeed has cut them into parts, else None."""
         trainer = self.trainer
         return trainer.accelerator.get_state_dict(trainer.model_wrapped) if trainer.processes.are_sharded else None
 
@@ -233,7 +233,7 @@ class Checkpoints:
             state.best_model_checkpoint = str(best)
 
     def _write_records(self, folder: Path):
-        """The Trainer's state, and what the run was made with, which closes the checkpoint."""
+        """Writes the Trainer's state and, as the last file, what the run was made with."""
         trainer, exported = self.trainer, defaultdict(list)
         for callback in [*trainer.callback_handler.callbacks, trainer.control]:
             if isinstance(callback, ExportableState):
@@ -251,7 +251,7 @@ class Checkpoints:
         storage.write_run_file(folder, {**describe_run(trainer), **own})
 
     def _remove_old(self, run_dir: Path):
-        """Down to `save_total_limit`, the newest and the best among them."""
+        """Deletes the oldest checkpoints until `save_total_limit` are left; keeps the newest and the best."""
         limit, kept = self.trainer.args.save_total_limit, storage.sorted_checkpoints(run_dir)
         if not limit or limit < 1:
             return
@@ -265,7 +265,7 @@ class Checkpoints:
 def _save_pretrained(
     model: PreTrainedModel, folder: Path, state_dict: dict[str, torch.Tensor] | None, everything: bool = False
 ):
-    """Saves a model, with `everything` also what a model for use leaves out; a class of FSDP's is not named."""
+    """Saves a model under its own class, not FSDP's; with `everything` also what only training needs."""
     saved = model if state_dict is None else plain_model(model)
     if not everything:
         state_dict = _without_method_modules(model.state_dict() if state_dict is None else state_dict)
@@ -283,7 +283,7 @@ def _without_method_modules(state_dict: dict[str, torch.Tensor]) -> dict[str, to
 
 
 def _best_checkpoint(state: TrainerState, resumed_from: Path) -> Path | None:
-    """Where the best checkpoint is, or should be, although its folder was perhaps moved before a resume."""
+    """The folder of the best checkpoint, also if the run's folder was moved before the resume."""
     if state.best_model_checkpoint is None:
         return None
     best = Path(state.best_model_checkpoint)

@@ -1,4 +1,4 @@
-"""What [`AllSparkTrainer`] refuses, each with one sentence: parts that do not fit each other."""
+"""What [`AllSparkTrainer`] refuses because its parts do not fit each other."""
 
 import logging
 import tempfile
@@ -89,9 +89,8 @@ def check_evaluation(config: AllSparkConfig, args: EvaluationArguments, image_pr
 
 def as_the_model_reads(args: AllSparkTrainingArguments, config: AllSparkConfig, *sets) -> list:
     """
-    Data sets, or dicts of them, whose images and masks are read as the configuration says; what is no
-    `datasets.Dataset` stays as it is. Where the configuration names no page of TIFF files, that of the first set goes
-    into it.
+    The data sets, or dicts of data sets, with images and masks read as the configuration says; anything that is no
+    `datasets.Dataset` stays as it is. If the configuration names no page of TIFF files, it gets that of the first set.
     """
     columns = args.image_column_name, args.label_column_name
     if config.tiff_page is None and isinstance(sets[0], datasets.Dataset):
@@ -111,8 +110,9 @@ def check_datasets(
     eval_dataset: datasets.Dataset | dict[str, datasets.Dataset] | None,
 ):
     """
-    Raises ValueError for empty sets, a holdout that leaves none, missing columns, and images that are both trained and
-    evaluated on. Of a stream the first image is read, and a warning says what cannot be known of the others.
+    Raises ValueError for empty sets, a holdout that leaves no labeled image, missing columns, and images that are both
+    trained and evaluated on. Of a stream only the first image is read, and a warning says that the rest is not
+    checked.
     """
     evaluated = eval_dataset if isinstance(eval_dataset, dict) else {"eval_dataset": eval_dataset}
     for name, dataset in {"train_dataset": train_dataset, **evaluated}.items():
@@ -130,7 +130,7 @@ def check_datasets(
     _check_columns("train_dataset", train_dataset, [args.image_column_name, args.label_column_name])
     check_stream(args, unlabeled_dataset, Reading(tiff_page=page_of(train_dataset, args.image_column_name)))
     if isinstance(unlabeled_dataset, datasets.IterableDataset):
-        unlabeled_dataset = None  # what follows needs to know the files
+        unlabeled_dataset = None  # the checks below need a list of files
     if unlabeled_dataset is not None:
         _check_columns("unlabeled_dataset", unlabeled_dataset, [args.image_column_name])
     for name, dataset in evaluated.items():
@@ -149,9 +149,9 @@ def check_contents(
     eval_dataset: datasets.Dataset | dict[str, datasets.Dataset] | None,
 ):
     """
-    Raises ValueError for masks in which 255 may be a class, and for images to evaluate on that are too small. Reads
-    every mask, unless [`check_data`] did. Before a training, the mask values that the labeled images are read with and
-    the range of 16-bit images go into `config`.
+    Raises ValueError for masks in which 255 may be a class, and for evaluated images that are too small. Reads every
+    mask that [`check_data`] has not read. With a `train_dataset`, `config` gets the mask values of the labeled images,
+    and the range of 16-bit images.
     """
     evaluated = eval_dataset if isinstance(eval_dataset, dict) else {"validation": eval_dataset}
     evaluated = {name: dataset for name, dataset in evaluated.items() if isinstance(dataset, datasets.Dataset)}
@@ -178,7 +178,7 @@ def check_stream(
     unlabeled_dataset: datasets.Dataset | datasets.IterableDataset | None,
     reading: Reading,
 ):
-    """Raises ValueError for a stream without an epoch, an epoch without a stream, and if there is no first image."""
+    """Raises ValueError for a stream without its length of an epoch or a first image, and for the length alone."""
     if not isinstance(unlabeled_dataset, datasets.IterableDataset):
         if args.unlabeled_images_per_epoch is not None:
             raise ValueError(
@@ -203,9 +203,9 @@ def check_stream(
 
 def check_output_dir(args: AllSparkTrainingArguments, model: Segmenter):
     """
-    Raises ValueError if nothing, or not even one checkpoint, can be written into `output_dir`; warns where there is
-    less room on its disk than training will need: the model, its optimizer's state, and one checkpoint more than are
-    kept, since an older one is deleted only when the new one is complete.
+    Raises ValueError if nothing can be written into `output_dir`, or its disk has no room for one checkpoint. Warns if
+    the disk has less room than the training needs: the model, and one checkpoint more than are kept, since an old one
+    is deleted when the new one is complete.
     """
     if not args.should_save:
         return

@@ -1,4 +1,4 @@
-"""Weights of the classes in the labeled loss, for data in which some are rare."""
+"""Weights of the classes in the labeled loss, for data with rare classes."""
 
 import datasets
 import torch
@@ -13,14 +13,14 @@ def class_weights(
     args: AllSparkTrainingArguments, train_dataset: datasets.Dataset | None, config
 ) -> torch.Tensor | None:
     """
-    Weights from `args.class_weights`. `balanced` counts the pixels f of each class in all labeled masks and gives it
-    sqrt(median(f) / f) (Alonso et al., ICCV 2021, whose rule is for the images of the last steps); the median is that
-    of the classes that occur, and a class that does not gets the largest of their weights.
+    Weights from `args.class_weights`. With `balanced`, the pixels f of each class are counted in all labeled masks,
+    and the weight is sqrt(median(f) / f), as of Alonso et al. (ICCV 2021), who count the images of the last steps. The
+    median is over the classes that occur; a class that does not occur gets the largest weight of those.
 
     Args:
-        args ([`AllSparkTrainingArguments`]): of the training.
-        train_dataset (`datasets.Dataset`, *optional*): labeled images, read if the weights are to be balanced.
-        config ([`AllSparkFields`]): of the model.
+        args ([`AllSparkTrainingArguments`]): arguments of the training.
+        train_dataset (`datasets.Dataset`, *optional*): labeled images, whose masks are read for `balanced`.
+        config ([`AllSparkFields`]): configuration of the model.
 
     Returns:
         `torch.Tensor`, *optional*: float32 (num_labels,); None without `class_weights`.
@@ -33,7 +33,9 @@ def class_weights(
         return None
     if given != [BALANCED]:
         if len(given) != num_labels:
-            raise ValueError(f"class_weights has {len(given)} numbers, but there are {num_labels} classes.")
+            raise ValueError(
+                f"class_weights has {len(given)} numbers, but there are {num_labels} classes: give one for each."
+            )
         return torch.tensor([float(weight) for weight in given])
     counts = _pixels_of_classes(args, train_dataset, num_labels, MaskConvention.of(config)).double()
     occurs = counts > 0
@@ -44,7 +46,7 @@ def class_weights(
 
 
 def _pixels_of_classes(args, dataset: datasets.Dataset, num_labels: int, masks: MaskConvention) -> torch.Tensor:
-    """int64 (num_labels,): the pixels of each class in all masks."""
+    """int64 (num_labels,): how many pixels of all masks each class has."""
     counts = torch.zeros(num_labels, dtype=torch.int64)
     for row, example in enumerate(exact_columns(dataset, args.image_column_name, args.label_column_name)):
         mask = example[args.label_column_name]

@@ -1,4 +1,4 @@
-"""What can go wrong in the midst of training, each with one sentence, and how a script ends then."""
+"""Errors that end a training, each with one sentence for the user."""
 
 import errno
 import pickle
@@ -24,11 +24,11 @@ except ImportError:  # Windows
     fcntl = None
 
 
-WORKER_DIED = re.compile(r"DataLoader worker \(pid|</torch_")  # the second one is shared memory that is gone
+WORKER_DIED = re.compile(r"DataLoader worker \(pid|</torch_")  # "</torch_": a worker's shared memory is gone
 LOCK_FILE = "training.lock"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-TORCH_WRITES = re.compile(r"inline_container|PytorchStreamWriter|iostream")  # of torch.save, a RuntimeError
-ERRNO = re.compile(r"os error (\d+)")  # of safetensors, whose errors are no OSError
+TORCH_WRITES = re.compile(r"inline_container|PytorchStreamWriter|iostream")  # in RuntimeErrors of torch.save
+ERRNO = re.compile(r"os error (\d+)")  # in errors of safetensors, which are no OSError
 
 
 class TrainingFault(RuntimeError):
@@ -40,7 +40,7 @@ class SavingFailedError(TrainingFault):
 
 
 class WorkerDiedError(TrainingFault):
-    """A process that loads data is gone, e.g. killed for want of memory."""
+    """A process that loads data ended, e.g. because the system killed it for want of memory."""
 
 
 class FolderInUseError(TrainingFault):
@@ -52,7 +52,7 @@ class NonFiniteError(TrainingFault):
 
 
 def going_on(output_dir: str | Path) -> str:
-    """Which checkpoint is left, and how to go on from it."""
+    """The end of a sentence: which checkpoint is left, and how to go on from it."""
     last = last_complete_checkpoint(output_dir)
     if last is None:
         return f"there is no complete checkpoint in {output_dir} yet, so start again"
@@ -62,16 +62,17 @@ def going_on(output_dir: str | Path) -> str:
 @contextmanager
 def telling_faults(output_dir: str | Path, checkpoint: str | None = None) -> Iterator[None]:
     """
-    Training inside: an image that cannot be read and a worker that died are told with what is left of the run.
+    For the training inside: its errors of unreadable images, damaged states and dead workers get one sentence that
+    also says which checkpoint is left.
 
     Args:
-        output_dir (`str` or `Path`): with the run's checkpoints.
-        checkpoint (`str`, *optional*): that training goes on from.
+        output_dir (`str` or `Path`): folder of the run's checkpoints.
+        checkpoint (`str`, *optional*): the checkpoint that the training goes on from.
 
     Raises:
-        TrainingFault: a state in the checkpoint is no state.
-        BadImageError: with the file, see [`read_example`].
-        WorkerDiedError: a process of a DataLoader is gone.
+        TrainingFault: if a state in the checkpoint is damaged or could run code.
+        BadImageError: if an image cannot be read, with its file, see [`read_example`].
+        WorkerDiedError: if a process of a DataLoader ended.
     """
     try:
         yield
@@ -95,15 +96,15 @@ def telling_faults(output_dir: str | Path, checkpoint: str | None = None) -> Ite
 
 
 def _end_reports():
-    """Takes away the DataLoader's signal handler, which may report the dead worker again at any moment."""
-    for _ in range(2):  # it may do so here, too
-        with suppress(RuntimeError, ValueError, AttributeError):  # not the main thread; Windows, without the signal
+    """Removes the DataLoader's signal handler, which may report the dead worker again at any moment."""
+    for _ in range(2):  # the handler may interrupt the first try
+        with suppress(RuntimeError, ValueError, AttributeError):  # outside the main thread, or on Windows
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal_handling._SIGCHLD_handler_set = False  # the next DataLoader sets it again
 
 
 def _worker_is_gone(error: Exception) -> bool:
-    """Whether the DataLoader says so, or a tensor could not be taken over, since the worker's socket was gone."""
+    """Whether the DataLoader reports a dead worker, or a tensor could not be received from a closed socket."""
     if isinstance(error, OSError):
         return isinstance(error, ConnectionError) or error.filename is None
     return isinstance(error, EOFError) or WORKER_DIED.search(str(error)) is not None
@@ -111,7 +112,7 @@ def _worker_is_gone(error: Exception) -> bool:
 
 @dataclass
 class Saving:
-    """What is being written just now, for the sentence if it fails."""
+    """What is being written at the moment, for the sentence of an error."""
 
     part: str = "its folder"
 
@@ -119,15 +120,15 @@ class Saving:
 @contextmanager
 def telling_of_saving(name: str, unfinished: Path, output_dir: str | Path) -> Iterator[Saving]:
     """
-    Saving inside: if it fails, what was written of `unfinished` is removed again, and nothing else.
+    For the saving inside: if it fails, the folder `unfinished` is removed, and nothing else.
 
     Args:
         name (`str`): what is saved.
-        unfinished (`Path`): the folder that it is written to.
-        output_dir (`str` or `Path`): with the run's checkpoints.
+        unfinished (`Path`): the folder that is written.
+        output_dir (`str` or `Path`): folder of the run's checkpoints.
 
     Raises:
-        SavingFailedError: if the file system refuses.
+        SavingFailedError: if a file cannot be written.
     """
     saving = Saving()
     try:
@@ -146,7 +147,7 @@ def telling_of_saving(name: str, unfinished: Path, output_dir: str | Path) -> It
 
 
 def _why_not_written(error: Exception) -> tuple[str, int | None]:
-    """The reason and its number, if it has one; raises again what is no error of writing a file."""
+    """Reason and error number, if it has one, of a failed write; raises any other error again."""
     cause = str(error).strip()
     if isinstance(error, SafetensorError):
         found = ERRNO.search(cause)
@@ -155,20 +156,20 @@ def _why_not_written(error: Exception) -> tuple[str, int | None]:
         return cause, error.errno
     if not TORCH_WRITES.search(cause):
         raise error
-    return "the file could not be written whole", errno.ENOSPC  # torch keeps the reason to itself
+    return "the file could not be written whole", errno.ENOSPC  # torch does not give the reason
 
 
 @contextmanager
 def sole_training(output_dir: str | Path) -> Iterator[None]:
     """
-    Training inside, and no other in this folder meanwhile. The lock is the process's and ends with it, however that
-    ends; where the file system or the system (Windows) has no locks, there is none.
+    For the training inside: no other process trains in this folder meanwhile. The system releases the lock when the
+    process ends, however it ends. On Windows, and on file systems without locks, nothing is locked.
 
     Args:
         output_dir (`str` or `Path`): an existing folder.
 
     Raises:
-        FolderInUseError: if a training of another process is in it.
+        FolderInUseError: if another process trains in it.
     """
     path = Path(output_dir) / LOCK_FILE
     with open(path, "w") as file:
@@ -188,7 +189,7 @@ def sole_training(output_dir: str | Path) -> Iterator[None]:
 
 
 def free_bytes(folder: str | Path) -> int:
-    """Room on the disk of a folder, or of the nearest one above that exists."""
+    """Free bytes on the disk of a folder, or of the nearest folder above that exists."""
     folder = Path(folder).absolute()
     while not folder.exists():
         folder = folder.parent

@@ -1,4 +1,4 @@
-"""A loss that is NaN or infinite: noticed on the device, told late, and never saved."""
+"""[`FiniteGuard`]: ends a training whose loss or weights are NaN or infinite, before they are saved."""
 
 import math
 
@@ -16,23 +16,24 @@ ADVICE = (
 
 class FiniteGuard(TrainerCallback):
     """
-    Watches the loss of every batch without making the host wait for the device: it reads what it found when something
-    is logged, evaluated or saved, and at the end. Training then ends, and nothing is saved. A gradient that is not
-    finite shows in the weights, and so in the next loss, or before the next save.
+    Notes on the device whether the loss of every batch is finite, so that the host need not wait, and reads the note
+    when something is logged, evaluated or saved, and at the end. A loss that was not finite then ends the training,
+    and nothing is saved. A gradient that is not finite shows in the next loss, or in the weights before they are
+    saved.
 
     Args:
-        trainer ([`AllSparkTrainer`]): whose loss and model are watched.
+        trainer ([`AllSparkTrainer`]): the trainer whose loss and model are watched.
     """
 
     def __init__(self, trainer):
         self.trainer = trainer
         device = trainer.args.device
-        self.first_step = torch.full((), -1, dtype=torch.int64, device=device)  # with a bad loss
+        self.first_step = torch.full((), -1, dtype=torch.int64, device=device)  # whose loss was not finite
         self.first_terms = torch.zeros(2, device=device)  # loss_x and loss_u of that step
 
     @torch.no_grad()
     def note_loss(self, loss: torch.Tensor, terms: dict[str, torch.Tensor]):
-        """Looks at the loss of one batch: float scalar, and its `loss_x` and, if any, `loss_u`."""
+        """Notes the loss of one batch, a float scalar, and its terms `loss_x` and, if there is one, `loss_u`."""
         parts = [terms[name].detach().float() for name in ("loss_x", "loss_u") if name in terms]
         values = torch.stack([*parts, *[torch.zeros_like(self.first_terms[0])] * (2 - len(parts))])
         first = ~torch.isfinite(loss) & (self.first_step < 0)
@@ -40,7 +41,7 @@ class FiniteGuard(TrainerCallback):
         self.first_step.masked_fill_(first, self.trainer.state.global_step + 1)
 
     def on_train_begin(self, args, state, control, **kwargs):
-        """What an earlier training with the same trainer ended by is no fault of this one."""
+        """Forgets the loss that ended an earlier training with the same trainer."""
         self.first_step.fill_(-1)
 
     def on_step_end(self, args, state, control, **kwargs):
@@ -54,7 +55,7 @@ class FiniteGuard(TrainerCallback):
         self.check()
 
     def check(self):
-        """Raises [`NonFiniteError`], in all processes alike, if training has to end; all of them must call it."""
+        """Raises [`NonFiniteError`] in all processes if the loss of one was not finite; all must call this method."""
         found = torch.cat([self.first_step.float().reshape(1), self.first_terms])
         found = self.trainer.accelerator.gather(found.reshape(1, -1)).tolist()
         # Names the process whose own loss was NaN, if only one had it.
@@ -69,18 +70,18 @@ class FiniteGuard(TrainerCallback):
         )
 
     def check_weights(self):
-        """Raises [`NonFiniteError`] if a weight or a buffer is not finite; before each save, in all processes."""
+        """Raises [`NonFiniteError`] if a weight or a buffer is not finite; all processes call it before a save."""
         self.check()
         model = self.trainer.processes.model
         named = [*model.named_parameters(), *model.named_buffers()]
         named = [(name, tensor) for name, tensor in named if tensor.is_floating_point()]
-        # Of a weight that FSDP has cut, each process looks at its own part.
+        # Each process looks at its own part of a weight that FSDP has cut.
         parts = [tensor.to_local() if hasattr(tensor, "to_local") else tensor for _, tensor in named]
         finite = torch.stack([torch.isfinite(part.detach()).all() for part in parts])
         if self.trainer.accelerator.reduce((~finite).sum(), reduction="sum").item() == 0:
             return
         bad = [name for (name, _), is_finite in zip(named, finite.tolist(), strict=True) if not is_finite]
-        where = f"{bad[0]} and {len(bad) - 1} others" if bad else "one of another process"
+        where = f"{bad[0]} and {len(bad) - 1} others" if bad else "on another process"
         raise NonFiniteError(
             f"The weights are not finite after step {self.trainer.state.global_step} ({where}), and are not saved: "
             f"{going_on(self.trainer.args.output_dir)}. {ADVICE}"
@@ -88,7 +89,7 @@ class FiniteGuard(TrainerCallback):
 
 
 def finite_mean(values: list[torch.Tensor]) -> torch.Tensor:
-    """Mean of float scalars, those left out that are not finite; NaN if none is."""
+    """Mean of those float scalars that are finite; NaN if none is."""
     values = torch.stack(values)
     return values.where(torch.isfinite(values), torch.nan).nanmean()
 

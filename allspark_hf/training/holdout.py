@@ -1,4 +1,4 @@
-"""Labeled images that are not trained on: whether the pseudo-labels that count there are right."""
+"""Labeled images that are held out of a training, to measure how many pseudo-labels are right on them."""
 
 import datasets
 import torch
@@ -18,7 +18,7 @@ from .resuming import names_of
 
 def number_held_out(args: AllSparkTrainingArguments, num_labeled: int) -> int:
     """
-    Images that `args.holdout_fraction` takes from so many labeled ones: rounded up, and 0 without it.
+    How many of the labeled images `args.holdout_fraction` takes, rounded up; 0 without it.
 
     Raises:
         ValueError: if the method has no pseudo-labels, or no labeled image would be left.
@@ -43,7 +43,7 @@ def number_held_out(args: AllSparkTrainingArguments, num_labeled: int) -> int:
 def split_holdout(
     args: AllSparkTrainingArguments, train_dataset: datasets.Dataset | None
 ) -> tuple[datasets.Dataset | None, datasets.Dataset | None]:
-    """The labeled images to train on, and those held out (None without `holdout_fraction`), drawn from the seed."""
+    """The labeled images to train on and those held out, drawn from the seed; no second set without a fraction."""
     count = 0 if train_dataset is None else number_held_out(args, len(train_dataset))
     if not count:
         return train_dataset, None
@@ -54,15 +54,15 @@ def split_holdout(
 
 class Holdout(TrainerCallback):
     """
-    Predicts the held-out images whole, as evaluation does, with the model that gives the pseudo-labels: once at each
-    evaluation, whatever the number of evaluation datasets, and at the end of training.
+    Predicts the held-out images as evaluation does, with the model that gives the pseudo-labels: at the end of
+    training, and once at each evaluation, also if there are several evaluation datasets.
 
-    The entry of the log has, in [0, 1], `holdout_kept`, the share of valid pixels whose confidence reaches the
-    method's threshold (1 without one), and of these `holdout_accuracy` and `holdout_accuracy_<class>`, see
+    The log gets, in [0, 1], `holdout_kept`, the share of valid pixels whose confidence reaches the method's threshold
+    (1 without a threshold), and for these pixels `holdout_accuracy` and `holdout_accuracy_<class>`, see
     [`accuracy_of_kept`]. `holdout_ids.txt` in the output folder names the images.
 
     Args:
-        trainer ([`AllSparkTrainer`]): whose method, processes and log it uses.
+        trainer ([`AllSparkTrainer`]): the trainer whose method, processes and log are used.
         dataset (`datasets.Dataset`): the held-out images with their masks.
     """
 
@@ -87,7 +87,7 @@ class Holdout(TrainerCallback):
         return any("holdout_kept" in entry and entry["step"] == state.global_step for entry in state.log_history)
 
     def measure(self):
-        """Logs the entry, and warns if the pixels are wrong too often. Called by every process."""
+        """Logs the entry, and warns if too many of the pixels are wrong; called by every process."""
         trainer, args, config = self.trainer, self.trainer.args, self.trainer.model.config
         kept = ConfusionMatrix(config.num_labels, config.semantic_loss_ignore_index, args.device)
         valid = torch.zeros((), dtype=torch.int64, device=args.device)

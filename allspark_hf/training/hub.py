@@ -28,12 +28,12 @@ logger = logging.getLogger(__name__)
 
 class HubSide:
     """
-    The Trainer's way to the Hub. What is published is the list of [`stage`], as one commit, with the card of
-    [`write_model_card`]. The arguments `push_to_hub`, `hub_model_id`, `hub_token`, `hub_private_repo`, `hub_revision`,
-    `hub_strategy` and `hub_always_push` keep their meaning, except that `hub_revision` is made if it does not exist.
+    Publishes what [`stage`] lists as one commit, with the card of [`write_model_card`]. The arguments `push_to_hub`,
+    `hub_model_id`, `hub_token`, `hub_private_repo`, `hub_revision`, `hub_strategy` and `hub_always_push` mean what
+    they mean in transformers, except that a branch `hub_revision` is made if it does not exist.
 
     Args:
-        trainer ([`AllSparkTrainer`]): whose methods of the same purpose call these.
+        trainer ([`AllSparkTrainer`]): the trainer, whose methods for the Hub call these.
     """
 
     def __init__(self, trainer):
@@ -42,7 +42,7 @@ class HubSide:
 
     def prepare_repository(self, token: str | None = None, private: bool | None = None):
         """
-        Makes sure that the repository can be pushed to; the Trainer calls it at construction with `push_to_hub`.
+        Makes sure that the repository can be pushed to; with `push_to_hub`, the Trainer calls this when it is built.
 
         Raises:
             PushError: if it cannot, with the reason in one sentence.
@@ -64,7 +64,7 @@ class HubSide:
 
         Args:
             model_name (`str`, *optional*): the heading.
-            unused: of transformers' card (`language`, `license`, `tags`, ...), since the records say it.
+            unused: arguments of transformers' card (`language`, `license`, `tags`, ...); a warning names those given.
         """
         trainer = self.trainer
         if not trainer.is_world_process_zero():
@@ -85,22 +85,22 @@ class HubSide:
         **kwargs,
     ) -> CommitInfo | Future | None:
         """
-        Saves the model into the output folder and publishes that, see [`stage`] for what of it.
+        Saves the model into the output folder, and publishes what [`stage`] takes from there.
 
         Args:
-            commit_message (`str`, *optional*): of the commit.
+            commit_message (`str`, *optional*): message of the commit.
             blocking (`bool`, *optional*): whether to wait until everything has arrived.
             token (`str`, *optional*): defaults to `args.hub_token`, or the one that this machine is logged in with.
             revision (`str`, *optional*): a branch; defaults to `args.hub_revision`, or "main".
-            private (`bool`, *optional*): of a new repository; defaults to `args.hub_private_repo`.
-            kwargs: of [`~HubSide.write_card`].
+            private (`bool`, *optional*): whether a new repository is private; defaults to `args.hub_private_repo`.
+            kwargs: arguments of [`~HubSide.write_card`].
 
         Returns:
-            [`~huggingface_hub.CommitInfo`]; a `Future` of it unless `blocking`; None on processes other than the main.
+            [`~huggingface_hub.CommitInfo`], or a `Future` of it unless `blocking`; None on all but the main process.
 
         Raises:
-            PushError: if the folder's records are of other weights, or if it failed, with the reason and how to push
-                again; nothing in the output folder is lost. Not `blocking`, the `Future` raises the latter.
+            PushError: if the folder's records are of other weights, or if the push failed, with the reason and how to
+                push again; unless `blocking`, the `Future` raises the latter. Nothing in the output folder is lost.
         """
         trainer, args = self.trainer, self.trainer.args
         trainer.callback_handler.on_push_begin(args, trainer.state, trainer.control)
@@ -141,9 +141,9 @@ class HubSide:
         by_steps = args.save_strategy == SaveStrategy.STEPS
         done = f"step {state.global_step}" if by_steps else f"epoch {int(state.epoch)}"
         try:
-            # A copy, since training may remove the checkpoint before it has arrived.
+            # The training may remove the checkpoint before it has arrived, hence a copy.
             staging = _staged(lambda staged: self._stage_training(Path(folder), Path(staged)))
-        except Exception as error:  # whatever it is, days of training must not end by it
+        except Exception as error:  # no error of publishing may end days of training
             logger.warning("%s is not pushed: %s", folder, scrub(str(error), args.hub_token))
             return
         arguments = (f"Training in progress, {done}", args.hub_token, args.hub_revision)
@@ -171,7 +171,7 @@ class HubSide:
                 raise push_again(error, self.trainer.args.output_dir, repo_id, revision) from None
 
     def _in_background(self, function, *arguments) -> Future:
-        """One upload after the other, in a thread."""
+        """Runs uploads in a thread, one after the other."""
         if self._uploads is None:
             self._uploads = ThreadPoolExecutor(max_workers=1)
         return self._uploads.submit(function, *arguments)
@@ -194,7 +194,7 @@ def _try_upload(staging: TemporaryDirectory, repo_id: str, message: str, token, 
 
 
 def _staged(fill: Callable[[str], None]) -> TemporaryDirectory:
-    """A temporary folder with what `fill` puts there."""
+    """A temporary folder that `fill` has filled."""
     staging = TemporaryDirectory(prefix="allspark-push-")
     try:
         fill(staging.name)
@@ -206,11 +206,11 @@ def _staged(fill: Callable[[str], None]) -> TemporaryDirectory:
 
 def stage_checkpoint(checkpoint: str | Path, staging: str | Path):
     """
-    Copies what resuming from a checkpoint needs, its memory and its optimizer included, into a new folder.
+    Copies what resuming from a checkpoint needs, with memory and optimizer, into a new folder.
 
     Args:
         checkpoint (`str` or `Path`): a folder `checkpoint-*`.
-        staging (`str` or `Path`): the folder to make, e.g. `last-checkpoint` in a staged one.
+        staging (`str` or `Path`): the folder to make, such as `last-checkpoint` in the folder that is pushed.
     """
     checkpoint, staging = Path(checkpoint), Path(staging)
     staging.mkdir()
@@ -219,7 +219,7 @@ def stage_checkpoint(checkpoint: str | Path, staging: str | Path):
         shutil.copyfile(path, staging / path.name)
     copy_record(checkpoint / TRAINER_STATE_NAME, staging / TRAINER_STATE_NAME)
     add_code(staging)
-    write_run_file(staging, read_json_object(checkpoint / RUN_FILE))  # whose list has the files as they are now
+    write_run_file(staging, read_json_object(checkpoint / RUN_FILE))  # with the sizes of the copied files
 
 
 __all__ = ["HubSide", "stage_checkpoint"]

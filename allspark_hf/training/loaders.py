@@ -17,7 +17,7 @@ from .arguments import AllSparkTrainingArguments
 
 
 def sampler_of(trainer) -> MixedBatchSampler:
-    """The batches of an epoch of a trainer with labeled images."""
+    """The sampler of a trainer that has labeled images."""
     unlabeled, streams = trainer.unlabeled_dataset, isinstance(trainer.unlabeled_dataset, datasets.IterableDataset)
     num_unlabeled = whole_steps(trainer.args) if streams else 0 if unlabeled is None else len(unlabeled)
     return make_sampler(trainer.args, len(trainer.train_dataset), num_unlabeled, streams)
@@ -26,7 +26,7 @@ def sampler_of(trainer) -> MixedBatchSampler:
 def make_sampler(
     args: AllSparkTrainingArguments, num_labeled: int, num_unlabeled: int, unlabeled_stream: bool = False
 ) -> MixedBatchSampler:
-    """The batches of an epoch over so many labeled and unlabeled images, as the arguments cut it."""
+    """The sampler of an epoch over so many labeled and unlabeled images, in batches of the arguments' sizes."""
     return MixedBatchSampler(
         num_labeled=num_labeled,
         num_unlabeled=num_unlabeled if args.epoch_length == "unlabeled" else 0,
@@ -46,7 +46,7 @@ def data_seed(args: AllSparkTrainingArguments) -> int:
 
 
 def train_loader(trainer) -> DataLoader:
-    """Mixed batches of the method's views, not yet sharded over processes; see [`MixedBatch`]."""
+    """Mixed batches of the method's views, see [`MixedBatch`], before accelerate shares them among processes."""
     args, config, unlabeled = trainer.args, trainer.model.config, trainer.unlabeled_dataset
     streams = isinstance(unlabeled, datasets.IterableDataset)
     if streams and trainer.stream is None:
@@ -83,16 +83,16 @@ def train_loader(trainer) -> DataLoader:
     )
     settings = _settings(args)
     if streams:
-        # New workers would read a block of the stream and part of a shard again, epoch after epoch.
+        # New workers in each epoch would read a part of a shard again.
         settings["persistent_workers"] = settings["num_workers"] > 0
-        # Whether workers are started must not move the global generator, which dropout draws from.
+        # Starting workers would else draw from the global generator, which dropout draws from too.
         settings["generator"] = torch.Generator()
     return DataLoader(dataset, batch_sampler=trainer.sampler, collate_fn=MixedBatchCollator(), **settings)
 
 
 def evaluation_loader(trainer, dataset: datasets.Dataset) -> DataLoader:
     """
-    Lists of samples of [`EvaluationDataset`]; every process reads its own rows, none of them twice.
+    Lists of samples of [`EvaluationDataset`]; every process reads other rows, and no row is read twice.
 
     Raises:
         ValueError: if 255 may be a class in the masks, or an image is too small.
@@ -103,7 +103,7 @@ def evaluation_loader(trainer, dataset: datasets.Dataset) -> DataLoader:
     require_known_values({"validation": dataset}, config, args.label_column_name)
     require_large_enough({"validation": dataset}, config, args, trainer.long_side, args.image_column_name)
     prepared = EvaluationDataset.of(dataset, trainer.processing_class, config, *columns)
-    # Not prepared by accelerate, which would repeat rows to even out the processes.
+    # accelerate does not prepare this loader, since it would repeat rows to give all processes as many.
     return DataLoader(
         prepared,
         batch_size=args.per_device_eval_batch_size,

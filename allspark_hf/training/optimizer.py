@@ -1,4 +1,4 @@
-"""Learning rates: of encoder, head, and what a method trains beside the model."""
+"""Learning rates of encoder, head, and what a method trains beside the model."""
 
 import torch
 from torch import nn
@@ -8,13 +8,14 @@ def split_by_rate(
     optimizer: torch.optim.Optimizer, model: nn.Module, head_multiplier: float, method_rates: dict[str, float]
 ):
     """
-    Splits the groups of an optimizer, all of one learning rate, by the rate that a parameter is to have.
+    Splits the parameter groups of an optimizer, which all have one learning rate, by the rates of the model's parts.
+    The encoder keeps the rate.
 
     Args:
-        optimizer (`torch.optim.Optimizer`): changed in place; without state yet.
-        model ([`Segmenter`]): whose parameters it has. The encoder keeps the rate.
-        head_multiplier (`float`): of all that is neither encoder nor the method's, as a multiple of the rate.
-        method_rates (`dict[str, float]`): of each of `model.method_modules`, likewise.
+        optimizer (`torch.optim.Optimizer`): optimizer of the model's parameters, without state; changed in place.
+        model ([`Segmenter`]): the model.
+        head_multiplier (`float`): rate of all that is neither the encoder's nor the method's, as a multiple.
+        method_rates (`dict[str, float]`): rate of each module in `model.method_modules`, as a multiple.
     """
     encoder = {id(parameter) for parameter in model.encoder_parameters()}
     of_method = [

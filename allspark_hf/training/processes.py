@@ -1,4 +1,4 @@
-"""Several processes that train one model: a [`Processes`] for each trainer."""
+"""[`Processes`]: what several processes that train one model must have in common."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -17,14 +17,14 @@ UNLABELED_PREFIX = "bottleneck.unlabeled_attention."
 
 class Processes:
     """
-    Makes the processes of a training equal where they should be.
+    Keeps weights, buffers and memories of the processes of a training equal.
 
-    All processes start from the first one's weights and buffers, and each step and each evaluation from its BatchNorm
-    statistics, with which the model is saved. A shared memory stays the same everywhere without being sent, because
-    all processes enqueue the channels of all; with `local_memory` each process keeps, saves and restores its own.
+    All processes start with the weights and buffers of the first one. Each step and each evaluation starts with its
+    BatchNorm statistics, which are also saved. A shared memory stays equal without being sent, because every process
+    enqueues the channels of all; with `local_memory` each process keeps, saves and restores a memory of its own.
 
     Args:
-        trainer ([`AllSparkTrainer`]): whose model they train.
+        trainer ([`AllSparkTrainer`]): the trainer whose model the processes train.
     """
 
     def __init__(self, trainer):
@@ -38,21 +38,21 @@ class Processes:
 
     @property
     def are_sharded(self) -> bool:
-        """Whether weights and optimizer are cut into parts, which have files of formats of their own."""
+        """Whether FSDP or DeepSpeed cuts weights and optimizer into parts, and saves them in formats of its own."""
         return self.trainer.is_fsdp_enabled or self.trainer.is_deepspeed_enabled
 
     @property
     def local_memory(self) -> nn.Module | None:
-        """This process's own memory; None if all have one in common, or there is none."""
+        """This process's own memory; None if all processes share one, or there is none."""
         bottleneck = self.model.bottleneck
         return bottleneck.memory if bottleneck is not None and not bottleneck.share_memory else None
 
     def prepare_to_wrap(self):
-        """Before DDP or FSDP wraps the model; it may have been wrapped by an earlier training."""
+        """Called before DDP or FSDP wraps the model, which an earlier training may have wrapped already."""
         if self.trainer.args.world_size == 1:
             return
         model = self.model
-        # Up to 100 MB a step, and wrong for a local memory; torch.compile puts the prefix before the names.
+        # DDP would broadcast the memory, up to 100 MB a step, also over local ones. torch.compile adds the prefix.
         names = [name for name, _ in model.named_buffers() if name.startswith(MEMORY_PREFIX)]
         if not self.trainer.method.trains_unlabeled_branch:  # DDP would wait for gradients that never come
             names += [name for name, _ in model.named_parameters() if name.startswith(UNLABELED_PREFIX)]
@@ -61,11 +61,11 @@ class Processes:
             return
         self._share(model.parameters())  # each process keeps a part of its own with FSDP
         if self.trainer.is_fsdp_enabled:
-            # accelerate asks for them to shard them apart, and SegFormer's answer is an exception.
+            # accelerate would shard input embeddings apart, and SegFormer raises if it is asked for them.
             model.get_input_embeddings = lambda: None
 
     def start(self):
-        """Once the model is wrapped and a checkpoint loaded: makes the processes equal where they should be."""
+        """Sends buffers and the method's state from the first process; called after wrapping and loading."""
         if self.trainer.args.world_size == 1:
             return
         named = list(self.model.named_buffers())
@@ -91,8 +91,8 @@ class Processes:
     @contextmanager
     def predicting_apart(self, *models: nn.Module) -> Iterator[None]:
         """
-        Each process may predict by itself inside, with the statistics and weights that are saved, and with `models` in
-        eval mode; outside, each of their modules is in the mode of before.
+        Inside, each process may predict by itself with the saved statistics and weights, and `models` are in eval
+        mode. Afterwards, each module has the mode of before.
         """
         self.share_statistics()
         plugin = self.trainer.accelerator.state.fsdp_plugin if self.trainer.is_fsdp_enabled else None
@@ -105,7 +105,7 @@ class Processes:
             module.training = was_training
 
     def gather_method_modules(self):
-        """Makes the method's modules whole for a step; with FSDP2 only the model's own forward would gather them."""
+        """Makes the method's modules whole for a step; FSDP2 gathers them in the model's own forward alone."""
         model = self.model
         if isinstance(model, FSDPModule) and hasattr(model, "method_modules"):
             model.unshard()
@@ -113,35 +113,27 @@ class Processes:
     def check_saved_memory(self, checkpoint, run: dict):
         """
         Args:
-            checkpoint (`Path`): a folder to resume from.
-            run (`dict`): what the checkpoint was made with.
+            checkpoint (`Path`): the folder to resume from.
+            run (`dict`): the content of its `allspark_run.json`.
 
         Raises:
-            ValueError: if its memories are not those of this run's processes.
+            ValueError: if its memories are not as many as this run's processes need.
         """
-        processes, has_own = self.trainer.args.world_size, self.local_memory is not None
+        own = self.trainer.args.world_size if self.local_memory is not None else 0
         saved = run["processes"] if run.get("local_memory") else 0
-        if not saved and has_own:
-            raise ValueError(
-                f"{checkpoint} holds one memory for all processes, but local_memory=True gives each its own: resume "
-                "without it, or begin anew."
-            )
-        if saved and not has_own:
-            raise ValueError(
-                f"{checkpoint} holds a memory of its own for each of {saved} processes, but this run has one for "
-                "all: resume with local_memory=True, or begin anew."
-            )
-        if saved and saved != processes:
-            raise ValueError(
-                f"{checkpoint} holds the memories of {saved} processes, but this run has {processes}: start "
-                f"{saved}, or begin anew."
-            )
+        if saved == own:
+            return
+        kinds = [
+            f"a memory for each of {count} processes" if count else "one memory for all" for count in (saved, own)
+        ]
+        fix = f"start {saved} processes with local_memory=True" if saved else "leave local_memory out"
+        raise ValueError(f"{checkpoint} holds {kinds[0]}, but this run has {kinds[1]}: {fix}, or begin anew.")
 
 
 @contextmanager
 def gathered(model: nn.Module, plugin: FullyShardedDataParallelPlugin) -> Iterator[None]:
     """
-    All weights on every process inside, so that each may predict by itself: shards need all processes at each batch.
+    Inside, every process has all weights, so that each may predict by itself.
 
     Args:
         model (`nn.Module`): the model, possibly wrapped by FSDP2.
@@ -160,7 +152,7 @@ def gathered(model: nn.Module, plugin: FullyShardedDataParallelPlugin) -> Iterat
 
 
 def plain_model(model: PreTrainedModel) -> PreTrainedModel:
-    """A model of the class that FSDP2 wrapped, without weights, which says no less about what is saved."""
+    """A model without weights, of the class that FSDP2 replaced by its own, to save whole weights with."""
     plain_class = next(one for one in type(model).__mro__ if not issubclass(one, FSDPModule))
     with torch.device("meta"):
         plain = plain_class(model.config).to(model.dtype)
@@ -169,16 +161,16 @@ def plain_model(model: PreTrainedModel) -> PreTrainedModel:
 
 def synchronize_batchnorm(model: PreTrainedModel, world_size: int, device: torch.device):
     """
-    Makes the model's BatchNorm count the batches of all processes as one (METHOD: as the authors train). The
-    weights keep their names. With one process there is nothing to synchronize, and nothing changes.
+    Makes the model's BatchNorm count the batches of all processes as one, as the authors train. The weights keep their
+    names. With one process nothing changes.
 
     Args:
-        model ([`Segmenter`]): changed in place; not wrapped yet.
-        world_size (`int`): processes.
-        device (`torch.device`): to train on.
+        model ([`Segmenter`]): the model before it is wrapped; changed in place.
+        world_size (`int`): number of processes.
+        device (`torch.device`): device to train on.
 
     Raises:
-        ValueError: on several processes on CPUs, which torch's SyncBatchNorm cannot train on.
+        ValueError: for several processes on CPUs, on which torch's SyncBatchNorm cannot train.
     """
     if world_size == 1:
         return
@@ -193,10 +185,10 @@ def synchronize_batchnorm(model: PreTrainedModel, world_size: int, device: torch
 def check_sharding(accelerator: Accelerator):
     """
     Args:
-        accelerator (`Accelerator`): of the Trainer.
+        accelerator (`Accelerator`): the Trainer's.
 
     Raises:
-        ValueError: for ways of sharding a model that training, saving or the pseudo-label pass would go wrong with.
+        ValueError: if it shards the model in a way that breaks training, saving or the pseudo-label pass.
     """
     state = accelerator.state
     if accelerator.distributed_type == DistributedType.FSDP:

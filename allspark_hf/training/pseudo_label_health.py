@@ -1,4 +1,4 @@
-"""Health of the pseudo-labels, epoch by epoch: what they say, whether it is right, and whether they collapse."""
+"""[`PseudoLabelHealth`]: what the pseudo-labels of an epoch show, how many are right, and whether they collapse."""
 
 import logging
 
@@ -11,9 +11,9 @@ from ..methods import METHODS
 
 logger = logging.getLogger(__name__)
 
-MOST_WRONG = 0.1  # of the pixels that count: twice what a threshold of 0.95 lets pass of a teacher that knows itself
-LEAST_RIGHT = 0.5  # of those of a class; below that, its label stands for other classes more often than for itself
-ENOUGH = 0.01  # share of these pixels that a class needs to be judged; below that, one object decides
+MOST_WRONG = 0.1  # share of the counted pixels: twice as many as pass a threshold of 0.95 if confidences are right
+LEAST_RIGHT = 0.5  # share of the pixels of a class; below, its label mostly stands for other classes
+ENOUGH = 0.01  # share of the counted pixels from which on a class is judged; below, a single object may decide
 
 
 def histogram(classes: torch.Tensor, num_classes: int) -> torch.Tensor:
@@ -27,8 +27,9 @@ def histogram(classes: torch.Tensor, num_classes: int) -> torch.Tensor:
 
 def accuracy_of_kept(prefix: str, kept: ConfusionMatrix, id2label: dict[int, str]) -> dict[str, float]:
     """
-    `<prefix>_accuracy`, the share in [0, 1] of the pixels that is right, and `<prefix>_accuracy_<class>`, that of the
-    pixels labeled as the class; empty without a pixel. `kept` has the pixels whose pseudo-label counts.
+    `<prefix>_accuracy`, the share in [0, 1] of the pixels in `kept` that are right, and `<prefix>_accuracy_<class>`,
+    the share of the pixels labeled as the class; empty if `kept`, which has the pixels whose pseudo-label counts, is
+    empty.
     """
     if not (total := kept.counts.sum().item()):
         return {}
@@ -41,10 +42,10 @@ def warn_of_wrong_labels(where: str, kept: ConfusionMatrix, id2label: dict[int, 
     Warns if more than `MOST_WRONG` of the pixels are wrong, or less than `LEAST_RIGHT` of those of a class are right.
 
     Args:
-        where (`str`): which pixels, for the sentence.
-        kept ([`ConfusionMatrix`]): pixels whose pseudo-label counts.
+        where (`str`): which pixels they are, for the sentence.
+        kept ([`ConfusionMatrix`]): the pixels whose pseudo-label counts.
         id2label (`dict[int, str]`): class names.
-        args ([`AllSparkTrainingArguments`]): of the training; decide what the sentence advises.
+        args ([`AllSparkTrainingArguments`]): arguments of the training, on which the advice depends.
     """
     total = kept.counts.sum().item()
     if not total:
@@ -66,16 +67,16 @@ def warn_of_wrong_labels(where: str, kept: ConfusionMatrix, id2label: dict[int, 
 
 class PseudoLabelHealth(TrainerCallback):
     """
-    Counts over an epoch of training, logged at its end and kept in checkpoints.
+    Counts the pixels of pseudo-labels and labels over an epoch, logs them at its end, and keeps them in checkpoints.
 
-    The entry has `pseudo_share_<class>` and `label_share_<class>`, shares of the pixels of pseudo-labels and labels;
-    with a grouping memory `channel_share_<class>`, share of the unlabeled channels that its slot got (of all
-    processes, or with local memories in that of the main process); and where the truth of unlabeled images is known,
-    of the pixels whose pseudo-label counts `pseudo_mean_iou` and [`accuracy_of_kept`]. All are of the augmented crops
-    as trained on. The confidence is a term of each step, see [`Method`].
+    The log gets `pseudo_share_<class>` and `label_share_<class>`, the shares of a class in the pixels of pseudo-labels
+    and labels. With a grouping memory it gets `channel_share_<class>`, the share of the unlabeled channels that went
+    to the slot of the class (with local memories, that of the main process). If the truth of unlabeled images is
+    known, it gets `pseudo_mean_iou` and [`accuracy_of_kept`] of the pixels whose pseudo-label counts. All pixels are
+    those of the augmented crops. The confidence is logged as a term of each step, see [`Method`].
 
     Args:
-        trainer ([`AllSparkTrainer`]): whose model and log it uses.
+        trainer ([`AllSparkTrainer`]): the trainer whose model and log are used.
     """
 
     def __init__(self, trainer):
@@ -94,7 +95,7 @@ class PseudoLabelHealth(TrainerCallback):
         self.enqueued_before = self._enqueued().clone()
 
     def _enqueued(self) -> torch.Tensor:
-        """int64 (num_labels,): channels that each class slot has ever got; zeros without such slots."""
+        """int64 (num_labels,): channels that the slot of each class got so far; zeros if classes have no slots."""
         bottleneck = self.trainer.processes.model.bottleneck
         memory = None if bottleneck is None else bottleneck.memory
         if memory is None or len(memory.num_enqueued) != len(self.id2label):
@@ -102,7 +103,7 @@ class PseudoLabelHealth(TrainerCallback):
         return memory.num_enqueued.cpu()
 
     def memory_fill(self) -> dict[str, float]:
-        """Share of the memory's places that are taken, of each class where each has its own."""
+        """Share of the memory's places that are taken, for each class if classes have slots."""
         bottleneck = self.trainer.processes.model.bottleneck
         if bottleneck is None or bottleneck.memory is None:
             return {}
@@ -111,19 +112,15 @@ class PseudoLabelHealth(TrainerCallback):
             return {"memory_fill": fill[0]}  # one ring for all classes
         return {f"memory_fill_{metric_name(self.id2label[index])}": share for index, share in enumerate(fill)}
 
-    def update(self, epoch: int, labels: torch.Tensor, pseudo_labels: torch.Tensor, truth: torch.Tensor | None):
+    def update(self, labels: torch.Tensor, pseudo_labels: torch.Tensor, truth: torch.Tensor | None):
         """
         Adds one batch.
 
         Args:
-            epoch (`int`): counted from 0; a new one logs what is left of the one before.
             labels (`torch.Tensor`): int64 (labeled, height, width), class or the ignore index.
             pseudo_labels (`torch.Tensor`): int64 (unlabeled, height, width), class or the ignore index.
             truth (`torch.Tensor`, *optional*): int64 (unlabeled, height, width), class or the ignore index.
         """
-        if epoch != self.epoch:
-            self.log()  # a run resumed at the very end of an epoch has not logged it yet
-            self.epoch = epoch
         num_labels = len(self.id2label)
         self.counts["labels"] += histogram(labels, num_labels)
         self.counts["pseudo_labels"] += histogram(pseudo_labels, num_labels)
@@ -132,7 +129,7 @@ class PseudoLabelHealth(TrainerCallback):
             self.counts["confusion"] += histogram((truth * num_labels + pseudo_labels).where(known, -1), num_labels**2)
 
     def on_epoch_begin(self, args, state, control, **kwargs):
-        """A run resumed at the very end of an epoch has not logged it yet; its first step would already count."""
+        """Notes the epoch; logs the one before if a run that was resumed at its end has not done so."""
         if int(state.epoch or 0) != self.epoch:
             self.log()
             self.epoch = int(state.epoch or 0)
@@ -141,7 +138,7 @@ class PseudoLabelHealth(TrainerCallback):
         self.log()
 
     def log(self):
-        """Logs the epoch so far and starts anew; nothing without a pseudo-label. Called by every process."""
+        """Logs the counts and sets them to 0; does nothing if there was no pseudo-label. Called by every process."""
         self.gather()
         entry = self.summary()
         counted = torch.tensor(float(bool(entry)), device=self.trainer.args.device)
@@ -187,7 +184,7 @@ class PseudoLabelHealth(TrainerCallback):
         return confusion
 
     def collapsed_onto(self) -> int | None:
-        """The class that nearly all pseudo-labels show, other than the labels do; None if there is none."""
+        """The class that nearly all pseudo-labels show although the labels do not; None if there is none."""
         pseudo_labels, labels = self.counts["pseudo_labels"], self.counts["labels"]
         if not pseudo_labels.sum() or not labels.sum():
             return None
@@ -206,23 +203,20 @@ class PseudoLabelHealth(TrainerCallback):
             "The pseudo-labels of epoch %d collapse onto %s: %.0f %% of their pixels, %.0f %% of the labeled ones. "
             "Train longer, start from pre-trained weights, lower unlabeled_loss_weight, or raise "
             "unlabeled_warmup_epochs.",
-            self.epoch + 1,
-            self.id2label[top],
-            100 * in_pseudo,
-            100 * in_labels,
+            *(self.epoch + 1, self.id2label[top], 100 * in_pseudo, 100 * in_labels),
         )
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """The counts so far; those of the other processes only after [`gather`]."""
+        """The counts so far; they include other processes only after `gather`."""
         counts = {name: counts.cpu() for name, counts in self.counts.items()}
         return {**counts, "enqueued_before": self.enqueued_before, "epoch": torch.tensor(self.epoch)}
 
     def load_state_dict(self, state: dict[str, torch.Tensor]):
-        """Takes up the counts of a checkpoint; all of them in the main process."""
+        """Loads the counts of a checkpoint, all of them in the main process."""
         self.epoch = int(state["epoch"])
         self.enqueued_before = state["enqueued_before"]
         if self.trainer.accelerator.is_main_process:
-            # In the order of the other processes, which meet in gather.
+            # The order of the names must be that of the other processes, with which `gather` adds the counts.
             self.counts = {name: state[name].to(self.trainer.args.device) for name in self.counts}
 
 

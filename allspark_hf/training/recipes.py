@@ -1,4 +1,4 @@
-"""Recipes: files of command-line arguments. What is in one is data, and nothing in it is run."""
+"""Recipes: files of command-line arguments, which are read as plain data."""
 
 import json
 import math
@@ -11,13 +11,13 @@ import yaml
 
 RECIPE_SUFFIXES = (".yaml", ".yml", ".json")
 OWN = Path(__file__).parents[1] / "recipes"
-MAX_ENTRIES = 10_000  # of a file, what aliases repeat included
+MAX_ENTRIES = 10_000  # of a file; those that aliases repeat count again
 MAX_DEPTH = 20
 _NAME = re.compile(r"[A-Za-z][\w-]*")
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML's plain data, with a bound on what aliases multiply, and no name twice: the second would win silently."""
+    """Reads plain data; refuses a name that is there twice, and aliases that repeat too much."""
 
     def flatten_mapping(self, node: yaml.MappingNode):
         names = [(key.tag, key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
@@ -37,16 +37,18 @@ def read_yaml(path: Path) -> object:
 
     Raises:
         OSError: if it cannot be read.
-        ValueError: if it is neither, not in UTF-8, or more than plain data: a tag such as `!!python/object`, an alias
-            to itself, or aliases that multiply to more than [`MAX_ENTRIES`] entries.
+        ValueError: if it is neither YAML nor JSON, not in UTF-8, or more than plain data: a tag such as
+            `!!python/object`, an alias to itself, or aliases that make more than [`MAX_ENTRIES`] entries.
     """
     try:
-        content = yaml.load(path.read_text(encoding="utf-8-sig"), Loader=_Loader)  # YAML contains JSON
+        text = path.read_text(encoding="utf-8-sig")
+        text = text.replace("\t", " ") if path.suffix == ".json" else text  # YAML contains JSON, but for tabs
+        content = yaml.load(text, Loader=_Loader)
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not text in UTF-8 ({error.reason}): save it as UTF-8.") from error
     except OSError:
         raise
-    # Beside its own errors, PyYAML lets those of int(), dict lookups and deep recursion through.
+    # PyYAML also raises what int(), dict lookups and deep recursion raise.
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{path} is no YAML or JSON of plain data ({reason[:300]}): correct it.") from error
@@ -55,7 +57,7 @@ def read_yaml(path: Path) -> object:
 
 
 def _check_size(content: object, path: Path) -> None:
-    """ValueError where aliases make much of little; nothing is copied to find out."""
+    """Raises ValueError if aliases make the content too large or too deep; copies nothing."""
     waiting, count = [(content, 0)], 0
     while waiting:
         value, depth = waiting.pop()
@@ -72,14 +74,14 @@ def _check_size(content: object, path: Path) -> None:
 
 
 def find_recipe(name: str | Path) -> Path:
-    """A recipe's file: at this path, or else of this name in allspark_hf/recipes, where scripts/recipes has moved."""
+    """A recipe's file: this path, or else the file of this name in allspark_hf/recipes, once scripts/recipes."""
     path = Path(name)
     own = OWN / path.as_posix().removeprefix("scripts/recipes/")
     return own if own.is_file() and not path.is_file() else path
 
 
 def read_recipe(path: str | Path) -> list[str]:
-    """The entries of a YAML or JSON recipe, and of those it is based on, as command-line arguments."""
+    """The entries of a recipe, and of the recipes that it is based on, as command-line arguments."""
     return recipe_arguments(resolve_recipe(path))
 
 
@@ -90,7 +92,7 @@ def recipe_arguments(entries: dict) -> list[str]:
         if value is None:
             continue
         values = value if isinstance(value, list) else [json.dumps(value) if isinstance(value, dict) else value]
-        if not isinstance(value, list) and str(values[0]).startswith("-"):  # no option of its own: -1e-05
+        if not isinstance(value, list) and str(values[0]).startswith("-"):  # argparse would take -1e-05 for an option
             arguments.append(f"--{name}={values[0]}")
         else:
             arguments += [f"--{name}", *map(str, values)]
@@ -99,15 +101,15 @@ def recipe_arguments(entries: dict) -> list[str]:
 
 def resolve_recipe(path: str | Path, derived: tuple[Path, ...] = ()) -> dict:
     """
-    The entries of a recipe on top of those of its `base`, which is another recipe, named relative to its own folder,
-    or one of this package. A file of `classes` that is not in the working folder may lie beside the recipe too.
+    The entries of a recipe, which override those of its `base`: another recipe, relative to the recipe's folder, or
+    one of this package. A file of `classes` that is not in the working folder may lie beside the recipe.
 
     Args:
         path (`str` or `Path`): a YAML or JSON file, or the name of one of this package, see [`find_recipe`].
-        derived (`tuple[Path, ...]`): the recipes that led here, to notice a circle.
+        derived (`tuple[Path, ...]`): the recipes that are based on this one, to notice a circle.
 
     Returns:
-        `dict`: entries without `base`; `None` stands for one that a derived recipe removes.
+        `dict`: entries without `base`; `None` is the value of an entry that a derived recipe removes.
 
     Raises:
         FileNotFoundError: if the recipe, or one it is based on, does not exist.
@@ -143,12 +145,12 @@ def resolve_recipe(path: str | Path, derived: tuple[Path, ...] = ()) -> dict:
 
 def check_entry(name: object, value: object, where: str) -> None:
     """
-    ValueError unless an entry can stand on a command line and means there what it means here.
+    Raises ValueError unless a command line can hold an entry without changing its meaning.
 
     Args:
-        name (`object`): the argument, without dashes.
+        name (`object`): name of the argument, without dashes.
         value (`object`): text, a number, yes or no, `None`, a list of these, or a mapping for an argument in JSON.
-        where (`str`): what to call the file in an error.
+        where (`str`): name of the file in an error.
     """
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise ValueError(f"{where} has the entry {name!r}, which is no name of an argument: correct it.")
@@ -169,7 +171,7 @@ def check_entry(name: object, value: object, where: str) -> None:
 
 
 def _is_plain_negative(value: object) -> bool:
-    """Whether argparse takes it for a value: -1 and -0.5, not -1e-05."""
+    """Whether argparse takes a negative number for a value: -1 and -0.5, but not -1e-05."""
     number = isinstance(value, int | float) and math.isfinite(value)
     return number and re.fullmatch(r"-\d+|-\d*\.\d+", str(value)) is not None
 

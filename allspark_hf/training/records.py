@@ -1,4 +1,4 @@
-"""What the trainer and `allspark train` write of a run: run_record.json, and the lists of the images."""
+"""What the trainer and `allspark train` write about a run: run_record.json, and the lists of the images."""
 
 import logging
 from dataclasses import fields
@@ -24,13 +24,13 @@ logger = logging.getLogger(__name__)
 
 def run_source(arguments: list[str], data_arguments, model_arguments, report) -> dict:
     """
-    What `allspark train` knows of a run and the trainer does not; for `AllSparkTrainer.run_source`.
+    What `allspark train` knows about a run but the trainer does not, for `AllSparkTrainer.run_source`.
 
     Args:
-        arguments (`list[str]`): `sys.argv`.
-        data_arguments ([`DataArguments`]): which data.
-        model_arguments ([`ModelArguments`]): which model.
-        report ([`CheckReport`]): the data.
+        arguments (`list[str]`): the command line, `sys.argv`.
+        data_arguments ([`DataArguments`]): arguments of the data.
+        model_arguments ([`ModelArguments`]): arguments of the model.
+        report ([`CheckReport`]): the checked data.
     """
     recipe = arguments[1] if len(arguments) > 1 and not arguments[1].startswith("--") else None
     return {
@@ -68,13 +68,13 @@ def _data_source(arguments, report) -> dict:
 
 def describe_training(trainer, resumed: bool = False, git: dict | None = None, derived: dict | None = None) -> dict:
     """
-    The content of run_record.json at the end of a training, but for the digest of its weights.
+    The content of run_record.json at the end of a training, without the digest of its weights.
 
     Args:
         trainer ([`AllSparkTrainer`]): after training.
         resumed (`bool`): whether the training went on from a checkpoint.
-        git (`dict`, *optional*): of [`checkout`], from before the training.
-        derived (`dict`, *optional*): of [`Method.derived`], from then too.
+        git (`dict`, *optional*): what [`checkout`] said before the training.
+        derived (`dict`, *optional*): what [`Method.derived`] said before the training.
     """
     args, config, source = trainer.args, trainer.model.config, trainer.run_source
     runtimes = [entry["train_runtime"] for entry in trainer.state.log_history if "train_runtime" in entry]
@@ -112,7 +112,7 @@ def describe_training(trainer, resumed: bool = False, git: dict | None = None, d
 
 
 def _published_parameters(trainer) -> int:
-    """Parameters of the published model, without what the method trains beside it."""
+    """Parameters of the published model, which lacks what the method trains beside it."""
     model = trainer.method.evaluated_model(trainer.processes.model)
     named = model.named_parameters()
     return sum(value.numel() for name, value in named if not name.startswith("method_modules."))
@@ -125,7 +125,7 @@ def _of_others(args) -> set[str]:
 
 
 def _counts(trainer) -> dict:
-    """Numbers of images; None for a stream, whose number is not known."""
+    """Numbers of images; None for a stream."""
     evaluated = trainer.eval_dataset
     if isinstance(evaluated, dict):
         evaluated = {name: len(dataset) for name, dataset in evaluated.items()}
@@ -144,24 +144,25 @@ def _counts(trainer) -> dict:
 
 class RunRecord(TrainerCallback):
     """
-    Writes `run_record.json` into the trainer's `output_dir`, whole or not at all, on the main process: at the end of a
-    training, again when its model is saved, with the digest of the weights, and when its metrics are.
+    Writes `run_record.json` into the trainer's `output_dir`, on the main process: at the end of a training, again with
+    the digest of the weights when its model is saved, and again when its metrics are saved.
 
-    It holds the command line, arguments that differ from their defaults, data and counts, base weights, versions and
-    machine, with the code's version from the training's beginning. It holds no token and no absolute path. A file that
-    cannot be written is a warning, not an error, which would cost the model just trained.
+    The record holds the command line, arguments that differ from their defaults, data and counts, base weights,
+    machine and versions, that of the code as it was when the training began. It holds no token and no absolute path.
+    If the file cannot be written, a warning says so, because an error would cost the model just trained.
 
     Args:
-        trainer ([`AllSparkTrainer`]): whose record it is.
+        trainer ([`AllSparkTrainer`]): the trainer whose runs are recorded.
     """
 
     def __init__(self, trainer):
         self.trainer = trainer
         self.resumed, self.git, self.derived = False, None, {}
+        self.is_of_earlier_process = False  # whether another process finished the training
         self.content: dict = {}
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.resumed, self.content = state.global_step > 0, {}
+        self.resumed, self.is_of_earlier_process, self.content = state.global_step > 0, False, {}
         self.derived = self.trainer.method.derived()
         if self.derived and state.is_world_process_zero:
             found = ", ".join(f"{name} {value}" for name, value in self.derived.items())
@@ -175,22 +176,31 @@ class RunRecord(TrainerCallback):
             self._write()
 
     def note_saved(self, folder: str | Path):
-        """After the model was saved to `folder`: if that is the output folder, its weights are those of the record."""
+        """Adds the digest of the weights after the model was saved, if `folder` is the output folder."""
+        self._take_up()
         if self.content and Path(folder) == Path(self.trainer.args.output_dir):
             self.content[DIGEST] = weights_digest(folder)
             self._write()
 
     def note_metrics(self, split: str, metrics: dict[str, float]):
-        """After metrics were saved: "eval" are of the model as saved, and "train" of its training."""
-        folder = Path(self.trainer.args.output_dir)
+        """Adds metrics after they were saved: "eval" of the saved model, "train" of its training."""
         if not self.trainer.is_world_process_zero():
             return
-        if not self.content and self.trainer.state.global_step > 0:  # of a training that an earlier process finished
-            found = read_json_object(folder / RECORD_FILE)
-            self.content = found if found and found.get(DIGEST) == weights_digest(folder) else {}
+        self._take_up()
         if self.content:
-            self.content["metrics"] = {**(self.content.get("metrics") or {}), split: metrics}
+            self.content["metrics"] = (self.content.get("metrics") or {}) | {split: metrics}
             self._write()
+
+    def _take_up(self):
+        """Takes the record of an earlier process that finished the training; if it wrote none, makes one."""
+        folder = Path(self.trainer.args.output_dir)
+        digest = weights_digest(folder) if self.is_of_earlier_process and not self.content else None
+        if digest is None:
+            return
+        self.content = read_json_object(folder / RECORD_FILE)
+        if self.content.get(DIGEST) != digest:
+            derived = self.trainer.method.derived()
+            self.content = describe_training(self.trainer, True, checkout(), derived) | {DIGEST: digest}
 
     def _write(self):
         path = Path(self.trainer.args.output_dir) / RECORD_FILE
@@ -203,11 +213,11 @@ class RunRecord(TrainerCallback):
 
 class IdLists(TrainerCallback):
     """
-    Writes the lists of a run's images into its `output_dir` when the training begins, so that one that cannot start
-    leaves none; a resume keeps those that are there.
+    Writes the lists of a run's images into its `output_dir` when the training begins, so that a training that cannot
+    start writes none. A resumed training keeps lists that are there.
 
     Args:
-        data ([`SegmentationData`]): the images found.
+        data ([`SegmentationData`]): the images that were found.
     """
 
     def __init__(self, data: SegmentationData):

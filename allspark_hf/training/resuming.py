@@ -1,4 +1,4 @@
-"""What a checkpoint was made with, and which changes between two starts of a run have which answer."""
+"""What a checkpoint was made with, and which changes of a run are refused, or told, when it is resumed."""
 
 import hashlib
 import json
@@ -11,6 +11,8 @@ from pathlib import Path
 import datasets
 
 from ..data.overlap import undecoded
+from ..data.pixels import Reading
+from ..evaluation.arguments import EvaluationArguments
 from ..utils.arguments import default_of, names, plain
 from ..utils.files import read_json_object
 from . import storage
@@ -20,19 +22,24 @@ logger = logging.getLogger(__name__)
 
 FORMAT = 2
 OPTIMIZER_FILE = "optimizer.pt"  # transformers' name
-# Files of a checkpoint that a resume needs, and a model for use does not.
+# Files of a checkpoint that a resume needs beside the model's.
 STATE_PATTERNS = ("*.pt", "*.pth", "student.safetensors", storage.RUN_FILE)
-SETS = ("labeled", "unlabeled", "validation")
+# Fields of a configuration: how masks are read, and what changes a training but no weight's shape.
+MASK_FIELDS = ("mask_values", "ignored_mask_values", "semantic_loss_ignore_index")
+FREE_FIELDS = ("grouping_similarity", "grouping_source", "mix_images_in_eval", "drop_path_rate", "hidden_dropout_prob")
+FREE_FIELDS += ("attention_probs_dropout_prob", "classifier_dropout_prob", "channel_attention_dropout")
+# Arguments that must stay the same for the evaluations of a run to compare.
+EVALUATED = (*names(EvaluationArguments, shown=True), "metric_for_best_model")
 SHOWN = 5
 
 
 def describe_run(trainer) -> dict:
     """
-    What a run was made with, for `allspark_run.json` in its checkpoints: settings, numbers and hashes, no name of a
+    What a run is made with, for `allspark_run.json` in its checkpoints: settings, numbers and hashes, but no name of a
     file or folder.
 
     Args:
-        trainer ([`AllSparkTrainer`]): with a training set.
+        trainer ([`AllSparkTrainer`]): a trainer with a training set.
     """
     args, config, sampler = trainer.args, trainer.model.config, trainer.sampler
     batches = args.gradient_accumulation_steps * args.world_size
@@ -40,16 +47,26 @@ def describe_run(trainer) -> dict:
     described = {
         "format": FORMAT,
         "model": {name: getattr(config, name) for name in config.shape_fields},
+        "fields": {name: getattr(config, name) for name in FREE_FIELDS if hasattr(config, name)},
         "classes": [config.id2label[index] for index in range(config.num_labels)],
         "crop": list(config.crop_height_width),
-        "arguments": {name: plain(getattr(args, name)) for name in compared},
+        "reading": _describe_reading(trainer),
+        "arguments": {name: plain(getattr(args, name)) for name in (*compared, *EVALUATED)},
         "processes": args.world_size,
         "images_per_update": [sampler.labeled_batch_size * batches, sampler.unlabeled_batch_size * batches],
         "updates_per_epoch": math.ceil(len(sampler) / batches),
         "data": {name: _describe_set(images) for name, images in names_of_images(trainer).items()},
         "stream": None if trainer.stream is None else trainer.stream.described(),
     }
-    return json.loads(json.dumps(described))  # tuples are lists in what it is compared to
+    return json.loads(json.dumps(described))  # with lists for tuples, as in a file
+
+
+def _describe_reading(trainer) -> dict:
+    """How files become the pixels and labels that the model is trained on."""
+    config, processor = trainer.model.config, trainer.processing_class
+    masks = {name: getattr(config, name, None) for name in MASK_FIELDS}
+    pixels = {"image_mean": processor.image_mean, "image_std": processor.image_std}
+    return Reading.of(config)._asdict() | masks | pixels | {"image_long_side": trainer.long_side}
 
 
 def _describe_set(images: list[str]) -> dict:
@@ -58,8 +75,8 @@ def _describe_set(images: list[str]) -> dict:
 
 def names_of_images(trainer) -> dict[str, list[str]]:
     """
-    The images of a run in their order, set by set; none of a stream. An image is known by its `id`, or else by its
-    file's name and, where its bytes are in the data set, their number. Computed once.
+    The names of a run's images in their order, for each set; a stream has none. An image is named by its `id`, or else
+    by its file's name and, if the data set holds its bytes, their number. Computed once.
     """
     if trainer.__dict__.get("_names_of_images") is None:
         evaluated = trainer.eval_dataset if isinstance(trainer.eval_dataset, dict) else {"": trainer.eval_dataset}
@@ -75,7 +92,7 @@ def names_of_images(trainer) -> dict[str, list[str]]:
 
 
 def names_of(dataset: datasets.Dataset, column: str) -> Iterator[str]:
-    """What the images of a dataset are known by, see [`names_of_images`]; `column` is that of the images."""
+    """The names of a dataset's images, see [`names_of_images`]; `column` is the column of the images."""
     if "id" in dataset.column_names:
         yield from map(str, dataset.with_format(None).select_columns(["id"])["id"])
         return
@@ -92,25 +109,22 @@ def names_of(dataset: datasets.Dataset, column: str) -> Iterator[str]:
 
 def check_resume(trainer, checkpoint: str | Path) -> dict:
     """
-    Compares a checkpoint to a run that is to go on from it, before anything of it is loaded. What changes but can be
-    continued is a warning, once.
+    Compares a checkpoint with a run that is to go on from it, before anything of it is loaded. Changes with which the
+    run can go on are warnings, given once.
 
     Args:
-        trainer ([`AllSparkTrainer`]): with a training set.
+        trainer ([`AllSparkTrainer`]): a trainer with a training set.
         checkpoint (`str` or `Path`): a folder `checkpoint-*`.
 
     Returns:
         `dict`: the content of its `allspark_run.json`.
 
     Raises:
-        ValueError: if it is no complete checkpoint of this package, or another model, method, optimizer, data set,
-            number of images per update or, with a memory, crop makes it impossible to continue.
+        ValueError: if it is no complete checkpoint of this package, or the run has another model, method, optimizer,
+            data set, way to read files, number of images per update or, with a memory, crop.
     """
     run = _read_run(trainer, Path(checkpoint))
     now = describe_run(trainer)
-    # An argument that is newer than the checkpoint had its default.
-    defaults = {one.name: plain(default_of(one)) for one in fields(trainer.args) if one.name in now["arguments"]}
-    run["arguments"] = defaults | run["arguments"]
     differences = list(_refused(run, now, Path(checkpoint), trainer))
     if differences:
         raise ValueError(
@@ -156,9 +170,15 @@ def _refused(run: dict, now: dict, checkpoint: Path, trainer) -> Iterator[str]:
     classes, known = now["classes"], run["classes"]
     if classes != known and sorted(classes) == sorted(known):
         yield f"the classes were in the order {', '.join(known[:SHOWN])} and are {', '.join(classes[:SHOWN])}"
+    # Checkpoints of earlier versions do not say how their files were read.
+    for name, value in run.get("reading", {}).items():
+        if value != now["reading"][name]:
+            yield f"{name} was {value} and is {now['reading'][name]}"
+    defaults = {one.name: plain(default_of(one)) for one in fields(trainer.args)}
     for name in names(trainer.args, resume="refused"):
-        if run["arguments"].get(name) != now["arguments"][name]:
-            yield f"{name} was {run['arguments'].get(name)} and is {now['arguments'][name]}"
+        before = run["arguments"].get(name, defaults[name])  # an argument newer than the checkpoint had its default
+        if before != now["arguments"][name]:
+            yield f"{name} was {before} and is {now['arguments'][name]}"
     if run["crop"] != now["crop"] and now["model"]["use_memory"] and now["model"]["use_cross_attention"]:
         sizes = f"{_size(run['crop'])} and is {_size(now['crop'])} pixels"
         yield f"the crop was {sizes}, but the memory holds tokens of the first one"
@@ -214,15 +234,15 @@ def _other_lanes(run: dict, now: dict) -> str:
 
 
 def _warnings(run: dict, now: dict, args) -> Iterator[str]:
-    before, after = run["arguments"], now["arguments"]
+    old, new = (one | one["arguments"] | one.get("fields", {}) for one in (run, now))
+    differing = {name for name in new if name in old and old[name] != new[name]}
     for name in names(args, resume="kept"):
-        if before.get(name) != after[name]:
-            yield f"{name} stays {before.get(name)}, which its optimizer carries, although {after[name]} is given."
-    for name in names(args, resume="changed"):
-        if before.get(name) != after[name]:
-            yield f"{name} was {before.get(name)} and is {after[name]} from here on; no single run gives the same."
-    old, new = run | before, now | after
-    cut = [name for name in ("processes", *names(args, resume="cut")) if old[name] != new[name]]
+        if name in differing:
+            yield f"{name} stays {old[name]}, which its optimizer carries, although {new[name]} is given."
+    for name in (*names(args, resume="changed"), *now["fields"]):
+        if name in differing:
+            yield f"{name} was {old[name]} and is {new[name]} from here on; no single run gives the same."
+    cut = [name for name in ("processes", *names(args, resume="cut")) if name in differing]
     if cut:
         changed = ", ".join(f"{name} {old[name]} -> {new[name]}" for name in cut)
         same = "images" if now["stream"] is None else "labeled images"
@@ -237,8 +257,11 @@ def _warnings(run: dict, now: dict, args) -> Iterator[str]:
     if run["classes"] != now["classes"]:
         changed = [f"{old} -> {new}" for old, new in zip(run["classes"], now["classes"], strict=True) if old != new]
         yield f"classes have other names ({', '.join(changed[:SHOWN])}); their weights are taken over as they are."
+    evaluated = [f"{name} was {old[name]} and is {new[name]}" for name in EVALUATED if name in differing]
     if run["data"]["validation"] != now["data"]["validation"]:
-        yield "the validation images are others, so earlier evaluations, the best one included, do not compare."
+        evaluated.append("the validation images are others")
+    if evaluated:
+        yield f"{'; '.join(evaluated)}, so earlier evaluations, the best one included, do not compare."
 
 
 __all__ = ["check_resume", "describe_run", "names_of", "names_of_images"]

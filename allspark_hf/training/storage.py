@@ -1,4 +1,4 @@
-"""Checkpoint folders that are whole or not there."""
+"""Checkpoint folders, which are complete or do not exist."""
 
 import json
 import os
@@ -14,8 +14,8 @@ from transformers.utils import CONFIG_NAME
 from ..utils.files import read_json_object
 
 
-RUN_FILE = "allspark_run.json"  # what a checkpoint was made with; the last of its files to be written
-IDS_FILE = "trained_on.json"  # names of the images, which are not for others to see
+RUN_FILE = "allspark_run.json"  # what a checkpoint was made with; written last
+IDS_FILE = "trained_on.json"  # names of the images; never published
 CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 UNFINISHED = "unfinished-"  # a checkpoint, or a model, that is being written
 REMOVED = "removed-"  # a checkpoint that is being deleted
@@ -28,7 +28,7 @@ WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
 def check_weights(model: torch.nn.Module, path: str | Path):
     """
     Raises:
-        ValueError: unless a safetensors file has every weight and buffer of a model, and no other.
+        ValueError: unless a safetensors file has exactly the weights and buffers of a model.
     """
     if not Path(path).is_file():
         raise ValueError(f"{path} is missing, and weights are loaded from safetensors only: use another checkpoint.")
@@ -45,7 +45,7 @@ def check_weights(model: torch.nn.Module, path: str | Path):
 
 
 def write_run_file(folder: str | Path, content: dict):
-    """Closes a checkpoint: writes `content` and the size of every file, by which [`is_complete`] judges it."""
+    """Writes the last file of a checkpoint: `content`, and the sizes of all files for [`is_complete`]."""
     folder = Path(folder)
     ours = (RUN_FILE, IDS_FILE)
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in ours)
@@ -54,7 +54,7 @@ def write_run_file(folder: str | Path, content: dict):
 
 
 def is_complete(folder: str | Path) -> bool:
-    """Whether a checkpoint was written to its end, and all its files are still there at full length."""
+    """Whether a checkpoint was written to its end, and all of its files still have their sizes."""
     folder, run = Path(folder), read_json_object(Path(folder) / RUN_FILE)
     files = run.get("files")
     if not isinstance(files, dict) or TRAINER_STATE_NAME not in files:
@@ -64,8 +64,8 @@ def is_complete(folder: str | Path) -> bool:
 
 def sorted_checkpoints(output_dir: str | Path) -> list[Path]:
     """
-    The folders `checkpoint-*`, in the order in which they were saved; those that are not complete come first. After a
-    resume from an earlier one, a later step may have been saved before.
+    The folders `checkpoint-*` in the order in which they were saved, incomplete ones first. This need not be the order
+    of their steps if a run was resumed from an earlier checkpoint.
     """
     folders = [path for path in Path(output_dir).glob("checkpoint-*") if CHECKPOINT.fullmatch(path.name)]
 
@@ -83,7 +83,7 @@ def last_complete_checkpoint(output_dir: str | Path) -> str | None:
 
 
 def finish_renaming(output_dir: str | Path):
-    """Gives a checkpoint its name that was complete, but not yet called so, when the process ended."""
+    """Renames a checkpoint that was complete, but not yet renamed, when its process ended."""
     for path in Path(output_dir).glob(f"{UNFINISHED}checkpoint-*"):
         target = path.with_name(path.name.removeprefix(UNFINISHED))
         if not target.exists() and is_complete(path):
@@ -91,7 +91,7 @@ def finish_renaming(output_dir: str | Path):
 
 
 def remove_leftovers(output_dir: str | Path):
-    """Deletes what a process that was killed had not written, or not deleted, to the end."""
+    """Deletes what a killed process left half written or half deleted."""
     finish_renaming(output_dir)
     for pattern in (f"{UNFINISHED}checkpoint-*", f"{UNFINISHED}model", f"{REMOVED}checkpoint-*"):
         for path in Path(output_dir).glob(pattern):
@@ -99,7 +99,7 @@ def remove_leftovers(output_dir: str | Path):
 
 
 def put_in_place(unfinished: Path, folder: Path):
-    """Renames a complete checkpoint, once it is on the disk, to its name; one of that name goes."""
+    """Renames a complete checkpoint to `folder` once it is on the disk; an older folder of that name is deleted."""
     sync(unfinished)
     replaced = _set_aside(folder) if folder.exists() else None
     os.rename(unfinished, folder)
@@ -109,7 +109,7 @@ def put_in_place(unfinished: Path, folder: Path):
 
 
 def remove_checkpoint(folder: Path):
-    """Deletes a checkpoint, which at no moment looks complete and is not."""
+    """Deletes a checkpoint; renames it first, so that a half deleted one is not called a checkpoint."""
     shutil.rmtree(_set_aside(folder), ignore_errors=True)
 
 
@@ -121,13 +121,13 @@ def _set_aside(folder: Path) -> Path:
 
 
 def put_model_in_place(unfinished: Path, folder: Path):
-    """Moves the files of a saved model into a folder, each whole; the configuration comes last, so that it loads."""
+    """Moves the files of a saved model into a folder, the configuration last, without which nothing is loaded."""
     sync(unfinished)
     names = sorted(path.name for path in unfinished.iterdir())
     names.sort(key=lambda name: (name == CONFIG_NAME, not WEIGHTS.fullmatch(name)))
     for name in names:
         os.replace(unfinished / name, folder / name)
-    for path in folder.iterdir():  # weights of an earlier save, in another number of files
+    for path in folder.iterdir():  # an earlier save may have had another number of weight files
         if WEIGHTS.fullmatch(path.name) and path.name not in names:
             path.unlink()
     _sync_one(folder)
@@ -135,14 +135,14 @@ def put_model_in_place(unfinished: Path, folder: Path):
 
 
 def sync(folder: Path):
-    """Returns when all of a folder is on the disk, and not only on its way there."""
+    """Returns when all files of a folder are on the disk."""
     for path in folder.rglob("*"):
         _sync_one(path)
     _sync_one(folder)
 
 
 def _sync_one(path: Path):
-    if os.name == "nt":  # which knows no such thing for folders
+    if os.name == "nt":  # Windows cannot do so for folders
         return
     descriptor = os.open(path, os.O_RDONLY)
     try:

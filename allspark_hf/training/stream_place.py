@@ -1,4 +1,4 @@
-"""How far a training has come in its stream of unlabeled images: a [`StreamPlace`] for each trainer that has one."""
+"""[`StreamPlace`]: how far a training has come in its stream of unlabeled images."""
 
 import logging
 from pathlib import Path
@@ -20,13 +20,13 @@ logger = logging.getLogger(__name__)
 
 class StreamPlace(TrainerCallback):
     """
-    Keeps the [`Bookmark`] of every lane behind the last batch that was trained on, though workers have read ahead.
+    Keeps, for every lane, the [`Bookmark`] after the last batch that was trained on; workers may have read further.
 
-    Each batch brings the bookmark behind it. Checkpoints keep those of all processes, in `allspark_run.json`; workers
-    that start later, with the next epoch after a resume, find them in `bookmarks`.
+    Each batch brings its bookmark. Checkpoints hold the bookmarks of all processes in `allspark_run.json`. Workers
+    that start after a resume read on from `bookmarks`.
 
     Args:
-        trainer ([`AllSparkTrainer`]): whose unlabeled images are a stream.
+        trainer ([`AllSparkTrainer`]): a trainer whose unlabeled images are a stream.
     """
 
     def __init__(self, trainer):
@@ -35,7 +35,7 @@ class StreamPlace(TrainerCallback):
         self.lanes = Lanes(
             batch_size=args.per_device_unlabeled_batch_size,
             batches=batches,
-            workers=min(max(args.dataloader_num_workers, 1), batches),  # others get no batch, and so no images
+            workers=min(max(args.dataloader_num_workers, 1), batches),  # further workers get no batch
             processes=args.world_size,
             process=args.process_index,
         )
@@ -44,16 +44,16 @@ class StreamPlace(TrainerCallback):
 
     @classmethod
     def of(cls, trainer) -> "StreamPlace | None":
-        """None where the unlabeled images are no stream, or are not trained on."""
+        """The place of a trainer; None if its unlabeled images are no stream, or are not trained on."""
         streams = isinstance(trainer.unlabeled_dataset, datasets.IterableDataset)
         return cls(trainer) if streams and trainer.sampler is not None and trainer.method.uses_unlabeled else None
 
     def described(self) -> dict[str, int]:
-        """What a checkpoint must have in common with a run that goes on from it bit by bit."""
+        """What must not change for a resumed run to read the stream on exactly where the checkpoint was."""
         return {**self.lanes.described(), "shards": self.trainer.unlabeled_dataset.num_shards}
 
     def tell_reads(self, reader: StreamReader):
-        """Says if images are read more than once, and what changes that."""
+        """Warns if images are read more than once, and says what to change."""
         if reader.reads_per_image > 1 and self.trainer.args.should_log:
             logger.warning(
                 "The unlabeled stream has %d shards, fewer than processes x workers (%d x %d), so each image is read "
@@ -76,8 +76,8 @@ class StreamPlace(TrainerCallback):
 
     def restore(self, checkpoint: Path | None, state: TrainerState):
         """
-        Places the bookmarks where a checkpoint has them, or at the start. Where it was shared out in another way, or
-        has none, all lanes begin the pass after the last one that was begun.
+        Sets the bookmarks to those of a checkpoint, or to the start without one. If the checkpoint has none, or its
+        stream was shared among other lanes, all lanes begin a new pass over the stream.
         """
         self.bookmarks.clear()
         if checkpoint is None:
@@ -95,7 +95,7 @@ class StreamPlace(TrainerCallback):
             self.bookmarks[lane] = Bookmark(lane, index, turn)
 
     def on_train_end(self, args, state, control, **kwargs):
-        """Counts what was left out."""
+        """Warns of what was left out of the stream."""
         left_out = gather_object([[mark.bad_images, mark.bad_shards] for mark in self.bookmarks.values()])
         images, shards = (sum(counts) for counts in zip(*left_out, strict=True)) if left_out else (0, 0)
         if images + shards and args.should_log:

@@ -37,13 +37,13 @@ from .stream_place import StreamPlace
 
 
 class _Hooks(TrainerCallback):
-    """The moments of transformers' loop at which the trainer's parts have something to do."""
+    """Calls the trainer's parts at moments of transformers' training loop."""
 
     def __init__(self, trainer: "AllSparkTrainer"):
         self.trainer = trainer
 
     def on_train_begin(self, args, state, control, **kwargs):
-        """The one moment between loading a checkpoint and the first step."""
+        """Called after transformers has loaded a checkpoint and before the first step."""
         trainer = self.trainer
         trainer.method.num_updates, trainer.method.updates = state.max_steps, state.global_step
         trainer.checkpoints.restore(state)
@@ -52,7 +52,7 @@ class _Hooks(TrainerCallback):
         trainer.processes.start()
 
     def on_epoch_begin(self, args, state, control, **kwargs):
-        """accelerate's own relay misses the epoch on a resumed, sharded data loader."""
+        """accelerate does not pass the epoch on after a resume if the data loader is shared among processes."""
         self.trainer.sampler.set_epoch(int(state.epoch or 0))
 
     @torch.no_grad()
@@ -73,27 +73,26 @@ class AllSparkTrainer(Trainer):
 
     Args:
         model ([`Segmenter`]):
-            For the methods `supervised` and `pseudo_label` usually a plain SegFormer, i.e. with
-            `AllSparkConfig.plain_segformer_switches()`.
+            the model; a plain SegFormer (`AllSparkConfig.plain_segformer_switches()`) for methods without bottleneck.
         args ([`AllSparkTrainingArguments`]): training arguments.
         processing_class:
-            Image processor of inference, e.g. [`~transformers.SegformerImageProcessor`]: it either does not resize, or
-            resizes the long side (`size={"max_height": n, "max_width": n}`), to which training then scales too.
+            image processor of inference, e.g. [`~transformers.SegformerImageProcessor`], that does not resize, or
+            resizes the long side (`size={"max_height": n, "max_width": n}`); training then scales images likewise.
         train_dataset (`datasets.Dataset`, *optional*):
-            labeled images, with an image and a mask column, of which `args.holdout_fraction` is not trained on.
+            labeled images, with an image and a mask column; `args.holdout_fraction` of them is not trained on.
         unlabeled_dataset (`datasets.Dataset` or `datasets.IterableDataset`, *optional*):
-            unlabeled images; a mask column, where a row may be None, serves to measure the pseudo-labels only. A
+            unlabeled images; masks in a mask column, where a row may be None, only measure the pseudo-labels. A
             stream, whose masks are not read, needs `args.unlabeled_images_per_epoch`.
         eval_dataset (`datasets.Dataset` or `dict[str, datasets.Dataset]`, *optional*):
             labeled images that are not trained on. `model.config.mask_values` says what the values of all masks mean.
-        kwargs: of [`~transformers.Trainer`].
+        kwargs: arguments of [`~transformers.Trainer`].
 
     Attributes:
-        method ([`Method`]): what makes a loss of a batch, with its state.
+        method ([`Method`]): turns a batch into a loss; has a state of its own.
         processes ([`Processes`]): keeps several processes equal.
-        checkpoints ([`Checkpoints`]): saves and restores.
-        evaluation ([`Evaluation`], *optional*): the sums behind the last evaluation's metrics, of all processes.
-        run_source (`dict`): of [`run_source`], for the run's record.
+        checkpoints ([`Checkpoints`]): saves and restores the training.
+        evaluation ([`Evaluation`], *optional*): sums of all processes, from which the last metrics were computed.
+        run_source (`dict`): what [`run_source`] says, for the run's record.
 
     Raises:
         ValueError: if model, method, datasets and image processor do not fit each other.
@@ -187,12 +186,12 @@ class AllSparkTrainer(Trainer):
         `run_record.json` into `output_dir`.
 
         Args:
-            resume_from_checkpoint (`str` or `bool`, *optional*):
-                A checkpoint folder, or True for the last complete one in `output_dir`.
+            resume_from_checkpoint (`str` or `bool`, *optional*): a checkpoint, or True for the last complete one in
+                `output_dir`.
 
         Raises:
             ValueError: if there is no such checkpoint, or it does not fit the run, see [`check_resume`].
-            TrainingFault: if training cannot go on, see there.
+            TrainingFault: if training cannot go on.
             BadImageError: if an image cannot be read.
         """
         with sole_training(self.args.output_dir) if self.args.should_save else nullcontext():
@@ -235,13 +234,13 @@ class AllSparkTrainer(Trainer):
         }
 
     def _save_checkpoint(self, model, trial):
-        """A whole checkpoint or none, see [`Checkpoints`]."""
+        """See [`Checkpoints.write`]."""
         if trial is None:
             self.store_flos()
         self.checkpoints.write(Path(self._get_output_dir(trial)))
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
-        """As in transformers; saves the model that is evaluated, without what belongs to training, and no pickle."""
+        """As in transformers, but saves the evaluated model, without what only training needs, and no pickle."""
         self.checkpoints.save_model(Path(self.args.output_dir if output_dir is None else output_dir))
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
@@ -261,14 +260,14 @@ class AllSparkTrainer(Trainer):
         return self.hub.push(*args, **kwargs)
 
     def save_metrics(self, split: str, metrics: dict[str, float], combined: bool = True):
-        """As in transformers, and into `run_record.json`, from which the card takes them."""
+        """As in transformers, and also into `run_record.json` for the model card."""
         super().save_metrics(split, metrics, combined)
         self.record.note_metrics(split, metrics)
 
     # ---- Mixed batches ----
 
     def get_train_dataloader(self) -> DataLoader:
-        """Mixed batches, sharded over processes by accelerate: see [`MixedBatch`] for what is in one."""
+        """Mixed batches, see [`MixedBatch`], which accelerate shares among processes."""
         if self.train_dataset is None:
             raise ValueError("Training needs labeled images: give train_dataset.")
         return self.accelerator.prepare(train_loader(self))
@@ -276,7 +275,7 @@ class AllSparkTrainer(Trainer):
     # ---- Training step ----
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
-        """The batches of one update, and instead of token counts the pixels that their losses are divided by."""
+        """The batches of one update, and the pixels that their losses are divided by, in place of token counts."""
         batch_samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         if self.stream is not None:
             self.stream.note(batch_samples)
@@ -284,8 +283,8 @@ class AllSparkTrainer(Trainer):
 
     def _count_pixels(self, batches: list[dict[str, torch.Tensor]]) -> PixelCounts:
         """
-        Pixels per batch, averaged over the batches and processes of one update: dividing each batch's summed loss by
-        it makes accumulation and processes add up to exactly the mean over all pixels of the update.
+        Pixels of a batch, averaged over the batches and processes of one update. If each batch's summed loss is
+        divided by it, accumulation and processes add up to exactly the mean over all pixels of the update.
         """
         batches = [MixedBatch(batch) for batch in batches]
         labeled = sum(self.method.count_labeled(self.method.labels(batch)) for batch in batches)
@@ -307,12 +306,11 @@ class AllSparkTrainer(Trainer):
         for name, value in losses.terms.items():
             self._terms[name].append(value.detach())
         if losses.pseudo_labels is not None:
-            epoch, truth = int(self.state.epoch or 0), inputs.get("unlabeled_truth")
-            self.health.update(epoch, inputs["labels"], losses.pseudo_labels, truth)
+            self.health.update(inputs["labels"], losses.pseudo_labels, inputs.get("unlabeled_truth"))
         return (losses.loss, None) if return_outputs else losses.loss
 
     def _finish_images(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """What is left to do on the device."""
+        """Augments and arranges images on the device, as far as the arguments ask for it."""
         if self.args.augment_on_device:
             inputs = finish_on_device(inputs, self.processing_class.image_mean, self.processing_class.image_std)
         if self.args.channels_last:
@@ -324,28 +322,28 @@ class AllSparkTrainer(Trainer):
 
     @staticmethod
     def get_optimizer_cls_and_kwargs(args, model=None):
-        """transformers' choice, with momentum for SGD."""
+        """As in transformers, with momentum for SGD."""
         optimizer_class, kwargs = Trainer.get_optimizer_cls_and_kwargs(args, model)
         if args.optim == OptimizerNames.SGD:
             kwargs["momentum"] = args.sgd_momentum
         return optimizer_class, kwargs
 
     def get_decay_parameter_names(self, model) -> list[str]:
-        """Parameters with weight decay: all of them, unless `decay_norm_and_bias` is off."""
+        """Parameters with weight decay: all, or with `decay_norm_and_bias=False` those of transformers."""
         if self.args.decay_norm_and_bias:
             return [name for name, _ in model.named_parameters()]
         return super().get_decay_parameter_names(model)
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
-        """transformers' optimizer, split into groups of different learning rates, see [`split_by_rate`]."""
+        """transformers' optimizer, with a parameter group for each learning rate, see [`split_by_rate`]."""
         if self.optimizer is not None:
             return super().create_optimizer(model)
         optimizer = super().create_optimizer(model)
-        # Parameters on a device mesh (FSDP) have no fused SGD, and DeepSpeed brings its own step.
+        # torch has no fused SGD for FSDP's parameters, and DeepSpeed takes the step itself.
         fused = self.args.optim == OptimizerNames.SGD and not self.processes.are_sharded
         if fused and self.args.device.type in ("cpu", "cuda"):
             for group in optimizer.param_groups:
-                group["fused"] = True  # the same numbers in one kernel
+                group["fused"] = True  # one kernel, same numbers
         split_by_rate(optimizer, model or self.model, self.args.head_learning_rate_multiplier, self._method_rates)
         return optimizer
 
@@ -355,7 +353,9 @@ class AllSparkTrainer(Trainer):
         """Adds to a training entry the loss terms, pixels used, memory fill and the head's learning rate."""
         if "learning_rate" in logs:
             encoder_is_trained = any(one.requires_grad for one in self.processes.model.encoder_parameters())
-            multiplier = self.args.head_learning_rate_multiplier if encoder_is_trained else 1  # the first group's rate
+            multiplier = (
+                self.args.head_learning_rate_multiplier if encoder_is_trained else 1
+            )  # logged is the first group's
             logs["learning_rate_head"] = logs["learning_rate"] * multiplier
             for name, values in self._terms.items():
                 logs[name] = finite_mean(list(self.accelerator.gather(finite_mean(values).reshape(1)))).item()
@@ -377,7 +377,7 @@ class AllSparkTrainer(Trainer):
     def evaluation_loop(
         self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
     ) -> EvalLoopOutput:
-        """Streams the sums of [`Evaluation`] at the masks' own size; no logits are kept or gathered."""
+        """Adds image after image to an [`Evaluation`], at the masks' own size; no logits are kept or gathered."""
         self.callback_handler.eval_dataloader = dataloader
         student = self.processes.model
         models = {"": self.method.evaluated_model(student), **self.method.also_evaluated(student)}
