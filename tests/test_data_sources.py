@@ -119,6 +119,12 @@ LEFT = "Left alone in {root}: {names}; to use one, rename it (train, val or unla
             [["a", "b"], ["Unlabeled/u.jpg", "c"], ["v"]],
             None,
         ),
+        (
+            f"{TRAIN} images/val/v.jpg unlabeled/u.jpg",
+            f"{MASKS} masks/val/v.png unlabeled/Masks/u.png",
+            [["a", "b"], ["c", "unlabeled/u.jpg"], ["v"]],
+            None,
+        ),
         ("images/a.jpg images/b.jpg unlabeled/a.jpg", "masks/a.png masks/b.png", (1, 1, 1), None),
         ("images/a.jpg images/val/v.jpg", "masks/a.png masks/val/v.png", [["a"], [], ["v"]], None),
         # The split outside.
@@ -130,7 +136,7 @@ LEFT = "Left alone in {root}: {names}; to use one, rename it (train, val or unla
         ),
         (
             f"{OUTSIDE} unlabeled/images/u.jpg",
-            "train/masks/a.png val/masks/v.png",
+            "train/masks/a.png val/masks/v.png unlabeled/masks/u.png",
             [["a"], ["b", "unlabeled/images/u.jpg"], ["v"]],
             None,
         ),
@@ -193,6 +199,18 @@ def test_an_unlabeled_folder_that_is_named_too_is_read_once(tmp_path, caplog):
     (root / "images" / "train" / "d.jpg").symlink_to(root / "gone.jpg")
     with pytest.raises(ValueError, match=r"d\.jpg is a link that leads nowhere; bring back what it leads to"):
         load_folder(root)
+
+
+def test_a_path_in_an_archive_is_no_file_of_the_unlabeled_folder(tmp_path, monkeypatch):
+    write_image(tmp_path / "photos" / "a.png")
+    stored = {"bytes": write_image(tmp_path / "x.png").read_bytes(), "path": "a.png"}
+    features = Features(id=Value("string"), image=Image(), label=Image())
+    table = {"id": ["l", "u"], "image": [stored] * 2, "label": [stored, None]}
+    train = Dataset.from_dict(table, features=features)
+    DatasetDict(train=train, validation=train.select([0])).save_to_disk(tmp_path / "saved")
+    monkeypatch.chdir(tmp_path / "photos")
+    data = find_data(DataArguments(dataset_name=str(tmp_path / "saved"), unlabeled_dir="."))
+    assert ids(data.unlabeled) == ["u", "unlabeled_dir:a.png"]
 
 
 def test_lists_of_a_run_with_unlabeled_folders_give_the_same_run(tmp_path):

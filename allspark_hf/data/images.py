@@ -50,7 +50,7 @@ def require_exact_values(mask: PIL.Image.Image):
         )
     for tile in getattr(mask, "tile", ()):  # of a file that is not decoded yet
         arguments = tile.args if isinstance(tile.args, tuple) else (tile.args,)
-        scaled = any(isinstance(name, str) and name.startswith("L;") for name in arguments)
+        scaled = any(isinstance(name, str) and name.startswith(("L;", "1;I")) for name in arguments)
         largest = arguments[1] if tile.codec_name in ("ppm", "ppm_plain") and len(arguments) > 1 else None
         if scaled or (mask.mode != "1" and largest not in (None, 255, 65535)):
             raise InexactMaskError(

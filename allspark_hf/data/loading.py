@@ -195,10 +195,11 @@ def _with_second_source(data: SegmentationData, arguments: DataArguments) -> Seg
 
 
 def _without_files_of(dataset: Dataset, images: Dataset) -> Dataset:
-    """The images whose files are not in a data set already, where a folder was named that is read anyway."""
-    files, known = ([row["image"]["path"] for row in undecoded(rows, "image")] for rows in (images, dataset))
-    known = {os.path.realpath(path) for path in known if path}
-    new = [row for row, path in enumerate(files) if os.path.realpath(path) not in known]
+    """The images whose files the data set does not have already: `unlabeled_dir` may be one of its own folders."""
+    files, known = ([row["image"] for row in undecoded(rows, "image")] for rows in (images, dataset))
+    # A row with bytes has its path in an archive, which says nothing about a file here.
+    known = {os.path.realpath(image["path"]) for image in known if image["bytes"] is None}
+    new = [row for row, image in enumerate(files) if os.path.realpath(image["path"]) not in known]
     if len(new) < len(images):
         logger.info("%d images of unlabeled_dir are unlabeled images of the data already.", len(images) - len(new))
     return images.select(new)

@@ -112,7 +112,7 @@ class FolderLayout(Layout):
 
     def find(self, split: str) -> Pairs:
         place = self.places[split]
-        images, unused = _list_files(place.images, image_suffixes(), place.deep)
+        images, unused = _list_files(place.images, image_suffixes(), place.deep, but=place.masks)
         masks, unused_masks = _list_files(place.masks, MASK_SUFFIXES, place.deep)
         used = [mask for name, mask in masks.items() if name in images]
         require_images(
@@ -187,14 +187,19 @@ def _splits_outside(root: Path) -> tuple[dict[str, Place], list[str]]:
     places = {}
     for split, name in named.items():
         kinds = find_kinds(folders[name])
-        place = Place(kinds.get("images", folders[name] / "images"), kinds.get("masks", folders[name] / "masks"))
         if split == "unlabeled":
-            place = place._replace(images=kinds.get("images", folders[name]))
-        else:
-            for folder in place[:2]:
-                require_folder(folder, f"{folders[name]} must hold images/ and masks/")
-        places[split] = place
+            places[split] = _unlabeled_place(folders[name])
+            continue
+        for kind in ("images", "masks"):
+            require_folder(kinds.get(kind, folders[name] / kind), f"{folders[name]} must hold images/ and masks/")
+        places[split] = Place(kinds["images"], kinds["masks"])
     return places, unused
+
+
+def _unlabeled_place(folder: Path) -> Place:
+    """The place of a folder of unlabeled images, which may lie in the folder itself or in its folder of images."""
+    kinds = find_kinds(folder)
+    return Place(kinds.get("images", folder), kinds.get("masks", folder / "masks"))
 
 
 def _splits_inside(root: Path, kinds: dict[str, Path]) -> tuple[dict[str, Place], list[str]]:
@@ -225,7 +230,7 @@ def _splits_inside(root: Path, kinds: dict[str, Path]) -> tuple[dict[str, Place]
         elif "unlabeled" in places:
             raise ValueError(f"{places['unlabeled'].images} and {folder} both hold unlabeled images; {ONE_EACH}.")
         else:
-            places["unlabeled"] = Place(find_kinds(folder).get("images", folder), folder / "masks")
+            places["unlabeled"] = _unlabeled_place(folder)
     if has_splits:
         unused += dict.fromkeys(f"{kind.name}/{name}" for kind in (images, masks) for name in others[kind])
     return places, sorted(unused)
@@ -249,10 +254,14 @@ def _place_training_images(images: Path, masks: Path, places: dict[str, Place]):
         raise ValueError(f"{beside[0]} lies beside {names}, so it would not be used; move it into one.")
 
 
-def _list_files(folder: Path, suffixes: tuple[str, ...], deep: bool) -> tuple[dict[str, Path], list[tuple[Path, str]]]:
-    """Files by id, sorted by id, and the files with another extension, each with its id."""
+def _list_files(
+    folder: Path, suffixes: tuple[str, ...], deep: bool, but: Path | None = None
+) -> tuple[dict[str, Path], list[tuple[Path, str]]]:
+    """The files outside `but` by id, sorted by id, and the files with another extension, each with its id."""
     found, others = {}, []
     for path, name in visible_paths(folder, deep):
+        if but is not None and path.is_relative_to(but):
+            continue
         is_usable = path.suffix.lower() in suffixes
         if not path.is_file():
             if deep and path.is_symlink() and path.is_dir():
