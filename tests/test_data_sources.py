@@ -235,7 +235,7 @@ def test_published_folders_beside_those_that_are_used(tmp_path, caplog, make_dat
     (labeled, unlabeled, _), messages = loaded(tmp_path, caplog)
     assert len(labeled) == 5 - (make_data is make_coco)
     assert unlabeled == (["x"] if make_data is make_coco else [])
-    rest = "test2017;" if make_data is make_coco else "test, train_extra; train_extra and the like can be unlabeled"
+    rest = "test2017;" if make_data is make_coco else "test, train_extra; to learn from unlabeled images such as"
     assert [f": {rest}" in text for text in messages] == [True]
 
 
@@ -262,7 +262,7 @@ def test_own_classes_in_vocs_folders(tmp_path, caplog, classes, lists):
     assert data.classes is None if classes is None else data.classes.names == ["soil", "root"]
     if lists == "train valid":
         assert (ids(data.labeled), ids(data.unlabeled), ids(data.validation)) == (["a"], [], ["b"])
-        assert "1 images that neither list names, first c; to learn from them" in caplog.text
+        assert "1 images that no list names, first c; to learn from them" in caplog.text
     else:
         assert sorted(ids(data.labeled) + ids(data.validation)) == ["a", "b"] and ids(data.unlabeled) == ["c"]
 

@@ -71,7 +71,7 @@ def test_a_list_of_classes_decides(tmp_path):
     assert masks == {"train/a": [[1, 1, 2]] * 2} and imported.classes.names == ["bus", "car", "background"]
     with pytest.raises(ValueError, match=r"annotation 0: it shows the class 'car', which --classes does not list"):
         read_masks(tmp_path / "x", classes=Classes(["bus", "background"]))
-    with pytest.raises(ValueError, match=r"lists no class background .* add it, or give --outside ignore"):
+    with pytest.raises(ValueError, match=r"has no class background .* add it, or give --outside ignore"):
         read_masks(tmp_path / "x", classes=Classes(["car"]))
     masks, imported = read_masks(tmp_path / "x", classes=Classes(["car"]), outside="ignore")
     assert masks == {"train/a": [[0, 0, 255]] * 2} and imported.classes.names == ["car"]

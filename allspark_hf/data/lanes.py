@@ -33,9 +33,9 @@ class Lanes(NamedTuple):
     """
     How the images of an endless stream are shared among processes and workers.
 
-    Each process has one lane for each worker. Lane `n` gives every batch whose number in the epoch, modulo the number of
-    workers, is `n`: these are the batches that a `DataLoader` hands to one worker. So each worker draws from one lane,
-    in order, and the image at a position depends on the numbers here, not on which worker is faster.
+    Each process has one lane for each worker. Lane `n` gives every batch whose number in the epoch, modulo the number
+    of workers, is `n`: these are the batches that a `DataLoader` hands to one worker. So each worker draws from one
+    lane, in order, and the image at a position depends on the numbers here, not on which worker is faster.
 
     Attributes:
         batch_size (`int`): unlabeled images of a batch of one process.

@@ -156,8 +156,8 @@ def to_rgb(image: PIL.Image.Image, reading: Reading = PLAIN) -> PIL.Image.Image:
     cut off, white behind transparent pixels. A picture that is 8-bit RGB already stays as it is.
 
     Args:
-        image (`PIL.Image.Image`): a picture of [`open_image`], of [`load_image`] or in memory, of mode 1, L, LA, P, PA,
-            RGB, RGBA, CMYK, YCbCr, HSV, LAB, I;16 (any byte order) or I, which must hold values of 0 to 65535.
+        image (`PIL.Image.Image`): a picture of [`open_image`], of [`load_image`] or in memory, of mode 1, L, LA, P,
+            PA, RGB, RGBA, CMYK, YCbCr, HSV, LAB, I;16 (any byte order) or I, which must hold values of 0 to 65535.
         reading ([`Reading`], *optional*): how the model reads images; its page matters only for a file that is not
             decoded yet.
 
@@ -229,8 +229,8 @@ def _scale_table(black: int, white: int) -> np.ndarray:
 def choose_page(image: PIL.Image.Image, page: int | None = None, fix: str = _FIX):
     """
     Turns a TIFF file to a page, counted from 0 as Pillow and tifffile do. Without a page, a file of several pages is
-    refused, because Pillow would read the first. Reduced copies (the levels of a pyramid) and transparency masks do not
-    count as pages. A file of another format, and one that `seek` has turned already, stay as they are.
+    refused, because Pillow would read the first. Reduced copies (the levels of a pyramid) and transparency masks do
+    not count as pages. A file of another format, and one that `seek` has turned already, stay as they are.
 
     Args:
         image (`PIL.Image.Image`): of [`open_image`].

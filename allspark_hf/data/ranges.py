@@ -21,8 +21,8 @@ def value_range(values: np.ndarray) -> tuple[int, int]:
 
 def common_range(ranges: Sequence[tuple[int, int]]) -> list[int] | None:
     """
-    The range by which the 16-bit images of a data set are scaled, from the [`value_range`] of each: the range that they
-    span together, or `None` (0 to 65535) if that is half of all 16-bit values or more, or a single value.
+    The range by which the 16-bit images of a data set are scaled, from the [`value_range`] of each: the range that
+    they span together, or `None` (0 to 65535) if that is half of all 16-bit values or more, or a single value.
     """
     low, high = min((low for low, _ in ranges), default=0), max((high for _, high in ranges), default=0)
     return [low, high] if 0 < high - low < FULL_RANGE[1] // 2 else None

@@ -28,7 +28,8 @@ class BadImageError(ValueError):
     An image or a mask that cannot be read.
 
     Args:
-        message (`str`): one sentence. A DataLoader's worker wraps the sentence in its traceback, which is cut off here.
+        message (`str`): one sentence. A DataLoader's worker wraps the sentence in its traceback, which is cut off
+            here.
     """
 
     def __init__(self, message: str):

@@ -50,7 +50,7 @@ def find_image_range(sets: Iterable[datasets.Dataset], image_column: str = "imag
 
 
 def _value_ranges(dataset: datasets.Dataset, image_column: str) -> tuple[tuple[int, int] | None, ...]:
-    """[`value_range`] of each row's image; None for an 8-bit image, which is not decoded, or one that is unreadable."""
+    """[`value_range`] of each row's image; None if it has 8 bits, which are not decoded, or is unreadable."""
     known = _RANGES.setdefault(dataset, {})
     if image_column not in known:
         known[image_column] = _look(dataset, image_column, partial(_range, tiff_page=page_of(dataset, image_column)))
@@ -141,8 +141,8 @@ def describe_binary_masks(
     """
     The sentence about masks in which 255 may be a class instead of ignored pixels; None if there are none.
 
-    Such a mask holds only 0 and 255. A binary mask looks like this, and so does a mask of a set with more classes whose
-    image shows only background and borders: in the second case, other masks of the same set show other classes.
+    Such a mask holds only 0 and 255. A binary mask looks like this, and so does a mask of a set with more classes
+    whose image shows only background and borders: in the second case, other masks of the same set show other classes.
 
     Args:
         sets (`Mapping[str, datasets.Dataset]`): name -> rows, as they are stored.

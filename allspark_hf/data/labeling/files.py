@@ -1,4 +1,4 @@
-"""Where the pictures of an export lie, which split a path names, and how a picture is turned."""
+"""Where the pictures of an export lie, which split a path names, and how a tool saw a picture that EXIF turns."""
 
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
@@ -12,7 +12,7 @@ from ..sources.split_names import KIND_NAMES, split_of
 
 
 HEIGHT = WIDTH + 1  # tag of TIFF
-TURNED = {
+TURNED = {  # EXIF orientation that swaps width and height -> what makes the picture upright
     5: Image.Transpose.TRANSPOSE,
     6: Image.Transpose.ROTATE_270,
     7: Image.Transpose.TRANSVERSE,
@@ -26,7 +26,7 @@ class Files:
 
     Args:
         root (`Path`): folder of the export.
-        images_dir (`Path`, *optional*): folder of the pictures, where they do not lie with the export.
+        images_dir (`Path`, *optional*): folder of the pictures, if they do not lie in `root`.
 
     Raises:
         FileNotFoundError: if there is no such folder.
@@ -42,8 +42,9 @@ class Files:
 
     def find(self, name: str, source: Path, split: str | None = None) -> Path:
         """
-        The picture that a file names: of pictures of that name the one whose folders agree best, then that
-        which lies just so beside the file, or in the folder, then that nearest to the file, then one of the split.
+        The picture that a file of the export names. If several pictures have this name, these rules choose, one after
+        another: the folders before the name agree best; the name is a path from the file's folder, or from the folder
+        of pictures; the picture lies nearest to the file; its folders mean the split.
 
         Raises:
             FileNotFoundError: if there is no such picture.
@@ -77,7 +78,7 @@ class Files:
         return one_form(PurePosixPath(name).name) in self._by_name
 
     def not_named(self, used: Iterable[Path]) -> str | None:
-        """A sentence about pictures that the export does not name; `None` without any."""
+        """A sentence about pictures that the export does not name; `None` if there are none."""
         others = sorted(set(self.images) - set(used))
         if not others:
             return None
@@ -88,7 +89,7 @@ class Files:
 
 
 def _shared(some: Iterable[str], others: Iterable[str]) -> int:
-    """How many names agree before two differ."""
+    """How many names agree before the first two that differ."""
     count = 0
     for one, other in zip(some, others, strict=False):
         if one_form(one) != one_form(other):
@@ -111,13 +112,13 @@ def read_lines(path: Path) -> list[str]:
 
 
 def split_in(parts: Iterable[str]) -> str | None:
-    """The split that one of several names means, the last one that does; `instances_train2017` means train."""
+    """The split that the last name with such a meaning means; `instances_train2017` means train."""
     words = [word for part in parts for word in (part, part.rpartition("_")[2])]
     return next((split for word in reversed(words) if (split := split_of(word))), None)
 
 
 def bare_name(relative: Path) -> str:
-    """A picture's path without the folders that say that it is a picture, or of which split."""
+    """A picture's path without folders that mean a split or pictures, such as `train` and `images`."""
     folders = [part for part in relative.parts[:-1] if not split_of(part)]
     folders = [part for part in folders if part.casefold() not in KIND_NAMES["images"]]
     return one_form("/".join([*folders, relative.name]))
@@ -125,24 +126,25 @@ def bare_name(relative: Path) -> str:
 
 def read_frame(image: Path, size: tuple[int, int] | None) -> tuple[int, int, Image.Transpose | None, bool]:
     """
-    How a tool saw a picture that EXIF may turn, told by the size that the tool gives: upright, as people see it and as
-    it is trained on, or as it is stored.
+    Finds out how a tool saw a picture that EXIF turns, by the size that the tool gives: upright, as people and
+    training see it, or as it is stored.
 
     Args:
         image (`Path`): the picture; only the beginning of the file is read.
-        size (`tuple[int, int]`, *optional*): height and width that the export says it has; `None`: as upright.
+        size (`tuple[int, int]`, *optional*): height and width of the picture according to the export; `None`: the tool
+            saw it upright.
 
     Returns:
-        `tuple`: height and width of the mask to paint, what then makes it upright, if anything, and whether the sizes
-        do not show which way the tool saw the picture, so that upright is assumed.
+        `tuple`: height and width of the mask to paint; the transposition that then makes the mask upright, or `None`;
+        and whether the sizes cannot tell how the tool saw the picture, so that upright is assumed.
 
     Raises:
-        ValueError: if the picture cannot be read, or has another size both ways.
+        ValueError: if the picture cannot be read, or has another size both upright and as stored.
     """
     try:
         with open_image(image) as opened:
             (width, height), orientation = opened.size, opened.getexif().get(ORIENTATION, 1)
-            if opened.format == "TIFF":  # whose size Pillow has turned already, or has not, by its version
+            if opened.format == "TIFF":  # some versions of Pillow have turned the size already
                 width, height = opened.tag_v2[WIDTH], opened.tag_v2[HEIGHT]
     except Exception as error:  # Pillow raises nearly anything
         raise ValueError(f"the picture cannot be read ({' '.join(str(error).split())}); replace it") from error

@@ -22,9 +22,9 @@ def is_labelme(content: Any) -> bool:
 
 def read_labelme(files: Files, sources: dict[Path, Any]) -> Export:
     """
-    Reads polygons, rectangles, circles and masks. A picture without a json file has no annotation; one whose file has
-    no shapes shows no object. `__ignore__` stands for pixels that do not count. `labels.txt` gives the classes, if it
-    lies in the export's folder.
+    Reads polygons, rectangles, circles and masks. A picture without a json file has no annotation; a picture whose
+    file has no shapes shows no object. The label `__ignore__` means ignored pixels. If `labels.txt` lies in the folder
+    of the export, it lists the classes.
 
     Args:
         files ([`Files`]): the pictures.

@@ -1,4 +1,4 @@
-"""Class names of exports that list none: those that occur."""
+"""Class names of exports that do not list them: from a file in the folder, or those that occur."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -8,25 +8,22 @@ from ..sources.classes import classes_in
 
 def names_of(root: Path, used: Iterable[str]) -> tuple[list[str], str]:
     """
-    The classes of a file in the export's folder that lists them, else those that are used, in alphabetical order.
+    The classes that a file in the export's folder lists, or else the names that occur, in alphabetical order.
 
     Args:
         root (`Path`): folder of the export.
-        used (`Iterable[str]`): names that objects have.
+        used (`Iterable[str]`): names of objects.
 
     Returns:
-        `tuple[list[str], str]`: the names, and a sentence about where they are from.
+        `tuple[list[str], str]`: the names of the classes, and a sentence about their source.
 
     Raises:
-        ValueError: if an object has a name that the file does not list, or the file cannot be read.
+        ValueError: if the file does not list the name of an object, or cannot be read.
     """
     used = sorted(set(used))
     listed = classes_in(root)
     if listed is None:
-        return (
-            used,
-            "The export lists no classes: they are those that occur, sorted; --classes FILE lists others.",
-        )
+        return used, "The export lists no classes: they are those that occur, sorted; --classes FILE lists others."
     missing = [name for name in used if name not in listed.names]
     if missing:
         raise ValueError(f"An object is called {missing[0]!r}, which the list of classes in {root} lacks; add it.")

@@ -22,8 +22,8 @@ def is_supervisely(content: Any) -> bool:
 
 def read_supervisely(files: Files, meta: Any) -> Export:
     """
-    Reads polygons with holes, bitmaps and rectangles. Every picture has a json file, so that it cannot tell whether
-    somebody looked at a picture without objects.
+    Reads polygons with holes, bitmaps and rectangles. Every picture has a json file, so the export does not tell
+    whether somebody looked at a picture without objects.
 
     Args:
         files ([`Files`]): the pictures.
@@ -76,7 +76,7 @@ def _paint_object(canvas: Canvas, one: dict, label: int):
 
 
 def _decode_bitmap(data: str) -> np.ndarray:
-    """A bitmap, a PNG in zlib in base64, as bool (height, width): what is opaque, or else what is not black."""
+    """Bool (height, width) of a bitmap, a PNG in zlib in base64: opaque pixels, or without opacity those not black."""
     try:
         image = Image.open(io.BytesIO(zlib.decompress(base64.b64decode(data))), formats=["PNG"])
         image.load()
