@@ -106,7 +106,7 @@ def load_image(image: PIL.Image.Image, name: str | None = None, tiff_page: int |
 
     The fourth band of a TIFF or JPEG 2000 file is opacity only if every pixel of it is 0 or 255, and not all are 0; in
     other formats it always is. Other bands than red, green, blue and opacity are left out. Of an animation the first
-    frame is read. The log says each of the two once, with the name of a file.
+    frame is read. The log says each of these once, with the name of a file.
 
     Args:
         image (`PIL.Image.Image`): of [`open_image`]; a picture in memory is only turned upright.
@@ -114,9 +114,8 @@ def load_image(image: PIL.Image.Image, name: str | None = None, tiff_page: int |
         tiff_page (`int`, *optional*): see [`choose_page`].
 
     Returns:
-        `PIL.Image.Image`: upright, in the file's mode. Pillow keeps 8 of 16 bits of colors: the attribute `low_bytes`
-        has the lower 8 bits, an image of the same size. The attribute `orientation` is the EXIF orientation, 1 to 8,
-        by which the image was turned.
+        `PIL.Image.Image`: upright, in the file's mode. For 16-bit colors, of which Pillow keeps 8 bits, the attribute
+        `low_bytes` is an image of the lower 8 bits. The attribute `orientation` is the EXIF orientation, 1 to 8.
 
     Raises:
         ImageError: if [`choose_page`] refuses the file, or Pillow cannot read its 16-bit colors.

@@ -4,7 +4,6 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from weakref import WeakKeyDictionary
 
 import datasets
@@ -19,18 +18,16 @@ from .ranges import common_range, value_range
 from .reading import row_name, undecoded
 
 
-# Data set -> column -> what was found in each row.
-_SIZES: WeakKeyDictionary[datasets.Dataset, dict[str, tuple]] = WeakKeyDictionary()
-_VALUES: WeakKeyDictionary[datasets.Dataset, dict[str, tuple]] = WeakKeyDictionary()
-_RANGES: WeakKeyDictionary[datasets.Dataset, dict[str, tuple]] = WeakKeyDictionary()
+# Data set -> function (`_size`, `_values` or `_range`) and column -> what the function found in each row.
+_FOUND: WeakKeyDictionary[datasets.Dataset, dict[tuple[Callable, str], tuple]] = WeakKeyDictionary()
 
 logger = logging.getLogger(__name__)
 
 
 def note(dataset: datasets.Dataset, sizes: Iterable, values: Iterable, ranges: Iterable):
     """Keeps what the check of the data found in the columns `image` and `label`."""
-    _SIZES[dataset], _VALUES[dataset] = {"image": tuple(sizes)}, {"label": tuple(values)}
-    _RANGES[dataset] = {"image": tuple(ranges)}
+    found = {(_size, "image"): sizes, (_values, "label"): values, (_range, "image"): ranges}
+    _FOUND[dataset] = {key: tuple(rows) for key, rows in found.items()}
 
 
 def find_image_range(sets: Iterable[datasets.Dataset], image_column: str = "image") -> list[int] | None:
@@ -38,7 +35,7 @@ def find_image_range(sets: Iterable[datasets.Dataset], image_column: str = "imag
     The values of 16-bit images that become black and white, for `config.image_range`: one range for all sets that a
     training reads ([`common_range`]). A range narrower than 16 bits is logged.
     """
-    found = [one for dataset in sets for one in _value_ranges(dataset, image_column) if one is not None]
+    found = [one for dataset in sets for one in _in_rows(dataset, image_column, _range) if one is not None]
     image_range = common_range(found)
     if image_range is not None:
         logger.info(
@@ -49,28 +46,14 @@ def find_image_range(sets: Iterable[datasets.Dataset], image_column: str = "imag
     return image_range
 
 
-def _value_ranges(dataset: datasets.Dataset, image_column: str) -> tuple[tuple[int, int] | None, ...]:
-    """[`value_range`] of each row's image; None if it has 8 bits, which are not decoded, or is unreadable."""
-    known = _RANGES.setdefault(dataset, {})
-    if image_column not in known:
-        known[image_column] = _look(dataset, image_column, partial(_range, tiff_page=page_of(dataset, image_column)))
-    return known[image_column]
-
-
 def image_sizes(dataset: datasets.Dataset, image_column: str = "image") -> tuple[tuple[int, int] | None, ...]:
     """(width, height) of each row's image as stored, from its header; None if it is unreadable or not on this disk."""
-    known = _SIZES.setdefault(dataset, {})
-    if image_column not in known:
-        known[image_column] = _look(dataset, image_column, partial(_size, tiff_page=page_of(dataset, image_column)))
-    return known[image_column]
+    return _in_rows(dataset, image_column, _size)
 
 
 def mask_values(dataset: datasets.Dataset, label_column: str = "label") -> tuple[frozenset[int] | None, ...]:
     """The values of each row's mask as stored; None without a mask, or where it cannot be read."""
-    known = _VALUES.setdefault(dataset, {})
-    if label_column not in known:
-        known[label_column] = _look(dataset, label_column, _values)
-    return known[label_column]
+    return _in_rows(dataset, label_column, _values)
 
 
 def classes_of(dataset: datasets.Dataset, convention: MaskConvention, label_column: str = "label") -> set[int]:
@@ -182,18 +165,23 @@ def _reader(dataset: datasets.Dataset, column: str) -> Callable[[int], object]:
     return lambda row: rows[row][column]
 
 
-def _look(dataset: datasets.Dataset, column: str, find: Callable) -> tuple:
-    read = _reader(dataset, column)
+def _in_rows(dataset: datasets.Dataset, column: str, find: Callable) -> tuple:
+    """What `find` gives for the image or mask of each row, and None for an unreadable one; each file is read once."""
+    known = _FOUND.setdefault(dataset, {})
+    if (find, column) in known:
+        return known[find, column]
+    read, tiff_page = _reader(dataset, column), page_of(dataset, column)
 
     def look(row: int):
         try:
-            return find(read(row))
+            return find(read(row), tiff_page)
         # Broken files make Pillow raise nearly anything; the error is reported when the row is read for use.
         except Exception:
             return None
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow decodes without holding the interpreter lock
-        return tuple(pool.map(look, range(len(dataset))))
+        known[find, column] = tuple(pool.map(look, range(len(dataset))))
+    return known[find, column]
 
 
 def _size(image, tiff_page: int | None) -> tuple[int, int] | None:
@@ -204,19 +192,17 @@ def _size(image, tiff_page: int | None) -> tuple[int, int] | None:
 
 
 def _range(image, tiff_page: int | None) -> tuple[int, int] | None:
-    if not isinstance(image, dict):
-        return _range_of(image) if isinstance(image, PIL.Image.Image) else None
-    with open_stored(image, tiff_page) as opened:
-        deep = opened.mode.startswith("I") or any("16" in str(tile.args) for tile in opened.tile)
-        return _range_of(load_image(opened, tiff_page=tiff_page)) if deep else None
-
-
-def _range_of(picture: PIL.Image.Image) -> tuple[int, int] | None:
-    values = deep_values(picture)
+    """[`value_range`] of an image; None for one of 8 bits, which is not decoded."""
+    if isinstance(image, dict):
+        with open_stored(image, tiff_page) as opened:
+            if not opened.mode.startswith("I") and not any("16" in str(tile.args) for tile in opened.tile):
+                return None
+            image = load_image(opened, tiff_page=tiff_page)
+    values = None if image is None else deep_values(image)
     return None if values is None else value_range(values)
 
 
-def _values(mask) -> frozenset[int] | None:
+def _values(mask, tiff_page: None) -> frozenset[int] | None:
     decoded = Mask().decode_example(mask) if isinstance(mask, dict) else mask
     return None if decoded is None else frozenset(stored_values(mask_to_array(decoded)).tolist())
 

@@ -85,7 +85,7 @@ def _read_file(files: Files, source: Path, content: dict, index: dict[int, int])
     pictures = []
     for image in content["images"]:
         path = files.find(str(image["file_name"]), source, split)
-        own_split = split or split_in(path.relative_to(files.folder).parts[:-1])
+        own_split = split or files.split_of(path)
         size = (image["height"], image["width"]) if "height" in image and "width" in image else None
         objects = sorted(by_image[image["id"]], key=lambda one: not one.get("iscrowd"))  # the sort is stable
         paint = partial(_paint, objects=objects, index=index) if objects else None

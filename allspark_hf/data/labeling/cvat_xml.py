@@ -59,7 +59,7 @@ def read_cvat_xml(files: Files, source: Path) -> Export:
             ) from error
         split = split_in([image.get("subset") or ""])
         path = files.find(image.attrib["name"], source, split)
-        split = split or split_in(path.relative_to(files.folder).parts[:-1])
+        split = split or files.split_of(path)
         paint = partial(_paint, shapes=shapes, index=index) if shapes else None
         pictures.append(Picture(path, source, split, size, paint, may_be_empty=not shapes))
     note = files.not_named(picture.image for picture in pictures)

@@ -56,7 +56,7 @@ class Files:
             lambda path: _shared(reversed(path.parts), reversed(parts)),
             lambda path: 2 * (path == source.parent.joinpath(*parts)) + (path == self.folder.joinpath(*parts)),
             lambda path: _shared(path.parts, source.parts),
-            lambda path: split_in(path.relative_to(self.folder).parts[:-1]) == split,
+            lambda path: self.split_of(path) == split,
         )
         for test in tests:
             best = max(map(test, found), default=0)
@@ -72,6 +72,10 @@ class Files:
                 "export names with folders."
             )
         return found[0]
+
+    def split_of(self, picture: Path) -> str | None:
+        """The split that the folders of a picture mean."""
+        return split_in(picture.relative_to(self.folder).parts[:-1])
 
     def has(self, name: str) -> bool:
         """Whether there is a picture of this name in any folder."""

@@ -11,7 +11,7 @@ import numpy as np
 
 from ...utils.files import image_suffixes
 from .export import Canvas, Export, Picture, box_ring, ellipse_ring, turned
-from .files import Files, split_in
+from .files import Files
 from .names import names_of
 
 
@@ -52,7 +52,7 @@ def read_label_studio(files: Files, sources: dict[Path, Any]) -> Export:
     pictures = []
     for (source, task), annotation in zip(tasks, chosen, strict=True):
         image = _find(files, source, task)
-        split = split_in(image.relative_to(files.folder).parts[:-1])
+        split = files.split_of(image)
         if annotation is None:
             pictures.append(Picture(image, source, split))
             continue

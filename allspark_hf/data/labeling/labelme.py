@@ -11,7 +11,7 @@ from PIL import Image
 
 from ..sources.class_lists import IGNORED_NAME
 from .export import Canvas, Export, Picture, box_ring, ellipse_ring
-from .files import Files, split_in
+from .files import Files
 from .names import names_of
 
 
@@ -48,13 +48,13 @@ def read_labelme(files: Files, sources: dict[Path, Any]) -> Export:
         height, width = content.get("imageHeight"), content.get("imageWidth")
         size = (height, width) if height and width else None
         paint = partial(_paint, shapes=content["shapes"], index=index)
-        pictures[image] = Picture(image, source, split_in(image.relative_to(files.folder).parts[:-1]), size, paint)
+        pictures[image] = Picture(image, source, files.split_of(image), size, paint)
     for image in files.images:
         if image not in pictures:
             own = image.with_suffix(".json")
             if own.is_file() and own not in sources:
                 raise ValueError(f"{own} is not in LabelMe's form; save it anew, or remove it.")
-            pictures[image] = Picture(image, image, split_in(image.relative_to(files.folder).parts[:-1]))
+            pictures[image] = Picture(image, image, files.split_of(image))
     return Export(names, list(pictures.values()), notes=[note])
 
 

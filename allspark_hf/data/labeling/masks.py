@@ -14,7 +14,7 @@ from ..sources.folder import FolderLayout
 from ..sources.pairs import one_form, require_images
 from ..sources.split_names import split_of
 from .export import Canvas, Export, Picture
-from .files import Files, read_lines, split_in
+from .files import Files, read_lines
 
 
 ROBOFLOW_CLASSES, ROBOFLOW_END = "_classes.csv", "_mask.png"
@@ -105,7 +105,7 @@ def read_roboflow_masks(files: Files) -> Export:
             continue
         mask = image.with_name(f"{image.stem}{ROBOFLOW_END}")
         used.append(mask)
-        split = split_in(image.relative_to(files.folder).parts[:-1])
+        split = files.split_of(image)
         paint = partial(_paint_indices, path=mask, num_classes=len(classes.names))
         pictures.append(_picture(image, mask if mask.is_file() else None, split, paint))
     require_images(sorted(files.root.rglob(f"*{ROBOFLOW_END}")), used)

@@ -46,7 +46,7 @@ def read_supervisely(files: Files, meta: Any) -> Export:
         pictures[source] = Picture(image, source, split, size, paint, may_be_empty=not objects)
     used = {picture.image for picture in pictures.values()}
     others = [image for image in files.images if image.parent.name == "img" and image not in used]
-    unlabeled = [Picture(image, image, split_in(image.relative_to(files.folder).parts[:-1])) for image in others]
+    unlabeled = [Picture(image, image, files.split_of(image)) for image in others]
     return Export(names, [*pictures.values(), *unlabeled])
 
 

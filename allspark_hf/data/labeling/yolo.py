@@ -12,7 +12,7 @@ import yaml
 from ..sources.classes import read_classes
 from ..sources.split_names import split_of
 from .export import Canvas, Export, Picture
-from .files import Files, read_lines, split_in
+from .files import Files, read_lines
 
 
 PICTURES, LABELS = "images", "labels"
@@ -86,7 +86,7 @@ def _require_one_list(source: Path, classes: list[str]):
 def _list_all(files: Files, source: Path) -> Iterator[tuple[Path, str | None]]:
     """The pictures with their splits; a picture that is listed twice comes twice."""
     if source.suffix == ".txt":
-        yield from ((image, split_in(image.relative_to(files.folder).parts[:-1])) for image in files.images)
+        yield from ((image, files.split_of(image)) for image in files.images)
         return
     content = read_yaml(source)
     for key, places in content.items():
