@@ -48,7 +48,7 @@ def test_coco(tmp_path):
     assert imported.classes.names == ["background", "car", "bus"]
     assert imported.unlabeled["train"] == ["images/train/b.jpg"] and imported.events["maybe"] == 1
     assert imported.overlapped == 2 + 1  # the car by the bus, and the crowd by the dot
-    assert "gaps" in imported.notes[0] and "do not count: 1" in imported.notes[1]
+    assert "gaps" in imported.notes[0] and "are ignored: 1" in imported.notes[1]
 
 
 def test_coco_compressed_and_united_rings(tmp_path):
