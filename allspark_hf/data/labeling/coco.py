@@ -23,14 +23,6 @@ def read_coco(files: Files, sources: dict[Path, Any]) -> Export:
     The order of the classes is that of their ids, which may have gaps. An object is a list of rings, which are united
     as in pycocotools (a ring within a ring is no hole), or run lengths, compressed or not. Pixels of a crowd
     (`iscrowd`) are ignored, except where another object covers them.
-
-    Args:
-        files ([`Files`]): the pictures.
-        sources (`dict[Path, Any]`): the json files and their content.
-
-    Raises:
-        FileNotFoundError: if a picture is missing.
-        ValueError: if categories differ, or an entry refers to one that is not there.
     """
     notes, names, sources = [], {}, dict(sources)
     for source, content in list(sources.items()):

@@ -28,14 +28,6 @@ def read_cvat_xml(files: Files, source: Path) -> Export:
     Reads polygons, boxes, ellipses and masks. They are painted in the order of `z_order`, and with equal `z_order` in
     the order of the file. The file does not tell whether somebody looked at a picture without shapes. Tags of whole
     pictures are not read.
-
-    Args:
-        files ([`Files`]): the pictures.
-        source (`Path`): the xml file.
-
-    Raises:
-        FileNotFoundError: if a picture is missing.
-        ValueError: if the file is no xml, or a shape has a label that it does not list.
     """
     try:
         root = ElementTree.parse(source).getroot()

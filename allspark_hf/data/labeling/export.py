@@ -1,4 +1,10 @@
-"""What every reader returns: class names, and pictures whose objects can be painted as masks."""
+"""
+What every reader returns: class names, and pictures whose objects can be painted as masks.
+
+A reader is a function that gets the pictures ([`Files`]) and the path or the content of the files that annotate them.
+It raises `FileNotFoundError` if a picture is missing, and `ValueError` if the export cannot be read or contradicts
+itself; both name the file and the fix. Masks are painted later, by [`Picture.paint`].
+"""
 
 from collections import Counter
 from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-"""Where the pictures of an export lie, which split a path names, and how a tool saw a picture that EXIF turns."""
+"""The pictures, splits and classes of an export, and how its tool saw pictures that EXIF turns."""
 
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
@@ -7,6 +7,7 @@ from PIL import Image
 
 from ...utils.files import find_image_files
 from ..pixels import ORIENTATION, WIDTH, open_image
+from ..sources.classes import classes_in
 from ..sources.pairs import one_form, require_folder
 from ..sources.split_names import KIND_NAMES, split_of
 
@@ -102,6 +103,31 @@ def _shared(some: Iterable[str], others: Iterable[str]) -> int:
     return count
 
 
+def names_of(root: Path, used: Iterable[str]) -> tuple[list[str], str]:
+    """
+    The classes of an export that does not list them: from a file in its folder, or else the names that objects have,
+    in alphabetical order.
+
+    Args:
+        root (`Path`): folder of the export.
+        used (`Iterable[str]`): names of objects.
+
+    Returns:
+        `tuple[list[str], str]`: the names of the classes, and a sentence about their source.
+
+    Raises:
+        ValueError: if the file does not list the name of an object, or cannot be read.
+    """
+    used = sorted(set(used))
+    listed = classes_in(root)
+    if listed is None:
+        return used, "The export lists no classes: they are those that occur, sorted; --classes FILE lists others."
+    missing = [name for name in used if name not in listed.names]
+    if missing:
+        raise ValueError(f"An object is called {missing[0]!r}, which the list of classes in {root} lacks; add it.")
+    return listed.names, f"The classes are those of the list in {root}."
+
+
 def read_lines(path: Path) -> list[str]:
     """
     The lines of a text file.
@@ -163,4 +189,4 @@ def read_frame(image: Path, size: tuple[int, int] | None) -> tuple[int, int, Ima
     )
 
 
-__all__ = ["Files", "bare_name", "read_frame", "read_lines", "split_in"]
+__all__ = ["Files", "bare_name", "names_of", "read_frame", "read_lines", "split_in"]

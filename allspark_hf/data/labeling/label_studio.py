@@ -11,8 +11,7 @@ import numpy as np
 
 from ...utils.files import image_suffixes
 from .export import Canvas, Export, Picture, box_ring, ellipse_ring, turned
-from .files import Files
-from .names import names_of
+from .files import Files, names_of
 
 
 DRAWN = ("polygonlabels", "brushlabels", "rectanglelabels", "ellipselabels")
@@ -33,14 +32,6 @@ def read_label_studio(files: Files, sources: dict[Path, Any]) -> Export:
     Reads polygons, brushes, rectangles and ellipses. A task that was submitted without regions shows no object; a task
     that was skipped or never submitted has no annotation. If a task has several annotations, the one marked as ground
     truth is read, or else the one changed last. Predictions are not read.
-
-    Args:
-        files ([`Files`]): the pictures.
-        sources (`dict[Path, Any]`): the json files and their content.
-
-    Raises:
-        FileNotFoundError: if a picture is missing.
-        ValueError: if a task has no picture, or the classes cannot be read.
     """
     tasks = [(source, task) for source, content in sources.items() for task in content]
     chosen = [_choose(task["annotations"]) for _, task in tasks]

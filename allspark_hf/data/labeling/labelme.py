@@ -11,8 +11,7 @@ from PIL import Image
 
 from ..sources.class_lists import IGNORED_NAME
 from .export import Canvas, Export, Picture, box_ring, ellipse_ring
-from .files import Files
-from .names import names_of
+from .files import Files, names_of
 
 
 def is_labelme(content: Any) -> bool:
@@ -25,14 +24,6 @@ def read_labelme(files: Files, sources: dict[Path, Any]) -> Export:
     Reads polygons, rectangles, circles and masks. A picture without a json file has no annotation; a picture whose
     file has no shapes shows no object. The label `__ignore__` means ignored pixels. If `labels.txt` lies in the folder
     of the export, it lists the classes.
-
-    Args:
-        files ([`Files`]): the pictures.
-        sources (`dict[Path, Any]`): the json files and their content.
-
-    Raises:
-        FileNotFoundError: if a picture is missing.
-        ValueError: if the classes cannot be read, or two json files annotate one picture.
     """
     for source, content in sources.items():
         if any(shape["label"] is None for shape in content["shapes"]):

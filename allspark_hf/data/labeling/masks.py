@@ -25,13 +25,6 @@ def read_cvat_masks(files: Files, classes: Classes) -> Export:
     Reads CVAT's "Segmentation mask 1.1": `SegmentationClass/*.png` with the colors of `labelmap.txt`, the pictures in
     `JPEGImages`, and lists in `ImageSets/Segmentation` whose names may mean splits. A picture without a mask has no
     annotation.
-
-    Args:
-        files ([`Files`]): the pictures.
-        classes ([`Classes`]): the classes of `labelmap.txt`.
-
-    Raises:
-        ValueError: if a mask has no picture.
     """
     masks_dir = files.root / "SegmentationClass"
     pictures_dir = files.folder if files.folder != files.root else files.root / "JPEGImages"
@@ -63,14 +56,6 @@ def read_cvat_masks(files: Files, classes: Classes) -> Export:
 def read_color_masks(files: Files, classes: Classes) -> Export:
     """
     Reads folders like those of training ([`FolderLayout`]), but with colors in the masks.
-
-    Args:
-        files ([`Files`]): the files of the folder.
-        classes ([`Classes`]): classes with colors.
-
-    Raises:
-        FileNotFoundError: if a folder is missing.
-        ValueError: if pictures and masks do not pair.
     """
     layout = FolderLayout(files.root)
     has_splits = layout.has_validation or layout.has_unlabeled
@@ -87,12 +72,6 @@ def read_roboflow_masks(files: Files) -> Export:
     """
     Reads Roboflow's "Semantic Segmentation Masks": a folder for each split, in which `NAME_mask.png` has the class
     indices of `NAME.jpg`, and `_classes.csv` the names of the classes.
-
-    Args:
-        files ([`Files`]): the pictures.
-
-    Raises:
-        ValueError: if the classes of two splits differ, or a mask has no picture.
     """
     lists = sorted(files.root.rglob(ROBOFLOW_CLASSES))
     classes = read_classes(lists[0])

@@ -24,14 +24,6 @@ def read_supervisely(files: Files, meta: Any) -> Export:
     """
     Reads polygons with holes, bitmaps and rectangles. Every picture has a json file, so the export does not tell
     whether somebody looked at a picture without objects.
-
-    Args:
-        files ([`Files`]): the pictures.
-        meta (`Any`): the content of `meta.json`.
-
-    Raises:
-        FileNotFoundError: if a picture is missing.
-        ValueError: if a json file cannot be read.
     """
     names = [str(one["title"]) for one in meta["classes"]]
     index = {name: place for place, name in enumerate(names)}

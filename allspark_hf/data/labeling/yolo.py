@@ -44,14 +44,6 @@ def read_yolo(files: Files, source: Path) -> Export:
     The labels of `…/images/NAME.jpg` are in `…/labels/NAME.txt`. A line has a class index, then x and y of each point
     as a share of width and height of the upright picture. An empty file means that the picture shows no object. A
     picture without a file has no annotation, or shows no object.
-
-    Args:
-        files ([`Files`]): the pictures.
-        source (`Path`): the yaml file, or `classes.txt`.
-
-    Raises:
-        FileNotFoundError: if a folder or a picture is missing.
-        ValueError: if the classes cannot be read, or labels belong to no picture.
     """
     classes = read_classes(source).names
     _require_one_list(source, classes)
