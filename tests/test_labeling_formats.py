@@ -130,6 +130,9 @@ def test_lines_of_yolo_that_are_refused(tmp_path, line, match):
     (labels / "b.txt").write_text("")
     with pytest.raises(ValueError, match=r"b.txt labels no picture"):
         read_masks(tmp_path / "x")
+    (tmp_path / "x" / "data.yaml").write_text("train: images/train\nnames: {0: car}\nkpt_shape: [17, 2]\n")
+    with pytest.raises(ValueError, match=r"data.yaml is about keypoints \(kpt_shape\), which have no area; export"):
+        read_masks(tmp_path / "x")
 
 
 def labelme(shapes: list[dict], image: str, height: int, width: int) -> str:
@@ -247,6 +250,12 @@ def test_label_studio(tmp_path):
     assert masks == {"train/a": np.array([0, 2, 1])[EXPECTED].tolist(), "train/b": [[0] * 6] * 4}
     assert imported.unlabeled["train"] == ["images/train/c.jpg", "images/train/d.jpg"]
     assert any("several annotations" in note for note in imported.notes)
+    tasks[0]["annotations"][0]["result"][1]["to_name"] = "other"
+    (tmp_path / "project-1.json").write_text(json.dumps(tasks))
+    with pytest.raises(
+        ValueError, match=r"a.jpg: task 1 has regions on 2 pictures \(i, other\), but masks are of one"
+    ):
+        read_masks(tmp_path)
 
 
 def test_a_brush_of_any_values():

@@ -111,6 +111,16 @@ def test_which_picture_of_a_name_is_meant(tmp_path):
     assert Files(tmp_path).find("a.jpg", tmp_path / "other" / "ann" / "a.json") == tmp_path / "other/deep/a.jpg"
 
 
+def test_a_picture_of_another_split_is_not_meant(tmp_path):
+    """The mask of `val/a.jpg`, which is missing, would be that of the picture that is called so in `train`."""
+    write_picture(tmp_path / "images" / "train" / "a.jpg", 4, 6)
+    files = Files(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"names the picture val/a.jpg, which is not in"):
+        files.find("val/a.jpg", tmp_path / "all.json")
+    for name in ("train/a.jpg", "photos/a.jpg", "/home/test/a.jpg", "C:\\test\\a.jpg"):
+        assert files.find(name, tmp_path / "all.json") == tmp_path / "images" / "train" / "a.jpg"
+
+
 def test_the_field_s_own_coco(tmp_path):
     """Files about captions and keypoints annotate the same images once more, and are left alone."""
     for name in ("train2017/a.jpg", "val2017/a.jpg"):

@@ -188,9 +188,7 @@ def stack(count: int = 2, form: str = "TIFF") -> bytes:
 def test_several_pages_are_refused():
     with pytest.raises(ImageError, match=r"has 2 pages, and only the first would be read; name one with --tiff_page"):
         to_rgb(opened(stack()))
-    with pytest.raises(
-        ImageError, match=r"has 3 pages.*; if each page is a class, save one page whose values"
-    ):
+    with pytest.raises(ImageError, match=r"has 3 pages.*; if each page is a class, save one page whose values"):
         decode({"bytes": stack(3)}, is_mask=True)
     described = saved(PIL.Image.new("L", (4, 4)), "TIFF", description="ImageJ=1.53t\nimages=40\nslices=40\n")
     with pytest.raises(ImageError, match="has 40 pages"):  # of which the file's directory names one

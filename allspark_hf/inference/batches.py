@@ -97,7 +97,7 @@ def _as_stored(batch: Mapping[str, Sequence], column: str) -> Iterable:
     feature = (getattr(getattr(batch, "formatter", None), "features", None) or {}).get(column)
     if isinstance(feature, datasets.Image) and feature.decode and column in getattr(batch, "keys_to_format", ()):
         stored = batch.pa_table[column].to_pylist()
-        if all(image and (image["bytes"] or os.path.isfile(image["path"])) for image in stored):
+        if all(image and (image["bytes"] or os.path.isfile(image["path"] or "")) for image in stored):
             return stored
     return batch[column]
 

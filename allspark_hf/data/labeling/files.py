@@ -45,14 +45,18 @@ class Files:
         """
         The picture that a file of the export names. If several pictures have this name, these rules choose, one after
         another: the folders before the name agree best; the name is a path from the file's folder, or from the folder
-        of pictures; the picture lies nearest to the file; its folders mean the split.
+        of pictures; the picture lies nearest to the file; its folders mean the split. A picture whose folders mean
+        another split than those in a relative name is another picture.
 
         Raises:
             FileNotFoundError: if there is no such picture.
             ValueError: if several are as likely.
         """
         parts = [part for part in PurePosixPath(one_form(name.replace("\\", "/"))).parts if part not in ("..", "/")]
+        is_absolute = name[:1] in ("/", "\\") or name[1:2] == ":"
+        named = None if is_absolute else split_in(parts[:-1])
         found = self._by_name.get(parts[-1], []) if parts else []
+        found = [path for path in found if named is None or self.split_of(path) in (None, named)]
         tests = (
             lambda path: _shared(reversed(path.parts), reversed(parts)),
             lambda path: 2 * (path == source.parent.joinpath(*parts)) + (path == self.folder.joinpath(*parts)),

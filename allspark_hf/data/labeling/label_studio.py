@@ -84,6 +84,12 @@ def _find(files: Files, source: Path, task: dict) -> Path:
 
 
 def _paint(canvas: Canvas, task: int, regions: list[dict], index: dict[str, int]):
+    names = sorted({str(region["to_name"]) for region in regions if "to_name" in region})
+    if len(names) > 1:
+        raise ValueError(
+            f"task {task} has regions on {len(names)} pictures ({', '.join(names)}), but masks are of one; export "
+            "tasks with one picture each"
+        )
     for region in regions:
         try:
             _paint_region(canvas, region, index)

@@ -46,7 +46,7 @@ def read_yolo(files: Files, source: Path) -> Export:
     picture without a file has no annotation, or shows no object.
     """
     classes = read_classes(source).names
-    _require_one_list(source, classes)
+    _require_outlines_and_one_list(source, classes)
     pictures, used = [], set()
     for image, split in _list_all(files, source):
         labels = _labels_of(image)
@@ -65,9 +65,12 @@ def read_yolo(files: Files, source: Path) -> Export:
     return Export(classes, pictures, notes=[note] if note else [])
 
 
-def _require_one_list(source: Path, classes: list[str]):
-    """Raises `ValueError` if `nc` in the yaml file is not the number of names, or `classes.txt` lists other names."""
-    count = read_yaml(source).get("nc") if source.suffix != ".txt" else None
+def _require_outlines_and_one_list(source: Path, classes: list[str]):
+    """Raises `ValueError` for keypoints, if `nc` is not the number of names, or if `classes.txt` lists other names."""
+    content = read_yaml(source) if source.suffix != ".txt" else {}
+    if "kpt_shape" in content:  # some lines of keypoints look like polygons
+        raise ValueError(f"{source} is about keypoints (kpt_shape), which have no area; export segmentation.")
+    count = content.get("nc")
     if count not in (None, len(classes)):
         raise ValueError(f"{source} says that there are {count} classes (nc), but names {len(classes)}; correct it.")
     other = source.with_name("classes.txt")
