@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .rasterize import rasterize
-from .writing import BACKGROUND
+from .writing import is_background
 
 
 INSTALL = "Outlines need {}, which is not installed: pip install 'allspark-hf[import]'."
@@ -183,7 +183,7 @@ def _distances(points: np.ndarray, start: np.ndarray, end: np.ndarray) -> np.nda
 
 def drawn_classes(labels: Sequence[str]) -> list[int]:
     """The classes whose regions are outlined: all but `background`, the class of what no outline covers."""
-    return [index for index, name in enumerate(labels) if name.strip("_ ").casefold() != BACKGROUND]
+    return [index for index, name in enumerate(labels) if not is_background(name)]
 
 
 def annotate(mask: np.ndarray, image: str, name: str, drawn: Collection[int], tolerance: float) -> dict:

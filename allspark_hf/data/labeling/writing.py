@@ -140,6 +140,11 @@ def write_folder(
     return imported
 
 
+def is_background(name: str) -> bool:
+    """Whether a class of this name lies outside all objects: `background`, in any case and between underscores."""
+    return name.strip("_ ").casefold() == BACKGROUND
+
+
 def require_empty(data_dir: Path, source: Path):
     """Raises `ValueError` if `data_dir` is a file, holds something, or lies in the folder of the export."""
     if data_dir.exists() and (not data_dir.is_dir() or any(data_dir.iterdir())):
@@ -172,7 +177,7 @@ def _choose_values(export: Export, outside: str, classes: Classes | None) -> tup
         raise ValueError("The export has no classes, and no object with a label; give objects labels in the tool.")
     chosen = classes or Classes([name for name in export.classes if name != IGNORED_NAME], export.colors)
     names, colors, notes = list(chosen.names), chosen.colors, list(export.notes)
-    background = next((name for name in names if name.strip("_ ").casefold() == BACKGROUND), None)
+    background = next(filter(is_background, names), None)
     is_new = not export.is_dense and outside == BACKGROUND and background is None
     if is_new:
         if classes is not None:  # adding a class at the beginning would shift the classes of the user's list
@@ -277,4 +282,4 @@ def _write(
         imported.pixels[image.as_posix()] = np.bincount(mask.ravel(), minlength=256)
 
 
-__all__ = ["EMPTY", "OUTSIDE", "Imported", "require_empty", "write_folder"]
+__all__ = ["EMPTY", "OUTSIDE", "Imported", "is_background", "require_empty", "write_folder"]
