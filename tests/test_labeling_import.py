@@ -137,6 +137,15 @@ def test_the_field_s_own_coco(tmp_path):
     assert [note.endswith("which is about keypoints.") for note in imported.notes] == [True, True]
 
 
+def test_a_picture_moved_from_validation_replaces_none(tmp_path):
+    for name in ("train/from_val/a.jpg", "val/a.jpg", "val/b.jpg"):
+        write_picture(tmp_path / "images" / name, 4, 6)
+    coco(tmp_path, "train.json", ["train/from_val/a.jpg"], [(0, 0, SQUARE)])
+    coco(tmp_path, "val.json", ["val/a.jpg", "val/b.jpg"], [(1, 0, SQUARE)])
+    with pytest.raises(ValueError, match=r"a\.jpg: another picture becomes images/train/from_val/a\.jpg too; rename"):
+        read_masks(tmp_path)
+
+
 def test_one_split_alone_is_for_training(tmp_path):
     write_picture(tmp_path / "images" / "a.jpg", 4, 6)
     coco(tmp_path, "test.json", objects=[(0, 0, SQUARE)])

@@ -270,6 +270,8 @@ def _write(
         imported.events["moved"] += 1
         split, target = "train", f"from_val/{target}"
     image = Path("images", FOLDERS[split], target)
+    if (folder / image).exists():
+        raise ValueError(f"another picture becomes {image.as_posix()} too; rename one of them in the tool")
     (folder / image).parent.mkdir(parents=True, exist_ok=True)
     shutil.copy2(picture.image, folder / image)
     kept = imported.unlabeled if mask is None else imported.labeled
