@@ -11,7 +11,7 @@ import numpy as np
 import PIL.ExifTags
 import PIL.Image
 import pytest
-from layout_folders import SIZE, ids, make_folder, rotated_exif, write_image, write_mask
+from layout_folders import SIZE, ids, make_folder, rotated_exif, write_ids, write_image, write_mask
 from torch.utils.data import DataLoader
 
 from allspark_hf.data import BadDataError, Classes, SegmentationData, check_data, load_folder, mask_to_array
@@ -206,6 +206,9 @@ def test_bad_files_are_left_out_on_request(tmp_path):
     write_mask(tmp_path / "masks" / "val" / "v001.png", size=(3, 3))
     data = load_folder(tmp_path)
     report = check_data(data, skip_bad_files=True)
+    hidden = load_folder(tmp_path, labeled_list=write_ids(tmp_path / "list.txt", ["t001"]))
+    assert hidden.hidden_ids == ["t000", "t002", "t003"]
+    assert check_data(hidden, skip_bad_files=True).data.hidden_ids == ["t003"]
     assert ids(report.data.labeled) == ["t001", "t003"]
     assert ids(report.data.unlabeled) == ["t005"] and ids(report.data.validation) == ["v000"]
     assert len(report.left_out) == 4 and "t000.jpg: The file cannot be read" in report.left_out[0]
@@ -344,7 +347,7 @@ def test_photos_that_are_turned_without_their_masks(tmp_path, caplog):
     write_mask(root / "masks/val/v000.png", size=SIZE[::-1])
     check_data(load_folder(root))
     (line,) = [record.message for record in caplog.records if "EXIF" in record.message]
-    assert line.startswith("2 images (first t000) are turned by their EXIF orientation and their masks are not")
+    assert line.startswith("EXIF orientation turns 2 images (first t000) and not their masks")
 
 
 def test_the_range_leaves_out_what_is_left_out(tmp_path):

@@ -203,7 +203,7 @@ def test_nothing_to_train_on(tmp_path):
         (tmp_path / "c" / name).mkdir(parents=True)
     with pytest.raises(ValueError, match=r"images holds no image; put some there \(accepted: jpg"):
         load_folder(tmp_path / "c")
-    with pytest.raises(ValueError, match=r"has 1 mask and 1 would be held out for validation, which leaves none"):
+    with pytest.raises(ValueError, match=r"has 1 mask and 1 would be held out for validation, so that none is left"):
         load_folder(make_flat(tmp_path / "d", labeled=1))
 
 

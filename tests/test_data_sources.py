@@ -119,6 +119,12 @@ LEFT = "Left alone in {root}: {names}; to use one, rename it (train, val or unla
             [["a", "b"], ["Unlabeled/u.jpg", "c"], ["v"]],
             None,
         ),
+        (
+            f"{TRAIN} images/val/v.jpg unlabeled/u.jpg",
+            f"{MASKS} masks/val/v.png unlabeled/Masks/u.png",
+            [["a", "b"], ["c", "unlabeled/u.jpg"], ["v"]],
+            None,
+        ),
         ("images/a.jpg images/b.jpg unlabeled/a.jpg", "masks/a.png masks/b.png", (1, 1, 1), None),
         ("images/a.jpg images/val/v.jpg", "masks/a.png masks/val/v.png", [["a"], [], ["v"]], None),
         # The split outside.
@@ -130,7 +136,7 @@ LEFT = "Left alone in {root}: {names}; to use one, rename it (train, val or unla
         ),
         (
             f"{OUTSIDE} unlabeled/images/u.jpg",
-            "train/masks/a.png val/masks/v.png",
+            "train/masks/a.png val/masks/v.png unlabeled/masks/u.png",
             [["a"], ["b", "unlabeled/images/u.jpg"], ["v"]],
             None,
         ),
@@ -195,6 +201,18 @@ def test_an_unlabeled_folder_that_is_named_too_is_read_once(tmp_path, caplog):
         load_folder(root)
 
 
+def test_a_path_in_an_archive_is_no_file_of_the_unlabeled_folder(tmp_path, monkeypatch):
+    write_image(tmp_path / "photos" / "a.png")
+    stored = {"bytes": write_image(tmp_path / "x.png").read_bytes(), "path": "a.png"}
+    features = Features(id=Value("string"), image=Image(), label=Image())
+    table = {"id": ["l", "u"], "image": [stored] * 2, "label": [stored, None]}
+    train = Dataset.from_dict(table, features=features)
+    DatasetDict(train=train, validation=train.select([0])).save_to_disk(tmp_path / "saved")
+    monkeypatch.chdir(tmp_path / "photos")
+    data = find_data(DataArguments(dataset_name=str(tmp_path / "saved"), unlabeled_dir="."))
+    assert ids(data.unlabeled) == ["u", "unlabeled_dir:a.png"]
+
+
 def test_lists_of_a_run_with_unlabeled_folders_give_the_same_run(tmp_path):
     root = make_files(
         tmp_path / "data", f"{TRAIN} images/unlabeled/é.jpg images/val/v.jpg", f"{MASKS} masks/val/v.png"
@@ -217,7 +235,7 @@ def test_published_folders_beside_those_that_are_used(tmp_path, caplog, make_dat
     (labeled, unlabeled, _), messages = loaded(tmp_path, caplog)
     assert len(labeled) == 5 - (make_data is make_coco)
     assert unlabeled == (["x"] if make_data is make_coco else [])
-    rest = "test2017;" if make_data is make_coco else "test, train_extra; train_extra and the like can be unlabeled"
+    rest = "test2017;" if make_data is make_coco else "test, train_extra; to learn from unlabeled images such as"
     assert [f": {rest}" in text for text in messages] == [True]
 
 
@@ -244,7 +262,7 @@ def test_own_classes_in_vocs_folders(tmp_path, caplog, classes, lists):
     assert data.classes is None if classes is None else data.classes.names == ["soil", "root"]
     if lists == "train valid":
         assert (ids(data.labeled), ids(data.unlabeled), ids(data.validation)) == (["a"], [], ["b"])
-        assert "1 images that neither list names, first c; to learn from them" in caplog.text
+        assert "1 images that no list names, first c; to learn from them" in caplog.text
     else:
         assert sorted(ids(data.labeled) + ids(data.validation)) == ["a", "b"] and ids(data.unlabeled) == ["c"]
 

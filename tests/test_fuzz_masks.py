@@ -46,7 +46,7 @@ WRITERS = {
     **{f"pgm {top}": (lambda v, t=top: pgm(v, t), top) for top in (1, 15, 20, 254, 255, 300, 65535)},
     **{f"plain pgm {top}": (lambda v, t=top: pgm(v, t, plain=True), top) for top in (15, 255, 65535)},
     **{f"tiff {bits}": (lambda v, b=bits: tiff(v, b), 2**bits - 1) for bits in (1, 2, 4, 8, 16)},
-    **{f"inverted tiff {bits}": (lambda v, b=bits: tiff(v, b, white_is_zero=True), 2**bits - 1) for bits in (4, 8)},
+    **{f"inverted tiff {bits}": (lambda v, b=bits: tiff(v, b, white_is_zero=True), 2**bits - 1) for bits in (1, 4, 8)},
     **{f"pillow {form}": (pillow(form), 255) for form in ("PNG", "BMP", "TIFF", "GIF", "PPM", "TGA", "PCX")},
     **{f"pillow indexed {form}": (pillow(form, mode="P"), 255) for form in ("PNG", "BMP", "TIFF", "GIF", "TGA")},
     **{f"pillow {mode}": (pillow("TIFF", mode=mode), 255) for mode in ("RGB", "RGBA", "LA", "CMYK", "F", "YCbCr")},

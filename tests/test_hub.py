@@ -193,7 +193,7 @@ def test_hub_data_set(tmp_path, monkeypatch, caplog):
     for outcome in (LocalEntryNotFoundError("no connection"), OfflineModeIsEnabled("offline")):
         caplog.clear()
         assert load_hub_data("some/data", "small", **COLUMNS).classes is None
-        assert "could not be found out" in caplog.text and str(outcome) in caplog.text
+        assert "cannot be looked up" in caplog.text and str(outcome) in caplog.text
 
 
 # ---- Mistakes ----

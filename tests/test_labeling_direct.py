@@ -93,7 +93,7 @@ def test_an_export_that_has_changed_since(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"has changed since .* \(4.png is new and 1 more\): rename or remove"):
         used(source)
     (source / "4.png").unlink()
-    with pytest.raises(ValueError, match=r"\(1.json is another one\)"):
+    with pytest.raises(ValueError, match=r"\(1.json has changed\)"):
         used(source)
     (source / "1.json").unlink()
     with pytest.raises(ValueError, match=r"\(1.json is gone\)"):

@@ -48,7 +48,7 @@ def test_coco(tmp_path):
     assert imported.classes.names == ["background", "car", "bus"]
     assert imported.unlabeled["train"] == ["images/train/b.jpg"] and imported.events["maybe"] == 1
     assert imported.overlapped == 2 + 1  # the car by the bus, and the crowd by the dot
-    assert "gaps" in imported.notes[0] and "do not count: 1" in imported.notes[1]
+    assert "gaps" in imported.notes[0] and "are ignored: 1" in imported.notes[1]
 
 
 def test_coco_compressed_and_united_rings(tmp_path):
@@ -129,6 +129,9 @@ def test_lines_of_yolo_that_are_refused(tmp_path, line, match):
         read_masks(tmp_path / "x")
     (labels / "b.txt").write_text("")
     with pytest.raises(ValueError, match=r"b.txt labels no picture"):
+        read_masks(tmp_path / "x")
+    (tmp_path / "x" / "data.yaml").write_text("train: images/train\nnames: {0: car}\nkpt_shape: [17, 2]\n")
+    with pytest.raises(ValueError, match=r"data.yaml is about keypoints \(kpt_shape\), which have no area; export"):
         read_masks(tmp_path / "x")
 
 
@@ -247,6 +250,12 @@ def test_label_studio(tmp_path):
     assert masks == {"train/a": np.array([0, 2, 1])[EXPECTED].tolist(), "train/b": [[0] * 6] * 4}
     assert imported.unlabeled["train"] == ["images/train/c.jpg", "images/train/d.jpg"]
     assert any("several annotations" in note for note in imported.notes)
+    tasks[0]["annotations"][0]["result"][1]["to_name"] = "other"
+    (tmp_path / "project-1.json").write_text(json.dumps(tasks))
+    with pytest.raises(
+        ValueError, match=r"a.jpg: task 1 has regions on 2 pictures \(i, other\), but masks are of one"
+    ):
+        read_masks(tmp_path)
 
 
 def test_a_brush_of_any_values():

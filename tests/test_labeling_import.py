@@ -71,7 +71,7 @@ def test_a_list_of_classes_decides(tmp_path):
     assert masks == {"train/a": [[1, 1, 2]] * 2} and imported.classes.names == ["bus", "car", "background"]
     with pytest.raises(ValueError, match=r"annotation 0: it shows the class 'car', which --classes does not list"):
         read_masks(tmp_path / "x", classes=Classes(["bus", "background"]))
-    with pytest.raises(ValueError, match=r"lists no class background .* add it, or give --outside ignore"):
+    with pytest.raises(ValueError, match=r"has no class background .* add it, or give --outside ignore"):
         read_masks(tmp_path / "x", classes=Classes(["car"]))
     masks, imported = read_masks(tmp_path / "x", classes=Classes(["car"]), outside="ignore")
     assert masks == {"train/a": [[0, 0, 255]] * 2} and imported.classes.names == ["car"]
@@ -111,6 +111,16 @@ def test_which_picture_of_a_name_is_meant(tmp_path):
     assert Files(tmp_path).find("a.jpg", tmp_path / "other" / "ann" / "a.json") == tmp_path / "other/deep/a.jpg"
 
 
+def test_a_picture_of_another_split_is_not_meant(tmp_path):
+    """The mask of `val/a.jpg`, which is missing, would be that of the picture that is called so in `train`."""
+    write_picture(tmp_path / "images" / "train" / "a.jpg", 4, 6)
+    files = Files(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"names the picture val/a.jpg, which is not in"):
+        files.find("val/a.jpg", tmp_path / "all.json")
+    for name in ("train/a.jpg", "photos/a.jpg", "/home/test/a.jpg", "C:\\test\\a.jpg"):
+        assert files.find(name, tmp_path / "all.json") == tmp_path / "images" / "train" / "a.jpg"
+
+
 def test_the_field_s_own_coco(tmp_path):
     """Files about captions and keypoints annotate the same images once more, and are left alone."""
     for name in ("train2017/a.jpg", "val2017/a.jpg"):
@@ -125,6 +135,15 @@ def test_the_field_s_own_coco(tmp_path):
     masks, imported = read_masks(tmp_path)
     assert [*masks] == ["train/a", "val/a"] and imported.classes.names == ["background", "car"]
     assert [note.endswith("which is about keypoints.") for note in imported.notes] == [True, True]
+
+
+def test_a_picture_moved_from_validation_replaces_none(tmp_path):
+    for name in ("train/from_val/a.jpg", "val/a.jpg", "val/b.jpg"):
+        write_picture(tmp_path / "images" / name, 4, 6)
+    coco(tmp_path, "train.json", ["train/from_val/a.jpg"], [(0, 0, SQUARE)])
+    coco(tmp_path, "val.json", ["val/a.jpg", "val/b.jpg"], [(1, 0, SQUARE)])
+    with pytest.raises(ValueError, match=r"a\.jpg: another picture becomes images/train/from_val/a\.jpg too; rename"):
+        read_masks(tmp_path)
 
 
 def test_one_split_alone_is_for_training(tmp_path):

@@ -92,7 +92,7 @@ def test_the_check_finds_the_range_and_says_so(folder, caplog, model):
     with caplog.at_level(logging.INFO):
         report = load_data(DataArguments(data_dir=str(folder)))
     assert report.reading.image_range == [100, 4000] == class_fields(report)["image_range"] == model.config.image_range
-    assert "5 images have 16 bits: for all of this data set, 100 becomes black and 4000 white" in caplog.text
+    assert "5 images have 16 bits: in all of this data set, 100 becomes black and 4000 white" in caplog.text
 
 
 def test_the_trainer_finds_the_same_range_from_python(folder):

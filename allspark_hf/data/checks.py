@@ -27,7 +27,7 @@ from .summary import describe_binary_masks, find_image_range, note, stored_value
 logger = logging.getLogger(__name__)
 
 SHOWN_PROBLEMS = 10
-KIND_LENGTH = 16  # of its beginning, by which the kind of a sentence is told
+KIND_LENGTH = 16  # problems of one kind begin with the same characters, digits aside
 WITH_MASKS = ("labeled", "validation")
 
 
@@ -71,15 +71,15 @@ class CheckReport:
 
 @dataclass
 class _Row:
-    """What was found in one row: the classes and the stored values of its mask, or by column what is wrong with it."""
+    """What was found in one row."""
 
-    values: frozenset[int] = frozenset()
-    stored: frozenset[int] | None = None
-    size: tuple[int, int] | None = None
-    wrong: dict[str, list[str]] = field(default_factory=dict)
-    problem: str | None = None  # all of this, with the names of the files
-    image_range: tuple[int, int] | None = None  # of an image of 16 bits
-    turned_alone: bool = False  # the image, by its EXIF orientation, and the sizes agree before and after
+    values: frozenset[int] = frozenset()  # classes in the mask, and the ignore index
+    stored: frozenset[int] | None = None  # values in the mask as they are stored
+    size: tuple[int, int] | None = None  # (width, height) of the image
+    wrong: dict[str, list[str]] = field(default_factory=dict)  # column -> sentences
+    problem: str | None = None  # these sentences, with the names of the files
+    image_range: tuple[int, int] | None = None  # of a 16-bit image
+    turned_alone: bool = False  # EXIF turns the image and not the mask, and the sizes agree all the same
 
 
 def check_data(
@@ -91,11 +91,11 @@ def check_data(
     ignored_mask_values: Sequence[int] | None = None,
 ) -> CheckReport:
     """
-    Decodes every image and every mask once, and tells all that is wrong with them before training starts.
+    Decodes every image and every mask once, and reports everything that is wrong with them before training starts.
 
-    Found are files that cannot be read, masks of another size than their image (both upright), masks with colors
-    instead of class indices, values that are no class, binary masks stored as 0 and 255, and empty sets. Data sets
-    that are not from a folder are wrapped first: `SegmentationData(labeled, unlabeled, validation)`.
+    The check finds files that cannot be read, masks whose size differs from that of their image (both upright), masks
+    with colors instead of class indices, values that are no class, binary masks stored as 0 and 255, and empty sets.
+    Wrap data sets that are not from a folder first: `SegmentationData(labeled, unlabeled, validation)`.
 
     Args:
         data (`SegmentationData`): the sets; `labeled` and `validation` need the columns `image` and `label`,
@@ -129,6 +129,9 @@ def check_data(
             name: [index for index, row in enumerate(checked) if not row.problem] for name, checked in rows.items()
         }
         data = replace(data, **{name: dataset.select(good[name]) for name, dataset in data.sets.items()})
+        if data.hidden_ids:
+            left = set(data.unlabeled["id"])
+            data = replace(data, hidden_ids=[name for name in data.hidden_ids if name in left])
     for name, dataset in data.sets.items():
         _note_rows(dataset, rows[name])
     if problems and not skip_bad_files:
@@ -156,14 +159,14 @@ def _say_of_turned(found: SegmentationData, rows: dict[str, list[_Row]]):
         dataset, row = found.sets[turned[0][0]], turned[0][1]
         name = row_name(dataset, row, undecoded(dataset, "image")[row]["image"])
         logger.warning(
-            "%d images (first %s) are turned by their EXIF orientation and their masks are not, which the sizes do "
-            "not show to be wrong: see that the masks were drawn on the upright image, as a viewer shows it.",
+            "EXIF orientation turns %d images (first %s) and not their masks, and the sizes cannot tell whether that "
+            "is right: make sure that the masks were drawn on the upright image, as a viewer shows it.",
             *(len(turned), name),
         )
 
 
 def _note_rows(dataset: Dataset, rows: list[_Row]):
-    """So that the trainer need not read the files again."""
+    """Keeps what was found, so that the trainer does not read the files again."""
     rows = [row for row in rows if not row.problem]
     note(dataset, *([getattr(row, name) for row in rows] for name in ("size", "stored", "image_range")))
 
@@ -199,7 +202,7 @@ def _known_num_labels(data: SegmentationData, num_labels: int | None, transform:
 def _check_num_labels(num_labels: int, transform: MaskConvention, inferred: bool = False):
     ignore_index = transform.ignore_index
     if 0 <= ignore_index < num_labels:
-        # Counted in the masks, the ignored value was counted too; said by the user, it was hardly meant to be.
+        # A number counted in the masks includes the ignored value; one that the user gives hardly does.
         count = num_labels if inferred or transform.mask_values is not None else num_labels + 1
         stored = [str(value) for value in range(count) if value != ignore_index]
         stored = stored[:3] + ["..."] * (len(stored) > 3)
@@ -318,7 +321,7 @@ def _check_all_values(
     present = {name: set().union(*(row.values for row in rows[name])) for name in WITH_MASKS}
     ignore_index = transform.ignore_index
     number = num_labels or max(set().union(*present.values()) - {ignore_index}, default=0) + 1
-    # With one class asked for, 0 and 255 are that class and the ignored pixels.
+    # If the user asks for one class, 0 is that class and 255 the ignored pixels.
     sentence = None if num_labels == 1 else describe_binary_masks(data.sets, number, transform)
     if sentence:
         raise BadDataError(sentence)
@@ -346,7 +349,7 @@ def _infer_num_labels(values: list[int]) -> int:
 
 
 def _problem_of_all(data: SegmentationData, rows, num_labels: int | None, transform: MaskConvention) -> str:
-    """What is wrong with the masks as a whole, but for those of bad files, as a last line."""
+    """A last line about what is wrong with the masks of the good files as a whole; empty if nothing is."""
     if not all(len(data.sets[name]) for name in WITH_MASKS):
         return ""
     try:
@@ -357,7 +360,7 @@ def _problem_of_all(data: SegmentationData, rows, num_labels: int | None, transf
 
 
 def _describe_problems(rows: dict[str, list[_Row]]) -> str:
-    first, others = {}, []  # a row of each kind comes first, so that one round tells all kinds
+    first, others = {}, []  # one row of each kind comes first, so that the user sees every kind at once
     for row in (row for checked in rows.values() for row in checked if row.problem):
         kind = str(
             [(column, re.sub(r"\d+", "", one)[:KIND_LENGTH]) for column, said in row.wrong.items() for one in said]

@@ -12,8 +12,8 @@ from .images import decode, require_exact_values
 @dataclass
 class Picture(datasets.Image):
     """
-    A column of images for [`to_rgb`]: `datasets.Image`, but for all that [`load_image`] says of it, and without its
-    `mode`. A file that lies on a network and was not fetched is decoded by `datasets` itself.
+    A column of images for [`to_rgb`]: like `datasets.Image` without its `mode`, but [`load_image`] decodes the files.
+    `datasets` itself decodes a file on a network.
 
     Args:
         tiff_page (`int`, *optional*): the page of TIFF files, see [`Reading`].
@@ -28,7 +28,7 @@ class Picture(datasets.Image):
         Decodes a row.
 
         Raises:
-            ImageError: if it cannot be used as it is, see [`decode`].
+            ImageError: if the file cannot be used as it is, see [`decode`].
         """
         if not isinstance(value, dict) or (value["bytes"] is None and not os.path.isfile(value["path"] or "")):
             image = datasets.Image().decode_example(value, token_per_repo_id)
@@ -39,26 +39,26 @@ class Picture(datasets.Image):
 
 
 class Mask(Picture):
-    """A column of masks, whose values are those that were stored, also where `datasets.Image` has a `mode`."""
+    """A column of masks that keep their stored values, even if the `datasets.Image` before it had a `mode`."""
 
     is_mask = True
 
 
 def page_of(dataset: datasets.Dataset, image_column: str = "image") -> int | None:
-    """The page of TIFF files that a column of [`Picture`] reads; None if it names none."""
+    """The page of TIFF files that a [`Picture`] column reads; None if the column names none."""
     return getattr(dataset.features.get(image_column), "tiff_page", None)
 
 
 def exact_columns(dataset, image_column: str = "image", label_column: str = "label", tiff_page: int | None = None):
     """
-    The same data set, whose images and masks are decoded by [`Picture`] and [`Mask`]. What is no `datasets.Dataset`,
-    what holds no `datasets.Image`, and what a transform of the data set's own decodes, stays as it is.
+    The same data set with columns of [`Picture`] and [`Mask`]. A column without `datasets.Image`, one that the data
+    set's own transform decodes, and an object that is no `datasets.Dataset` stay as they are.
 
     Args:
-        dataset (`datasets.Dataset`): it is not changed.
+        dataset (`datasets.Dataset`): the data set, which is not changed.
         image_column (`str`): name of the image column.
-        label_column (`str`): name of the mask column, which need not be there.
-        tiff_page (`int`, *optional*): the page of TIFF images, see [`Reading`]; default: that of the column, if any.
+        label_column (`str`): name of the mask column, which may be missing.
+        tiff_page (`int`, *optional*): the page of TIFF images, see [`Reading`]; by default that of the column, if any.
     """
     if not isinstance(dataset, datasets.Dataset):
         return dataset

@@ -1,9 +1,9 @@
-"""Photometry and normalization of a whole batch on its device: what `--augment_on_device` takes from the workers.
+"""Photometry and normalization of a whole batch on its device, for `--augment_on_device`.
 
-A worker draws as ever and hands over 8-bit pixels and the numbers drawn, [`pack_photometry`]. The definitions are
-Pillow's, rounding included, so that an image gets the very levels that the worker would have given it, whatever else
+A worker draws the same numbers as without this option, and hands them over with 8-bit pixels, [`pack_photometry`].
+The operations are Pillow's, rounding included, so that an image gets the same levels as from the worker, whatever else
 is in the batch. `tests/test_device_augmentation.py` compares the two for equality; only a Pillow whose compiler fuses
-a multiplication with an addition (not on x86-64) may differ, by a level. In Pillow's terms, levels being 0 to 255:
+a multiplication with an addition (not on x86-64) may differ, by one level. The operations on levels of 0 to 255 are:
 
 - brightness, contrast, saturation: `other + factor * (image - other)` in float32, cut to 0...255, rounded down, where
   `other` is black, the image's mean gray (rounded), or the image in gray;
@@ -12,8 +12,8 @@ a multiplication with an addition (not on x86-64) may differ, by a level. In Pil
 - blur: three times along the rows, then three times along the columns, an average over a box of a fractional width
   that depends on sigma, with weights in 24-bit fixed point; beyond the border its pixels repeat.
 
-Nothing here makes the host wait for the device: every image runs through every operation, and those that were not
-drawn leave it as it is.
+The host never waits for the device: every image runs through every operation, and an operation that was not drawn
+leaves the image as it is.
 """
 
 import math
@@ -26,15 +26,16 @@ from .photometry import Photometry, hue_shift
 
 # In the order of their codes in a packed photometry; 0 is nothing.
 OPERATIONS = ("nothing", "brightness", "contrast", "saturation", "hue")
-SLOTS = 4  # jitter operations of an image, one after the other
+SLOTS = 4  # places for the jitter operations of an image
 BLUR_PASSES = 3
 FIXED_POINT = 24  # bits of the blur's weights behind the point
 
 
 def pack_photometry(drawn: Photometry) -> torch.Tensor:
     """
-    float32 (12,), all numbers exact: operation and amount (a factor, or a shift of the hue in levels) of each of the
-    four slots of jitter, 1 or 0 for gray, and the weights of a blurred pixel, its neighbors, and theirs.
+    float32 (12,), all numbers exact: for each of the four slots of jitter, the operation and its amount (a factor, or
+    a shift of the hue in levels); 1 or 0 for gray; and three weights of the blur, of the pixel, its neighbors, and
+    theirs.
     """
     numbers = []
     for name, amount in drawn.jitter:
@@ -46,9 +47,9 @@ def pack_photometry(drawn: Photometry) -> torch.Tensor:
 
 def _box_weights(sigma: float) -> tuple[int, int, int]:
     """
-    Weights times 2^24 of a box of fractional width, three of which in a row come close to a Gaussian of `sigma`:
-    Gwosdek et al., "Theoretical foundations of Gaussian convolution by extended box filtering" (2011), Eqs. 7, 11 and
-    14, in float32 as in Pillow. A sigma up to 2 needs no more than two neighbors a side.
+    The weights, times 2^24, of a box of fractional width; three such boxes, one after another, approximate a Gaussian
+    of `sigma`: Gwosdek et al., "Theoretical foundations of Gaussian convolution by extended box filtering" (2011),
+    Eqs. 7, 11 and 14, in float32 as in Pillow. A sigma up to 2 needs at most two neighbors on each side.
     """
     variance = np.float32(sigma) * np.float32(sigma) / np.float32(BLUR_PASSES)
     length = np.float32(math.sqrt(12 * float(variance) + 1))
@@ -133,7 +134,7 @@ def _to_hsv(levels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Ten
 
 
 def _to_rgb(hue: torch.Tensor, saturation: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """The way back, (batch, 3, height, width); hue 0 and 255 are the same red."""
+    """RGB (batch, 3, height, width) of the three maps of [`_to_hsv`]; hue 0 and 255 are the same red."""
     sixths = _divide(hue.double() * 6, 255)
     sector = sixths.floor()
     rising = (sixths - sector).float()
@@ -151,7 +152,7 @@ def _to_rgb(hue: torch.Tensor, saturation: torch.Tensor, value: torch.Tensor) ->
 
 
 def _choose(sector: torch.Tensor, *channels: torch.Tensor) -> torch.Tensor:
-    """Of six maps the one that `sector`, 0 to 5, names."""
+    """For each pixel, the value of that one of six maps whose number, 0 to 5, is in `sector`."""
     chosen = channels[0]
     for index, channel in enumerate(channels[1:], start=1):
         chosen = torch.where(sector == index, channel, chosen)
@@ -159,7 +160,7 @@ def _choose(sector: torch.Tensor, *channels: torch.Tensor) -> torch.Tensor:
 
 
 def _box_blur(levels: torch.Tensor, weights: tuple[torch.Tensor, ...], axis: int) -> torch.Tensor:
-    """Along one axis of int64 (batch, 3, height, width), weights of each image int64 (batch, 1, 1, 1)."""
+    """Blurs int64 (batch, 3, height, width) along one axis, with weights int64 (batch, 1, 1, 1) of each image."""
     side = levels.shape[axis]
     positions = torch.arange(side, device=levels.device)
     total = weights[0] * levels
@@ -173,12 +174,12 @@ def _box_blur(levels: torch.Tensor, weights: tuple[torch.Tensor, ...], axis: int
 def normalize(pixels: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
     """uint8 (batch, 3, height, width) -> float32, scaled to [0, 1] and normalized, as [`to_pixel_values`] does it."""
     channels = _divide(pixels.float(), 255).split(1, dim=1)
-    # Numbers one by one: a tensor of them would be copied to the device, for which the host waits.
+    # One number at a time: a tensor of them would be copied to the device, and the host would wait for the copy.
     return torch.cat([_divide(channel - mean[index], std[index]) for index, channel in enumerate(channels)], dim=1)
 
 
 def _divide(numbers: torch.Tensor, divisor: float) -> torch.Tensor:
-    """Correctly rounded; of a division by a plain number CUDA makes a multiplication, which is not."""
+    """Divides with correct rounding: CUDA turns a division by a Python number into a multiplication, which differs."""
     return numbers / torch.full((), divisor, dtype=numbers.dtype, device=numbers.device)
 
 
@@ -187,14 +188,14 @@ def finish_on_device(
     batch: dict[str, torch.Tensor], mean: tuple[float, ...], std: tuple[float, ...]
 ) -> dict[str, torch.Tensor]:
     """
-    A batch of [`MixedDataset`] with `augment_on_device`, made what it is without.
+    Augments and normalizes a batch of [`MixedDataset`] with `augment_on_device`; the result is the batch without it.
 
     Args:
         batch (`dict[str, torch.Tensor]`):
-            on the device: every `*pixel_values*` uint8 (batch, 3, height, width); for a strong view `*photometry*` of
-            the same name otherwise, float32 (batch, 12); and anything else, which is passed on.
-        mean (`tuple[float, ...]`): of the normalization.
-        std (`tuple[float, ...]`): of the normalization.
+            on the device: every `*pixel_values*` uint8 (batch, 3, height, width); for a strong view, `*photometry*`
+            with the rest of the name equal, float32 (batch, 12). Other entries are passed on.
+        mean (`tuple[float, ...]`): mean of each channel, for the normalization.
+        std (`tuple[float, ...]`): standard deviation of each channel, for the normalization.
 
     Returns:
         `dict[str, torch.Tensor]`: without photometries; the pixel values float32, augmented and normalized.

@@ -1,4 +1,4 @@
-"""Random scale, crop and flip of an image and its mask: only what the crop shows is resized."""
+"""Random scale, crop and flip of an image and its mask. Only the part that the crop shows is resized."""
 
 import math
 from typing import NamedTuple
@@ -12,23 +12,23 @@ PADDING_COLOR = (0, 0, 0)
 
 
 class Geometry(NamedTuple):
-    """Where a crop comes from: the image is scaled, padded at the bottom and the right, cut, and maybe mirrored."""
+    """How a crop is made: the image is scaled, padded at the bottom and the right, cut, and perhaps mirrored."""
 
     size: tuple[int, int]  # (width, height) of the scaled image
-    left: int  # of the crop in it
-    top: int
+    left: int  # column of the scaled image where the crop begins
+    top: int  # row of the scaled image where the crop begins
     crop: tuple[int, int]  # (height, width)
     mirrored: bool
 
     @property
     def box(self) -> tuple[int, int, int, int]:
-        """(left, top, right, bottom) of what the crop shows of the scaled image."""
+        """(left, top, right, bottom) of the part of the scaled image that the crop shows."""
         height, width = self.crop
         return self.left, self.top, min(self.left + width, self.size[0]), min(self.top + height, self.size[1])
 
     @property
     def shown(self) -> tuple[int, int]:
-        """(height, width) of what is not padding: the upper left part of the crop before it is mirrored."""
+        """(height, width) of the crop without padding: its upper left part before it is mirrored."""
         left, top, right, bottom = self.box
         return bottom - top, right - left
 
@@ -38,10 +38,10 @@ def draw_geometry(
 ) -> Geometry:
     """
     Args:
-        image_size (`tuple[int, int]`): (width, height), as Pillow has it.
-        crop (`tuple[int, int]`): (height, width).
+        image_size (`tuple[int, int]`): (width, height) of the image, in Pillow's order.
+        crop (`tuple[int, int]`): (height, width) of the crop.
         rng (`numpy.random.Generator`): source of every draw.
-        long_side (`int`, *optional*): length that a scale of 1 gives the long side; the image's own without it.
+        long_side (`int`, *optional*): length of the long side at a scale of 1; by default that of the image.
     """
     longest = max(image_size)
     base = long_side or longest
@@ -53,7 +53,7 @@ def draw_geometry(
 
 
 def crop_image(image: Image.Image, geometry: Geometry) -> Image.Image:
-    """RGB in and out: bilinear, antialiased as Pillow does it, black padding."""
+    """The crop of an RGB image, RGB: bilinear, antialiased as Pillow does it, with black padding."""
     image = resize_region(image, geometry.size, geometry.box)
     (height, width), (shown_height, shown_width) = geometry.crop, geometry.shown
     if (shown_height, shown_width) != (height, width):
@@ -62,7 +62,7 @@ def crop_image(image: Image.Image, geometry: Geometry) -> Image.Image:
 
 
 def crop_label(label: np.ndarray, geometry: Geometry, padding: int) -> np.ndarray:
-    """integers (height, width) of the image's size -> the same type (crop height, crop width): nearest neighbor."""
+    """The crop of a label, integers (height, width) -> the same type (crop height, crop width): nearest neighbor."""
     left, top, right, bottom = geometry.box
     rows = _nearest(label.shape[0], geometry.size[1])[top:bottom]
     columns = _nearest(label.shape[1], geometry.size[0])[left:right]
@@ -81,7 +81,7 @@ def _pad(array: np.ndarray, geometry: Geometry, padding: int) -> np.ndarray:
 
 
 def _nearest(side: int, new_side: int) -> np.ndarray:
-    """int64 (new_side,): the source of each pixel, added up step by step as Pillow does, for its very rounding."""
+    """int64 (new_side,): the source of each pixel, summed step by step as in Pillow, so that rounding is equal too."""
     steps = np.full(new_side, side / new_side)
     steps[0] /= 2
     return steps.cumsum().astype(np.int64)
@@ -89,29 +89,29 @@ def _nearest(side: int, new_side: int) -> np.ndarray:
 
 def resize_region(image: Image.Image, size: tuple[int, int], box: tuple[int, int, int, int]) -> Image.Image:
     """
-    `image.resize(size, BILINEAR).crop(box)`, bit for bit, without resizing what the box leaves out. (Pillow's own
-    `resize(size, box=...)` takes the box in single precision, which changes a level here and there.)
+    `image.resize(size, BILINEAR).crop(box)`, bit for bit, but only the box is resized. (Pillow's own
+    `resize(size, box=...)` takes the box in single precision, which changes some pixels by a level.)
 
     Args:
-        image (`PIL.Image.Image`): of a mode with 8-bit channels.
+        image (`PIL.Image.Image`): an image of a mode with 8-bit channels.
         size (`tuple[int, int]`): (width, height) of the whole resized image.
         box (`tuple[int, int, int, int]`): (left, top, right, bottom) in the resized image.
 
     Returns:
-        `PIL.Image.Image`: of the box's size.
+        `PIL.Image.Image`: the image in the box.
     """
     if size == image.size:
         return image.crop(box)
-    if size[1] < image.height:  # since Pillow 13 the columns may come first, and little would be left out
+    if size[1] < image.height:  # Pillow 13 may resize columns first, and a part would then save little
         return image.resize(size, Image.Resampling.BILINEAR).crop(box)
     left, top, right, bottom = box
     first, last = _rows_read(image.height, size[1], top, bottom)
-    # Pillow enlarges along the rows, rounds to 8 bits, then along the columns: so these are two resizes of ours.
+    # Pillow enlarges along the rows, rounds to 8 bits, then enlarges along the columns: here in two calls.
     strip = image.crop((0, first, image.width, last)).resize((size[0], last - first), Image.Resampling.BILINEAR)
     strip = strip.crop((left, 0, right, last - first))
     if size[1] == image.height:
         return strip
-    # At its place in a column of full height, or the second resize would have other positions.
+    # The strip keeps its place in an image of full height, since the second resize depends on positions.
     column = Image.new(image.mode, (right - left, image.height))
     column.paste(strip, (0, first))
     column = column.resize((right - left, size[1]), Image.Resampling.BILINEAR)
@@ -119,11 +119,11 @@ def resize_region(image: Image.Image, size: tuple[int, int], box: tuple[int, int
 
 
 def _rows_read(height: int, new_height: int, top: int, bottom: int) -> tuple[int, int]:
-    """The rows of an image, first and one past the last, from which rows `top` to `bottom` are interpolated."""
+    """The rows, first and one past the last, from which rows `top` to `bottom` of the new image are interpolated."""
     if height == new_height:
         return top, bottom
     scale = height / new_height
-    reach = max(scale, 1.0) + 1  # the triangle's half width, and one for rounding
+    reach = max(scale, 1.0) + 1  # half the width of the triangle filter, and one row for rounding
     return max(0, math.floor((top + 0.5) * scale - reach)), min(height, math.ceil((bottom - 0.5) * scale + reach))
 
 

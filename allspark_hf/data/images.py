@@ -1,4 +1,4 @@
-"""Masks of any usual PNG, BMP or TIFF kind, brought to one form, and arrays; for files of pictures see `pixels`."""
+"""Reads images and masks as data sets store them, checks that masks are exact, and maps their values to classes."""
 
 import io
 import os
@@ -14,46 +14,50 @@ from .pixels import ImageError, choose_page, load_image, load_orientation, open_
 SHOWN_VALUES = 10
 MAX_VALUE = 2**31 - 1  # of a mask
 ONE_PAGE = (
-    "save the page to use as a file of its own, the second by tifffile.imwrite('page.tif', "
-    "tifffile.imread('stack.tif', key=1)) (of a mask with a page for each class: one page, whose values are the "
-    "numbers of the classes)"
+    "save one page as a file of its own, for example the second: tifffile.imwrite('page.tif', "
+    "tifffile.imread('stack.tif', key=1)); if each page is a class, save one page whose values are the class indices"
 )
 LOSSY = ("JPEG", "MPO", "JPEG2000", "AVIF")
 
 
-class InexactMaskError(ImageError):
-    """A mask whose values are not those that were stored."""
+def open_stored(stored: dict, tiff_page: int | None = None) -> PIL.Image.Image:
+    """Opens an image or a mask as a data set stores it, by [`open_image`]: its `bytes`, or else the file at `path`."""
+    content = stored.get("bytes")
+    return open_image(stored["path"] if content is None else io.BytesIO(content), tiff_page=tiff_page)
 
 
 def require_exact_values(mask: PIL.Image.Image):
     """
-    Refuses a mask of [`open_image`] whose values are not those that were stored, which can hardly be told once it is
-    decoded: compression that loses some, gray of fewer bits than 8 or of another maximum, which Pillow scales to 0 to
-    255, and several pages or frames, of which it reads the first.
+    Refuses a mask whose values Pillow would not give as they were stored; once the mask is decoded, nothing shows it.
+    Lossy compression changes values. Pillow scales gray of fewer than 8 bits, or of another maximum, to 0 to 255,
+    inverts gray whose 0 is white, and reads only the first of several pages or frames.
+
+    Args:
+        mask (`PIL.Image.Image`): of [`open_image`], not decoded yet.
 
     Raises:
         ImageError: if it is such a mask; a `ValueError`.
     """
     choose_page(mask, fix=ONE_PAGE)
     if mask.format in ("PNG", "WEBP") and getattr(mask, "is_animated", False):
-        raise InexactMaskError(
-            f"The mask is an animation of {mask.n_frames} frames, and only the first would be read; save that of the "
-            "classes as PNG."
+        raise ImageError(
+            f"The mask is an animation of {mask.n_frames} frames, and only the first would be read; save the frame "
+            "with the classes as PNG."
         )
     compression = mask.info.get("compression") if mask.format == "TIFF" else None
     if mask.format in LOSSY or compression in ("jpeg", "tiff_jpeg", "webp"):
         kind = "TIFF file with JPEG or WebP compression" if compression else f"{mask.format} file"
-        raise InexactMaskError(f"The mask is a {kind}, whose compression changes class indices; save it as PNG.")
+        raise ImageError(f"The mask is a {kind}, whose compression changes class indices; save it as PNG.")
     if mask.format == "GIF":
-        raise InexactMaskError(
-            "The mask is a GIF file, whose values programs renumber when they write it; save it as PNG."
+        raise ImageError(
+            "The mask is a GIF file, and programs renumber the values of one when they write it; save it as PNG."
         )
-    for tile in getattr(mask, "tile", ()):  # of a file that is not decoded yet
+    for tile in getattr(mask, "tile", ()):  # tells how Pillow will decode the file
         arguments = tile.args if isinstance(tile.args, tuple) else (tile.args,)
-        scaled = any(isinstance(name, str) and name.startswith("L;") for name in arguments)
+        scaled = any(isinstance(name, str) and name.startswith(("L;", "1;I")) for name in arguments)
         largest = arguments[1] if tile.codec_name in ("ppm", "ppm_plain") and len(arguments) > 1 else None
         if scaled or (mask.mode != "1" and largest not in (None, 255, 65535)):
-            raise InexactMaskError(
+            raise ImageError(
                 "The mask is gray with other than 8 bits, or inverted, so that its values change when it is read "
                 "(with 4 bits, 1 becomes 17); save it as indexed or 8-bit gray PNG."
             )
@@ -61,44 +65,43 @@ def require_exact_values(mask: PIL.Image.Image):
 
 def require_readable(stored: dict, is_mask: bool):
     """
-    Looks at the beginning of an image file or a mask, as it is stored; nothing is decoded.
+    Checks the header of a stored image or mask; nothing is decoded.
 
     Args:
-        stored (`dict`): `bytes` and `path`, of which one is `None`. Addresses on a network are passed over.
-        is_mask (`bool`): whether its values must be exact: see [`require_exact_values`].
+        stored (`dict`): `bytes` and `path`, of which one may be `None`. A path that is no file here, such as an
+            address on a network, is not checked.
+        is_mask (`bool`): whether the values must be exact: see [`require_exact_values`].
 
     Raises:
         OSError: if it is no image.
-        ImageError: if a mask has lost its values.
+        ImageError: if the values of a mask would not be read as they were stored.
     """
-    content, path = stored.get("bytes"), stored.get("path")
-    if content is None and (path is None or not os.path.isfile(path)):
+    if stored.get("bytes") is None and not os.path.isfile(stored.get("path") or ""):
         return
-    with open_image(path if content is None else io.BytesIO(content)) as opened:
+    with open_stored(stored) as opened:
         if is_mask:
             require_exact_values(opened)
 
 
 def decode(stored: dict, is_mask: bool, tiff_page: int | None = None) -> PIL.Image.Image:
     """
-    Reads an image file or a mask, as it is stored, into memory.
+    Decodes a stored image or mask.
 
     Args:
-        stored (`dict`): `bytes` and `path`; a path without bytes is that of a file here.
-        is_mask (`bool`): whether its values must be exact, and are kept as they are.
-        tiff_page (`int`, *optional*): of an image, see [`choose_page`].
+        stored (`dict`): `bytes` and `path`; without bytes, the path must be that of a file here.
+        is_mask (`bool`): whether the values must be exact; a mask keeps them as they are.
+        tiff_page (`int`, *optional*): the page of an image, see [`choose_page`].
 
     Returns:
         `PIL.Image.Image`: upright; an image as [`load_image`] gives it, a mask in the file's own mode.
 
     Raises:
-        ImageError: if an image is of a kind that is not read, or a mask has lost its values.
+        ImageError: if an image is of a kind that is not read, or the values of a mask would change.
         OSError: or another error of Pillow's, if the file is damaged.
     """
-    content, path = stored.get("bytes"), stored.get("path")
-    with open_image(path if content is None else io.BytesIO(content)) as opened:
+    with open_stored(stored) as opened:
         if not is_mask:
-            return load_image(opened, path, tiff_page)
+            return load_image(opened, stored.get("path"), tiff_page)
         require_exact_values(opened)
         orientation = load_orientation(opened)
         upright = PIL.ImageOps.exif_transpose(opened)
@@ -108,14 +111,14 @@ def decode(stored: dict, is_mask: bool, tiff_page: int | None = None) -> PIL.Ima
 
 def array_to_image(array: np.ndarray) -> PIL.Image.Image:
     """
-    An array as a picture for [`to_rgb`].
+    Makes of an array a picture that [`to_rgb`] takes.
 
     Args:
-        array (`np.ndarray`): uint8 or uint16, gray (height, width) or (height, width, 1), or red, green and blue
-            (height, width, 3); 0 to 255 or 0 to 65535.
+        array (`np.ndarray`): uint8 in 0..255 or uint16 in 0..65535: gray (height, width) or (height, width, 1), or
+            red, green and blue (height, width, 3).
 
     Raises:
-        ImageError: if it has another type or shape.
+        ImageError: if the array has another type or shape.
     """
     fits = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (1, 3))
     if array.dtype not in (np.uint8, np.uint16) or not fits or not array.size:
@@ -136,15 +139,15 @@ def array_to_image(array: np.ndarray) -> PIL.Image.Image:
 
 def mask_to_array(mask: PIL.Image.Image) -> np.ndarray:
     """
-    Reads the class indices of a mask. The EXIF orientation is applied, as it is to images.
+    Gives the stored values of a mask, upright by its EXIF orientation, as images are.
 
     Args:
-        mask (`PIL.Image.Image`): a mask of mode 1 (values 0 and 1), L, P (the palette's indices are the values, its
-            colors are not looked at), I;16 (any byte order) or I.
+        mask (`PIL.Image.Image`): of mode 1 (values 0 and 1), L, P (the values are the palette's indices, whatever its
+            colors), I;16 (any byte order) or I.
 
     Returns:
-        `np.ndarray`: shape `(height, width)`, the values as stored: uint8 for the modes 1, L and P, int32 for the
-        others. Nothing is mapped or ignored here.
+        `np.ndarray`: shape `(height, width)`: uint8 for the modes 1, L and P, int32 for the others. No value is mapped
+        or ignored here.
 
     Raises:
         ValueError: if the mask has colors, transparency or floating-point values instead of one index per pixel.
@@ -158,7 +161,7 @@ def mask_to_array(mask: PIL.Image.Image) -> np.ndarray:
     raise ValueError(
         f"The mask holds {what.get(mask.mode, 'the colors of a picture')} (mode {mask.mode}), not one class index per "
         "pixel; save it as indexed or gray PNG, without transparency, whose values are the class indices (`allspark "
-        "import` makes it of colors)."
+        "import` turns colors into such masks)."
     )
 
 
@@ -174,11 +177,10 @@ def map_mask_values(
     Args:
         array (`np.ndarray`): integers of any type, shape `(height, width)`, the values as stored.
         mask_values (`Sequence[int]`, *optional*): the stored value of class 0, of class 1 and so on, each once. `None`
-            leaves all values as they are, but for `ignored_mask_values`.
-        ignore_index (`int`, *optional*, defaults to 255): pixels of this value stay as they are, unless the value is
-            listed: then it is a class like any other.
-        ignored_mask_values (`Sequence[int]`, *optional*): further stored values that do not count; they become
-            `ignore_index`.
+            leaves all values but `ignored_mask_values` as they are.
+        ignore_index (`int`, *optional*, defaults to 255): pixels of this value keep it, unless `mask_values` lists the
+            value: then it is a class like any other.
+        ignored_mask_values (`Sequence[int]`, *optional*): stored values that become `ignore_index` too.
 
     Returns:
         `np.ndarray`: shape `(height, width)`, classes 0 to `len(mask_values) - 1` and `ignore_index`; uint8 where
@@ -194,7 +196,7 @@ def map_mask_values(
     if mask_values is None:
         fits = array.dtype == np.uint8 and 0 <= ignore_index <= 255
         ignored = np.isin(array, ignored_mask_values)
-        # In 64 bits first: beside 8-bit values, NumPy would turn an ignore index of 256 into 0.
+        # In 64 bits first, because NumPy turns an ignore index of 256 into 0 beside 8-bit values.
         return np.where(ignored, ignore_index, array.astype(np.int64)).astype(np.uint8 if fits else np.int32)
     num_ignored = len(ignored_mask_values) + 1
     stored = np.array([*mask_values, *ignored_mask_values, ignore_index], dtype=np.int64)
@@ -220,13 +222,14 @@ def check_mask_values(mask_values: Sequence[int] | None, ignore_index: int, igno
     Refuses lists of stored values that cannot be used; the arguments are those of [`map_mask_values`].
 
     Raises:
-        ValueError: if a value is none that a mask can hold, or the list of classes is empty, names a value twice or
-            one that is ignored too, or is so long that `ignore_index` is a class index.
+        ValueError: if a mask cannot hold a value, or `mask_values` is empty, names a value twice or one that is also
+            ignored, or is so long that `ignore_index` is a class index.
     """
     for value in (ignore_index, *ignored_mask_values, *(mask_values or ())):
         if not -MAX_VALUE <= value <= MAX_VALUE:
             raise ValueError(
-                f"{value} is named as a value of masks, which hold {-MAX_VALUE} to {MAX_VALUE}; correct it."
+                f"{value} is named as a value of masks, but masks hold values from {-MAX_VALUE} to {MAX_VALUE}; "
+                "correct it."
             )
     if mask_values is None:
         return
@@ -239,8 +242,8 @@ def check_mask_values(mask_values: Sequence[int] | None, ignore_index: int, igno
     both = sorted(set(listed) & set(ignored_mask_values))
     if both:
         raise ValueError(
-            f"The mask values {text} and the ignored mask values both name {describe_values(both)}; a value is a "
-            "class or ignored, not both."
+            f"The mask values {text} and the ignored mask values both name {describe_values(both)}; a value is either "
+            "a class or ignored, so take it out of one list."
         )
     if 0 <= ignore_index < len(listed):
         raise ValueError(
@@ -250,7 +253,7 @@ def check_mask_values(mask_values: Sequence[int] | None, ignore_index: int, igno
 
 
 def describe_values(values: Sequence[int]) -> str:
-    """A few integers, one or more, for an error message: `the value 7` or `the values 7, 12 and 3 more`."""
+    """One or more integers for an error message, at most 10 of them: `the value 7`, `the values 7 and 12`."""
     shown = [str(int(value)) for value in values[:SHOWN_VALUES]]
     if len(values) == 1:
         return f"the value {shown[0]}"

@@ -1,21 +1,22 @@
-"""Who draws which unlabeled image of a stream that every process and worker reads its own part of."""
+"""Which process and worker draws which unlabeled image of a stream; each reads its own part."""
 
 from typing import NamedTuple
 
 
 class Bookmark(NamedTuple):
     """
-    A place in a lane, small enough to travel with every batch: whoever opens the lane there draws on from it.
+    A place in a lane, small enough to travel with every batch. A reader that opens the lane at a bookmark goes on with
+    the next image.
 
     Attributes:
-        lane (`int`): of its process.
-        index (`int`): images of the lane that were drawn before.
-        turn (`int`): passes over the dataset that lie behind.
-        part (`int`): parts of that pass that lie behind the beginning of the block which is drawn from.
-        row (`int`): rows of the next part that lie behind it.
-        used (`int`): images of the block that lie behind.
+        lane (`int`): number of the lane in its process.
+        index (`int`): images of the lane that were drawn so far.
+        turn (`int`): passes over the dataset that are complete.
+        part (`int`): parts of the current pass before the part in which the current block begins.
+        row (`int`): rows of that part before the current block.
+        used (`int`): images of the block that were drawn.
         bad_images (`int`): images left out so far because they cannot be read.
-        bad_shards (`int`): times that the rest of a shard was left out for that reason.
+        bad_shards (`int`): how often the rest of a shard was left out because it cannot be read.
     """
 
     lane: int
@@ -30,18 +31,18 @@ class Bookmark(NamedTuple):
 
 class Lanes(NamedTuple):
     """
-    How the images of an endless stream are shared out.
+    How the images of an endless stream are shared among processes and workers.
 
-    Each process has as many lanes as workers, and lane `n` gives every batch whose number in the epoch, modulo the
-    workers, is `n`: the batches that a `DataLoader` hands to one and the same worker. So each worker draws from one
-    lane, in order, and which image a position is depends on the numbers here and not on which worker is faster.
+    Each process has one lane for each worker. Lane `n` gives every batch whose number in the epoch, modulo the number
+    of workers, is `n`: these are the batches that a `DataLoader` hands to one worker. So each worker draws from one
+    lane, in order, and the image at a position depends on the numbers here, not on which worker is faster.
 
     Attributes:
         batch_size (`int`): unlabeled images of a batch of one process.
         batches (`int`): batches of an epoch on each process.
-        workers (`int`): of each process, at least 1.
-        processes (`int`): of the training.
-        process (`int`): this one.
+        workers (`int`): workers of each process, at least 1.
+        processes (`int`): processes of the training.
+        process (`int`): number of this process.
     """
 
     batch_size: int
@@ -52,7 +53,7 @@ class Lanes(NamedTuple):
 
     @property
     def images_per_epoch(self) -> int:
-        """Of all processes."""
+        """Unlabeled images of an epoch, over all processes."""
         return self.batch_size * self.batches * self.processes
 
     @property
@@ -61,12 +62,12 @@ class Lanes(NamedTuple):
         return self.processes * self.workers
 
     def index_at(self, epoch: int, batch: int, lane: int) -> int:
-        """Images that a lane of this process gave before batch number `batch` of its `epoch`."""
+        """Images that a lane of this process gives before batch `batch` of `epoch`."""
         of_epoch, before = (len(range(lane, until, self.workers)) for until in (self.batches, batch))
         return self.batch_size * (epoch * of_epoch + before)
 
     def find(self, position: int) -> tuple[int, int]:
-        """The lane of this process, and the place in it, of a position in the order of all processes."""
+        """The lane of this process, and the index in it, for a position in the order of all processes."""
         epoch, place = divmod(position, self.images_per_epoch)
         batch, image = divmod(place, self.batch_size)
         batch //= self.processes
@@ -74,7 +75,7 @@ class Lanes(NamedTuple):
         return lane, self.index_at(epoch, batch, lane) + image
 
     def described(self) -> dict[str, int]:
-        """What must be the same for a training to go on bit by bit."""
+        """What must be the same if a resumed training is to have the same bits."""
         return {name: value for name, value in self._asdict().items() if name != "process"}
 
 

@@ -1,4 +1,4 @@
-"""From arguments to data: which images and masks, and what their values mean."""
+"""From arguments to data: which images and masks are read, and what the values of the masks mean."""
 
 import logging
 import os
@@ -135,16 +135,16 @@ class DataArguments:
 
 def find_data(arguments: DataArguments, image_column: str = "image", label_column: str = "label") -> SegmentationData:
     """
-    The datasets that the arguments name, nothing decoded.
+    The datasets that the arguments name; nothing is decoded.
 
     Args:
-        arguments ([`DataArguments`]): which data.
-        image_column (`str`): column of images of `arguments.dataset_name`; the datasets returned call it `image`.
-        label_column (`str`): column of masks of `arguments.dataset_name`; the datasets returned call it `label`.
+        arguments ([`DataArguments`]): the data to find.
+        image_column (`str`): column of images in `arguments.dataset_name`; the datasets returned call it `image`.
+        label_column (`str`): column of masks in `arguments.dataset_name`; the datasets returned call it `label`.
 
     Raises:
         FileNotFoundError: if a folder or file is missing.
-        ValueError: if the data does not fit the arguments, or the arguments each other.
+        ValueError: if the data does not fit the arguments, or the arguments contradict each other.
     """
     names = ("labeled_fraction", "labeled_count", "labeled_list", "unlabeled_list", "validation_list")
     selection = {name: getattr(arguments, name) for name in (*names, "validation_fraction")}
@@ -195,23 +195,24 @@ def _with_second_source(data: SegmentationData, arguments: DataArguments) -> Seg
 
 
 def _without_files_of(dataset: Dataset, images: Dataset) -> Dataset:
-    """The images whose files are not in a data set already, where a folder was named that is read anyway."""
-    files, known = ([row["image"]["path"] for row in undecoded(rows, "image")] for rows in (images, dataset))
-    known = {os.path.realpath(path) for path in known if path}
-    new = [row for row, path in enumerate(files) if os.path.realpath(path) not in known]
+    """The images whose files the data set does not have already: `unlabeled_dir` may be one of its own folders."""
+    files, known = ([row["image"] for row in undecoded(rows, "image")] for rows in (images, dataset))
+    # A row with bytes has its path in an archive, which says nothing about a file here.
+    known = {os.path.realpath(image["path"]) for image in known if image["bytes"] is None}
+    new = [row for row, image in enumerate(files) if os.path.realpath(image["path"]) not in known]
     if len(new) < len(images):
         logger.info("%d images of unlabeled_dir are unlabeled images of the data already.", len(images) - len(new))
     return images.select(new)
 
 
 def load_data(arguments: DataArguments, image_column: str = "image", label_column: str = "label") -> CheckReport:
-    """[`find_data`], checked file by file and with class indices as masks; files left out are logged."""
+    """Finds the data ([`find_data`]), checks every file and maps masks to class indices; logs files left out."""
     report = check_found(find_data(arguments, image_column, label_column), arguments)
     for sentence in report.left_out:
         logger.warning("left out: %s", sentence)
     second_source = arguments.unlabeled_dir is not None or arguments.unlabeled_dataset_name is not None
     if second_source and not arguments.unlabeled_streaming:
-        # Labeled images among the unlabeled ones do no harm but add nothing.
+        # Unlabeled copies of labeled images do no harm, but the user may want to know.
         twins = find_overlap(report.data.unlabeled, report.data.labeled)
         if twins:
             logger.info("%d unlabeled images are also labeled, first %s = %s.", len(twins), *twins[0])
@@ -219,15 +220,16 @@ def load_data(arguments: DataArguments, image_column: str = "image", label_colum
 
 
 def check_found(data: SegmentationData, arguments: DataArguments) -> CheckReport:
-    """[`check_data`] of what [`find_data`] returned for these arguments."""
+    """Checks ([`check_data`]) what [`find_data`] returned for these arguments."""
     names = ("num_labels", "ignore_index", "mask_values", "skip_bad_files", "ignored_mask_values")
     return check_data(data, **{name: getattr(arguments, name) for name in names})
 
 
 def with_class_indices(dataset: Dataset, data: SegmentationData, arguments: DataArguments) -> Dataset:
     """
-    Rows of `data`, of [`find_data`], whose masks, when read, hold class indices; they are not checked. Where neither
-    arguments nor data say what the masks hold, the rows stay as they are, for the convention of a model.
+    The rows `dataset` of `data`, which [`find_data`] returned, with masks that hold class indices when they are read;
+    nothing is checked. If neither arguments nor data say what the masks hold, the rows stay as they are, and the
+    convention of a model applies.
     """
     transform = data.mask_transform(arguments.ignore_index, arguments.mask_values, arguments.ignored_mask_values)
     return dataset.with_transform(transform) if transform.maps else dataset
@@ -235,8 +237,11 @@ def with_class_indices(dataset: Dataset, data: SegmentationData, arguments: Data
 
 def with_page_of(arguments: DataArguments, *configs) -> DataArguments:
     """
-    The arguments with the page of TIFF files that models were trained on; where the arguments name one, the
-    configurations of the models, `configs`, get that. ValueError if models differ.
+    The arguments with the page of TIFF files that the models of these configurations were trained on. If the arguments
+    name a page, the configurations get that one instead.
+
+    Raises:
+        ValueError: if the models were trained on different pages, and the arguments name none.
     """
     if arguments.tiff_page is not None:
         for config in configs:
@@ -245,21 +250,21 @@ def with_page_of(arguments: DataArguments, *configs) -> DataArguments:
     if len(pages) > 1:
         raise ValueError(
             f"The models were trained on the pages {', '.join(map(str, pages))} of TIFF files (None: on files of one "
-            "page): name the page to read with --tiff_page, or take models that were trained on the same."
+            "page): name the page to read with --tiff_page, or take models that were trained on the same page."
         )
     return replace(arguments, tiff_page=pages.pop())
 
 
 def list_path(folder: str, kind: str) -> Path:
-    """The list of the ids of one set of a run: "labeled", "unlabeled" or "validation"; may be missing."""
+    """Where a run keeps the ids of one set, "labeled", "unlabeled" or "validation"; the file may be missing."""
     path = Path(folder)
     return (path.parent if path.name.startswith("checkpoint-") else path) / f"{kind}_ids.txt"
 
 
 def split_of_run(arguments: DataArguments, folder: str) -> DataArguments:
     """
-    Arguments by which the images labeled in a run are labeled, and in a folder the validation images those of the run,
-    unless others were asked for.
+    The arguments with the list of the images that were labeled in a run and, for a data folder, the list of its
+    validation images. Choices that the arguments make themselves stay.
     """
     asked = (arguments.labeled_fraction, arguments.labeled_count, arguments.labeled_list)
     labeled, validation = list_path(folder, "labeled"), list_path(folder, "validation")
@@ -271,13 +276,13 @@ def split_of_run(arguments: DataArguments, folder: str) -> DataArguments:
 
 
 def _choose_validation(arguments: DataArguments) -> bool:
-    """Whether they say which images validate, or are about a data set of the Hub, which no list can say it of."""
+    """Whether the arguments choose the validation images, or name a Hub data set, whose splits choose them."""
     names = ("dataset_name", "validation_list", "validation_fraction", "split_seed")
     return any(getattr(arguments, name) != getattr(DataArguments, name) for name in names)
 
 
 def held_out_in_run(arguments: DataArguments, folder: str) -> bool:
-    """Whether a run held its validation images out of the folder of these arguments, which names none itself."""
+    """Whether a run held its validation images out of this data folder, which has no validation split of its own."""
     path = list_path(folder, "validation")
     if _choose_validation(arguments) or not path.is_file():
         return False

@@ -1,4 +1,4 @@
-"""What the values of masks mean, and masks on their way into a loss or a metric."""
+"""What the values of masks mean, and the one way from a mask to the labels of a loss or a metric."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,16 +9,16 @@ from PIL import Image
 from .images import check_mask_values, map_mask_values, mask_to_array
 
 
-# In `info` of a mask whose values have been mapped, so that nobody maps them again; a file's own entries are strings.
+# Key in `info` of a mask whose values are mapped, so that nothing maps them again; keys from files are strings.
 HOLDS_CLASSES = ("allspark_hf", "class indices")
 
 
 @dataclass(frozen=True)
 class MaskConvention:
     """
-    What the stored values of a data set's masks mean; travels in the model's configuration, see [`MaskConvention.of`].
-    [`read_label`] applies it. As a transform (`Dataset.with_transform`) it maps the masks when rows are read, which
-    their `info` then says; other columns stay as they are.
+    What the stored values of a data set's masks mean. The model's configuration keeps it ([`MaskConvention.of`]), and
+    [`read_label`] applies it. As a transform (`Dataset.with_transform`) it maps the masks when rows are read, and
+    marks them in their `info`; other columns stay as they are.
 
     Args:
         mask_values (`tuple[int]`, *optional*): the stored value of class 0, of class 1 and so on; `None`: the values
@@ -40,10 +40,11 @@ class MaskConvention:
     @classmethod
     def of(cls, config) -> "MaskConvention":
         """
-        That of a model: `mask_values`, `ignored_mask_values` and `semantic_loss_ignore_index` of its configuration.
+        The convention of a model: `mask_values`, `ignored_mask_values` and `semantic_loss_ignore_index` of its
+        configuration.
 
         Raises:
-            ValueError: if the values cannot be used, or are not one for each class.
+            ValueError: if the values cannot be used, or there is not one for each class.
         """
         values = getattr(config, "mask_values", None)
         if values is not None and len(values) != config.num_labels:
@@ -76,12 +77,12 @@ class MaskConvention:
 
     @property
     def maps(self) -> bool:
-        """Whether it says anything of the values, so that they are mapped."""
+        """Whether the values differ from class indices, so that masks must be mapped."""
         return self.mask_values is not None or bool(self.ignored_mask_values)
 
     @property
     def says_what_255_is(self) -> bool:
-        """Whether 255 is named as a class or as ignored; else it is ignored only because nobody said otherwise."""
+        """Whether the user said what 255 means; otherwise it is ignored by default."""
         return 255 in (*(self.mask_values or ()), *self.ignored_mask_values) or self.ignore_index != 255
 
     def map(self, array: np.ndarray) -> np.ndarray:
@@ -96,14 +97,13 @@ def read_label(
     mask: Image.Image, image_size: tuple[int, int], num_labels: int, convention: MaskConvention, where: str
 ) -> np.ndarray:
     """
-    A decoded mask as class indices, checked against its image and the number of classes: the one way from a mask to
-    labels.
+    The class indices of a decoded mask, checked against its image and the number of classes.
 
     Args:
-        mask (`PIL.Image.Image`): indexed or gray.
+        mask (`PIL.Image.Image`): an indexed or gray mask.
         image_size (`tuple[int, int]`): (width, height) of its image.
-        num_labels (`int`): classes.
-        convention ([`MaskConvention`]): what the values mean, unless the mask was read through such a transform.
+        num_labels (`int`): number of classes.
+        convention ([`MaskConvention`]): what the values mean; not used if a transform has mapped the mask already.
         where (`str`): what to call the mask in an error.
 
     Returns:
@@ -144,7 +144,7 @@ def read_label(
 
 
 def binary_sentence(masks_hold: str, others: Sequence[int] = ()) -> str:
-    """One sentence about such masks, with the options; `others` are the values that further masks hold."""
+    """One sentence about masks of only 0 and 255, with the options; `others` are values of other masks, ascending."""
     void = "--ignored_mask_values 255 (in Python ignored_mask_values=[255] in the model's configuration)"
     if others:
         return (

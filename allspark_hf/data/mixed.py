@@ -22,40 +22,40 @@ from .streaming import StreamReader
 from .views import CHANNEL_BITS, STRONG, WEAK, View, draw_cutmix_box
 
 
-BOOKMARK = "bookmark"  # in a sample and a batch, of a stream
+BOOKMARK = "bookmark"  # entry of samples and batches from a stream
 
 
 class Draw(NamedTuple):
-    """One sample of an epoch. Everything random about it follows from the seed and these four."""
+    """One sample of an epoch. The seed and these four values decide everything random about it."""
 
     labeled: bool
-    row: int  # of its dataset, or position in the stream
+    row: int  # number of the row in its dataset, or position in the stream
     epoch: int
-    position: int  # in the epoch's labeled or unlabeled order
+    position: int  # position in the labeled or unlabeled order of the epoch
 
 
 class MixedBatchSampler(BatchSampler):
     """
     Batches of [labeled draws, unlabeled draws], all of one size.
 
-    An epoch is one pass over the unlabeled set. The labeled set repeats to that length, reshuffled each time round.
-    What is drawn depends on seed, epoch and position only: batch size, accumulation and processes cut one order.
+    An epoch is one pass over the unlabeled set. The labeled set repeats to that length, and is shuffled anew each
+    time. The order depends only on seed and epoch: batch size, accumulation and processes only cut it into pieces.
 
     Args:
         num_labeled (`int`): rows of the labeled dataset.
         num_unlabeled (`int`): rows of the unlabeled dataset; 0 makes an epoch one pass over the labeled set.
         labeled_batch_size (`int`): labeled images of a batch.
         unlabeled_batch_size (`int`): unlabeled images of a batch.
-        seed (`int`): of the shuffling.
-        drop_last (`bool`): whether to drop a last update that the set does not fill; otherwise the next round of
-            shuffling fills its last batch.
-        read_unlabeled (`bool`): False leaves the unlabeled half out but keeps the epoch's length.
+        seed (`int`): seed of the shuffling.
+        drop_last (`bool`): whether to drop a last update that the set does not fill; otherwise the set, shuffled anew,
+            fills the last batch.
+        read_unlabeled (`bool`): False leaves the unlabeled half out but keeps the length of the epoch.
         batches_per_update (`int`): batches of one update over all processes and accumulation steps.
         unlabeled_stream (`bool`): whether the unlabeled images are a stream, which has an order of its own: an epoch
-            is then the next images of it, and a draw's row is the position in the stream, see [`StreamReader`].
+            is then its next images, and the row of a draw is the position in the stream, see [`StreamReader`].
 
     Raises:
-        ValueError: if `drop_last` leaves nothing of the epoch.
+        ValueError: if `drop_last` drops the whole epoch.
     """
 
     def __init__(
@@ -126,18 +126,18 @@ class MixedDataset(Dataset):
     Augmented crops of two datasets, addressed by [`Draw`]. All views of a sample show one crop.
 
     Args:
-        labeled (`datasets.Dataset`): an image and a mask column.
+        labeled (`datasets.Dataset`): rows with an image and a mask.
         unlabeled (`datasets.Dataset` or [`StreamReader`], *optional*):
-            an image column; a mask column, where a row may be None, is for measuring pseudo-labels only.
-        crop (`tuple[int, int]`): (height, width).
-        seed (`int`): of the augmentation.
-        num_labels (`int`): classes.
+            rows with an image; if there is a mask column, its masks (or None) serve only to measure pseudo-labels.
+        crop (`tuple[int, int]`): (height, width) of the crops.
+        seed (`int`): seed of the augmentation.
+        num_labels (`int`): number of classes.
         long_side (`int`, *optional*): see [`draw_geometry`].
-        image_mean (`tuple[float, ...]`): of the normalization.
-        image_std (`tuple[float, ...]`): of the normalization.
-        labeled_views (`tuple[View, ...]`): of every labeled image.
-        unlabeled_views (`tuple[View, ...]`): of every unlabeled image.
-        masks ([`MaskConvention`]): what the values of the masks mean; padding gets its ignore index.
+        image_mean (`tuple[float, ...]`): mean of each channel, for the normalization.
+        image_std (`tuple[float, ...]`): standard deviation of each channel, for the normalization.
+        labeled_views (`tuple[View, ...]`): views of every labeled image.
+        unlabeled_views (`tuple[View, ...]`): views of every unlabeled image.
+        masks ([`MaskConvention`]): what the values of the masks mean; padding gets the ignore index.
         image_column (`str`): name of the image column.
         label_column (`str`): name of the mask column.
         on_bad_image (`str`): "stop" or "skip", see [`read_or_replace`].
@@ -188,20 +188,24 @@ class MixedDataset(Dataset):
     def __getitem__(self, draw: Draw) -> dict[str, torch.Tensor]:
         """
         Returns:
-            `dict[str, torch.Tensor]`: of each view `pixel_values` float32 (3, height, width) and, if the view has
-            them, `cutmix_box` int64 (4,), `channel_bits` uint8 (512,) and what its `draw` gives; of a labeled draw
-            `labels` int64 (height, width); of an unlabeled one `pixel_mask` bool (height, width), False on padding,
-            and, if there is a mask column, `truth` int64 (height, width), the ignore index where the truth is not
-            known; of a stream also the [`Bookmark`] behind it. The entries of every view but the first end in `_<name
-            of the view>`. With `augment_on_device`, `pixel_values` are uint8, and each strong view has a `photometry`,
-            float32 (12,).
+            `dict[str, torch.Tensor]`: the entries of the views and of the draw.
+
+            - Each view has `pixel_values` float32 (3, height, width) and, if declared, `cutmix_box` int64 (4,),
+              `channel_bits` uint8 (512,) and what its `draw` gives. The names of every view but the first end in
+              `_<name of the view>`. With `augment_on_device`, `pixel_values` are uint8, and each strong view has
+              `photometry`, float32 (12,).
+            - A labeled draw has `labels` int64 (height, width), class or the ignore index.
+            - An unlabeled draw has `pixel_mask` bool (height, width), False on padding, and, if there is a mask
+            column,
+              `truth` int64 (height, width), the ignore index where the truth is not known.
+            - A draw from a stream has the [`Bookmark`] after it.
 
         Raises:
             BadImageError: if the image or its mask cannot be read.
         """
         rng = np.random.default_rng([self.seed, draw.epoch, draw.labeled, draw.position])
         dataset, columns = self.labeled if draw.labeled else self.unlabeled, (self.image_column, self.label_column)
-        streamed = isinstance(dataset, StreamReader)  # which goes on to its own next image
+        streamed = isinstance(dataset, StreamReader)  # it replaces bad images itself
         image, label = read_or_replace(
             lambda row: self._read(draw._replace(row=row)),
             draw.row,
@@ -221,7 +225,7 @@ class MixedDataset(Dataset):
         return sample
 
     def _views(self, image: Image.Image, draw: Draw, rng: np.random.Generator) -> dict[str, torch.Tensor]:
-        """The first view draws on from the crop's generator, each further one from a generator of its own."""
+        """The first view draws from the generator of the crop, each other view from a generator of its own."""
         sample = {}
         for number, view in enumerate(self.labeled_views if draw.labeled else self.unlabeled_views):
             if number:
@@ -264,19 +268,19 @@ class MixedDataset(Dataset):
 
 class MixedBatch(dict):
     """
-    One mixed batch, by name: what [`MixedDataset`] gives of each labeled image, stacked, and under the same names with
-    `unlabeled_` in front of each unlabeled one. A first view's entries are
+    One mixed batch, by name: the entries of [`MixedDataset`] stacked over the labeled images, and, with `unlabeled_`
+    before their names, over the unlabeled images. The entries of the first views are
 
     - `pixel_values` (`torch.Tensor`): float32 (labeled, 3, height, width), normalized.
     - `labels` (`torch.Tensor`): int64 (labeled, height, width), class or the ignore index.
     - `unlabeled_pixel_values` (`torch.Tensor`): float32 (unlabeled, 3, height, width), normalized.
     - `unlabeled_pixel_mask` (`torch.Tensor`): bool (unlabeled, height, width), False on padding.
     - `unlabeled_truth` (`torch.Tensor`):
-        int64 (unlabeled, height, width), class or the ignore index: masks that were hidden, to measure pseudo-labels
-        by. No method trains on them.
+        int64 (unlabeled, height, width), class or the ignore index: hidden masks, which serve only to measure
+        pseudo-labels. No method trains on them.
 
     Raises:
-        ValueError: if an entry is asked for that is not there.
+        ValueError: if the batch does not have the entry.
     """
 
     def __missing__(self, name: str):
@@ -288,12 +292,12 @@ class MixedBatch(dict):
 
 class MixedBatchCollator:
     """
-    Stacks the two halves of a mixed batch apart, entry by entry. Of a stream, `bookmark` is the [`Bookmark`] behind the
-    last image.
+    Stacks the labeled and the unlabeled half of a mixed batch, entry by entry. For a stream, `bookmark` is the
+    [`Bookmark`] after the last image.
 
-    Where unlabeled images have CutMix boxes, neighbors of the epoch's order (images 0 and 1, 2 and 3, ...) are put in
-    mirrored places: CutMix mixes an image with its mirrored one, and so with the same one however the order is cut
-    into batches of an even size, by accumulation or by processes.
+    CutMix mixes image n of a batch with the nth from its end. If unlabeled images have CutMix boxes, neighbors in the
+    order of the epoch (images 0 and 1, 2 and 3, ...) get such places, so that each image has the same partner however
+    accumulation or processes cut the order into batches of an even size.
 
     ```python
     >>> collate = MixedBatchCollator()

@@ -14,12 +14,12 @@ def find_overlap(a: Dataset, b: Dataset, image_column: str = "image") -> list[tu
     """
     Finds the images that are in both data sets, whatever their file names.
 
-    Two images are the same if their files are, byte for byte; one that was encoded anew is not found. Only files whose
-    size occurs in both data sets are read, and no pixel is decoded.
+    Two images are the same if their files are equal byte for byte; an image that was encoded again is not found. Only
+    files whose size occurs in both data sets are read, and no pixel is decoded.
 
     Args:
-        a (`datasets.Dataset`): a data set with a column of `datasets.Image`; rows with a path to a local file or with
-            bytes.
+        a (`datasets.Dataset`): a data set with a column of `datasets.Image`, whose rows have bytes or the path of a
+            local file.
         b (`datasets.Dataset`): the other data set.
         image_column (`str`, *optional*, defaults to `"image"`): the name of that column in both.
 

@@ -1,7 +1,6 @@
-"""Training augmentation (paper, Section 4.1), on one image at a time, in Pillow.
+"""Color jitter, gray and blur of one image (paper, Section 4.1), in Pillow; see device_photometry.py for a batch.
 
-A worker draws everything from one generator, which gives the same pixels for any batch size, worker count or device.
-Photometry runs here too unless `--augment_on_device`: see device_photometry.py.
+Each image has a generator of its own, so that batch size and number of workers do not change its pixels.
 """
 
 from typing import NamedTuple
@@ -19,11 +18,11 @@ BLUR_SIGMA = (0.1, 2.0)
 
 
 class Photometry(NamedTuple):
-    """What an image's photometry has drawn."""
+    """The random numbers of an image's photometry."""
 
-    jitter: tuple[tuple[str, float], ...]  # names of JITTER and amounts, in the order they are applied; maybe none
+    jitter: tuple[tuple[str, float], ...]  # names of JITTER and amounts, in the order of use; may be empty
     gray: bool
-    sigma: float | None  # of the Gaussian blur in pixels
+    sigma: float | None  # width of the Gaussian blur in pixels; None: no blur
 
 
 def draw_photometry(rng: np.random.Generator) -> Photometry:
@@ -38,7 +37,7 @@ def draw_photometry(rng: np.random.Generator) -> Photometry:
 
 
 def apply_photometry(image: Image.Image, drawn: Photometry) -> Image.Image:
-    """RGB in and out."""
+    """Jitters, grays and blurs an RGB image; gives an RGB image."""
     for name, amount in drawn.jitter:
         image = _jitter(image, name, amount)
     if drawn.gray:
@@ -63,7 +62,7 @@ def _jitter(image: Image.Image, name: str, amount: float) -> Image.Image:
 
 
 def hue_shift(amount: float) -> int:
-    """Levels of an 8-bit hue that an amount of jitter adds, modulo 256."""
+    """The number of levels that an amount of jitter adds to an 8-bit hue, modulo 256."""
     return round(amount * 255)
 
 
@@ -72,7 +71,7 @@ def to_pixel_values(image: Image.Image, mean: tuple[float, ...], std: tuple[floa
     levels = np.arange(256, dtype=np.float32)[:, None] / 255
     levels = (levels - np.asarray(mean, dtype=np.float32)) / np.asarray(std, dtype=np.float32)
     pixels = np.empty((3, image.height, image.width), dtype=np.float32)
-    # One look-up per value instead of three operations on each.
+    # One look-up in a table replaces three operations on each value.
     for channel, band in enumerate(image.split()):
         np.take(levels[:, channel], np.asarray(band), out=pixels[channel], mode="clip")
     return torch.from_numpy(pixels)

@@ -1,8 +1,8 @@
 """
 How an image becomes 8-bit RGB, the one way that training, evaluation, prediction, endpoint, Space and ONNX code share.
 
-The file stands alone, with Pillow and NumPy: it lies beside `handler.py` in a published repository, in an exported
-folder, and in the Space.
+This file needs only Pillow and NumPy, because it is copied: into published repositories, beside `handler.py`, into
+exported folders and into the Space.
 """
 
 import io
@@ -31,21 +31,21 @@ logger = logging.getLogger(__name__)
 
 STARTS_A_PROGRAM = "EPS"
 FULL_RANGE = (0, 65535)  # of 16 bits
-# Programs write any fourth band into these as if it was opacity; GDAL does so with near infrared.
+# Programs store any fourth band in these formats as if it was opacity; GDAL does so with near infrared.
 ANY_FOURTH_BAND = ("TIFF", "JPEG2000")
-# The raw mode that reads the other byte of each value; libtiff gives them in the machine's order ("N").
+# Raw mode of 16-bit values -> the raw mode that reads their other byte; libtiff has the machine's order ("N").
 OTHER_BYTE = {";16B": ";16L", ";16L": ";16B", ";16N": ";16B" if sys.byteorder == "little" else ";16L"}
 # Tags of TIFF.
 SUBFILE, WIDTH, BITS, PHOTOMETRIC, IMAGEJ, ORIENTATION = 254, 256, 258, 262, 270, 274
 BANDS, PLANES, SUB_IFDS, EXTRA_BANDS, SAMPLE_FORMAT = 277, 284, 330, 338, 339
-MAX_PAGES = 1000  # that are looked at
+MAX_PAGES = 1000  # pages of a file that are counted
 NOT_A_PAGE = 0b101  # bits of SUBFILE: a reduced copy, a transparency mask
 _FIX = "name one with --tiff_page, 0 for the first (tiff_page in config.json), or save it as a file of its own"
 _UNREADABLE = (
     "The TIFF file has {bands} band{s} of {bits}-bit {kind}, which is no picture that can be read; save it as gray or "
-    "RGB of 8 or 16 bits without a sign, of more bands those that are to be seen as red, green and blue."
+    "RGB of 8 or 16 bits without a sign; of more bands, save the three to show as red, green and blue."
 )
-_said = mmap.mmap(-1, 2)  # flags of lines, which workers that are forked share
+_said = mmap.mmap(-1, 2)  # which lines were logged; forked workers share the memory
 _lock = threading.Lock()
 
 
@@ -54,14 +54,14 @@ class ImageError(ValueError):
 
 
 class Reading(NamedTuple):
-    """How the image files of a data set are read, as the configuration of a model keeps it."""
+    """How the image files of a data set are read; the configuration of a model keeps it."""
 
     image_range: Sequence[int] | None = None  # values of 16-bit pictures that become black and white; None: 0, 65535
-    tiff_page: int | None = None  # of TIFF files, from 0 on; None: a file of several pages is refused
+    tiff_page: int | None = None  # page of TIFF files, counted from 0; None: a file of several pages is refused
 
     @classmethod
     def of(cls, config) -> "Reading":
-        """That of a model's configuration."""
+        """How a model of this configuration reads images."""
         return cls(*(getattr(config, name, None) for name in cls._fields))
 
 
@@ -72,17 +72,18 @@ def open_image(
     file: str | Path | BinaryIO, formats: Sequence[str] | None = None, tiff_page: int | None = None
 ) -> PIL.Image.Image:
     """
-    Opens a picture or a mask, nothing decoded.
+    Opens a picture or a mask without decoding it.
 
     Args:
         file (`str`, `Path` or `BinaryIO`): the file.
-        formats (`Sequence[str]`, *optional*): names of Pillow's; default: all that Pillow reads by itself. For EPS it
-            would start a program, Ghostscript, on the file.
-        tiff_page (`int`, *optional*): of [`choose_page`]; with `None`, any file is opened at its first.
+        formats (`Sequence[str]`, *optional*): Pillow's names of the formats to read; by default all but EPS, for which
+            Pillow would start a program, Ghostscript, on the file.
+        tiff_page (`int`, *optional*): see [`choose_page`]; with `None`, the file is opened at its first page, however
+            many it has.
 
     Raises:
-        ImageError: if it is of a format that is known and not read, or has no such page; a `ValueError`.
-        OSError: if the file cannot be opened, or is of no known format.
+        ImageError: if the format is known and not read, or the file has no such page; a `ValueError`.
+        OSError: if the file cannot be opened, or its format is not known.
     """
     PIL.Image.init()
     try:
@@ -101,24 +102,23 @@ def open_image(
 
 def load_image(image: PIL.Image.Image, name: str | None = None, tiff_page: int | None = None) -> PIL.Image.Image:
     """
-    Decodes an image file to an upright picture in memory, with what [`to_rgb`] needs to know of the file.
+    Decodes an image file to an upright picture in memory, with what [`to_rgb`] needs to know about the file.
 
-    A fourth band of a TIFF or JPEG 2000 file is opacity only if it is 0 or 255 in every pixel, and not 0 in all of
-    them; in other formats it always is. Any other band beyond red, green and blue is left out. Of an animation the
-    first frame is read. Either is said once, with the name of a file.
+    The fourth band of a TIFF or JPEG 2000 file is opacity only if every pixel of it is 0 or 255, and not all are 0; in
+    other formats it always is. Other bands than red, green, blue and opacity are left out. Of an animation the first
+    frame is read. The log says each of these once, with the name of a file.
 
     Args:
-        image (`PIL.Image.Image`): of [`open_image`]; one that is no file any more is only turned upright.
-        name (`str`, *optional*): what to call it in the log; by default its path.
-        tiff_page (`int`, *optional*): of [`choose_page`].
+        image (`PIL.Image.Image`): of [`open_image`]; a picture in memory is only turned upright.
+        name (`str`, *optional*): what to call the image in the log; by default its path.
+        tiff_page (`int`, *optional*): see [`choose_page`].
 
     Returns:
-        `PIL.Image.Image`: upright, in the file's mode. 16-bit colors, of which Pillow keeps 8 bits, have their lower
-        8 bits in the attribute `low_bytes`, an image of the same size; `orientation` is the EXIF orientation, 1 to 8,
-        by which it was turned.
+        `PIL.Image.Image`: upright, in the file's mode. For 16-bit colors, of which Pillow keeps 8 bits, the attribute
+        `low_bytes` is an image of the lower 8 bits. The attribute `orientation` is the EXIF orientation, 1 to 8.
 
     Raises:
-        ImageError: if [`choose_page`] refuses the file, or it has 16-bit colors that Pillow cannot read.
+        ImageError: if [`choose_page`] refuses the file, or Pillow cannot read its 16-bit colors.
         OSError: or another error of Pillow's, if the file is damaged.
     """
     low = getattr(image, "low_bytes", None)
@@ -142,8 +142,8 @@ def load_image(image: PIL.Image.Image, name: str | None = None, tiff_page: int |
 
 
 def load_orientation(image: PIL.Image.Image) -> int:
-    """Decodes an image file; its EXIF orientation, 1 to 8, where 1 is upright."""
-    # Pillow turns TIFF files when it decodes them.
+    """Decodes an image file and gives its EXIF orientation, 1 to 8, where 1 is upright."""
+    # Before the file is decoded, since Pillow turns TIFF files while it decodes them.
     orientation = image.tag_v2.get(ORIENTATION) if image.format == "TIFF" else None
     image.load()
     return orientation or image.getexif().get(ORIENTATION) or 1
@@ -151,19 +151,20 @@ def load_orientation(image: PIL.Image.Image) -> int:
 
 def to_rgb(image: PIL.Image.Image, reading: Reading = PLAIN) -> PIL.Image.Image:
     """
-    Converts a picture to 8-bit RGB, the way a person sees it: upright by its EXIF orientation, 16-bit values scaled
-    instead of being cut, white behind transparent pixels. A picture that is 8-bit RGB already stays as it is.
+    Converts a picture to 8-bit RGB, as a person sees it: upright by its EXIF orientation, 16-bit values scaled and not
+    cut off, white behind transparent pixels. A picture that is 8-bit RGB already stays as it is.
 
     Args:
-        image (`PIL.Image.Image`): a picture of mode 1, L, LA, P, PA, RGB, RGBA, CMYK, YCbCr, HSV, LAB, I;16 (any byte
-            order) or I, of [`open_image`], [`load_image`] or in memory. Mode I must hold 16-bit values, 0 to 65535.
-        reading ([`Reading`], *optional*): of a model; the page counts for a file that is not decoded yet.
+        image (`PIL.Image.Image`): a picture of [`open_image`], of [`load_image`] or in memory, of mode 1, L, LA, P,
+            PA, RGB, RGBA, CMYK, YCbCr, HSV, LAB, I;16 (any byte order) or I, which must hold values of 0 to 65535.
+        reading ([`Reading`], *optional*): how the model reads images; its page matters only for a file that is not
+            decoded yet.
 
     Returns:
         `PIL.Image.Image`: mode RGB, 0 to 255, upright.
 
     Raises:
-        ImageError: if the picture holds floating-point values, or integers outside 0 to 65535, or [`load_image`]
+        ImageError: if the picture holds floating-point values or integers outside 0 to 65535, or [`load_image`]
             refuses it; a `ValueError`.
     """
     image = image if hasattr(image, "orientation") else load_image(image, tiff_page=reading.tiff_page)
@@ -191,10 +192,11 @@ def deep_values(image: PIL.Image.Image) -> np.ndarray | None:
     The 16-bit values of a picture of [`load_image`].
 
     Returns:
-        `np.ndarray`: uint16 (height, width), gray, or (height, width, 3), red, green and blue; `None` of 8 bits.
+        `np.ndarray`: uint16 (height, width), gray, or (height, width, 3), red, green and blue; `None` for a picture of
+        8 bits.
 
     Raises:
-        ImageError: if it holds floating-point values, or integers outside 0 to 65535.
+        ImageError: if the picture holds floating-point values, or integers outside 0 to 65535.
     """
     if image.mode == "F":
         raise ImageError(
@@ -218,24 +220,24 @@ def deep_values(image: PIL.Image.Image) -> np.ndarray | None:
 
 @lru_cache(maxsize=8)
 def _scale_table(black: int, white: int) -> np.ndarray:
-    """uint8 (65536,): what each 16-bit value becomes, rounded to nearest."""
+    """uint8 (65536,): the 8-bit level of each 16-bit value, rounded to nearest."""
     values, span = np.arange(FULL_RANGE[1] + 1, dtype=np.int64).clip(black, white), white - black
     return (((values - black) * 510 + span) // (2 * span)).astype(np.uint8)
 
 
 def choose_page(image: PIL.Image.Image, page: int | None = None, fix: str = _FIX):
     """
-    Turns a TIFF file to a page, counted from 0 as Pillow and tifffile do; without one, a file of several is refused,
-    of which Pillow reads the first. Reduced copies (the levels of a pyramid) and transparency masks are no pages. A
-    file of another format, and one that was turned already, with `seek`, stays as it is.
+    Turns a TIFF file to a page, counted from 0 as Pillow and tifffile do. Without a page, a file of several pages is
+    refused, because Pillow would read the first. Reduced copies (the levels of a pyramid) and transparency masks do
+    not count as pages. A file of another format, and one that `seek` has turned already, stay as they are.
 
     Args:
         image (`PIL.Image.Image`): of [`open_image`].
-        page (`int`, *optional*): to turn to.
-        fix (`str`, *optional*): what to do where a file has several.
+        page (`int`, *optional*): the page to turn to.
+        fix (`str`, *optional*): what the error tells the user to do with a file of several pages.
 
     Raises:
-        ImageError: if it has several, or not this one.
+        ImageError: if the file has several pages and `page` is `None`, or it does not have this page.
     """
     file = getattr(image, "fp", None)
     if image.format != "TIFF" or file is None or file.closed or image.tell():
@@ -243,7 +245,7 @@ def choose_page(image: PIL.Image.Image, page: int | None = None, fix: str = _FIX
     pages = dict(itertools.islice(_tiff_pages(file), MAX_PAGES if page is None else page + 2))
     full = [number for number, tags in pages.items() if not tags.get(SUBFILE, 0) & NOT_A_PAGE]
     if not full and SUB_IFDS not in pages.get(0, ()):
-        full = [0]  # said to be reduced, but there is no other
+        full = [0]  # marked as reduced, but there is no other
     if page in full:
         return image.seek(page)
     if page is not None:
@@ -258,12 +260,12 @@ def choose_page(image: PIL.Image.Image, page: int | None = None, fix: str = _FIX
         raise ImageError(f"The TIFF file has {count} pages, and only the first would be read; {fix}.")
     if full != [0]:
         raise ImageError(
-            "The first page of the TIFF file is a reduced copy, and would be read; save the picture alone."
+            "The first page of the TIFF file is a reduced copy, which would be read; save the picture alone."
         )
 
 
 def _tiff_pages(file: BinaryIO) -> Iterator[tuple[int, dict]]:
-    """Number and tags of every page, even if Pillow cannot decode it; what follows a damaged one is passed over."""
+    """Number and tags of every page up to the first damaged one, also of pages that Pillow cannot decode."""
     file.seek(0)
     header = file.read(8)
     header += file.read(8) if b"+" in header[2:4] else b""  # BigTIFF
@@ -282,7 +284,7 @@ def _tiff_pages(file: BinaryIO) -> Iterator[tuple[int, dict]]:
 
 
 def _why_unknown(file: str | Path | BinaryIO) -> str | None:
-    """A sentence about a file that Pillow does not know, if something is known of it."""
+    """A sentence about a file that Pillow does not know; None if the file is of no known kind."""
     if isinstance(file, (str, os.PathLike)):
         with open(file, "rb") as opened:
             return _why_unknown(opened)
@@ -303,7 +305,7 @@ def _why_unknown(file: str | Path | BinaryIO) -> str | None:
 
 
 def _read_bmp_as_stored(image: PIL.Image.Image):
-    """Pillow takes the palettes 'black, white' and '0, 1, 2, ...' for 1 and 8 bits a pixel, whatever the file has."""
+    """Corrects Pillow, which reads 4 or 8 bits a pixel as 1 or 8 bits if the palette is black and white or gray."""
     image.fp.seek(14 if image.format == "BMP" else 0)
     header = image.fp.read(16)
     bits = header[10] if header[0] == 12 else header[14]
@@ -325,18 +327,18 @@ def _with_raw_mode(tile, mode: str):
 
 
 def _keep_stored_colors(image: PIL.Image.Image) -> int:
-    """Lets a TIFF file's colors be read undivided by their opacity, if that is what it is; the number of its bands."""
+    """Makes Pillow read a TIFF file's colors without dividing them by their opacity; gives the number of bands."""
     if image.format != "TIFF":
         return len(image.getbands())
     tags = image.tag_v2
     bands, extra = tags.get(BANDS, 1), tags.get(EXTRA_BANDS, ())
     if image.mode in ("L", "I;16", "I;16B") and bands > 2:
         raise ImageError(_UNREADABLE.format(bands=bands, s="s", bits=tags[BITS][0], kind="integers"))
-    # What Pillow reads right of bands that lie one after the other.
+    # Bands that lie one after the other: Pillow reads only these right.
     whole = max(tags.get(BITS, (1,))) <= 8 and (extra == (2,) or not any(extra)) and (extra or bands <= 3)
     if tags.get(PLANES, 1) == 2 and bands > 1 and not whole:
         raise ImageError(
-            "The TIFF file keeps its bands one after the other, in a form that Pillow does not read right; save them "
+            "The TIFF file stores its bands one after the other, in a form that Pillow does not read right; save them "
             "interleaved (with GDAL: -co INTERLEAVE=PIXEL)."
         )
     image.tile = [_with_raw_mode(tile, _raw_mode(tile).replace("RGBa", "RGBA")) for tile in image.tile]
@@ -344,7 +346,7 @@ def _keep_stored_colors(image: PIL.Image.Image) -> int:
 
 
 def _low_bytes(image: PIL.Image.Image) -> PIL.Image.Image | None:
-    """The lower 8 bits of 16-bit colors: the file decoded once more, with each value's other byte."""
+    """The lower 8 bits of 16-bit colors: decodes the file once more, with the other byte of each value."""
     modes = {_raw_mode(tile) for tile in image.tile}
     mode = modes.pop() if len(modes) == 1 else ""
     gray = mode == "LA;16B"
@@ -356,7 +358,7 @@ def _low_bytes(image: PIL.Image.Image) -> PIL.Image.Image | None:
     other = "RGBA" if gray else mode[:-4] + OTHER_BYTE[mode[-4:]]
     again.tile = [_with_raw_mode(tile, other) for tile in again.tile]
     again.load()
-    if gray:  # each pixel's four bytes are gray, its lower byte, opacity, its lower byte
+    if gray:  # the four bytes of a pixel: gray, lower byte of gray, opacity, lower byte of opacity
         _, low, _, opacity = again.split()
         merged = PIL.Image.merge("RGBA", (low, low, low, opacity))
         merged.info = again.info
@@ -365,7 +367,7 @@ def _low_bytes(image: PIL.Image.Image) -> PIL.Image.Image | None:
 
 
 def _without_other_bands(image: PIL.Image.Image, bands: int, name: str) -> PIL.Image.Image:
-    """The picture without a fourth band that is no opacity."""
+    """The picture without a fourth band that is not opacity; `bands` is the number of bands in the file."""
     if image.format not in ANY_FOURTH_BAND:
         return image
     colors = {"RGBA": "RGB", "LA": "L", "PA": "RGB"}.get(image.mode)
@@ -380,7 +382,7 @@ def _without_other_bands(image: PIL.Image.Image, bands: int, name: str) -> PIL.I
         _say_once(
             0,
             f"{name} has {bands} bands, of which {left_out} {'is' if left_out == 1 else 'are'} left out: only colors "
-            "are read, and opacity, which in TIFF and JPEG 2000 is a last band of nothing but 0 and 255.",
+            "are read, and opacity, which in TIFF and JPEG 2000 is a last band that holds only 0 and 255.",
         )
     return image
 

@@ -1,4 +1,4 @@
-"""What of the data is on disk, told without decoding any of it, but masks that are needed to count the classes."""
+"""Which of the data is on disk. Nothing is decoded, except masks if the classes must be counted in them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -24,10 +24,10 @@ class DataPresence:
 
     Args:
         problems (`list[str]`): one sentence for everything that is missing or wrong.
-        counts (`dict[str, int]`): images of `labeled`, `unlabeled` and `validation`, from the lists where the images
-            are missing; without the sets that nothing is known of.
-        classes (`Classes`, *optional*): names and colors, where they are known.
-        num_labels (`int`, *optional*): the number of classes, where it is known.
+        counts (`dict[str, int]`): number of images of `labeled`, `unlabeled` and `validation`, as far as it is known;
+            if images are missing, their number in the lists.
+        classes (`Classes`, *optional*): names and colors, if they are known.
+        num_labels (`int`, *optional*): the number of classes, if it is known.
         data (`SegmentationData`, *optional*): the sets, if nothing is missing.
     """
 
@@ -38,7 +38,7 @@ class DataPresence:
     data: SegmentationData | None = None
 
     def attempt(self, act: Callable[..., T], *args) -> T | None:
-        """What a function returns; `None` if it cannot, which is added to the problems."""
+        """Calls a function and returns its result; if it fails, adds the error to the problems and returns `None`."""
         try:
             return act(*args)
         except (OSError, ValueError) as error:
@@ -47,9 +47,9 @@ class DataPresence:
 
 def look_for_data(arguments: DataArguments, image_column: str = "image", label_column: str = "label") -> DataPresence:
     """
-    Looks for the folder, the lists, the images that they name, and the classes; nothing is written. Where all that is
-    there, [`find_data`] has the last word, masks included; and where nothing else says how many classes there are,
-    labeled and validation images are checked as in training, which counts them.
+    Looks for the folder, the lists, the images that they name, and the classes; nothing is written. If all of these
+    are there, [`find_data`] looks for the masks too. If nothing else gives the number of classes, the labeled and
+    validation images are checked as in training, which counts the classes.
     """
     found = DataPresence()
     layout = None
@@ -84,7 +84,7 @@ def look_for_data(arguments: DataArguments, image_column: str = "image", label_c
 
 
 def _look_through_list(found: DataPresence, name: str, path: Path, layout: Layout | None):
-    """Only for images: a mask may lie elsewhere than a list says, which is for [`find_data`] to find out."""
+    """Looks only for images: a mask may lie elsewhere than the list says, and [`find_data`] finds it there."""
     lines = found.attempt(read_lines, path)
     if lines is None:
         return
@@ -99,14 +99,14 @@ def _look_through_list(found: DataPresence, name: str, path: Path, layout: Layou
 
 
 def _num_labels(found: DataPresence, arguments: DataArguments) -> int | None:
-    """As in training: the option, the mask values, the classes; else what the layout is known to have."""
+    """The number of classes as in training, by the option, the mask values or the classes, or else by the layout."""
     if arguments.num_labels is not None:
         return arguments.num_labels
     if arguments.mask_values is not None:
         return len(arguments.mask_values)
     if found.classes is not None:
         return found.classes.num_labels
-    layout = LAYOUTS.get(arguments.data_format)  # the published ones have classes, whatever is on disk
+    layout = LAYOUTS.get(arguments.data_format)  # published data sets have classes, even if nothing is on disk
     known = isinstance(getattr(layout, "classes", None), Classes)
     return layout.classes.num_labels if known else None
 

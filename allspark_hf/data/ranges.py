@@ -1,4 +1,4 @@
-"""Which values of 16-bit images are to become black and white, the same for all images of a data set."""
+"""Which values of 16-bit images become black and white: one range for all images of a data set."""
 
 from collections.abc import Sequence
 
@@ -7,11 +7,11 @@ import numpy as np
 from .pixels import FULL_RANGE
 
 
-OUTLIERS = 1000  # one value in so many, at either end, does not count: dead pixels, and those that glow
+OUTLIERS = 1000  # one value in so many does not count at either end: dead and glowing pixels
 
 
 def value_range(values: np.ndarray) -> tuple[int, int]:
-    """The smallest and largest of an image's [`deep_values`], but for one in 1000 at either end."""
+    """The smallest and largest of an image's [`deep_values`], without one value in 1000 at either end."""
     values = values.ravel()
     rest = len(values) // OUTLIERS
     ends = [rest, len(values) - 1 - rest]
@@ -21,8 +21,8 @@ def value_range(values: np.ndarray) -> tuple[int, int]:
 
 def common_range(ranges: Sequence[tuple[int, int]]) -> list[int] | None:
     """
-    The range to scale the 16-bit images of a data set by, from each one's [`value_range`]: their own, or `None` (0 to
-    65535) where they span half of that or more, or a single value.
+    The range by which the 16-bit images of a data set are scaled, from the [`value_range`] of each: the range that
+    they span together, or `None` (0 to 65535) if that is half of all 16-bit values or more, or a single value.
     """
     low, high = min((low for low, _ in ranges), default=0), max((high for _, high in ranges), default=0)
     return [low, high] if 0 < high - low < FULL_RANGE[1] // 2 else None

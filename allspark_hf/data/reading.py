@@ -1,4 +1,4 @@
-"""Rows as they are stored, what to call them, and rows that cannot be read any more, though they could before."""
+"""Rows as they are stored, their names, and what to do with a row that cannot be read."""
 
 import logging
 from collections.abc import Callable, Iterable
@@ -12,8 +12,8 @@ from ..utils.text import one_line
 logger = logging.getLogger(__name__)
 
 ON_BAD_IMAGE = ("stop", "skip")
-MAX_REPLACED = 16  # neighbors that are tried: where all of them are bad, the disk is, and not a file
-ADVICE = {
+MAX_REPLACED = 16  # rows that are tried one after another: if all are bad, the disk is the problem, not a file
+ADVICE = {  # by the value of on_bad_image
     None: ": restore the file, or take the image out of the data.",
     "stop": ", though it could when the data was checked: restore the file, or remove it and begin a new training, or "
     "take another image in its place with --on_bad_image skip.",
@@ -28,7 +28,8 @@ class BadImageError(ValueError):
     An image or a mask that cannot be read.
 
     Args:
-        message (`str`): one sentence. A DataLoader's worker wraps it in its traceback, of which only it is kept.
+        message (`str`): one sentence. A DataLoader's worker wraps the sentence in its traceback, which is cut off
+            here.
     """
 
     def __init__(self, message: str):
@@ -37,7 +38,7 @@ class BadImageError(ValueError):
 
 
 def require_columns(names: Iterable[str], present: Iterable[str], where: str, fix: str):
-    """Raises `ValueError`, with the columns that are there and how to put it right, if one of the names is missing."""
+    """Raises `ValueError` if a column is missing; the message lists the columns that are there, and says `fix`."""
     missing = [repr(name) for name in names if name not in present]
     if missing:
         raise ValueError(
@@ -50,7 +51,7 @@ def undecoded(dataset: datasets.Dataset, column: str) -> datasets.Dataset:
     Gives one image column as it is stored, without format, transform or decoding.
 
     Args:
-        dataset (`datasets.Dataset`): any data set; it is not changed.
+        dataset (`datasets.Dataset`): any data set, which is not changed.
         column (`str`): the name of a column of `datasets.Image`.
 
     Returns:
@@ -58,9 +59,11 @@ def undecoded(dataset: datasets.Dataset, column: str) -> datasets.Dataset:
         `None`).
 
     Raises:
-        ValueError: if there is no such column, or it does not hold images.
+        ValueError: if there is no such column, or the column does not hold images.
     """
-    require_columns([column], dataset.column_names, "The data set", "rename the column that holds it")
+    require_columns(
+        [column], dataset.column_names, "The data set", f"rename the column of images or masks to {column!r}"
+    )
     if not isinstance(dataset.features[column], datasets.Image):
         raise ValueError(
             f"The column {column!r} holds {dataset.features[column]}, not images; cast it with "
@@ -70,7 +73,7 @@ def undecoded(dataset: datasets.Dataset, column: str) -> datasets.Dataset:
 
 
 def row_name(dataset: datasets.Dataset, row: int, stored: dict | None) -> str:
-    """What to call a row: its `id` where there is such a column, else the path of its image, else its number."""
+    """The name of a row: its `id` if there is such a column, else the path of its image, else its number."""
     if "id" in dataset.column_names:
         return str(dataset.with_format(None).select_columns(["id"])[row]["id"])
     return (stored or {}).get("path") or str(row)
@@ -80,21 +83,22 @@ def read_or_replace(
     read: Callable[[int], T], row: int, dataset, columns: tuple[str, ...], on_bad_image: str | None = None
 ) -> T:
     """
-    Reads a row of a data set, or tells which file cannot be read.
+    Reads a row of a data set, or names the file that cannot be read.
 
     Args:
-        read (`Callable`): reads the row of that number.
-        row (`int`): of `dataset`.
-        dataset (`datasets.Dataset` or [`StreamReader`]): where it is from, to name the file.
-        columns (`tuple[str, ...]`): of image and mask.
-        on_bad_image (`str`, *optional*): "skip" takes the next readable row instead, and logs it; "stop" stops and
-            says so; None just stops, for an evaluation, which leaves nothing out.
+        read (`Callable`): reads the row of a number.
+        row (`int`): number of the row in `dataset`.
+        dataset (`datasets.Dataset` or [`StreamReader`]): the data set, to name the file.
+        columns (`tuple[str, ...]`): names of the columns of images and masks.
+        on_bad_image (`str`, *optional*): "skip" takes the next readable row instead, and logs it; "stop" raises an
+            error that suggests "skip"; None raises one that does not, for an evaluation, which must leave nothing out.
 
     Returns:
-        What `read` does. With "skip" it depends on the data set and `row` alone: the same run, the same images.
+        What `read` returns. With "skip", the choice depends on the data set and `row` alone, so that a repeated run
+        reads the same images.
 
     Raises:
-        BadImageError: if the row, or with "skip" each of 16 in a row, cannot be read.
+        BadImageError: if the row cannot be read, or with "skip" 16 rows one after another.
     """
     tries = MAX_REPLACED if on_bad_image == "skip" else 1
     for offset in range(tries):
@@ -108,13 +112,12 @@ def read_or_replace(
                 more = f" ({tries} images in a row cannot be read: is the disk still there?)" if tries > 1 else ""
                 raise BadImageError(problem + more) from error
             logger.warning("%s The next image is taken instead.", problem)
-    raise AssertionError("unreachable")
 
 
 def _describe_bad_row(dataset, row: int, columns: tuple[str, ...], error: Exception, advice: str) -> str:
-    """One sentence: the file of the row that cannot be read, why, and what to do, of [`ADVICE`]."""
+    """One sentence: the file of the row that cannot be read, why, and the advice."""
     reason = one_line(error)
-    if not isinstance(dataset, datasets.Dataset):  # a stream, which names it itself
+    if not isinstance(dataset, datasets.Dataset):  # a stream, whose error names the file
         return reason
     for column in columns:
         if column not in dataset.column_names:
@@ -139,7 +142,6 @@ def _decodes(feature: datasets.Image, stored: dict) -> bool:
 __all__ = [
     "ON_BAD_IMAGE",
     "BadImageError",
-    "_describe_bad_row",
     "read_or_replace",
     "require_columns",
     "row_name",

@@ -13,11 +13,11 @@ logger = logging.getLogger(__name__)
 
 KINDS = {".tar": "webdataset", ".tar.gz": "webdataset", ".tgz": "webdataset", ".parquet": "parquet"}
 LIST = ".txt"
-END_OF_TAR = bytes(1024)  # two empty blocks, without which tarfile ends where a file was cut, and says nothing
+END_OF_TAR = bytes(1024)  # two empty blocks; if they are missing, tarfile stops silently where a file was cut
 
 
 def names_shards(name: str) -> bool:
-    """Whether a name is that of shards, a pattern of them or a list, and not of a data set or a folder."""
+    """Whether a name is that of a shard, a pattern of shards or a list of them, and not of a data set or a folder."""
     return name.endswith((*KINDS, LIST)) and not Path(name).is_dir()
 
 
@@ -25,8 +25,11 @@ def shard_files(name: str) -> list[str]:
     """
     Args:
         name (`str`): a file `*.tar`, `*.tar.gz`, `*.tgz` or `*.parquet`, a pattern of such files
-            (`shards/*.tar`, `hf://datasets/user/name/*.parquet`), or a file `*.txt` with one of these a line, from
-            its own folder on.
+            (`shards/*.tar`, `hf://datasets/user/name/*.parquet`), or a file `*.txt` with one of these a line, relative
+            to its own folder.
+
+    Returns:
+        `list[str]`: the files, sorted within each pattern.
 
     Raises:
         ValueError: if a name stands for no file, or the files are of two kinds.
@@ -36,7 +39,8 @@ def shard_files(name: str) -> list[str]:
         if not Path(name).is_file():
             raise ValueError(f"There is no list of shards {name}: give a text file with a shard a line.")
         lines = Path(name).read_text(encoding="utf-8").splitlines()
-        patterns = [_from_folder(line.strip(), Path(name).parent) for line in lines if line.strip()]
+        lines = [line.strip() for line in lines if line.strip()]
+        patterns = [line if "://" in line else str(Path(name).parent / line) for line in lines]
     files = [file for pattern in patterns for file in _matching(pattern)]
     kinds = {_kind(file) for file in files}
     if len(kinds) != 1 or None in kinds:
@@ -44,13 +48,10 @@ def shard_files(name: str) -> list[str]:
     return files
 
 
-def _from_folder(line: str, folder: Path) -> str:
-    return line if "://" in line else str(folder / line)
-
-
 def _matching(pattern: str) -> list[str]:
     system, path = url_to_fs(pattern)
-    found = sorted(system.glob(path)) if any(sign in path for sign in "*?[") else [path] * system.exists(path)
+    is_pattern = any(sign in path for sign in "*?[")
+    found = sorted(system.glob(path)) if is_pattern else [path] if system.exists(path) else []
     if not found:
         raise ValueError(f"There is no shard {pattern}: give the path or address of a file, or a pattern of some.")
     return found if "file" in system.protocol else [system.unstrip_protocol(one) for one in found]
@@ -65,12 +66,12 @@ def open_shards(name: str, skip_bad_files: bool = False) -> datasets.IterableDat
     A stream of the files that a name stands for, see [`shard_files`].
 
     Args:
-        name (`str`): of a file, a pattern or a list.
-        skip_bad_files (`bool`): whether to go on where a file cannot be read; its turn comes when the stream is read,
-            which says so.
+        name (`str`): name of a file, a pattern or a list.
+        skip_bad_files (`bool`): whether to go on if a file cannot be read; the stream names such a file when its turn
+            comes.
 
     Raises:
-        ValueError: if there is no such file, or the first, or with `skip_bad_files` each, cannot be read.
+        ValueError: if there is no such file, or the first file (with `skip_bad_files`, every file) cannot be read.
     """
     files = shard_files(name)
     kind = _kind(files[0])
@@ -86,13 +87,13 @@ def open_shards(name: str, skip_bad_files: bool = False) -> datasets.IterableDat
                 f"--unlabeled_dataset_name, or leave out what cannot be read with --skip_bad_files."
             ) from error
         break
-    # datasets looks at the first file to know the columns.
+    # A readable file comes first, because datasets reads the columns from the first file.
     files = files[number:] + files[:number]
     return datasets.load_dataset(kind, data_files=files, features=features, split="train", streaming=True)
 
 
 def name_of_shard(shard: datasets.IterableDataset, number: int) -> str:
-    """The file of a stream of one shard, or its number where it has no file; datasets has no public way to ask."""
+    """The file of a shard, or its number if it has no file; datasets has no public function for this."""
     source = getattr(shard, "_ex_iterable", None)
     while hasattr(source, "ex_iterable"):
         source = source.ex_iterable
@@ -101,7 +102,7 @@ def name_of_shard(shard: datasets.IterableDataset, number: int) -> str:
 
 
 def require_end(file: str):
-    """Raises ValueError if a tar archive, here or on the Hub, is cut: between two images, nothing else notices."""
+    """Raises ValueError if a tar archive, here or on the Hub, was cut; a cut between two images shows nowhere else."""
     if not file.endswith(".tar") or ("://" in file and not file.startswith("hf://")):
         return
     system, path = url_to_fs(file)

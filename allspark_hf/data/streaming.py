@@ -1,4 +1,4 @@
-"""Unlabeled images that are read as they come, for sets that are larger than the disk."""
+"""Unlabeled images from a stream, for sets that are larger than the disk."""
 
 import itertools
 import logging
@@ -26,27 +26,28 @@ LEAVE_OUT = "or leave out what cannot be read (on_bad_image='skip'; to the scrip
 
 class StreamReader:
     """
-    The images of a stream by their position, each read by one worker of one process.
+    The images of a stream by their position; one worker of one process reads each image.
 
-    The stream is one endless sequence of passes over the dataset. In each pass its shards are shuffled and dealt out
-    to the [`Lanes`], anew every time, and each lane shuffles the images of its shards block by block. A lane is read
-    forwards by one worker; what a position is depends on the seed and the lanes' numbers alone, and a [`Bookmark`]
-    lets another worker, or a resumed run, begin in the midst of a lane. It reads again what the block holds, and
-    passes over what lies before it in the shard.
+    The stream is an endless sequence of passes over the dataset. Each pass shuffles the shards and deals them out to
+    the [`Lanes`] again, and each lane shuffles the images of its shards block by block. One worker reads a lane
+    forwards. The image at a position depends only on the seed and the numbers of the lanes. With a [`Bookmark`],
+    another worker or a resumed run begins in the middle of a lane: it reads the images of the block again, and passes
+    over the rows before the block.
 
-    With fewer shards than lanes, each shard is read by several lanes, of which each keeps every n-th image.
+    With fewer shards than lanes, several lanes read one shard, and each of them keeps every n-th image.
 
     Args:
-        dataset (`datasets.IterableDataset`): with a column of images, of paths or of encoded bytes.
-        lanes ([`Lanes`]): how the images are shared out.
-        seed (`int`): of the shuffling.
-        buffer_size (`int`): images of a block, held as they are stored; with 0 or 1 every pass has the dataset's own
-            order.
+        dataset (`datasets.IterableDataset`): a dataset with a column of images, of paths or of encoded bytes.
+        lanes ([`Lanes`]): how the images are shared among processes and workers.
+        seed (`int`): seed of the shuffling.
+        buffer_size (`int`): images of a block, held in memory as they are stored; with 0 or 1, every pass has the
+            dataset's own order.
         image_column (`str`): name of the image column.
         reading ([`Reading`]): how image files are read.
-        on_bad_image (`str`): "stop", or "skip" to go on with the lane's next image, or next shard, and count it.
-        bookmarks (`dict[int, Bookmark]`, *optional*): where the lanes of this process go on; kept as it is, so that
-            workers that start later find later ones.
+        on_bad_image (`str`): "stop", or "skip" to count what cannot be read and go on with the next image or shard of
+            the lane.
+        bookmarks (`dict[int, Bookmark]`, *optional*): lane -> where it goes on. The reader keeps the dict itself, not
+            a copy, so that workers that start later find later bookmarks.
 
     Raises:
         ValueError: if the dataset is known to have no such column.
@@ -82,22 +83,22 @@ class StreamReader:
 
     @property
     def num_shards(self) -> int:
-        """Parts of the dataset that can be read apart."""
+        """Parts of the dataset that can be read independently."""
         return self._dataset.num_shards
 
     @property
     def reads_per_image(self) -> int:
-        """How often an image is read in one pass, by all processes and workers; decoded it is once."""
+        """How often all processes and workers together read an image in one pass; only one of them decodes it."""
         return math.ceil(self.lanes.number / self.num_shards)
 
     def __getitem__(self, position: int) -> dict[str, PIL.Image.Image]:
         """
         Args:
-            position (`int`): in the endless order of all processes, from 0; one that falls to this process.
+            position (`int`): position in the endless order of all processes, from 0; it must belong to this process.
 
         Returns:
             `dict[str, PIL.Image.Image]`: the image, RGB and upright, under the name of its column. The attribute
-            `bookmark` says how to go on behind it.
+            `bookmark` is then the place of the next image.
 
         Raises:
             ValueError: if the stream has no row, no such column, or the image cannot be read.
@@ -126,10 +127,10 @@ class StreamReader:
             fsspec.asyn.reset_lock()  # a forked worker has no copy of fsspec's thread, and would wait for it
         self.bookmark = mark
         self._images = itertools.islice(self._endless(mark), mark.used, None)
-        self._counts = mark.used == 0  # what is wrong with the block's shards is in the bookmark already
+        self._counts = mark.used == 0  # else the bookmark counts the bad shards of this block already
 
     def _next_image(self, images: Iterator, index: int) -> PIL.Image.Image:
-        """Image `index` of the open lane; what comes before it stays undecoded."""
+        """Image `index` of the open lane; the images before it are not decoded."""
         failed = 0
         for place, shard, stored in images:
             self.bookmark = mark = self.bookmark._replace(**place)
@@ -147,12 +148,11 @@ class StreamReader:
             self.bookmark = mark._replace(index=mark.index + 1)
             if image is not None:
                 return image
-        raise AssertionError("a stream has no end")
 
     # ---- Order ----
 
     def _endless(self, mark: Bookmark) -> Iterator[tuple[dict, int, object]]:
-        """Of every image of a lane, from the beginning of a block: its place, its shard, and what is stored of it."""
+        """For every image of a lane, from the beginning of a block on: its place, its shard, and what is stored."""
         part, row, empty = mark.part, mark.row, 0
         for turn in itertools.count(mark.turn):
             rows = self._rows(turn, mark.lane, part, row)
@@ -166,12 +166,12 @@ class StreamReader:
                 for used, number in enumerate(order, 1):
                     yield {**place, "used": used}, *block[number][2:]
                 empty = 0
-            if empty >= self.lanes.number:  # by then the lane has had every part
+            if empty >= self.lanes.number:  # in so many passes, the lane has read every part
                 raise ValueError("The stream of unlabeled images is empty: give a dataset with at least one image.")
             part = row = 0
 
     def _rows(self, turn: int, lane: int, part: int, row: int) -> Iterator[tuple[int, int, int, object]]:
-        """The rows of a lane's share of a pass, from row `row` of part `part` on: part, row, shard, what is stored."""
+        """Part, row, shard and what is stored, for the lane's rows of a pass from row `row` of part `part` on."""
         stride, parts = self.reads_per_image, self._deal(turn, lane)
         for number in range(part, len(parts)):
             shard, offset = divmod(int(parts[number]), stride)
@@ -181,7 +181,7 @@ class StreamReader:
                 yield number, count, shard, stored
 
     def _deal(self, turn: int, lane: int) -> np.ndarray:
-        """A lane's parts in a pass: shards, or where there are too few, every n-th row of one."""
+        """A lane's parts of a pass: shards, or every n-th row of a shard if there are fewer shards than lanes."""
         parts = np.arange(self.num_shards * self.reads_per_image)
         if self._shuffles:
             parts = self._rng(turn, 0).permutation(parts)
@@ -248,11 +248,11 @@ class StreamReader:
 
 def undecoded_stream(dataset: datasets.IterableDataset, image_column: str) -> datasets.IterableDataset:
     """
-    A stream of the image column alone, as it is stored: dicts with `path` and `bytes`, or whatever else the column
-    holds. Where the features are not known, rows stay as the dataset gives them.
+    A stream of the image column alone, as it is stored: dicts with `path` and `bytes`, or what else the column holds.
+    If the dataset does not know its features, its rows stay as they are.
 
     Raises:
-        ValueError: if the features are known and there is no such column.
+        ValueError: if the dataset knows its features and has no such column.
     """
     dataset = dataset.with_format(None)
     if dataset.features is None:
@@ -262,12 +262,12 @@ def undecoded_stream(dataset: datasets.IterableDataset, image_column: str) -> da
 
 
 def finely_sharded(dataset: datasets.IterableDataset, wanted: int) -> datasets.IterableDataset:
-    """The same stream, with parquet files cut into their row groups if there are fewer shards than wanted."""
+    """The same stream; if it has fewer shards than wanted, parquet files are cut into their row groups."""
     if dataset.num_shards >= wanted or not hasattr(dataset, "reshard"):
         return dataset
     try:
         return dataset.reshard()
-    except Exception as error:  # of a broken file, which is named when it is read
+    except Exception as error:  # from a broken file, which is named when it is read
         logger.warning("The shards of the unlabeled stream cannot be cut into smaller ones (%s).", one_line(error))
         return dataset
 
@@ -278,14 +278,14 @@ def _require_column(name: str, present: Iterable[str]):
 
 
 def read_first_image(dataset: datasets.IterableDataset, image_column: str, reading: Reading, on_bad_image: str):
-    """Reads one image of a stream; raises ValueError if there is none, or it is unreadable."""
+    """Reads the first image of a stream; raises ValueError if there is none, or it is unreadable."""
     StreamReader(dataset, Lanes(1, 1), 0, 0, image_column, reading, on_bad_image)[0]
 
 
 def whole_steps(args) -> int:
     """
-    `args.unlabeled_images_per_epoch`, raised to a multiple of what all processes read in one step: to fill the last
-    step up otherwise would reach into the next epoch, or back into this one.
+    `args.unlabeled_images_per_epoch`, rounded up to a multiple of the images that all processes read in one step.
+    Otherwise the last step of an epoch would take images of the next epoch, or images of this epoch again.
 
     Args:
         args ([`AllSparkTrainingArguments`]): training arguments.

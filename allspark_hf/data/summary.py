@@ -1,11 +1,9 @@
-"""What a set of images with masks holds: sizes, stored values and ranges, each file read once however many ask."""
+"""What a set of images with masks holds: sizes, stored values and ranges. Each file is read once, however many ask."""
 
-import io
 import logging
 import os
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from weakref import WeakKeyDictionary
 
 import datasets
@@ -13,69 +11,53 @@ import numpy as np
 import PIL.Image
 
 from .columns import Mask, page_of
-from .images import mask_to_array, open_image
+from .images import mask_to_array, open_stored
 from .masks import MaskConvention, binary_sentence
 from .pixels import deep_values, load_image
 from .ranges import common_range, value_range
 from .reading import row_name, undecoded
 
 
-# Of each data set, by the column that was read.
-_SIZES: WeakKeyDictionary[datasets.Dataset, dict[str, tuple]] = WeakKeyDictionary()
-_VALUES: WeakKeyDictionary[datasets.Dataset, dict[str, tuple]] = WeakKeyDictionary()
-_RANGES: WeakKeyDictionary[datasets.Dataset, dict[str, tuple]] = WeakKeyDictionary()
+# Data set -> function (`_size`, `_values` or `_range`) and column -> what the function found in each row.
+_FOUND: WeakKeyDictionary[datasets.Dataset, dict[tuple[Callable, str], tuple]] = WeakKeyDictionary()
 
 logger = logging.getLogger(__name__)
 
 
 def note(dataset: datasets.Dataset, sizes: Iterable, values: Iterable, ranges: Iterable):
-    """Keeps what was found in the columns `image` and `label` when a data set was read for another reason."""
-    _SIZES[dataset], _VALUES[dataset] = {"image": tuple(sizes)}, {"label": tuple(values)}
-    _RANGES[dataset] = {"image": tuple(ranges)}
+    """Keeps what the check of the data found in the columns `image` and `label`."""
+    found = {(_size, "image"): sizes, (_values, "label"): values, (_range, "image"): ranges}
+    _FOUND[dataset] = {key: tuple(rows) for key, rows in found.items()}
 
 
 def find_image_range(sets: Iterable[datasets.Dataset], image_column: str = "image") -> list[int] | None:
     """
-    The values of 16-bit images that are to become black and white, for `config.image_range`: the same for all the
-    sets that a training reads ([`common_range`]). Said in a line where it is not all 16 bits.
+    The values of 16-bit images that become black and white, for `config.image_range`: one range for all sets that a
+    training reads ([`common_range`]). A range narrower than 16 bits is logged.
     """
-    found = [one for dataset in sets for one in _value_ranges(dataset, image_column) if one is not None]
+    found = [one for dataset in sets for one in _in_rows(dataset, image_column, _range) if one is not None]
     image_range = common_range(found)
     if image_range is not None:
         logger.info(
-            "%d images have 16 bits: for all of this data set, %d becomes black and %d white (image_range in the "
+            "%d images have 16 bits: in all of this data set, %d becomes black and %d white (image_range in the "
             "model's configuration).",
             *(len(found), *image_range),
         )
     return image_range
 
 
-def _value_ranges(dataset: datasets.Dataset, image_column: str) -> tuple[tuple[int, int] | None, ...]:
-    """[`value_range`] of each row's image; None of one with 8 bits, which is not decoded, or that cannot be read."""
-    known = _RANGES.setdefault(dataset, {})
-    if image_column not in known:
-        known[image_column] = _look(dataset, image_column, partial(_range, tiff_page=page_of(dataset, image_column)))
-    return known[image_column]
-
-
 def image_sizes(dataset: datasets.Dataset, image_column: str = "image") -> tuple[tuple[int, int] | None, ...]:
-    """(width, height) of each row's image as stored, nothing decoded; None where it cannot be read, or is not here."""
-    known = _SIZES.setdefault(dataset, {})
-    if image_column not in known:
-        known[image_column] = _look(dataset, image_column, partial(_size, tiff_page=page_of(dataset, image_column)))
-    return known[image_column]
+    """(width, height) of each row's image as stored, from its header; None if it is unreadable or not on this disk."""
+    return _in_rows(dataset, image_column, _size)
 
 
 def mask_values(dataset: datasets.Dataset, label_column: str = "label") -> tuple[frozenset[int] | None, ...]:
     """The values of each row's mask as stored; None without a mask, or where it cannot be read."""
-    known = _VALUES.setdefault(dataset, {})
-    if label_column not in known:
-        known[label_column] = _look(dataset, label_column, _values)
-    return known[label_column]
+    return _in_rows(dataset, label_column, _values)
 
 
 def classes_of(dataset: datasets.Dataset, convention: MaskConvention, label_column: str = "label") -> set[int]:
-    """The class indices that occur in some mask; the convention is that of masks that are read without one."""
+    """The class indices that occur in the masks; `convention` applies if the data set has none of its own."""
     values = (one for one in mask_values(dataset, label_column) if one is not None)
     stored = np.array(sorted(set().union(*values)), dtype=np.int64)
     convention = convention_of(dataset) or convention
@@ -83,24 +65,23 @@ def classes_of(dataset: datasets.Dataset, convention: MaskConvention, label_colu
 
 
 def convention_of(dataset: datasets.Dataset) -> MaskConvention | None:
-    """The convention that the data set maps its masks by when rows are read; None if it does not."""
+    """The convention by which the data set itself maps its masks when rows are read; None if it does not."""
     transform = dataset.format["format_kwargs"].get("transform")
     return transform if isinstance(transform, MaskConvention) else None
 
 
 def stored_values(array: np.ndarray) -> np.ndarray:
     """int64: the values that occur, ascending."""
-    # Counting is several times faster than sorting where the values are few.
-    small = array.dtype == np.uint8
-    found = np.flatnonzero(np.bincount(array.ravel(), minlength=256)) if small else np.unique(array)
-    return found.astype(np.int64)
+    if array.dtype == np.uint8:  # counting is several times faster than sorting
+        return np.flatnonzero(np.bincount(array.ravel()))
+    return np.unique(array).astype(np.int64)
 
 
 def file_of(dataset: datasets.Dataset, row: int, column: str) -> str:
     """What to call a row in an error: the path of its file, else its `id`, else its number."""
     try:
         stored = undecoded(dataset, column)[row][column] or {}
-    except ValueError:  # a column that a transform of one's own makes
+    except ValueError:  # the user's own transform makes the column
         stored = {}
     has_name = "id" in dataset.column_names
     return stored.get("path") or (row_name(dataset, row, None) if has_name else f"row {row}")
@@ -108,8 +89,8 @@ def file_of(dataset: datasets.Dataset, row: int, column: str) -> str:
 
 def require_known_values(sets: Mapping[str, datasets.Dataset], config, label_column: str = "label"):
     """
-    Checks masks that a model is to be trained or scored on against its convention; sets that are read through one of
-    their own need not hold its values.
+    Checks masks against the convention of the model that is trained or scored on them. A set that maps its masks by a
+    convention of its own may hold other values.
 
     Args:
         sets (`Mapping[str, datasets.Dataset]`): name -> rows.
@@ -141,15 +122,15 @@ def describe_binary_masks(
     label_column: str = "label",
 ) -> str | None:
     """
-    The sentence about masks whose 255 may be the object and not pixels that do not count; None if there are none.
+    The sentence about masks in which 255 may be a class instead of ignored pixels; None if there are none.
 
-    Such a mask holds 255 and nothing else but 0. It is what binary masks look like, but also an image of a set with
-    more classes that shows background and borders only: there, other masks of the same set show other classes.
+    Such a mask holds only 0 and 255. A binary mask looks like this, and so does a mask of a set with more classes
+    whose image shows only background and borders: in the second case, other masks of the same set show other classes.
 
     Args:
         sets (`Mapping[str, datasets.Dataset]`): name -> rows, as they are stored.
-        num_labels (`int`): classes.
-        convention ([`MaskConvention`]): of the masks, unless a set is read through one.
+        num_labels (`int`): number of classes.
+        convention ([`MaskConvention`]): of the masks, unless a set maps them by its own.
         label_column (`str`): name of the mask column.
     """
     values = {name: [one for one in mask_values(rows, label_column) if one is not None] for name, rows in sets.items()}
@@ -172,7 +153,7 @@ def describe_binary_masks(
 
 
 def _reader(dataset: datasets.Dataset, column: str) -> Callable[[int], object]:
-    """Gives of a row what is stored, or where a transform of one's own makes the column, what that gives."""
+    """A function that gives what a row stores, or what the user's own transform makes of it."""
     own = dataset.format["type"] is not None and convention_of(dataset) is None
     if own:
         return lambda row: dataset[row].get(column)
@@ -184,43 +165,44 @@ def _reader(dataset: datasets.Dataset, column: str) -> Callable[[int], object]:
     return lambda row: rows[row][column]
 
 
-def _look(dataset: datasets.Dataset, column: str, find: Callable) -> tuple:
-    read = _reader(dataset, column)
+def _in_rows(dataset: datasets.Dataset, column: str, find: Callable) -> tuple:
+    """What `find` gives for the image or mask of each row, and None for an unreadable one; each file is read once."""
+    known = _FOUND.setdefault(dataset, {})
+    if (find, column) in known:
+        return known[find, column]
+    read, tiff_page = _reader(dataset, column), page_of(dataset, column)
 
     def look(row: int):
         try:
-            return find(read(row))
-        # Broken files make Pillow raise nearly anything; it is told when the row is read for use.
+            return find(read(row), tiff_page)
+        # Broken files make Pillow raise nearly anything; the error is reported when the row is read for use.
         except Exception:
             return None
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow decodes without holding the interpreter lock
-        return tuple(pool.map(look, range(len(dataset))))
+        known[find, column] = tuple(pool.map(look, range(len(dataset))))
+    return known[find, column]
 
 
 def _size(image, tiff_page: int | None) -> tuple[int, int] | None:
     if not isinstance(image, dict):
         return image.size if isinstance(image, PIL.Image.Image) else None
-    content, path = image.get("bytes"), image.get("path")
-    with open_image(path if content is None else io.BytesIO(content), tiff_page=tiff_page) as opened:
+    with open_stored(image, tiff_page) as opened:
         return opened.size
 
 
 def _range(image, tiff_page: int | None) -> tuple[int, int] | None:
-    if not isinstance(image, dict):
-        return _range_of(image) if isinstance(image, PIL.Image.Image) else None
-    content, path = image.get("bytes"), image.get("path")
-    with open_image(path if content is None else io.BytesIO(content), tiff_page=tiff_page) as opened:
-        deep = opened.mode.startswith("I") or any("16" in str(tile.args) for tile in opened.tile)
-        return _range_of(load_image(opened, tiff_page=tiff_page)) if deep else None
-
-
-def _range_of(picture: PIL.Image.Image) -> tuple[int, int] | None:
-    values = deep_values(picture)
+    """[`value_range`] of an image; None for one of 8 bits, which is not decoded."""
+    if isinstance(image, dict):
+        with open_stored(image, tiff_page) as opened:
+            if not opened.mode.startswith("I") and not any("16" in str(tile.args) for tile in opened.tile):
+                return None
+            image = load_image(opened, tiff_page=tiff_page)
+    values = None if image is None else deep_values(image)
     return None if values is None else value_range(values)
 
 
-def _values(mask) -> frozenset[int] | None:
+def _values(mask, tiff_page: None) -> frozenset[int] | None:
     decoded = Mask().decode_example(mask) if isinstance(mask, dict) else mask
     return None if decoded is None else frozenset(stored_values(mask_to_array(decoded)).tolist())
 

@@ -20,13 +20,15 @@ class View:
     One version of a crop. All views of an image show the same crop.
 
     Args:
-        name (`str`): ends the names of the view's batch entries, but for those of a half's first view.
+        name (`str`): suffix of the names of the view's batch entries; those of the first view have none.
         strong (`bool`): whether the colors are jittered, grayed and blurred, each with its probability.
         cutmix (`bool`): whether a box is drawn that the view shares with a partner, see [`draw_cutmix_box`].
         channel_bits (`bool`): whether bits are drawn for the dropout of feature channels, `CHANNEL_BITS` an image.
-        draw (`Callable`, *optional*): what the method draws for the view: from the crop (height, width), the number of
-            classes and a `numpy.random.Generator`, arrays of one dtype and shape for all images, by name.
-        has_pixels (`bool`): whether the view has pixel values; a method may make them from the first view's.
+        draw (`Callable`, *optional*): draws what the method needs for the view. The arguments are the crop (height,
+            width), the number of classes and a `numpy.random.Generator`; the result has an array for each name, of one
+            dtype and shape for all images.
+        has_pixels (`bool`): whether the view has pixel values; without, a method makes them from those of the first
+            view.
     """
 
     name: str
@@ -45,8 +47,8 @@ STRONG_2 = View("strong_2", strong=True, cutmix=True)
 
 def draw_cutmix_box(crop: tuple[int, int], rng: np.random.Generator) -> tuple[int, int, int, int]:
     """
-    (top, left, bottom, right) of a box in a crop (height, width), all 0 with a probability of one half; CutMix (ICCV
-    2019) with the ranges of UniMatch V2.
+    Draws a box (top, left, bottom, right) in a crop (height, width) for CutMix (ICCV 2019), with the ranges of
+    UniMatch V2; with a probability of one half, the box is empty, (0, 0, 0, 0).
     """
     if rng.random() > CUTMIX_PROBABILITY:
         return 0, 0, 0, 0

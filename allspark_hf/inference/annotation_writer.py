@@ -1,4 +1,4 @@
-"""Predictions as outlines for a labeling tool, in which a person corrects them."""
+"""Writes predictions as outlines for a labeling tool, in which a person corrects them."""
 
 import json
 from collections import deque
@@ -15,19 +15,19 @@ from ..utils.files import read_json, read_json_object, whole_file, write_json
 
 class AnnotationWriter:
     """
-    Writes `<name>_outlines.json` for each image, and of all of them the files of a tool; a [`ResultWriter`]. For
-    LabelMe, each image also gets its own file, which is not written again once somebody has changed it.
+    Writes `<name>_outlines.json` for each image, and for all images the files of a tool; a [`ResultWriter`]. For
+    LabelMe, each image also gets its own file, which is not written again after somebody has changed it.
 
     Args:
         output_dir (`Path`): folder of the results.
         kind (`str`): one of [`FORMATS`].
         labels (`Sequence[str]`): name of each class.
-        palette (`np.ndarray`): its color, uint8 (num_labels, 3).
-        shown (`Sequence[int]`): the classes to outline; `background` is not, since it is what no outline covers.
+        palette (`np.ndarray`): color of each class, uint8 (num_labels, 3).
+        shown (`Sequence[int]`): the classes to outline; `background` never gets an outline.
         tolerance (`float`): see [`outline_regions`].
-        images (`Mapping[Path, str]`): name of the results of each image -> its path in `images_dir`, with slashes.
+        images (`Mapping[Path, str]`): name of an image's results -> path of the image in `images_dir`, with slashes.
         images_dir (`Path`): folder of the images.
-        large (`Collection[Path]`): names of images that are predicted in tiles, which get no outlines.
+        large (`Collection[Path]`): names of images that are predicted in tiles, and get no outlines.
     """
 
     wants_confidence = False
@@ -67,22 +67,22 @@ class AnnotationWriter:
             unfinished.write_text(json.dumps(part, ensure_ascii=False), encoding="utf-8")
 
     def _write_labelme(self, part: dict, earlier: dict, file: Path):
-        """LabelMe's file of an image; `earlier` are the outlines before, if any."""
+        """Writes LabelMe's file of an image; `earlier` has the outlines of an earlier run, or is empty."""
         image = self.images_dir / part["image"]
         contents = [labelme_content(one, file, self.labels, image) for one in (part, earlier) if one]
         if file.exists() and read_json_object(file) not in contents:
             print(f"{file} has been changed in the tool and is kept; its image is newer, so look at it again.")
-            file.touch()  # newer than the image, or the next run would predict it once more
+            file.touch()  # an older file than the image would make the next run predict the image again
             return
         file.parent.mkdir(parents=True, exist_ok=True)
         write_json(file, contents[0])
 
     def finish(self):
-        """Also prints how much of the images the outlines have lost."""
+        """Writes the files of the tool, and prints how many pixels the outlines have lost."""
         self.lost = self.pixels = 0
         parts = self._parts()
         FORMATS[self.kind].write(parts, self.output_dir, self.labels, self.palette.tolist())
-        deque(parts, maxlen=0)  # LabelMe's list of names needs none, and they are counted all the same
+        deque(parts, maxlen=0)  # counts the pixels of parts that the tool does not need, such as LabelMe
         print(
             f"Outlines for {self.kind}, within {self.tolerance:g} pixels: {self.lost:,} of {self.pixels:,} pixels "
             f"({100 * self.lost / max(1, self.pixels):.2f} %) lie in another class than the masks have."
@@ -93,7 +93,7 @@ class AnnotationWriter:
     def _parts(self) -> Iterator[dict]:
         for name in self.images:
             path = self.image_paths(name)[0]
-            if path.exists():  # no image that has failed
+            if path.exists():  # an image that has failed has no outlines
                 part = read_json(path)
                 self.lost += part["lost"]
                 self.pixels += part["width"] * part["height"]
@@ -101,13 +101,13 @@ class AnnotationWriter:
 
 
 def outline_files(output_dir: Path, name: Path) -> list[Path]:
-    """The files of one image, whatever the tool; the second one is LabelMe's."""
+    """The files of one image for any tool; the second one is LabelMe's."""
     own = output_dir / name.parent
     return [own / f"{name.name}_outlines.json", output_dir / LABELME / name.parent / f"{name.name}.json"]
 
 
 def all_files(output_dir: Path, names: Iterable[Path]) -> list[Path]:
-    """What runs may have written for any tool."""
+    """All files that runs may have written for any tool."""
     of_run = [output_dir / file for kind in FORMATS.values() for file in kind.files]
     return of_run + [path for name in names for path in outline_files(output_dir, name)]
 

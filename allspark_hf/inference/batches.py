@@ -1,4 +1,4 @@
-"""Segmentation as a step of a pipeline: `map` of `datasets`, `map_batches` of Ray Data, and others alike."""
+"""Segmentation as a step of a pipeline, such as `map` of `datasets` or `map_batches` of Ray Data."""
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,26 +15,27 @@ from .segmentation import model_files, segment
 
 class BatchSegmenter:
     """
-    Segments the images of a batch. It can be pickled, for it holds the model's name alone: each process loads the
-    model at its first batch, and once.
+    Segments the images of a batch. It can be pickled, because it holds only the model's name: each process loads the
+    model once, at its first batch.
 
     ```python
     dataset.map(allspark_hf.BatchSegmenter("out"), batched=True, batch_size=8)
     ray_dataset.map_batches(allspark_hf.BatchSegmenter, fn_constructor_args=("out",), compute=…)
     ```
 
-    `datasets` takes a result from its cache if data set, model and arguments are the same; a folder whose model was
-    trained anew counts as another model, but a Hub id does not: give its `revision`.
+    `datasets` takes a result from its cache if data set, model and arguments are the same. A folder whose model was
+    trained again counts as another model. A Hub id does not: give its `revision`.
 
     Args:
         model (`str` or `Path`): folder or Hub id of a model trained by this library.
-        image_column (`str`, *optional*, defaults to `"image"`): the column with the images.
+        image_column (`str`, *optional*, defaults to `"image"`): the column of images.
         keep (`Sequence[str]`, *optional*):
-            further columns to give back, for those who go on with nothing else, as Ray does; `datasets` keeps all.
-        device, revision (`str`, *optional*): of [`segment`].
+            further columns to return, for a pipeline such as Ray that keeps only what is returned; `datasets` keeps
+            all columns.
+        device, revision (`str`, *optional*): see [`segment`].
 
     Raises:
-        ValueError: if `model` is no name, or is that of a folder that is not there.
+        ValueError: if `model` is not a name, or names a folder that does not exist.
     """
 
     def __init__(
@@ -52,16 +53,16 @@ class BatchSegmenter:
             )
         if not HUB_ID.fullmatch(str(model)) and not Path(model).is_dir():
             raise ValueError(f"There is no folder {model}: give that of a trained model, or a Hub id user/name.")
-        # Other processes may run in another folder.
+        # The full path, because other processes may run in another folder.
         self.model = str(Path(model).resolve()) if Path(model).is_dir() else str(model)
         self.image_column, self.keep, self.device, self.revision = image_column, tuple(keep), device, revision
-        self._files = model_files(Path(model))  # so that `datasets` tells a model trained anew from the one before
+        self._files = model_files(Path(model))  # so that the cache of `datasets` does not confuse two trainings
 
     def __call__(self, batch: Mapping[str, Sequence]) -> dict[str, Sequence]:
         """
         Args:
             batch (`Mapping[str, Sequence]`):
-                column -> values of each row. Images are what [`segment`] takes, or the bytes of a file; those that
+                column -> values of each row. Images are what [`segment`] takes, or the bytes of a file. Images that
                 `datasets` would decode are read as they are stored, as in training.
 
         Returns:
@@ -72,13 +73,13 @@ class BatchSegmenter:
             - `shares`: of each class in the image's pixels, in the order of class indices: num_labels floats, 0 to 1.
 
         Raises:
-            ValueError: if a column is missing, or `mask` or `shares` is there already, or for [`segment`]'s reasons.
+            ValueError: if a column is missing, `mask` or `shares` exists already, or [`segment`] refuses an image.
         """
         require_columns([self.image_column, *self.keep], batch, "The batch", "name them with image_column and keep")
         taken = [name for name in ("mask", "shares") if name in batch]
         if taken:
             raise ValueError(
-                f"The batch has a column {taken[0]!r} already, which the result would replace: rename it before, with "
+                f"The batch has a column {taken[0]!r} already, which the result would replace: rename it first, with "
                 f"rename_column({taken[0]!r}, ...), or leave it out."
             )
         images = _as_stored(batch, self.image_column)
@@ -92,11 +93,11 @@ class BatchSegmenter:
 
 
 def _as_stored(batch: Mapping[str, Sequence], column: str) -> Iterable:
-    """The images of a batch of `datasets` before it decodes them, of which it would leave 8 of 16 bits."""
+    """The images of a batch as they are stored, because `datasets` would decode 16 bits to 8."""
     feature = (getattr(getattr(batch, "formatter", None), "features", None) or {}).get(column)
     if isinstance(feature, datasets.Image) and feature.decode and column in getattr(batch, "keys_to_format", ()):
         stored = batch.pa_table[column].to_pylist()
-        if all(image and (image["bytes"] or os.path.isfile(image["path"])) for image in stored):
+        if all(image and (image["bytes"] or os.path.isfile(image["path"] or "")) for image in stored):
             return stored
     return batch[column]
 

@@ -1,4 +1,4 @@
-"""Classes by their names: which ones are meant, and in which colors."""
+"""Finds a model's classes by their names, and reads colors for them."""
 
 import difflib
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ def find_classes(names: Sequence[str], labels: Sequence[str]) -> tuple[int, ...]
     The indices of classes, ascending; a name that several classes have stands for all of them.
 
     Args:
-        names (`Sequence[str]`): of the classes that are meant.
+        names (`Sequence[str]`): names of the classes to find.
         labels (`Sequence[str]`): name of each class of the model.
 
     Raises:
@@ -22,10 +22,15 @@ def find_classes(names: Sequence[str], labels: Sequence[str]) -> tuple[int, ...]
     """
     for name in names:
         if name not in labels:
-            close = difflib.get_close_matches(name, labels, n=1)
-            advice = f"did you mean {close[0]!r}?" if close else f"the classes are {', '.join(labels)}."
-            raise ValueError(f"The model has no class {name!r}: {advice}")
+            raise unknown_class(name, labels)
     return tuple(index for index, label in enumerate(labels) if label in names)
+
+
+def unknown_class(name: str | int, labels: Sequence[str]) -> ValueError:
+    """The error about a class that the model does not have; it suggests the class with the most similar name."""
+    close = difflib.get_close_matches(str(name), labels, n=1)
+    advice = f"did you mean {close[0]!r}?" if close else f"the classes are {', '.join(labels)}."
+    return ValueError(f"The model has no class {name!r}: {advice}")
 
 
 def read_palette(path: str | Path, labels: Sequence[str], palette: np.ndarray) -> np.ndarray:
@@ -34,17 +39,17 @@ def read_palette(path: str | Path, labels: Sequence[str], palette: np.ndarray) -
 
     Args:
         path (`str` or `Path`):
-            of a form of [`read_classes`] with colors, such as a line `road #804080` or `road: #804080` or
-            `road 128 64 128` a class.
+            a file in a form of [`read_classes`] with colors, such as lines `road #804080`, `road: #804080` or
+            `road 128 64 128`.
         labels (`Sequence[str]`): name of each class of the model.
-        palette (`np.ndarray`): the colors that they have, uint8 (num_labels, 3).
+        palette (`np.ndarray`): present color of each class, uint8 (num_labels, 3).
 
     Returns:
-        `np.ndarray`: uint8 (num_labels, 3).
+        `np.ndarray`: color of each class, uint8 (num_labels, 3).
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is of no known form, has no colors, or names a class that the model does not have.
+        ValueError: if the file has no known form or no colors, or names a class that the model does not have.
     """
     classes = read_classes(path)
     if classes.colors is None:
@@ -59,4 +64,4 @@ def read_palette(path: str | Path, labels: Sequence[str], palette: np.ndarray) -
     return palette
 
 
-__all__ = ["find_classes", "read_palette"]
+__all__ = ["find_classes", "read_palette", "unknown_class"]

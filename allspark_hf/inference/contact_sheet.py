@@ -1,4 +1,4 @@
-"""A picture of many images with words under each."""
+"""Draws a picture of many images with words under each."""
 
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -6,13 +6,13 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw
 
-from .visualization import _font, _printable
+from .visualization import font_of_text, printable
 
 
 COLUMNS = 4
 SIDE = 160  # pixels of each of the two pictures of an image
 MARGIN = 8
-LINES = 4  # of words
+LINES = 4  # lines of words under an image
 MOST_RED = 0.8
 
 
@@ -21,10 +21,10 @@ class Entry(NamedTuple):
     An image of the sheet.
 
     Args:
-        picture (`PIL.Image.Image`): RGB.
-        heat (`np.ndarray`): float (any height, any width), at least 0: what to mark red, over the whole picture.
+        picture (`PIL.Image.Image`): the image, RGB.
+        heat (`np.ndarray`): float (any height, any width), 0 or more, stretched over the picture: 1 or more is red.
         name (`str`): first line of the words, shortened at the front.
-        words (`str`): the others.
+        words (`str`): the other lines.
     """
 
     picture: Image.Image
@@ -35,15 +35,15 @@ class Entry(NamedTuple):
 
 def contact_sheet(entries: Iterable[Entry]) -> Image.Image:
     """
-    Draws each image twice, the second one gray and red where the heat is, with its words below.
+    Draws each image twice, as it is and in gray with the heat in red, with its words below.
 
     Args:
-        entries (`Iterable[Entry]`): drawn one after another, so that only small pictures are kept.
+        entries (`Iterable[Entry]`): the images, drawn one after another, so that only small pictures stay in memory.
 
     Returns:
         `PIL.Image.Image`: RGB, on white.
     """
-    font = _font()
+    font = font_of_text()
     line = int(np.ceil(font.getbbox("Agjy|")[3])) + 2
     width, height = 2 * SIDE + 2, SIDE + 2 + LINES * line
     cells = [_draw(entry, (width, height), font, line) for entry in entries]
@@ -64,7 +64,7 @@ def _draw(entry: Entry, size: tuple[int, int], font, line: int) -> Image.Image:
     cell.paste(picture, (0, 0))
     cell.paste(_reddened(picture, entry.heat), (SIDE + 2, 0))
     pen, top = ImageDraw.Draw(cell), picture.height + 2
-    lines = [_fitting(_printable(entry.name, font), font, size[0]), *_wrapped(entry.words, font, size[0])]
+    lines = [_fitting(printable(entry.name, font), font, size[0]), *_wrapped(entry.words, font, size[0])]
     for number, text in enumerate(lines[:LINES]):
         pen.text((0, top + number * line), text, fill="black", font=font)
     return cell
@@ -79,7 +79,7 @@ def _reddened(picture: Image.Image, heat: np.ndarray) -> Image.Image:
 
 
 def _fitting(text: str, font, width: int) -> str:
-    """The end of a name, which tells images apart."""
+    """The end of a name, in which the names of images differ."""
     if font.getlength(text) <= width:
         return text
     while text and font.getlength(f"...{text}") > width:
@@ -90,7 +90,7 @@ def _fitting(text: str, font, width: int) -> str:
 def _wrapped(text: str, font, width: int) -> list[str]:
     lines = [""]
     for word in text.split():
-        word = _printable(word, font)
+        word = printable(word, font)
         longer = f"{lines[-1]} {word}".strip()
         if font.getlength(longer) <= width:
             lines[-1] = longer

@@ -1,4 +1,4 @@
-"""Which images are predicted, and what their results are called."""
+"""Finds the images to predict, and names their results."""
 
 import glob
 import os
@@ -11,11 +11,11 @@ from ..utils.files import find_image_files, left_out
 
 def find_images(pattern: str, output_dir: Path, quiet: bool = False) -> tuple[Path, list[Path]]:
     """
-    Finds the images to predict; files of a folder that are left out are counted on stderr, unless `quiet`.
+    Finds the images to predict. Unless `quiet`, stderr says how many files of a folder are no images.
 
     Args:
         pattern (`str`): file, folder or glob pattern.
-        output_dir (`Path`): folder of the results; where it lies inside the input, it is not searched.
+        output_dir (`Path`): folder of the results; if it lies inside the input, it is not searched.
 
     Returns:
         `tuple[Path, list[Path]]`: the folder that results mirror, and the sorted image files.
@@ -33,7 +33,8 @@ def find_images(pattern: str, output_dir: Path, quiet: bool = False) -> tuple[Pa
     else:
         root = glob_root(path)
         matches = sorted(map(Path, glob.glob(pattern, recursive=True)), key=lambda file: (-len(file.parts), file))
-        found = {(os.path.realpath(file.parent), file.name): file for file in matches}.values()  # links in a circle
+        # Links in a circle reach one file by several paths; the shortest path is kept.
+        found = {(os.path.realpath(file.parent), file.name): file for file in matches}.values()
     inside = output_dir.resolve()
     if inside == root.resolve():
         raise ValueError(
@@ -54,7 +55,7 @@ def find_images(pattern: str, output_dir: Path, quiet: bool = False) -> tuple[Pa
 
 
 def glob_root(pattern: Path) -> Path:
-    """The longest leading folder of a glob pattern without wildcards."""
+    """The folders of a glob pattern before the first wildcard."""
     folders = []
     for part in pattern.parts[:-1]:
         if glob.has_magic(part):
@@ -68,11 +69,11 @@ def name_results(root: Path, files: list[Path]) -> list[Path]:
     Gives every image file, all of them under `root`, its own result name.
 
     Returns:
-        `list[Path]`: for each file the path of its results relative to the output folder, without `_mask.png`:
-        folders as under `root`, then the stem; with the extension (`photo_jpg`) where two files of a folder have one
-        stem, and a number where even that is taken.
+        `list[Path]`: for each file the path of its results relative to the output folder, without `_mask.png`: the
+        folders below `root`, then the stem. If two files of a folder have one stem, the extension is added
+        (`photo_jpg`), and a number if that name is taken too.
     """
-    # Compared in lower case, because some file systems do not tell upper from lower.
+    # In lower case, because some file systems do not tell upper from lower.
     stems = Counter(str(file.with_suffix("")).lower() for file in files)
     names, taken = [], {stem for stem, count in stems.items() if count == 1}
     for file in files:

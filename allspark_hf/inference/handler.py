@@ -1,16 +1,16 @@
 """
 Serves a published model on Hugging Face Inference Endpoints: the file `handler.py` of its repository.
 
-It stands alone: beside the repository's own files, `pixels.py` among them, it needs torch, transformers, Pillow and
-NumPy. The rest of the package takes the way from an image to classes from here, so that both give the same.
+This file needs only the files of its repository, `pixels.py` among them, torch, transformers, Pillow and NumPy. The
+rest of the package imports the way from an image to classes from here, so that both give the same results.
 
-A request is `{"inputs": image, "parameters": {...}}`, the answer a list with an entry per class that occurs, as the
-Hub's image-segmentation task has it; see [`EndpointHandler`].
+A request is `{"inputs": image, "parameters": {...}}`. The answer is a list with an entry for each class that occurs,
+in the form of the Hub's image-segmentation task; see [`EndpointHandler`].
 
-Errors are raised. Hugging Face's server for custom handlers (huggingface-inference-toolkit, `_predict` in
-`webservice_starlette.py`) answers every exception with status 400 and `{"error": str(exception)}`, and everything that
-is returned with status 200; so a returned error would look like a result. [`BadRequest`] carries one sentence for the
-sender; any other failure goes to the log whole, and to the sender without its inner message.
+Errors are raised, because a returned error would look like a result: Hugging Face's server for custom handlers
+(huggingface-inference-toolkit, `_predict` in `webservice_starlette.py`) answers every exception with status 400 and
+`{"error": str(exception)}`, and everything that is returned with status 200. [`BadRequest`] has one sentence for the
+sender. The log has the details of any other failure, and the sender gets none of its message.
 """
 
 import base64
@@ -36,14 +36,14 @@ from transformers.models.segformer.image_processing_pil_segformer import Segform
 
 try:
     from ..data.pixels import ImageError, Reading, open_image, to_rgb
-except ImportError:  # in a repository, where it lies beside this file
+except ImportError:  # in a repository, pixels.py lies beside this file
     sys.path.insert(0, str(Path(__file__).parent))
     from pixels import ImageError, Reading, open_image, to_rgb
 
 
 logger = logging.getLogger(__name__)
 
-# Pillow's other readers take rare formats only, and one of them (EPS) starts a program.
+# Pillow's other readers are for rare formats, and one of them (EPS) starts a program.
 IMAGE_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 WHOLE_LOGITS_BYTES = 2**28
 TASK_PARAMETERS = ("mask_threshold", "overlap_mask_area_threshold", "subtask", "threshold")
@@ -55,15 +55,15 @@ class BadRequest(ValueError):
 
 class EndpointHandler:
     """
-    The model of a repository, ready to answer requests. Calls share nothing that changes, so threads may call it at
-    the same time.
+    Answers requests with the model of a repository. Calls share nothing that changes, so several threads may call the
+    handler at the same time.
 
-    Its limits are class attributes:
+    The limits are class attributes:
 
-    - `max_image_bytes`: size of an image file.
-    - `max_image_pixels`: width times height of an image, read from its header before it is decoded.
-    - `max_model_pixels`: where the image processor does not resize, larger images are scaled down to so many pixels
-      for the model, whose memory and time grow faster than the image. Masks keep the image's size.
+    - `max_image_bytes`: largest size of an image file.
+    - `max_image_pixels`: largest width times height of an image, read from its header before it is decoded.
+    - `max_model_pixels`: if the image processor does not resize, larger images are scaled down to so many pixels for
+      the model, whose memory and time grow faster than the image. Masks keep the image's size.
 
     Args:
         path (`str` or `Path`, *optional*):
@@ -81,7 +81,7 @@ class EndpointHandler:
     def __init__(self, path: str | Path = ""):
         folder = Path(path) if path else Path(__file__).parent
         try:
-            # The Pillow variant, where torchvision is installed too: it is what the model is evaluated with.
+            # The Pillow variant, even if torchvision is installed, because the model is evaluated with it.
             self.image_processor = SegformerImageProcessorPil.from_pretrained(folder, local_files_only=True)
             model, loading = AutoModelForSemanticSegmentation.from_pretrained(
                 folder, trust_remote_code=True, local_files_only=True, use_safetensors=True, output_loading_info=True
@@ -103,28 +103,28 @@ class EndpointHandler:
 
         Args:
             data (`dict`):
-                `inputs` is the image: a PIL image, the bytes of a file (BMP, GIF, JPEG, PNG, PPM, TIFF or WebP; of an
-                animation the first frame; the server itself cuts the body of a 16-bit image to 8 bits, but not
-                base64), its base64 text with or without `data:image/...;base64,` in front, or
-                `{"image": one of these}`. A URL is not fetched.
-                `parameters`, optional, may hold of the task's four:
+                `inputs` is the image: a PIL image; the bytes of a file (BMP, GIF, JPEG, PNG, PPM, TIFF or WebP); its
+                base64 text, with or without `data:image/...;base64,` before it; or `{"image": one of these}`. Of an
+                animation, the first frame is read. A URL is not fetched. Send a 16-bit image as base64, because the
+                server cuts the body of a request to 8 bits.
+                `parameters`, optional, are those of the task:
 
-                - `threshold`, 0 to 1: classes of a lower score are left out. Default 0.
-                - `mask_threshold`, 0 to 1: a mask leaves out pixels of its class whose probability is lower. Default
-                  0, where each pixel is in exactly one mask.
-                - `subtask`: "semantic", the only one that the model does.
+                - `threshold`, 0 to 1: classes with a lower score are left out. Default 0.
+                - `mask_threshold`, 0 to 1: a mask leaves out pixels of its class with a lower probability. With the
+                  default 0, each pixel is in exactly one mask.
+                - `subtask`: "semantic", the only subtask of the model.
                 - `overlap_mask_area_threshold`: refused, since the masks of semantic segmentation do not overlap.
 
         Returns:
-            `list[dict]`: one entry per class with a pixel, in the order of class indices (as in the transformers
-            pipeline). `label`: its name. `mask`: base64 of a gray PNG of the upright image's size, 255 where the class
-            is, else 0. `score`: mean probability of the class over the mask's pixels, 0 to 1: the softmax of the
-            logits at image size; with a single class their sigmoid, and its mask is the whole image unless
-            `mask_threshold` cuts it.
+            `list[dict]`: one entry for each class that occurs, in the order of class indices, as in the transformers
+            pipeline. `label` is the name of the class. `mask` is base64 of a gray PNG of the upright image's size, 255
+            where the class is, else 0. `score`, 0 to 1, is the mean probability of the class over the mask's pixels:
+            the softmax of the logits at image size. A model with a single class has the sigmoid instead, and its mask
+            is the whole image unless `mask_threshold` leaves pixels out.
 
         Raises:
-            BadRequest: if the request cannot be used; one sentence.
-            RuntimeError: if the server fails; the cause is in its log.
+            BadRequest: if the request cannot be used; the message is one sentence.
+            RuntimeError: if the server fails; its log has the cause.
         """
         try:
             return self._segment(data)
@@ -157,7 +157,7 @@ class EndpointHandler:
         return entries
 
     def _read_image(self, inputs) -> PIL.Image.Image:
-        """RGB and upright."""
+        """The image, RGB and upright."""
         if isinstance(inputs, dict):
             if set(inputs) != {"image"}:
                 keys = reprlib.repr(sorted(map(str, inputs)))
@@ -176,7 +176,7 @@ class EndpointHandler:
             raise BadRequest("The image cannot be decoded: the file is damaged or incomplete.") from error
 
     def _open(self, inputs) -> PIL.Image.Image:
-        """The image with its header read, nothing decoded."""
+        """The opened image, whose header is read and whose pixels are not decoded."""
         if isinstance(inputs, str):
             inputs = self._decode_base64(inputs)
         if not isinstance(inputs, (bytes, bytearray)):
@@ -199,9 +199,9 @@ class EndpointHandler:
     def _decode_base64(self, text: str) -> bytes:
         if re.match(r"\s*[a-zA-Z][a-zA-Z0-9+.-]*://", text):
             raise BadRequest("inputs is a URL, but URLs are not fetched: send the image itself, as base64 or bytes.")
-        # A data URL; its type is not looked at, the image's header tells.
+        # The type in a data URL is not used, because the image's header has the type.
         text = re.sub(r"^\s*data:[\w.+/;=-]*;base64,", "", text, count=1)
-        # Base64 has 4 characters for 3 bytes; checked before anything is decoded.
+        # Base64 has 4 characters for 3 bytes, so the size is known before anything is decoded.
         if len(text) * 3 // 4 - 2 > self.max_image_bytes:
             raise BadRequest(
                 f"The image has about {len(text) * 3 // 4} bytes, but at most {self.max_image_bytes} are taken: send "
@@ -238,7 +238,7 @@ def read_parameters(parameters: dict | None) -> tuple[float, float]:
         `tuple[float, float]`: `threshold` and `mask_threshold`, each 0 to 1.
 
     Raises:
-        BadRequest: if one is unknown, out of range or not for this model.
+        BadRequest: if a parameter is unknown, out of range or not for this model.
     """
     parameters = {} if parameters is None else parameters
     if not isinstance(parameters, dict):
@@ -288,8 +288,8 @@ def model_logits(model, image_processor, picture: PIL.Image.Image) -> torch.Tens
         picture (`PIL.Image.Image`): RGB, upright.
 
     Returns:
-        `torch.Tensor`: (1, num_labels, height, width) at the size that the image processor makes of the picture, or at
-        a part of it, as the model has it; in the model's type and on its device, finite.
+        `torch.Tensor`: finite logits (1, num_labels, height, width), at the size that the image processor makes of the
+        picture or at a fraction of it, in the model's type and on its device.
 
     Raises:
         BadRequest: if the picture is too small or too narrow for the model.
@@ -300,10 +300,10 @@ def model_logits(model, image_processor, picture: PIL.Image.Image) -> torch.Tens
 
 def process_picture(config, image_processor, picture: PIL.Image.Image) -> torch.Tensor:
     """
-    What the model gets of a picture.
+    Makes the model's input of a picture.
 
     Args:
-        config ([`PreTrainedConfig`]): of the model.
+        config ([`PreTrainedConfig`]): the model's.
         image_processor ([`BaseImageProcessor`]): the model's.
         picture (`PIL.Image.Image`): RGB, upright.
 
@@ -349,8 +349,8 @@ def classify_pixels(
     logits: torch.Tensor, size: tuple[int, int], with_confidence: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """
-    The class of every pixel, as `post_process_semantic_segmentation` has it, and how probable it is. Class by class,
-    so that memory does not grow with the number of classes: 150 classes of 12 megapixels would be 7 GB.
+    The class of every pixel, as in `post_process_semantic_segmentation`, and its probability. Classes are scaled one
+    by one, so that memory does not grow with their number: 150 classes of 12 megapixels would need 7 GB.
 
     Args:
         logits (`torch.Tensor`): float (1, num_labels, any height, any width), finite.
@@ -358,9 +358,10 @@ def classify_pixels(
         with_confidence (`bool`, *optional*, defaults to `False`): whether to compute the probabilities.
 
     Returns:
-        `tuple[torch.Tensor, torch.Tensor | None]`: class indices (*size), uint8 up to 256 classes, else int32, the
-        first of equal ones; and, if asked for, the class's probability in [0, 1], float32 (*size): the softmax of the
-        scaled logits, with a single class their sigmoid.
+        `tuple[torch.Tensor, torch.Tensor | None]`: class indices (*size), uint8 up to 256 classes, else int32, of
+            equal
+        logits the first; and, if asked for, the class's probability in [0, 1], float32 (*size): the softmax of the
+        scaled logits, or for a single class their sigmoid.
     """
     num_labels = logits.shape[1]
     dtype = torch.uint8 if num_labels <= 256 else torch.int32
@@ -384,10 +385,10 @@ def classify_pixels(
 
 
 def _scaled_logits(logits: torch.Tensor, size: tuple[int, int]) -> Iterator[torch.Tensor]:
-    """float (*size) of each class: from one scaling if all fit into memory easily, else one by one."""
+    """The scaled logits of each class, float (*size): scaled together if they need little memory, else one by one."""
     num_labels = logits.shape[1]
-    # torch has a kernel of its own for three channels, which rounds differently: those stay together. The others are
-    # equal to the last bit in float32; in half precision a pixel between two classes may go to the other one.
+    # Up to three channels stay together, because torch has a kernel for them that rounds differently. With more, both
+    # ways have equal bits in float32; in half precision, a pixel between two classes may get the other class.
     whole = num_labels <= 3 or num_labels * math.prod(size) * logits.element_size() <= WHOLE_LOGITS_BYTES
     for part in [logits] if whole else logits.split(1, dim=1):
         yield from F.interpolate(part, size=size, mode="bilinear", align_corners=False)[0]

@@ -1,4 +1,4 @@
-"""Images too large for one piece: predicted in overlapping tiles, read and written in windows, see `raster`."""
+"""Prediction of images too large for one piece, in overlapping tiles; see raster.py for reading and writing."""
 
 import math
 import warnings
@@ -17,17 +17,17 @@ from transformers.image_processing_utils import BaseImageProcessor
 from ..data.pixels import Reading, open_image
 from ..evaluation.arguments import PredictionArguments
 from ..evaluation.prediction import predict_logits
+from ..utils.files import whole_file
 from .handler import process_picture, require_finite
 from .prediction import model_palette
 from .raster import WindowedPicture, gdal, new_mask, open_page
 from .tiles import Span, blended_rows, tile_spans
-from .writers import whole_file
 
 
 def find_large(files: Sequence[Path], image_processor: BaseImageProcessor, tiff_page: int | None = None) -> list[int]:
     """
-    Which images are to be predicted in tiles: those of which Pillow warns that they are large, above 89 megapixels;
-    none if the image processor scales them down. Of TIFF files the page `tiff_page` counts.
+    Finds the images that must be predicted in tiles: those above 89 megapixels, of which Pillow warns; none if the
+    image processor scales images down. Of TIFF files, the page `tiff_page` is looked at.
 
     Returns:
         `list[int]`: positions in `files`.
@@ -43,9 +43,9 @@ def _is_large(file: Path, tiff_page: int | None) -> bool:
     try:
         with open_image(file, tiff_page=tiff_page) as opened:
             return opened.width * opened.height > (PIL.Image.MAX_IMAGE_PIXELS or math.inf)
-    except PIL.Image.DecompressionBombError:  # above twice as many
+    except PIL.Image.DecompressionBombError:  # above twice Pillow's limit
         return True
-    except Exception:  # Pillow raises nearly anything on bad files, which is told when they are read
+    except Exception:  # Pillow raises nearly anything on bad files; the error is reported when the file is read
         return False
 
 
@@ -62,21 +62,21 @@ def predict_large(
     progress: bool = True,
 ) -> np.ndarray:
     """
-    Predicts the class of every pixel of a large image file, and writes them as a TIFF file.
+    Predicts the class of every pixel of a large image file, and writes the classes as a TIFF file.
 
-    Overlapping tiles are predicted as [`predict_mask`] predicts an image, and the mean of their probabilities,
-    weighted by [`tile_weights`], decides. Memory does not grow with the image's height: besides the model on one tile,
-    it is for `4 * num_labels * overlap * width` bytes, and for rasterio's cache.
+    Overlapping tiles are predicted as [`predict_mask`] predicts an image, and the class with the largest mean of their
+    probabilities, weighted by [`tile_weights`], is chosen. Memory does not grow with the image's height: it is that of
+    the model on one tile, `4 * num_labels * overlap * width` bytes, and rasterio's cache.
 
     Args:
         model ([`PreTrainedModel`]): segmentation model in eval mode.
         image_processor ([`BaseImageProcessor`]): the model's, which must not resize.
         source (`str` or `Path`):
-            file of a kind that rasterio reads, TIFF or another: gray or RGB, also with opacity, or with a palette, of
-            8 or 16 bits, or those of its bands that are red, green and blue.
+            file that rasterio reads, TIFF or another: gray or RGB, with or without opacity, or with a palette, of 8 or
+            16 bits. Of files with more bands, those that are red, green and blue are read.
         target (`str` or `Path`):
-            TIFF file, in place of one that is there; written under another name first. Its values are uint8, shown
-            in the classes' colors, or uint16 if one is above 255; place and coordinate system are the image's.
+            TIFF file, which replaces an existing one when it is whole. Its values are uint8 in the classes' colors, or
+            uint16 if one is above 255. It has the image's place and coordinate system.
         tile_size (`int`, *optional*): pixels of a tile's side; by default the longer side of the training crop.
         overlap (`int`, *optional*): pixels that tiles have in common, at most half of `tile_size`; default: a quarter.
         args ([`PredictionArguments`], *optional*): how each tile is predicted; by default as the model has it.
@@ -88,8 +88,8 @@ def predict_large(
         `np.ndarray`: int64 (num_labels,), the number of pixels of each class.
 
     Raises:
-        ValueError: if rasterio is missing, the image is of another kind or too small, `tile_size` or `overlap` is out
-            of range, the image processor resizes, or the model is in training mode.
+        ValueError: if rasterio is missing, the image is of another kind or too small, `target` is the image,
+            `tile_size` or `overlap` is out of range, the image processor resizes, or the model is in training mode.
         OSError: if a file cannot be read or written.
         RuntimeError: if the model's output is not finite.
     """
@@ -131,7 +131,7 @@ def predict_large(
 def require_usable(
     model, image_processor, source: Path, tile_size: int | None, overlap: int | None = None
 ) -> tuple[int, int]:
-    """`tile_size` and `overlap` of [`predict_large`], whose ValueErrors are raised but for those about the image."""
+    """`tile_size` and `overlap` of [`predict_large`], after its checks that do not need the image."""
     with gdal(source):
         pass
     tile_size = max(model.config.crop_height_width) if tile_size is None else tile_size
@@ -147,9 +147,9 @@ def require_usable(
         raise ValueError("The model is in training mode, but prediction needs eval mode: call model.eval() first.")
     if getattr(image_processor, "do_resize", False):
         raise ValueError(
-            f"The model's image processor scales every image to {dict(image_processor.size)}, in which a large image "
-            "would lose its details, and its tiles would be larger than what the model was trained on: scale the file "
-            "down yourself (gdal_translate -outsize 4000 0), or train without --image_long_side."
+            f"The model's image processor scales every image to {dict(image_processor.size)}, so a large image would "
+            "lose its details, and unscaled tiles would show objects larger than in training: scale the file down "
+            "yourself (gdal_translate -outsize 4000 0), or train without --image_long_side."
         )
     return tile_size, overlap
 
@@ -157,7 +157,7 @@ def require_usable(
 def _probabilities(model, image_processor, picture: PIL.Image.Image, args: PredictionArguments) -> torch.Tensor:
     """float32 (num_labels, height, width)"""
     pixel_values = process_picture(model.config, image_processor, picture).to(model.device)
-    # The softmax of logarithms of probabilities, which some modes give, is these again.
+    # Some modes give logarithms of probabilities; their softmax is the probabilities again.
     return require_finite(predict_logits(model, pixel_values, picture.size[::-1], args))[0].softmax(dim=0)
 
 

@@ -43,9 +43,9 @@ def load_trained(
 
     Args:
         model_id (`str`): folder or Hub id.
-        device (`str`, *optional*): such as "cpu" or "cuda:0"; by default the GPU if there is one.
+        device (`str`, *optional*): device, such as "cpu" or "cuda:0"; by default the GPU if there is one.
         revision (`str`, *optional*): branch, tag or commit of a Hub id; by default the main branch.
-        token (`str` or `bool`, *optional*): of a private Hub id; by default the one that is logged in, if any.
+        token (`str` or `bool`, *optional*): token for a private Hub id; by default that of the login, if any.
 
     Returns:
         `tuple`: the model in eval mode on the device, and the image processor.
@@ -55,7 +55,7 @@ def load_trained(
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        torch.empty(0, device=device)  # before the model is loaded, which may take long
+        torch.empty(0, device=device)  # checked before the model is loaded, which may take long
     except (AssertionError, RuntimeError) as error:
         raise ValueError(f"The device {device!r} cannot be used: {error}") from error
     config = load_config(model_id, revision, token)
@@ -76,14 +76,14 @@ def load_trained(
 
 def make_image_processor(long_side: int | None = None, **normalization) -> SegformerImageProcessorPil:
     """
-    SegFormer's image processor: normalizes, and resizes only if asked to.
+    Makes SegFormer's image processor, which normalizes images, and resizes them only if `long_side` is given.
 
     Args:
-        long_side (`int`, *optional*): pixels to scale the long side to, keeping the aspect.
+        long_side (`int`, *optional*): pixels of the long side after resizing; the aspect ratio is kept.
         normalization: `image_mean` and `image_std`, by default ImageNet's.
 
     Returns:
-        `SegformerImageProcessorPil`: which gives the same pixels with and without torchvision.
+        `SegformerImageProcessorPil`: gives the same pixels with and without torchvision.
     """
     if long_side is None:
         return SegformerImageProcessorPil(do_resize=False, **normalization)
@@ -92,10 +92,10 @@ def make_image_processor(long_side: int | None = None, **normalization) -> Segfo
 
 def long_side_of(image_processor: BaseImageProcessor) -> int | None:
     """
-    What the image processor makes of an image's long side; None if it leaves the size alone.
+    The length to which the image processor scales an image's long side; None if it keeps the size.
 
     Raises:
-        ValueError: if it resizes in another way.
+        ValueError: if the image processor resizes in another way.
     """
     if not image_processor.do_resize:
         return None

@@ -1,8 +1,8 @@
 """
-Prediction of many images: workers decode them, the model predicts batches of one size, threads write the results.
+Prediction of many images: workers decode them, the model predicts batches of one size, and threads write the results.
 
-What is held at a time depends on the size of the images, not on their number. A batch is always made of the same
-images, whatever was predicted before and whichever process predicts it, so that its results are the same to the bit.
+Memory depends on the size of the images, not on their number. A batch always has the same images, whatever was
+predicted before and whichever process predicts it, so that its results have the same bits.
 """
 
 import os
@@ -28,8 +28,8 @@ from .handler import classify_pixels, finite_logits, process_picture, require_fi
 from .writers import ResultWriter
 
 
-BATCH_MODEL_PIXELS = 2**22  # of a batch, as the model gets them, unless it is a single image
-BATCH_IMAGE_PIXELS = 2**26  # of a batch, as the images are stored, unless it is a single image
+BATCH_MODEL_PIXELS = 2**22  # most pixels of a batch as the model gets them, unless the batch is a single image
+BATCH_IMAGE_PIXELS = 2**26  # most pixels of a batch as the images are stored, unless the batch is a single image
 MOST_WORKERS = 8
 
 
@@ -45,18 +45,18 @@ def plan_batches(
     tiff_page: int | None = None,
 ) -> list[list[int]]:
     """
-    Puts images that reach the model with one size into batches. Sizes are those in the headers of the files.
+    Puts images that reach the model with one size into batches. The sizes are read from the headers of the files.
 
     Args:
         files (`Sequence[Path]`): the images.
         image_processor ([`BaseImageProcessor`]): the model's.
-        batch_size (`int`): images of a batch; fewer where they are large, 4 megapixels together for the model.
-        args ([`PredictionArguments`]): how they are predicted.
-        left_out (`Collection[int]`): positions of images that are not to be in one.
-        tiff_page (`int`, *optional*): of TIFF files, see [`Reading`].
+        batch_size (`int`): images of a batch; a batch of large images has fewer, 4 megapixels in all for the model.
+        args ([`PredictionArguments`]): how the images are predicted.
+        left_out (`Collection[int]`): positions of images that no batch may have.
+        tiff_page (`int`, *optional*): page of TIFF files, see [`Reading`].
 
     Returns:
-        `list[list[int]]`: positions in `files`, each in one batch. It depends on nothing but the arguments.
+        `list[list[int]]`: positions in `files`, each in one batch. The result depends only on the arguments.
     """
     taken = sorted(set(range(len(files))).difference(left_out))
     if batch_size == 1:
@@ -76,7 +76,7 @@ def plan_batches(
 
 
 def _stored_size(file: Path, tiff_page: int | None) -> tuple[int, int]:
-    """(height, width) in the header of an image file; (1, 1) where it cannot be read, which is told later."""
+    """(height, width) in the header of an image file; (1, 1) if it cannot be read, which is reported later."""
     try:
         with open_image(file, tiff_page=tiff_page) as opened:
             return opened.height, opened.width
@@ -85,14 +85,14 @@ def _stored_size(file: Path, tiff_page: int | None) -> tuple[int, int]:
 
 
 def _images_at_a_time(given: tuple[int, int], size: tuple[int, int], args: PredictionArguments) -> int:
-    # All classes of all images are held at the images' own size where maps are averaged.
+    # To average maps, all classes of all images are held at the images' own size.
     pixels = given if in_one_piece(args) else max(given, size, key=np.prod)
     at_a_time = min(BATCH_MODEL_PIXELS // max(1, np.prod(pixels)), BATCH_IMAGE_PIXELS // max(1, np.prod(size)))
     return max(1, int(at_a_time))
 
 
 def processed_size(image_processor: BaseImageProcessor, size: tuple[int, int]) -> tuple[int, int]:
-    """(height, width) that the image processor makes of an image of `size` (height, width), where that is known."""
+    """(height, width) after the image processor of an image of `size` (height, width), as far as it can be told."""
     wanted = dict(image_processor.size or {}) if image_processor.do_resize else {}
     if wanted.get("height") and wanted.get("width"):
         return wanted["height"], wanted["width"]
@@ -107,8 +107,8 @@ class Prepared:
     Images that the model gets together.
 
     Args:
-        rows (`list[int]`): their positions in the list of files.
-        images (`list[torch.Tensor]`): upright RGB, uint8 (height, width, 3).
+        rows (`list[int]`): positions of the images in the list of files.
+        images (`list[torch.Tensor]`): the upright RGB images, uint8 (height, width, 3) each.
         pixel_values (`torch.Tensor`): float32 (batch, 3, height, width), as the image processor gives them.
     """
 
@@ -126,14 +126,14 @@ class Prepared:
 
 class PreparedBatches(Dataset):
     """
-    Batches, read and processed: the part of the work that is done in a DataLoader's workers.
+    Batches of decoded and processed images: the work of the workers of a DataLoader.
 
     Args:
         files (`Sequence[Path]`): the images.
-        batches (`list[list[int]]`): of [`plan_batches`].
+        batches (`list[list[int]]`): result of [`plan_batches`].
         image_processor ([`BaseImageProcessor`]): the model's.
-        config ([`AllSparkFields`]): of the model.
-        args ([`PredictionArguments`]): how they are predicted.
+        config ([`AllSparkFields`]): the model's configuration.
+        args ([`PredictionArguments`]): how the images are predicted.
     """
 
     def __init__(self, files, batches, image_processor, config, args: PredictionArguments):
@@ -144,7 +144,7 @@ class PreparedBatches(Dataset):
         return len(self.batches)
 
     def __getitem__(self, index: int) -> tuple[list[Prepared], dict[int, str]]:
-        """The images of a batch, by the size that they really have, and why the others cannot be predicted."""
+        """The images of a batch, grouped by their decoded size, and row -> reason for those that cannot be read."""
         groups, failures = {}, {}
         for row in self.batches[index]:
             try:
@@ -176,7 +176,7 @@ def read_picture(file: Path, reading: Reading) -> Image.Image:
 
 
 def in_one_piece(args: PredictionArguments) -> bool:
-    """Whether the model's own logits are what is predicted, as [`predict_mask`] does: nothing averaged or resized."""
+    """Whether the model gets whole images and nothing is averaged, as in [`predict_mask`]."""
     return args.eval_mode == "whole" and args.eval_scales in (None, [1.0]) and not args.eval_flip
 
 
@@ -190,17 +190,17 @@ def predict_batch(
     Args:
         model (`Callable`): `model(pixel_values=...).logits` with `config`, `dtype` and `device`; in eval mode.
         pixel_values (`torch.Tensor`): float (batch, 3, height, width), as the image processor gives them.
-        sizes (`Sequence[tuple[int, int]]`): (height, width) of each image; one size unless [`in_one_piece`].
-        args ([`PredictionArguments`]): how they are predicted, see [`predict_logits`].
+        sizes (`Sequence[tuple[int, int]]`): (height, width) of each image; all equal unless [`in_one_piece`].
+        args ([`PredictionArguments`]): how the images are predicted, see [`predict_logits`].
         confidence (`bool`): whether to compute the probabilities too.
 
     Returns:
-        `list[tuple]`: of each image the class indices (height, width), uint8 up to 256 classes, int32 above, and the
+        `list[tuple]`: for each image, the class indices (height, width), uint8 up to 256 classes, int32 above, and the
         probability of each pixel's class, float32 in 0..1 (height, width), or None.
 
     Raises:
         ValueError: if an image is too small for the encoder at one of the scales.
-        RuntimeError: if the output is not finite, or memory is short.
+        RuntimeError: if the output is not finite, or memory runs out.
     """
     if in_one_piece(args):
         logits = finite_logits(model, pixel_values)
@@ -208,7 +208,7 @@ def predict_batch(
         logits = require_finite(predict_logits(model, pixel_values.to(model.device), sizes[0], args))
     results = []
     for own, size in zip(logits.split(1), sizes, strict=True):
-        # In half precision two classes would often be equal.
+        # In half precision, two classes would often have equal logits.
         own = own.to(torch.promote_types(own.dtype, torch.float32))
         classes, probability = classify_pixels(own, size, with_confidence=confidence)
         results.append((classes.cpu().numpy(), probability.cpu().numpy() if confidence else None))
@@ -216,7 +216,7 @@ def predict_batch(
 
 
 def _predicted(model, group: Prepared, args: PredictionArguments, confidence: bool) -> Iterator[tuple]:
-    """Of each image its row, the image, and mask and confidence or else the reason why there are none."""
+    """For each image: its row, the image, and the pair of mask and confidence, or the reason if the image fails."""
     sizes = [tuple(image.shape[:2]) for image in group.images]
     reason = None
     try:
@@ -227,7 +227,7 @@ def _predicted(model, group: Prepared, args: PredictionArguments, confidence: bo
         yield from zip(group.rows, group.images, results, strict=True)
     elif len(group.rows) == 1:
         yield group.rows[0], group.images[0], reason
-    else:  # one by one, so that only the image that fails does; and with less memory
+    else:  # one by one, so that one bad image does not fail the others, and less memory is needed
         for single in group.alone():
             yield from _predicted(model, single, args, confidence)
 
@@ -245,14 +245,15 @@ def predict_many(
 
     Args:
         model (`Callable`): `model(pixel_values=...).logits` with `config`, `dtype` and `device`; in eval mode.
-        batches ([`PreparedBatches`]): what to predict.
-        names (`Sequence[Path]`): of the results of every image, see [`name_results`].
-        writers (`Sequence[ResultWriter]`): of the results.
-        num_workers (`int`): processes that decode, and threads that write; 0: one thread, and this process decodes.
-        done (`frozenset[int]`): rows whose results are there; they keep their place in a batch.
+        batches ([`PreparedBatches`]): the images.
+        names (`Sequence[Path]`): name of the results of every image, see [`name_results`].
+        writers (`Sequence[ResultWriter]`): the writers of the results.
+        num_workers (`int`): number of processes that decode and of threads that write; with 0, this process decodes
+            and one thread writes.
+        done (`frozenset[int]`): rows whose results exist; they stay in their batches, but are not written.
 
     Yields:
-        `tuple[int, str | None]`: a row whose results are all written, and None; or one that has failed, and why.
+        `tuple[int, str | None]`: a row whose results are all written, and None; or a row that failed, and the reason.
 
     Raises:
         ValueError: if the model is in training mode.
@@ -276,14 +277,14 @@ def predict_many(
                         yield row, result
                         continue
                     pending.append((row, pool.submit(_write, writers, names[row], image, *result)))
-                    while len(pending) > 2 * threads:  # the model waits for the writers, or memory would grow
+                    while len(pending) > 2 * threads:  # the model waits for the writers, so that memory does not grow
                         yield _outcome(*pending.popleft())
         while pending:
             yield _outcome(*pending.popleft())
 
 
 def default_workers(num_processes: int, on_cpu: bool) -> int:
-    """By the CPUs that this machine has for each of its processes; where the model needs them too, one in four."""
+    """The number of CPUs for each process of this machine, or a quarter of it if the model runs on CPUs; 1 to 8."""
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     cpus //= num_processes
     return max(1, min(MOST_WORKERS, cpus // 4 if on_cpu else cpus))

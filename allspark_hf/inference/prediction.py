@@ -1,4 +1,4 @@
-"""Prediction of one image at its own size, with a trained model and its image processor."""
+"""Predicts one image at its own size, with a trained model and its image processor."""
 
 import numpy as np
 from PIL import Image
@@ -15,13 +15,13 @@ def predict_mask(model: PreTrainedModel, image_processor: BaseImageProcessor, im
     """
     Predicts the class of every pixel of one image.
 
-    The same as the image processor's `post_process_semantic_segmentation` at image size, in less memory.
+    The result is that of the image processor's `post_process_semantic_segmentation` at image size, with less memory.
 
     Args:
         model ([`PreTrainedModel`]): segmentation model in eval mode.
         image_processor ([`BaseImageProcessor`]): the model's.
         image (`PIL.Image.Image`):
-            of any size and mode that [`to_rgb`] takes; turned upright if it has an EXIF orientation.
+            an image of any size and mode that [`to_rgb`] takes; turned upright by its EXIF orientation.
 
     Returns:
         `np.ndarray`: class indices 0 to num_labels - 1 (height, width), the size of the upright image: uint8 up to
@@ -39,7 +39,7 @@ def predict_confidence(
     model: PreTrainedModel, image_processor: BaseImageProcessor, image: Image.Image
 ) -> tuple[np.ndarray, np.ndarray]:
     """
-    Predicts the class of every pixel of one image, and how probable it is; arguments and errors are those of
+    Predicts the class of every pixel of one image, and the probability of the class; arguments and errors are those of
     [`predict_mask`].
 
     Returns:
@@ -60,14 +60,14 @@ def _predict(model, image_processor, image, with_confidence: bool) -> tuple[np.n
 
 def model_palette(model: PreTrainedModel) -> np.ndarray:
     """
-    Colors of a model's classes: `config.palette` as saved by the training script, else the default palette.
+    The colors of a model's classes: `config.palette`, which the training saves, or else the default palette.
 
     Returns:
         `np.ndarray`: uint8 (num_labels, 3), red, green and blue in 0..255.
 
     Raises:
-        ValueError: if `config.palette` is not one color of three values in 0..255 per class, or there is none and
-            the model has over 256 classes.
+        ValueError: if `config.palette` does not have three values in 0..255 for each class, or there is no palette and
+            the model has more than 256 classes.
     """
     return palette_of(model.config)
 

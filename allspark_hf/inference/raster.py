@@ -1,4 +1,4 @@
-"""Image files read in windows, and masks written so, with rasterio: `pip install "allspark-hf[large]"`."""
+"""Reads large image files and writes their masks part by part, with rasterio: `pip install "allspark-hf[large]"`."""
 
 import logging
 import warnings
@@ -20,22 +20,22 @@ from .tiles import Span
 logger = logging.getLogger(__name__)
 
 OPTIONS = {
-    "GDAL_CACHEMAX": 256,  # MB that it keeps of files; by default a twentieth of the machine's memory
-    "GDAL_PNG_WHOLE_IMAGE_OPTIM": False,  # or it reads what is missing of a PNG cut short as 0, and says nothing
+    "GDAL_CACHEMAX": 256,  # MB of files kept in memory; the default is a twentieth of the machine's memory
+    "GDAL_PNG_WHOLE_IMAGE_OPTIM": False,  # True reads the missing part of a PNG that is cut short as 0, silently
     "GDAL_ERROR_ON_LIBJPEG_WARNING": True,
 }
 BLOCK = 512  # side of the blocks of a mask's file
 COLORS, GRAY = ["red", "green", "blue"], (["gray"], ["gray", "alpha"])
-SAME_COLORS = ("YCbCr",)  # GDAL turns CMYK and CIELAB into RGB in another way than Pillow
+SAME_COLORS = ("YCbCr",)  # color spaces that GDAL turns into RGB as Pillow does, unlike CMYK and CIELAB
 
 
 @contextmanager
 def gdal(file: Path) -> Iterator[Any]:
     """
-    rasterio, in an environment whose memory is bounded.
+    Gives rasterio, with [`OPTIONS`] that bound its memory.
 
     Raises:
-        ValueError: if it is not installed; names the file.
+        ValueError: if rasterio is not installed; the message names the file that needs it.
     """
     try:
         import rasterio
@@ -50,7 +50,7 @@ def gdal(file: Path) -> Iterator[Any]:
 
 
 def count_values(file: Path, count: int) -> np.ndarray:
-    """int64 (count,): how often each of the values 0 to count - 1 occurs in a mask, which is read in windows."""
+    """int64 (count,): how often each of the values 0 to count - 1 occurs in a mask file, which is read in parts."""
     found = np.zeros(count, dtype=np.int64)
     with gdal(file) as rasterio, rasterio.open(file) as mask:
         for _, window in mask.block_windows(1):
@@ -59,7 +59,7 @@ def count_values(file: Path, count: int) -> np.ndarray:
 
 
 def require_plain(source: Path, raster, tiff_page: int | None):
-    """Refuses what rasterio passes over and [`load_image`] does not: pages, and pictures that lie on their side."""
+    """Refuses files of several pages and those that EXIF turns; rasterio ignores both, unlike [`load_image`]."""
     orientation = int(raster.tags().get("EXIF_Orientation", 1))
     if raster.driver == "GTiff":
         try:
@@ -70,14 +70,14 @@ def require_plain(source: Path, raster, tiff_page: int | None):
             raise ImageError(f"{source} is a TIFF file of a kind that Pillow does not know: {error}.") from error
     if orientation != 1:
         raise ImageError(
-            f"{source} is to be turned when it is shown (EXIF orientation {orientation}), which is not done in "
-            "windows: save it upright."
+            f"{source} is turned when it is shown (EXIF orientation {orientation}), but a large image is read as "
+            "it is stored: save it upright."
         )
 
 
 @contextmanager
 def open_page(rasterio, source: Path, tiff_page: int | None) -> Iterator[Any]:
-    """A raster file, of TIFF files the page of [`Reading`]; ImageError if [`require_plain`] refuses it."""
+    """An open raster file, at `tiff_page` if it is a TIFF file; ImageError if [`require_plain`] refuses it."""
     with rasterio.open(source) as raster:
         require_plain(source, raster, tiff_page)
         page = f"GTIFF_DIR:{tiff_page + 1}:{source}" if raster.driver == "GTiff" and tiff_page else source
@@ -88,13 +88,14 @@ def open_page(rasterio, source: Path, tiff_page: int | None) -> Iterator[Any]:
 @dataclass(frozen=True)
 class WindowedPicture:
     """
-    The parts of a raster file that [`to_rgb`] takes.
+    A raster file of which parts are read as [`to_rgb`] reads whole images.
 
     Args:
-        raster (`rasterio.DatasetReader`): the file.
-        bands (`list[int]`): of gray, or of red, green and blue, and last that of opacity, if it has one; from 1 on.
-        palette (`np.ndarray`, *optional*): uint8 (256, 3), the color of each value of the single band.
-        reading ([`Reading`]): the model's.
+        raster (`rasterio.DatasetReader`): the open file.
+        bands (`list[int]`): numbers, from 1 on, of the bands gray, or red, green and blue, and then of opacity, if
+            there is one.
+        palette (`np.ndarray`, *optional*): uint8 (256, 3), the color of each value of a single band.
+        reading ([`Reading`]): how the model reads images.
     """
 
     raster: Any
@@ -111,7 +112,7 @@ class WindowedPicture:
     def of(cls, raster, reading: Reading) -> "WindowedPicture":
         """
         Raises:
-            ImageError: if [`to_rgb`] would not take the file, or rasterio reads it otherwise than Pillow.
+            ImageError: if [`to_rgb`] would refuse the file, or rasterio reads it differently from Pillow.
         """
         names = [color.name for color in raster.colorinterp]
         structure = raster.tags(ns="IMAGE_STRUCTURE")
@@ -130,15 +131,16 @@ class WindowedPicture:
         shines_through = raster.nodata is not None or any(color[3] < 255 for color in table.values())
         if (raster.driver == "PNG" and shines_through) or "MINISWHITE" in structure:
             raise ImageError(
-                f"{raster.name} has a transparent color, or white as 0, which is not read in windows: save it as RGB."
+                f"{raster.name} has a transparent color, or white as 0, which large images must not have: save it as "
+                "RGB."
             )
         bands = list(range(1, len(colors) + 1))
         if "alpha" in names and _is_opacity(raster, names.index("alpha") + 1):
             bands.append(names.index("alpha") + 1)
         if len(bands) < len(names):
             logger.warning(
-                "%s has %d bands, of which %d are read: gray or colors, and opacity if that is a band of nothing but "
-                "0 and the largest value.",
+                "%s has %d bands, of which %d are read: gray or colors, and opacity if that band holds only 0 and the "
+                "largest value.",
                 *(raster.name, len(names), len(bands)),
             )
         palette = np.array([table.get(value, (0, 0, 0))[:3] for value in range(256)], dtype=np.uint8)
@@ -146,14 +148,14 @@ class WindowedPicture:
 
     def read(self, rows: Span, columns: Span) -> PIL.Image.Image:
         """
-        A window in 8-bit RGB.
+        A part of the image in 8-bit RGB.
 
         Raises:
             OSError: if the file is damaged.
         """
         try:
             values = self.raster.read(self.bands, window=(rows, columns)).transpose(1, 2, 0)
-        except OSError as error:  # whose own words name another one
+        except OSError as error:  # rasterio's message hides the reason in its cause
             raise OSError(f"{self.raster.name} cannot be read: {error.__cause__ or error}") from error
         if self.palette is not None:
             return PIL.Image.fromarray(self.palette[values[..., 0]])
@@ -166,7 +168,7 @@ class WindowedPicture:
 
 
 def _is_opacity(raster, band: int) -> bool:
-    """As [`load_image`] decides: always in PNG, else if it is 0 or the largest value in every pixel, and not all 0."""
+    """Whether a band is opacity, as [`load_image`] decides: in PNG, or if it holds only 0 and the largest value."""
     if raster.driver == "PNG":
         return True
     largest, seen = np.iinfo(raster.dtypes[0]).max, False
@@ -184,13 +186,13 @@ def new_mask(
     rasterio, file: Path, image, colors: dict[int, Sequence[int]]
 ) -> Iterator[Callable[[int, np.ndarray], None]]:
     """
-    Makes a TIFF file of a mask, and gives a function that writes integers (rows, width) from a row on.
+    Makes a TIFF file for a mask, and gives a function that writes integers (rows, width) from a row on.
 
     Args:
-        rasterio: of [`gdal`].
-        file (`Path`): to write.
-        image (`rasterio.DatasetReader`): whose size, place and coordinate system the mask has.
-        colors (`dict[int, Sequence[int]]`): value -> red, green and blue; shown where all values are below 256.
+        rasterio: the module, of [`gdal`].
+        file (`Path`): the file to write.
+        image (`rasterio.DatasetReader`): the image; the mask gets its size, place and coordinate system.
+        colors (`dict[int, Sequence[int]]`): value -> red, green and blue; stored if all values are below 256.
     """
     few = max(colors) <= 255
     profile = {"driver": "GTiff", "count": 1, "dtype": "uint8" if few else "uint16", "compress": "deflate"}

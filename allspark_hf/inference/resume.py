@@ -1,4 +1,4 @@
-"""Predictions that go on where an earlier run stopped, and never on top of results of another kind."""
+"""Lets predictions go on where an earlier run stopped, and never mixes results of different settings."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,33 +12,33 @@ SETTINGS_FILE = "predict.json"
 
 
 def is_done(writers: Sequence[ResultWriter], name: Path, image: Path) -> bool:
-    """Whether all results of an image file are there, none of them older than the file."""
+    """Whether all results of an image file exist, and none of them is older than the file."""
     try:
         changed = image.stat().st_mtime_ns
         return all(path.stat().st_mtime_ns >= changed for writer in writers for path in writer.image_paths(name))
-    except OSError:  # one is not there
+    except OSError:  # a file is missing
         return False
 
 
 def result_files(writers: Sequence[ResultWriter], names: Sequence[Path]) -> list[Path]:
-    """All files that a run writes but for its settings."""
+    """All files that a run writes, except its settings."""
     of_run = [path for writer in writers for path in writer.run_paths()]
     return of_run + [path for name in names for writer in writers for path in writer.image_paths(name)]
 
 
 def check_output_dir(output_dir: Path):
-    """Raises ValueError if it is a file."""
+    """Raises ValueError if the output folder is a file."""
     if output_dir.exists() and not output_dir.is_dir():
         raise ValueError(f"output_dir {output_dir} is a file, but a folder is needed: choose another --output_dir.")
 
 
 def check_existing(output_dir: Path, paths: Sequence[Path], resume: bool, overwrite: bool):
     """
-    Raises ValueError if results exist that are neither to be replaced nor known to be of an earlier run.
+    Raises ValueError if results exist that this run may neither replace nor complete.
 
     Args:
         output_dir (`Path`): folder of the results; need not exist.
-        paths (`Sequence[Path]`): of [`result_files`].
+        paths (`Sequence[Path]`): the results, of [`result_files`].
         resume (`bool`): whether to go on with an earlier run.
         overwrite (`bool`): whether to replace its results.
     """
@@ -47,8 +47,8 @@ def check_existing(output_dir: Path, paths: Sequence[Path], resume: bool, overwr
     existing = [path for path in paths if path.exists()]
     if existing and resume:
         raise ValueError(
-            f"{existing[0]} exists, but no {SETTINGS_FILE} that says how it was made, so that --resume cannot go on: "
-            "pass --overwrite to replace the results or choose another --output_dir."
+            f"{existing[0]} exists, but no {SETTINGS_FILE} that says how it was made, so --resume cannot go on: pass "
+            "--overwrite to replace the results or choose another --output_dir."
         )
     if existing:
         raise ValueError(
@@ -63,7 +63,7 @@ def check_settings(output_dir: Path, settings: dict[str, Any]):
 
     Args:
         output_dir (`Path`): folder of the results; need not exist.
-        settings (`dict[str, Any]`): all that the results depend on, as JSON holds it.
+        settings (`dict[str, Any]`): everything that the results depend on, as JSON holds it.
     """
     if not (output_dir / SETTINGS_FILE).exists():
         return
@@ -79,15 +79,15 @@ def check_settings(output_dir: Path, settings: dict[str, Any]):
 
 def begin(output_dir: Path, settings: dict[str, Any], outdated: Sequence[Path]):
     """
-    Makes the folder of the results ready, in one process.
+    Prepares the folder of the results; only one process calls this.
 
     Args:
-        output_dir (`Path`): folder of the results, made if need be.
-        settings (`dict[str, Any]`): of the run.
+        output_dir (`Path`): folder of the results, which is made if it is missing.
+        settings (`dict[str, Any]`): settings of the run.
         outdated (`Sequence[Path]`): files to remove.
     """
     output_dir.mkdir(parents=True, exist_ok=True)
-    # Before the settings are written, so that no file is ever taken for one of these settings that is not.
+    # Old files go before the settings are written, so that none is ever taken for a result of these settings.
     for path in outdated:
         path.unlink(missing_ok=True)
     write_json(output_dir / SETTINGS_FILE, settings)

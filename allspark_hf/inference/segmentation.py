@@ -1,7 +1,6 @@
 """One call from an image to its segmentation, for a notebook."""
 
 import base64
-import difflib
 import html
 import io
 import threading
@@ -19,6 +18,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 from ..data.images import array_to_image, decode
 from ..data.pixels import Reading, deep_values, load_image, to_rgb
 from ..utils.text import one_line
+from .classes import unknown_class
 from .loading import load_config, load_trained
 from .prediction import model_palette, predict_confidence
 from .visualization import legend, overlay
@@ -57,10 +57,10 @@ class LegendEntry:
 @dataclass(frozen=True, eq=False)
 class Segmentation:
     """
-    A segmented image. As the last line of a notebook's cell it shows its overlay and legend.
+    A segmented image. As the last line of a notebook's cell, it shows its overlay and legend.
 
     Args:
-        image (`PIL.Image.Image`): RGB, upright.
+        image (`PIL.Image.Image`): the image, RGB and upright.
         mask (`np.ndarray`):
             class indices 0 to num_labels - 1 (height, width), the size of `image`: uint8 up to 256 classes, int32
             above.
@@ -77,7 +77,7 @@ class Segmentation:
 
     @property
     def legend(self) -> list[LegendEntry]:
-        """The classes that occur, the largest area first, of equal ones the lower index."""
+        """The classes that occur, the largest area first; of equal areas, the lower index first."""
         classes = self.mask.ravel()
         pixels = np.bincount(classes, minlength=len(self.palette))
         confidence = np.bincount(classes, weights=self.confidence.ravel(), minlength=len(self.palette))
@@ -95,7 +95,7 @@ class Segmentation:
 
     def overlay(self, alpha: float = 0.5) -> Image.Image:
         """
-        The image under the classes' colors: RGB, of the same size.
+        The image under the colors of its classes: RGB, of the same size.
 
         Args:
             alpha (`float`, *optional*, defaults to 0.5): weight of the colors, 0 (image only) to 1 (colors only).
@@ -106,7 +106,7 @@ class Segmentation:
         return overlay(self.image, self.mask, self.palette, alpha, ignore_index=None)
 
     def legend_image(self) -> Image.Image:
-        """Swatch and name of the classes that occur, in the order of class indices: RGB image on white."""
+        """A picture of colors and names of the classes that occur, in the order of class indices: RGB, on white."""
         names = [self.id2label[index] for index in range(len(self.palette))]
         return legend(names, self.palette, present=np.unique(self.mask))
 
@@ -122,10 +122,7 @@ class Segmentation:
         """
         indices = [index for index, name in self.id2label.items() if label in (name, index)]
         if not indices:
-            names = [str(name) for name in self.id2label.values()]
-            close = difflib.get_close_matches(str(label), names, n=1)
-            advice = f"did you mean {close[0]!r}?" if close else f"the classes are {', '.join(names)}."
-            raise ValueError(f"The model has no class {label!r}: {advice}")
+            raise unknown_class(label, [str(name) for name in self.id2label.values()])
         return np.isin(self.mask, indices)
 
     def __repr__(self) -> str:
@@ -136,7 +133,7 @@ class Segmentation:
 
     def _repr_html_(self) -> str:
         picture = self.overlay()
-        picture.thumbnail((_NOTEBOOK_SIDE, _NOTEBOOK_SIDE))  # the notebook's file holds it
+        picture.thumbnail((_NOTEBOOK_SIDE, _NOTEBOOK_SIDE))  # small, because the notebook's file holds the picture
         content = io.BytesIO()
         picture.save(content, format="PNG")
         source = f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode('ascii')}"
@@ -166,26 +163,27 @@ def segment(
     token: str | bool | None = None,
 ) -> Segmentation | list[Segmentation] | Iterator[Segmentation]:
     """
-    Segments an image, or several, or any number of them one after the other.
+    Segments one image, a list of images, or any number of them one after another.
 
-    The mask is that of [`predict_mask`]. The last two models are kept in memory, so that another call with the same
-    name does not load again; a folder whose model has changed is loaded anew, a Hub id is not asked again.
+    The mask is that of [`predict_mask`]. The last two models stay in memory, so that another call with the same name
+    does not load the model again. A folder whose model has changed is loaded again; for a Hub id, the Hub is not asked
+    again.
 
     Args:
         model (`str`, `Path` or `tuple`):
-            Hub id or folder of a model trained by this library, or a pair of model (in eval mode) and image
+            Hub id or folder of a model trained by this library, or a pair of a model in eval mode and its image
             processor, as [`load_trained`] gives it.
         image (`PIL.Image.Image`, `str`, `Path`, `np.ndarray` or `dict`):
-            a picture, the path of an image file, an array uint8 (0..255) or uint16 (0..65535), red, green and blue
-            (height, width, 3) or gray (height, width), or a dict of the `bytes` or else the `path` of a file, as data
-            sets store it; or a list or tuple of these, or another iterable, such as a generator. 16-bit values are
-            scaled by the model's `image_range`, but a 16-bit color file that Pillow has already decoded has 8 bits
-            left: give its path. Of a TIFF file the page `tiff_page` of the model's configuration is read.
-        device, revision, token (*optional*): of [`load_trained`]; not for a loaded model.
+            a picture; the path of an image file; an array uint8 (0..255) or uint16 (0..65535), red, green and blue
+            (height, width, 3) or gray (height, width); a dict with the `bytes` or the `path` of a file, as data sets
+            store it; a list or tuple of these, or another iterable, such as a generator. 16-bit values are scaled by
+            the model's `image_range`. Give a 16-bit color file by its path, because Pillow keeps only 8 bits when it
+            decodes the file. Of a TIFF file, the page `tiff_page` of the model's configuration is read.
+        device, revision, token (*optional*): see [`load_trained`]; not for a loaded model.
 
     Returns:
-        [`Segmentation`]: a list of them, in order, for a list or tuple; for another iterable an iterator, which takes
-        an image and segments it when the next result is asked for, so that memory does not grow with their number.
+        [`Segmentation`]: for one image. For a list or tuple, a list of them in order. For another iterable, an
+        iterator that takes and segments an image when the next result is asked for, so that memory does not grow.
 
     Raises:
         ValueError: if the model cannot be loaded, or an image cannot be read or is too small for the model.
@@ -194,7 +192,7 @@ def segment(
     one_by_one = isinstance(image, Iterable) and not many and not isinstance(image, _NOT_SEVERAL)
     named = isinstance(model, (str, Path))
     config = _config_of(str(model), device, revision, token) if named else _loaded_pair(model)[0].config
-    # All of a list are read first, so that a bad one is told before the model is loaded, or works on the others.
+    # A list is read first, so that a bad image raises an error before the model is loaded or segments the others.
     pictures = [] if one_by_one else [_read(item, config) for item in (image if many else [image])]
     if named:
         network, image_processor = _load_cached(str(model), device, revision, token)
@@ -227,7 +225,7 @@ def _segment_one(network, image_processor, picture: Image.Image) -> Segmentation
 
 
 def _read(image: ImageInput, config) -> Image.Image:
-    """Decoded and upright, for [`to_rgb`]."""
+    """The decoded, upright picture, for [`to_rgb`]."""
     if isinstance(image, (str, Path)):
         if not Path(image).is_file():
             raise ValueError(f"There is no file {image}: give the path of an image, a PIL image or an array.")
@@ -261,7 +259,7 @@ def _loaded_pair(model) -> tuple[PreTrainedModel, BaseImageProcessor]:
 
 
 def _config_of(model_id: str, *source):
-    """The configuration of a model of [`_load_cached`], which is not loaded for it."""
+    """The configuration of a model for [`_load_cached`]; the model is not loaded."""
     loaded = _loaded.get(_key(model_id, *source))
     return load_config(model_id, *source[1:]) if loaded is None else loaded[0].config
 
@@ -276,7 +274,7 @@ def _load_cached(
     key = _key(model_id, device, revision, token)
     with _lock:  # a second thread waits for the load instead of repeating it
         if key not in _loaded:
-            # Also what the folder held before it changed.
+            # The folder may have held another model before.
             for outdated in [other for other in _loaded if other[:3] == key[:3]]:
                 del _loaded[outdated]
             _loaded[key] = load_trained(model_id, device, revision, token)

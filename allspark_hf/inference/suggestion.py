@@ -1,4 +1,4 @@
-"""Which unlabeled images to label next: how unsure a model is of each, and a choice that spreads over them."""
+"""Chooses the unlabeled images to label next, by how unsure a model is of each and by how much they differ."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,9 +13,9 @@ from transformers.image_processing_utils import BaseImageProcessor
 from .handler import model_logits
 
 
-CANDIDATES = 4  # images, for each one to choose, that the doubt leaves to the choice by features
-EDGE = 0.01  # width of the strip on either side of the edges of regions, as a share of the shorter side
-AT_EDGES = 2  # times as much doubt there as elsewhere on a class, for the words "class edges"
+CANDIDATES = 4  # times as many images with the highest doubt are candidates as are chosen by features
+EDGE = 0.01  # width of the strip on either side of an edge between regions, as a share of the shorter side
+AT_EDGES = 2  # if doubt in the strip is so many times that elsewhere, the reason names edges
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,15 +24,14 @@ class Doubt:
     How unsure a model is of an image, as means over its pixels.
 
     Args:
-        entropy (`float`): entropy of the class probabilities, in [0, 1]: 1 where all classes are equally probable.
-        disagreement (`float`): share of the pixels, in [0, 1], whose class is another one in the mirror image.
+        entropy (`float`): entropy of the class probabilities, in [0, 1]: 1 if all classes are equally probable.
+        disagreement (`float`): share of the pixels, in [0, 1], that have another class in the mirror image.
         weighted_entropy, weighted_disagreement (`float`):
-            the same, each pixel times the weights of the classes that it may be of: their mean by probability.
+            the same, with each pixel multiplied by the mean of the class weights, weighted by the class probabilities.
         label (`int`): index of the class with the largest part in the weighted doubt.
         is_at_edges (`bool`):
-            whether pixels of that class that are near an edge of a predicted region are in doubt twice as much as its
-            others.
-        features (`np.ndarray`): float32 (channels,), the encoder's last feature map, averaged; of length 1.
+            whether the doubt about this class near edges of predicted regions is more than twice that elsewhere.
+        features (`np.ndarray`): float32 (channels,), the mean of the encoder's last feature map, with length 1.
     """
 
     entropy: float
@@ -48,20 +47,20 @@ class Doubt:
         edges = " edges" if self.is_at_edges else ""
         percent = 100 * self.disagreement
         differ = f"{percent:.0f}" if percent >= 1 or not percent else f"{percent:.1f}"
-        # A model with a single class also knows pixels that are not of it.
+        # A model with a single class has a second column for pixels that do not belong to the class.
         name = id2label[min(self.label, len(id2label) - 1)]
         return f"unsure about {name}{edges}: entropy {self.entropy:.2f}, flips differ on {differ} %"
 
 
 def class_weights(iou: Sequence[float | None]) -> np.ndarray:
     """
-    Weights of classes by what their IoU lacks, with a mean of 1.
+    Weights of classes in proportion to 1 - IoU, with a mean of 1.
 
     Args:
-        iou (`Sequence[float | None]`): of each class, in [0, 1]; None or NaN where it is not known.
+        iou (`Sequence[float | None]`): IoU of each class, in [0, 1]; None or NaN if it is not known.
 
     Returns:
-        `np.ndarray`: float64 (num_labels,); 1 where the IoU is not known, and everywhere if nothing is lacking.
+        `np.ndarray`: float64 (num_labels,); 1 for a class without a known IoU, and for all if every known IoU is 1.
     """
     lack = 1 - np.array([np.nan if value is None else value for value in iou], dtype=np.float64)
     known = ~np.isnan(lack)
@@ -72,12 +71,12 @@ def class_weights(iou: Sequence[float | None]) -> np.ndarray:
 
 def read_features(model: PreTrainedModel, image_processor: BaseImageProcessor, picture: Image.Image) -> np.ndarray:
     """
-    What the encoder sees in an image: the `features` of [`Doubt`].
+    The encoder's features of an image, as [`Doubt`] has them.
 
     Args:
-        model ([`Segmenter`]): in eval mode.
+        model ([`Segmenter`]): the model, in eval mode.
         image_processor ([`BaseImageProcessor`]): the model's.
-        picture (`PIL.Image.Image`): RGB, upright.
+        picture (`PIL.Image.Image`): the image, RGB and upright.
 
     Raises:
         ValueError: if the picture is too small or too narrow for the model.
@@ -89,17 +88,17 @@ def read_doubt(
     model: PreTrainedModel, image_processor: BaseImageProcessor, picture: Image.Image, weights: np.ndarray
 ) -> tuple[Doubt, np.ndarray]:
     """
-    Measures how unsure a model is of an image, at the size of its logits.
+    Measures how unsure a model is of an image, at the size of the logits.
 
     Args:
-        model ([`Segmenter`]): in eval mode.
+        model ([`Segmenter`]): the model, in eval mode.
         image_processor ([`BaseImageProcessor`]): the model's.
-        picture (`PIL.Image.Image`): RGB, upright.
+        picture (`PIL.Image.Image`): the image, RGB and upright.
         weights (`np.ndarray`): float (num_labels,), of [`class_weights`].
 
     Returns:
-        `tuple[Doubt, np.ndarray]`: the doubt, and where it is: float32 (logits height, logits width) in [0, 2], the
-        entropy of each pixel, and 1 more where the mirror image has another class.
+        `tuple[Doubt, np.ndarray]`: the doubt about the image, and the doubt about each pixel: float32 (logits height,
+        logits width) in [0, 2], the entropy, plus 1 if the mirror image has another class.
 
     Raises:
         ValueError: if the picture is too small or too narrow for the model.
@@ -113,7 +112,7 @@ def read_doubt(
     probabilities = logits.softmax(dim=1)[0]
     entropy = -(probabilities * logits.log_softmax(dim=1)[0]).sum(dim=0) / np.log(len(probabilities))
     weights = torch.as_tensor(weights, dtype=probabilities.dtype, device=probabilities.device)
-    if len(weights) < len(probabilities):  # of a single class
+    if len(weights) < len(probabilities):  # the model has a single class
         weights = weights.expand(len(probabilities))
     weight = torch.einsum("c,chw->hw", weights, probabilities)
     doubt = entropy + differs
@@ -129,7 +128,7 @@ def read_doubt(
 
 @torch.no_grad()
 def _run(model, image_processor, picture) -> tuple[torch.Tensor, np.ndarray]:
-    """Logits, float32 (1, classes, height, width), and the features of [`Doubt`], of one pass."""
+    """Logits, float32 (1, classes, height, width), and the features of [`Doubt`], from one forward pass."""
     maps = []
 
     def keep(features):
@@ -144,13 +143,13 @@ def _run(model, image_processor, picture) -> tuple[torch.Tensor, np.ndarray]:
         logits = model_logits(model, image_processor, picture).float()
     finally:
         handle.remove()
-    if logits.shape[1] == 1:  # with a logit of 0 for what is not of the class, softmax is the sigmoid
+    if logits.shape[1] == 1:  # with a second logit of 0, the softmax is the sigmoid of the single class
         logits = torch.cat([logits, torch.zeros_like(logits)], dim=1)
     return logits, F.normalize(maps[0].float().mean(dim=(2, 3)), dim=1)[0].cpu().numpy()
 
 
 def _edges(classes: torch.Tensor) -> torch.Tensor:
-    """Bool (height, width): where another class is near; classes are int64 (1, height, width)."""
+    """Bool (height, width): whether a pixel of another class is near; classes are int64 (1, height, width)."""
     reach = max(1, round(EDGE * min(classes.shape[1:])))
     window = {"kernel_size": 2 * reach + 1, "stride": 1, "padding": reach}
     values = classes.float()
@@ -158,18 +157,18 @@ def _edges(classes: torch.Tensor) -> torch.Tensor:
 
 
 def _is_at_edges(probability: torch.Tensor, doubt: torch.Tensor, edges: torch.Tensor) -> bool:
-    """Whether a class is in doubt near edges more than elsewhere; float, float and bool (height, width)."""
+    """Whether the doubt about a class is larger near edges; all are (height, width), float, float and bool."""
     near, elsewhere = ((probability * doubt)[where].sum() / probability[where].sum() for where in (edges, ~edges))
-    return bool(near > AT_EDGES * elsewhere)  # no if there is no such pixel: 0 / 0 is NaN
+    return bool(near > AT_EDGES * elsewhere)  # False if there is no such pixel, since 0 / 0 is NaN
 
 
 def scores(doubts: Sequence[Doubt]) -> np.ndarray:
     """
-    What labeling each image promises: weighted entropy and weighted disagreement, each over its mean of all images, so
-    that neither drowns the other.
+    How useful a mask of each image is expected to be: the sum of weighted entropy and weighted disagreement, each
+    divided by its mean over all images, so that both have equal influence.
 
     Returns:
-        `np.ndarray`: float64 (images,), with a mean of 2, or less where the model has no doubt of a kind.
+        `np.ndarray`: float64 (images,), with a mean of 2, or less if the model has no doubt of one kind.
     """
     kinds = np.array([(doubt.weighted_entropy, doubt.weighted_disagreement) for doubt in doubts], dtype=np.float64)
     means = kinds.mean(axis=0)
@@ -178,16 +177,16 @@ def scores(doubts: Sequence[Doubt]) -> np.ndarray:
 
 def k_center(features: np.ndarray, centers: np.ndarray, count: int) -> list[int]:
     """
-    Greedy k-center: takes, one after another, the image that is farthest from all that are taken or labeled.
+    Greedy k-center: takes, one after another, the image that is farthest from all taken and labeled ones.
 
     Args:
-        features (`np.ndarray`): float (images, channels), of the images to take from.
-        centers (`np.ndarray`): float (labeled images, channels), of which there may be none.
-        count (`int`): how many to take, at most all.
+        features (`np.ndarray`): float (images, channels), features of the images to choose from.
+        centers (`np.ndarray`): float (labeled images, channels), features of labeled images; may have no row.
+        count (`int`): how many images to take; at most all are taken.
 
     Returns:
-        `list[int]`: rows of `features` in the order in which they are taken: of equally far ones, and if there is no
-        center yet, the first.
+        `list[int]`: rows of `features` in the order in which they are taken. Of equally far images, and if there is no
+        center yet, the first is taken.
     """
     nearest = np.full(len(features), np.inf)
     taken = []
@@ -197,22 +196,22 @@ def k_center(features: np.ndarray, centers: np.ndarray, count: int) -> list[int]
         row = int(nearest.argmax())
         np.minimum(nearest, np.linalg.norm(features - features[row], axis=1), out=nearest)
         taken.append(row)
-        nearest[taken] = -1  # an equal image is still farther than one that is taken
+        nearest[taken] = -1  # below 0, the distance of an image equal to a taken one
     return taken
 
 
 def choose(doubts: Sequence[Doubt], labeled: np.ndarray, count: int) -> list[int]:
     """
-    Chooses images to label: of the [`CANDIDATES`] x `count` with the highest [`scores`], those that [`k_center`]
-    takes, seen from the labeled images.
+    Chooses images to label: [`k_center`] takes `count` of the [`CANDIDATES`] x `count` images with the highest
+    [`scores`], with the labeled images as centers.
 
     Args:
-        doubts (`Sequence[Doubt]`): of all unlabeled images.
+        doubts (`Sequence[Doubt]`): the doubt about every unlabeled image.
         labeled (`np.ndarray`): float32 (labeled images, channels), of [`read_features`].
-        count (`int`): how many to choose.
+        count (`int`): how many images to choose.
 
     Returns:
-        `list[int]`: rows of `doubts`, the one to label first at the beginning.
+        `list[int]`: rows of `doubts`, in the order in which to label the images.
     """
     best = np.argsort(-scores(doubts), kind="stable")[: CANDIDATES * count]
     features = np.stack([doubts[row].features for row in best])

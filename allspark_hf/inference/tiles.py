@@ -1,4 +1,4 @@
-"""Overlapping tiles of a large image, predicted one by one and blended, in memory for a row of tiles."""
+"""Predicts overlapping tiles of a large image one by one and blends them, with memory for one row of tiles."""
 
 from collections.abc import Callable, Iterator
 
@@ -11,12 +11,12 @@ Span = tuple[int, int]
 
 def tile_spans(length: int, tile: int, overlap: int) -> list[Span]:
     """
-    Where the tiles lie along one side of an image: evenly, the first at its beginning and the last at its end.
+    The places of tiles along one side of an image: at equal distances, from its beginning to its end.
 
     Args:
         length (`int`): side of the image in pixels.
-        tile (`int`): side of a tile in pixels; an image that is shorter is one tile.
-        overlap (`int`): pixels that neighbors have in common, or more, below `tile`.
+        tile (`int`): side of a tile in pixels; a shorter image is one tile.
+        overlap (`int`): least number of pixels that neighbors have in common, below `tile`.
 
     Returns:
         `list[tuple[int, int]]`: (start, end) of each tile, end excluded.
@@ -30,9 +30,9 @@ def tile_spans(length: int, tile: int, overlap: int) -> list[Span]:
 
 def tile_weights(span: Span, length: int, overlap: int) -> torch.Tensor:
     """
-    The weight of each pixel of a tile along one side: 1 inside and at the image's border, falling smoothly to nearly
-    0 (half a cosine) over the `overlap` pixels at a side that a neighbor covers, too. Two that overlap by just so much
-    add up to 1.
+    The weight of each pixel of a tile along one side: 1 inside the tile and at the image's border, and falling to
+    nearly 0 along half a cosine over the `overlap` pixels next to a neighbor. The weights of two tiles that overlap by
+    `overlap` pixels add up to 1.
 
     Returns:
         `torch.Tensor`: float32 (end - start,), above 0, at most 1.
@@ -50,21 +50,21 @@ def blended_rows(
     predict: Callable[[Span, Span], torch.Tensor], size: tuple[int, int], tile: int, overlap: int
 ) -> Iterator[tuple[int, np.ndarray]]:
     """
-    The class of every pixel of an image: the one whose probability is largest in the weighted mean of the tiles.
+    The class of every pixel of an image: the one with the largest weighted mean of the tiles' probabilities.
 
-    What later tiles still add to is kept, and nothing else: float32 (num_labels, rows that two rows of tiles share,
+    Memory holds only the sums to which later tiles add: float32 (num_labels, rows that two rows of tiles share,
     width), on the device of the predictions.
 
     Args:
         predict (`Callable`):
-            gives the class probabilities of the tile at (rows, columns): float32 (num_labels, height, width), which
-            are changed here.
+            gives the class probabilities of the tile at (rows, columns), float32 (num_labels, height, width); the
+            tensor is changed here.
         size (`tuple[int, int]`): (height, width) of the image.
-        tile, overlap (`int`): of [`tile_spans`]; `overlap` at most half of `tile`.
+        tile, overlap (`int`): see [`tile_spans`]; `overlap` is at most half of `tile`.
 
     Yields:
-        `tuple[int, np.ndarray]`: the first row of a strip and its classes, from the top on without a gap: uint8 up to
-        256 classes, else uint16 (rows, width).
+        `tuple[int, np.ndarray]`: the first row of a strip, and the classes of the strip, uint8 up to 256 classes, else
+        uint16 (rows, width). The strips follow each other from the top without a gap; each array is used again.
     """
     height, width = size
     rows, columns = (tile_spans(length, tile, overlap) for length in size)

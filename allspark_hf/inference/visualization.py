@@ -1,4 +1,4 @@
-"""Colors, overlays and legends of segmentation masks, with Pillow and NumPy only."""
+"""Colors, overlays and legends of segmentation masks; needs only Pillow and NumPy."""
 
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 
-# Okabe and Ito's colors, told apart by color-blind readers too: black, orange, sky blue, bluish green, yellow,
+# Okabe and Ito's colors, which color-blind readers can distinguish: black, orange, sky blue, bluish green, yellow,
 # blue, vermillion, reddish purple.
 _OKABE_ITO = (
     (0, 0, 0),
@@ -33,9 +33,9 @@ Palette = np.ndarray | Sequence[Sequence[int]]
 
 def default_palette(num_labels: int) -> np.ndarray:
     """
-    Colors that stay apart: the first eight safe for color-blind readers, all of them unique, none white.
+    Colors that are easy to distinguish: all are unique, none is white, and the first eight suit color-blind readers.
 
-    A palette is the beginning of every longer one, so a class keeps its color when classes are added.
+    Every palette is the beginning of a longer one, so a class keeps its color when classes are added.
 
     Args:
         num_labels (`int`): number of classes, 1 to 256.
@@ -55,11 +55,11 @@ def default_palette(num_labels: int) -> np.ndarray:
 
 @lru_cache(maxsize=1)
 def _all_colors() -> tuple[tuple[int, int, int], ...]:
-    """The safe colors, then each time the candidate farthest, as the eye sees it, from all taken so far."""
+    """Okabe and Ito's colors, then one after another the candidate that looks most different from all taken so far."""
     levels = np.linspace(0, 255, 9).round()
     candidates = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1).reshape(-1, 3)
     candidates_lab = _to_lab(candidates)
-    # White is taken from the start: it means "ignored" here.
+    # White counts as taken, because it means "ignored" here.
     taken_lab = _to_lab(np.array([*_OKABE_ITO, _IGNORE_COLOR], dtype=np.float64))
     nearest = np.linalg.norm(candidates_lab[:, None] - taken_lab[None], axis=-1).min(axis=1)
     colors = list(_OKABE_ITO)
@@ -96,7 +96,7 @@ def _check_palette(palette: Palette) -> np.ndarray:
 
 
 def _check_mask(mask: np.ndarray, num_colors: int, ignore_index: int | None) -> tuple[np.ndarray, np.ndarray]:
-    """The mask, and where it is ignored: bool (height, width)."""
+    """The checked mask, and bool (height, width), True for ignored pixels."""
     mask = np.asarray(mask)
     if mask.ndim != 2 or mask.dtype.kind not in "iu":
         raise ValueError(
@@ -121,7 +121,7 @@ def colorize(mask: np.ndarray, palette: Palette, ignore_index: int | None = 255)
         mask (`np.ndarray`): integers (height, width), class index 0 to num_labels - 1, or `ignore_index`.
         palette (`np.ndarray` or `list`): integers (num_labels, 3), red, green and blue in 0..255.
         ignore_index (`int`, *optional*, defaults to 255):
-            value of ignored pixels, which wins over a class of the same number; None if there are none.
+            value of ignored pixels, even if a class has the same number; None if no pixel is ignored.
 
     Returns:
         `PIL.Image.Image`: RGB, of the mask's size.
@@ -164,7 +164,7 @@ def overlay(
         )
     picture, ignored = np.asarray(image.convert("RGB")), np.asarray(mask) == ignore_index
     blended = np.empty_like(painted)
-    for top in range(0, height, _ROWS_AT_A_TIME):  # the whole image in float32 would need four times as much memory
+    for top in range(0, height, _ROWS_AT_A_TIME):  # in parts, because float32 needs four times as much memory
         rows = slice(top, top + _ROWS_AT_A_TIME)
         weight = np.where(ignored[rows], 0, alpha).astype(np.float32)[..., None]
         part = picture[rows].astype(np.float32)
@@ -178,7 +178,7 @@ def outlines(mask: np.ndarray, width: int) -> np.ndarray:
 
     Args:
         mask (`np.ndarray`): integers (height, width).
-        width (`int`): pixels; the line between two classes has it on either side.
+        width (`int`): pixels of the border on either side of the line between two classes.
 
     Returns:
         `np.ndarray`: bool (height, width), True where another class is at most `width` pixels up, down, left or right.
@@ -199,7 +199,7 @@ def index_image(mask: np.ndarray, palette: Palette, ignore_index: int | None = 2
     Args:
         mask, palette: as for [`colorize`].
         ignore_index (`int`, *optional*, defaults to 255):
-            value of ignored pixels, 0 to 255, white if no class has this number; None if there are none.
+            value of ignored pixels, 0 to 255, white if no class has this number; None if no pixel is ignored.
 
     Returns:
         `PIL.Image.Image`: of mode "P"; saved as PNG, it reads back as the same indices.
@@ -224,12 +224,12 @@ def index_image(mask: np.ndarray, palette: Palette, ignore_index: int | None = 2
 
 def legend(names: Sequence[str], colors: Palette, present: Iterable[int] | None = None) -> Image.Image:
     """
-    Draws a swatch and a name per class, in columns of at most 24.
+    Draws the color and the name of each class, in columns of at most 24.
 
     Args:
         names (`Sequence[str]`):
-            one per class; a name over 60 characters is cut, accents are dropped, and a character that the font lacks
-            is drawn as a box.
+            name of each class; longer names are cut at 60 characters, accents are dropped, and a character that the
+            font lacks is drawn as a box.
         colors (`np.ndarray` or `list`): integers (num_labels, 3), red, green and blue in 0..255.
         present (`Iterable[int]`, *optional*): class indices to list, in any order; all classes by default.
 
@@ -248,8 +248,8 @@ def legend(names: Sequence[str], colors: Palette, present: Iterable[int] | None 
             f"present is {chosen}, but one or more class indices from 0 to {len(names) - 1} are needed: "
             "leave out the ignore index, or pass None for all classes."
         )
-    font = _font()
-    texts = [_printable(names[label], font) for label in chosen]
+    font = font_of_text()
+    texts = [printable(names[label], font) for label in chosen]
     line = int(np.ceil(font.getbbox("Agjy|")[3])) + 2 + _GAP
     swatch = 2 * line
     column = swatch + 3 * _GAP + max(int(np.ceil(font.getlength(text))) for text in texts)
@@ -264,7 +264,7 @@ def legend(names: Sequence[str], colors: Palette, present: Iterable[int] | None 
     return image
 
 
-def _font() -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
+def font_of_text() -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
     try:
         return ImageFont.load_default(size=_FONT_SIZE)
     except ImportError:
@@ -272,13 +272,13 @@ def _font() -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
         return ImageFont.load_default()
 
 
-def _printable(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> str:
+def printable(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> str:
     """One line that the font accepts: no line breaks or accents, "?" for what it refuses, cut at 60 characters."""
-    # Pillow's default font draws ASCII only, so "é" would be an empty box.
+    # Pillow's default font draws only ASCII, so "é" would be an empty box.
     plain = "".join(part for part in unicodedata.normalize("NFKD", str(text)) if not unicodedata.combining(part))
     encoding = "utf-8" if isinstance(font, ImageFont.FreeTypeFont) else "latin-1"
     line = " ".join(plain.split()).encode(encoding, "replace").decode(encoding)
     return line if len(line) <= _MAX_NAME else line[: _MAX_NAME - 3] + "..."
 
 
-__all__ = ["colorize", "default_palette", "index_image", "legend", "outlines", "overlay"]
+__all__ = ["colorize", "default_palette", "font_of_text", "index_image", "legend", "outlines", "overlay", "printable"]

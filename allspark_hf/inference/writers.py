@@ -1,4 +1,4 @@
-"""What is written of predictions: masks, pictures and a table of areas; other formats have writers of their own."""
+"""Writers of predictions: masks, pictures and a table of areas; see annotation_writer.py for labeling tools."""
 
 import csv
 from collections.abc import Mapping, Sequence
@@ -17,15 +17,15 @@ from .raster import count_values
 from .visualization import colorize, index_image, legend, outlines, overlay
 
 
-LARGEST_STORED_VALUE = 2**16 - 1  # of a 16-bit PNG
-CONTOUR_SHARE = 1 / 500  # of an image's long side
-FAST = {"format": "PNG", "compress_level": 1}  # four times as fast as the default, files an eighth larger
+LARGEST_STORED_VALUE = 2**16 - 1  # in a 16-bit PNG
+CONTOUR_SHARE = 1 / 500  # width of outlines, as a share of the image's long side
+FAST = {"format": "PNG", "compress_level": 1}  # four times as fast as the default, with files an eighth larger
 
 
 class ResultWriter(Protocol):
     """
-    Writes results of one kind. Threads call `write` at the same time, and other processes, or an earlier run, may have
-    written other images, so that a writer keeps nothing in memory: `finish` reads what is on the disk.
+    Writes results of one kind. Threads call `write` at the same time, and other processes or an earlier run may have
+    written other images. So a writer keeps no results in memory, and `finish` reads them from the disk.
 
     Attributes:
         wants_confidence (`bool`): whether `write` needs the probabilities.
@@ -34,7 +34,7 @@ class ResultWriter(Protocol):
     wants_confidence: bool
 
     def image_paths(self, name: Path) -> list[Path]:
-        """The files of one image: it is done when all of them are there."""
+        """The files of one image, which is done when all of them exist."""
 
     def run_paths(self) -> list[Path]:
         """The files of the whole run, which `finish` writes."""
@@ -44,15 +44,15 @@ class ResultWriter(Protocol):
         Writes the files of one image, each by [`whole_file`].
 
         Args:
-            name (`Path`): of the results, relative to the output folder, see [`name_results`].
-            image (`PIL.Image.Image`): RGB, upright.
+            name (`Path`): name of the results, relative to the output folder, see [`name_results`].
+            image (`PIL.Image.Image`): the image, RGB and upright.
             mask (`np.ndarray`): class indices (height, width), uint8 up to 256 classes, int32 above.
             confidence (`np.ndarray`, *optional*):
                 probability of each pixel's class, float32 in 0..1 (height, width); None unless a writer wants it.
         """
 
     def finish(self) -> None:
-        """Writes the files of the run, after all images, in one process; images that failed have no files."""
+        """Writes the files of the run. One process calls this after all images; images that failed have no files."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Drawing:
         shown (`tuple[int, ...]`): indices of the classes that are drawn and counted.
         alpha (`float`): weight of the colors, 0 to 1.
         contours (`bool`): whether to draw outlines instead of areas.
-        transparent (`bool`): whether to leave out the image, so that colors are on transparent ground.
+        transparent (`bool`): whether to leave out the image, so that the colors lie on transparent ground.
     """
 
     shown: tuple[int, ...]
@@ -89,18 +89,18 @@ class Drawing:
 
 def stored_image(mask: np.ndarray, palette: np.ndarray, mask_values: Sequence[int] | None) -> Image.Image:
     """
-    A mask as it is stored.
+    The picture of a mask that is saved.
 
     Args:
         mask (`np.ndarray`): class indices (height, width).
-        palette (`np.ndarray`): uint8 (num_labels, 3).
-        mask_values (`Sequence[int]`, *optional*): the value of each class, 0 to 65535; None: its index.
+        palette (`np.ndarray`): color of each class, uint8 (num_labels, 3).
+        mask_values (`Sequence[int]`, *optional*): stored value of each class, 0 to 65535; None: its index.
 
     Returns:
-        `PIL.Image.Image`: of mode P, in the classes' colors; of mode I;16 where a value is above 255.
+        `PIL.Image.Image`: mode P in the classes' colors, or mode I;16 if a value is above 255.
     """
     if mask_values is None:
-        return index_image(mask, palette, ignore_index=None)  # a model's classes may go up to 255
+        return index_image(mask, palette, ignore_index=None)  # 255 may be a class of the model
     values = np.array(mask_values, dtype=np.uint16)[mask]
     if max(mask_values) > 255:
         return Image.fromarray(values)
@@ -112,16 +112,17 @@ def stored_image(mask: np.ndarray, palette: np.ndarray, mask_values: Sequence[in
 class PictureWriter:
     """
     Writes `<name>_mask.png`, `<name>_overlay.png`, with `probabilities` also `<name>_confidence.png` (gray: 255 times
-    the probability of the predicted class, rounded), and for all of them `legend.png`.
+    the probability of the predicted class, rounded), and `legend.png` for all images.
 
     Args:
         output_dir (`Path`): folder of the results.
         labels (`Sequence[str]`): name of each class.
-        palette (`np.ndarray`): its color, uint8 (num_labels, 3).
-        mask_values (`Sequence[int]`, *optional*): its value in masks, see [`stored_image`].
+        palette (`np.ndarray`): color of each class, uint8 (num_labels, 3).
+        mask_values (`Sequence[int]`, *optional*): value of each class in masks, see [`stored_image`].
         drawing ([`Drawing`]): how overlays are drawn.
         probabilities (`bool`): whether to write the probabilities.
-        large (`Collection[Path]`): names of images that others write: of [`predict_large`], `<name>_mask.tif` alone.
+        large (`Collection[Path]`): names of the images that only have `<name>_mask.tif`, which [`predict_large`]
+            writes.
     """
 
     KINDS = ("mask", "overlay", "confidence")
@@ -152,7 +153,7 @@ class PictureWriter:
                 Image.fromarray(gray).save(part, **FAST)
 
     def read_mask(self, name: Path) -> np.ndarray:
-        """Class indices, integers (height, width), of a mask that is written; ValueError if it cannot be read."""
+        """Class indices, integers (height, width), of a mask on the disk; ValueError if it cannot be read."""
         path = self.path(name, "mask")
         try:
             with Image.open(path) as opened:
@@ -168,12 +169,12 @@ class PictureWriter:
 
 class AreaWriter:
     """
-    Writes `areas.csv`: of every image that was predicted, in the order of names, a line for each class, also for one
-    that does not occur, with its pixels and their share of the image. They are counted in the masks on the disk.
+    Writes `areas.csv`: for every predicted image, in the order of names, a line for each class, whether it occurs or
+    not, with its number of pixels and their share of the image. The pixels are counted in the masks on the disk.
 
     Args:
-        pictures ([`PictureWriter`]): of the masks.
-        images (`Mapping[Path, str]`): name of the results of each image -> what to call the image.
+        pictures ([`PictureWriter`]): the writer of the masks.
+        images (`Mapping[Path, str]`): name of an image's results -> name of the image in the table.
     """
 
     wants_confidence = False
@@ -204,7 +205,7 @@ class AreaWriter:
                         table.writerow((image, index, self.pictures.labels[index], counts[index], share))
 
     def _count(self, name: Path) -> np.ndarray | None:
-        """int64 (num_labels,): pixels of each class; None where the image has failed."""
+        """int64 (num_labels,): number of pixels of each class; None if the image has failed."""
         path = self.pictures.path(name, "mask")
         if not path.exists():
             return None

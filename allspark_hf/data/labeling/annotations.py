@@ -1,11 +1,11 @@
-"""Files of outlines for labeling tools: predictions that a person corrects. One function a tool.
+"""Writes outlines for labeling tools, in which a person corrects predictions: one function for each tool.
 
-Each takes the same arguments, and keeps one image at a time in memory:
+All functions have the same arguments, and keep one image at a time in memory:
 
-- parts (`Iterable[dict]`): of [`~allspark_hf.data.labeling.polygons.annotate`], one for each image.
-- folder (`Path`): where to write the files that [`FORMATS`] names; there already.
+- parts (`Iterable[dict]`): results of [`~allspark_hf.data.labeling.polygons.annotate`], one for each image.
+- folder (`Path`): existing folder for the files that [`FORMATS`] names.
 - labels (`Sequence[str]`): name of each class.
-- palette (`Sequence[Sequence[int]]`): its red, green and blue, 0 to 255.
+- palette (`Sequence[Sequence[int]]`): color of each class: red, green and blue, 0 to 255.
 
 LabelMe also has a file for each image, in the folder `labelme`.
 """
@@ -18,7 +18,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import NamedTuple, TextIO
 from urllib.parse import quote
-from xml.sax.saxutils import quoteattr
+from xml.sax.saxutils import escape, quoteattr
 
 from ...utils.files import whole_file
 from ..sources.class_lists import IGNORED_NAME
@@ -43,7 +43,7 @@ def _hex(color: Sequence[int]) -> str:
 
 
 def write_coco(parts: Iterable[dict], folder: Path, labels: Sequence[str], palette: Colors):
-    """COCO: category 1 is the first class. Regions with holes are single rings, so that tools need no run lengths."""
+    """COCO; category 1 is the first class. A region with holes is a single ring, so that no tool needs run lengths."""
     categories = [{"id": index + 1, "name": name, "supercategory": ""} for index, name in enumerate(labels)]
     number = 0
     with _whole(folder / "coco.json") as file, TemporaryFile("w+", encoding="utf-8") as images:
@@ -78,7 +78,7 @@ def write_cvat(parts: Iterable[dict], folder: Path, labels: Sequence[str], palet
             '<?xml version="1.0" encoding="utf-8"?>\n<annotations>\n<version>1.1</version>\n<meta><task><labels>\n'
         )
         for name, color in zip(labels, palette, strict=True):
-            file.write(f"<label><name>{_escaped(name)}</name><color>{_hex(color)}</color><attributes/></label>\n")
+            file.write(f"<label><name>{escape(name)}</name><color>{_hex(color)}</color><attributes/></label>\n")
         file.write("</labels></task></meta>\n")
         for number, part in enumerate(parts):
             size = f'width="{part["width"]}" height="{part["height"]}"'
@@ -91,12 +91,8 @@ def write_cvat(parts: Iterable[dict], folder: Path, labels: Sequence[str], palet
         file.write("</annotations>\n")
 
 
-def _escaped(text: str) -> str:
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-
-
 def write_label_studio(parts: Iterable[dict], folder: Path, labels: Sequence[str], palette: Colors):
-    """Label Studio: tasks with predictions, and the labeling configuration that they need."""
+    """Label Studio: tasks with predictions, and the labeling configuration for them."""
     with _whole(folder / "label_studio_config.xml") as file:
         file.write('<View>\n<Image name="image" value="$image"/>\n<PolygonLabels name="label" toName="image">\n')
         for name, color in zip(labels, palette, strict=True):
@@ -113,7 +109,7 @@ def write_label_studio(parts: Iterable[dict], folder: Path, labels: Sequence[str
 
 
 def _result(place: int, region: dict, part: dict, labels: Sequence[str]) -> dict:
-    """A polygon of Label Studio, whose coordinates are percent of the image."""
+    """A polygon of Label Studio, which has coordinates in percent of the image."""
     width, height = part["width"], part["height"]
     points = [[round(100 * x / width, 8), round(100 * y / height, 8)] for x, y in region["ring"]]
     return {
@@ -130,13 +126,13 @@ def _result(place: int, region: dict, part: dict, labels: Sequence[str]) -> dict
 
 def labelme_content(part: dict, path: Path, labels: Sequence[str], image: Path) -> dict:
     """
-    LabelMe: the content of the file of one image.
+    The content of LabelMe's file of one image.
 
     Args:
-        part (`dict`): of [`~allspark_hf.data.labeling.polygons.annotate`].
-        path (`Path`): of the json file.
+        part (`dict`): result of [`~allspark_hf.data.labeling.polygons.annotate`].
+        path (`Path`): path of the json file.
         labels (`Sequence[str]`): name of each class.
-        image (`Path`): the image, to which the file holds the way.
+        image (`Path`): path of the image, which the file holds relative to its own.
     """
     shapes = [
         {
@@ -155,14 +151,14 @@ def labelme_content(part: dict, path: Path, labels: Sequence[str], image: Path) 
 
 
 def write_labelme_names(parts: Iterable[dict], folder: Path, labels: Sequence[str], palette: Colors):
-    """LabelMe: the list of its `--labels`; the images have their files already, which may be corrected by now."""
+    """LabelMe: only the list for its `--labels`, since the file of each image exists and may be corrected by now."""
     (folder / LABELME).mkdir(exist_ok=True)
     with _whole(folder / LABELME / "labels.txt") as file:
         file.writelines(f"{name}\n" for name in (IGNORED_NAME, *labels))
 
 
 class Format(NamedTuple):
-    """The files that a tool's function writes for all images together, and the function."""
+    """The files that a tool has for all images together, and the function that writes them."""
 
     files: tuple[str, ...]
     write: Callable[[Iterable[dict], Path, Sequence[str], Colors], None]

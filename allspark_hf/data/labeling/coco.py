@@ -20,17 +20,9 @@ def read_coco(files: Files, sources: dict[Path, Any]) -> Export:
     """
     Reads one json file, or one for each split.
 
-    Classes are in the order of their ids, which need not be contiguous. An object is a list of rings, united as
-    pycocotools does (a ring within a ring is no hole), or run lengths, compressed or not. Pixels of a crowd
-    (`iscrowd`) do not count where no object lies over them.
-
-    Args:
-        files ([`Files`]): the pictures.
-        sources (`dict[Path, Any]`): the json files and their content.
-
-    Raises:
-        FileNotFoundError: if a picture is missing.
-        ValueError: if categories differ, or an entry refers to one that is not there.
+    The order of the classes is that of their ids, which may have gaps. An object is a list of rings, which are united
+    as in pycocotools (a ring within a ring is no hole), or run lengths, compressed or not. Pixels of a crowd
+    (`iscrowd`) are ignored, except where another object covers them.
     """
     notes, names, sources = [], {}, dict(sources)
     for source, content in list(sources.items()):
@@ -38,7 +30,7 @@ def read_coco(files: Files, sources: dict[Path, Any]) -> Export:
         if any("segments_info" in one for one in content.get("annotations") or []):
             about = "panoptic segments"
         if len(sources) > 1 and about:
-            del sources[source]  # the same pictures once more
+            del sources[source]  # another json file lists the same pictures
             notes.append(f"Left alone: {source}, which is about {about}.")
     for source, content in sources.items():
         for entry in content["categories"]:
@@ -61,8 +53,8 @@ def read_coco(files: Files, sources: dict[Path, Any]) -> Export:
     crowds = [one for content in sources.values() for one in content.get("annotations") or [] if one.get("iscrowd")]
     if crowds:
         notes.append(
-            f"Objects marked as crowds (iscrowd), whose pixels do not count: {len(crowds)}. CVAT marks all masks so: "
-            "if they are no crowds, export CVAT for images 1.1."
+            f"Objects marked as crowds (iscrowd), whose pixels are ignored: {len(crowds)}. CVAT marks every mask as a "
+            "crowd: if they are none, export CVAT for images 1.1."
         )
     notes += [note] if (note := files.not_named(picture.image for picture in pictures)) else []
     return Export([names[number] for number in order], pictures, notes=notes)
@@ -85,7 +77,7 @@ def _read_file(files: Files, source: Path, content: dict, index: dict[int, int])
     pictures = []
     for image in content["images"]:
         path = files.find(str(image["file_name"]), source, split)
-        own_split = split or split_in(path.relative_to(files.folder).parts[:-1])
+        own_split = split or files.split_of(path)
         size = (image["height"], image["width"]) if "height" in image and "width" in image else None
         objects = sorted(by_image[image["id"]], key=lambda one: not one.get("iscrowd"))  # the sort is stable
         paint = partial(_paint, objects=objects, index=index) if objects else None

@@ -1,4 +1,4 @@
-"""CVAT for images 1.1: one xml file, which names the pictures."""
+"""CVAT for images 1.1: one xml file with the names of the pictures and their shapes."""
 
 from functools import partial
 from pathlib import Path
@@ -12,11 +12,11 @@ from .rasterize import expand_runs
 
 
 DRAWN = ("polygon", "box", "ellipse", "mask")
-NOT_DRAWN = "tag"  # of a whole picture
+NOT_DRAWN = "tag"  # a tag is about the whole picture
 
 
 def is_cvat_xml(path: Path) -> bool:
-    """Whether an xml file is one of CVAT's; only its beginning is read."""
+    """Whether an xml file is CVAT's; only its beginning is read."""
     try:
         return next(ElementTree.iterparse(path, events=("start",)))[1].tag == "annotations"
     except (ElementTree.ParseError, StopIteration):
@@ -25,16 +25,9 @@ def is_cvat_xml(path: Path) -> bool:
 
 def read_cvat_xml(files: Files, source: Path) -> Export:
     """
-    Reads polygons, boxes, ellipses and masks, painted by `z_order`, and those of one `z_order` as the file lists them.
-    The file cannot tell whether somebody looked at a picture without shapes. Tags of whole pictures do not count.
-
-    Args:
-        files ([`Files`]): the pictures.
-        source (`Path`): the xml file.
-
-    Raises:
-        FileNotFoundError: if a picture is missing.
-        ValueError: if the file is no xml, or a shape has a label that it does not list.
+    Reads polygons, boxes, ellipses and masks. They are painted in the order of `z_order`, and with equal `z_order` in
+    the order of the file. The file does not tell whether somebody looked at a picture without shapes. Tags of whole
+    pictures are not read.
     """
     try:
         root = ElementTree.parse(source).getroot()
@@ -58,7 +51,7 @@ def read_cvat_xml(files: Files, source: Path) -> Export:
             ) from error
         split = split_in([image.get("subset") or ""])
         path = files.find(image.attrib["name"], source, split)
-        split = split or split_in(path.relative_to(files.folder).parts[:-1])
+        split = split or files.split_of(path)
         paint = partial(_paint, shapes=shapes, index=index) if shapes else None
         pictures.append(Picture(path, source, split, size, paint, may_be_empty=not shapes))
     note = files.not_named(picture.image for picture in pictures)

@@ -1,4 +1,10 @@
-"""What every reader makes of an export: class names, and pictures that can be painted as masks."""
+"""
+What every reader returns: class names, and pictures whose objects can be painted as masks.
+
+A reader is a function that gets the pictures ([`Files`]) and the path or the content of the files that annotate them.
+It raises `FileNotFoundError` if a picture is missing, and `ValueError` if the export cannot be read or contradicts
+itself; both name the file and the fix. Masks are painted later, by [`Picture.paint`].
+"""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -17,20 +23,20 @@ Ring = Sequence[Sequence[float]]
 
 class Canvas:
     """
-    The mask of one picture while its objects are painted. Of objects that overlap, the one painted last stays.
+    The mask of one picture while its objects are painted. Where objects overlap, the one painted last stays.
 
     Args:
-        height (`int`): of the picture, as the export sees it.
-        width (`int`): of the picture.
-        values (`dict[str, int]`): the mask's value for each class of the export, in its order; 255: such pixels do not
-            count; -1: there must be none.
+        height (`int`): height of the picture, as the export sees it.
+        width (`int`): width of the picture, as the export sees it.
+        values (`dict[str, int]`): the mask's value for each class of the export, in its order; 255: these pixels are
+            ignored; -1: an object of this class is an error.
         outside (`int`): the mask's value outside all objects.
 
     Attributes:
         mask (`np.ndarray`): uint8 (height, width), values of classes and 255.
         overlapped (`np.ndarray`): bool (height, width), pixels where an object covered one of another class.
-        events (`Counter`): numbers of objects by what happened to them: "cut" at the picture's edge, or "empty".
-        extent (`float`): the largest coordinate of the outlines; 0 without any.
+        events (`Counter`): number of objects that were "cut" at the picture's edge, or are "empty".
+        extent (`float`): the largest coordinate of the outlines; 0 without outlines.
     """
 
     def __init__(self, height: int, width: int, values: dict[str, int], outside: int):
@@ -39,7 +45,7 @@ class Canvas:
         self.events: Counter[str] = Counter()
         self.extent = 0.0
         self._names = list(values)
-        self._values = np.array([*values.values(), IGNORED])  # the last one also by the index -1
+        self._values = np.array(list(values.values()), dtype=np.int64)
         self._painted = np.zeros((height, width), dtype=bool)
 
     def paint(self, inside: np.ndarray, label: int | None, left: int = 0, top: int = 0):
@@ -47,10 +53,10 @@ class Canvas:
         Paints the pixels of an object.
 
         Args:
-            inside (`np.ndarray`): bool (rows, columns); what reaches beyond the picture is cut off.
+            inside (`np.ndarray`): bool (rows, columns); the part beyond the picture is cut off.
             label (`int`, *optional*): the class, as an index into the export's list; `None`: ignored pixels.
-            left (`int`, *optional*, defaults to 0): the picture's column of the first one of `inside`.
-            top (`int`, *optional*, defaults to 0): the picture's row of the first one of `inside`.
+            left (`int`, *optional*, defaults to 0): the column of the picture at which `inside` begins.
+            top (`int`, *optional*, defaults to 0): the row of the picture at which `inside` begins.
 
         Raises:
             ValueError: if all of `inside` lies beyond the picture.
@@ -74,12 +80,14 @@ class Canvas:
         Paints the inside of outlines in pixels ([`rasterize`]).
 
         Args:
-            rings (`Sequence`): of one object.
+            rings (`Sequence`): the rings of one object.
             label (`int`, *optional*): the class, as an index into the export's list; `None`: ignored pixels.
-            unite (`bool`, *optional*, defaults to `False`): whether a ring within a ring is no hole.
+            unite (`bool`, *optional*, defaults to `False`): whether rings are united, so that a ring within a ring is
+                no hole.
 
         Raises:
-            ValueError: if a ring is none, or lies beyond the picture, which tells of another scale.
+            ValueError: if [`checked_ring`] refuses a ring, or the object lies beyond the picture, as with a wrong
+                scale.
         """
         rings = [checked_ring(ring) for ring in rings]
         height, width = self.mask.shape
@@ -94,7 +102,7 @@ class Canvas:
         self.events["cut"] += int((low < -1).any() or (high > size + 1).any())
         first, last = np.floor(low).clip(0).astype(int), np.ceil(high).clip(0, size).astype(int)
         shifted = [ring - first for ring in rings]
-        inside = np.zeros((last - first)[::-1], dtype=bool)  # no more than the object's box, which may be small
+        inside = np.zeros((last - first)[::-1], dtype=bool)  # only the object's box, to save time with small objects
         for group in [[ring] for ring in shifted] if unite else [shifted]:
             inside |= rasterize(group, *inside.shape)
         self.paint(inside, label, *first)
@@ -104,11 +112,14 @@ class Canvas:
         Sets every pixel.
 
         Args:
-            labels (`np.ndarray`): int64 (height, width), indices into the export's list of classes, or -1: ignored.
+            labels (`np.ndarray`): int64 (height, width), indices into the export's list of classes.
+
+        Raises:
+            ValueError: if `values` does not list a class that occurs.
         """
         for label in np.unique(labels):
             self._value_of(label)
-        self.mask[:] = self._values.astype(np.uint8)[labels]
+        self.mask[:] = self._values[labels]
 
     def _value_of(self, label: int | None) -> int:
         value = IGNORED if label is None else int(self._values[label])
@@ -123,13 +134,14 @@ class Picture:
     One picture of an export.
 
     Args:
-        image (`Path`): its file.
-        source (`Path`): the file that annotates it, for error messages.
+        image (`Path`): the image file.
+        source (`Path`): the file that annotates the picture, for error messages.
         split (`str`, *optional*): "train", "validation", "test" or "unlabeled", if the export has splits.
-        size (`tuple[int, int]`, *optional*): height and width that the export says it has.
-        paint (`Callable`, *optional*): paints its objects on a [`Canvas`], and raises `ValueError` if one cannot be;
-            `None`: the picture has no annotation.
-        may_be_empty (`bool`): whether a picture without annotation may as well be one that shows no object.
+        size (`tuple[int, int]`, *optional*): height and width of the picture according to the export.
+        paint (`Callable`, *optional*): paints the objects on a [`Canvas`], or raises `ValueError`; `None`: the picture
+            has no annotation.
+        may_be_empty (`bool`): whether a picture without annotation may also be one that was looked at and shows no
+            object.
     """
 
     image: Path
@@ -146,11 +158,11 @@ class Export:
     What a labeling tool wrote.
 
     Args:
-        classes (`list[str]`): names, in the order of the export.
-        pictures (`list[Picture]`): all that it names or holds.
+        classes (`list[str]`): names of the classes, in the order of the export.
+        pictures (`list[Picture]`): all pictures that the export names or holds.
         is_dense (`bool`): whether every pixel has a class, so that nothing lies outside all objects.
         colors (`list[tuple[int, int, int]]`, *optional*): a color for each class.
-        notes (`list[str]`): sentences about what was decided or left alone.
+        notes (`list[str]`): sentences for the report, about decisions and about files that were not read.
     """
 
     classes: list[str]
@@ -161,7 +173,7 @@ class Export:
 
 
 def ellipse_ring(x: float, y: float, radius_x: float, radius_y: float, degrees: float = 0) -> np.ndarray:
-    """An ellipse as a ring (72, 2), turned clockwise around its center."""
+    """An ellipse as a ring (72, 2), turned clockwise around its center by the degrees."""
     angles = np.linspace(0, 2 * np.pi, 72, endpoint=False)
     return turned(np.stack([x + radius_x * np.cos(angles), y + radius_y * np.sin(angles)], axis=1), (x, y), degrees)
 
@@ -172,7 +184,7 @@ def box_ring(left: float, top: float, right: float, bottom: float) -> np.ndarray
 
 
 def turned(points: np.ndarray, center: Sequence[float], degrees: float) -> np.ndarray:
-    """Points (count, 2) turned clockwise, as seen with y going down, around a center."""
+    """Points (count, 2), turned around a center; clockwise, since y goes down."""
     cosine, sine = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
     return (points - center) @ np.array([[cosine, sine], [-sine, cosine]]) + center
 

@@ -1,4 +1,4 @@
-"""Where the pictures of an export lie, which split a path names, and how a picture is turned."""
+"""The pictures, splits and classes of an export, and how its tool saw pictures that EXIF turns."""
 
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
@@ -7,12 +7,13 @@ from PIL import Image
 
 from ...utils.files import find_image_files
 from ..pixels import ORIENTATION, WIDTH, open_image
+from ..sources.classes import classes_in
 from ..sources.pairs import one_form, require_folder
 from ..sources.split_names import KIND_NAMES, split_of
 
 
 HEIGHT = WIDTH + 1  # tag of TIFF
-TURNED = {
+TURNED = {  # EXIF orientation that swaps width and height -> what makes the picture upright
     5: Image.Transpose.TRANSPOSE,
     6: Image.Transpose.ROTATE_270,
     7: Image.Transpose.TRANSVERSE,
@@ -26,7 +27,7 @@ class Files:
 
     Args:
         root (`Path`): folder of the export.
-        images_dir (`Path`, *optional*): folder of the pictures, where they do not lie with the export.
+        images_dir (`Path`, *optional*): folder of the pictures, if they do not lie in `root`.
 
     Raises:
         FileNotFoundError: if there is no such folder.
@@ -42,20 +43,25 @@ class Files:
 
     def find(self, name: str, source: Path, split: str | None = None) -> Path:
         """
-        The picture that a file names: of pictures of that name the one whose folders agree best, then that
-        which lies just so beside the file, or in the folder, then that nearest to the file, then one of the split.
+        The picture that a file of the export names. If several pictures have this name, these rules choose, one after
+        another: the folders before the name agree best; the name is a path from the file's folder, or from the folder
+        of pictures; the picture lies nearest to the file; its folders mean the split. A picture whose folders mean
+        another split than those in a relative name is another picture.
 
         Raises:
             FileNotFoundError: if there is no such picture.
             ValueError: if several are as likely.
         """
         parts = [part for part in PurePosixPath(one_form(name.replace("\\", "/"))).parts if part not in ("..", "/")]
+        is_absolute = name[:1] in ("/", "\\") or name[1:2] == ":"
+        named = None if is_absolute else split_in(parts[:-1])
         found = self._by_name.get(parts[-1], []) if parts else []
+        found = [path for path in found if named is None or self.split_of(path) in (None, named)]
         tests = (
             lambda path: _shared(reversed(path.parts), reversed(parts)),
             lambda path: 2 * (path == source.parent.joinpath(*parts)) + (path == self.folder.joinpath(*parts)),
             lambda path: _shared(path.parts, source.parts),
-            lambda path: split_in(path.relative_to(self.folder).parts[:-1]) == split,
+            lambda path: self.split_of(path) == split,
         )
         for test in tests:
             best = max(map(test, found), default=0)
@@ -72,12 +78,16 @@ class Files:
             )
         return found[0]
 
+    def split_of(self, picture: Path) -> str | None:
+        """The split that the folders of a picture mean."""
+        return split_in(picture.relative_to(self.folder).parts[:-1])
+
     def has(self, name: str) -> bool:
         """Whether there is a picture of this name in any folder."""
         return one_form(PurePosixPath(name).name) in self._by_name
 
     def not_named(self, used: Iterable[Path]) -> str | None:
-        """A sentence about pictures that the export does not name; `None` without any."""
+        """A sentence about pictures that the export does not name; `None` if there are none."""
         others = sorted(set(self.images) - set(used))
         if not others:
             return None
@@ -88,13 +98,38 @@ class Files:
 
 
 def _shared(some: Iterable[str], others: Iterable[str]) -> int:
-    """How many names agree before two differ."""
+    """How many names agree before the first two that differ."""
     count = 0
     for one, other in zip(some, others, strict=False):
         if one_form(one) != one_form(other):
             break
         count += 1
     return count
+
+
+def names_of(root: Path, used: Iterable[str]) -> tuple[list[str], str]:
+    """
+    The classes of an export that does not list them: from a file in its folder, or else the names that objects have,
+    in alphabetical order.
+
+    Args:
+        root (`Path`): folder of the export.
+        used (`Iterable[str]`): names of objects.
+
+    Returns:
+        `tuple[list[str], str]`: the names of the classes, and a sentence about their source.
+
+    Raises:
+        ValueError: if the file does not list the name of an object, or cannot be read.
+    """
+    used = sorted(set(used))
+    listed = classes_in(root)
+    if listed is None:
+        return used, "The export lists no classes: they are those that occur, sorted; --classes FILE lists others."
+    missing = [name for name in used if name not in listed.names]
+    if missing:
+        raise ValueError(f"An object is called {missing[0]!r}, which the list of classes in {root} lacks; add it.")
+    return listed.names, f"The classes are those of the list in {root}."
 
 
 def read_lines(path: Path) -> list[str]:
@@ -111,13 +146,13 @@ def read_lines(path: Path) -> list[str]:
 
 
 def split_in(parts: Iterable[str]) -> str | None:
-    """The split that one of several names means, the last one that does; `instances_train2017` means train."""
+    """The split that the last name with such a meaning means; `instances_train2017` means train."""
     words = [word for part in parts for word in (part, part.rpartition("_")[2])]
     return next((split for word in reversed(words) if (split := split_of(word))), None)
 
 
 def bare_name(relative: Path) -> str:
-    """A picture's path without the folders that say that it is a picture, or of which split."""
+    """A picture's path without folders that mean a split or pictures, such as `train` and `images`."""
     folders = [part for part in relative.parts[:-1] if not split_of(part)]
     folders = [part for part in folders if part.casefold() not in KIND_NAMES["images"]]
     return one_form("/".join([*folders, relative.name]))
@@ -125,24 +160,25 @@ def bare_name(relative: Path) -> str:
 
 def read_frame(image: Path, size: tuple[int, int] | None) -> tuple[int, int, Image.Transpose | None, bool]:
     """
-    How a tool saw a picture that EXIF may turn, told by the size that the tool gives: upright, as people see it and as
-    it is trained on, or as it is stored.
+    Finds out how a tool saw a picture that EXIF turns, by the size that the tool gives: upright, as people and
+    training see it, or as it is stored.
 
     Args:
         image (`Path`): the picture; only the beginning of the file is read.
-        size (`tuple[int, int]`, *optional*): height and width that the export says it has; `None`: as upright.
+        size (`tuple[int, int]`, *optional*): height and width of the picture according to the export; `None`: the tool
+            saw it upright.
 
     Returns:
-        `tuple`: height and width of the mask to paint, what then makes it upright, if anything, and whether the sizes
-        do not show which way the tool saw the picture, so that upright is assumed.
+        `tuple`: height and width of the mask to paint; the transposition that then makes the mask upright, or `None`;
+        and whether the sizes cannot tell how the tool saw the picture, so that upright is assumed.
 
     Raises:
-        ValueError: if the picture cannot be read, or has another size both ways.
+        ValueError: if the picture cannot be read, or has another size both upright and as stored.
     """
     try:
         with open_image(image) as opened:
             (width, height), orientation = opened.size, opened.getexif().get(ORIENTATION, 1)
-            if opened.format == "TIFF":  # whose size Pillow has turned already, or has not, by its version
+            if opened.format == "TIFF":  # some versions of Pillow have turned the size already
                 width, height = opened.tag_v2[WIDTH], opened.tag_v2[HEIGHT]
     except Exception as error:  # Pillow raises nearly anything
         raise ValueError(f"the picture cannot be read ({' '.join(str(error).split())}); replace it") from error
@@ -157,4 +193,4 @@ def read_frame(image: Path, size: tuple[int, int] | None) -> tuple[int, int, Ima
     )
 
 
-__all__ = ["Files", "bare_name", "read_frame", "read_lines", "split_in"]
+__all__ = ["Files", "bare_name", "names_of", "read_frame", "read_lines", "split_in"]

@@ -51,8 +51,10 @@ Reader = Callable[[Files], Export]
 
 @contextmanager
 def unpacked(source: Path) -> Iterator[Path]:
-    """The folder of an export: of an archive (zip, tar) a temporary one, without folders around it that hold nothing
-    else; another file or folder as it is."""
+    """
+    The folder of an export. An archive (zip, tar) is unpacked into a temporary folder, and outer folders that hold
+    nothing but one folder are left out. Another file or folder stays as it is.
+    """
     with tempfile.TemporaryDirectory(prefix="allspark-import-") as folder:
         if source.is_file() and zipfile.is_zipfile(source):
             with zipfile.ZipFile(source) as archive:
@@ -64,7 +66,7 @@ def unpacked(source: Path) -> Iterator[Path]:
             yield source
             return
         root = Path(folder)
-        shutil.rmtree(root / "__MACOSX", ignore_errors=True)  # what a Mac adds
+        shutil.rmtree(root / "__MACOSX", ignore_errors=True)  # a Mac adds this folder
         while len(inner := [path for path in root.iterdir() if not is_hidden(path.name)]) == 1 and inner[0].is_dir():
             root = inner[0]
         yield root
@@ -72,15 +74,15 @@ def unpacked(source: Path) -> Iterator[Path]:
 
 def find_readers(source: Path, classes: Classes | None = None) -> dict[str, Reader]:
     """
-    What can read an export, by the names of [`FORMATS`]; usually one.
+    The readers that fit an export, by the names of [`FORMATS`]; usually one.
 
     Args:
         source (`Path`): folder of the export, or its json, xml or yaml file.
-        classes ([`Classes`], *optional*): with colors, for masks of colors whose folder has no such list.
+        classes ([`Classes`], *optional*): classes with colors, for masks in colors whose folder has no list of them.
 
     Raises:
         FileNotFoundError: if there is no such file or folder.
-        ValueError: if a file of it is no JSON, YAML or list of classes.
+        ValueError: if a file is broken: no JSON, YAML or list of classes.
     """
     if not source.exists():
         raise FileNotFoundError(f"{source} does not exist; name the folder, archive or file of an export.")
@@ -111,7 +113,7 @@ def _by_json(paths: list[Path]) -> dict[str, Reader]:
         for name, (fits, _) in JSON_FORMATS.items():
             if fits(content):
                 if name == "labelme":
-                    content.pop("imageData", None)  # the picture itself: of thousands, more than memory holds
+                    content.pop("imageData", None)  # the picture itself; thousands of them do not fit into memory
                 sources.setdefault(name, {})[path] = content
     return {name: partial(JSON_FORMATS[name][1], sources=own) for name, own in sources.items()}
 
@@ -140,7 +142,7 @@ def _by_folders(source: Path, paths: list[Path], classes: Classes | None) -> dic
 
 
 def _has_color_masks(source: Path) -> bool:
-    """Whether it holds folders of images and masks, the first of which is a picture in colors."""
+    """Whether a folder holds folders of images and masks, and the first mask is a picture in colors."""
     try:
         masks = FolderLayout(source).pairs("train").masks
     except (OSError, ValueError):
@@ -161,28 +163,28 @@ def read_export(
     source: Path, name: str | None = None, images_dir: Path | None = None, classes: Classes | None = None
 ) -> tuple[str, Export, Files]:
     """
-    Reads an export; masks are not painted yet.
+    Reads an export; masks are painted later.
 
     Args:
         source (`Path`): folder of the export, or its json, xml or yaml file.
-        name (`str`, *optional*): one of [`FORMATS`]; `None`: the one that the files show.
-        images_dir (`Path`, *optional*): folder of the pictures, where they do not lie with the export.
-        classes ([`Classes`], *optional*): colors of masks, where no list lies with them.
+        name (`str`, *optional*): one of [`FORMATS`]; `None`: the format that the files show.
+        images_dir (`Path`, *optional*): folder of the pictures, if they do not lie with the export.
+        classes ([`Classes`], *optional*): classes with the colors of the masks, if the export has no list of them.
 
     Returns:
         `tuple[str, Export, Files]`: the format's name, what the export holds, and its files.
 
     Raises:
         FileNotFoundError: if the export, or a picture of it, is missing.
-        ValueError: if the export is of no known form, of several, or not whole.
+        ValueError: if the export has no known form, or several, or is not whole.
     """
     source = Path(os.path.abspath(source))
     images_dir = images_dir and Path(os.path.abspath(images_dir))
     readers = find_readers(source, classes)
     if name is None and len(readers) != 1:
-        what = f"may be read as {' or '.join(readers)}: choose with --format" if readers else "is no export of a known"
-        known = "." if readers else f" form: {'; '.join(FORMATS.values())}."
-        raise ValueError(f"{source} {what}{known}")
+        if readers:
+            raise ValueError(f"{source} may be read as {' or '.join(readers)}: choose with --format.")
+        raise ValueError(f"{source} is no export of a known form: {'; '.join(FORMATS.values())}.")
     name = name or next(iter(readers))
     if name not in readers:
         found = f"{' and '.join(readers)} was found" if readers else "nothing known was found"
@@ -202,10 +204,10 @@ def read_export(
 
 def find_export(source: Path) -> str | None:
     """
-    The only format, one of [`FORMATS`], that an export can be read as, by all its files; `None` without any.
+    The format, one of [`FORMATS`], that the files of a folder show; `None` if they show none.
 
     Raises:
-        OSError, ValueError: if a file cannot be read, or there are several formats.
+        OSError, ValueError: if a file cannot be read, or the files show several formats.
     """
     readers = list(find_readers(source))
     if len(readers) > 1:
@@ -217,7 +219,7 @@ def find_export(source: Path) -> str | None:
 
 
 def holds_indices(masks: Path) -> bool:
-    """Whether a folder that may be one of masks is: `annotations` often holds json, `masks` colors."""
+    """Whether a folder holds masks of class indices; `annotations` often holds json, and `masks` colors."""
     paths = (path for path in masks.rglob("*") if path.suffix.lower() in MASK_SUFFIXES and not is_hidden(path.name))
     mask = next(paths, None)
     return mask is not None and not _is_colored(mask)
@@ -225,8 +227,8 @@ def holds_indices(masks: Path) -> bool:
 
 def recognize_export(data_dir: Path) -> str | None:
     """
-    The format, one of [`FORMATS`], of which a folder is an export for sure, though training could take its folders for
-    its own form or that of VOC; told in no time.
+    The format, one of [`FORMATS`], of an export whose folders look like those of a data folder or of VOC; `None` if
+    the folder is none. Only names and one mask are looked at, which takes no time.
     """
     label_map, mask = data_dir / "labelmap.txt", next((data_dir / "SegmentationClass").rglob("*.png"), None)
     if label_map.is_file() and mask is not None:

@@ -11,15 +11,14 @@ import numpy as np
 
 from ...utils.files import image_suffixes
 from .export import Canvas, Export, Picture, box_ring, ellipse_ring, turned
-from .files import Files, split_in
-from .names import names_of
+from .files import Files, names_of
 
 
 DRAWN = ("polygonlabels", "brushlabels", "rectanglelabels", "ellipselabels")
-# Answers about a picture or a region; what else is not drawn would be missed in the mask.
+# Answers about a picture or a region. Any other type that is not drawn is refused, because the mask would lack it.
 NOT_DRAWN = ("choices", "datetime", "number", "pairwise", "rating", "relation", "taxonomy", "textarea")
 UPLOAD = re.compile(r"^[0-9a-f]{8}-(?=.)")  # what Label Studio puts before the name of an uploaded file
-OPAQUE = 128  # of a brush's opacity, 0 to 255
+OPAQUE = 128  # least opacity, 0 to 255, of a pixel that belongs to a brush
 
 
 def is_label_studio(content: Any) -> bool:
@@ -31,28 +30,20 @@ def is_label_studio(content: Any) -> bool:
 def read_label_studio(files: Files, sources: dict[Path, Any]) -> Export:
     """
     Reads polygons, brushes, rectangles and ellipses. A task that was submitted without regions shows no object; a task
-    without annotation, or a skipped one, has none. Of several annotations of a task, that marked as ground truth
-    counts, or else the one changed last. Predictions do not count.
-
-    Args:
-        files ([`Files`]): the pictures.
-        sources (`dict[Path, Any]`): the json files and their content.
-
-    Raises:
-        FileNotFoundError: if a picture is missing.
-        ValueError: if a task has no picture, or the classes cannot be read.
+    that was skipped or never submitted has no annotation. If a task has several annotations, the one marked as ground
+    truth is read, or else the one changed last. Predictions are not read.
     """
     tasks = [(source, task) for source, content in sources.items() for task in content]
     chosen = [_choose(task["annotations"]) for _, task in tasks]
     regions = [region for annotation in chosen if annotation for region in annotation["result"]]
-    drawn = [region for region in regions if region["type"] in DRAWN]  # others have no value, or no area
+    drawn = [region for region in regions if region["type"] in DRAWN]  # other types have no labels, or no area
     used = {name for region in drawn for name in region["value"].get(region["type"], [])}
     names, note = names_of(files.root, used)
     index = {name: place for place, name in enumerate(names)}
     pictures = []
     for (source, task), annotation in zip(tasks, chosen, strict=True):
         image = _find(files, source, task)
-        split = split_in(image.relative_to(files.folder).parts[:-1])
+        split = files.split_of(image)
         if annotation is None:
             pictures.append(Picture(image, source, split))
             continue
@@ -62,7 +53,9 @@ def read_label_studio(files: Files, sources: dict[Path, Any]) -> Export:
         pictures.append(Picture(image, source, split, size, paint))
     notes = [note, files.not_named(one.image for one in pictures)]
     if several := sum(len(_finished(task["annotations"])) > 1 for _, task in tasks):
-        notes.append(f"{several} tasks have several annotations: that marked as ground truth is read, or the newest.")
+        notes.append(
+            f"{several} tasks have several annotations: the one marked as ground truth is read, or the newest."
+        )
     return Export(names, pictures, notes=[one for one in notes if one])
 
 
@@ -78,7 +71,7 @@ def _choose(annotations: list[dict]) -> dict | None:
 
 
 def _find(files: Files, source: Path, task: dict) -> Path:
-    """The file of a task's picture, which Label Studio names by an address."""
+    """The file of a task's picture; Label Studio names the picture by an address."""
     for value in task["data"].values():
         if not isinstance(value, str):
             continue
@@ -91,6 +84,12 @@ def _find(files: Files, source: Path, task: dict) -> Path:
 
 
 def _paint(canvas: Canvas, task: int, regions: list[dict], index: dict[str, int]):
+    names = sorted({str(region["to_name"]) for region in regions if "to_name" in region})
+    if len(names) > 1:
+        raise ValueError(
+            f"task {task} has regions on {len(names)} pictures ({', '.join(names)}), but masks are of one; export "
+            "tasks with one picture each"
+        )
     for region in regions:
         try:
             _paint_region(canvas, region, index)
@@ -128,10 +127,10 @@ def _paint_region(canvas: Canvas, region: dict, index: dict[str, int]):
 
 def decode_brush(encoded: Sequence[int]) -> np.ndarray:
     """
-    Decodes a brush of Label Studio, which is packed like the npm package `@thi.ng/rle-pack` does. Its bits are: 32 of
-    the number of values, 5 of the bits in a value, less one, and 4 times 4 of the bits in a length, less one; then
-    blocks: 1 bit whether a value repeats, 2 which of the four sizes the length has, the length less one, and the value
-    or as many values.
+    Decodes a brush of Label Studio, packed as by the npm package `@thi.ng/rle-pack`. It begins with the number of
+    values (32 bits), the number of bits in a value less one (5 bits), and four sizes of lengths, each the number of
+    bits less one (4 bits each). Then come blocks: whether one value repeats (1 bit), which of the four sizes the
+    length has (2 bits), the length less one, and then the repeated value, or as many values as the length says.
 
     Args:
         encoded (`Sequence[int]`): the bytes, 0 to 255.
@@ -140,7 +139,7 @@ def decode_brush(encoded: Sequence[int]) -> np.ndarray:
         `np.ndarray`: int64 (values,), 0 to 255: red, green, blue and opacity of each pixel, row by row.
 
     Raises:
-        ValueError: if it is cut short, or not so packed.
+        ValueError: if the brush is cut short, or packed in another way.
     """
     bits = np.unpackbits(np.array(encoded, dtype=np.uint8))
     place = 0

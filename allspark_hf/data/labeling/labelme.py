@@ -11,8 +11,7 @@ from PIL import Image
 
 from ..sources.class_lists import IGNORED_NAME
 from .export import Canvas, Export, Picture, box_ring, ellipse_ring
-from .files import Files, split_in
-from .names import names_of
+from .files import Files, names_of
 
 
 def is_labelme(content: Any) -> bool:
@@ -22,17 +21,9 @@ def is_labelme(content: Any) -> bool:
 
 def read_labelme(files: Files, sources: dict[Path, Any]) -> Export:
     """
-    Reads polygons, rectangles, circles and masks. A picture without a json file has no annotation; one whose file has
-    no shapes shows no object. `__ignore__` stands for pixels that do not count. `labels.txt` gives the classes, if it
-    lies in the export's folder.
-
-    Args:
-        files ([`Files`]): the pictures.
-        sources (`dict[Path, Any]`): the json files and their content.
-
-    Raises:
-        FileNotFoundError: if a picture is missing.
-        ValueError: if the classes cannot be read, or two json files annotate one picture.
+    Reads polygons, rectangles, circles and masks. A picture without a json file has no annotation; a picture whose
+    file has no shapes shows no object. The label `__ignore__` means ignored pixels. If `labels.txt` lies in the folder
+    of the export, it lists the classes.
     """
     for source, content in sources.items():
         if any(shape["label"] is None for shape in content["shapes"]):
@@ -48,13 +39,13 @@ def read_labelme(files: Files, sources: dict[Path, Any]) -> Export:
         height, width = content.get("imageHeight"), content.get("imageWidth")
         size = (height, width) if height and width else None
         paint = partial(_paint, shapes=content["shapes"], index=index)
-        pictures[image] = Picture(image, source, split_in(image.relative_to(files.folder).parts[:-1]), size, paint)
+        pictures[image] = Picture(image, source, files.split_of(image), size, paint)
     for image in files.images:
         if image not in pictures:
             own = image.with_suffix(".json")
             if own.is_file() and own not in sources:
                 raise ValueError(f"{own} is not in LabelMe's form; save it anew, or remove it.")
-            pictures[image] = Picture(image, image, split_in(image.relative_to(files.folder).parts[:-1]))
+            pictures[image] = Picture(image, image, files.split_of(image))
     return Export(names, list(pictures.values()), notes=[note])
 
 

@@ -1,4 +1,4 @@
-"""Masks that a tool exports as pictures: colors by a table (CVAT and others), or class indices (Roboflow)."""
+"""Masks that a tool exports as pictures: with colors from a list (CVAT and others), or class indices (Roboflow)."""
 
 from collections.abc import Callable
 from functools import partial
@@ -14,7 +14,7 @@ from ..sources.folder import FolderLayout
 from ..sources.pairs import one_form, require_images
 from ..sources.split_names import split_of
 from .export import Canvas, Export, Picture
-from .files import Files, read_lines, split_in
+from .files import Files, read_lines
 
 
 ROBOFLOW_CLASSES, ROBOFLOW_END = "_classes.csv", "_mask.png"
@@ -22,16 +22,9 @@ ROBOFLOW_CLASSES, ROBOFLOW_END = "_classes.csv", "_mask.png"
 
 def read_cvat_masks(files: Files, classes: Classes) -> Export:
     """
-    CVAT's "Segmentation mask 1.1": `SegmentationClass/*.png` with the colors of `labelmap.txt`, the pictures in
-    `JPEGImages`, and lists of names in `ImageSets/Segmentation` that may be called after splits. A picture without a
-    mask has no annotation.
-
-    Args:
-        files ([`Files`]): the pictures.
-        classes ([`Classes`]): of `labelmap.txt`.
-
-    Raises:
-        ValueError: if a mask has no picture.
+    Reads CVAT's "Segmentation mask 1.1": `SegmentationClass/*.png` with the colors of `labelmap.txt`, the pictures in
+    `JPEGImages`, and lists in `ImageSets/Segmentation` whose names may mean splits. A picture without a mask has no
+    annotation.
     """
     masks_dir = files.root / "SegmentationClass"
     pictures_dir = files.folder if files.folder != files.root else files.root / "JPEGImages"
@@ -62,23 +55,14 @@ def read_cvat_masks(files: Files, classes: Classes) -> Export:
 
 def read_color_masks(files: Files, classes: Classes) -> Export:
     """
-    Folders like those that training reads ([`FolderLayout`]), but with colors in the masks.
-
-    Args:
-        files ([`Files`]): of the folder.
-        classes ([`Classes`]): with colors.
-
-    Raises:
-        FileNotFoundError: if a folder is missing.
-        ValueError: if pictures and masks do not pair.
+    Reads folders like those of training ([`FolderLayout`]), but with colors in the masks.
     """
     layout = FolderLayout(files.root)
+    has_splits = layout.has_validation or layout.has_unlabeled
     pictures = []
     for split in layout.places:
-        pairs = layout.pairs(split)
-        pictures += [_picture(image, pairs.masks.get(name), split, classes) for name, image in pairs.images.items()]
-    if not (layout.has_validation or layout.has_unlabeled):
-        pictures = [Picture(one.image, one.source, None, one.size, one.paint) for one in pictures]
+        pairs, own = layout.pairs(split), split if has_splits else None
+        pictures += [_picture(image, pairs.masks.get(name), own, classes) for name, image in pairs.images.items()]
     export = _colored(pictures, classes)
     export.notes += [layout.left_alone] if layout.left_alone else []
     return export
@@ -86,14 +70,8 @@ def read_color_masks(files: Files, classes: Classes) -> Export:
 
 def read_roboflow_masks(files: Files) -> Export:
     """
-    Roboflow's "Semantic Segmentation Masks": in a folder for each split, the class indices of `NAME.jpg` in
-    `NAME_mask.png`, and their names in `_classes.csv`.
-
-    Args:
-        files ([`Files`]): the pictures.
-
-    Raises:
-        ValueError: if the classes of two splits differ, or a mask has no picture.
+    Reads Roboflow's "Semantic Segmentation Masks": a folder for each split, in which `NAME_mask.png` has the class
+    indices of `NAME.jpg`, and `_classes.csv` the names of the classes.
     """
     lists = sorted(files.root.rglob(ROBOFLOW_CLASSES))
     classes = read_classes(lists[0])
@@ -106,7 +84,7 @@ def read_roboflow_masks(files: Files) -> Export:
             continue
         mask = image.with_name(f"{image.stem}{ROBOFLOW_END}")
         used.append(mask)
-        split = split_in(image.relative_to(files.folder).parts[:-1])
+        split = files.split_of(image)
         paint = partial(_paint_indices, path=mask, num_classes=len(classes.names))
         pictures.append(_picture(image, mask if mask.is_file() else None, split, paint))
     require_images(sorted(files.root.rglob(f"*{ROBOFLOW_END}")), used)
@@ -116,7 +94,7 @@ def read_roboflow_masks(files: Files) -> Export:
 def _colored(pictures: list[Picture], classes: Classes) -> Export:
     if classes.colors is None:
         raise ValueError(
-            "The list of classes has no colors, which the masks are read by; write `name r g b` on each of its lines."
+            "The list of classes has no colors, but the masks hold colors; write `name r g b` on each of its lines."
         )
     first: dict[Color, str] = {}
     for name, color in zip(classes.names, classes.colors, strict=True):

@@ -7,21 +7,21 @@ from typing import NamedTuple
 import numpy as np
 
 from .rasterize import rasterize
-from .writing import BACKGROUND
+from .writing import is_background
 
 
 INSTALL = "Outlines need {}, which is not installed: pip install 'allspark-hf[import]'."
-LEAST_LEFT = 0.5  # of a region's area; one that would lose more keeps its own outline
+LEAST_LEFT = 0.5  # a region that would keep no more than this share of its area is not simplified
 
 
 class Region(NamedTuple):
     """
-    Connected pixels of a class, also where they touch at corners only.
+    Connected pixels of a class; pixels that touch at corners only are connected too.
 
     Args:
         label (`int`): the class.
-        rings (`list[np.ndarray]`): int64 (points, 2) each, x and y, the first point not repeated: the outline, then
-            those of holes. (0, 0) is the upper left corner of the upper left pixel.
+        rings (`list[np.ndarray]`): the outline, then the outlines of holes: each int64 (points, 2), x and y, without
+            the first point again at the end. (0, 0) is the upper left corner of the upper left pixel.
     """
 
     label: int
@@ -29,8 +29,8 @@ class Region(NamedTuple):
 
     def one_ring(self) -> np.ndarray:
         """
-        The region as a single ring, int64 (points, 2), as tools need it that know no holes: a cut of no width leads to
-        each hole and back. By the even-odd and the non-zero rule it has the pixels of the region.
+        The region as a single ring, int64 (points, 2), for tools that know no holes: a cut of no width leads to each
+        hole and back. The ring encloses the pixels of the region by the even-odd and by the non-zero rule.
         """
         ring, *holes = self.rings
         for hole in holes:
@@ -40,7 +40,7 @@ class Region(NamedTuple):
 
 
 def require_outlines():
-    """Raises ImportError, with what to install, where [`annotate`] would."""
+    """Raises ImportError, with what to install, if [`annotate`] lacks a library."""
     for name in ("rasterio", "pycocotools"):
         if find_spec(name) is None:
             raise ImportError(INSTALL.format(name))
@@ -48,18 +48,19 @@ def require_outlines():
 
 def outline_regions(mask: np.ndarray, tolerance: float = 0.0) -> list[Region]:
     """
-    Outlines all regions of a mask along the edges of pixels, and leaves points out (Douglas and Peucker).
+    Outlines all regions of a mask along the edges of pixels, and simplifies the outlines (Douglas and Peucker).
 
-    Neighbors keep a common outline: it is cut where three regions meet, or two touch at a corner, and each part is
-    simplified once. A region that would lose half of its area or more, such as a line of one pixel, keeps all points.
+    Neighbors keep a common outline: outlines are cut where three regions meet, or two touch at a corner, and each part
+    is simplified once. A region that would lose half of its area or more, such as a line of one pixel, keeps all
+    points.
 
     Args:
         mask (`np.ndarray`): uint8 or int32 (height, width), classes.
-        tolerance (`float`, *optional*, defaults to 0.0): the farthest, in pixels, that a point left out may lie from
-            the simplified outline; 0 leaves none out.
+        tolerance (`float`, *optional*, defaults to 0.0): how far, in pixels, a removed point may lie from the
+            simplified outline; 0 removes no point.
 
     Returns:
-        `list[Region]`: the largest first; together they cover the mask.
+        `list[Region]`: the largest region first; together they cover the mask.
 
     Raises:
         ImportError: if rasterio or pycocotools is not installed.
@@ -76,7 +77,7 @@ def outline_regions(mask: np.ndarray, tolerance: float = 0.0) -> list[Region]:
         found.append((abs(area), int(label), [list(_cut(ring, junctions, arcs)) for ring in rings]))
     found.sort(key=lambda region: -region[0])
     simplified = {key: simplify(arc, tolerance) for key, arc in arcs.items()} if tolerance else arcs
-    kept = {}  # whole parts of small regions, which their neighbors have then, too
+    kept = {}  # parts of small regions that keep all points, in the outlines of their neighbors too
     for area, _, rings in found if tolerance else ():
         if abs(sum(_signed_area(_join(ring, simplified)) for ring in rings)) <= LEAST_LEFT * area:
             kept |= {key: arcs[key] for ring in rings for key, _ in ring}
@@ -90,8 +91,8 @@ def outline_regions(mask: np.ndarray, tolerance: float = 0.0) -> list[Region]:
 
 def _junctions(mask: np.ndarray) -> np.ndarray:
     """
-    Bool (height + 1, width + 1): corners of pixels from which three or four edges between classes start, and those of
-    the image, which no outline cuts off.
+    Bool (height + 1, width + 1): the corners of pixels at which three or four edges between classes meet, and the four
+    corners of the image, which no outline may cut off.
     """
     padded = np.pad(mask.astype(np.int32), 1, constant_values=-1)
     upright, level = padded[:, 1:] != padded[:, :-1], padded[1:] != padded[:-1]
@@ -103,11 +104,11 @@ def _junctions(mask: np.ndarray) -> np.ndarray:
 
 def _cut(ring: np.ndarray, junctions: np.ndarray, arcs: dict[bytes, np.ndarray]) -> Iterator[tuple[bytes, bool]]:
     """
-    Cuts a closed ring, int64 (points, 2), whose last point is its first one, at junctions. The parts go into `arcs` in
-    one of their two directions, whichever region they are from.
+    Cuts a closed ring, int64 (points, 2), whose last point is its first one, at junctions. The parts go into `arcs`;
+    both regions beside a part store it in the same direction.
 
     Yields:
-        `tuple[bytes, bool]`: the key of a part in `arcs`, and whether the ring goes through it the other way.
+        `tuple[bytes, bool]`: the key of a part in `arcs`, and whether the ring goes through the part backwards.
     """
     steps = np.diff(ring, axis=0)
     lengths = np.abs(steps).sum(axis=1)
@@ -118,7 +119,7 @@ def _cut(ring: np.ndarray, junctions: np.ndarray, arcs: dict[bytes, np.ndarray])
     needed = is_junction | (along == 0)
     points, is_junction = points[needed], is_junction[needed]
     cuts = np.flatnonzero(is_junction)
-    if not len(cuts):  # begun far out, where no point is left out, and by both regions at the same point
+    if not len(cuts):  # the ring begins at its farthest point, which is kept, and which both regions find
         away = np.hypot(*((len(points) * points - points.sum(axis=0)) / len(points)).T)
         cuts = np.lexsort((*points.T, -away))[:1]
     points = np.concatenate([points, points])
@@ -132,28 +133,28 @@ def _cut(ring: np.ndarray, junctions: np.ndarray, arcs: dict[bytes, np.ndarray])
 
 
 def _join(parts: Sequence[tuple[bytes, bool]], arcs: dict[bytes, np.ndarray]) -> np.ndarray:
-    """The ring, int64 (points, 2), of the parts of [`_cut`], its first point repeated at the end."""
+    """The ring, int64 (points, 2), of the parts of [`_cut`], with its first point again at the end."""
     pieces = [arcs[key][::-1] if backwards else arcs[key] for key, backwards in parts]
     return np.concatenate([pieces[0][:1], *(piece[1:] for piece in pieces)])
 
 
 def _signed_area(ring: np.ndarray) -> float:
-    """Of a closed ring, whose first point is repeated: holes go round the other way."""
+    """The area of a closed ring, with its first point again at the end; that of a hole has the other sign."""
     x, y = ring.T
     return float((x[:-1] * y[1:] - x[1:] * y[:-1]).sum() / 2)
 
 
 def simplify(points: np.ndarray, tolerance: float) -> np.ndarray:
     """
-    Leaves points of a line out, by Douglas and Peucker.
+    Removes points of a line, by Douglas and Peucker.
 
     Args:
-        points (`np.ndarray`): (points, 2), two or more; of a closed line, the first one again at the end.
-        tolerance (`float`): how far, in pixels, a point left out may lie from the part of the line that replaces it.
+        points (`np.ndarray`): (points, 2), two or more points; a closed line has the first point again at the end.
+        tolerance (`float`): how far, in pixels, a removed point may lie from the part of the line that replaces it.
 
     Returns:
-        `np.ndarray`: the others, in their order; the first and the last one are always among them, and of a closed
-        line the one that is farthest from these.
+        `np.ndarray`: the points that are kept, in their order: always the first and the last one, and of a closed line
+        also the point farthest from these.
     """
     keep = np.zeros(len(points), dtype=bool)
     keep[[0, -1]] = True
@@ -173,7 +174,7 @@ def simplify(points: np.ndarray, tolerance: float) -> np.ndarray:
 
 
 def _distances(points: np.ndarray, start: np.ndarray, end: np.ndarray) -> np.ndarray:
-    """Of points (count, 2) from the straight line between two points, its ends included."""
+    """The distances of points (count, 2) from the straight line that begins and ends at two points."""
     direction, offsets = end - start, points - start
     length = float(direction @ direction)
     share = np.clip(offsets @ direction / length, 0, 1) if length else np.zeros(len(points))
@@ -181,25 +182,25 @@ def _distances(points: np.ndarray, start: np.ndarray, end: np.ndarray) -> np.nda
 
 
 def drawn_classes(labels: Sequence[str]) -> list[int]:
-    """The classes whose regions are outlined: all but `background`, which is what no outline covers."""
-    return [index for index, name in enumerate(labels) if name.strip("_ ").casefold() != BACKGROUND]
+    """The classes whose regions are outlined: all but `background`, the class of what no outline covers."""
+    return [index for index, name in enumerate(labels) if not is_background(name)]
 
 
 def annotate(mask: np.ndarray, image: str, name: str, drawn: Collection[int], tolerance: float) -> dict:
     """
-    A mask as outlines, for one of the writers of [`~allspark_hf.data.labeling.annotations`].
+    The outlines of a mask, for one of the writers of [`~allspark_hf.data.labeling.annotations`].
 
     Args:
         mask (`np.ndarray`): uint8 or int32 (height, width), classes 0 to num_labels - 1.
         image (`str`): path of the image, relative to the folder of images, with slashes.
-        name (`str`): what to call the image where each gets a file of its own; with slashes, without an ending.
+        name (`str`): name of the image's own files, with slashes and without extension.
         drawn (`Collection[int]`): the classes to outline, such as [`drawn_classes`].
         tolerance (`float`): see [`outline_regions`].
 
     Returns:
         `dict`, as JSON holds it: `image`, `name`, `width`, `height`, `regions` (each with `label`, the index of its
-        class, `ring`, a list of points x, y, and `area`, its pixels), and `lost`, the number of the image's pixels
-        that get another class when the outlines are read again.
+        class, `ring`, a list of points x, y, and `area`, its number of pixels), and `lost`, the number of pixels of
+        the image that get another class when the outlines are read again.
 
     Raises:
         ImportError: if rasterio or pycocotools is not installed.

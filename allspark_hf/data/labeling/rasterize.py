@@ -1,4 +1,4 @@
-"""Pixels of outlines and of run lengths."""
+"""Turns outlines and run lengths into pixels."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 INSTALL = "pycocotools draws outlines and is not installed: pip install 'allspark-hf[import]'."
-MAX_COORDINATE = 1e6  # far beyond any image; the drawing time grows with the length of an outline
+MAX_COORDINATE = 1e6  # far beyond any image; long outlines would take long to draw
 
 
 def rasterize(rings: Sequence[Sequence[Sequence[float]]], height: int, width: int) -> np.ndarray:
@@ -15,24 +15,24 @@ def rasterize(rings: Sequence[Sequence[Sequence[float]]], height: int, width: in
 
     (0, 0) is the upper left corner of the upper left pixel, x goes right and y down. A pixel belongs to the object if
     its center lies inside an odd number of rings, so a ring within a ring is a hole. Rings along the edges of pixels
-    give back exactly their pixels, also where two corners touch; elsewhere pycocotools rounds outlines to a fifth of a
-    pixel. Two objects that share an edge neither overlap nor leave a gap. What lies outside the image is cut off.
+    give exactly their pixels, even if corners touch; elsewhere pycocotools rounds outlines to a fifth of a pixel. Two
+    objects that share an edge neither overlap nor leave a gap. The part outside the image is cut off.
 
-    pycocotools draws each ring (the same function makes the masks of COCO) and this function combines them, because
-    pycocotools itself can only unite rings.
+    pycocotools draws each ring, with the function that makes the masks of COCO. Since pycocotools can only unite
+    rings, this function combines them.
 
     Args:
-        rings (`Sequence`): closed outlines; each is a sequence or array (points, 2) of x and y in pixels, 3 points or
-            more, the first one not repeated at the end (a repeated one does no harm).
-        height (`int`): of the image.
-        width (`int`): of the image.
+        rings (`Sequence`): closed outlines; each is a sequence or array (points, 2) of x and y in pixels, with 3
+            points or more. The first point need not be repeated at the end.
+        height (`int`): height of the image.
+        width (`int`): width of the image.
 
     Returns:
         `np.ndarray`: bool (height, width).
 
     Raises:
         ImportError: if pycocotools is not installed.
-        ValueError: if a ring has under 3 points, or a coordinate is no number or beyond a million pixels.
+        ValueError: if a ring has fewer than 3 points, or a coordinate is no number or beyond a million pixels.
     """
     try:
         from pycocotools import mask as coco
@@ -41,7 +41,7 @@ def rasterize(rings: Sequence[Sequence[Sequence[float]]], height: int, width: in
     inside = np.zeros((height, width), dtype=bool)
     for ring in rings:
         points = checked_ring(ring)
-        # Only the box around the ring is drawn, so that thousands of small objects cost little.
+        # Only the box around the ring is drawn, so that thousands of small objects take little time.
         left, top = np.clip(np.floor(points.min(axis=0)), 0, (width, height)).astype(int)
         right, bottom = np.clip(np.ceil(points.max(axis=0)), 0, (width, height)).astype(int)
         if left < right and top < bottom:
@@ -66,19 +66,19 @@ def checked_ring(ring: Sequence[Sequence[float]]) -> np.ndarray:
         raise ValueError("an outline is not a list of pairs x, y; export it anew")
     if len(points) < 3:
         raise ValueError(f"an outline has {len(points)} points, but 3 or more are needed; complete or delete it")
-    if not (np.abs(points) <= MAX_COORDINATE).all():  # so written, NaN is refused too
+    if not (np.abs(points) <= MAX_COORDINATE).all():  # NaN is refused too
         raise ValueError("an outline has a coordinate that is no number, or beyond a million pixels; correct it")
     return points
 
 
 def expand_runs(counts: Sequence[int], height: int, width: int, by_rows: bool = False) -> np.ndarray:
     """
-    The pixels of run lengths: COCO's go down the first column, then the second and so on.
+    The pixels of run lengths. COCO's go down the first column, then down the second and so on.
 
     Args:
-        counts (`Sequence[int]`): lengths of runs, of pixels outside and inside in turn, the first outside.
-        height (`int`): of the image, or the part of it that the runs are about.
-        width (`int`): of the same.
+        counts (`Sequence[int]`): lengths of runs of pixels, in turn outside and inside the object, the first outside.
+        height (`int`): height of the image, or of its part that the runs describe.
+        width (`int`): width of the same.
         by_rows (`bool`, *optional*, defaults to `False`): whether the runs go along the rows instead, as CVAT's do.
 
     Returns:
@@ -101,11 +101,11 @@ def expand_runs(counts: Sequence[int], height: int, width: int, by_rows: bool = 
 
 def parse_runs(text: str) -> list[int]:
     """
-    COCO's compressed run lengths, of which [`expand_runs`] makes pixels. (pycocotools reads them too, but gives
-    undefined pixels where they are cut short.)
+    Decodes COCO's compressed run lengths for [`expand_runs`]. (pycocotools reads them too, but gives undefined pixels
+    if the text is cut short.)
 
     Raises:
-        ValueError: if the text holds other characters than COCO's, or ends within a number.
+        ValueError: if the text holds characters that COCO does not use, or ends within a number.
     """
     counts: list[int] = []
     value, bits = 0, 0

@@ -1,4 +1,4 @@
-"""Which files a data folder was imported from, to tell later whether the export is still the same."""
+"""Records from which files a data folder was imported, to find out later whether the export has changed."""
 
 import hashlib
 import os
@@ -17,11 +17,11 @@ BLOCK = 1 << 20
 
 def describe_source(source: Path, pictures: Iterable[Picture] = ()) -> dict:
     """
-    What to write into [`RECORD_FILE`]: size, time and digest of each file of an export.
+    The content of [`RECORD_FILE`]: size, time and digest of each file of an export.
 
     Args:
-        source (`Path`): folder, archive or file of the export. All files of a folder count.
-        pictures (`Iterable[Picture]`): of a file that is no archive: what it names, wherever that lies.
+        source (`Path`): folder, archive or file of the export. Of a folder, all files are recorded.
+        pictures (`Iterable[Picture]`): the pictures that a file names, wherever they lie; none for an archive.
     """
     paths = _files_in(source) if source.is_dir() else {source}
     for picture in pictures:
@@ -38,8 +38,8 @@ def describe_source(source: Path, pictures: Iterable[Picture] = ()) -> dict:
 
 def find_changes(source: Path, data_dir: Path) -> list[str] | None:
     """
-    How an export differs from what a folder was imported from, a few words for each file; `None` if the folder does
-    not say what it was imported from. A file that is only newer is compared by its content.
+    What has changed in an export since a folder was imported from it, a few words for each file; `None` if the folder
+    has no record. A file with a newer time but the same content has not changed.
     """
     known = read_json_object(data_dir / RECORD_FILE).get("files")
     if not isinstance(known, dict):
@@ -55,7 +55,7 @@ def find_changes(source: Path, data_dir: Path) -> list[str] | None:
             continue
         stat = path.stat()
         if stat.st_size != size or (stat.st_mtime_ns != time and _digest(path) != digest):
-            changes.append(f"{name} is another one")
+            changes.append(f"{name} has changed")
     return changes
 
 

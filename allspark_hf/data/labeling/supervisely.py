@@ -22,16 +22,8 @@ def is_supervisely(content: Any) -> bool:
 
 def read_supervisely(files: Files, meta: Any) -> Export:
     """
-    Reads polygons with holes, bitmaps and rectangles. Every picture has a json file, so that it cannot tell whether
-    somebody looked at a picture without objects.
-
-    Args:
-        files ([`Files`]): the pictures.
-        meta (`Any`): the content of `meta.json`.
-
-    Raises:
-        FileNotFoundError: if a picture is missing.
-        ValueError: if a json file cannot be read.
+    Reads polygons with holes, bitmaps and rectangles. Every picture has a json file, so the export does not tell
+    whether somebody looked at a picture without objects.
     """
     names = [str(one["title"]) for one in meta["classes"]]
     index = {name: place for place, name in enumerate(names)}
@@ -46,7 +38,7 @@ def read_supervisely(files: Files, meta: Any) -> Export:
         pictures[source] = Picture(image, source, split, size, paint, may_be_empty=not objects)
     used = {picture.image for picture in pictures.values()}
     others = [image for image in files.images if image.parent.name == "img" and image not in used]
-    unlabeled = [Picture(image, image, split_in(image.relative_to(files.folder).parts[:-1])) for image in others]
+    unlabeled = [Picture(image, image, files.split_of(image)) for image in others]
     return Export(names, [*pictures.values(), *unlabeled])
 
 
@@ -76,7 +68,7 @@ def _paint_object(canvas: Canvas, one: dict, label: int):
 
 
 def _decode_bitmap(data: str) -> np.ndarray:
-    """A bitmap, a PNG in zlib in base64, as bool (height, width): what is opaque, or else what is not black."""
+    """Bool (height, width) of a bitmap, a PNG in zlib in base64: opaque pixels, or without opacity those not black."""
     try:
         image = Image.open(io.BytesIO(zlib.decompress(base64.b64decode(data))), formats=["PNG"])
         image.load()

@@ -1,4 +1,4 @@
-"""From an export to the folder that training reads."""
+"""Writes the data folder that training reads from an export."""
 
 import shutil
 import uuid
@@ -24,7 +24,7 @@ OUTSIDE = (BACKGROUND, "ignore")
 EMPTY = ("unlabeled", BACKGROUND)
 FOLDERS = {"train": "train", "validation": "val", "test": "test"}
 SHOWN_PROBLEMS = 10
-MAX_CLASSES = 255  # 255 itself means ignored
+MAX_CLASSES = 255  # since the mask value 255 means ignored
 
 
 @dataclass
@@ -33,19 +33,23 @@ class Imported:
     What [`write_folder`] wrote.
 
     Args:
-        classes ([`Classes`]): as in the folder's list.
-        labeled (`dict[str, list[str]]`): for "train", "validation" and "test", paths of pictures in the folder.
+        classes ([`Classes`]): the classes in the folder's list.
+        labeled (`dict[str, list[str]]`): "train", "validation" and "test" -> paths of labeled pictures in the folder.
         unlabeled (`dict[str, list[str]]`): the same for pictures without a mask.
-        pixels (`dict[str, np.ndarray]`): for each labeled picture the number of pixels by value, int64 (256,).
-        masks (`dict[str, str]`): for each labeled picture the path of its mask in the folder.
+        pixels (`dict[str, np.ndarray]`): labeled picture -> number of pixels of each value, int64 (256,).
+        masks (`dict[str, str]`): labeled picture -> path of its mask in the folder.
         has_new_background (`bool`): whether class 0 is a `background` that the export does not have.
         extent (`float`): the largest coordinate of all outlines, in pixels.
-        overlapped (`int`): pixels where objects of two classes lie over each other.
-        events (`Counter`): numbers of objects: "cut" and "empty" ([`Canvas`]); of pictures: "maybe" ones without
-            objects, "turned" ones, whose masks were drawn on the stored photo, "unsure" ones, whose sizes do not show
-            whether they were, "nothing": without a pixel that counts, "moved" ones of the validation split, without a
-            mask, and "unknown" ones, of no split.
-        notes (`list[str]`): sentences about what was decided.
+        overlapped (`int`): number of pixels that objects of two classes cover.
+        events (`Counter`): number of objects that are "cut" or "empty" ([`Canvas`]), and number of pictures that are
+
+            - "maybe": without objects, perhaps without annotation;
+            - "turned": drawn on the stored photo, so that the mask was turned;
+            - "unsure": turned by EXIF, but sizes do not show on which photo they were drawn;
+            - "nothing": without a pixel that is not ignored;
+            - "moved": from validation to training, because they have no mask;
+            - "unknown": of no split, though others have one.
+        notes (`list[str]`): sentences for the report, about decisions.
     """
 
     classes: Classes
@@ -61,7 +65,7 @@ class Imported:
 
     @property
     def has_ambiguous_masks(self) -> bool:
-        """Whether training would take masks of class 0 and ignored pixels for binary ones, with 255 for class 1."""
+        """Whether training might take masks of class 0 and ignored pixels for binary masks, with 255 as class 1."""
         values = [frozenset(np.flatnonzero(counts)) for counts in self.pixels.values()]
         return len(self.classes.names) == 2 and {0, IGNORED} in values
 
@@ -78,23 +82,25 @@ def write_folder(
 ) -> Imported:
     """
     Copies the pictures and writes masks and the list of classes: `images/train`, `masks/train`, the same with `val`
-    and `test`, and `classes.txt` (`classes.json` where names do not fit into lines). The folder appears when all is
-    done, or not at all.
+    and `test`, and `classes.txt` (`classes.json` if a line cannot hold a name). The folder appears when everything is
+    written, or not at all.
 
     Args:
-        export ([`Export`]): what to write.
-        files ([`Files`]): of the export.
-        data_dir (`Path`): a folder that is empty or not there ([`require_empty`]).
-        outside (`str`, *optional*, defaults to `"background"`): what lies outside all objects: the class
-            `background`, which becomes class 0 unless there is one of this name; or `"ignore"`: it does not count.
-        empty_images (`str`, *optional*, defaults to `"unlabeled"`): what a picture without objects is if the tool
-            cannot tell whether somebody looked at it; `"background"`: all of it lies outside all objects.
-        classes ([`Classes`], *optional*): names, in this order, instead of those of the export.
-        to_image (`Callable`, *optional*): makes the picture to save of a mask, uint8 (height, width).
-        finish (`Callable`, *optional*): is told what was imported, and the folder, before that gets its name.
+        export ([`Export`]): the export to write.
+        files ([`Files`]): the files of the export.
+        data_dir (`Path`): a folder that is empty or does not exist ([`require_empty`]).
+        outside (`str`, *optional*, defaults to `"background"`): the pixels outside all objects become the class
+            `background`, which is added as class 0 if there is none of this name; with `"ignore"`, they are ignored.
+        empty_images (`str`, *optional*, defaults to `"unlabeled"`): pictures without objects become unlabeled images
+            if the tool does not tell whether somebody looked at them; with `"background"`, they are labeled, and all
+            of their pixels lie outside all objects.
+        classes ([`Classes`], *optional*): the classes in this order, instead of those of the export.
+        to_image (`Callable`, *optional*): makes of a mask, uint8 (height, width), the picture to save.
+        finish (`Callable`, *optional*): is called with what was imported and the folder, before the folder gets its
+            name.
 
     Raises:
-        ValueError: if pictures cannot be imported, which the message lists, none of the training pictures has a mask,
+        ValueError: if pictures cannot be imported (the message lists them), none of the training pictures has a mask,
             or there are more than 255 classes or none.
     """
     values, outside_value, imported = _choose_values(export, outside, classes)
@@ -134,6 +140,11 @@ def write_folder(
     return imported
 
 
+def is_background(name: str) -> bool:
+    """Whether a class of this name lies outside all objects: `background`, in any case and between underscores."""
+    return name.strip("_ ").casefold() == BACKGROUND
+
+
 def require_empty(data_dir: Path, source: Path):
     """Raises `ValueError` if `data_dir` is a file, holds something, or lies in the folder of the export."""
     if data_dir.exists() and (not data_dir.is_dir() or any(data_dir.iterdir())):
@@ -144,7 +155,7 @@ def require_empty(data_dir: Path, source: Path):
 
 @contextmanager
 def _appearing(data_dir: Path) -> Iterator[Path]:
-    """A hidden folder that becomes `data_dir` at the end, and goes if something fails."""
+    """A hidden folder that is renamed to `data_dir` at the end, or removed if something fails."""
     folder = data_dir.absolute().with_name(f".{data_dir.absolute().name}-{uuid.uuid4().hex[:8]}")
     new = [parent for parent in folder.parents if not parent.exists()]
     folder.mkdir(parents=True)
@@ -161,17 +172,17 @@ def _appearing(data_dir: Path) -> Iterator[Path]:
 
 
 def _choose_values(export: Export, outside: str, classes: Classes | None) -> tuple[dict[str, int], int, Imported]:
-    """The mask's value for each class of the export and for what lies outside, and the classes of the folder."""
+    """The mask's value for each class of the export and for pixels outside all objects, and the classes to write."""
     if not (classes or export.classes):
         raise ValueError("The export has no classes, and no object with a label; give objects labels in the tool.")
     chosen = classes or Classes([name for name in export.classes if name != IGNORED_NAME], export.colors)
     names, colors, notes = list(chosen.names), chosen.colors, list(export.notes)
-    background = next((name for name in names if name.strip("_ ").casefold() == BACKGROUND), None)
+    background = next(filter(is_background, names), None)
     is_new = not export.is_dense and outside == BACKGROUND and background is None
     if is_new:
-        if classes is not None:  # to put it first would shift those that the user has listed
+        if classes is not None:  # adding a class at the beginning would shift the classes of the user's list
             raise ValueError(
-                "The list of --classes lists no class background for what lies outside all objects; add it, or give "
+                "The list of --classes has no class background for the pixels outside all objects; add it, or give "
                 "--outside ignore."
             )
         names, colors = [BACKGROUND, *names], colors and [(0, 0, 0), *colors]
@@ -185,7 +196,7 @@ def _choose_values(export: Export, outside: str, classes: Classes | None) -> tup
 
 
 def _targets(export: Export, files: Files, imported: Imported) -> dict[Picture, str]:
-    """For each picture the path that its copy gets in its split, once no two agree."""
+    """For each picture, the path of its copy in its split; no two masks may get the same path."""
     splits = {picture.split for picture in export.pictures} - {"unlabeled", None}
     if splits and splits.isdisjoint({"train"}) and len({picture.split for picture in export.pictures}) == 1:
         imported.notes.append(f"All pictures are of the split {splits.pop()}: they become training pictures.")
@@ -218,14 +229,14 @@ def _targets(export: Export, files: Files, imported: Imported) -> dict[Picture, 
 
 
 def _key(name: str) -> str:
-    """What names must differ in: a mask is called like its picture, and some disks do not tell case."""
+    """The part of a name that must be unique: masks have another extension, and some disks ignore case."""
     return str(Path(name).with_suffix("")).casefold()
 
 
 def _paint(
     picture: Picture, values: dict[str, int], outside: int, empty_images: str, imported: Imported
 ) -> np.ndarray | None:
-    """The upright mask, uint8 (height, width); `None` without annotation, or where no pixel counts."""
+    """The upright mask, uint8 (height, width); `None` without annotation, or if all pixels are ignored."""
     height, width, turn, is_unsure = read_frame(picture.image, picture.size)
     paint = picture.paint
     if paint is None and picture.may_be_empty:
@@ -255,10 +266,12 @@ def _write(
     to_image: Callable[[np.ndarray], Image.Image],
 ):
     split = picture.split
-    if split == "validation" and mask is None:  # training refuses it among the validation images
+    if split == "validation" and mask is None:  # training refuses a validation image without a mask
         imported.events["moved"] += 1
         split, target = "train", f"from_val/{target}"
     image = Path("images", FOLDERS[split], target)
+    if (folder / image).exists():
+        raise ValueError(f"another picture becomes {image.as_posix()} too; rename one of them in the tool")
     (folder / image).parent.mkdir(parents=True, exist_ok=True)
     shutil.copy2(picture.image, folder / image)
     kept = imported.unlabeled if mask is None else imported.labeled
@@ -271,4 +284,4 @@ def _write(
         imported.pixels[image.as_posix()] = np.bincount(mask.ravel(), minlength=256)
 
 
-__all__ = ["EMPTY", "OUTSIDE", "Imported", "require_empty", "write_folder"]
+__all__ = ["EMPTY", "OUTSIDE", "Imported", "is_background", "require_empty", "write_folder"]

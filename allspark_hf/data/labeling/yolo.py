@@ -12,7 +12,7 @@ import yaml
 from ..sources.classes import read_classes
 from ..sources.split_names import split_of
 from .export import Canvas, Export, Picture
-from .files import Files, read_lines, split_in
+from .files import Files, read_lines
 
 
 PICTURES, LABELS = "images", "labels"
@@ -38,23 +38,15 @@ def read_yaml(path: Path) -> Any:
 
 def read_yolo(files: Files, source: Path) -> Export:
     """
-    Reads what a `data.yaml` lists: folders of pictures, or text files with a picture a line; or all pictures, with the
-    `classes.txt` that Label Studio writes instead.
+    Reads the pictures that a `data.yaml` lists, by folders or by text files with a picture on each line. With the
+    `classes.txt` that Label Studio writes instead, all pictures are read.
 
-    The labels of `…/images/NAME.jpg` are in `…/labels/NAME.txt`: a class index, then x and y of each point as a share
-    of width and height, of the upright picture. An empty file is a picture that shows no object. A picture without a
-    file may be one too, or have no annotation.
-
-    Args:
-        files ([`Files`]): the pictures.
-        source (`Path`): the yaml file, or `classes.txt`.
-
-    Raises:
-        FileNotFoundError: if a folder or a picture is missing.
-        ValueError: if the classes cannot be read, labels are of no picture, or no split has pictures.
+    The labels of `…/images/NAME.jpg` are in `…/labels/NAME.txt`. A line has a class index, then x and y of each point
+    as a share of width and height of the upright picture. An empty file means that the picture shows no object. A
+    picture without a file has no annotation, or shows no object.
     """
     classes = read_classes(source).names
-    _require_one_list(source, classes)
+    _require_outlines_and_one_list(source, classes)
     pictures, used = [], set()
     for image, split in _list_all(files, source):
         labels = _labels_of(image)
@@ -63,7 +55,7 @@ def read_yolo(files: Files, source: Path) -> Export:
         paint = None if lines is None else partial(_paint, lines=lines, num_classes=len(classes))
         pictures.append(Picture(image, labels if lines else source, split, None, paint, lines is None))
     orphans = [path for path in sorted(files.root.rglob(f"{LABELS}/**/*.txt")) if path not in used]
-    orphans = [path for path in orphans if path.name != "classes.txt"]  # labelImg's
+    orphans = [path for path in orphans if path.name != "classes.txt"]  # labelImg writes this file beside the labels
     if orphans:
         raise ValueError(
             f"{orphans[0]} labels no picture that {source} lists ({len(orphans)} such files); put the picture there, "
@@ -73,9 +65,12 @@ def read_yolo(files: Files, source: Path) -> Export:
     return Export(classes, pictures, notes=[note] if note else [])
 
 
-def _require_one_list(source: Path, classes: list[str]):
-    """Raises `ValueError` if the yaml file counts its classes differently, or another list names others."""
-    count = read_yaml(source).get("nc") if source.suffix != ".txt" else None
+def _require_outlines_and_one_list(source: Path, classes: list[str]):
+    """Raises `ValueError` for keypoints, if `nc` is not the number of names, or if `classes.txt` lists other names."""
+    content = read_yaml(source) if source.suffix != ".txt" else {}
+    if "kpt_shape" in content:  # some lines of keypoints look like polygons
+        raise ValueError(f"{source} is about keypoints (kpt_shape), which have no area; export segmentation.")
+    count = content.get("nc")
     if count not in (None, len(classes)):
         raise ValueError(f"{source} says that there are {count} classes (nc), but names {len(classes)}; correct it.")
     other = source.with_name("classes.txt")
@@ -84,9 +79,9 @@ def _require_one_list(source: Path, classes: list[str]):
 
 
 def _list_all(files: Files, source: Path) -> Iterator[tuple[Path, str | None]]:
-    """The pictures with their splits; one that is listed twice comes twice."""
+    """The pictures with their splits; a picture that is listed twice comes twice."""
     if source.suffix == ".txt":
-        yield from ((image, split_in(image.relative_to(files.folder).parts[:-1])) for image in files.images)
+        yield from ((image, files.split_of(image)) for image in files.images)
         return
     content = read_yaml(source)
     for key, places in content.items():
@@ -97,7 +92,7 @@ def _list_all(files: Files, source: Path) -> Iterator[tuple[Path, str | None]]:
 
 
 def _list_pictures(files: Files, source: Path, base: str | None, place: str) -> list[Path]:
-    """The pictures of a folder or a list that the yaml file names, whatever machine it was written on."""
+    """The pictures of a folder or a list that the yaml file names, perhaps by a path of another machine."""
     inner = Path(*(part for part in Path(place.replace("\\", "/")).parts if part not in ("..", "/")))
     candidates = [source.parent / (base or "") / place, source.parent / place, source.parent / inner]
     candidates = [Path(os.path.normpath(path)) for path in candidates]
@@ -113,7 +108,7 @@ def _list_pictures(files: Files, source: Path, base: str | None, place: str) -> 
 
 
 def _labels_of(image: Path) -> Path:
-    """`images` becomes `labels`, where it stands last in the path; else the labels lie beside the picture."""
+    """The path of a picture's labels: the last `images` in the path becomes `labels`; if there is none, beside it."""
     parts = list(image.parts)
     places = [place for place, part in enumerate(parts[:-1]) if part == PICTURES]
     if places:

@@ -1,5 +1,4 @@
-"""Lists of classes as programs and people write them, read as entries: index, name and color, the first and last of
-which may be missing."""
+"""Reads lists of classes as programs and people write them: of each class the name, and index and color if given."""
 
 import csv
 import json
@@ -14,7 +13,7 @@ logger = logging.getLogger(__name__)
 
 Color = tuple[int, int, int]
 
-IGNORED_NAME = "__ignore__"  # LabelMe's, for pixels that do not count; its index there is -1, which is stored as 255
+IGNORED_NAME = "__ignore__"  # LabelMe's name of ignored pixels; its index there is -1, which masks store as 255
 IGNORED_INDICES = (-1, 255)
 SHOWN_INDICES = 20
 
@@ -24,7 +23,7 @@ _CVAT = re.compile(r"^(?P<name>[^:]+):(?P<color>(?:\d+,\d+,\d+)?):[^:]*:[^:]*$")
 _INDEX_FIRST = re.compile(r"^(?P<index>-?\d{1,9})(?P<mark>\s*[:,;=]\s*|[.)]\s+|\s+-\s+|\s+)(?P<rest>\S.*)$")
 _COLOR_FIRST = re.compile(r"^(\d{1,3})[\s,]+(\d{1,3})[\s,]+(\d{1,3})[\s,]+([^\d\s].*)$")
 _INDEX_LAST = re.compile(r"^(?P<name>\S.*?)\s*[:,;=\t]\s*(?P<index>-?\d{1,9})$")
-# What the columns of a table are called, in lower case and without blanks and the like.
+# Names of the columns of a table, in lower case and with letters and digits alone.
 _INDEX_COLUMNS = ("pixelvalue", "value", "index", "idx", "id", "classid", "labelid", "classindex", "maskvalue")
 _NAME_COLUMNS = ("class", "classname", "name", "label", "labelname", "category")
 _COLOR_COLUMNS = (("r", "g", "b"), ("red", "green", "blue"))
@@ -40,9 +39,9 @@ class Entry(NamedTuple):
 
 def parse_text(text: str) -> list[Entry]:
     """
-    Reads lines with a class each: the name, alone, with `r g b` or `#rrggbb` after it or `r g b` before it; `0: name`,
-    `0 name`, `0,name` or `name,0` on every line; CVAT's `name:r,g,b:parts:actions`; or a table in CSV whose first line
-    names its columns, as Roboflow writes it. Blank lines and comments, from `#` on, do not count.
+    Reads text with a class on each line: a name alone, `name r g b`, `name #rrggbb` or `r g b name`; on every line
+    `0: name`, `0 name`, `0,name` or `name,0`; CVAT's `name:r,g,b:parts:actions`; or a table in CSV whose first line
+    names its columns, as Roboflow writes it. Blank lines, and comments that begin with `#`, do not count.
 
     Raises:
         ValueError: if only some lines have an index, or a line of a table has too few or too many cells.
@@ -98,8 +97,8 @@ def _color(parts: list[str]) -> Color | None:
 
 def _columns(line: str) -> dict[str, Any] | None:
     """
-    The columns of a table by the names in its first line: `index`, `name`, `r`, `g` and `b`, as far as they are there;
-    besides the number of `cells` and the `delimiter`. `None` if the line names no columns.
+    The places of the columns `index`, `name`, `r`, `g` and `b` that the first line of a table names, the number of
+    `cells`, and the `delimiter`; `None` if the line is not that of a table.
     """
     delimiter = next((mark for mark in "\t;" if mark in line), ",")
     words = [re.sub(r"[\W_]", "", cell.lower()) for cell in _cells(line, delimiter)]
@@ -135,12 +134,12 @@ def _from_table(lines: dict[int, str], columns: dict[str, Any]) -> list[Entry]:
 
 
 def parse_json(text: str) -> tuple[list[Entry], Any]:
-    """[`parse_content`] of JSON in which no key occurs twice."""
+    """Reads JSON by [`parse_content`]; ValueError if a key occurs twice."""
     return parse_content(json.loads(text, object_pairs_hook=_without_duplicates))
 
 
 def parse_yaml(text: str) -> tuple[list[Entry], Any]:
-    """[`parse_content`] of YAML in which no key occurs twice; only plain values are made of it."""
+    """Reads YAML by [`parse_content`]; ValueError if a key occurs twice. No tag can create an object."""
     try:
         return parse_content(yaml.load(text, _Loader))
     except yaml.YAMLError as error:
@@ -171,10 +170,10 @@ def parse_content(content: Any) -> tuple[list[Entry], Any]:
     under `categories`, `classes` or `labels`.
 
     Returns:
-        `tuple[list[Entry], Any]`: the classes, and what stands under `colors`; `None` if nothing does.
+        `tuple[list[Entry], Any]`: the classes, and the value of `colors`, or `None`.
 
     Raises:
-        ValueError: if the content is none of these.
+        ValueError: if the content has none of these forms.
     """
     for key in ("names", "id2label", "label2id", "categories", "classes", "labels"):
         if isinstance(content, dict) and key in content:
@@ -205,11 +204,10 @@ def _from_object(number: int, content: dict) -> Entry:
 
 def in_order(entries: list[Entry]) -> list[Entry]:
     """
-    The classes in the order of their indices, which begin at 0 and have no gaps; what stands for pixels that do not
-    count is left out.
+    The classes in the order of their indices, without entries for ignored pixels.
 
     Raises:
-        ValueError: if the indices are others, or only some classes have one.
+        ValueError: if the indices do not begin at 0 or have gaps, or only some classes have one.
     """
     numbered = [entry for entry in entries if entry.index is not None]
     if not numbered:
@@ -229,7 +227,7 @@ def in_order(entries: list[Entry]) -> list[Entry]:
         by_index[entry.index] = entry
     for index in IGNORED_INDICES:
         if index in by_index and index - 1 not in by_index:
-            logger.info("%s, with the index %d, is no class: such pixels do not count.", by_index[index].name, index)
+            logger.info("%s, with the index %d, is no class: its pixels are ignored.", by_index[index].name, index)
             del by_index[index]
     _require_no_gaps(by_index)
     return [by_index[index] for index in sorted(by_index)]

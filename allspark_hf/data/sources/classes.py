@@ -12,7 +12,7 @@ from .class_lists import Color, Entry, in_order, parse_json, parse_text, parse_y
 logger = logging.getLogger(__name__)
 
 CLASS_FILES = ("classes.json", "classes.txt")
-# Of Roboflow, CVAT, LabelMe, labelme2voc, transformers, YOLO.
+# Files of Roboflow, CVAT, LabelMe, labelme2voc, transformers and YOLO.
 FOREIGN_CLASS_FILES = ("_classes.csv", "labelmap.txt", "labels.txt", "class_names.txt", "id2label.json", "data.yaml")
 PARSERS = {".json": parse_json, ".yaml": parse_yaml, ".yml": parse_yaml}
 TEXT_SUFFIXES = (".txt", ".csv", ".tsv", ".names")
@@ -29,9 +29,9 @@ class Classes:
             pictures of the result.
 
     Raises:
-        ValueError: if there is no class, a name is empty, no Unicode text or used twice (blanks and underscores count
-            as the same, as do both ways to store accents), the two lists differ in length, or a color is not three
-            whole numbers from 0 to 255.
+        ValueError: if there is no class, a name is empty, no Unicode text or used twice (names that differ only in
+            blanks and underscores, or in how accents are stored, count as one), the two lists differ in length, or a
+            color is not three whole numbers from 0 to 255.
     """
 
     names: list[str]
@@ -40,8 +40,7 @@ class Classes:
     def __post_init__(self):
         if not self.names:
             raise ValueError("The list of classes is empty; name at least one class.")
-        # Metrics are called after the classes, with underscores for blanks: the second of two would replace the first.
-        # Accents are stored in two ways that look the same.
+        # The name of a metric is that of its class, with underscores for blanks, so two equal ones would become one.
         by_metric: dict[str, int] = {}
         for index, name in enumerate(self.names):
             if not isinstance(name, str) or not name.strip():
@@ -100,11 +99,11 @@ def read_classes(path: str | Path) -> Classes:
     JSON and YAML may be a list of names, `{"names": [...], "colors": [[r, g, b], ...]}` (colors optional),
     `{"0": "sky", "1": "building", ...}` or `{"sky": 0, ...}`, also under `id2label`, `label2id` or `names`, or
     `[{"name": "sky", "id": 0, "color": [r, g, b]}, ...]` (ids and colors optional). Text has one class per line, in
-    one of the forms of [`parse_text`]. The index in the list decides, where there is one, and else the place;
-    LabelMe's `__ignore__` is no class.
+    one of the forms of [`parse_text`]. If the file gives indices, they decide the order, otherwise the order of the
+    file; LabelMe's `__ignore__` is no class.
 
     Args:
-        path (`str` or `Path`): a file in UTF-8 that ends in `.json`, `.yaml`, `.yml`, `.txt`, `.csv`, `.tsv` or
+        path (`str` or `Path`): a file in UTF-8 whose name ends in `.json`, `.yaml`, `.yml`, `.txt`, `.csv`, `.tsv` or
             `.names`.
 
     Returns:
@@ -112,8 +111,8 @@ def read_classes(path: str | Path) -> Classes:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if the file is in none of these forms, ids have gaps or do not begin at 0, or [`Classes`] refuses
-            the content. The message starts with the file's path.
+        ValueError: if the file has none of these forms, ids have gaps or do not begin at 0, or [`Classes`] refuses the
+            content. The message begins with the file's path.
     """
     path = Path(path)
     if not path.is_file():
@@ -138,11 +137,11 @@ def read_classes(path: str | Path) -> Classes:
 
 def classes_in(folder: Path) -> Classes | None:
     """
-    The classes of the file in a folder that names them: `classes.json` or `classes.txt`, else one that another program
-    has written; `None` without any.
+    The classes that a file in a folder names: `classes.json` or `classes.txt`, else a file of another program; `None`
+    if there is no such file.
 
     Raises:
-        ValueError: if there are two, or [`read_classes`] refuses the file.
+        ValueError: if there are two such files, or [`read_classes`] refuses the file.
     """
     for names in (CLASS_FILES, FOREIGN_CLASS_FILES):
         found = [folder / name for name in names if (folder / name).is_file()]
@@ -170,11 +169,11 @@ def write_classes(classes: Classes, path: str | Path):
 
     Args:
         classes (`Classes`): what to write.
-        path (`str` or `Path`): a file ending in `.json` (an object with `names` and `colors`) or `.txt` (a line per
-            class).
+        path (`str` or `Path`): a file whose name ends in `.json` (an object with `names` and `colors`) or `.txt` (a
+            line for each class).
 
     Raises:
-        ValueError: if the path ends otherwise, or a name would be read back differently from a text file.
+        ValueError: if the name ends otherwise, or a class name would be read back differently from a text file.
     """
     path = Path(path)
     suffix = path.suffix.lower()
@@ -195,7 +194,7 @@ def _text_lines(classes: Classes) -> list[str]:
     lines = [name if color is None else name + "\t" + " ".join(map(str, color)) for name, _, color in entries]
     if not _reads_back(lines, entries):
         alone = (entry.name for line, entry in zip(lines, entries, strict=True) if not _reads_back([line], [entry]))
-        odd = next(alone, classes.names[0])  # or all names together look like a table
+        odd = next(alone, classes.names[0])  # if no line fails alone, the lines together look like a table
         raise ValueError(f"The class name {odd!r} cannot be told apart in a text file; write a .json file.")
     return lines
 

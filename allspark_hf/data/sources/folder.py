@@ -1,4 +1,4 @@
-"""Images and masks in folders of one's own."""
+"""Images and masks in the user's own folders."""
 
 import logging
 from pathlib import Path
@@ -31,22 +31,22 @@ def load_folder(data_dir: str | Path, output_dir: str | Path | None = None, **se
     """
     Reads a folder of images and masks.
 
-    The folder holds `images` and `masks`, and each of them a folder for every split, or none; or it holds a folder for
-    every split, and each of these `images` and `masks`. Splits are told by their names ([`split_of`]: `train`, `Val`,
-    `training` and the like). Without a folder of validation images, some of the images with masks are held out. What
-    a folder called unlabeled holds, among the splits or in the data folder, is unlabeled; it needs no masks. Test
-    images and folders of other names beside the splits are not read, which is logged.
+    The folder holds `images` and `masks`, with or without a folder for each split in both; or it holds a folder for
+    each split, with `images` and `masks` in each. The names of folders tell the split ([`split_of`]: `train`, `Val`,
+    `training` and the like). Without a folder of validation images, some of the images with masks are held out. The
+    images in a folder called unlabeled, among the splits or in the data folder, are unlabeled and need no masks. Test
+    images and folders of other names beside the splits are not read, and the log says so.
 
-    Subfolders are read too. Links to files, and `images/train` and the like as links to folders, are followed wherever
-    they lead; a link to a folder further down is refused. An image is of any format that Pillow reads; a mask has the
-    path of its image but for the extension, which may be any of jpg, jpeg, png, bmp, tif, tiff and webp, in upper or
-    lower case, and accents may be stored in either of Unicode's forms. A training image without a mask is unlabeled.
-    The file of class names, if there is one, is read ([`classes_in`]).
+    Subfolders are read too. Links to files are followed wherever they lead, and so are links to folders such as
+    `images/train`; a link to a folder further down is refused. An image may have any format that Pillow reads. A mask
+    has the path of its image, but for the extension, which may be jpg, jpeg, png, bmp, tif, tiff or webp, in upper or
+    lower case; accents may be stored in either of Unicode's forms. A training image without a mask is unlabeled. If
+    there is a file of class names, it is read ([`classes_in`]).
 
     Args:
         data_dir (`str` or `Path`): the folder.
         output_dir (`str` or `Path`, *optional*): where to write the ids of the three sets ([`write_id_lists`]).
-        selection: what to choose: the fields of [`Selection`].
+        selection: the fields of [`Selection`].
 
     Returns:
         [`SegmentationData`]: no image is in two of the sets; rows are sorted by id.
@@ -54,8 +54,8 @@ def load_folder(data_dir: str | Path, output_dir: str | Path | None = None, **se
     Raises:
         FileNotFoundError: if a folder or a list is missing.
         ValueError: if the options contradict each other or are out of range, there is no image or no mask to train
-            on, a mask has no image, a validation image has no mask, two files claim one id, or a file has a name that
-            cannot be listed.
+            on, a mask has no image, a validation image has no mask, two files have one id, or a list cannot hold the
+            name of a file.
     """
     selection = Selection(**selection)
     data = load_layout(FolderLayout(data_dir), selection)
@@ -70,8 +70,8 @@ class Place(NamedTuple):
 
     Args:
         images (`Path`): folder of images.
-        masks (`Path`): folder of masks; that of unlabeled images need not be there.
-        deep (`bool`): whether subfolders count.
+        masks (`Path`): folder of masks; for unlabeled images, it may be missing.
+        deep (`bool`): whether subfolders are read.
     """
 
     images: Path
@@ -81,14 +81,13 @@ class Place(NamedTuple):
 
 class FolderLayout(Layout):
     """
-    `images` and `masks`, with a folder for each split in both, or in neither; or the other way round; see
-    [`load_folder`].
+    The user's own folder in one of the forms of [`load_folder`].
 
-    An id is the path of the image within the images of its split, without the extension. Images of a folder that is
-    called unlabeled have their path within the data folder as id.
+    An id is the path of the image within the images of its split, without the extension. The id of an image in a
+    folder called unlabeled is its path within the data folder, with the extension.
 
     Args:
-        data_dir (`str` or `Path`): the folder that holds the two.
+        data_dir (`str` or `Path`): the data folder.
 
     Raises:
         FileNotFoundError: if a folder is missing.
@@ -112,7 +111,7 @@ class FolderLayout(Layout):
 
     def find(self, split: str) -> Pairs:
         place = self.places[split]
-        images, unused = _list_files(place.images, image_suffixes(), place.deep)
+        images, unused = _list_files(place.images, image_suffixes(), place.deep, but=place.masks)
         masks, unused_masks = _list_files(place.masks, MASK_SUFFIXES, place.deep)
         used = [mask for name, mask in masks.items() if name in images]
         require_images(
@@ -135,7 +134,7 @@ class FolderLayout(Layout):
         return Pairs(images, masks)
 
     def _require_no_split_further_down(self, folder: Path, images: dict[str, Path]):
-        """Raises `ValueError` if images of a validation or test set would be trained on, since nobody said so."""
+        """Raises `ValueError` if a subfolder of the training images is called after a validation or test split."""
         for name, path in images.items():
             for part in name.split("/")[:-1]:
                 if split_of(part) in ("validation", "test"):
@@ -160,7 +159,7 @@ class FolderLayout(Layout):
         return self._place(image)[1]
 
     def _place(self, image: Path) -> tuple[str, str]:
-        """The split whose folder an image lies in, and its id there."""
+        """The split in whose folder an image lies, and the image's id there."""
         inner_first = sorted(self.places.items(), key=lambda item: -len(item[1].images.parts))
         for split, place in inner_first:
             if image.is_relative_to(place.images):
@@ -171,7 +170,7 @@ class FolderLayout(Layout):
 
 
 def split_folders(root: Path) -> dict[str, Path]:
-    """The folders in a folder that mean a split and hold a folder of images."""
+    """The folders in a folder whose names mean a split and that hold a folder of images."""
     folders = subfolders(root).items()
     return {name: path for name, path in folders if split_of(name) and "images" in find_kinds(path)}
 
@@ -187,14 +186,19 @@ def _splits_outside(root: Path) -> tuple[dict[str, Place], list[str]]:
     places = {}
     for split, name in named.items():
         kinds = find_kinds(folders[name])
-        place = Place(kinds.get("images", folders[name] / "images"), kinds.get("masks", folders[name] / "masks"))
         if split == "unlabeled":
-            place = place._replace(images=kinds.get("images", folders[name]))
-        else:
-            for folder in place[:2]:
-                require_folder(folder, f"{folders[name]} must hold images/ and masks/")
-        places[split] = place
+            places[split] = _unlabeled_place(folders[name])
+            continue
+        for kind in ("images", "masks"):
+            require_folder(kinds.get(kind, folders[name] / kind), f"{folders[name]} must hold images/ and masks/")
+        places[split] = Place(kinds["images"], kinds["masks"])
     return places, unused
+
+
+def _unlabeled_place(folder: Path) -> Place:
+    """The place of a folder of unlabeled images, which may lie in the folder itself or in its folder of images."""
+    kinds = find_kinds(folder)
+    return Place(kinds.get("images", folder), kinds.get("masks", folder / "masks"))
 
 
 def _splits_inside(root: Path, kinds: dict[str, Path]) -> tuple[dict[str, Place], list[str]]:
@@ -225,14 +229,14 @@ def _splits_inside(root: Path, kinds: dict[str, Path]) -> tuple[dict[str, Place]
         elif "unlabeled" in places:
             raise ValueError(f"{places['unlabeled'].images} and {folder} both hold unlabeled images; {ONE_EACH}.")
         else:
-            places["unlabeled"] = Place(find_kinds(folder).get("images", folder), folder / "masks")
+            places["unlabeled"] = _unlabeled_place(folder)
     if has_splits:
         unused += dict.fromkeys(f"{kind.name}/{name}" for kind in (images, masks) for name in others[kind])
     return places, sorted(unused)
 
 
 def _place_training_images(images: Path, masks: Path, places: dict[str, Place]):
-    """Where there are folders of splits, training images lie in one of them, or beside them."""
+    """Adds the place of training images, which lie in a folder of their own or beside the folders of other splits."""
     beside = [
         path
         for folder in (images, masks)
@@ -249,10 +253,14 @@ def _place_training_images(images: Path, masks: Path, places: dict[str, Place]):
         raise ValueError(f"{beside[0]} lies beside {names}, so it would not be used; move it into one.")
 
 
-def _list_files(folder: Path, suffixes: tuple[str, ...], deep: bool) -> tuple[dict[str, Path], list[tuple[Path, str]]]:
-    """Files by id, sorted by id, and the files with another extension, each with its id."""
+def _list_files(
+    folder: Path, suffixes: tuple[str, ...], deep: bool, but: Path | None = None
+) -> tuple[dict[str, Path], list[tuple[Path, str]]]:
+    """The files outside `but` by id, sorted by id, and the files with another extension, each with its id."""
     found, others = {}, []
     for path, name in visible_paths(folder, deep):
+        if but is not None and path.is_relative_to(but):
+            continue
         is_usable = path.suffix.lower() in suffixes
         if not path.is_file():
             if deep and path.is_symlink() and path.is_dir():

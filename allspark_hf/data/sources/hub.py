@@ -1,4 +1,4 @@
-"""Data sets that `datasets.load_dataset` reads: from the Hub, a local folder, or saved by `save_to_disk`."""
+"""Data sets that `datasets` reads: from the Hub, from a local folder, or written by `save_to_disk`."""
 
 import logging
 from pathlib import Path
@@ -41,29 +41,29 @@ def load_hub_data(
     """
     Reads a data set with an image and a mask in every row; training rows whose mask is `None` are unlabeled.
 
-    A row is named by its `id` where there is such a column and no id occurs twice, else by split and number.
-    What is drawn depends on these ids and the seed, as for folders ([`load_folder`]). A split that is called unlabeled
-    is added to the unlabeled rows, which are called `unlabeled:ID` then.
+    The id of a row is its `id`, if there is such a column and no id occurs twice, else the split and the number. The
+    draw depends on these ids and the seed, as for folders ([`load_folder`]). The rows of a split called unlabeled are
+    added to the unlabeled rows, with the ids `unlabeled:ID`.
 
     Args:
         dataset_name (`str`): a Hub id, a local folder that `datasets.load_dataset` reads (parquet, imagefolder with
             metadata, ...), or a folder written by `save_to_disk`.
         config_name (`str`, *optional*): the configuration, where the data set has several.
-        train_split (`str`, *optional*): the split to train on; `None` takes the one whose name means that
+        train_split (`str`, *optional*): the split to train on; `None` takes the one whose name means training
             ([`split_of`]).
-        validation_split (`str`, *optional*): the split to validate with; `None` takes the one whose name means that,
-            else holds rows with a mask out of the training split.
+        validation_split (`str`, *optional*): the split to validate with; `None` takes the one whose name means
+            validation, or else holds rows with a mask out of the training split.
         image_column (`str`, *optional*, defaults to `"image"`): the column of images: `datasets.Image`, or paths,
             encoded bytes, or `{bytes, path}`.
-        label_column (`str`, *optional*, defaults to `"label"`): the column of masks, of the same kinds; class indices.
-        classes (`Classes`, *optional*): names of the classes; without them, the data set is asked ([`find_classes`]).
+        label_column (`str`, *optional*, defaults to `"label"`): the column of masks of class indices, stored in the
+            same ways.
+        classes (`Classes`, *optional*): names of the classes; by default those of the data set ([`find_classes`]).
         classes_column (`str`, *optional*): see [`find_classes`].
-        selection: what to choose: the fields of [`Selection`]. A list is a text file with one id per line, such as the
+        selection: the fields of [`Selection`]. A list is a text file with one id per line, such as the
             `labeled_ids.txt` of an earlier run.
 
     Returns:
-        [`SegmentationData`]: columns `id`, `image` and `label` whatever they were called; rows in the data set's
-        order.
+        [`SegmentationData`]: the columns are called `id`, `image` and `label`; rows have the data set's order.
 
     Raises:
         ValueError: if the data set cannot be loaded, has no such split, column or class names, no mask to train on, or
@@ -77,14 +77,13 @@ def load_hub_data(
     if left_alone:
         layout.left_alone = f"Left alone in {dataset_name}: {', '.join(left_alone)}; to use one, {SPLIT_FIX}."
     classes = classes or find_classes(dataset_name, splits[chosen["train"]], classes_column)
-    layout.classes = classes
-    return load_layout(layout, selection)
+    return load_layout(layout, selection, classes)
 
 
 def choose_splits(
     splits: dict, dataset_name: str, train_split: str | None, validation_split: str | None
 ) -> tuple[dict[str, str], list[str]]:
-    """What [`sort_splits`] does, but for the splits that are named; `ValueError` if there is no training split."""
+    """[`sort_splits`], but the splits that the user names come first; `ValueError` if there is no training split."""
     named = {"train": train_split, "validation": validation_split}
     named = {split: name for split, name in named.items() if name is not None}
     for split, name in named.items():
@@ -98,7 +97,7 @@ def choose_splits(
 
 
 class Row(NamedTuple):
-    """A row of a data set: what a file is in a folder."""
+    """A row of a data set, which [`Pairs`] holds instead of a file."""
 
     split: str
     number: int
@@ -109,16 +108,16 @@ class Row(NamedTuple):
 
 class HubLayout(Layout):
     """
-    Rows with an image and a mask, or `None` instead of it.
+    Rows with an image, and a mask or `None`.
 
     Args:
-        name (`str`): of the data set.
-        splits (`dict[str, datasets.Dataset]`): name of a split to its rows.
-        chosen (`dict[str, str]`): `"train"` and perhaps `"validation"` and `"unlabeled"` to the name of a split.
-        columns (`dict[str, str]`): `"image"` and `"label"` to the name of the column.
+        name (`str`): name of the data set.
+        splits (`dict[str, datasets.Dataset]`): name of a split -> its rows.
+        chosen (`dict[str, str]`): `"train"` and perhaps `"validation"` and `"unlabeled"` -> the name of the split.
+        columns (`dict[str, str]`): `"image"` and `"label"` -> the name of the column.
 
     Raises:
-        ValueError: if there is no such column, or one holds neither images nor their paths or bytes.
+        ValueError: if a column is missing, or holds neither images nor their paths or bytes.
     """
 
     every_mask = False
@@ -133,8 +132,8 @@ class HubLayout(Layout):
             there = columns if split != "unlabeled" else {"image": columns["image"]}
             self.rows[split] = standard_columns(splits[source], there, title, source, COLUMN_FIX)
 
-    def find_classes(self) -> Classes | None:
-        return self.classes
+    def find_classes(self) -> None:
+        return None  # [`find_classes`] has looked for them
 
     def find(self, split: str) -> Pairs:
         rows = self.rows[split]
@@ -204,17 +203,17 @@ def open_dataset(
     All splits of a data set.
 
     Args:
-        dataset_name (`str`): a Hub id, a local folder that `datasets.load_dataset` reads, or one written by
-            `save_to_disk`; of the latter, a data set without splits is the split `train`.
-        config_name (`str`, *optional*): the configuration, where the data set has several.
+        dataset_name (`str`): a Hub id, a local folder that `datasets.load_dataset` reads, or a folder written by
+            `save_to_disk`, in which a data set without splits is the split `train`.
+        config_name (`str`, *optional*): the configuration, if the data set has several.
         streaming (`bool`, *optional*, defaults to `False`): whether to read rows as they come instead of downloading
-            them all.
+            all of them.
 
     Returns:
-        `dict`: name of a split to `datasets.Dataset`, or to `datasets.IterableDataset` with `streaming`.
+        `dict`: name of a split -> `datasets.Dataset`, or `datasets.IterableDataset` with `streaming`.
 
     Raises:
-        ValueError: if it cannot be loaded; the message has the reason that `datasets` gives.
+        ValueError: if the data set cannot be loaded; the message has the reason that `datasets` gives.
     """
     folder = Path(dataset_name)
     saved = (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()
@@ -224,8 +223,8 @@ def open_dataset(
         if config_name is not None:
             raise ValueError(f"a folder of save_to_disk has no configuration {config_name!r}")
         stored = datasets.load_from_disk(dataset_name)
-    # Among others RuntimeError for a Python script, which datasets no longer runs, and pickle.UnpicklingError for a
-    # pickle of more than tensors in an archive; a broken file raises nearly anything.
+    # RuntimeError for a Python script, which datasets no longer runs, pickle.UnpicklingError for a pickle of more than
+    # tensors in an archive, and for a broken file nearly anything.
     except Exception as error:
         raise ValueError(f"The data set {dataset_name} cannot be loaded: {one_line(error)}") from error
     splits = {"train": stored} if isinstance(stored, Dataset) else dict(stored)
@@ -233,7 +232,7 @@ def open_dataset(
 
 
 def pick_split(splits: dict, name: str, dataset_name: str, option: str) -> Dataset | IterableDataset:
-    """One of the splits; ValueError if there is none of that name, with the option that names it."""
+    """The split of this name; ValueError, which names the option to change, if there is none."""
     if name not in splits:
         raise ValueError(
             f"{dataset_name} has no split {name!r} but {', '.join(splits)}: name one of these with --{option}."
@@ -243,20 +242,20 @@ def pick_split(splits: dict, name: str, dataset_name: str, option: str) -> Datas
 
 def standard_columns(dataset: Dataset, columns: dict[str, str], where: str, split: str, fix: str) -> Dataset:
     """
-    The columns that [`SegmentationData`] has, whatever they are called.
+    The columns of a data set under the names that [`SegmentationData`] needs.
 
     Args:
-        dataset (`datasets.Dataset`): a data set; it is not changed.
-        columns (`dict[str, str]`): new to old name of columns of images.
+        dataset (`datasets.Dataset`): the data set, which is not changed.
+        columns (`dict[str, str]`): new name -> old name of the columns of images and masks.
         where (`str`): what to call the data set in an error.
-        split (`str`): what the ids start with where the data set has none of its own.
-        fix (`str`): how to name another column, for an error.
+        split (`str`): what the ids begin with if the data set has no usable ids.
+        fix (`str`): what the error tells the user to do about a missing column.
 
     Returns:
         `datasets.Dataset`: the columns as decoded `datasets.Image`, and `id` (string).
 
     Raises:
-        ValueError: if there is no such column, or one holds neither images nor their paths or bytes.
+        ValueError: if a column is missing, or holds neither images nor their paths or bytes.
     """
     require_columns(columns.values(), dataset.features, where, fix)
     ids = _ids(dataset, where, split)
@@ -280,9 +279,9 @@ def _ids(dataset: Dataset, where: str, split: str) -> list[str]:
 
 def _as_images(feature, where: str) -> Image:
     if isinstance(feature, Image):
-        return Image(mode=feature.mode)  # decoded, even if stored otherwise
+        return Image(mode=feature.mode)  # with decode=True, whatever the column had
     if isinstance(feature, dict) and "bytes" in feature and feature.keys() <= {"bytes", "path"}:
-        return Image()  # as `datasets` and pandas store one, without saying what it is
+        return Image()  # as `datasets` and pandas store an image in a file that does not name its features
     if isinstance(feature, Value) and feature.dtype.removeprefix("large_") in ("string", "binary"):
         return Image()
     raise ValueError(
@@ -292,15 +291,15 @@ def _as_images(feature, where: str) -> Image:
 
 def find_classes(dataset_name: str, dataset: Dataset, classes_column: str | None = None) -> Classes | None:
     """
-    The names of the classes in the order of the mask values; `None` if a data set has none.
+    The names of the classes in the order of the mask values; `None` if the data set has none.
 
     Args:
         dataset_name (`str`): Hub id or local folder.
-        dataset (`datasets.Dataset`): one of its splits.
+        dataset (`datasets.Dataset`): a split of the data set.
         classes_column (`str`, *optional*): a column of `ClassLabel`, or of lists of it, whose names are those of the
-            mask values. `None` takes the file `id2label.json` of the data set, else the one column of lists of
-            `ClassLabel`, if there is just one. A column of single `ClassLabel`s, which says what the whole image
-            shows, is taken only if named here.
+            mask values. `None` takes the file `id2label.json` of the data set, else the only column of lists of
+            `ClassLabel`. A column of single `ClassLabel`s says what the whole image shows, and is taken only if it is
+            named here.
 
     Raises:
         ValueError: if there is no such column, or the file cannot be used.
@@ -346,7 +345,7 @@ def _find_id2label(dataset_name: str) -> Path | None:
         if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
             return None
         logger.warning(
-            "Whether %s has names of classes in %s could not be found out (%s); --classes names them.",
+            "The names of the classes of %s cannot be looked up in %s (%s); name them with --classes.",
             dataset_name,
             ID2LABEL,
             error,

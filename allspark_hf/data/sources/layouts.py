@@ -1,4 +1,4 @@
-"""Pascal VOC 2012, Cityscapes and COCO, in the folders that their archives unpack to or that the field shares."""
+"""Pascal VOC 2012, Cityscapes and COCO in their usual folders, and which form a data folder has."""
 
 import re
 import shlex
@@ -23,20 +23,20 @@ from .split_names import find_kinds, sort_splits, split_of, subfolders
 
 
 VOC_MASKS = ("original", "augmented")
-VOC_ID = re.compile(r"\d{4}_\d{6}")  # 2007_000032: all images of Pascal VOC 2012 are called so
+VOC_ID = re.compile(r"\d{4}_\d{6}")  # the name of every image of Pascal VOC 2012, such as 2007_000032
 
 
 class PublishedLayout(Layout):
-    """What the published data sets share: files in fixed folders, and a mask for every training image."""
+    """A published data set: files in fixed folders, and a mask for every training image."""
 
-    image_form: str  # how image files are called, for an error message
+    image_form: str  # pattern of the names of image files, for an error message
 
     def _require_folders(self, *names: str):
         for name in names:
             require_folder(self.root / name, f"{self.name} data must have one")
 
     def _collect(self, images: Iterable[Path], folder: Path) -> Pairs:
-        """The images found in a folder, and those masks of theirs that exist."""
+        """The images found in a folder, and those of their masks that exist."""
         files = {self.name_of(image): image for image in sorted(images) if not is_hidden(image.name)}
         if not files:
             raise ValueError(f"{folder} holds no image of the form {self.image_form}; unpack the images there.")
@@ -46,7 +46,7 @@ class PublishedLayout(Layout):
         return Pairs(files, {name: mask for name, mask in masks.items() if mask.is_file()})
 
     def _leave_alone(self, folder: Path, used: Iterable[str], fix: str):
-        """Says of which folders beside the used ones no image is read."""
+        """Notes the folders beside the used ones, of which no image is read."""
         others = [name for name in subfolders(folder) if name not in used]
         if others:
             self.left_alone = f"Left alone in {folder}: {', '.join(others)}; {fix}."
@@ -57,7 +57,7 @@ def _voc_roots(data_dir: Path) -> tuple[Path, ...]:
 
 
 def _images_by_id(folder: Path) -> dict[str, Path]:
-    """The images that lie in a folder by their name without extension, sorted."""
+    """The images in a folder, by their names without extension, sorted."""
     found: dict[str, Path] = {}
     for path in sorted(folder.glob("*")):
         if is_hidden(path.name) or path.suffix.lower() not in image_suffixes():
@@ -70,7 +70,7 @@ def _images_by_id(folder: Path) -> dict[str, Path]:
 
 
 def _holds_own_images(root: Path) -> bool:
-    """Whether VOC's folders hold other images than VOC's, without lists of VOC's names: then they are like any."""
+    """Whether VOC's folders hold other images and no lists of VOC's names: then they are read like any folder."""
     names = [path.stem for path in (root / "ImageSets" / "Segmentation").glob("*.txt")]
     has_lists = any(split_of(name.removesuffix("aug")) in ("train", "validation") for name in names)
     return not has_lists and not _has_voc_ids(root)
@@ -83,17 +83,17 @@ def _has_voc_ids(root: Path) -> bool:
 
 class VocLayout(PublishedLayout):
     """
-    Pascal VOC 2012, or images and classes of one's own in its folders: `JPEGImages`, `SegmentationClass/*.png` with
+    Pascal VOC 2012, or the user's own images and classes in its folders: `JPEGImages`, `SegmentationClass/*.png` with
     the class as palette index and 255 for borders, and lists of ids in `ImageSets/Segmentation`. An id is a file's
-    name without extension. The classes are VOC's if the images are named like VOC's.
+    name without extension. The classes are VOC's if the names of all images have VOC's form.
 
-    An image without a mask in `SegmentationClass` may have one in `SegmentationClassAug`, SBD's.
+    An image without a mask in `SegmentationClass` may have one of SBD's in `SegmentationClassAug`.
 
     Args:
-        data_dir (`Path`): `VOCdevkit/VOC2012`, or one of the two folders above it. Without `ImageSets` (the field's
-            own folders) lists must say what is labeled, unlabeled and for validation.
+        data_dir (`Path`): `VOCdevkit/VOC2012`, or one of the two folders above it. Without `ImageSets`, the user's
+            lists must name the labeled, unlabeled and validation images.
         voc_masks (`str`, *optional*, defaults to `"original"`): `"original"` trains on the images of `train.txt`,
-            `"augmented"` on those of `train_aug.txt` or `trainaug.txt`, where lists do not say it.
+            `"augmented"` on those of `train_aug.txt` or `trainaug.txt`; lists of the user come before either.
 
     Raises:
         FileNotFoundError: if a folder is missing.
@@ -110,7 +110,7 @@ class VocLayout(PublishedLayout):
         super().__init__(next((root for root in roots if (root / "JPEGImages").is_dir()), data_dir))
         self.is_augmented = voc_masks == "augmented"
         self.aug_folder = self.root / "SegmentationClassAug"
-        names = ("SegmentationClass", "SegmentationClassPNG")  # the second is labelme2voc's, whose first has no images
+        names = ("SegmentationClass", "SegmentationClassPNG")  # labelme2voc writes both, and PNG files into the second
         self.mask_folder = self.root / next((n for n in names[::-1] if (self.root / n).is_dir()), names[0])
         self._require_folders("JPEGImages")
         if not self.aug_folder.is_dir():
@@ -140,7 +140,7 @@ class VocLayout(PublishedLayout):
 
     @property
     def left_alone(self) -> str | None:
-        """Of VOC's own images, most have no mask, and everybody knows."""
+        """A sentence about the images that no list names; None for VOC's own images, most of which have no mask."""
         if self.classes is not None or len(self._found) < 2:
             return None
         listed = {path for pairs in self._found.values() for path in pairs.images.values()}
@@ -148,8 +148,8 @@ class VocLayout(PublishedLayout):
         if not others:
             return None
         return (
-            f"Left alone in {self.root / 'JPEGImages'}: {len(others)} images that neither list names, first "
-            f"{others[0]}; to learn from them, name them in --labeled_list and --unlabeled_list."
+            f"Left alone in {self.root / 'JPEGImages'}: {len(others)} images that no list names, first {others[0]}; "
+            "to learn from them, name them in --labeled_list and --unlabeled_list."
         )
 
     def image_of(self, name: str, split: str) -> Path:
@@ -163,7 +163,7 @@ class VocLayout(PublishedLayout):
         return one_form(image.stem)
 
     def listed_mask(self, mask: Path, image: Path) -> Path:
-        # The field unpacks SBD's masks over SegmentationClass, and its lists name them there.
+        # Published lists name SBD's masks in SegmentationClass, because their authors unpacked both there.
         return self._present(mask) if mask.parent == self.mask_folder else mask
 
     def _present(self, mask: Path) -> Path:
@@ -176,8 +176,8 @@ class CityscapesLayout(PublishedLayout):
     Cityscapes: `leftImg8bit/{train,val}/CITY/*_leftImg8bit.png` and `gtFine/{train,val}/CITY/*_gtFine_labelIds.png` or
     `*_gtFine_labelTrainIds.png`. An id is an image's name without `_leftImg8bit.png`.
 
-    If every mask exists as `labelTrainIds`, these are taken as they are: 0 to 18, and 255 to ignore. Otherwise
-    `labelIds` are, and mapped to the same 19 classes; all other ids are ignored. A list may name either.
+    If every mask exists as `labelTrainIds`, these are read as they are: 0 to 18, and 255 to ignore. Otherwise
+    `labelIds` are read and mapped to the same 19 classes; all other ids are ignored. A list may name either kind.
 
     Args:
         data_dir (`Path`): the folder that holds the two.
@@ -196,14 +196,14 @@ class CityscapesLayout(PublishedLayout):
     def __init__(self, data_dir: Path):
         super().__init__(data_dir)
         self._require_folders("leftImg8bit", "gtFine")
-        fix = "train_extra and the like can be unlabeled images, with --unlabeled_dir or --unlabeled_list"
+        fix = "to learn from unlabeled images such as train_extra, give --unlabeled_dir or --unlabeled_list"
         self._leave_alone(self.root / "leftImg8bit", self.splits.values(), fix)
         train_ids, label_ids = (
             {mask.name.removesuffix(end) for split in self.splits for mask in self._masks(split, end)}
             for end in self.mask_ends
         )
         self.mask_end = self.mask_ends[0]
-        self.mask_values = tuple(range(CITYSCAPES_CLASSES.num_labels))  # whatever a model was trained on
+        self.mask_values = tuple(range(CITYSCAPES_CLASSES.num_labels))  # so that a model's own values do not apply
         if not label_ids <= train_ids:
             self.mask_end = self.mask_ends[1]
             self.mask_values = CITYSCAPES_LABEL_IDS
@@ -233,14 +233,14 @@ class CityscapesLayout(PublishedLayout):
         for end in self.mask_ends:
             if mask.name.endswith(end):
                 return mask.with_name(mask.name.removesuffix(end) + self.mask_end)
-        return None  # whether to map its values could not be told
+        return None  # nothing says whether its values must be mapped
 
 
 class CocoLayout(PublishedLayout):
     """
-    COCO 2017: images in `train2017` and `val2017`, and in `masks` a PNG per image with 81 class indices, 0 for
-    background, 255 to ignore. The masks lie in `masks` itself or in `masks/train2017` and `masks/val2017`. The images
-    of `unlabeled2017` are unlabeled, if they are there. An id is a file's name without extension.
+    COCO 2017: images in `train2017` and `val2017`, and for each a PNG with the class indices 0 to 80, where 0 is the
+    background and 255 is ignored. The masks lie in `masks` itself or in `masks/train2017` and `masks/val2017`. If
+    there is a folder `unlabeled2017`, its images are unlabeled. An id is a file's name without extension.
 
     Args:
         data_dir (`Path`): the folder that holds them.
@@ -272,7 +272,7 @@ class CocoLayout(PublishedLayout):
         if split == "unlabeled":
             return pairs
         if not self.has_subfolders:
-            # Of which split a mask in the common folder is can only be told where the images of both are there.
+            # The split of a mask in the common folder is known only if the images of both splits are there.
             if split == "validation" or not (self.root / self.splits["validation"]).is_dir():
                 return pairs
             used += self.pairs("validation").masks.values()
@@ -305,7 +305,7 @@ LAYOUTS = {layout.name: layout for layout in (FolderLayout, VocLayout, Cityscape
 
 def find_layout(data_dir: str | Path, data_format: str | None = None, voc_masks: str = "original") -> Layout:
     """
-    Tells how a folder holds its data.
+    The layout of a data folder.
 
     Args:
         data_dir (`str` or `Path`): the folder.
@@ -316,14 +316,14 @@ def find_layout(data_dir: str | Path, data_format: str | None = None, voc_masks:
 
     Raises:
         FileNotFoundError: if a folder is missing.
-        ValueError: if the folder is of none of these forms, or of several, or the export of a labeling tool
+        ValueError: if the folder has none of these forms, or several, or is the export of a labeling tool
             ([`ExportFound`]).
     """
     data_dir = Path(data_dir).absolute()
     if data_dir.is_file():
         raise ExportFound(
-            f"data_dir {data_dir} is a file: give a folder; of an export of a labeling tool, `allspark import "
-            f"{shlex.quote(str(data_dir))} NEW_FOLDER` makes one."
+            f"data_dir {data_dir} is a file: give a folder; if the file is an export of a labeling tool, `allspark "
+            f"import {shlex.quote(str(data_dir))} NEW_FOLDER` makes one."
         )
     require_folder(data_dir, "data_dir must name one")
     if data_format is not None:
@@ -340,7 +340,7 @@ def find_layout(data_dir: str | Path, data_format: str | None = None, voc_masks:
 
 
 def _look_for_export(data_dir: Path, why: object):
-    """Raises `ExportFound` for an export, and for a wrong one `ValueError` with why the folder is looked at as one."""
+    """Raises `ExportFound` if a folder is an export; for one that cannot be read, `ValueError` with `why` first."""
     try:
         name = find_export(data_dir)
     except (OSError, ValueError) as error:

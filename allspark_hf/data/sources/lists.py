@@ -1,4 +1,4 @@
-"""Split files of the field: text files that name images, or images and masks, a line each."""
+"""Split files: text files with an image, or an image and its mask, on each line."""
 
 import logging
 import re
@@ -22,8 +22,8 @@ SHOWN_CHARACTERS = 300
 
 def read_lines(path: str | Path) -> list[tuple[int, str]]:
     """
-    The lines of a text file that are not blank, each with its number, counted from 1. Blanks around a line are kept:
-    an id may begin or end with them. Of a line in quotes, as spreadsheets write cells, the quotes are left out.
+    The lines of a text file that are not blank, each with its number, counted from 1. Blanks around a line are kept,
+    because an id may begin or end with them. Quotes around cells, as spreadsheets write them, are removed.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -35,7 +35,7 @@ def read_lines(path: str | Path) -> list[tuple[int, str]]:
             f"There is no list {path}; give a text file with an image and a mask, an image or an id a line."
         )
     try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")  # and not where Unicode has line ends, as in names
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # splitlines would also cut at signs within names
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not text in UTF-8 ({error.reason}); save the list as UTF-8.") from error
     return [(number, _unquoted(line)) for number, line in enumerate(lines, 1) if line.strip()]
@@ -46,7 +46,7 @@ def _unquoted(line: str) -> str:
 
 
 def is_file(path: Path) -> bool:
-    """Whether there is such a file; there is none whose name no file can have."""
+    """Whether there is such a file; False for a name that no file can have."""
     try:
         return path.is_file()
     except (OSError, ValueError):  # too long, or with a zero byte
@@ -55,40 +55,40 @@ def is_file(path: Path) -> bool:
 
 @cache
 def _pair() -> re.Pattern:
-    """A path may hold blanks and commas, so what ends the first one is its extension."""
+    """The pattern of an image and its mask; a path may hold blanks and commas, so the extension ends the first one."""
     suffix = "|".join(map(re.escape, sorted(image_suffixes(), key=len, reverse=True)))
     return re.compile(rf"^(?P<image>.+?(?:{suffix}))(?:\s*[,;]\s*|\s+)(?P<mask>\S.*)$", re.IGNORECASE)
 
 
 def split_line(line: str) -> tuple[str, str | None]:
-    """The image path or id that a line of a split file names, and the mask path, if it names one."""
+    """The image path or id on a line of a split file, and the path of the mask, if there is one."""
     match = _pair().match(line)
     return (match["image"], match["mask"]) if match else (line, None)
 
 
 def read_list(path: str | Path, layout: "Layout", split: str, need_masks: bool) -> Pairs:
     """
-    Reads a split file, as UniMatch, AllSpark and U2PL publish them or as a run writes them.
+    Reads a split file of a run, or one that UniMatch, AllSpark or U2PL publish.
 
-    A line is `image mask` or an image path, an id, or the name of a file that has that id. Between the two paths are
-    blanks, a comma or a semicolon; they are relative to the root of the data set, or absolute and in it, with slashes
-    or backslashes. The mask of an image path or an id lies where the data set keeps it. No line leads out of the data
-    set's folder. A link in that folder is part of it, wherever it leads: whoever made it chose what to read.
+    A line is `image mask`, an image path, an id, or a file name whose stem is the id. Blanks, a comma or a semicolon
+    separate the two paths. Paths are relative to the root of the data set, or absolute and inside it, with slashes or
+    backslashes. If a line names no mask, the mask lies where the data set keeps it. No line may lead out of the data
+    set's folder; a link inside the folder is followed wherever it leads.
 
     Args:
-        path (`str` or `Path`): the text file, UTF-8.
+        path (`str` or `Path`): the text file, in UTF-8.
         layout (`Layout`): the data set.
-        split (`str`): `"train"` or `"validation"`: where to look an id up.
-        need_masks (`bool`): whether every image must have a mask and there must be an image; otherwise a mask that
-            does not exist is left out.
+        split (`str`): `"train"` or `"validation"`: the split in which an id is looked up.
+        need_masks (`bool`): whether the list must name an image, and every image must have a mask; otherwise a mask
+            that does not exist is left out.
 
     Returns:
         `Pairs`: the images in the order of the lines.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if the file is not in UTF-8, a line names an image that does not exist, an image twice, or a path
-            outside the data set, or a mask is needed that does not exist.
+        ValueError: if the file is not in UTF-8, or a line names an image that does not exist, an image that an earlier
+            line names, a path outside the data set, or an image whose needed mask does not exist.
     """
     pairs, first_line, replaced = Pairs({}, {}), {}, []
     for number, line in read_lines(path):
@@ -121,8 +121,8 @@ def read_list(path: str | Path, layout: "Layout", split: str, need_masks: bool) 
 
 
 def find_image(line: str, layout: "Layout", split: str) -> tuple[Path | None, str | None]:
-    """The image that a line names, if it exists, and the path of the mask, if it names one; see [`read_list`]."""
-    # An id may look like a path or a pair, or end in a blank; that there is such an image settles it.
+    """The image that a line names, if it exists, and the mask's path, if the line has one; see [`read_list`]."""
+    # An id may look like a path or a pair, or end in a blank: the line is an id if such an image exists.
     for name in (line, line.strip()):
         if not _leaves(name, layout) and is_file(image := layout.image_of(one_form(name), split)):
             return image, None
@@ -133,7 +133,7 @@ def find_image(line: str, layout: "Layout", split: str) -> tuple[Path | None, st
         return None, second
     if second is not None and (image := path_in(layout.root, first)):
         return image, second
-    # A file's name alone.
+    # The line may be the name of a file whose stem is the id.
     image = layout.image_of(one_form(PurePosixPath(first).with_suffix("").as_posix()), split)
     is_named = is_file(image) and one_form(image.name).lower() == one_form(PurePosixPath(first).name).lower()
     return image if is_named else None, second
@@ -141,8 +141,8 @@ def find_image(line: str, layout: "Layout", split: str) -> tuple[Path | None, st
 
 def path_in(root: Path, relative: str) -> Path | None:
     """
-    The file that a path in a list means, if there is one below `root`: with slashes or backslashes, its extension in
-    upper or lower case, and accents in either of Unicode's forms.
+    The file below `root` that a path in a list means, if it exists. The path may differ from the file's in slashes or
+    backslashes, in the case of the extension, and in Unicode's form of accents.
     """
     for text in dict.fromkeys((relative, relative.replace("\\", "/"))):
         path = root / text
@@ -155,7 +155,7 @@ def path_in(root: Path, relative: str) -> Path | None:
 
 
 def _in_stored_form(folder: Path, parts: Sequence[str]) -> Path | None:
-    """The file below a folder whose path has the given parts, in the form in which the disk has them."""
+    """The file below a folder whose path has these parts, whatever Unicode form of accents the disk has."""
     for part in parts:
         paths = folder.iterdir() if folder.is_dir() else ()
         folder = next((path for path in paths if one_form(path.name) == one_form(part)), None)
@@ -165,7 +165,7 @@ def _in_stored_form(folder: Path, parts: Sequence[str]) -> Path | None:
 
 
 def _resolve(line: str, layout: "Layout", split: str, where: str) -> tuple[Path, Path | None]:
-    """The image that a line names, which exists, and the mask, if it names one."""
+    """The existing image that a line names, and the path of the mask, if the line has one; ValueError otherwise."""
     image, second = find_image(line, layout, split)
     line = line.strip()
     first = split_line(line)[0] if image is None or second is not None else None
@@ -190,8 +190,8 @@ def _resolve(line: str, layout: "Layout", split: str, where: str) -> tuple[Path,
 
 
 def _leaves(path: str, layout: "Layout") -> bool:
-    """Whether a path leads out of the data folder; an absolute one does not, if it names a file in it."""
-    parts = re.split(r"[\\/]", path)  # both, so that a list means the same on every system
+    """Whether a path leads out of the data folder: it holds `..`, or is absolute and outside the folder."""
+    parts = re.split(r"[\\/]", path)  # slash and backslash, so that a list means the same on every system
     if ".." in parts:
         return True
     is_absolute = not parts[0] or re.match(r"[A-Za-z]:[\\/]", path) is not None
@@ -199,13 +199,13 @@ def _leaves(path: str, layout: "Layout") -> bool:
 
 
 def _shown(text: str) -> str:
-    """A piece of a line for an error message: the start of a long one, and what cannot be printed as its code."""
+    """Text for an error message: cut if it is long, with codes for characters that cannot be printed."""
     text = "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
     return text if len(text) <= SHOWN_CHARACTERS else text[:SHOWN_CHARACTERS] + "..."
 
 
 def list_text(pairs: Pairs, root: Path) -> str:
-    """A split file with paths relative to `root`: lines `image mask`, sorted by id; an image may have no mask."""
+    """A split file: lines `image mask`, or `image` without a mask, sorted by id, with paths relative to `root`."""
     lines = []
     for name in sorted(pairs.images):
         files = [pairs.images[name]] + ([pairs.masks[name]] if name in pairs.masks else [])
@@ -215,15 +215,16 @@ def list_text(pairs: Pairs, root: Path) -> str:
 
 def shared_images(a: Sequence[str], b: Sequence[str]) -> list[str]:
     """
-    Finds the images that two lists share, from their lines alone.
+    Finds the images that two lists share; only the lines are compared, no file is read.
 
     Args:
         a (`Sequence[str]`): lines of a split file: `image mask`, image paths or ids, in any mixture.
-        b (`Sequence[str]`): the lines of the other.
+        b (`Sequence[str]`): lines of the other split file.
 
     Returns:
         `list[str]`: the images of `a` that are also in `b`, as `a` names them. Two paths are the same image if they
-        are equal; an id is the same image as a path that ends in it, extension and `_leftImg8bit` aside.
+        are equal. An id and a path are the same image if the path, without extension and `_leftImg8bit`, ends in the
+        id.
     """
     entries, entries_b = (
         [PurePosixPath(split_line(line)[0].replace("\\", "/")).as_posix() for line in lines] for lines in (a, b)

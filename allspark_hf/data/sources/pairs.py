@@ -1,4 +1,4 @@
-"""Images with their masks, by id, and datasets made of them."""
+"""Images and their masks by id, and the datasets made of them."""
 
 import unicodedata
 from collections.abc import Hashable, Iterable, Iterator
@@ -21,22 +21,22 @@ ACCEPTED_IMAGES = f"{ACCEPTED} and what else Pillow reads"
 @dataclass
 class SegmentationData:
     """
-    What a training needs. Nothing is decoded before a row is read.
+    The data of a training. Nothing is decoded before a row is read.
 
     Args:
         labeled (`datasets.Dataset`): training images with masks: columns `id` (string), `image` (`datasets.Image`),
             `label` (`datasets.Image`, class indices).
-        unlabeled (`datasets.Dataset`): training images to learn from without a mask: columns `id` and `image`; may
-            have no rows. Where masks were hidden, a column `label` has these (and `None` in the other rows), to
-            measure pseudo-labels by and never to train on.
-        validation (`datasets.Dataset`): the columns of `labeled`; no image of it is in the other two.
-        classes (`Classes`, *optional*): names and colors, where the data set has them.
-        hidden_ids (`list[str]`, *optional*): the ids of the unlabeled images that do have a mask, which was hidden.
-        mask_values (`tuple[int]`, *optional*): the value stored for class 0, for class 1 and so on, where the masks do
+        unlabeled (`datasets.Dataset`): training images without a mask: columns `id` and `image`; may have no rows. If
+            masks were hidden, a column `label` has these masks, and `None` in the other rows; they serve only to
+            measure pseudo-labels.
+        validation (`datasets.Dataset`): the columns of `labeled`; the other two sets have none of its images.
+        classes (`Classes`, *optional*): names and colors, if the data set has them.
+        hidden_ids (`list[str]`, *optional*): the ids of the unlabeled images whose masks were hidden.
+        mask_values (`tuple[int]`, *optional*): the value stored for class 0, for class 1 and so on, if the masks do
             not hold class indices.
-        ignored_mask_values (`tuple[int]`, *optional*): further stored values, which do not count.
-        unlabeled_stream (`datasets.IterableDataset`, *optional*): images to learn from instead of `unlabeled`, which
-            no disk has to hold: column `image`.
+        ignored_mask_values (`tuple[int]`, *optional*): further stored values, which are ignored.
+        unlabeled_stream (`datasets.IterableDataset`, *optional*): a stream of images, column `image`, to learn from
+            instead of `unlabeled`.
     """
 
     labeled: Dataset
@@ -60,12 +60,12 @@ class SegmentationData:
         ignored_mask_values: Iterable[int] | None = None,
     ) -> MaskConvention:
         """
-        What makes class indices of the masks: by the options, else by what the data set says of itself.
+        The transform from mask values to class indices, by the options or else by the values of the data set.
 
         Args:
             ignore_index (`int`, *optional*, defaults to 255): the value of ignored pixels.
-            mask_values (`Iterable[int]`, *optional*): the option; it replaces both lists of the data set.
-            ignored_mask_values (`Iterable[int]`, *optional*): the option; it replaces that list of the data set.
+            mask_values (`Iterable[int]`, *optional*): if given, replaces both lists of the data set.
+            ignored_mask_values (`Iterable[int]`, *optional*): if given, replaces this list of the data set.
 
         Raises:
             ValueError: if the values contradict each other.
@@ -84,7 +84,7 @@ class Pairs:
     The images of one set and their masks.
 
     Args:
-        images (`dict[str, Path]`): id to file; a data set in rows has something else there that names the row.
+        images (`dict[str, Path]`): id -> file, or what else names a row, such as [`~hub.Row`].
         masks (`dict[str, Path]`): the same for the masks; an image may have none.
     """
 
@@ -92,17 +92,17 @@ class Pairs:
     masks: dict[str, Path | Hashable]
 
     def only(self, ids: Iterable[str]) -> "Pairs":
-        """The images of these ids and the masks they have, in the order of the ids."""
+        """The images with these ids and their masks, in the order of the ids."""
         images = {name: self.images[name] for name in ids}
         return Pairs(images, {name: self.masks[name] for name in images if name in self.masks})
 
     def without(self, *others: "Pairs") -> "Pairs":
-        """All but the image files of other sets."""
+        """The images whose files are not in the other sets, and their masks."""
         left_out = {path for other in others for path in other.images.values()}
         return self.only(name for name, path in self.images.items() if path not in left_out)
 
     def beside(self, other: "Pairs") -> "Pairs":
-        """Those of both sets, which share no id."""
+        """The images and masks of both sets, which must not share an id."""
         return Pairs(self.images | other.images, self.masks | other.masks)
 
     def to_dataset(self, with_masks: bool) -> Dataset:
@@ -123,9 +123,9 @@ class Pairs:
 
 
 def dataset_of_files(ids: list[str], **columns: list[str | None]) -> Dataset:
-    """A dataset with the column `id` and columns of image files, which are not decoded yet."""
+    """A dataset with the column `id` and columns of image files; nothing is decoded."""
     columns = {"id": ids, **columns}
-    # The types are given because those of a set without rows cannot be seen.
+    # The types are named because a set without rows does not show them.
     dataset = Dataset.from_dict(columns, features=Features({name: Value("string") for name in columns}))
     for name in list(columns)[1:]:
         dataset = dataset.cast_column(name, Image())
@@ -133,7 +133,7 @@ def dataset_of_files(ids: list[str], **columns: list[str | None]) -> Dataset:
 
 
 def visible_paths(folder: Path, deep: bool = True) -> Iterator[tuple[Path, str]]:
-    """Sorted paths in a folder and its subfolders, each with its id, for what a list can name; none is hidden."""
+    """The sorted paths in a folder (`deep`: and its subfolders) that are not hidden, each with its id."""
     for path in sorted(folder.rglob("*") if deep else folder.glob("*")):
         relative = path.relative_to(folder)
         if not any(is_hidden(part) for part in relative.parts):
@@ -141,7 +141,7 @@ def visible_paths(folder: Path, deep: bool = True) -> Iterator[tuple[Path, str]]
 
 
 def one_form(name: str) -> str:
-    """A name with its accents in one of the two forms that Unicode has; a Mac stores names in the other one."""
+    """A name with its accents in one of Unicode's two forms; a Mac stores names in the other one."""
     return unicodedata.normalize("NFC", name)
 
 
@@ -152,7 +152,7 @@ def require_folder(folder: Path, need: str):
 
 
 def require_images(masks: Iterable[Path], used: Iterable[Path], fix: str = "add the images or remove the masks"):
-    """Raises `ValueError` if a mask is of no image, which shows that the images are not all there."""
+    """Raises `ValueError` if a mask has no image, because then images are missing."""
     used = set(used)
     orphans = [mask for mask in masks if mask not in used and not is_hidden(mask.name)]
     if orphans:
@@ -174,7 +174,7 @@ def _encodes(name: str) -> bool:
 
 
 def require_usable_name(path: Path, name: str):
-    """Raises `ValueError` for a file whose id no list, or whose path no data set can hold."""
+    """Raises `ValueError` if a list cannot hold a file's id, or a data set its path."""
     if not can_be_listed(name) or not _encodes(str(path)):
         raise ValueError(
             f"The name of the file {str(path)!a} is blank, has a line break or a byte order mark, or is not in "

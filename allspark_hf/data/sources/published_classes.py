@@ -5,8 +5,8 @@ from .classes import Classes, Color
 
 def voc_colormap(size: int = 256) -> list[Color]:
     """
-    The first colors, up to 256, of the VOC development kit: bits 0, 3, 6 … of the index, from the highest bit of red
-    downwards; bits 1, 4, 7 … for green and bits 2, 5, 8 … for blue.
+    The first `size` of the 256 colors of the VOC development kit. Bits 0, 3 and 6 of the index become the bits of red
+    from the highest on, bits 1, 4 and 7 those of green, and bits 2 and 5 those of blue.
     """
     colors = []
     for index in range(size):
@@ -25,7 +25,7 @@ VOC_CLASSES = Classes(
     voc_colormap(21),
 )
 
-# Train id order; the labelIds of these classes are in CITYSCAPES_LABEL_IDS.
+# In the order of train ids; CITYSCAPES_LABEL_IDS has the labelIds of the same classes.
 _CITYSCAPES = {
     "road": (128, 64, 128),
     "sidewalk": (244, 35, 232),
@@ -49,10 +49,10 @@ _CITYSCAPES = {
 }
 CITYSCAPES_CLASSES = Classes([*_CITYSCAPES], [*_CITYSCAPES.values()])
 CITYSCAPES_LABEL_IDS = (7, 8, 11, 12, 13, 17, *range(19, 29), 31, 32, 33)
-# License plates have the id -1, which is 255 in an 8-bit file.
+# License plates have the id -1, which an 8-bit file stores as 255.
 CITYSCAPES_IGNORED_LABEL_IDS = (*(value for value in range(34) if value not in CITYSCAPES_LABEL_IDS), 255)
 
-# The 80 thing categories by ascending category id, the gaps in the ids closed.
+# The background and the 80 thing categories in the order of their category ids, which have gaps.
 COCO_CLASSES = Classes(
     [
         "background",

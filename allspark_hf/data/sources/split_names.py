@@ -1,4 +1,4 @@
-"""What the folders and the splits of a data set are called: one table, for folders and the Hub alike."""
+"""The names of folders and splits of data sets: one table, for folders and the Hub alike."""
 
 import os
 import re
@@ -14,7 +14,7 @@ SPLIT_NAMES = {
     "unlabeled": ("unlabeled", "unlabelled", "unannotated", "unsupervised"),
     "test": ("test", "testing"),
 }
-# The first one that is there counts: in VOC's folders, Annotations holds no masks.
+# The first name that is there counts, since Annotations in VOC's folders holds no masks.
 KIND_NAMES = {
     "images": ("images", "image", "imgs", "img", "jpegimages"),
     "masks": ("masks", "mask", "segmentationclasspng", "segmentationclass", "labels", "label", "annotations"),
@@ -25,8 +25,8 @@ USED_SPLITS = ("train", "validation", "unlabeled")
 
 def split_of(name: str) -> str | None:
     """
-    The split that a name means, in any case, with a number at its end or a word that says what is in it: `Val`,
-    `train2017`, `test_set`, `unlabeled_images`.
+    The split that a name means; None if it means none. The name may be in any case, end in a number, and hold a word
+    for the content: `Val`, `train2017`, `test_set`, `unlabeled_images`.
     """
     bare = re.sub(rf"^{_CONTENT}[\W_]+|[\W_]*{_CONTENT}?[\W_\d]*$", "", name.casefold())
     return next((split for split, names in SPLIT_NAMES.items() if bare in names), None)
@@ -34,16 +34,17 @@ def split_of(name: str) -> str | None:
 
 def sort_splits(names: Iterable[str], where: str, fix: str) -> tuple[dict[str, str], list[str]]:
     """
-    Tells which names mean which split.
+    Finds out which name means which split.
 
     Args:
-        names (`Iterable[str]`): of folders or splits.
+        names (`Iterable[str]`): names of folders or splits.
         where (`str`): what to call the data in an error.
-        fix (`str`): what to do, for an error.
+        fix (`str`): what the error tells the user to do.
 
     Returns:
-        `tuple[dict[str, str], list[str]]`: `"train"`, `"validation"` and `"unlabeled"`, as far as they are there, to
-        the name; and the names that are left alone, of test splits and of unknown ones.
+        `tuple[dict[str, str], list[str]]`: `"train"`, `"validation"` and `"unlabeled"` -> the name, for the splits
+            that
+        are there; and the names of test splits and of unknown ones, which are left alone.
 
     Raises:
         ValueError: if two names mean the same split.
@@ -61,16 +62,16 @@ def sort_splits(names: Iterable[str], where: str, fix: str) -> tuple[dict[str, s
 
 
 def subfolders(folder: Path) -> dict[str, Path]:
-    """The folders in a folder that are not hidden, by name; none where there is no such folder."""
+    """The folders in a folder that are not hidden, by name; empty if there is no such folder."""
     if not folder.is_dir():
         return {}
-    with os.scandir(folder) as entries:  # many times faster than asking for each of many files
+    with os.scandir(folder) as entries:  # many times faster than Path.is_dir on each of many files
         paths = sorted(folder / entry.name for entry in entries if entry.is_dir())
     return {path.name: path for path in paths if not is_hidden(path.name)}
 
 
 def find_kinds(folder: Path) -> dict[str, Path]:
-    """The folders of `"images"` and of `"masks"` in a folder, as far as they are there, whatever their case."""
+    """`"images"` and `"masks"` -> the folders of these in a folder, in any case, if they are there."""
     there = {name.casefold(): path for name, path in subfolders(folder).items()}
     found = {kind: next((there[name] for name in names if name in there), None) for kind, names in KIND_NAMES.items()}
     return {kind: path for kind, path in found.items() if path is not None}

@@ -1,4 +1,4 @@
-"""Which images are labeled, unlabeled and for validation: drawn from a seed, or named by lists."""
+"""Which images are labeled, unlabeled and for validation, drawn by a seed or named by lists."""
 
 import logging
 import math
@@ -26,16 +26,16 @@ class Selection:
         labeled_fraction (`float`, *optional*): the share, above 0 and up to 1, of the training images with masks that
             stay labeled; the masks of the others are hidden and these images are unlabeled. `None` keeps all masks.
         labeled_count (`int`, *optional*): the same as a number of images.
-        labeled_list (`str` or `Path`, *optional*): the same as a split file ([`read_list`]): one of the published
-            ones, or the `labeled_ids.txt` of an earlier run. With a held-out validation, `seed` and
-            `validation_fraction` must be those of that run.
+        labeled_list (`str` or `Path`, *optional*): the same as a split file ([`read_list`]): a published one, or the
+            `labeled_ids.txt` of an earlier run. If the validation images were held out in that run, `seed` and
+            `validation_fraction` must be the same here.
         unlabeled_list (`str` or `Path`, *optional*): a split file of the unlabeled images, together with
-            `labeled_list`; `None` takes all other training images. Masks in it are hidden: they are there to measure
-            by, and one that does not exist is left out.
-        validation_list (`str` or `Path`, *optional*): a split file of the validation images; `None` takes those of the
-            data set. Training images in it are held out.
+            `labeled_list`; `None` takes all other training images. Masks that the list names are hidden and serve only
+            to measure pseudo-labels; a mask that does not exist is left out.
+        validation_list (`str` or `Path`, *optional*): a split file of the validation images; `None` takes the data
+            set's. Training images that the list names are held out.
         validation_fraction (`float`, *optional*, defaults to 0.1): the share of the training images with masks, above
-            0 and below 1, that is held out for validation where the data set has set none aside; otherwise not used.
+            0 and below 1, that is held out for validation if the data set has no validation split.
         seed (`int`, *optional*, defaults to 42): seed of both draws, at least 0.
 
     Raises:
@@ -70,8 +70,9 @@ class Selection:
 
 def load_layout(layout: Layout, selection: Selection, classes: Classes | None = None) -> SegmentationData:
     """
-    Chooses the three sets ([`select_pairs`]) and makes datasets of them, files sorted by id; nothing is decoded. What
-    the data set holds besides is logged. Without `classes`, the data set is asked ([`Layout.find_classes`]).
+    Chooses the three sets ([`select_pairs`]) and makes datasets of them, sorted by id; nothing is decoded. Images of
+    the data set that are in none of the sets are logged. Without `classes`, the layout finds them
+    ([`Layout.find_classes`]).
 
     Raises:
         FileNotFoundError: if a folder or a list is missing.
@@ -97,8 +98,8 @@ def select_pairs(layout: Layout, selection: Selection) -> tuple[Pairs, Pairs, Pa
     Chooses labeled, unlabeled and validation images; see [`load_layout`].
 
     A fraction of n images is `ceil(n * fraction)` images, at least one; rounding up gives the published splits (1/8
-    of 10,582 is 1,323). What is drawn depends on nothing but the ids and the seed, and a smaller share is part of a
-    larger one of the same seed.
+    of 10,582 is 1,323). The draw depends only on the ids and the seed, and a smaller share is part of a larger one
+    with the same seed.
 
     Returns:
         `tuple[Pairs, Pairs, Pairs]`: labeled (all with masks), unlabeled (masks are hidden ones), validation (all with
@@ -163,17 +164,18 @@ def hold_out(masked: Collection[str], where: str, selection: Selection) -> list[
     Args:
         masked (`Collection[str]`): ids of the images with masks.
         where (`str`): what to call the data in an error.
-        selection (`Selection`): `validation_fraction` and `seed`.
+        selection (`Selection`): its `validation_fraction` and `seed` are used.
 
     Raises:
-        ValueError: if no mask would remain.
+        ValueError: if no mask would be left to train on.
     """
     _require_any(masked, where)
     count = fraction_to_count(len(masked), selection.validation_fraction)
     if count >= len(masked):
         raise ValueError(
             f"{where} has {len(masked)} mask{'s' if len(masked) > 1 else ''} and {count} would be held out for "
-            "validation, which leaves none to train on; add masks or a validation set, or lower validation_fraction."
+            "validation, so that none is left to train on; add masks or a validation set, or lower "
+            "validation_fraction."
         )
     return draw(masked, count, selection.seed)
 
@@ -185,10 +187,11 @@ def choose_labeled(masked: Collection[str], where: str, selection: Selection) ->
     Args:
         masked (`Collection[str]`): ids of the training images with masks.
         where (`str`): what to call the data in an error.
-        selection (`Selection`): `labeled_fraction` or `labeled_count`, and `seed`; all images if neither is given.
+        selection (`Selection`): its `labeled_fraction` or `labeled_count`, and `seed`, are used; if it has neither,
+            all images stay labeled.
 
     Raises:
-        ValueError: if there is no mask, or fewer than asked for.
+        ValueError: if there is no mask, or there are fewer than `labeled_count`.
     """
     _require_any(masked, where)
     count = selection.labeled_count
@@ -215,7 +218,7 @@ def write_id_lists(data: SegmentationData, output_dir: str | Path):
 
     Args:
         data (`SegmentationData`): the three sets.
-        output_dir (`str` or `Path`): the folder to write to; made if need be, and older lists in it are replaced.
+        output_dir (`str` or `Path`): the folder, which is made if it is missing; older lists in it are replaced.
     """
     output_dir = Path(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
@@ -225,8 +228,8 @@ def write_id_lists(data: SegmentationData, output_dir: str | Path):
 
 
 def fraction_to_count(total: int, fraction: float) -> int:
-    """`ceil(total * fraction)`, between 1 and `total`: how many images a share, above 0 and up to 1, is."""
-    # 100 * 0.07 is 7.000000000000001 in floating point and must still give 7.
+    """The number of images in a share, above 0 and up to 1: `ceil(total * fraction)`, between 1 and `total`."""
+    # 100 * 0.07 is 7.000000000000001 in floating point, and must still give 7.
     return min(total, max(1, math.ceil(total * fraction - 1e-6)))
 
 
@@ -235,9 +238,9 @@ def draw(ids: Iterable[str], count: int, seed: int) -> list[str]:
     Draws some of the ids at random, and sorts them. With one seed, a smaller draw is part of a larger one.
 
     Args:
-        ids (`Iterable[str]`): distinct ids; their order has no influence.
+        ids (`Iterable[str]`): distinct ids; their order does not matter.
         count (`int`): how many to draw, 0 to all.
-        seed (`int`): of the draw.
+        seed (`int`): seed of the draw.
     """
     ids = sorted(ids)
     order = np.random.default_rng(seed).permutation(len(ids))

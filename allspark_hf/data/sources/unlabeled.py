@@ -18,11 +18,11 @@ logger = logging.getLogger(__name__)
 
 def read_image_folder(folder: str | Path) -> Dataset:
     """
-    The images in a folder and its subfolders, linked ones too; hidden files are passed over, and how many others are
-    is logged.
+    The images in a folder and its subfolders; links are followed. Hidden files are passed over, and other files that
+    are no images are counted in the log.
 
     Args:
-        folder (`str` or `Path`): any folder with files of formats that Pillow reads.
+        folder (`str` or `Path`): any folder with images of formats that Pillow reads.
 
     Returns:
         `datasets.Dataset`: columns `id` (string: path in the folder, with its extension) and `image`
@@ -30,7 +30,7 @@ def read_image_folder(folder: str | Path) -> Dataset:
 
     Raises:
         FileNotFoundError: if there is no such folder.
-        ValueError: if it holds no image, or a file has a name that cannot be listed.
+        ValueError: if the folder holds no image, or a list cannot hold the name of a file.
     """
     folder = Path(folder).absolute()
     require_folder(folder, "unlabeled_dir names a folder of images")
@@ -49,7 +49,7 @@ def read_unlabeled_dataset(
     dataset_name: str, config_name: str | None = None, split: str = "train", image_column: str = "image"
 ) -> Dataset:
     """
-    The images of one split of a data set, without anything else.
+    The images of one split of a data set, without its other columns.
 
     Args:
         dataset_name (`str`): see [`open_dataset`].
@@ -79,11 +79,11 @@ def open_unlabeled_stream(
     skip_bad_files: bool = False,
 ) -> IterableDataset:
     """
-    The images of one split of a data set as a stream, or of shards, see [`shard_files`]; the other arguments are those
-    of [`read_unlabeled_dataset`]. If there is no column `image`, the only column of images is taken.
+    The images of one split of a data set, or of shards ([`shard_files`]), as a stream. If there is no column `image`,
+    the only column of images is taken. The other arguments are those of [`read_unlabeled_dataset`].
 
     Args:
-        skip_bad_files (`bool`): whether to go on where a shard cannot be opened, see [`open_shards`].
+        skip_bad_files (`bool`): whether to go on if a shard cannot be opened, see [`open_shards`].
 
     Returns:
         `datasets.IterableDataset`: column `image`, not decoded: see [`StreamReader`].
@@ -100,20 +100,20 @@ def open_unlabeled_stream(
     stream = pick_split(splits, split, dataset_name, "unlabeled_split_name")
     found = [name for name, feature in (stream.features or {}).items() if isinstance(feature, Image)]
     if image_column == "image" and image_column not in found and len(found) == 1:
-        (image_column,) = found  # WebDataset names columns by their files' endings
+        (image_column,) = found  # WebDataset names columns by the extensions of their files
         logger.info("The images of %s are those of its column %s.", dataset_name, image_column)
-    # Undecoded before it is renamed: after that, datasets would decode every image that is passed over.
+    # Decoding is turned off before the column is renamed: afterwards, datasets would decode every image passed over.
     stream = undecoded_stream(stream, image_column)
     return stream if image_column == "image" else stream.rename_column(image_column, "image")
 
 
 def add_unlabeled(data: SegmentationData, name: str, images: Dataset) -> SegmentationData:
     """
-    Adds images to the unlabeled ones, after those that are there.
+    Adds images after the unlabeled ones.
 
     Args:
-        data (`SegmentationData`): the sets; not changed.
-        name (`str`): what to put, with a colon, before the ids of `images`, so that every id occurs once.
+        data (`SegmentationData`): the sets, which are not changed.
+        name (`str`): prefix of the ids of `images`, before a colon, so that every id occurs once.
         images (`datasets.Dataset`): columns `id` and `image`.
     """
     ids = [f"{name}:{identifier}" for identifier in images["id"]]
