@@ -15,10 +15,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import NO_DROPOUT, tiny_config, tiny_model
-from test_backbone import ENCODERS
-from transformers import AutoBackbone
 
-from allspark_hf.benchmarks import encoders as benchmarked
 from allspark_hf.benchmarks import serving
 from allspark_hf.benchmarks.cases import Case, make_cases, make_model, memory_grid
 from allspark_hf.benchmarks.children import in_fresh_process
@@ -395,17 +392,3 @@ def test_inference_evaluation_and_loader():
     assert predicted["allspark"]["seconds"]["median"] < evaluated["allspark"]["seconds"]["median"]
     (loaded,) = serving.loader_times(case, CPU, options).items()
     assert loaded[0] == "0 workers" and 0 < loaded[1]["seconds"]["median"] < 1
-
-
-# ---- Encoders ----
-
-
-def test_an_encoder_that_cannot_be_half_frozen_is_measured_otherwise(tmp_path, monkeypatch):
-    monkeypatch.setattr(benchmarked, "ENCODER_PARTS", ("first half frozen", "whole"))
-    AutoBackbone.from_config(ENCODERS["resnet"]).save_pretrained(tmp_path)
-    taken = benchmarked.times(benchmarked.EncoderCase(str(tmp_path), 64, num_labels=3, batch_size=2, repeats=1), CPU)
-    assert list(taken) == benchmarked.variant_names() and len(taken) == 4
-    for name in ("whole", "whole + bottleneck"):
-        assert len(taken[name]) == 1 and taken[name][0] > 0
-    for name in ("first half frozen", "first half frozen + bottleneck"):
-        assert "counts the layers of a plain ViT, and 'resnet' is none" in taken[name]
