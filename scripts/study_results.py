@@ -4,8 +4,9 @@
     python scripts/study_results.py draw scripts/studies/results/nuclei.json
 
 RUNS holds the output folders, and of each NAME a NAME.log with what `/usr/bin/time -f "%U s user"` said. `collect`
-writes settings, scores and curves as JSON, and beside it, as .npz, what the last evaluation found in each validation
-image, of which the intervals are made. `draw` writes a .png beside them, and the table into scripts/studies/README.md.
+adds settings, scores and curves to the JSON file, and to an .npz file beside it what the last evaluation found in each
+validation image, of which the intervals are made. `draw` writes a .png beside them, and the table into
+scripts/studies/README.md.
 """
 
 import argparse
@@ -39,6 +40,7 @@ PAGE = Path(__file__).parent / "studies" / "README.md"
 COMMON = ("--data_dir", "--encoder", "--output_dir", "--method", "--seed", "--eval_steps", "--save_steps")
 COMMON += ("--resume_from_checkpoint", "--evaluate_student", "--evaluate_teacher")
 CURVES = ("loss_x", "loss_u", "used_u", "pseudo_accuracy", "pseudo_mean_iou", "eval_mean_iou")
+LABELED_COUNT = re.compile(r"--labeled_count \d+")
 USER_SECONDS = re.compile(r"([\d.]+) s user")
 
 
@@ -77,13 +79,24 @@ def own_arguments(command: str) -> str:
     return shlex.join(word for part in parts if part[0] not in (*COMMON, "--use_cpu") for word in part)
 
 
-def collect(runs: Path, output: Path):
-    """Writes the JSON and the .npz of all finished runs."""
-    folders = [folder for folder in sorted(runs.iterdir()) if (folder / "eval_results.json").is_file()]
-    counts = {one.name: load_file(one / BY_IMAGE)["counts"] for one in folders if (one / BY_IMAGE).is_file()}
-    write_json(output, {folder.name: read_run(folder) for folder in folders})
-    np.savez_compressed(output.with_suffix(".npz"), **{name: value.astype(np.int32) for name, value in counts.items()})
-    print(f"{len(folders)} runs, {len(counts)} of them with counts of each image, are in {output}")
+def collect(folder: Path, file: Path):
+    """Adds all finished runs to the JSON and the .npz; a run there of the same name is replaced."""
+    folders = [one for one in sorted(folder.iterdir()) if (one / "eval_results.json").is_file()]
+    runs, counts = stored(file) if file.is_file() else ({}, {})
+    for one in folders:
+        runs[one.name] = read_run(one)
+        counts.pop(one.name, None)
+        if (one / BY_IMAGE).is_file():
+            counts[one.name] = load_file(one / BY_IMAGE)["counts"]
+    write_json(file, dict(sorted(runs.items())))
+    np.savez_compressed(file.with_suffix(".npz"), **{name: counts[name].astype(np.int32) for name in sorted(counts)})
+    print(f"{len(folders)} runs added: {file} has {len(runs)}, {len(counts)} of them with counts of each image")
+
+
+def stored(file: Path) -> tuple[dict[str, dict], dict[str, np.ndarray]]:
+    """The runs of a study that were collected, and the counts of each image of those that have them."""
+    with np.load(file.with_suffix(".npz")) as arrays:
+        return read_json(file), {name: arrays[name].astype(np.int64) for name in arrays}
 
 
 # ---- Rows: the runs that differ in nothing but the seed ----
@@ -120,7 +133,8 @@ def table(runs: Mapping[str, dict], counts: Mapping[str, np.ndarray]) -> str:
         scores = [100 * runs[name]["scores"]["eval_mean_iou"] for name in seeds.values()]
         found = interval(counts, list(seeds.values()))
         mean = f"{statistics.fmean(scores):.1f}" + (f" ({found.low:.1f} to {found.high:.1f})" if found else "")
-        baseline = rows.get(("supervised", "", *key[2:]), {})
+        as_many_labels = "".join(LABELED_COUNT.findall(key[1]))
+        baseline = rows.get(("supervised", as_many_labels, *key[2:]), {})
         pairs = [(name, baseline[seed]) for seed, name in seeds.items() if seed in baseline]
         names, others = [list(group) for group in zip(*pairs, strict=True)] or [[], []] if pairs else ([], [])
         gain = interval(counts, names, others) if pairs and names != others else None
@@ -190,9 +204,7 @@ def draw(runs: Mapping[str, dict], name: str, style: Style) -> "Figure":
 
 def show(file: Path):
     """Writes picture and table of a study that was collected."""
-    runs = read_json(file)
-    with np.load(file.with_suffix(".npz")) as stored:
-        counts = {name: stored[name].astype(np.int64) for name in stored}
+    runs, counts = stored(file)
     with drawing(STYLES["light"]):
         draw(runs, file.stem, STYLES["light"]).savefig(file.with_suffix(".png"), dpi=110)
     update_page(file.stem, table(runs, counts))

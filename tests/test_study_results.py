@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from in_process import SCRIPTS
+from safetensors.numpy import save_file
 
 
 RESULTS = SCRIPTS / "studies" / "results"
@@ -19,6 +20,18 @@ def run(method: str, seed: int, score: float, arguments: str = "", updates: int 
     return own | {"labeled": 24, "cpu_seconds": 100 + seed, "curves": []}
 
 
+def write_run(folder, score: float, counts: np.ndarray):
+    """What `collect` reads of an output folder."""
+    folder.mkdir(parents=True)
+    record = {"command": "allspark train a.yaml", "method": {"name": "allspark"}, "settings": {"seed": 0}}
+    record |= {"training": {"steps": 9}, "data": {"labeled": 2}, "git": {"commit": "c"}, "versions": {}, "machine": {}}
+    files = {study_results.RECORD_FILE: record, "trainer_state.json": {"log_history": []}}
+    for name, content in (files | {"eval_results.json": {"eval_mean_iou": score}}).items():
+        (folder / name).write_text(json.dumps(content), encoding="utf-8")
+    save_file({"counts": counts}, folder / study_results.BY_IMAGE)
+    folder.with_name(f"{folder.name}.log").write_text("12.3 s user", encoding="utf-8")
+
+
 def test_arguments_of_a_run():
     command = "python -m allspark_hf train a/nuclei.yaml --data_dir a b --use_cpu --method x --seed 1 --max_steps 5"
     found = study_results.own_arguments(command + " --crop_size 3 4 --output_dir 'a b'")
@@ -28,14 +41,30 @@ def test_arguments_of_a_run():
 def test_table():
     runs = {"a": run("supervised", 0, 0.5), "b": run("supervised", 1, 0.7), "c": run("allspark", 1, 0.8)}
     runs |= {"d": run("supervised", 0, 0.9, "--max_steps 600", 600), "e": run("allspark", 0, 0.4)}
-    hits = {"a": 50, "b": 70, "c": 80, "e": 40}  # of a class of 100 pixels that only the model may miss, in each image
+    fewer = "--labeled_count 9"
+    runs |= {"f": run("supervised", 0, 0.3, fewer), "g": run("allspark", 0, 0.6, f"{fewer} --x")}
+    hits = {"a": 50, "b": 70, "c": 80, "e": 40, "f": 30, "g": 60}  # of 100 pixels of a class, in each image
     counts = {name: np.array([[[hit], [100], [hit]]] * 3) for name, hit in hits.items()}
     lines = study_results.table(runs, counts).splitlines()[2:]
     assert lines == [
         "| `supervised` | 50.0, 70.0 | 60.0 (50.0 to 70.0) |  | 100 |",
+        "| `supervised --labeled_count 9` | 30.0 | 30.0 (30.0 to 30.0) |  | 100 |",
         "| `supervised --max_steps 600` | 90.0 | 90.0 |  | 100 |",
         "| `allspark` | 40.0, 80.0 | 60.0 (40.0 to 80.0) | +0.0 (-10.0 to +10.0) | 100 |",
+        "| `allspark --labeled_count 9 --x` | 60.0 | 60.0 (60.0 to 60.0) | +30.0 (+30.0 to +30.0) | 100 |",
     ]
+
+
+def test_runs_are_added(tmp_path):
+    file = tmp_path / "some.json"
+    for name, hit in (("b", 1), ("a", 2), ("b", 3)):
+        runs = tmp_path / f"runs_{hit}"
+        write_run(runs / name, score=hit / 10, counts=np.full((2, 3, 2), hit))
+        (runs / "unfinished").mkdir()
+        study_results.collect(runs, file)
+    collected, counts = study_results.stored(file)
+    assert [(name, one["scores"]["eval_mean_iou"]) for name, one in collected.items()] == [("a", 0.2), ("b", 0.3)]
+    assert list(counts) == ["a", "b"] and (counts["a"] == 2).all() and (counts["b"] == 3).all()
 
 
 @pytest.mark.parametrize("file", sorted(RESULTS.glob("*.npz")), ids=lambda file: file.stem)
