@@ -20,7 +20,7 @@ from allspark_hf.cli.models import load_model
 from allspark_hf.data.checks import CheckReport
 from allspark_hf.inference.handler import EndpointHandler
 from allspark_hf.inference.loading import load_trained, make_image_processor
-from allspark_hf.inference.prediction import model_palette, predict_mask
+from allspark_hf.inference.prediction import palette_of, predict_mask
 
 
 REFUSED = (ValueError, StrictDataclassError)
@@ -125,7 +125,7 @@ def predicts(folder) -> bool:
         assert is_one_sentence(error) and ("NaN" in str(error) or "pixels" in str(error)), error
         return False
     assert mask.shape == (40, 48) and mask.max() < model.config.num_labels
-    assert model_palette(model).shape == (model.config.num_labels, 3)
+    assert palette_of(model.config).shape == (model.config.num_labels, 3)
     assert all(isinstance(model.config.id2label[index], str) for index in range(model.config.num_labels))
     return True
 

@@ -57,6 +57,13 @@ def test_equals_a_loop():
     assert interval.high == pytest.approx(np.quantile(differences, 0.975), abs=1e-12)
 
 
+def test_absent_classes_count_as_0_if_asked():
+    """The first model is right in 1 of 1 class, or 1 of 2; the second one wrongly predicts the other class."""
+    first, second = np.array([[[4, 0], [4, 0], [4, 0]]]), np.array([[[3, 0], [4, 0], [3, 1]]])
+    assert difference_interval(first, second)[:] == (0.375 - 1,) * 3
+    assert difference_interval(first, second, count_absent=True)[:] == (0.375 - 0.5,) * 3
+
+
 def test_seeds_equal_a_loop():
     rng = np.random.default_rng(4)
     models, baselines = ([confusions(rng, 5, 3, hit + 0.02 * seed) for seed in range(3)] for hit in (0.8, 0.6))

@@ -15,7 +15,7 @@ from allspark_hf.cli.predict import main
 from allspark_hf.data.pixels import open_image
 from allspark_hf.inference.large import find_large, predict_large
 from allspark_hf.inference.loading import make_image_processor
-from allspark_hf.inference.prediction import model_palette, predict_mask
+from allspark_hf.inference.prediction import palette_of, predict_mask
 from allspark_hf.inference.tiles import blended_rows, tile_spans, tile_weights
 
 
@@ -141,7 +141,7 @@ def test_files_are_read_as_images_are(tmp_path, model, name):
         counts = predict_large(network, PROCESSOR, file, target, tile_size=tile_size, progress=False)
         with open_image(file) as opened, Image.open(target) as mask:
             expected = predict_mask(network, PROCESSOR, opened)
-            assert mask.mode == "P" and mask.getpalette()[:9] == model_palette(network)[:3].ravel().tolist()
+            assert mask.mode == "P" and mask.getpalette()[:9] == palette_of(network.config)[:3].ravel().tolist()
             np.testing.assert_array_equal(np.asarray(mask), expected)
         assert counts.tolist() == np.bincount(expected.ravel(), minlength=network.config.num_labels).tolist()
         assert len(np.unique(expected)) > 1

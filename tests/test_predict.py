@@ -12,7 +12,7 @@ from allspark_hf import AllSparkConfig, SegformerForSemiSupervisedSegmentation
 from allspark_hf.cli.predict import find_images, name_results
 from allspark_hf.demo.data import generate_demo_image
 from allspark_hf.inference.loading import SegformerImageProcessorPil
-from allspark_hf.inference.prediction import model_palette, predict_mask
+from allspark_hf.inference.prediction import palette_of, predict_mask
 from allspark_hf.inference.visualization import default_palette
 
 
@@ -77,12 +77,12 @@ def test_predict_mask_is_the_argmax_of_the_resized_logits(model_dir):
 
 def test_palette_of_the_configuration_comes_first(model_dir):
     model, _ = load(model_dir)
-    np.testing.assert_array_equal(model_palette(model), default_palette(4))
+    np.testing.assert_array_equal(palette_of(model.config), default_palette(4))
     model.config.palette = [[1, 2, 3], [4, 5, 6], [7, 8, 9], [10, 11, 12]]
-    assert model_palette(model).tolist() == model.config.palette
+    assert palette_of(model.config).tolist() == model.config.palette
     model.config.palette = [[1, 2, 3]]
     with pytest.raises(ValueError, match=r"1 colors.* 4 classes"):
-        model_palette(model)
+        palette_of(model.config)
 
 
 def test_folder(model_dir, images, tmp_path, monkeypatch, capsys):

@@ -18,7 +18,7 @@ from ..evaluation.arguments import PredictionArguments
 from ..export.onnx import OnnxSegmenter, export_graph, require_onnx
 from ..inference.loading import make_image_processor
 from ..inference.many import PreparedBatches, default_workers, plan_batches, predict_many
-from ..inference.prediction import model_palette
+from ..inference.prediction import palette_of
 from ..inference.writers import AreaWriter, Drawing, PictureWriter
 from .cases import Case, autocast, make_model
 from .peak import make_memory_exact, measure_peak
@@ -56,7 +56,7 @@ def predict(model, image_processor, files: Sequence[Path], output_dir: Path, num
     labels = [config.id2label[index] for index in range(config.num_labels)]
     names = [Path(file.stem) for file in files]
     drawing = Drawing(tuple(range(len(labels))))
-    pictures = PictureWriter(output_dir, labels, model_palette(model), None, drawing, probabilities=False)
+    pictures = PictureWriter(output_dir, labels, palette_of(model.config), None, drawing, probabilities=False)
     writers = [pictures, AreaWriter(pictures, {name: file.name for name, file in zip(names, files, strict=True)})]
     planned = plan_batches(files, image_processor, BATCH_SIZE, args)
     batches = PreparedBatches(files, planned, image_processor, config, args)

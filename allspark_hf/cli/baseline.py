@@ -68,13 +68,16 @@ def save_by_image(trainer):
         save_file({"counts": np.stack(evaluation.by_image)}, Path(trainer.args.output_dir) / BY_IMAGE)
 
 
-def compare_folders(supervised: Path, other: Path) -> tuple[Interval, str] | None:
-    """Interval of a training's gain over the supervised one, and a sentence; None if a folder lacks [`BY_IMAGE`]."""
+def compare_folders(supervised: Path, other: Path, count_absent: bool = False) -> tuple[Interval, str] | None:
+    """
+    Interval of a training's gain of mIoU over the supervised one, and a sentence; None if a folder lacks [`BY_IMAGE`].
+    With `count_absent`, absent classes count as 0 in mIoU.
+    """
     files = [folder / BY_IMAGE for folder in (supervised, other)]
     if not all(file.is_file() for file in files):
         return None
     first, second = (load_file(file)["counts"] for file in files)
-    interval = difference_interval(first, second)
+    interval = difference_interval(first, second, count_absent)
     return interval, verdict(interval, len(first))
 
 
@@ -93,7 +96,7 @@ def compare_with_baseline(trainer, build: Callable, train_and_evaluate: Callable
     train_and_evaluate(baseline, None)
     if not trainer.args.should_save:
         return
-    interval, sentence = compare_folders(folder / BASELINE, folder)
+    interval, sentence = compare_folders(folder / BASELINE, folder, trainer.args.count_absent_classes)
     if trainer.checkpoints.resumed_from is None:  # else only the time of its last part is known
         seconds = [read_json(one / "train_results.json")["train_runtime"] for one in (folder / BASELINE, folder)]
         sentence += f" Without them, as many updates took {100 * seconds[0] / seconds[1]:.0f} % of the time."

@@ -124,9 +124,17 @@ def validation_of_run(data_dir: Path, folder: Path, models: dict[str, tuple]) ->
 
 def verdicts(folders: list[Path]) -> list[str]:
     """For each training whether it is better than the supervised one, if both have counts by image."""
+    from allspark_hf.publishing.records import RECORD_FILE
+    from allspark_hf.utils.files import read_json_object
+
+    def counts_absent(folder: Path) -> bool:
+        return bool((read_json_object(folder / RECORD_FILE).get("settings") or {}).get("count_absent_classes"))
+
     by_name = {folder.name: folder for folder in folders}
     baseline = by_name.pop("supervised", None)
-    found = {name: compare_folders(baseline, folder) for name, folder in by_name.items()} if baseline else {}
+    if baseline is None:
+        return []
+    found = {name: compare_folders(baseline, one, counts_absent(one)) for name, one in by_name.items()}
     return [f"{TITLES[name]}: {pair[1]}" for name, pair in found.items() if pair is not None]
 
 

@@ -37,7 +37,7 @@ from allspark_hf.evaluation.metrics import metric_name
 from allspark_hf.inference.annotation_writer import AnnotationWriter
 from allspark_hf.inference.contact_sheet import Entry, contact_sheet
 from allspark_hf.inference.loading import load_trained
-from allspark_hf.inference.prediction import model_palette, predict_mask
+from allspark_hf.inference.prediction import palette_of, predict_mask
 from allspark_hf.inference.suggestion import Doubt, choose, class_weights, read_doubt, read_features, scores
 from allspark_hf.publishing.record import RECORD_FILE
 from allspark_hf.utils.arguments import argument, check_values
@@ -228,7 +228,7 @@ def write_outlines(arguments: SuggestArguments, chosen: list[Suggestion], images
     stacks = (".tif", ".tiff") if images.reading.tiff_page is not None else ()
     endings = [".png" if suffix.lower() in stacks else suffix for suffix in suffixes]
     copies = {name: f"{name.as_posix()}{ending}" for name, ending in zip(names, endings, strict=True)}
-    what = arguments.format, labels, model_palette(model), range(len(labels)), arguments.tolerance
+    what = arguments.format, labels, palette_of(model.config), range(len(labels)), arguments.tolerance
     writer = AnnotationWriter(folder, *what, copies, folder / IMAGES)
     for one, name in zip(ordered, names, strict=True):
         picture, copy = images.picture(one.row), folder / IMAGES / copies[name]

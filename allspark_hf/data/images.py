@@ -63,24 +63,22 @@ def require_exact_values(mask: PIL.Image.Image):
             )
 
 
-def require_readable(stored: dict, is_mask: bool):
+def require_readable_mask(stored: dict):
     """
-    Checks the header of a stored image or mask; nothing is decoded.
+    Checks the header of a stored mask; nothing is decoded.
 
     Args:
         stored (`dict`): `bytes` and `path`, of which one may be `None`. A path that is no file here, such as an
             address on a network, is not checked.
-        is_mask (`bool`): whether the values must be exact: see [`require_exact_values`].
 
     Raises:
         OSError: if it is no image.
-        ImageError: if the values of a mask would not be read as they were stored.
+        ImageError: if its values would not be read as they were stored.
     """
     if stored.get("bytes") is None and not os.path.isfile(stored.get("path") or ""):
         return
     with open_stored(stored) as opened:
-        if is_mask:
-            require_exact_values(opened)
+        require_exact_values(opened)
 
 
 def decode(stored: dict, is_mask: bool, tiff_page: int | None = None) -> PIL.Image.Image:

@@ -35,7 +35,7 @@ def image_counts(confusion: np.ndarray) -> np.ndarray:
     return np.stack([confusion.diagonal(), confusion.sum(axis=1), confusion.sum(axis=0)])
 
 
-def difference_interval(first: np.ndarray, second: np.ndarray, seed: int = 0) -> Interval:
+def difference_interval(first: np.ndarray, second: np.ndarray, count_absent: bool = False, seed: int = 0) -> Interval:
     """
     The 95 % interval of the difference of two models' mIoU on the same images. Only the choice of images is in it:
     another seed of the training, or other labels, would move the difference further.
@@ -43,6 +43,7 @@ def difference_interval(first: np.ndarray, second: np.ndarray, seed: int = 0) ->
     Args:
         first (`np.ndarray`): int64 (images, 3, num_labels), of [`image_counts`].
         second (`np.ndarray`): the same of the other model, the images in the same order.
+        count_absent (`bool`, *optional*, defaults to `False`): whether an absent class counts as 0 in mIoU.
         seed (`int`, *optional*, defaults to 0): of the draws.
 
     Raises:
@@ -54,10 +55,11 @@ def difference_interval(first: np.ndarray, second: np.ndarray, seed: int = 0) ->
             "same images, at least one."
         )
     weights = _draws(len(first), seed)
-    drawn = _mean_iou(weights, second) - _mean_iou(weights, first)
     whole = np.ones((1, len(first)), dtype=np.int64)
-    difference = (_mean_iou(whole, second) - _mean_iou(whole, first)).item()
-    return Interval(difference, *_ends(drawn))
+    difference, drawn = (
+        _mean_iou(rows, second, count_absent) - _mean_iou(rows, first, count_absent) for rows in (whole, weights)
+    )
+    return Interval(difference.item(), *_ends(drawn))
 
 
 def margin_interval(
@@ -108,8 +110,7 @@ def score_intervals(counts: np.ndarray, count_absent: bool = False, seed: int = 
     """
     drawn = _iou(_draws(len(counts), seed), counts)
     (whole,) = _iou(np.ones((1, len(counts)), dtype=np.int64), counts)
-    means = [np.nan_to_num(iou).mean(axis=-1) if count_absent else np.nanmean(iou, axis=-1) for iou in (whole, drawn)]
-    mean = Score(float(means[0]), *_ends(means[1]))
+    mean = Score(float(_mean(whole, count_absent)), *_ends(_mean(drawn, count_absent)))
     return mean, [None if np.isnan(iou) else Score(float(iou), *_ends(drawn[:, k])) for k, iou in enumerate(whole)]
 
 
@@ -148,9 +149,14 @@ def _ends(drawn: np.ndarray) -> list[float]:
     return np.nanquantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).tolist()
 
 
-def _mean_iou(weights: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """float64 (samples,): mIoU of the classes that masks or predictions show, from int64 (samples, images)."""
-    return np.nanmean(_iou(weights, counts), axis=1)
+def _mean_iou(weights: np.ndarray, counts: np.ndarray, count_absent: bool = False) -> np.ndarray:
+    """float64 (samples,): mIoU, from int64 (samples, images)."""
+    return _mean(_iou(weights, counts), count_absent)
+
+
+def _mean(iou: np.ndarray, count_absent: bool) -> np.ndarray:
+    """Mean of the last axis, over the classes that masks or predictions show, or over all, absent ones as 0."""
+    return np.nan_to_num(iou).mean(axis=-1) if count_absent else np.nanmean(iou, axis=-1)
 
 
 def _iou(weights: np.ndarray, counts: np.ndarray) -> np.ndarray:

@@ -5,7 +5,7 @@ from dataclasses import replace
 from datasets import Dataset, concatenate_datasets
 
 from ..data import DataArguments, find_data, split_of_run, with_class_indices, with_page_of
-from ..data.images import require_readable
+from ..data.images import require_readable_mask
 from ..data.loading import held_out_in_run
 from ..data.overlap import row_name, undecoded
 from ..data.summary import require_known_values
@@ -125,7 +125,7 @@ def _rows_with_mask(dataset: Dataset) -> Dataset:
     for row, label in enumerate(stored):
         try:
             if label is not None:
-                require_readable(label, is_mask=True)
+                require_readable_mask(label)
         except (OSError, ValueError) as error:
             where = label["path"] or f"The mask of {row_name(dataset, row, None)}"
             raise ValueError(f"{where}: {one_line(error)}") from error

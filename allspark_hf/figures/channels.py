@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from ..inference.prediction import model_palette
+from ..inference.prediction import palette_of
 from ..models.bottleneck_allspark import group_channels
 from ..models.segmenter import Segmenter
 from ..models.upsampling import upsample
@@ -176,7 +176,7 @@ def channels_per_class(
         "mean_counts": over_set["counts"].mean(axis=0),
         "set_name": np.array(set_name),
         "class_names": class_names(model.config),
-        "palette": model_palette(model),
+        "palette": palette_of(model.config),
     }
 
 

@@ -7,7 +7,7 @@ from transformers import PreTrainedModel
 
 from ..data.masks import MaskConvention, read_label
 from ..data.pixels import Reading, to_rgb
-from ..inference.prediction import model_palette, predict_mask
+from ..inference.prediction import palette_of, predict_mask
 from .crops import class_names, require_same_classes, row_ids
 
 
@@ -68,7 +68,7 @@ def compare_predictions(models: Mapping[str, tuple[PreTrainedModel, object]], im
         "models": np.array(list(models)),
         "ids": np.array(ids),
         "class_names": class_names(config),
-        "palette": model_palette(model_of_interest),
+        "palette": palette_of(model_of_interest.config),
         "ignore_index": np.array(masks.ignore_index),
     }
     for row, name in enumerate(ids):

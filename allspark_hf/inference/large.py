@@ -19,7 +19,7 @@ from ..evaluation.arguments import PredictionArguments
 from ..evaluation.prediction import predict_logits
 from ..utils.files import whole_file
 from .handler import process_picture, require_finite
-from .prediction import model_palette
+from .prediction import palette_of
 from .raster import WindowedPicture, gdal, new_mask, open_page
 from .tiles import Span, blended_rows, tile_spans
 
@@ -95,7 +95,7 @@ def predict_large(
     """
     source, target = Path(source), Path(target)
     tile_size, overlap = require_usable(model, image_processor, source, tile_size, overlap)
-    palette = model_palette(model) if palette is None else palette
+    palette = palette_of(model.config) if palette is None else palette
     values = np.array(range(len(palette)) if mask_values is None else mask_values)
     args = PredictionArguments() if args is None else args
     if target.exists() and target.samefile(source):

@@ -2,7 +2,7 @@
 
 import numpy as np
 from PIL import Image
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
 from ..data.pixels import Reading, to_rgb
@@ -58,9 +58,10 @@ def _predict(model, image_processor, image, with_confidence: bool) -> tuple[np.n
     return classes.cpu().numpy(), confidence.cpu().numpy() if with_confidence else None
 
 
-def model_palette(model: PreTrainedModel) -> np.ndarray:
+def palette_of(config: PreTrainedConfig) -> np.ndarray:
     """
-    The colors of a model's classes: `config.palette`, which the training saves, or else the default palette.
+    The colors of the classes of a model with this configuration: `config.palette`, which the training saves, or else
+    the default palette.
 
     Returns:
         `np.ndarray`: uint8 (num_labels, 3), red, green and blue in 0..255.
@@ -69,13 +70,8 @@ def model_palette(model: PreTrainedModel) -> np.ndarray:
         ValueError: if `config.palette` does not have three values in 0..255 for each class, or there is no palette and
             the model has more than 256 classes.
     """
-    return palette_of(model.config)
-
-
-def palette_of(config) -> np.ndarray:
-    """[`model_palette`] of a model of this configuration."""
     palette = stored_palette(config)
     return default_palette(config.num_labels) if palette is None else palette
 
 
-__all__ = ["model_palette", "palette_of", "predict_confidence", "predict_mask"]
+__all__ = ["palette_of", "predict_confidence", "predict_mask"]

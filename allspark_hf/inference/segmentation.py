@@ -20,7 +20,7 @@ from ..data.pixels import Reading, deep_values, load_image, to_rgb
 from ..utils.text import one_line
 from .classes import unknown_class
 from .loading import load_config, load_trained
-from .prediction import model_palette, predict_confidence
+from .prediction import palette_of, predict_confidence
 from .visualization import legend, overlay
 
 
@@ -221,7 +221,7 @@ def _segment_each(network, image_processor, images: Iterable[ImageInput]) -> Ite
 def _segment_one(network, image_processor, picture: Image.Image) -> Segmentation:
     picture = to_rgb(picture, Reading.of(network.config))
     mask, confidence = predict_confidence(network, image_processor, picture)
-    return Segmentation(picture, mask, confidence, dict(network.config.id2label), model_palette(network))
+    return Segmentation(picture, mask, confidence, dict(network.config.id2label), palette_of(network.config))
 
 
 def _read(image: ImageInput, config) -> Image.Image:
