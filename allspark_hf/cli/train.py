@@ -14,6 +14,7 @@ allspark_hf/recipes. --dry_run takes one step on random pixels and tells what is
 """
 
 import logging
+import shlex
 import sys
 import time
 from functools import partial
@@ -255,7 +256,7 @@ def main():
         folder = trainer.args.output_dir
         print(
             f"The model is in {folder}, and report.html says how it went. Next: "
-            f"allspark predict --model {folder} --input IMAGES --output_dir predictions"
+            f"allspark predict --model {shlex.quote(folder)} --input IMAGES --output_dir predictions"
         )
     failure = push(trainer) if trainer.args.push_to_hub else None
     leave(trainer.accelerator, failure)
