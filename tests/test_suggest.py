@@ -233,7 +233,7 @@ def test_each_image_has_a_copy_within_the_folder(folder, tmp_path, monkeypatch, 
     twins = [write_image(others / "deep" / name, (64, 96)) for name in ("twin.jpg", "twin.png")]
     given = ["--unlabeled_dir", others, "--count", 99, "--format", "labelme"]
     assert run(monkeypatch, capsys, folder, tmp_path / "suggested", *given)[0] == 0
-    labelme, copies = tmp_path / "suggested/labelme/unlabeled_dir/deep", tmp_path / "suggested/images/unlabeled_dir/deep"
+    labelme, copies = (tmp_path / "suggested" / kind / "unlabeled_dir/deep" for kind in ("labelme", "images"))
     for name, twin in zip(("twin_jpg", "twin_png"), twins, strict=True):
         copy = labelme / json.loads((labelme / f"{name}.json").read_text())["imagePath"]
         assert copy.resolve() == copies / f"{name}{twin.suffix}" and copy.read_bytes() == twin.read_bytes()
