@@ -194,9 +194,8 @@ def train_and_report(trainer, checkpoint: str | None, baseline):
     from allspark_hf.cli.report import write_report
 
     train_and_evaluate(trainer, checkpoint)
-    if baseline is not None:
-        compare_with_baseline(trainer, baseline, train_and_evaluate)
-    write_report(trainer)
+    comparison = None if baseline is None else compare_with_baseline(trainer, baseline, train_and_evaluate)
+    write_report(trainer, comparison)
 
 
 def train_and_evaluate(trainer, checkpoint: str | None):
