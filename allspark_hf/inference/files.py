@@ -6,7 +6,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from ..utils.files import find_image_files, is_prediction, left_out
+from ..utils.files import PREDICTIONS, find_image_files, left_out, predictions_around
 
 
 def find_images(pattern: str, output_dir: Path, quiet: bool = False) -> tuple[Path, list[Path]]:
@@ -36,7 +36,9 @@ def find_images(pattern: str, output_dir: Path, quiet: bool = False) -> tuple[Pa
         matches = sorted(map(Path, glob.glob(pattern, recursive=True)), key=lambda file: (-len(file.parts), file))
         # Links in a circle reach one file by several paths; the shortest path is kept.
         shortest = {(os.path.realpath(file.parent), file.name): file for file in matches}
-        found = [file for file in shortest.values() if not is_prediction(file, root)]
+        around = {file: predictions_around(file, root) for file in shortest.values()}
+        found = [file for file, folder in around.items() if folder is None]
+        others = sorted({folder / PREDICTIONS for folder in around.values() if folder is not None})
     inside = output_dir.resolve()
     if inside == root.resolve():
         raise ValueError(

@@ -33,10 +33,10 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name.lower() in LEFT_BEHIND
 
 
-def is_prediction(path: Path, root: Path) -> bool:
-    """Whether a file in `root` lies in a folder of predictions further down, which no command takes for images."""
+def predictions_around(path: Path, root: Path) -> Path | None:
+    """The folder of predictions below `root` that holds a file, which no command takes for an image; or `None`."""
     below = path.parents[: len(path.relative_to(root).parts) - 1]
-    return path.name != PREDICTIONS and any((folder / PREDICTIONS).is_file() for folder in below)
+    return next((folder for folder in below if (folder / PREDICTIONS).is_file()), None)
 
 
 def find_image_files(folder: str | Path) -> tuple[list[Path], list[Path]]:
@@ -136,8 +136,8 @@ __all__ = [
     "find_image_files",
     "image_suffixes",
     "is_hidden",
-    "is_prediction",
     "left_out",
+    "predictions_around",
     "read_json",
     "read_json_object",
     "whole_file",

@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 from typing import NamedTuple
 
-from ...utils.files import MASK_SUFFIXES, image_suffixes, is_prediction
+from ...utils.files import MASK_SUFFIXES, PREDICTIONS, image_suffixes, predictions_around
 from .layout import Layout
 from .pairs import (
     ACCEPTED,
@@ -259,7 +259,9 @@ def _list_files(
     """The files outside `but` by id, sorted by id, and the files with another extension, each with its id."""
     found, others = {}, []
     for path, name in visible_paths(folder, deep):
-        if (but is not None and path.is_relative_to(but)) or is_prediction(path, folder):
+        if but is not None and path.is_relative_to(but):
+            continue
+        if path.name != PREDICTIONS and predictions_around(path, folder):
             continue
         is_usable = path.suffix.lower() in suffixes
         if not path.is_file():
