@@ -28,7 +28,6 @@ STUDY = {
     "nuclei-supervised": ("86.47", True),
     "nuclei-unimatch-v2": ("79.49", True),
     "camvid-supervised": ("62.16", False),
-    "camvid-allspark": ("55.31", False),
 }
 
 
