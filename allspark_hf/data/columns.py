@@ -51,8 +51,9 @@ def page_of(dataset: datasets.Dataset, image_column: str = "image") -> int | Non
 
 def exact_columns(dataset, image_column: str = "image", label_column: str = "label", tiff_page: int | None = None):
     """
-    The same data set with columns of [`Picture`] and [`Mask`]. A column without `datasets.Image`, one that the data
-    set's own transform decodes, and an object that is no `datasets.Dataset` stay as they are.
+    The same data set with columns of [`Picture`] and [`Mask`], and without a format, such as that of `with_format
+    ("torch")`. A column without `datasets.Image`, one that the data set's own transform decodes, and an object that is
+    no `datasets.Dataset` stay as they are.
 
     Args:
         dataset (`datasets.Dataset`): the data set, which is not changed.
@@ -63,6 +64,8 @@ def exact_columns(dataset, image_column: str = "image", label_column: str = "lab
     if not isinstance(dataset, datasets.Dataset):
         return dataset
     tiff_page = page_of(dataset, image_column) if tiff_page is None else tiff_page
+    if dataset.format["type"] not in (None, "custom"):
+        dataset = dataset.with_format(None)
     for name, exact in ((image_column, Picture(tiff_page=tiff_page)), (label_column, Mask())):
         feature = dataset.features.get(name)
         decodes = getattr(feature, "decode", False) or dataset.format["type"] != "custom"

@@ -5,16 +5,23 @@ import tempfile
 from pathlib import Path
 
 import datasets
+import numpy as np
+import PIL.Image
+import torch
 
 from ..data.columns import exact_columns, page_of
 from ..data.overlap import find_overlap
+from ..data.photometry import to_pixel_values
 from ..data.pixels import Reading
+from ..data.reading import undecoded
+from ..data.sources.classes import Classes
 from ..data.streaming import read_first_image
-from ..data.summary import convention_of, find_image_range, require_known_values
+from ..data.summary import convention_of, file_of, find_image_range, mask_values, require_known_values
 from ..evaluation.arguments import ONE_PIECE, EvaluationArguments, eval_crop
 from ..evaluation.sizes import require_large_enough
 from ..methods import METHODS
 from ..models.configuration_allspark import AllSparkConfig
+from ..models.pretrained import check_labels
 from ..models.segmenter import Segmenter
 from ..utils.text import megabytes
 from .arguments import AllSparkTrainingArguments
@@ -25,9 +32,64 @@ from .storage import sorted_checkpoints
 
 logger = logging.getLogger(__name__)
 
+_OTHER_METRICS = "compute other metrics from trainer.evaluation.confusion.counts, in a callback's on_evaluate"
+# Arguments of transformers' Trainer that nothing would call, and what to do instead.
+NOT_CALLED = {
+    "model_init": "make a trainer for each trial",
+    "data_collator": "a method declares what a batch holds, in labeled_views and unlabeled_views",
+    "compute_loss_func": "a method of your own gives its loss in step",
+    "compute_metrics": _OTHER_METRICS,
+    "preprocess_logits_for_metrics": _OTHER_METRICS,
+}
 
-def check_model(model: Segmenter, args: AllSparkTrainingArguments):
-    """Raises ValueError for a model that the method, or training on 8-bit masks, cannot work with."""
+
+def check_parts(model: Segmenter, args: AllSparkTrainingArguments, processing_class, others: dict):
+    """Raises ValueError for parts of another kind, and for `others`, arguments of transformers' Trainer, in vain."""
+    for name, instead in NOT_CALLED.items():
+        if others.get(name) is not None:
+            raise ValueError(f"{name} would not be called: leave it out; {instead}.")
+    kinds = [
+        (
+            "model",
+            model,
+            hasattr(model, "encoder_parameters"),
+            "a model of this package, as load_trained does",
+        ),
+        ("args", args, isinstance(args, AllSparkTrainingArguments), "AllSparkTrainingArguments"),
+        ("processing_class", processing_class, hasattr(processing_class, "image_mean"), "make_image_processor()"),
+    ]
+    for name, part, fits, needed in kinds:
+        if not fits:
+            raise ValueError(f"{name} is of type {type(part).__name__}: give {needed}.")
+
+
+def check_processor(image_processor, long_side: int | None):
+    """Raises ValueError for an image processor that gives evaluated images other pixels than training gets."""
+    side = long_side or 32
+    picture = np.random.default_rng(0).integers(256, size=(side, max(1, side * 3 // 4), 3), dtype=np.uint8)
+    picture = PIL.Image.fromarray(picture)
+    given = image_processor(images=picture, return_tensors="pt")["pixel_values"][0]
+    trained = to_pixel_values(picture, image_processor.image_mean, image_processor.image_std)
+    if given.shape != trained.shape or not torch.allclose(given, trained, atol=1e-3):
+        raise ValueError(
+            "The image processor changes images in another way than training does, which divides by 255 and "
+            "normalizes: give make_image_processor(), with image_mean and image_std."
+        )
+    if getattr(image_processor, "do_reduce_labels", False):
+        raise ValueError(
+            "do_reduce_labels=True of the image processor would not be obeyed: set it to False, and in the model's "
+            "configuration mask_values to the stored value of each class, such as [1, 2, 3], and "
+            "ignored_mask_values=[0]."
+        )
+
+
+def check_model(model: Segmenter, args: AllSparkTrainingArguments, trains: bool = True):
+    """Raises ValueError for a model that the method, or training on 8-bit masks, cannot work with, or class names."""
+    if trains and model.dtype not in (torch.float32, torch.float64):
+        raise ValueError(
+            f"The model's weights are {model.dtype}, in which small updates are lost: load it with "
+            "dtype=torch.float32, and set bf16=True for mixed precision."
+        )
     if METHODS[args.method].needs_bottleneck and not model.config.use_cross_attention:
         raise ValueError(
             f"method={args.method!r} needs the bottleneck, but the model's configuration has "
@@ -40,6 +102,8 @@ def check_model(model: Segmenter, args: AllSparkTrainingArguments):
             "configuration has use_grouping=True: build the model with AllSparkConfig.plain_segformer_switches(), or "
             "choose method='allspark'."
         )
+    check_labels(model.config)
+    Classes([model.config.id2label[index] for index in range(model.config.num_labels)])
     smallest = model.config.smallest_side
     if min(model.config.crop_height_width) < smallest:
         raise ValueError(
@@ -115,9 +179,16 @@ def check_datasets(
     checked.
     """
     evaluated = eval_dataset if isinstance(eval_dataset, dict) else {"eval_dataset": eval_dataset}
-    for name, dataset in {"train_dataset": train_dataset, **evaluated}.items():
-        if isinstance(dataset, datasets.IterableDataset):
-            raise ValueError(f"{name} is an IterableDataset, which only unlabeled_dataset may be: give a Dataset.")
+    require_datasets({"train_dataset": train_dataset, **evaluated})
+    if not isinstance(unlabeled_dataset, datasets.IterableDataset):
+        require_datasets({"unlabeled_dataset": unlabeled_dataset})
+    metric = (args.metric_for_best_model or "").removeprefix("eval_")
+    named = not isinstance(eval_dataset, dict) or metric.startswith(tuple(f"{name}_" for name in eval_dataset))
+    if args.eval_strategy != "no" and args.metric_for_best_model is not None and not named:
+        raise ValueError(
+            f"metric_for_best_model={args.metric_for_best_model!r} is of none of the evaluation sets "
+            f"{', '.join(eval_dataset)}: set it to '{next(iter(eval_dataset))}_{metric}', say."
+        )
     if len(train_dataset) == 0:
         raise ValueError("The labeled dataset (train_dataset) is empty: give at least one image with a mask.")
     if METHODS[args.method].uses_unlabeled and unlabeled_dataset is None:
@@ -169,6 +240,14 @@ def check_contents(
         evaluated |= {} if held_out is None else {"held-out": held_out}
     if isinstance(unlabeled_dataset, datasets.Dataset):
         masked["unlabeled"] = unlabeled_dataset
+    for name, dataset in masked.items():
+        without = [row for row, one in enumerate(mask_values(dataset, args.label_column_name)) if one == frozenset()]
+        if without and name != "unlabeled":
+            raise ValueError(
+                f"{len(without)} of {len(dataset)} {name} images have no mask (first "
+                f"{file_of(dataset, without[0], args.image_column_name)}): take them out (dataset.select), or give "
+                "those to train on as unlabeled_dataset."
+            )
     require_known_values(masked, config, args.label_column_name)
     require_large_enough(evaluated, config, args, long_side, args.image_column_name)
 
@@ -239,6 +318,14 @@ def check_output_dir(args: AllSparkTrainingArguments, model: Segmenter):
         )
 
 
+def require_datasets(sets: dict):
+    """Raises ValueError for what is no `datasets.Dataset`; None is none at all."""
+    for name, dataset in sets.items():
+        if dataset is not None and not isinstance(dataset, datasets.Dataset):
+            stream = ", or a stream, an IterableDataset" if name == "unlabeled_dataset" else ""
+            raise ValueError(f"{name} is of type {type(dataset).__name__}: give a datasets.Dataset{stream}.")
+
+
 def _check_columns(name: str, dataset: datasets.Dataset, needed: list[str]):
     missing = [column for column in needed if column not in dataset.column_names]
     if missing:
@@ -246,6 +333,18 @@ def _check_columns(name: str, dataset: datasets.Dataset, needed: list[str]):
             f"{name} has the columns {dataset.column_names} but lacks {missing}: rename them "
             "(dataset.rename_column), or set image_column_name and label_column_name."
         )
+    if dataset.format["type"] != "custom" or convention_of(dataset) is not None:
+        for column in needed:
+            undecoded(dataset, column)
+        return
+    example = dataset[0] if len(dataset) else dict.fromkeys(needed)
+    for column in needed:
+        made = example.get(column)
+        if made is not None and not isinstance(made, PIL.Image.Image):
+            raise ValueError(
+                f"The transform of {name} (set_transform) makes {column!r} of type {type(made).__name__}: let it give "
+                "PIL images, since crops, augmentation and normalization come after it."
+            )
 
 
 def _check_overlap(name: str, dataset: datasets.Dataset | None, eval_name: str, evaluated, image_column: str):
@@ -265,4 +364,7 @@ __all__ = [
     "check_evaluation",
     "check_model",
     "check_output_dir",
+    "check_parts",
+    "check_processor",
+    "require_datasets",
 ]
