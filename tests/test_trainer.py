@@ -363,10 +363,24 @@ def test_the_format_of_a_dataset_changes_nothing(tmp_path):
     assert scores[0]["eval_mean_iou"] == scores[1]["eval_mean_iou"]
 
 
-def test_only_a_dataset_is_evaluated(tmp_path):
+def test_labels_of_unlabeled_images_that_are_no_masks_are_not_read(tmp_path):
+    unlabeled = make_dataset(4, seed=2, masks=False).add_column("label", [7, 8, 9, 7])  # as for classification
+    data = {"train_dataset": make_dataset(3, seed=1), "unlabeled_dataset": unlabeled}
+    trainer = make_trainer(tmp_path, data=data, eval_strategy="no")
+    assert "unlabeled_truth" not in next(iter(trainer.get_train_dataloader()))
+
+
+def test_only_a_dataset_of_images_and_masks_is_evaluated(tmp_path):
     trainer = make_trainer(tmp_path, data={}, method="supervised", eval_strategy="no")
     with pytest.raises(ValueError, match="eval_dataset is of type IterableDataset: give a dat"):
         trainer.evaluate(make_dataset(2).to_iterable_dataset())
+    with pytest.raises(ValueError, match=r"eval_dataset has the columns .* lacks \['label'\]"):
+        trainer.evaluate(make_dataset(2, masks=False))
+    with pytest.raises(ValueError, match="There is no mask of row 1: take the image out"):
+        trainer.evaluate(without_mask(make_dataset(2), 1))
+    numbers = make_dataset(2, masks=False).add_column("label", [0, 1])
+    with pytest.raises(ValueError, match="The column 'label' holds Value"):
+        trainer.evaluate(numbers)
 
 
 def test_an_optimizer_of_the_user(tmp_path):

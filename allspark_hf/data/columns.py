@@ -49,6 +49,12 @@ def page_of(dataset: datasets.Dataset, image_column: str = "image") -> int | Non
     return getattr(dataset.features.get(image_column), "tiff_page", None)
 
 
+def holds_pictures(dataset: datasets.Dataset, column: str) -> bool:
+    """Whether a column is there and holds images or masks, as far as the user's own transform lets that be known."""
+    feature = dataset.features.get(column)
+    return isinstance(feature, datasets.Image) or (feature is not None and dataset.format["type"] == "custom")
+
+
 def exact_columns(dataset, image_column: str = "image", label_column: str = "label", tiff_page: int | None = None):
     """
     The same data set with columns of [`Picture`] and [`Mask`], and without a format, such as that of `with_format
@@ -75,4 +81,4 @@ def exact_columns(dataset, image_column: str = "image", label_column: str = "lab
     return dataset
 
 
-__all__ = ["Mask", "Picture", "exact_columns", "page_of"]
+__all__ = ["Mask", "Picture", "exact_columns", "holds_pictures", "page_of"]

@@ -110,9 +110,11 @@ def read_label(
         `np.ndarray`: uint8 (height, width), in [0, num_labels) or the convention's ignore index.
 
     Raises:
-        ValueError: if the sizes differ, a value is no class or does not fit into 8 bits, or there are two classes and
-            255 may be one of them.
+        ValueError: if there is no mask, the sizes differ, a value is no class or does not fit into 8 bits, or there
+            are two classes and 255 may be one of them.
     """
+    if mask is None:
+        raise ValueError(f"There is no mask of {where}: take the image out, or give a mask.")
     array = mask_to_array(mask)
     height, width = array.shape
     if (width, height) != image_size:

@@ -10,7 +10,7 @@ import datasets
 import numpy as np
 import PIL.Image
 
-from .columns import Mask, page_of
+from .columns import Mask, holds_pictures, page_of
 from .images import mask_to_array, open_stored
 from .masks import MaskConvention, binary_sentence
 from .pixels import deep_values, load_image
@@ -157,10 +157,8 @@ def _reader(dataset: datasets.Dataset, column: str) -> Callable[[int], object]:
     own = dataset.format["type"] is not None and convention_of(dataset) is None
     if own:
         return lambda row: dataset[row].get(column)
-    if column not in dataset.column_names:
+    if not holds_pictures(dataset, column):
         return lambda row: None
-    if not isinstance(dataset.features[column], datasets.Image):
-        return lambda row: dataset[row][column]
     rows = undecoded(dataset, column)
     return lambda row: rows[row][column]
 

@@ -179,16 +179,9 @@ def check_datasets(
     checked.
     """
     evaluated = eval_dataset if isinstance(eval_dataset, dict) else {"eval_dataset": eval_dataset}
-    require_datasets({"train_dataset": train_dataset, **evaluated})
-    if not isinstance(unlabeled_dataset, datasets.IterableDataset):
-        require_datasets({"unlabeled_dataset": unlabeled_dataset})
-    metric = (args.metric_for_best_model or "").removeprefix("eval_")
-    named = not isinstance(eval_dataset, dict) or metric.startswith(tuple(f"{name}_" for name in eval_dataset))
-    if args.eval_strategy != "no" and args.metric_for_best_model is not None and not named:
-        raise ValueError(
-            f"metric_for_best_model={args.metric_for_best_model!r} is of none of the evaluation sets "
-            f"{', '.join(eval_dataset)}: set it to '{next(iter(eval_dataset))}_{metric}', say."
-        )
+    check_labeled(args, {"train_dataset": train_dataset, **evaluated})
+    if isinstance(eval_dataset, dict) and args.eval_strategy != "no":
+        _check_metric(args.metric_for_best_model, list(eval_dataset))
     if len(train_dataset) == 0:
         raise ValueError("The labeled dataset (train_dataset) is empty: give at least one image with a mask.")
     if METHODS[args.method].uses_unlabeled and unlabeled_dataset is None:
@@ -198,15 +191,12 @@ def check_datasets(
             "method='supervised'."
         )
     number_held_out(args, len(train_dataset))
-    _check_columns("train_dataset", train_dataset, [args.image_column_name, args.label_column_name])
     check_stream(args, unlabeled_dataset, Reading(tiff_page=page_of(train_dataset, args.image_column_name)))
     if isinstance(unlabeled_dataset, datasets.IterableDataset):
         unlabeled_dataset = None  # the checks below need a list of files
-    if unlabeled_dataset is not None:
-        _check_columns("unlabeled_dataset", unlabeled_dataset, [args.image_column_name])
+    _check_columns("unlabeled_dataset", unlabeled_dataset, [args.image_column_name])
     for name, dataset in evaluated.items():
         if dataset is not None:
-            _check_columns(name, dataset, [args.image_column_name, args.label_column_name])
             _check_overlap("train_dataset", train_dataset, name, dataset, args.image_column_name)
             _check_overlap("unlabeled_dataset", unlabeled_dataset, name, dataset, args.image_column_name)
 
@@ -318,15 +308,26 @@ def check_output_dir(args: AllSparkTrainingArguments, model: Segmenter):
         )
 
 
-def require_datasets(sets: dict):
-    """Raises ValueError for what is no `datasets.Dataset`; None is none at all."""
+def check_labeled(args: AllSparkTrainingArguments, sets: dict[str, datasets.Dataset | None]):
+    """Raises ValueError for what is no `datasets.Dataset` of images and masks."""
     for name, dataset in sets.items():
-        if dataset is not None and not isinstance(dataset, datasets.Dataset):
-            stream = ", or a stream, an IterableDataset" if name == "unlabeled_dataset" else ""
-            raise ValueError(f"{name} is of type {type(dataset).__name__}: give a datasets.Dataset{stream}.")
+        _check_columns(name, dataset, [args.image_column_name, args.label_column_name])
 
 
-def _check_columns(name: str, dataset: datasets.Dataset, needed: list[str]):
+def _check_metric(metric: str | None, names: list[str]):
+    if metric is not None and not metric.removeprefix("eval_").startswith(tuple(f"{name}_" for name in names)):
+        raise ValueError(
+            f"metric_for_best_model={metric!r} is of none of the evaluation sets {', '.join(names)}: set it to "
+            f"'{names[0]}_{metric.removeprefix('eval_')}', say."
+        )
+
+
+def _check_columns(name: str, dataset: datasets.Dataset | None, needed: list[str]):
+    if dataset is None:
+        return
+    if not isinstance(dataset, datasets.Dataset):
+        stream = ", or a stream, an IterableDataset" if name == "unlabeled_dataset" else ""
+        raise ValueError(f"{name} is of type {type(dataset).__name__}: give a datasets.Dataset{stream}.")
     missing = [column for column in needed if column not in dataset.column_names]
     if missing:
         raise ValueError(
@@ -362,9 +363,9 @@ __all__ = [
     "check_contents",
     "check_datasets",
     "check_evaluation",
+    "check_labeled",
     "check_model",
     "check_output_dir",
     "check_parts",
     "check_processor",
-    "require_datasets",
 ]

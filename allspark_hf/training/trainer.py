@@ -15,7 +15,7 @@ from ..data.device_photometry import finish_on_device
 from ..evaluation.evaluator import Evaluation, failing_together
 from ..inference.loading import long_side_of
 from ..methods import METHODS, MixedBatch, PixelCounts
-from ..models.freezing import freeze_encoder
+from ..models.freezing import freeze_encoder, thaw_encoder
 from ..models.segmenter import Segmenter
 from ..publishing.licenses import base_weights_of
 from . import storage
@@ -27,11 +27,11 @@ from .checks import (
     check_contents,
     check_datasets,
     check_evaluation,
+    check_labeled,
     check_model,
     check_output_dir,
     check_parts,
     check_processor,
-    require_datasets,
 )
 from .class_weights import class_weights
 from .faults import sole_training, telling_faults
@@ -131,6 +131,7 @@ class AllSparkTrainer(Trainer):
 
     @staticmethod
     def _prepare_model(model: Segmenter, args: AllSparkTrainingArguments):
+        thaw_encoder(model)
         if args.freeze_encoder or args.freeze_encoder_layers:
             freeze_encoder(model, None if args.freeze_encoder else args.freeze_encoder_layers)
         if args.sync_batchnorm:
@@ -361,7 +362,7 @@ class AllSparkTrainer(Trainer):
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         if dataset is None:
             raise ValueError("Evaluation needs labeled images: give eval_dataset.")
-        require_datasets({"eval_dataset": dataset})
+        check_labeled(self.args, {"eval_dataset": dataset})
         return evaluation_loader(self, dataset)
 
     def predict(self, *args, **kwargs):
