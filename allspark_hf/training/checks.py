@@ -66,7 +66,7 @@ def check_parts(model: Segmenter, args: AllSparkTrainingArguments, processing_cl
 def check_processor(image_processor, long_side: int | None):
     """Raises ValueError for an image processor that gives evaluated images other pixels than training gets."""
     side = long_side or 32
-    picture = np.random.default_rng(0).integers(256, size=(side, max(1, side * 3 // 4), 3), dtype=np.uint8)
+    picture = np.random.default_rng(0).integers(256, size=(side, 8, 3), dtype=np.uint8)
     picture = PIL.Image.fromarray(picture)
     given = image_processor(images=picture, return_tensors="pt")["pixel_values"][0]
     trained = to_pixel_values(picture, image_processor.image_mean, image_processor.image_std)
