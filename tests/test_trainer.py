@@ -259,6 +259,13 @@ def test_memory_is_pinned_only_for_a_device_that_reads_it(tmp_path, monkeypatch)
     assert pinned == {"cpu": False, "mps": False, "cuda": True}
 
 
+def test_loaders_obey_the_arguments_of_workers(tmp_path):
+    trainer = make_trainer(tmp_path, dataloader_num_workers=1)
+    trainer.args.dataloader_in_order, trainer.args.dataloader_multiprocessing_context = False, "spawn"
+    for loader in (trainer.get_train_dataloader(), trainer.get_eval_dataloader()):
+        assert not loader.in_order and loader.multiprocessing_context.get_start_method() == "spawn"
+
+
 REFUSED = [
     (
         {"image_processor": SegformerImageProcessorPil()},
@@ -331,7 +338,15 @@ def test_datasets_that_do_not_fit_are_refused(tmp_path):
         ((labeled, list(unlabeled), validation), "unlabeled_dataset is of type list: give .*, or a stream, an Itera"),
         ((without_mask(labeled, 1), unlabeled, validation), r"1 of 3 labeled images have no mask \(first row 1\)"),
         ((labeled, unlabeled, without_mask(validation, 0)), r"1 of 2 validation images have no mask \(first row 0"),
-        ((as_tensors(labeled), unlabeled, validation), "The transform of train_dataset .* makes 'image' of type ndar"),
+        (
+            (make_dataset(3, num_labels=4), unlabeled, validation),
+            "The mask of row 0 has the value 3, but the model has",
+        ),
+        (
+            (as_tensors(labeled), unlabeled, validation),
+            "The transform of train_dataset .* no PIL image as 'image'",
+        ),
+        ((labeled, as_tutorials_do(unlabeled), validation), "The transform of unlabeled_dataset .* as 'image'"),
         ((labeled, unlabeled, {"a": validation}), "metric_for_best_model='mean_iou' is of none .* 'a_mean_iou'"),
     ]
     for (train, extra, evaluated), sentence in cases:
@@ -347,6 +362,10 @@ def without_mask(dataset, row):
 
 def as_tensors(dataset):
     return dataset.with_transform(lambda rows: {name: [*map(np.array, rows[name])] for name in rows})
+
+
+def as_tutorials_do(dataset):
+    return dataset.with_transform(lambda rows: {"pixel_values": rows["image"]})
 
 
 def test_the_format_of_a_dataset_changes_nothing(tmp_path):

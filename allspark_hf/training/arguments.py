@@ -24,7 +24,7 @@ class AllSparkTrainingArguments(TrainingArguments, EvaluationArguments, *argumen
     """
     [`~transformers.TrainingArguments`], [`EvaluationArguments`], the arguments of every method (such as
     [`AllSparkMethodArguments`]), and those below. Listed below are also the arguments of transformers that have
-    another default or a rule for resuming here; all others keep their meaning.
+    another default or a rule for resuming here; all others keep their meaning, or are refused ([`WITHOUT_EFFECT`]).
 
     Attributes:
         filled_in (`dict`): values of the arguments that were left at their defaults; some are derived from others.

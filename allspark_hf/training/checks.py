@@ -10,13 +10,21 @@ import PIL.Image
 import torch
 
 from ..data.columns import exact_columns, page_of
+from ..data.masks import MaskConvention, value_sentence
 from ..data.overlap import find_overlap
 from ..data.photometry import to_pixel_values
 from ..data.pixels import Reading
 from ..data.reading import undecoded
 from ..data.sources.classes import Classes
 from ..data.streaming import read_first_image
-from ..data.summary import convention_of, file_of, find_image_range, mask_values, require_known_values
+from ..data.summary import (
+    classes_of,
+    convention_of,
+    file_of,
+    find_image_range,
+    mask_values,
+    require_known_values,
+)
 from ..evaluation.arguments import ONE_PIECE, EvaluationArguments, eval_crop
 from ..evaluation.sizes import require_large_enough
 from ..methods import METHODS
@@ -210,9 +218,9 @@ def check_contents(
     eval_dataset: datasets.Dataset | dict[str, datasets.Dataset] | None,
 ):
     """
-    Raises ValueError for masks in which 255 may be a class, and for evaluated images that are too small. Reads every
-    mask that [`check_data`] has not read. With a `train_dataset`, `config` gets the mask values of the labeled images,
-    and the range of 16-bit images.
+    Raises ValueError for images without a mask, for masks with a value that is no class, or in which 255 may be one,
+    and for evaluated images that are too small. Reads every mask that [`check_data`] has not read. With a
+    `train_dataset`, `config` gets the mask values of the labeled images, and the range of 16-bit images.
     """
     evaluated = eval_dataset if isinstance(eval_dataset, dict) else {"validation": eval_dataset}
     evaluated = {name: dataset for name, dataset in evaluated.items() if isinstance(dataset, datasets.Dataset)}
@@ -230,16 +238,31 @@ def check_contents(
         evaluated |= {} if held_out is None else {"held-out": held_out}
     if isinstance(unlabeled_dataset, datasets.Dataset):
         masked["unlabeled"] = unlabeled_dataset
-    for name, dataset in masked.items():
-        without = [row for row, one in enumerate(mask_values(dataset, args.label_column_name)) if one == frozenset()]
-        if without and name != "unlabeled":
-            raise ValueError(
-                f"{len(without)} of {len(dataset)} {name} images have no mask (first "
-                f"{file_of(dataset, without[0], args.image_column_name)}): take them out (dataset.select), or give "
-                "those to train on as unlabeled_dataset."
-            )
     require_known_values(masked, config, args.label_column_name)
+    for name, dataset in masked.items():
+        if name != "unlabeled":
+            _check_masks(name, dataset, config, args.label_column_name)
     require_large_enough(evaluated, config, args, long_side, args.image_column_name)
+
+
+def _check_masks(name: str, dataset: datasets.Dataset, config: AllSparkConfig, label_column: str):
+    """Raises ValueError for images without a mask, and for values of masks that are no class."""
+    found = mask_values(dataset, label_column)
+    without = [row for row, values in enumerate(found) if values == frozenset()]
+    if without:
+        raise ValueError(
+            f"{len(without)} of {len(dataset)} {name} images have no mask (first "
+            f"{file_of(dataset, without[0], label_column)}): take them out (dataset.select), or give those to train "
+            "on as unlabeled_dataset."
+        )
+    if convention_of(dataset) is not None:
+        return
+    classes = classes_of(dataset, MaskConvention.of(config), label_column)
+    wrong = {index for index in classes if not 0 <= index < config.num_labels}  # stored so: no list maps to them
+    for row, values in enumerate(found):
+        if values and values & wrong:
+            where, value = file_of(dataset, row, label_column), min(values & wrong)
+            raise ValueError(value_sentence(where, value, config.num_labels, config.semantic_loss_ignore_index))
 
 
 def check_stream(
@@ -338,13 +361,15 @@ def _check_columns(name: str, dataset: datasets.Dataset | None, needed: list[str
         for column in needed:
             undecoded(dataset, column)
         return
-    example = dataset[0] if len(dataset) else dict.fromkeys(needed)
+    try:
+        example = dataset[0]
+    except Exception:  # of an empty set, or a broken file, which is named where it is needed
+        return
     for column in needed:
-        made = example.get(column)
-        if made is not None and not isinstance(made, PIL.Image.Image):
+        if not isinstance(example.get(column, 0), PIL.Image.Image | None):
             raise ValueError(
-                f"The transform of {name} (set_transform) makes {column!r} of type {type(made).__name__}: let it give "
-                "PIL images, since crops, augmentation and normalization come after it."
+                f"The transform of {name} (set_transform) gives no PIL image as {column!r}: let it give one, since "
+                "crops, augmentation and normalization come after it."
             )
 
 
