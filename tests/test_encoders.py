@@ -200,6 +200,18 @@ def test_frozen_parts_keep_their_weights(tmp_path, settings, layers):
     assert features[-1].requires_grad == (layers < 4)  # no graph is kept in a frozen encoder
 
 
+def test_a_second_training_of_a_model_freezes_what_its_own_arguments_say(tmp_path):
+    model = tiny_backbone_model("dinov2")
+    model.classifier.bias.requires_grad_(False)  # by the user
+    before = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    for settings, frozen in (({"freeze_encoder": True}, "backbone."), ({}, "nothing")):
+        make_trainer(model, output_dir=str(tmp_path), **settings)
+        trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+        assert trained == {name for name in before if not name.startswith(frozen)}
+    model.train()
+    assert model.backbone.encoder.layer[0].training
+
+
 def test_layers_that_are_not_there(tmp_path):
     for encoder, sentence in (("dinov2", "the encoder has 4 layers"), ("resnet", "'resnet' is none")):
         with pytest.raises(ValueError, match=sentence):

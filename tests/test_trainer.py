@@ -5,10 +5,13 @@ import logging
 import warnings
 
 import datasets
+import numpy as np
 import pytest
 import torch
 from conftest import NO_DROPOUT, make_dataset, small_model
 from safetensors import safe_open
+from transformers import TrainerCallback, TrainingArguments
+from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
 
 from allspark_hf import (
     AllSparkConfig,
@@ -17,6 +20,7 @@ from allspark_hf import (
     SegformerForSemiSupervisedSegmentation,
 )
 from allspark_hf.inference.loading import SegformerImageProcessorPil, make_image_processor
+from allspark_hf.models.encoders import IMAGENET
 from allspark_hf.training.loaders import evaluation_loader
 from allspark_hf.training.storage import last_complete_checkpoint, write_run_file
 
@@ -24,7 +28,7 @@ from allspark_hf.training.storage import last_complete_checkpoint, write_run_fil
 PLAIN = AllSparkConfig.plain_segformer_switches()
 
 
-def make_trainer(output_dir, image_processor=None, model=None, data=None, **kwargs):
+def make_trainer(output_dir, image_processor=None, model=None, data=None, others=None, **kwargs):
     data = data or {
         "train_dataset": make_dataset(3, seed=1),
         "unlabeled_dataset": make_dataset(5, seed=2, masks=False),
@@ -46,7 +50,7 @@ def make_trainer(output_dir, image_processor=None, model=None, data=None, **kwar
     )
     if model is None:
         model = small_model(**({} if args.method == "allspark" else PLAIN))
-    return AllSparkTrainer(model, args, image_processor or make_image_processor(), **data)
+    return AllSparkTrainer(model, args, image_processor or make_image_processor(), **data, **(others or {}))
 
 
 @pytest.mark.parametrize("method", ["supervised", "pseudo_label", "allspark"])
@@ -255,6 +259,13 @@ def test_memory_is_pinned_only_for_a_device_that_reads_it(tmp_path, monkeypatch)
     assert pinned == {"cpu": False, "mps": False, "cuda": True}
 
 
+def test_loaders_obey_the_arguments_of_workers(tmp_path):
+    trainer = make_trainer(tmp_path, dataloader_num_workers=1)
+    trainer.args.dataloader_in_order, trainer.args.dataloader_multiprocessing_context = False, "spawn"
+    for loader in (trainer.get_train_dataloader(), trainer.get_eval_dataloader()):
+        assert not loader.in_order and loader.multiprocessing_context.get_start_method() == "spawn"
+
+
 REFUSED = [
     (
         {"image_processor": SegformerImageProcessorPil()},
@@ -272,6 +283,29 @@ REFUSED = [
         "method='fixmatch' gives the bottleneck no logits by which it could group channels",
     ),
     ({"model": small_model(num_labels=1)}, {}, "The model has 1 class, whose prediction is always the same"),
+    ({"model": small_model().bfloat16()}, {}, "The model's weights are torch.bfloat16, in which small updates are"),
+    ({"model": small_model(id2label={0: "a", 1: "b", 2: "a"})}, {}, "classes 0 and 2 are both named 'a'"),
+    ({"model": torch.nn.Linear(2, 2)}, {}, "model is of type Linear: give a model of this package"),
+    ({"image_processor": "dinov2"}, {}, "processing_class is of type str: give make_image_processor"),
+    (
+        {"image_processor": SegformerImageProcessorPil(do_resize=False, do_normalize=False)},
+        {},
+        "The image processor changes images in another way than training does",
+    ),
+    (
+        {"image_processor": BitImageProcessorPil(do_resize=False, **IMAGENET)},
+        {},
+        "The image processor changes images in another way than training does",
+    ),
+    (
+        {"image_processor": SegformerImageProcessorPil(do_resize=False, do_reduce_labels=True)},
+        {},
+        "do_reduce_labels=True of the image processor would not be obeyed",
+    ),
+    ({"others": {"compute_metrics": print}}, {}, "compute_metrics would not be called: leave it out; compute other"),
+    ({"others": {"compute_loss_func": print}}, {}, "compute_loss_func would not be called"),
+    ({"others": {"data_collator": print}}, {}, "data_collator would not be called"),
+    ({"others": {"model_init": small_model}}, {}, "model_init would not be called"),
 ]
 
 
@@ -279,6 +313,16 @@ REFUSED = [
 def test_parts_that_do_not_fit_are_refused(tmp_path, parts, kwargs, sentence):
     with pytest.raises(ValueError, match=sentence):
         make_trainer(tmp_path, **parts, **kwargs)
+
+
+def test_arguments_of_transformers_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="args is of type TrainingArguments: give AllSparkTrainingArguments"):
+        AllSparkTrainer(small_model(), TrainingArguments(str(tmp_path), use_cpu=True), make_image_processor())
+
+
+def test_predict_names_what_to_take_instead(tmp_path):
+    with pytest.raises(NotImplementedError, match=r"take evaluate\(dataset, metric_key_prefix="):
+        make_trainer(tmp_path).predict(make_dataset(2))
 
 
 def test_datasets_that_do_not_fit_are_refused(tmp_path):
@@ -290,11 +334,111 @@ def test_datasets_that_do_not_fit_are_refused(tmp_path):
         ((labeled.rename_column("label", "mask"), unlabeled, validation), r"train_dataset has .* lacks \['label'\]"),
         ((labeled, unlabeled, labeled.select([1])), "1 images are in both train_dataset and eval_dataset"),
         ((labeled, unlabeled, make_dataset(4, seed=1)), "4 images are in both unlabeled_dataset and eval_dataset"),
+        ((datasets.DatasetDict(train=labeled), unlabeled, validation), "train_dataset is of type dict: give a dat"),
+        ((labeled, list(unlabeled), validation), "unlabeled_dataset is of type list: give .*, or a stream, an Itera"),
+        ((without_mask(labeled, 1), unlabeled, validation), r"1 of 3 labeled images have no mask \(first row 1\)"),
+        ((labeled, unlabeled, without_mask(validation, 0)), r"1 of 2 validation images have no mask \(first row 0"),
+        (
+            (make_dataset(3, num_labels=4), unlabeled, validation),
+            "The mask of row 0 has the value 3, but the model has",
+        ),
+        (
+            (as_tensors(labeled), unlabeled, validation),
+            "The transform of train_dataset .* no PIL image as 'image'",
+        ),
+        ((labeled, as_tutorials_do(unlabeled), validation), "The transform of unlabeled_dataset .* as 'image'"),
+        ((labeled, unlabeled, {"a": validation}), "metric_for_best_model='mean_iou' is of none .* 'a_mean_iou'"),
     ]
     for (train, extra, evaluated), sentence in cases:
         data = {"train_dataset": train, "unlabeled_dataset": extra, "eval_dataset": evaluated}
         with pytest.raises(ValueError, match=sentence):
             make_trainer(tmp_path, data=data)
+
+
+def without_mask(dataset, row):
+    rows = [one | ({"label": None} if number == row else {}) for number, one in enumerate(dataset)]
+    return datasets.Dataset.from_list(rows, features=dataset.features)
+
+
+def as_tensors(dataset):
+    return dataset.with_transform(lambda rows: {name: [*map(np.array, rows[name])] for name in rows})
+
+
+def as_tutorials_do(dataset):
+    return dataset.with_transform(lambda rows: {"pixel_values": rows["image"]})
+
+
+def test_the_format_of_a_dataset_changes_nothing(tmp_path):
+    plain = {"train_dataset": make_dataset(3, seed=1), "eval_dataset": make_dataset(2, seed=3)}
+    formatted = {name: dataset.with_format("torch") for name, dataset in plain.items()}
+    first, second = (
+        next(iter(make_trainer(tmp_path, method="supervised", data=data).get_train_dataloader()))
+        for data in (plain, formatted)
+    )
+    assert torch.equal(first["pixel_values"], second["pixel_values"]) and torch.equal(
+        first["labels"], second["labels"]
+    )
+    scores = [make_trainer(tmp_path, method="supervised", data=data).evaluate() for data in (plain, formatted)]
+    assert scores[0]["eval_mean_iou"] == scores[1]["eval_mean_iou"]
+
+
+def test_labels_of_unlabeled_images_that_are_no_masks_are_not_read(tmp_path):
+    unlabeled = make_dataset(4, seed=2, masks=False).add_column("label", [7, 8, 9, 7])  # as for classification
+    data = {"train_dataset": make_dataset(3, seed=1), "unlabeled_dataset": unlabeled}
+    trainer = make_trainer(tmp_path, data=data, eval_strategy="no")
+    assert "unlabeled_truth" not in next(iter(trainer.get_train_dataloader()))
+
+
+def test_only_a_dataset_of_images_and_masks_is_evaluated(tmp_path):
+    trainer = make_trainer(tmp_path, data={}, method="supervised", eval_strategy="no")
+    with pytest.raises(ValueError, match="eval_dataset is of type IterableDataset: give a dat"):
+        trainer.evaluate(make_dataset(2).to_iterable_dataset())
+    with pytest.raises(ValueError, match=r"eval_dataset has the columns .* lacks \['label'\]"):
+        trainer.evaluate(make_dataset(2, masks=False))
+    with pytest.raises(ValueError, match="There is no mask of row 1: take the image out"):
+        trainer.evaluate(without_mask(make_dataset(2), 1))
+    numbers = make_dataset(2, masks=False).add_column("label", [0, 1])
+    with pytest.raises(ValueError, match="The column 'label' holds Value"):
+        trainer.evaluate(numbers)
+
+
+def test_an_optimizer_of_the_user(tmp_path):
+    """What the method trains beside the model would stay random, and no rate of a head is logged."""
+    settings = {"method": "memory_contrastive", "max_steps": 1, "eval_strategy": "no", "save_strategy": "no"}
+    model = small_model(**PLAIN)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    others = {"optimizers": (optimizer, torch.optim.lr_scheduler.ConstantLR(optimizer, 1))}
+    with pytest.raises(ValueError, match="'memory_contrastive' also trains projection, prediction, selectors, which"):
+        make_trainer(tmp_path, model=model, others=others, **settings).train()
+    trainer = make_trainer(tmp_path, model=model, others=others, **settings | {"method": "supervised"})
+    trainer.train()
+    assert trainer.state.log_history[0]["learning_rate"] == 0.01
+    assert "learning_rate_head" not in trainer.state.log_history[0]
+
+
+def test_a_callback_at_the_end_sees_the_best_model(tmp_path):
+    seen = []
+
+    class AtTheEnd(TrainerCallback):
+        def on_train_end(self, args, state, control, **kwargs):
+            seen.append({name: value.clone() for name, value in trainer.method.teacher.state_dict().items()})
+
+    settings = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1, "max_steps": 2}
+    settings |= {"metric_for_best_model": "loss", "greater_is_better": True, "load_best_model_at_end": True}
+    others = {"callbacks": [AtTheEnd()]}
+    trainer = make_trainer(tmp_path, method="fixmatch", others=others, ema_decay=0.0, learning_rate=0.1, **settings)
+    trainer.train()
+    assert trainer.state.best_global_step == 1  # else nothing is shown
+    assert all(torch.equal(value, seen[0][name]) for name, value in trainer.method.teacher.state_dict().items())
+
+
+def test_the_checkpoint_that_the_arguments_name_is_resumed(tmp_path):
+    settings = {"method": "supervised", "eval_strategy": "no", "save_strategy": "steps", "save_steps": 1}
+    settings |= {"metric_for_best_model": None}  # so that no evaluation is the best one
+    assert "best_epoch" not in make_trainer(tmp_path, max_steps=1, **settings).train().metrics
+    trainer = make_trainer(tmp_path, max_steps=2, resume_from_checkpoint="true", **settings)
+    trainer.train()
+    assert trainer.checkpoints.resumed_from == tmp_path / "checkpoint-1"
 
 
 def test_incomplete_checkpoints_are_passed_over(tmp_path):

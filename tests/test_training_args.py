@@ -111,12 +111,24 @@ def test_the_command_line_reads_every_kind_of_field():
             "gradient_accumulation_steps=2 contradicts total_train_batch_size=8, which needs 4",
         ),
         ({"label_smoothing_factor": 0.1}, "label_smoothing_factor=0.1 would change nothing: leave it out"),
+        ({"auto_find_batch_size": True}, "auto_find_batch_size=True would change nothing"),
+        ({"train_sampling_strategy": "sequential"}, "train_sampling_strategy='sequential' would change nothing"),
+        ({"bf16_full_eval": True}, "bf16_full_eval=True would change nothing"),
+        ({"average_tokens_across_devices": False}, "average_tokens_across_devices=False would change nothing"),
+        ({"optim": "schedule_free_adamw"}, "optim='schedule_free_adamw' keeps the weights to evaluate apart"),
         ({"remove_unused_columns": True}, "remove_unused_columns=True removes the image and mask columns"),
     ],
 )
 def test_mistakes_are_refused(wrong, sentence):
     with pytest.raises(ValueError, match=sentence):
         arguments(**wrong)
+
+
+def test_a_schedule_that_waits_for_a_metric_knows_which_way_is_better():
+    plateau = {"lr_scheduler_type": "reduce_lr_on_plateau"}
+    assert arguments(**plateau).lr_scheduler_kwargs == {"mode": "max"}
+    falling = arguments(**plateau, metric_for_best_model="loss", lr_scheduler_kwargs='{"patience": 2}')
+    assert falling.lr_scheduler_kwargs == {"mode": "min", "patience": 2}
 
 
 def on_processes(monkeypatch, count: int, **kwargs) -> AllSparkTrainingArguments:

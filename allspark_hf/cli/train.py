@@ -277,7 +277,8 @@ def train(
         arguments: those of `allspark train --help_all`, such as `crop_size=[168, 224]`; `None` leaves one out.
 
     Returns:
-        [`AllSparkTrainer`]: after training and evaluation; its `model` is also in `output_dir`.
+        [`AllSparkTrainer`]: after training and evaluation. The evaluated model is in `output_dir`; with a teacher, as
+        `unimatch_v2` has, it is `trainer.method.evaluated_model(trainer.model)`, and `trainer.model` is the student.
 
     Raises:
         ValueError: for arguments or data that `allspark train` refuses; for a wrong name with the nearest right one.

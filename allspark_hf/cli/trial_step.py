@@ -61,6 +61,7 @@ def trial_arguments(args: AllSparkTrainingArguments, folder: str, updates: int) 
     trial = copy.copy(args)  # a new object would derive its values again
     changes = {
         "output_dir": folder,
+        "resume_from_checkpoint": None,
         "max_steps": updates,
         "warmup_steps": 0,
         "gradient_accumulation_steps": 1,
@@ -79,6 +80,7 @@ def trial_arguments(args: AllSparkTrainingArguments, folder: str, updates: int) 
         "dataloader_num_workers": 0,
         "dataloader_persistent_workers": False,
         "dataloader_prefetch_factor": None,
+        "dataloader_multiprocessing_context": None,
         "dataloader_drop_last": False,
     }
     for name, value in changes.items():

@@ -49,10 +49,17 @@ def page_of(dataset: datasets.Dataset, image_column: str = "image") -> int | Non
     return getattr(dataset.features.get(image_column), "tiff_page", None)
 
 
+def holds_pictures(dataset: datasets.Dataset, column: str) -> bool:
+    """Whether a column is there and holds images or masks, as far as the user's own transform lets that be known."""
+    feature = dataset.features.get(column)
+    return isinstance(feature, datasets.Image) or (feature is not None and dataset.format["type"] == "custom")
+
+
 def exact_columns(dataset, image_column: str = "image", label_column: str = "label", tiff_page: int | None = None):
     """
-    The same data set with columns of [`Picture`] and [`Mask`]. A column without `datasets.Image`, one that the data
-    set's own transform decodes, and an object that is no `datasets.Dataset` stay as they are.
+    The same data set with columns of [`Picture`] and [`Mask`], and without a format, such as that of `with_format
+    ("torch")`. A column without `datasets.Image`, one that the data set's own transform decodes, and an object that is
+    no `datasets.Dataset` stay as they are.
 
     Args:
         dataset (`datasets.Dataset`): the data set, which is not changed.
@@ -63,6 +70,8 @@ def exact_columns(dataset, image_column: str = "image", label_column: str = "lab
     if not isinstance(dataset, datasets.Dataset):
         return dataset
     tiff_page = page_of(dataset, image_column) if tiff_page is None else tiff_page
+    if dataset.format["type"] not in (None, "custom"):
+        dataset = dataset.with_format(None)
     for name, exact in ((image_column, Picture(tiff_page=tiff_page)), (label_column, Mask())):
         feature = dataset.features.get(name)
         decodes = getattr(feature, "decode", False) or dataset.format["type"] != "custom"
@@ -72,4 +81,4 @@ def exact_columns(dataset, image_column: str = "image", label_column: str = "lab
     return dataset
 
 
-__all__ = ["Mask", "Picture", "exact_columns", "page_of"]
+__all__ = ["Mask", "Picture", "exact_columns", "holds_pictures", "page_of"]

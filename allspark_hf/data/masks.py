@@ -110,9 +110,11 @@ def read_label(
         `np.ndarray`: uint8 (height, width), in [0, num_labels) or the convention's ignore index.
 
     Raises:
-        ValueError: if the sizes differ, a value is no class or does not fit into 8 bits, or there are two classes and
-            255 may be one of them.
+        ValueError: if there is no mask, the sizes differ, a value is no class or does not fit into 8 bits, or there
+            are two classes and 255 may be one of them.
     """
+    if mask is None:
+        raise ValueError(f"There is no mask of {where}: take the image out, or give a mask.")
     array = mask_to_array(mask)
     height, width = array.shape
     if (width, height) != image_size:
@@ -130,10 +132,7 @@ def read_label(
     ignore_index = convention.ignore_index
     wrong = (array != ignore_index) & ((array < 0) | (array >= num_labels))
     if wrong.any():
-        raise ValueError(
-            f"The mask of {where} has the value {int(array[wrong][0])}, but the model has classes 0 to "
-            f"{num_labels - 1} and ignores {ignore_index}: correct the mask, or list the stored values (mask_values)."
-        )
+        raise ValueError(value_sentence(where, array[wrong][0], num_labels, ignore_index))
     large = (array < 0) | (array > 255)
     if large.any():
         raise ValueError(
@@ -141,6 +140,14 @@ def read_label(
             "ignored pixels from 0 to 255."
         )
     return array.astype(np.uint8)
+
+
+def value_sentence(where: str, value: int, num_labels: int, ignore_index: int) -> str:
+    """One sentence about a mask, called `where`, with a value that is no class."""
+    return (
+        f"The mask of {where} has the value {int(value)}, but the model has classes 0 to {num_labels - 1} and ignores "
+        f"{ignore_index}: correct the mask, or list the stored values (mask_values)."
+    )
 
 
 def binary_sentence(masks_hold: str, others: Sequence[int] = ()) -> str:
@@ -158,4 +165,4 @@ def binary_sentence(masks_hold: str, others: Sequence[int] = ()) -> str:
     )
 
 
-__all__ = ["CLASS_INDICES", "MaskConvention", "binary_sentence", "read_label"]
+__all__ = ["CLASS_INDICES", "MaskConvention", "binary_sentence", "read_label", "value_sentence"]

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch.utils.data import BatchSampler, Dataset
 
-from .columns import exact_columns
+from .columns import exact_columns, holds_pictures
 from .device_photometry import pack_photometry
 from .geometry import crop_image, crop_label, draw_geometry, shown_pixels
 from .masks import CLASS_INDICES, MaskConvention, read_label
@@ -128,7 +128,7 @@ class MixedDataset(Dataset):
     Args:
         labeled (`datasets.Dataset`): rows with an image and a mask.
         unlabeled (`datasets.Dataset` or [`StreamReader`], *optional*):
-            rows with an image; if there is a mask column, its masks (or None) serve only to measure pseudo-labels.
+            rows with an image; if there is a column of masks (or None), these serve only to measure pseudo-labels.
         crop (`tuple[int, int]`): (height, width) of the crops.
         seed (`int`): seed of the augmentation.
         num_labels (`int`): number of classes.
@@ -167,7 +167,7 @@ class MixedDataset(Dataset):
         self.labeled = exact_columns(labeled, image_column, label_column, reading.tiff_page)
         self.unlabeled = exact_columns(unlabeled, image_column, label_column, reading.tiff_page)
         self.reading = reading
-        self.has_truth = isinstance(unlabeled, datasets.Dataset) and label_column in unlabeled.column_names
+        self.has_truth = isinstance(unlabeled, datasets.Dataset) and holds_pictures(unlabeled, label_column)
         self.crop = crop
         self.seed = seed
         self.num_labels = num_labels

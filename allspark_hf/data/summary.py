@@ -10,7 +10,7 @@ import datasets
 import numpy as np
 import PIL.Image
 
-from .columns import Mask, page_of
+from .columns import Mask, holds_pictures, page_of
 from .images import mask_to_array, open_stored
 from .masks import MaskConvention, binary_sentence
 from .pixels import deep_values, load_image
@@ -52,7 +52,7 @@ def image_sizes(dataset: datasets.Dataset, image_column: str = "image") -> tuple
 
 
 def mask_values(dataset: datasets.Dataset, label_column: str = "label") -> tuple[frozenset[int] | None, ...]:
-    """The values of each row's mask as stored; None without a mask, or where it cannot be read."""
+    """The values of each row's mask as stored; empty without a mask, None where it cannot be read."""
     return _in_rows(dataset, label_column, _values)
 
 
@@ -133,7 +133,7 @@ def describe_binary_masks(
         convention ([`MaskConvention`]): of the masks, unless a set maps them by its own.
         label_column (`str`): name of the mask column.
     """
-    values = {name: [one for one in mask_values(rows, label_column) if one is not None] for name, rows in sets.items()}
+    values = {name: [one for one in mask_values(rows, label_column) if one] for name, rows in sets.items()}
     others = sorted(set().union(*(one for rows in values.values() for one in rows)) - {0, 255})
     for name, dataset in sets.items():
         shown = set().union(*values[name])
@@ -141,7 +141,7 @@ def describe_binary_masks(
         if known or 255 not in shown or shown == {255} or (num_labels > 2 and shown - {0, 255}):
             continue
         rows = enumerate(mask_values(dataset, label_column))
-        suspects = [row for row, one in rows if one is not None and 255 in one and one <= {0, 255}]
+        suspects = [row for row, one in rows if one and 255 in one and one <= {0, 255}]
         if suspects:
             count = f"{len(suspects)} of {len(values[name])}"
             first = file_of(dataset, suspects[0], label_column)
@@ -157,10 +157,8 @@ def _reader(dataset: datasets.Dataset, column: str) -> Callable[[int], object]:
     own = dataset.format["type"] is not None and convention_of(dataset) is None
     if own:
         return lambda row: dataset[row].get(column)
-    if column not in dataset.column_names:
+    if not holds_pictures(dataset, column):
         return lambda row: None
-    if not isinstance(dataset.features[column], datasets.Image):
-        return lambda row: dataset[row][column]
     rows = undecoded(dataset, column)
     return lambda row: rows[row][column]
 
@@ -204,7 +202,7 @@ def _range(image, tiff_page: int | None) -> tuple[int, int] | None:
 
 def _values(mask, tiff_page: None) -> frozenset[int] | None:
     decoded = Mask().decode_example(mask) if isinstance(mask, dict) else mask
-    return None if decoded is None else frozenset(stored_values(mask_to_array(decoded)).tolist())
+    return frozenset(() if decoded is None else stored_values(mask_to_array(decoded)).tolist())
 
 
 __all__ = [

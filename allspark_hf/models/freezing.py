@@ -19,8 +19,17 @@ def freeze_encoder(model: Segmenter, num_layers: int | None = None):
     """
     encoder = model.base_model
     frozen = [encoder] if num_layers is None else _first_layers(encoder, num_layers)
+    found = {id(parameter) for part in frozen for parameter in part.parameters() if parameter.requires_grad}
+    model.frozen_names = [name for name, parameter in model.named_parameters() if id(parameter) in found]
     for part in frozen:
         part.requires_grad_(False)
+    model.train(model.training)
+
+
+def thaw_encoder(model: Segmenter):
+    """Undoes [`freeze_encoder`] of an earlier training with the same model; what others froze stays as it is."""
+    for name in model.__dict__.pop("frozen_names", ()):
+        model.get_parameter(name).requires_grad_(True)
     model.train(model.training)
 
 
@@ -40,4 +49,4 @@ def _first_layers(encoder: nn.Module, num_layers: int) -> list[nn.Module]:
     return [*before, *stacks[0][:num_layers]]
 
 
-__all__ = ["freeze_encoder"]
+__all__ = ["freeze_encoder", "thaw_encoder"]

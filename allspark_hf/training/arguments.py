@@ -11,13 +11,20 @@ from ..methods import METHODS, arguments_classes
 from ..utils.arguments import argument, check_values, default_of, documented
 
 
+# Arguments of transformers that nothing obeys: batches are mixed, and an evaluation keeps counts, not predictions.
+WITHOUT_EFFECT = ("auto_find_batch_size", "average_tokens_across_devices", "train_sampling_strategy")
+WITHOUT_EFFECT += ("label_smoothing_factor", "prediction_loss_only", "include_for_metrics", "batch_eval_metrics")
+WITHOUT_EFFECT += ("eval_accumulation_steps", "eval_do_concat_batches", "eval_use_gather_object")
+WITHOUT_EFFECT += ("bf16_full_eval", "fp16_full_eval")
+
+
 @documented
 @dataclass
 class AllSparkTrainingArguments(TrainingArguments, EvaluationArguments, *arguments_classes()):
     """
     [`~transformers.TrainingArguments`], [`EvaluationArguments`], the arguments of every method (such as
     [`AllSparkMethodArguments`]), and those below. Listed below are also the arguments of transformers that have
-    another default or a rule for resuming here; all others keep their meaning.
+    another default or a rule for resuming here; all others keep their meaning, or are refused ([`WITHOUT_EFFECT`]).
 
     Attributes:
         filled_in (`dict`): values of the arguments that were left at their defaults; some are derived from others.
@@ -251,6 +258,9 @@ class AllSparkTrainingArguments(TrainingArguments, EvaluationArguments, *argumen
             self.lr_scheduler_kwargs = {"power": 0.9, "lr_end": 0.0}
         self.ddp_find_unused_parameters = bool(self.ddp_find_unused_parameters)
         super().__post_init__()
+        if self.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy"):  # by default, these wait for a metric to fall
+            falling_or_rising = {"mode": "max" if self.greater_is_better else "min"}
+            self.lr_scheduler_kwargs = falling_or_rising | (self.lr_scheduler_kwargs or {})
         EvaluationArguments.__post_init__(self)  # TrainingArguments' own does not pass on
         if self.per_device_unlabeled_batch_size is None:
             self.per_device_unlabeled_batch_size = self.per_device_train_batch_size
@@ -258,6 +268,7 @@ class AllSparkTrainingArguments(TrainingArguments, EvaluationArguments, *argumen
         METHODS[self.method].check_arguments(self)
         self._check_batches()
         self._check_processes()
+        self._check_effects(given)
         if self.total_train_batch_size is not None:
             self._set_accumulation()
         defaults = {one.name: default_of(one) for one in fields(self) if one.init}
@@ -299,6 +310,16 @@ class AllSparkTrainingArguments(TrainingArguments, EvaluationArguments, *argumen
                 "let them train together on CPUs."
             )
 
+    def _check_effects(self, given: dict):
+        for one in fields(self):
+            if one.name in WITHOUT_EFFECT and given[one.name] != default_of(one):
+                raise ValueError(f"{one.name}={given[one.name]!r} would change nothing: leave it out.")
+        if self.optim.value.startswith("schedule_free"):
+            raise ValueError(
+                f"optim={self.optim.value!r} keeps the weights to evaluate apart from those that it trains, and the "
+                "teacher and the saved model would be made of the latter: choose another."
+            )
+
     def _check_batches(self):
         if self.augment_on_device and self.device.type == "mps":
             raise ValueError("augment_on_device=True needs float64, which MPS does not have: leave it out.")
@@ -311,10 +332,6 @@ class AllSparkTrainingArguments(TrainingArguments, EvaluationArguments, *argumen
             raise ValueError(
                 "dispatch_batches=True joins and cuts mixed batches on the main process: set it to False in "
                 "accelerator_config, or leave it out."
-            )
-        if self.label_smoothing_factor:
-            raise ValueError(
-                f"label_smoothing_factor={self.label_smoothing_factor:g} would change nothing: leave it out."
             )
         if self.remove_unused_columns:
             raise ValueError("remove_unused_columns=True removes the image and mask columns: set it to False.")

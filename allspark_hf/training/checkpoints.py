@@ -125,7 +125,6 @@ class Checkpoints:
         self.restore(state)
         if trainer.args.load_best_model_at_end and state.best_model_checkpoint:
             trainer._load_best_model()
-            self.best_model_loaded()
         trainer.record.is_of_earlier_process = True
         earlier = read_json_object(Path(trainer.args.output_dir) / "train_results.json")  # if the process wrote it
         runtime = earlier.get("train_runtime", 0.0)

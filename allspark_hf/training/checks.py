@@ -5,16 +5,31 @@ import tempfile
 from pathlib import Path
 
 import datasets
+import numpy as np
+import PIL.Image
+import torch
 
 from ..data.columns import exact_columns, page_of
+from ..data.masks import MaskConvention, value_sentence
 from ..data.overlap import find_overlap
+from ..data.photometry import to_pixel_values
 from ..data.pixels import Reading
+from ..data.reading import undecoded
+from ..data.sources.classes import Classes
 from ..data.streaming import read_first_image
-from ..data.summary import convention_of, find_image_range, require_known_values
+from ..data.summary import (
+    classes_of,
+    convention_of,
+    file_of,
+    find_image_range,
+    mask_values,
+    require_known_values,
+)
 from ..evaluation.arguments import ONE_PIECE, EvaluationArguments, eval_crop
 from ..evaluation.sizes import require_large_enough
 from ..methods import METHODS
 from ..models.configuration_allspark import AllSparkConfig
+from ..models.pretrained import check_labels
 from ..models.segmenter import Segmenter
 from ..utils.text import megabytes
 from .arguments import AllSparkTrainingArguments
@@ -25,9 +40,64 @@ from .storage import sorted_checkpoints
 
 logger = logging.getLogger(__name__)
 
+_OTHER_METRICS = "compute other metrics from trainer.evaluation.confusion.counts, in a callback's on_evaluate"
+# Arguments of transformers' Trainer that nothing would call, and what to do instead.
+NOT_CALLED = {
+    "model_init": "make a trainer for each trial",
+    "data_collator": "a method declares what a batch holds, in labeled_views and unlabeled_views",
+    "compute_loss_func": "a method of your own gives its loss in step",
+    "compute_metrics": _OTHER_METRICS,
+    "preprocess_logits_for_metrics": _OTHER_METRICS,
+}
 
-def check_model(model: Segmenter, args: AllSparkTrainingArguments):
-    """Raises ValueError for a model that the method, or training on 8-bit masks, cannot work with."""
+
+def check_parts(model: Segmenter, args: AllSparkTrainingArguments, processing_class, others: dict):
+    """Raises ValueError for parts of another kind, and for `others`, arguments of transformers' Trainer, in vain."""
+    for name, instead in NOT_CALLED.items():
+        if others.get(name) is not None:
+            raise ValueError(f"{name} would not be called: leave it out; {instead}.")
+    kinds = [
+        (
+            "model",
+            model,
+            hasattr(model, "encoder_parameters"),
+            "a model of this package, as load_trained does",
+        ),
+        ("args", args, isinstance(args, AllSparkTrainingArguments), "AllSparkTrainingArguments"),
+        ("processing_class", processing_class, hasattr(processing_class, "image_mean"), "make_image_processor()"),
+    ]
+    for name, part, fits, needed in kinds:
+        if not fits:
+            raise ValueError(f"{name} is of type {type(part).__name__}: give {needed}.")
+
+
+def check_processor(image_processor, long_side: int | None):
+    """Raises ValueError for an image processor that gives evaluated images other pixels than training gets."""
+    side = long_side or 32
+    picture = np.random.default_rng(0).integers(256, size=(side, 8, 3), dtype=np.uint8)
+    picture = PIL.Image.fromarray(picture)
+    given = image_processor(images=picture, return_tensors="pt")["pixel_values"][0]
+    trained = to_pixel_values(picture, image_processor.image_mean, image_processor.image_std)
+    if given.shape != trained.shape or not torch.allclose(given, trained, atol=1e-3):
+        raise ValueError(
+            "The image processor changes images in another way than training does, which divides by 255 and "
+            "normalizes: give make_image_processor(), with image_mean and image_std."
+        )
+    if getattr(image_processor, "do_reduce_labels", False):
+        raise ValueError(
+            "do_reduce_labels=True of the image processor would not be obeyed: set it to False, and in the model's "
+            "configuration mask_values to the stored value of each class, such as [1, 2, 3], and "
+            "ignored_mask_values=[0]."
+        )
+
+
+def check_model(model: Segmenter, args: AllSparkTrainingArguments, trains: bool = True):
+    """Raises ValueError for a model that the method, or training on 8-bit masks, cannot work with, or class names."""
+    if trains and model.dtype not in (torch.float32, torch.float64):
+        raise ValueError(
+            f"The model's weights are {model.dtype}, in which small updates are lost: load it with "
+            "dtype=torch.float32, and set bf16=True for mixed precision."
+        )
     if METHODS[args.method].needs_bottleneck and not model.config.use_cross_attention:
         raise ValueError(
             f"method={args.method!r} needs the bottleneck, but the model's configuration has "
@@ -40,6 +110,8 @@ def check_model(model: Segmenter, args: AllSparkTrainingArguments):
             "configuration has use_grouping=True: build the model with AllSparkConfig.plain_segformer_switches(), or "
             "choose method='allspark'."
         )
+    check_labels(model.config)
+    Classes([model.config.id2label[index] for index in range(model.config.num_labels)])
     smallest = model.config.smallest_side
     if min(model.config.crop_height_width) < smallest:
         raise ValueError(
@@ -115,9 +187,9 @@ def check_datasets(
     checked.
     """
     evaluated = eval_dataset if isinstance(eval_dataset, dict) else {"eval_dataset": eval_dataset}
-    for name, dataset in {"train_dataset": train_dataset, **evaluated}.items():
-        if isinstance(dataset, datasets.IterableDataset):
-            raise ValueError(f"{name} is an IterableDataset, which only unlabeled_dataset may be: give a Dataset.")
+    check_labeled(args, {"train_dataset": train_dataset, **evaluated})
+    if isinstance(eval_dataset, dict) and args.eval_strategy != "no":
+        _check_metric(args.metric_for_best_model, list(eval_dataset))
     if len(train_dataset) == 0:
         raise ValueError("The labeled dataset (train_dataset) is empty: give at least one image with a mask.")
     if METHODS[args.method].uses_unlabeled and unlabeled_dataset is None:
@@ -127,15 +199,12 @@ def check_datasets(
             "method='supervised'."
         )
     number_held_out(args, len(train_dataset))
-    _check_columns("train_dataset", train_dataset, [args.image_column_name, args.label_column_name])
     check_stream(args, unlabeled_dataset, Reading(tiff_page=page_of(train_dataset, args.image_column_name)))
     if isinstance(unlabeled_dataset, datasets.IterableDataset):
         unlabeled_dataset = None  # the checks below need a list of files
-    if unlabeled_dataset is not None:
-        _check_columns("unlabeled_dataset", unlabeled_dataset, [args.image_column_name])
+    _check_columns("unlabeled_dataset", unlabeled_dataset, [args.image_column_name])
     for name, dataset in evaluated.items():
         if dataset is not None:
-            _check_columns(name, dataset, [args.image_column_name, args.label_column_name])
             _check_overlap("train_dataset", train_dataset, name, dataset, args.image_column_name)
             _check_overlap("unlabeled_dataset", unlabeled_dataset, name, dataset, args.image_column_name)
 
@@ -149,9 +218,9 @@ def check_contents(
     eval_dataset: datasets.Dataset | dict[str, datasets.Dataset] | None,
 ):
     """
-    Raises ValueError for masks in which 255 may be a class, and for evaluated images that are too small. Reads every
-    mask that [`check_data`] has not read. With a `train_dataset`, `config` gets the mask values of the labeled images,
-    and the range of 16-bit images.
+    Raises ValueError for images without a mask, for masks with a value that is no class, or in which 255 may be one,
+    and for evaluated images that are too small. Reads every mask that [`check_data`] has not read. With a
+    `train_dataset`, `config` gets the mask values of the labeled images, and the range of 16-bit images.
     """
     evaluated = eval_dataset if isinstance(eval_dataset, dict) else {"validation": eval_dataset}
     evaluated = {name: dataset for name, dataset in evaluated.items() if isinstance(dataset, datasets.Dataset)}
@@ -170,7 +239,30 @@ def check_contents(
     if isinstance(unlabeled_dataset, datasets.Dataset):
         masked["unlabeled"] = unlabeled_dataset
     require_known_values(masked, config, args.label_column_name)
+    for name, dataset in masked.items():
+        if name != "unlabeled":
+            _check_masks(name, dataset, config, args.label_column_name)
     require_large_enough(evaluated, config, args, long_side, args.image_column_name)
+
+
+def _check_masks(name: str, dataset: datasets.Dataset, config: AllSparkConfig, label_column: str):
+    """Raises ValueError for images without a mask, and for values of masks that are no class."""
+    found = mask_values(dataset, label_column)
+    without = [row for row, values in enumerate(found) if values == frozenset()]
+    if without:
+        raise ValueError(
+            f"{len(without)} of {len(dataset)} {name} images have no mask (first "
+            f"{file_of(dataset, without[0], label_column)}): take them out (dataset.select), or give those to train "
+            "on as unlabeled_dataset."
+        )
+    if convention_of(dataset) is not None:
+        return
+    classes = classes_of(dataset, MaskConvention.of(config), label_column)
+    wrong = {index for index in classes if not 0 <= index < config.num_labels}  # stored so: no list maps to them
+    for row, values in enumerate(found):
+        if values and values & wrong:
+            where, value = file_of(dataset, row, label_column), min(values & wrong)
+            raise ValueError(value_sentence(where, value, config.num_labels, config.semantic_loss_ignore_index))
 
 
 def check_stream(
@@ -239,13 +331,46 @@ def check_output_dir(args: AllSparkTrainingArguments, model: Segmenter):
         )
 
 
-def _check_columns(name: str, dataset: datasets.Dataset, needed: list[str]):
+def check_labeled(args: AllSparkTrainingArguments, sets: dict[str, datasets.Dataset | None]):
+    """Raises ValueError for what is no `datasets.Dataset` of images and masks."""
+    for name, dataset in sets.items():
+        _check_columns(name, dataset, [args.image_column_name, args.label_column_name])
+
+
+def _check_metric(metric: str | None, names: list[str]):
+    if metric is not None and not metric.removeprefix("eval_").startswith(tuple(f"{name}_" for name in names)):
+        raise ValueError(
+            f"metric_for_best_model={metric!r} is of none of the evaluation sets {', '.join(names)}: set it to "
+            f"'{names[0]}_{metric.removeprefix('eval_')}', say."
+        )
+
+
+def _check_columns(name: str, dataset: datasets.Dataset | None, needed: list[str]):
+    if dataset is None:
+        return
+    if not isinstance(dataset, datasets.Dataset):
+        stream = ", or a stream, an IterableDataset" if name == "unlabeled_dataset" else ""
+        raise ValueError(f"{name} is of type {type(dataset).__name__}: give a datasets.Dataset{stream}.")
     missing = [column for column in needed if column not in dataset.column_names]
     if missing:
         raise ValueError(
             f"{name} has the columns {dataset.column_names} but lacks {missing}: rename them "
             "(dataset.rename_column), or set image_column_name and label_column_name."
         )
+    if dataset.format["type"] != "custom" or convention_of(dataset) is not None:
+        for column in needed:
+            undecoded(dataset, column)
+        return
+    try:
+        example = dataset[0]
+    except Exception:  # of an empty set, or a broken file, which is named where it is needed
+        return
+    for column in needed:
+        if not isinstance(example.get(column, 0), PIL.Image.Image | None):
+            raise ValueError(
+                f"The transform of {name} (set_transform) gives no PIL image as {column!r}: let it give one, since "
+                "crops, augmentation and normalization come after it."
+            )
 
 
 def _check_overlap(name: str, dataset: datasets.Dataset | None, eval_name: str, evaluated, image_column: str):
@@ -263,6 +388,9 @@ __all__ = [
     "check_contents",
     "check_datasets",
     "check_evaluation",
+    "check_labeled",
     "check_model",
     "check_output_dir",
+    "check_parts",
+    "check_processor",
 ]

@@ -119,6 +119,9 @@ def _settings(args: AllSparkTrainingArguments) -> dict:
         "pin_memory": args.dataloader_pin_memory and args.device.type not in ("cpu", "mps"),  # torch warns there
         "persistent_workers": args.dataloader_persistent_workers,
         "prefetch_factor": args.dataloader_prefetch_factor,
+        # arguments of transformers since 5.24
+        "multiprocessing_context": getattr(args, "dataloader_multiprocessing_context", None),
+        "in_order": getattr(args, "dataloader_in_order", True),
     }
 
 

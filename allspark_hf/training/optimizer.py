@@ -32,4 +32,15 @@ def split_by_rate(
                 optimizer.add_param_group({**group, "params": own, "lr": group["lr"] * multiplier})
 
 
-__all__ = ["split_by_rate"]
+def check_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, method: str):
+    """Raises ValueError if an optimizer, as a user may give one, lacks parameters of `model.method_modules`."""
+    given = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    built = getattr(model, "method_modules", nn.ModuleDict())
+    if not given.issuperset(map(id, built.parameters())):
+        raise ValueError(
+            f"method={method!r} also trains {', '.join(built)}, which the given optimizer lacks: leave optimizers "
+            "out, and give the optimizer's class and settings as optimizer_cls_and_kwargs."
+        )
+
+
+__all__ = ["check_optimizer", "split_by_rate"]

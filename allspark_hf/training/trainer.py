@@ -7,7 +7,7 @@ from pathlib import Path
 import datasets
 import torch
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput
 from transformers.training_args import OptimizerNames
 
@@ -15,56 +15,36 @@ from ..data.device_photometry import finish_on_device
 from ..evaluation.evaluator import Evaluation, failing_together
 from ..inference.loading import long_side_of
 from ..methods import METHODS, MixedBatch, PixelCounts
-from ..models.freezing import freeze_encoder
+from ..models.freezing import freeze_encoder, thaw_encoder
 from ..models.segmenter import Segmenter
 from ..publishing.licenses import base_weights_of
 from . import storage
 from .advice import Advice
 from .arguments import AllSparkTrainingArguments
 from .checkpoints import Checkpoints
-from .checks import as_the_model_reads, check_contents, check_datasets, check_evaluation, check_model, check_output_dir
+from .checks import (
+    as_the_model_reads,
+    check_contents,
+    check_datasets,
+    check_evaluation,
+    check_labeled,
+    check_model,
+    check_output_dir,
+    check_parts,
+    check_processor,
+)
 from .class_weights import class_weights
 from .faults import sole_training, telling_faults
 from .finite import FiniteGuard, finite_mean
 from .holdout import Holdout, split_holdout
+from .hooks import Hooks
 from .hub import HubSide
 from .loaders import evaluation_loader, sampler_of, train_loader
-from .optimizer import split_by_rate
+from .optimizer import check_optimizer, split_by_rate
 from .processes import Processes, check_sharding, synchronize_batchnorm
 from .pseudo_label_health import PseudoLabelHealth
 from .records import RunRecord
 from .stream_place import StreamPlace
-
-
-class _Hooks(TrainerCallback):
-    """Calls the trainer's parts at moments of transformers' training loop."""
-
-    def __init__(self, trainer: "AllSparkTrainer"):
-        self.trainer = trainer
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        """Called after transformers has loaded a checkpoint and before the first step."""
-        trainer = self.trainer
-        trainer.method.num_updates, trainer.method.updates = state.max_steps, state.global_step
-        trainer.checkpoints.restore(state)
-        if trainer.checkpoints.resumed_from is None:
-            trainer.method.before_training(trainer.processes.model)
-        trainer.processes.start()
-
-    def on_epoch_begin(self, args, state, control, **kwargs):
-        """accelerate does not pass the epoch on after a resume if the data loader is shared among processes."""
-        self.trainer.sampler.set_epoch(int(state.epoch or 0))
-
-    @torch.no_grad()
-    def on_optimizer_step(self, args, state, control, **kwargs):
-        self.trainer.method.updates = state.global_step + 1
-        if self.trainer.method.acts_after_updates and not self.trainer.accelerator.optimizer_step_was_skipped:
-            self.trainer.processes.share_statistics()
-            self.trainer.method.after_update(self.trainer.processes.model, state.global_step + 1)
-
-    def on_train_end(self, args, state, control, **kwargs):
-        if args.load_best_model_at_end and state.best_model_checkpoint is not None:
-            self.trainer.checkpoints.best_model_loaded()
 
 
 class AllSparkTrainer(Trainer):
@@ -85,7 +65,7 @@ class AllSparkTrainer(Trainer):
             stream, whose masks are not read, needs `args.unlabeled_images_per_epoch`.
         eval_dataset (`datasets.Dataset` or `dict[str, datasets.Dataset]`, *optional*):
             labeled images that are not trained on. `model.config.mask_values` says what the values of all masks mean.
-        kwargs: arguments of [`~transformers.Trainer`].
+        kwargs: `callbacks`, `optimizers` and `optimizer_cls_and_kwargs` of [`~transformers.Trainer`].
 
     Attributes:
         method ([`Method`]): turns a batch into a loss; has a state of its own.
@@ -108,7 +88,8 @@ class AllSparkTrainer(Trainer):
         eval_dataset: datasets.Dataset | dict[str, datasets.Dataset] | None = None,
         **kwargs,
     ):
-        check_model(model, args)
+        check_parts(model, args, processing_class, kwargs)
+        check_model(model, args, trains=train_dataset is not None)
         sets = as_the_model_reads(args, model.config, train_dataset, unlabeled_dataset, eval_dataset)
         train_dataset, unlabeled_dataset, eval_dataset = sets
         empty = isinstance(unlabeled_dataset, datasets.Dataset) and len(unlabeled_dataset) == 0
@@ -117,6 +98,7 @@ class AllSparkTrainer(Trainer):
             check_datasets(args, train_dataset, self.unlabeled_dataset, eval_dataset)
             check_output_dir(args, model)
         self.long_side = long_side_of(processing_class)
+        check_processor(processing_class, self.long_side)
         check_evaluation(model.config, args, processing_class)
         check_contents(args, model.config, self.long_side, train_dataset, self.unlabeled_dataset, eval_dataset)
         train_dataset, held_out = split_holdout(args, train_dataset)
@@ -134,6 +116,7 @@ class AllSparkTrainer(Trainer):
         self.evaluation: Evaluation | None = None
         self.run_source: dict = {}
         model.config.base_weights = base_weights_of(model.config)
+        self._head_multiplier: float | None = None  # of the optimizer that is in use; None if the user made it
         self._terms: dict[str, list[torch.Tensor]] = defaultdict(list)
         self.sampler = sampler_of(self) if train_dataset is not None else None
         self.method = METHODS[args.method](args, model.config.semantic_loss_ignore_index)
@@ -148,6 +131,7 @@ class AllSparkTrainer(Trainer):
 
     @staticmethod
     def _prepare_model(model: Segmenter, args: AllSparkTrainingArguments):
+        thaw_encoder(model)
         if args.freeze_encoder or args.freeze_encoder_layers:
             freeze_encoder(model, None if args.freeze_encoder else args.freeze_encoder_layers)
         if args.sync_batchnorm:
@@ -166,7 +150,7 @@ class AllSparkTrainer(Trainer):
         return self.method.attach(self.model, self.args.device)
 
     def _connect_parts(self):
-        for callback in filter(None, (_Hooks(self), self.record, self.stream)):
+        for callback in filter(None, (Hooks(self), self.record, self.stream)):
             self.add_callback(callback)
         self.callback_handler.callbacks.insert(0, Advice(self))  # before the progress bar begins
         if self.method.state_dict():
@@ -187,7 +171,7 @@ class AllSparkTrainer(Trainer):
 
         Args:
             resume_from_checkpoint (`str` or `bool`, *optional*): a checkpoint, or True for the last complete one in
-                `output_dir`.
+                `output_dir`; by default `args.resume_from_checkpoint`. False begins anew.
 
         Raises:
             ValueError: if there is no such checkpoint, or it does not fit the run, see [`check_resume`].
@@ -212,7 +196,8 @@ class AllSparkTrainer(Trainer):
 
     def _checkpoint_to_resume(self, asked: str | bool | None) -> str | None:
         self.checkpoints.resumed_from = None
-        if asked is not True:
+        asked = self.args.resume_from_checkpoint if asked is None else asked
+        if str(asked).lower() != "true":
             return asked or None
         last = storage.last_complete_checkpoint(self.args.output_dir)
         if last is None:
@@ -221,7 +206,7 @@ class AllSparkTrainer(Trainer):
 
     def last_and_best(self) -> dict[str, float]:
         """Value and epoch of `metric_for_best_model` at the last and the best evaluation; empty if there was none."""
-        name = self.args.metric_for_best_model.removeprefix("eval_")
+        name = (self.args.metric_for_best_model or "").removeprefix("eval_")
         evaluated = [entry for entry in self.state.log_history if f"eval_{name}" in entry]
         if not evaluated:
             return {}
@@ -232,6 +217,10 @@ class AllSparkTrainer(Trainer):
             f"best_{name}": best[f"eval_{name}"],
             "best_epoch": best["epoch"],
         }
+
+    def _load_best_model(self):
+        super()._load_best_model()
+        self.checkpoints.best_model_loaded()
 
     def _save_checkpoint(self, model, trial):
         """See [`Checkpoints.write`]."""
@@ -337,14 +326,18 @@ class AllSparkTrainer(Trainer):
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
         """transformers' optimizer, with a parameter group for each learning rate, see [`split_by_rate`]."""
         if self.optimizer is not None:
+            check_optimizer(self.optimizer, self.model, self.args.method)
             return super().create_optimizer(model)
         optimizer = super().create_optimizer(model)
         # torch has no fused SGD for FSDP's parameters, and DeepSpeed takes the step itself.
-        fused = self.args.optim == OptimizerNames.SGD and not self.processes.are_sharded
+        fused = isinstance(optimizer, torch.optim.SGD) and not self.processes.are_sharded
         if fused and self.args.device.type in ("cpu", "cuda"):
             for group in optimizer.param_groups:
                 group["fused"] = True  # one kernel, same numbers
-        split_by_rate(optimizer, model or self.model, self.args.head_learning_rate_multiplier, self._method_rates)
+        multiplier = self.args.head_learning_rate_multiplier
+        split_by_rate(optimizer, model or self.model, multiplier, self._method_rates)
+        encoder_is_trained = any(one.requires_grad for one in self.processes.model.encoder_parameters())
+        self._head_multiplier = multiplier if encoder_is_trained else 1  # logged is the first group's rate
         return optimizer
 
     # ---- Logging ----
@@ -352,11 +345,8 @@ class AllSparkTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None):
         """Adds to a training entry the loss terms, pixels used, memory fill and the head's learning rate."""
         if "learning_rate" in logs:
-            encoder_is_trained = any(one.requires_grad for one in self.processes.model.encoder_parameters())
-            multiplier = (
-                self.args.head_learning_rate_multiplier if encoder_is_trained else 1
-            )  # logged is the first group's
-            logs["learning_rate_head"] = logs["learning_rate"] * multiplier
+            if self._head_multiplier is not None:
+                logs["learning_rate_head"] = logs["learning_rate"] * self._head_multiplier
             for name, values in self._terms.items():
                 logs[name] = finite_mean(list(self.accelerator.gather(finite_mean(values).reshape(1)))).item()
             self._terms.clear()
@@ -372,7 +362,15 @@ class AllSparkTrainer(Trainer):
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         if dataset is None:
             raise ValueError("Evaluation needs labeled images: give eval_dataset.")
+        check_labeled(self.args, {"eval_dataset": dataset})
         return evaluation_loader(self, dataset)
+
+    def predict(self, *args, **kwargs):
+        """Not offered: transformers would keep the logits of all images."""
+        raise NotImplementedError(
+            'predict() would keep the logits of all images: take evaluate(dataset, metric_key_prefix="test") for '
+            "metrics, and allspark_hf.segment or `allspark predict` for masks."
+        )
 
     def evaluation_loop(
         self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
