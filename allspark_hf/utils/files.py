@@ -4,7 +4,7 @@ import json
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -107,6 +107,20 @@ def whole_file(path: Path) -> Iterator[Path]:
         raise
 
 
+@contextmanager
+def removing_new_folders(folder: str | Path) -> Iterator[None]:
+    """If the code inside fails, removes `folder` and those above it that are new and empty."""
+    path = Path(folder).absolute()
+    new = [one for one in (path, *path.parents) if not one.exists()]
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):
+            for one in new:
+                one.rmdir()
+        raise
+
+
 def write_json(path: str | Path, value: Any):
     """Writes a JSON file under another name and renames it, so that a file of this name is always whole."""
     path = Path(path)
@@ -124,6 +138,7 @@ __all__ = [
     "left_out",
     "read_json",
     "read_json_object",
+    "removing_new_folders",
     "whole_file",
     "write_json",
 ]
