@@ -6,6 +6,7 @@ import numpy as np
 from PIL import Image
 
 from ..data.reading import row_name, undecoded
+from ..evaluation.intervals import iou_of
 from ..publishing.records import read_records
 from ..publishing.report import REPORT_FILE, Picture, render_report
 from ..utils.files import read_json_object
@@ -50,9 +51,7 @@ def name_of(trainer, row: int) -> str:
 
 def image_scores(counts: np.ndarray) -> np.ndarray:
     """float64 (images,): mIoU of each image alone, from int64 `counts` (images, 3, num_labels)."""
-    hits, true, predicted = np.moveaxis(counts.astype(np.float64), 1, 0)
-    with np.errstate(invalid="ignore"):  # an absent class is 0 / 0
-        return np.nan_to_num(np.nanmean(hits / (true + predicted - hits), axis=1))
+    return np.nan_to_num(np.nanmean(iou_of(counts), axis=1))
 
 
 def pictures_through_time(folder: Path) -> list[Picture]:
