@@ -206,7 +206,6 @@ class RunRecord(TrainerCallback):
     def _write(self):
         path = Path(self.trainer.args.output_dir) / RECORD_FILE
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
             write_json(path, self.content)
         except OSError as error:
             logger.warning("%s could not be written (%s): the model card will lack its content.", path, error)

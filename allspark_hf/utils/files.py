@@ -122,11 +122,9 @@ def removing_new_folders(folder: str | Path) -> Iterator[None]:
 
 
 def write_json(path: str | Path, value: Any):
-    """Writes a JSON file under another name and renames it, so that a file of this name is always whole."""
-    path = Path(path)
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(part, path)
+    """Writes a JSON file by [`whole_file`]."""
+    with whole_file(Path(path)) as part:
+        part.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 __all__ = [
