@@ -4,7 +4,6 @@ import json
 import logging
 import warnings
 
-import datasets
 import pytest
 import torch
 from conftest import NO_DROPOUT, make_dataset, small_model
@@ -223,18 +222,6 @@ def test_checkpoint_carries_the_memory_and_a_saved_model_does_not(tmp_path, capl
     image = torch.randn(1, 3, 50, 70)
     assert torch.equal(reloaded(image).logits, trainer.model.eval()(image).logits)
     assert json.loads((tmp_path / "model" / "preprocessor_config.json").read_text())["do_resize"] is False
-
-
-def test_evaluation_does_not_depend_on_its_batch_size(tmp_path):
-    data = {"eval_dataset": datasets.concatenate_datasets([make_dataset(3, size=(48, 72)), make_dataset(2, seed=1)])}
-    model = small_model().eval()
-    results = [
-        make_trainer(tmp_path, model=model, data=data, per_device_eval_batch_size=size).evaluate()
-        for size in (1, 2, 5)
-    ]
-    for result in results[1:]:
-        for name in ("eval_mean_iou", "eval_overall_accuracy", "eval_loss"):
-            assert result[name] == pytest.approx(results[0][name], rel=1e-5), name
 
 
 def test_images_are_scaled_as_the_image_processor_says(tmp_path):
