@@ -164,6 +164,9 @@ def test_only_whole_checkpoints_count(tmp_path, run_folder):
         trainer.train(resume_from_checkpoint=str(last))
     with pytest.raises(ValueError, match=r"There is no checkpoint .*checkpoint-4: give a folder"):
         trainer.train(resume_from_checkpoint=str(run_folder / "checkpoint-4"))
+    assert last_complete_checkpoint(tmp_path / "nothing") is None
+    with pytest.raises(ValueError, match="No complete checkpoint in"):
+        trainer.train(resume_from_checkpoint=True)
 
 
 def test_leftovers_are_finished_or_removed(tmp_path, run_folder):

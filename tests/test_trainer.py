@@ -17,7 +17,6 @@ from allspark_hf import (
 )
 from allspark_hf.inference.loading import SegformerImageProcessorPil, make_image_processor
 from allspark_hf.training.loaders import evaluation_loader
-from allspark_hf.training.storage import last_complete_checkpoint, write_run_file
 
 
 PLAIN = AllSparkConfig.plain_segformer_switches()
@@ -282,16 +281,3 @@ def test_datasets_that_do_not_fit_are_refused(tmp_path):
         data = {"train_dataset": train, "unlabeled_dataset": extra, "eval_dataset": evaluated}
         with pytest.raises(ValueError, match=sentence):
             make_trainer(tmp_path, data=data)
-
-
-def test_incomplete_checkpoints_are_passed_over(tmp_path):
-    for step, complete in ((5, True), (10, True), (15, False)):
-        folder = tmp_path / f"checkpoint-{step}"
-        folder.mkdir()
-        if complete:
-            (folder / "trainer_state.json").write_text("{}")
-            write_run_file(folder, {})
-    assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
-    assert last_complete_checkpoint(tmp_path / "nothing") is None
-    with pytest.raises(ValueError, match="No complete checkpoint in"):
-        make_trainer(tmp_path / "nothing").train(resume_from_checkpoint=True)
