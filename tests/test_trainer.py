@@ -6,8 +6,9 @@ import warnings
 
 import pytest
 import torch
-from conftest import NO_DROPOUT, make_dataset, small_model
+from conftest import TWO_STAGES, make_dataset, small_model
 from safetensors import safe_open
+from test_method import assert_accumulation_changes_nothing
 
 from allspark_hf import (
     AllSparkConfig,
@@ -122,40 +123,9 @@ def test_other_optimizers_of_transformers(tmp_path, optim):
 
 
 def test_accumulated_batches_equal_one_large_batch(tmp_path):
-    """Without BatchNorm's batch statistics; the crops' padding makes pixel counts differ between small batches."""
-    results = {}
-    for name, batch, steps in (("large", 4, 1), ("accumulated", 1, 4)):
-        model = small_model(**PLAIN, **NO_DROPOUT).double()
-        trainer = make_trainer(
-            tmp_path / name,
-            model=model,
-            method="pseudo_label",
-            per_device_train_batch_size=batch,
-            gradient_accumulation_steps=steps,
-            max_steps=3,
-            eval_strategy="no",
-            data={"train_dataset": make_dataset(5, seed=1), "unlabeled_dataset": make_dataset(12, seed=2)},
-        )
-        in_double_precision_without_batch_norm(trainer)
-        trainer.train()
-        losses = [entry["loss"] for entry in trainer.state.log_history if "loss_x" in entry]
-        results[name] = losses, {key: value.clone() for key, value in trainer.model.state_dict().items()}
-    assert results["accumulated"][0] == pytest.approx(results["large"][0], rel=1e-5)
-    for key, value in results["large"][1].items():
-        assert torch.allclose(results["accumulated"][1][key], value, rtol=0, atol=1e-7), key
-
-
-def in_double_precision_without_batch_norm(trainer):
-    trainer.model.decode_head.batch_norm = torch.nn.Identity()
-    trainer.create_optimizer()
-    step = trainer.method.step
-
-    def double_step(model, batch, pixels, epoch):
-        batch["pixel_values"] = batch["pixel_values"].double()
-        batch["unlabeled_pixel_values"] = batch["unlabeled_pixel_values"].double()
-        return step(model, batch, pixels, epoch)
-
-    trainer.method.step = double_step
+    """The crops' padding makes pixel counts differ between small batches."""
+    settings = {"method": "pseudo_label", "exact": True, "switches": TWO_STAGES, "num_unlabeled": 12, "max_steps": 3}
+    assert_accumulation_changes_nothing({**settings, "output_dir": str(tmp_path)}, cuts=((4, 1), (1, 4)))
 
 
 @pytest.mark.parametrize(
