@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import make_dataset
+from conftest import TWO_STAGES, make_dataset
 from run_training import build_trainer, make_trainer, result_of
 from safetensors.torch import load_file
 from test_distributed import differing
@@ -129,11 +129,11 @@ def test_the_best_teacher_is_loaded_at_the_end(tmp_path):
 
 
 def assert_accumulation_changes_nothing(settings: dict, cuts=((4, 1), (2, 2)), rel=1e-5):
-    """Trains with updates of the same images in batches of one size or another, which give the same; the trainers."""
+    """Trains with updates of the same images in batches of one size and of another; returns both trainers."""
     trainers, results = [], []
     for batch_size, accumulation in cuts:
         cut = {"per_device_train_batch_size": batch_size, "gradient_accumulation_steps": accumulation}
-        trainers.append(build_trainer({**settings, **cut}))
+        trainers.append(build_trainer({**settings, **cut, "switches": TWO_STAGES}))
         trainers[-1].train()
         results.append(result_of(trainers[-1]))
     one, other = results

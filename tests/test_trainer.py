@@ -6,7 +6,7 @@ import warnings
 
 import pytest
 import torch
-from conftest import TWO_STAGES, make_dataset, small_model
+from conftest import make_dataset, small_model
 from safetensors import safe_open
 from test_method import assert_accumulation_changes_nothing
 
@@ -124,7 +124,7 @@ def test_other_optimizers_of_transformers(tmp_path, optim):
 
 def test_accumulated_batches_equal_one_large_batch(tmp_path):
     """The crops' padding makes pixel counts differ between small batches."""
-    settings = {"method": "pseudo_label", "exact": True, "switches": TWO_STAGES, "num_unlabeled": 12, "max_steps": 3}
+    settings = {"method": "pseudo_label", "exact": True, "num_unlabeled": 12, "max_steps": 3}
     assert_accumulation_changes_nothing({**settings, "output_dir": str(tmp_path)}, cuts=((4, 1), (1, 4)))
 
 
