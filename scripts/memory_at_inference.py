@@ -1,5 +1,5 @@
-"""Scores a model trained with AllSpark twice: each image rebuilt from itself, as in inference, and from the memory, as
-labeled images are in training.
+"""Scores a model trained with AllSpark three times: each image rebuilt from itself, as in inference; from the memory,
+as labeled images are in training; and with zeros for what the bottleneck rebuilds, which shows what it matters at all.
 
     python scripts/memory_at_inference.py --run OUT --data_dir DATA
 
@@ -9,6 +9,7 @@ mIoU on the labeled training images and on the validation images.
 
 import argparse
 import tempfile
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -19,13 +20,15 @@ from allspark_hf.cli.evaluate import ScriptArguments, build_trainer
 from allspark_hf.data import DataArguments
 from allspark_hf.evaluation.arguments import EvaluationArguments
 from allspark_hf.models.bottleneck_allspark import MEMORY_KEYS, AllSparkBottleneck, resize_tokens
+from allspark_hf.training.checkpoints import STUDENT_FILE
 from allspark_hf.training.storage import last_complete_checkpoint
 
 
 def fill(bottleneck: AllSparkBottleneck | None, run: str):
     """Puts the memory of the run's last checkpoint into the model's bottleneck."""
     checkpoint = last_complete_checkpoint(run)
-    stored = {} if checkpoint is None else load_file(Path(checkpoint) / "model.safetensors")
+    files = [] if checkpoint is None else [Path(checkpoint) / name for name in (STUDENT_FILE, "model.safetensors")]
+    stored = next((load_file(file) for file in files if file.is_file()), {})
     if bottleneck is None or bottleneck.memory is None or MEMORY_KEYS[0] not in stored:
         raise ValueError(f"{run} has no checkpoint with a memory: give the output folder of a training with allspark.")
     bottleneck.memory.channels.copy_(stored[MEMORY_KEYS[0]])
@@ -48,6 +51,18 @@ def read_memory(bottleneck: AllSparkBottleneck, stack: ExitStack):
     stack.callback(bottleneck.labeled_attention.register_forward_pre_hook(attend_to_memory).remove)
 
 
+def score(trainer, change: Callable[[AllSparkBottleneck, ExitStack], None]) -> float:
+    """mIoU with a changed bottleneck."""
+    with ExitStack() as stack:
+        change(trainer.model.bottleneck, stack)
+        return trainer.evaluate()["eval_mean_iou"]
+
+
+def give_zeros(bottleneck: AllSparkBottleneck, stack: ExitStack):
+    """Until the stack closes, the bottleneck's output is zero."""
+    stack.callback(bottleneck.register_forward_hook(lambda module, inputs, output: 0 * output).remove)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", required=True, help="Output folder of a training with a memory.")
@@ -55,14 +70,12 @@ def main():
     options = parser.parse_args()
     run, data = options.run, DataArguments(data_dir=options.data_dir)
     for split in ("labeled", "validation"):
-        with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        with tempfile.TemporaryDirectory() as folder:
             trainer = build_trainer(ScriptArguments(model=run, split=split), EvaluationArguments(), data, folder)
             fill(trainer.model.bottleneck, run)
-            itself = trainer.evaluate()["eval_mean_iou"]
-            read_memory(trainer.model.bottleneck, stack)
-            memory = trainer.evaluate()["eval_mean_iou"]
-        scores = f"{100 * itself:.1f} from the image itself, {100 * memory:.1f} from the memory"
-        print(f"{split}: mIoU {scores}", flush=True)
+            ways = {"from the image itself": lambda *_: None, "from the memory": read_memory, "from zeros": give_zeros}
+            scores = [f"{100 * score(trainer, change):.1f} {way}" for way, change in ways.items()]
+        print(f"{split}: mIoU {', '.join(scores)}", flush=True)
 
 
 if __name__ == "__main__":

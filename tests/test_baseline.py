@@ -50,7 +50,9 @@ def test_two_trainings_and_a_verdict(data_dir, tmp_path, capsys):
 
 def test_a_training_resumed_at_its_end_gets_all_its_files(data_dir, tmp_path, capsys):
     settings = TINY | {"method": "pseudo_label", "save_strategy": "steps", "save_steps": 2}
+    (tmp_path / "comparison.json").write_text('{"verdict": "Of an earlier training."}')
     allspark_hf.train(data_dir, tmp_path, **settings)
+    assert "Of an earlier training." not in (tmp_path / "report.html").read_text(encoding="utf-8")
     seconds = read(tmp_path / "train_results.json")["train_runtime"]
     for name in ("report.html", "run_record.json", BY_IMAGE):
         (tmp_path / name).unlink()

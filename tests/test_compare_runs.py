@@ -110,6 +110,12 @@ def test_classes_in_another_order_are_refused(demo_dir, tmp_path):
     assert failed.returncode == 1 and f"Class 0 is {CLASS_NAMES[0]!r} for the model" in failed.stderr
 
 
+def test_two_runs_of_a_method_are_refused(tmp_path):
+    options = ["--data_dir", tmp_path, "--runs", tmp_path / "a/allspark", tmp_path / "b/allspark"]
+    failed = run_script("compare_runs.py", *options, "--output_dir", tmp_path)
+    assert "Two folders are named allspark, but a method has one column: give one of them." in failed.stderr
+
+
 def test_runs_of_different_budgets_are_refused(demo_dir, tmp_path):
     shutil.copytree(demo_dir, tmp_path / "demo")
     state = read_json(tmp_path / "demo/allspark/trainer_state.json") | {"global_step": 3}

@@ -36,6 +36,15 @@ def test_every_image_that_pillow_reads_is_found_once(tmp_path, caplog):
     assert caplog.messages == [f"Left out of {folder}: 3 files that Pillow does not read, first {folder}/a.heic."]
 
 
+def test_predictions_among_images_are_no_images(tmp_path, caplog):
+    root = make_files(tmp_path, "images/train/a.jpg images/train/b.jpg images/val/v.jpg", "masks/train/a.png")
+    make_files(root, "images/train/out/sub/b_overlay.png", "masks/val/v.png images/train/out/sub/b_mask.png")
+    (root / "images/train/out/predict.json").write_text("{}")
+    assert ids(load_folder(root).unlabeled) == ["b"] and "train/out/predict.json" in caplog.messages[0]
+    assert ids(read_image_folder(root / "images/train")) == ["a.jpg", "b.jpg"]
+    assert caplog.messages[-1].endswith(f"the predictions in {root / 'images/train/out'}.")
+
+
 # ---- Names and lists ----
 
 

@@ -67,6 +67,23 @@ def test_skip_classifier_starts_without_effect_and_learns():
     assert difference(logits_of(model), before + 1) <= 1e-5
 
 
+@pytest.mark.parametrize("head", ["dpt", "all_mlp"])
+def test_head_and_classifier_read_the_last_map_from_the_bottleneck_alone(head):
+    """Else a training can leave out what the bottleneck rebuilds."""
+    model = tiny_backbone_model("dinov2", head=head).eval()
+    for parameter in model.skip_classifier.parameters():
+        torch.nn.init.ones_(parameter)
+    seen = []
+    model.bottleneck.register_forward_hook(lambda module, inputs, output: seen.append(output) or seen[0])
+    before = logits_of(model)
+
+    def double_last_map(module, inputs, output):
+        output.feature_maps = (*output.feature_maps[:-1], 2 * output.feature_maps[-1])
+
+    model.backbone.register_forward_hook(double_last_map)
+    assert torch.equal(logits_of(model), before) and difference(seen[1], seen[0]) > 0.01
+
+
 def test_image_stem_sees_pixels_inside_a_patch():
     """With an encoder that sees none, only the stem tells two pixels of a patch apart."""
     model = tiny_backbone_model("dinov2", use_image_stem=True).eval()

@@ -165,6 +165,11 @@ def test_labelme(tmp_path):
     assert imported.unlabeled["train"] == ["images/train/c.jpg"]
     (tmp_path / "labels.txt").unlink()
     assert read_masks(tmp_path)[1].classes.names == ["background", "bus", "car"]  # sorted
+    (tmp_path / "labelme").mkdir()
+    for name in ("a.json", "b.json"):
+        (tmp_path / name).rename(tmp_path / "labelme" / name)
+    (tmp_path / "labelme/labels.txt").write_text("__ignore__\nbackground\ncar\nbus\n")  # as predictions have it
+    assert read_masks(tmp_path)[1].classes.names == ["background", "car", "bus"]
 
 
 def test_cvat_xml(tmp_path):

@@ -265,24 +265,25 @@ def test_the_command_and_training_reads_what_it_wrote(tmp_path, run, capsys, cap
     objects = [(place, place % 2, [[0, 0, 30, 0, 30, 40, 0, 40]]) for place in range(3)]
     names = [f"{name}.jpg" for name in "abcd"]
     coco(tmp_path / "x", "export.json", names, objects, ["car", "bus"], (40, 60))
-    (tmp_path / "data").mkdir()
-    run(tmp_path / "x", tmp_path / "data")
+    folder = tmp_path / "my data"
+    folder.mkdir()
+    run(tmp_path / "x", folder)
     printed = " ".join(capsys.readouterr().out.split())
     assert "train 3 1" in printed and "background 3 3,600 50.00" in printed and "car 2 2,400 33.33" in printed
-    assert f"allspark train --data_dir {tmp_path / 'data'} --output_dir out" in printed
-    assert sorted(path.name for path in (tmp_path / "data").iterdir()) == [
+    assert f"allspark train --data_dir '{folder}' --output_dir out" in printed
+    assert sorted(path.name for path in folder.iterdir()) == [
         "classes.txt",
         "images",
         "import.json",
         "masks",
         "overlays",
     ]
-    overlays = sorted((tmp_path / "data" / "overlays").iterdir())
+    overlays = sorted((folder / "overlays").iterdir())
     assert len(overlays) == 3
     left, right = (Image.open(overlays[0]).getpixel((x, 20)) for x in (15, 45))
     assert left == (132, 115, 75) and right == (75, 75, 75)  # gray of 100, a quarter orange or black
     with caplog.at_level(logging.WARNING):
-        data = load_layout(find_layout(tmp_path / "data"), Selection())
+        data = load_layout(find_layout(folder), Selection())
     assert data.classes.names == ["background", "car", "bus"] and not caplog.records
     assert len(data.labeled) + len(data.validation) == 3 and data.unlabeled["id"] == ["d"]
     assert np.unique(np.asarray(data.labeled[0]["label"])).tolist()[0] == 0

@@ -5,13 +5,15 @@ import runpy
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from datasets import Dataset
 from in_process import run_script
 from PIL import Image
 
-from allspark_hf.cli.figures import run_names
+from allspark_hf.cli.figures import Material, run_names
 from allspark_hf.demo.data import write_demo_data
 
 
@@ -116,6 +118,12 @@ def test_images_can_be_named_and_sets_limited(folder, monkeypatch, capsys, tmp_p
     assert arrays["set_ids"].tolist() == ["val_00000"]
     unknown = refused(monkeypatch, *options(folder), "--images", "nowhere", "--output_dir", tmp_path, "--figures", "5")
     assert unknown.startswith("ValueError: There is no image nowhere in the data")
+
+
+def test_an_id_is_that_of_the_validation_image_first():
+    sets = {name: Dataset.from_dict({"id": ["001"], "of": [name]}) for name in ("labeled", "validation")}
+    material = SimpleNamespace(models={}, sets=sets, arguments=SimpleNamespace(images=["001"]))
+    assert Material.chosen(material) == [{"id": "001", "of": "validation"}]
 
 
 def test_without_id_lists_only_figures_that_need_none(folder, monkeypatch, capsys, tmp_path):

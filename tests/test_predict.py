@@ -219,3 +219,11 @@ def test_finding_images(images, tmp_path, capsys):
     assert find_images(f"{images}/**/*.png", images / "out") == (images, expected)
     assert find_images(f"{images}/s*/a.png", tmp_path) == (images, expected[2:])
     assert find_images(str(images / "b.png"), images) == (images, expected[1:2])
+    (images / "Photo.JFIF").unlink()
+    (images / "notes.txt").unlink()
+    (images / "out" / "predict.json").write_text("{}")
+    capsys.readouterr()
+    assert find_images(str(images), images / "second") == (images, expected)
+    assert find_images(f"{images}/**/*.png", images / "second") == (images, expected)
+    assert capsys.readouterr().err == f"Left out of {images}: the predictions in {images / 'out'}.\n" * 2
+    assert find_images(f"{images}/out/*.png", tmp_path)[1] == [images / "out" / "a_mask.png"]  # asked for by name

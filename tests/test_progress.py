@@ -25,7 +25,12 @@ def trained(folder, with_progress: bool, **settings):
 
 def test_shows_and_does_not_disturb(tmp_path, capsys):
     plain, _ = trained(tmp_path / "plain", with_progress=False)
+    (tmp_path / "seen/progress").mkdir(parents=True)
+    (tmp_path / "seen/progress/step_0000003.jpg").write_text("of an earlier training")
     seen, progress = trained(tmp_path / "seen", with_progress=True)
+    assert {path.stem for path in (tmp_path / "seen/progress").iterdir()} == {
+        *("image", "truth", "step_0000000", "step_0000002", "step_0000004")
+    }
     assert differing(result_of(plain)["state"], result_of(seen)["state"]) == []
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step ")]
     scores = [100 * entry["eval_mean_iou"] for entry in seen.state.log_history if "eval_mean_iou" in entry]

@@ -7,7 +7,7 @@ import pytest
 from browser import Watch, chromium
 from PIL import Image
 
-from allspark_hf.cli.report import image_scores
+from allspark_hf.cli.report import image_scores, worst_and_best
 from allspark_hf.evaluation.intervals import SAMPLES, score_intervals
 from allspark_hf.publishing.records import Records
 from allspark_hf.publishing.report import Picture, advice, charts, health_sentences, render_report
@@ -42,7 +42,10 @@ def test_intervals_of_scores():
         hits, true, predicted = sum(count * counts for count, counts in zip(draw, COUNTS, strict=True))
         drawn.append(hits[1] / (true[1] + predicted[1] - hits[1]))
     assert (classes[1].low, classes[1].high) == pytest.approx(np.quantile(drawn, [0.025, 0.975]))
-    assert image_scores(COUNTS) == pytest.approx([np.mean([50 / 62, 8 / 20]), np.mean([10 / 25, 0])])
+    ignored = np.zeros_like(COUNTS[:1])
+    scores = image_scores(np.concatenate([ignored, COUNTS]))
+    assert scores == pytest.approx([np.nan, np.mean([50 / 62, 8 / 20]), np.mean([10 / 25, 0])], nan_ok=True)
+    assert worst_and_best(scores) == [2, 1] and worst_and_best(np.arange(9)) == [0, 1, 2, 6, 7, 8]
 
 
 def test_charts_place_their_points():

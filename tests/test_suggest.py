@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 from conftest import small_model
+from layout_folders import write_image
 from PIL import Image
 
 from allspark_hf.cli.main import main
-from allspark_hf.cli.suggest import labeled_as_in_run
+from allspark_hf.cli.suggest import Suggestion, copy_of, labeled_as_in_run
 from allspark_hf.data import DataArguments, find_data
 from allspark_hf.data.labeling.formats import read_export
 from allspark_hf.data.labeling.writing import write_folder
@@ -225,6 +226,20 @@ def test_outlines_for_a_tool(folder, tmp_path, monkeypatch, capsys):
     assert name == "coco" and len(export.pictures) == 3
     code, _, _ = run(monkeypatch, capsys, folder, tmp_path / "suggested", *given, "--overwrite")
     assert "suggested/images exists: remove it" in code
+
+
+def test_each_image_has_a_copy_within_the_folder(folder, tmp_path, monkeypatch, capsys):
+    others = tmp_path / "others"
+    twins = [write_image(others / "deep" / name, (64, 96)) for name in ("twin.jpg", "twin.png")]
+    given = ["--unlabeled_dir", others, "--count", 99, "--format", "labelme"]
+    assert run(monkeypatch, capsys, folder, tmp_path / "suggested", *given)[0] == 0
+    labelme, copies = (tmp_path / "suggested" / kind / "unlabeled_dir/deep" for kind in ("labelme", "images"))
+    for name, twin in zip(("twin_jpg", "twin_png"), twins, strict=True):
+        copy = labelme / json.loads((labelme / f"{name}.json").read_text())["imagePath"]
+        assert copy.resolve() == copies / f"{name}{twin.suffix}" and copy.read_bytes() == twin.read_bytes()
+    ids = ("/data/../a.b", "unlabeled:x", "..")
+    copies = [copy_of(Suggestion(0, name, None, 0.0, doubt()), ()).as_posix() for name in ids]
+    assert copies == ["data/a.b.png", "unlabeled/x.png", "image.png"]
 
 
 def test_a_bad_image_is_left_out_and_named(folder, tmp_path, monkeypatch, capsys):

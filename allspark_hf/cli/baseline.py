@@ -81,9 +81,9 @@ def compare_folders(supervised: Path, other: Path, count_absent: bool = False) -
     return interval, verdict(interval, len(first))
 
 
-def compare_with_baseline(trainer, build: Callable, train_and_evaluate: Callable):
+def compare_with_baseline(trainer, build: Callable, train_and_evaluate: Callable) -> dict | None:
     """
-    Trains the baseline, and prints the verdict, which is also in `comparison.json`.
+    Trains the baseline, prints the verdict, and gives the content of `comparison.json`; None in other processes.
 
     Args:
         trainer ([`AllSparkTrainer`]): the trainer after its training.
@@ -95,13 +95,15 @@ def compare_with_baseline(trainer, build: Callable, train_and_evaluate: Callable
     show_progress(baseline)
     train_and_evaluate(baseline, None)
     if not trainer.args.should_save:
-        return
+        return None
     interval, sentence = compare_folders(folder / BASELINE, folder, trainer.args.count_absent_classes)
     if trainer.checkpoints.resumed_from is None:  # else only the time of its last part is known
         seconds = [read_json(one / "train_results.json")["train_runtime"] for one in (folder / BASELINE, folder)]
         sentence += f" Without them, as many updates took {100 * seconds[0] / seconds[1]:.0f} % of the time."
-    write_json(folder / "comparison.json", {**interval._asdict(), "verdict": sentence})
+    comparison = {**interval._asdict(), "verdict": sentence}
+    write_json(folder / "comparison.json", comparison)
     print(sentence)
+    return comparison
 
 
 __all__ = [

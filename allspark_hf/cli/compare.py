@@ -168,6 +168,10 @@ def compare() -> None:
     unknown = [str(folder) for folder in options.runs if folder.name not in TITLES]
     if unknown:
         raise ValueError(f"{', '.join(unknown)} is not named like a method: rename it to one of {', '.join(TITLES)}.")
+    names = [folder.name for folder in options.runs]
+    double = next((name for name in names if names.count(name) > 1), None)
+    if double is not None:
+        raise ValueError(f"Two folders are named {double}, but a method has one column: give one of them.")
 
     from allspark_hf.inference.loading import load_trained
 

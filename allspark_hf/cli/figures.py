@@ -37,7 +37,7 @@ class FigureArguments:
     background: list[str] = argument(default_factory=lambda: list(BACKGROUNDS), help="light, dark or (default) both.")
     num_images: int = argument(4, "Validation images in 5, 6 and b, evenly spread.", interval="[1, inf)")
     images: list[str] | None = argument(
-        None, "Ids of the images in 5, 6 and b instead, such as in validation_ids.txt."
+        None, "Ids of the images in 5, 6 and b instead, such as in validation_ids.txt, which is looked up first."
     )
     max_images: int | None = argument(
         None, "Images of a set in 1c, 6 and 7 at most, evenly spread; default: all.", interval="[1, inf)"
@@ -147,8 +147,8 @@ class Material:
         if self.arguments.images is None:
             return list(self.some(self.sets["validation"], self.arguments.num_images))
         rows = []
-        for wanted in self.arguments.images:
-            holder = next((dataset for dataset in self.sets.values() if wanted in dataset["id"]), None)
+        for wanted in self.arguments.images:  # an id may be that of a validation image and of a training image
+            holder = next((dataset for dataset in reversed(self.sets.values()) if wanted in dataset["id"]), None)
             if holder is None:
                 raise ValueError(f"There is no image {wanted} in the data: give ids as in validation_ids.txt.")
             rows.append(holder[list(holder["id"]).index(wanted)])

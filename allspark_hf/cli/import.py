@@ -10,6 +10,7 @@ pictures. If a picture cannot be imported, nothing is written.
 """
 
 import argparse
+import shlex
 from pathlib import Path
 
 from allspark_hf.cli.ending import run_script
@@ -62,7 +63,8 @@ def run() -> None:
         *(classes, arguments.outside, arguments.empty_images),
     )
     extra = " --ignored_mask_values 255" if imported.has_ambiguous_masks else ""
-    print(f"\nLook at {data_dir / 'overlays'}, then: allspark train --data_dir {data_dir}{extra} --output_dir out")
+    data = shlex.quote(str(data_dir))
+    print(f"\nLook at {data_dir / 'overlays'}, then: allspark train --data_dir {data}{extra} --output_dir out")
 
 
 def main() -> None:

@@ -102,6 +102,9 @@ class Progress(TrainerCallback):
         self.start = state.global_step, time.monotonic()
         self.before = self.shown.predict()
         if state.is_world_process_zero:
+            for path in (Path(args.output_dir) / FOLDER).glob("step_*.jpg"):  # of an earlier training, if later
+                if path.stem > step_name(state.global_step):
+                    path.unlink()
             self.keep("image", self.shown.images())
             self.keep("truth", self.shown.overlays(self.shown.truth()))
             self.keep(step_name(state.global_step), self.shown.overlays(self.before))

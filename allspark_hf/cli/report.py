@@ -9,7 +9,6 @@ from ..data.reading import row_name, undecoded
 from ..evaluation.intervals import iou_of
 from ..publishing.records import read_records
 from ..publishing.report import REPORT_FILE, Picture, render_report
-from ..utils.files import read_json_object
 from .progress import FOLDER, Shown, joined
 
 
@@ -17,17 +16,17 @@ SHOWN_EVALUATIONS = 6
 SHOWN_EACH = 3  # worst images, and as many best ones
 
 
-def write_report(trainer):
+def write_report(trainer, comparison: dict | None = None):
     """
     Writes the report of a training; called by every process.
 
     Args:
         trainer ([`AllSparkTrainer`]): the trainer after its last evaluation, whose results are saved.
+        comparison (`dict`, *optional*): what [`~baseline.compare_with_baseline`] found.
     """
     counts = np.stack(trainer.evaluation.by_image)
     scores = image_scores(counts)
-    rows = np.argsort(scores, kind="stable")
-    rows = list(dict.fromkeys([*rows[:SHOWN_EACH], *rows[-SHOWN_EACH:]]))
+    rows = worst_and_best(scores)
     shown = Shown(trainer, rows)
     predicted = shown.predict()
     if not trainer.args.should_save:
@@ -35,10 +34,9 @@ def write_report(trainer):
     folder = Path(trainer.args.output_dir)
     columns = zip(shown.images(), shown.overlays(shown.truth()), shown.overlays(predicted), strict=True)
     pictures = [
-        Picture(joined([[cell] for cell in cells]), f"{name_of(trainer, int(row))}: mIoU {100 * scores[row]:.1f} %")
+        Picture(joined([[cell] for cell in cells]), f"{name_of(trainer, row)}: mIoU {100 * scores[row]:.1f} %")
         for row, cells in zip(rows, columns, strict=True)
     ]
-    comparison = read_json_object(folder / "comparison.json")
     text = render_report(read_records(folder), counts, pictures_through_time(folder), pictures, comparison)
     (folder / REPORT_FILE).write_text(text, encoding="utf-8")
 
@@ -50,8 +48,19 @@ def name_of(trainer, row: int) -> str:
 
 
 def image_scores(counts: np.ndarray) -> np.ndarray:
-    """float64 (images,): mIoU of each image alone, from int64 `counts` (images, 3, num_labels)."""
-    return np.nan_to_num(np.nanmean(iou_of(counts), axis=1))
+    """
+    float64 (images,): mIoU of each image alone, from int64 `counts` (images, 3, num_labels); NaN of an image whose
+    pixels are all ignored.
+    """
+    iou = iou_of(counts)
+    with np.errstate(invalid="ignore"):  # an image without a class is 0 / 0
+        return np.nansum(iou, axis=1) / (~np.isnan(iou)).sum(axis=1)
+
+
+def worst_and_best(scores: np.ndarray) -> list[int]:
+    """Rows of the images to show, the worst first, without those whose score is NaN."""
+    rows = np.argsort(scores, kind="stable")[: np.count_nonzero(~np.isnan(scores))].tolist()  # NaN comes last
+    return list(dict.fromkeys([*rows[:SHOWN_EACH], *rows[-SHOWN_EACH:]]))
 
 
 def pictures_through_time(folder: Path) -> list[Picture]:

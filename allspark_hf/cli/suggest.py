@@ -16,6 +16,7 @@ copies the images to images/ and writes the predictions as outlines, to be corre
 """
 
 import csv
+import re
 import shutil
 import sys
 from dataclasses import dataclass, replace
@@ -36,6 +37,7 @@ from allspark_hf.data.reading import undecoded
 from allspark_hf.evaluation.metrics import metric_name
 from allspark_hf.inference.annotation_writer import AnnotationWriter
 from allspark_hf.inference.contact_sheet import Entry, contact_sheet
+from allspark_hf.inference.files import name_results
 from allspark_hf.inference.loading import load_trained
 from allspark_hf.inference.prediction import palette_of, predict_mask
 from allspark_hf.inference.suggestion import Doubt, choose, class_weights, read_doubt, read_features, scores
@@ -222,12 +224,11 @@ def write_outlines(arguments: SuggestArguments, chosen: list[Suggestion], images
     folder, config = Path(arguments.output_dir), model.config
     labels = [config.id2label[index] for index in range(config.num_labels)]
     ordered = sorted(chosen, key=lambda one: one.id)  # as tools sort them
-    suffixes = [Path(one.file).suffix if one.file else ".png" for one in ordered]
-    names = [Path(one.id.removesuffix(suffix)) for one, suffix in zip(ordered, suffixes, strict=True)]
     # Tools would show the first page of a stack, so they get the page that was read as a PNG.
-    stacks = (".tif", ".tiff") if images.reading.tiff_page is not None else ()
-    endings = [".png" if suffix.lower() in stacks else suffix for suffix in suffixes]
-    copies = {name: f"{name.as_posix()}{ending}" for name, ending in zip(names, endings, strict=True)}
+    as_png = (".tif", ".tiff") if images.reading.tiff_page is not None else ()
+    files = [copy_of(one, as_png) for one in ordered]
+    names = name_results(Path(), files)
+    copies = {name: f"{name.as_posix()}{file.suffix}" for name, file in zip(names, files, strict=True)}
     what = arguments.format, labels, palette_of(model.config), range(len(labels)), arguments.tolerance
     writer = AnnotationWriter(folder, *what, copies, folder / IMAGES)
     for one, name in zip(ordered, names, strict=True):
@@ -239,6 +240,13 @@ def write_outlines(arguments: SuggestArguments, chosen: list[Suggestion], images
             picture.save(copy)
         writer.write(name, picture, predict_mask(model, image_processor, picture), None)
     writer.finish()
+
+
+def copy_of(one: Suggestion, as_png: tuple[str, ...]) -> Path:
+    """The path of an image's copy by its id, which may be a path anywhere or `unlabeled_dir:PATH`; never leads out."""
+    suffix = Path(one.file).suffix if one.file else ".png"
+    parts = [part for part in re.split(r"[:/\\]+", one.id.removesuffix(suffix)) if part not in ("", ".", "..")]
+    return Path(*parts[:-1], f"{parts[-1] if parts else 'image'}{'.png' if suffix.lower() in as_png else suffix}")
 
 
 def main() -> int:

@@ -14,6 +14,7 @@ allspark_hf/recipes. --dry_run takes one step on random pixels and tells what is
 """
 
 import logging
+import shlex
 import sys
 import time
 from functools import partial
@@ -193,9 +194,8 @@ def train_and_report(trainer, checkpoint: str | None, baseline):
     from allspark_hf.cli.report import write_report
 
     train_and_evaluate(trainer, checkpoint)
-    if baseline is not None:
-        compare_with_baseline(trainer, baseline, train_and_evaluate)
-    write_report(trainer)
+    comparison = None if baseline is None else compare_with_baseline(trainer, baseline, train_and_evaluate)
+    write_report(trainer, comparison)
 
 
 def train_and_evaluate(trainer, checkpoint: str | None):
@@ -255,7 +255,7 @@ def main():
         folder = trainer.args.output_dir
         print(
             f"The model is in {folder}, and report.html says how it went. Next: "
-            f"allspark predict --model {folder} --input IMAGES --output_dir predictions"
+            f"allspark predict --model {shlex.quote(folder)} --input IMAGES --output_dir predictions"
         )
     failure = push(trainer) if trainer.args.push_to_hub else None
     leave(trainer.accelerator, failure)

@@ -6,12 +6,13 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from ..utils.files import find_image_files, left_out
+from ..utils.files import PREDICTIONS, find_image_files, left_out, predictions_around
 
 
 def find_images(pattern: str, output_dir: Path, quiet: bool = False) -> tuple[Path, list[Path]]:
     """
-    Finds the images to predict. Unless `quiet`, stderr says how many files of a folder are no images.
+    Finds the images to predict. Unless `quiet`, stderr says what is left out of a folder: predictions, as of earlier
+    runs, and files that are no images.
 
     Args:
         pattern (`str`): file, folder or glob pattern.
@@ -34,7 +35,10 @@ def find_images(pattern: str, output_dir: Path, quiet: bool = False) -> tuple[Pa
         root = glob_root(path)
         matches = sorted(map(Path, glob.glob(pattern, recursive=True)), key=lambda file: (-len(file.parts), file))
         # Links in a circle reach one file by several paths; the shortest path is kept.
-        found = {(os.path.realpath(file.parent), file.name): file for file in matches}.values()
+        shortest = {(os.path.realpath(file.parent), file.name): file for file in matches}
+        around = {file: predictions_around(file, root) for file in shortest.values()}
+        found = [file for file, folder in around.items() if folder is None]
+        others = sorted({folder / PREDICTIONS for folder in around.values() if folder is not None})
     inside = output_dir.resolve()
     if inside == root.resolve():
         raise ValueError(

@@ -4,11 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..utils.files import read_json_object, write_json
+from ..utils.files import PREDICTIONS, read_json_object, write_json
 from .writers import ResultWriter
-
-
-SETTINGS_FILE = "predict.json"
 
 
 def is_done(writers: Sequence[ResultWriter], name: Path, image: Path) -> bool:
@@ -42,12 +39,12 @@ def check_existing(output_dir: Path, paths: Sequence[Path], resume: bool, overwr
         resume (`bool`): whether to go on with an earlier run.
         overwrite (`bool`): whether to replace its results.
     """
-    if overwrite or (resume and (output_dir / SETTINGS_FILE).exists()):
+    if overwrite or (resume and (output_dir / PREDICTIONS).exists()):
         return
     existing = [path for path in paths if path.exists()]
     if existing and resume:
         raise ValueError(
-            f"{existing[0]} exists, but no {SETTINGS_FILE} that says how it was made, so --resume cannot go on: pass "
+            f"{existing[0]} exists, but no {PREDICTIONS} that says how it was made, so --resume cannot go on: pass "
             "--overwrite to replace the results or choose another --output_dir."
         )
     if existing:
@@ -65,14 +62,14 @@ def check_settings(output_dir: Path, settings: dict[str, Any]):
         output_dir (`Path`): folder of the results; need not exist.
         settings (`dict[str, Any]`): everything that the results depend on, as JSON holds it.
     """
-    if not (output_dir / SETTINGS_FILE).exists():
+    if not (output_dir / PREDICTIONS).exists():
         return
-    earlier = read_json_object(output_dir / SETTINGS_FILE)
+    earlier = read_json_object(output_dir / PREDICTIONS)
     for name in dict.fromkeys([*settings, *earlier]):
         if settings.get(name) != earlier.get(name):
             raise ValueError(
                 f"The results in {output_dir} were made with {name} {earlier.get(name)!r}, not "
-                f"{settings.get(name)!r}: give what {output_dir / SETTINGS_FILE} says to go on, pass --overwrite "
+                f"{settings.get(name)!r}: give what {output_dir / PREDICTIONS} says to go on, pass --overwrite "
                 "instead of --resume to replace them, or choose another --output_dir."
             )
 
@@ -90,7 +87,7 @@ def begin(output_dir: Path, settings: dict[str, Any], outdated: Sequence[Path]):
     # Old files go before the settings are written, so that none is ever taken for a result of these settings.
     for path in outdated:
         path.unlink(missing_ok=True)
-    write_json(output_dir / SETTINGS_FILE, settings)
+    write_json(output_dir / PREDICTIONS, settings)
 
 
-__all__ = ["SETTINGS_FILE", "begin", "check_existing", "check_output_dir", "check_settings", "is_done", "result_files"]
+__all__ = ["begin", "check_existing", "check_output_dir", "check_settings", "is_done", "result_files"]

@@ -133,8 +133,8 @@ class AllSparkBackboneConfig(AllSparkFields, PreTrainedConfig):
         classifier_dropout_prob (`float`, *optional*, defaults to 0.0):
             Probability of dropping a whole channel before the classifier.
         use_skip_classifier (`bool`, *optional*, defaults to `True`):
-            Whether a linear classifier on the encoder's last two feature maps, zero at the start, is added to the
-            head's logits. It matters most where few images are labeled.
+            Whether a linear classifier on the last two feature maps, zero at the start, is added to the head's logits.
+            It matters most where few images are labeled. The bottleneck, if there is one, rebuilds the last map first.
         use_image_stem (`bool`, *optional*, defaults to `False`):
             Whether two convolutions of the image at half its size join the head's features before the classifier, for
             objects smaller than a patch.

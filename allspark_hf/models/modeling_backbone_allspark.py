@@ -76,17 +76,11 @@ class BackboneForSemiSupervisedSegmentation(SemiSupervisedSegmenter, PreTrainedM
             super()._init_weights(module)
 
     def run_encoder(self, pixel_values: torch.Tensor, **kwargs) -> BackboneOutput:
-        """See [`SemiSupervisedSegmenter.run_encoder`]. For the skip classifier the last map comes twice."""
-        encoded = self.backbone.forward_with_filtered_kwargs(
+        return self.backbone.forward_with_filtered_kwargs(
             pad_to_multiple(pixel_values, self.padded_multiple), **kwargs
         )
-        if self.skip_classifier is not None:
-            encoded.feature_maps = (*encoded.feature_maps, encoded.feature_maps[-1])
-        return encoded
 
     def decode_features(self, features: FeatureMaps, pixel_values: torch.Tensor) -> torch.Tensor:
-        if self.skip_classifier is not None:
-            features = (*features[:-2], features[-1])
         decoded = self.decode_head(features)
         if self.image_stem is not None:
             decoded = self.image_stem(decoded, pad_to_multiple(pixel_values, self.padded_multiple))
@@ -95,7 +89,7 @@ class BackboneForSemiSupervisedSegmentation(SemiSupervisedSegmenter, PreTrainedM
     def classify(self, decoder_features: torch.Tensor, features: FeatureMaps, size: torch.Size) -> torch.Tensor:
         logits = self.classifier(decoder_features)
         if self.skip_classifier is not None:
-            logits = logits + self.skip_classifier(features[-3:-1], logits.shape[2:])
+            logits = logits + self.skip_classifier(features[-2:], logits.shape[2:])
         padded = padded_size(size, self.padded_multiple)
         logits = F.interpolate(logits, size=padded, mode="bilinear", align_corners=True)
         return logits[:, :, : size[0], : size[1]]

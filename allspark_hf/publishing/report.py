@@ -47,7 +47,7 @@ def render_report(
         counts (`np.ndarray`): int64 (images, 3, num_labels), [`image_counts`] of the last evaluation.
         through_time (`Sequence[Picture]`): the same images at one evaluation after another.
         best_and_worst (`Sequence[Picture]`): images with masks and predictions.
-        comparison (`dict`, *optional*): the content of comparison.json.
+        comparison (`dict`, *optional*): the content of comparison.json, if this training wrote it.
     """
     template = Path(__file__).with_name("report.html").read_text(encoding="utf-8")
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)

@@ -13,6 +13,7 @@ from typing import Any
 MASK_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 # EPS starts another program, the others are only recognized or need a library that is not there.
 NOT_DECODED = ("BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF")
+PREDICTIONS = "predict.json"  # `allspark predict` writes this file into the folder of its results
 LEFT_BEHIND = ("thumbs.db", "desktop.ini")  # by Windows, in any folder with pictures
 HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")  # user/name
 
@@ -32,16 +33,23 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name.lower() in LEFT_BEHIND
 
 
+def predictions_around(path: Path, root: Path) -> Path | None:
+    """The folder of predictions below `root` that holds a file, which no command takes for an image; or `None`."""
+    below = path.parents[: len(path.relative_to(root).parts) - 1]
+    return next((folder for folder in below if (folder / PREDICTIONS).is_file()), None)
+
+
 def find_image_files(folder: str | Path) -> tuple[list[Path], list[Path]]:
     """
     The images in a folder and its subfolders, for reading alone. Links are followed, each folder is read once and no
-    link back into the folder, or to one around it, is.
+    link back into the folder, or to one around it, is. Subfolders of predictions are passed over.
 
     Args:
         folder (`str` or `Path`): any folder.
 
     Returns:
-        `tuple[list[Path], list[Path]]`: the images and the other files, hidden ones left out; both sorted.
+        `tuple[list[Path], list[Path]]`: the images and the other files, hidden ones left out; both sorted. Of
+        predictions, only their `predict.json` is among the files.
     """
     root = Path(os.path.realpath(folder))
     images, others, seen = [], [], set()
@@ -52,6 +60,9 @@ def find_image_files(folder: str | Path) -> tuple[list[Path], list[Path]]:
         if real in seen or (root.is_relative_to(real) and real != root):
             continue
         seen.add(real)
+        if current != Path(folder) and (current / PREDICTIONS).is_file():
+            others.append(current / PREDICTIONS)
+            continue
         for path in sorted(current.iterdir()):
             if is_hidden(path.name):
                 continue
@@ -64,11 +75,14 @@ def find_image_files(folder: str | Path) -> tuple[list[Path], list[Path]]:
 
 
 def left_out(files: list[Path], where: str | Path) -> str | None:
-    """A sentence that counts files left out of a folder and names the first one; `None` without any."""
-    if not files:
-        return None
-    counted = "1 file" if len(files) == 1 else f"{len(files)} files"
-    return f"Left out of {where}: {counted} that Pillow does not read, first {files[0]}."
+    """A sentence about what is left out of a folder, predictions and other files; `None` without any."""
+    predictions = [file.parent for file in files if file.name == PREDICTIONS and file.parent != Path(where)]
+    parts = [f"the predictions in {folder}" for folder in predictions]
+    others = [file for file in files if file.parent not in predictions]
+    if others:
+        counted = "1 file" if len(others) == 1 else f"{len(others)} files"
+        parts.append(f"{counted} that Pillow does not read, first {others[0]}")
+    return f"Left out of {where}: {'; '.join(parts)}." if parts else None
 
 
 def read_json(path: str | Path) -> Any:
@@ -130,10 +144,12 @@ def write_json(path: str | Path, value: Any):
 __all__ = [
     "HUB_ID",
     "MASK_SUFFIXES",
+    "PREDICTIONS",
     "find_image_files",
     "image_suffixes",
     "is_hidden",
     "left_out",
+    "predictions_around",
     "read_json",
     "read_json_object",
     "removing_new_folders",

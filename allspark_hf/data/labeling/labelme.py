@@ -2,6 +2,7 @@
 
 import base64
 import io
+import os
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,9 @@ from .export import Canvas, Export, Picture, box_ring, ellipse_ring
 from .files import Files, names_of
 
 
+LIST = "labels.txt"
+
+
 def is_labelme(content: Any) -> bool:
     """Whether the content of a json file is in LabelMe's form."""
     return isinstance(content, dict) and isinstance(content.get("shapes"), list) and "imagePath" in content
@@ -23,13 +27,14 @@ def read_labelme(files: Files, sources: dict[Path, Any]) -> Export:
     """
     Reads polygons, rectangles, circles and masks. A picture without a json file has no annotation; a picture whose
     file has no shapes shows no object. The label `__ignore__` means ignored pixels. If `labels.txt` lies in the folder
-    of the export, it lists the classes.
+    of the json files or of the export, it lists the classes.
     """
     for source, content in sources.items():
         if any(shape["label"] is None for shape in content["shapes"]):
             raise ValueError(f"{source} has a shape without a label; give one in LabelMe.")
     used = {str(shape["label"]) for content in sources.values() for shape in content["shapes"]}
-    names, note = names_of(files.root, used - {IGNORED_NAME})
+    beside = Path(os.path.commonpath([source.parent for source in sources]))
+    names, note = names_of(beside if (beside / LIST).is_file() else files.root, used - {IGNORED_NAME})
     index = {name: place for place, name in enumerate(names)} | {IGNORED_NAME: None}
     pictures = {}
     for source, content in sources.items():

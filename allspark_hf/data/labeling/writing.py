@@ -223,7 +223,7 @@ def _targets(export: Export, files: Files, imported: Imported) -> dict[Picture, 
         if other is not picture:
             raise ValueError(
                 f"{other.image} and {picture.image} have the same name but for case or extension, so that their masks "
-                "would; rename one in the tool."
+                "would have one name; rename one in the tool."
             )
     return names
 

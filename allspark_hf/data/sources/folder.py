@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 from typing import NamedTuple
 
-from ...utils.files import MASK_SUFFIXES, image_suffixes
+from ...utils.files import MASK_SUFFIXES, PREDICTIONS, image_suffixes, predictions_around
 from .layout import Layout
 from .pairs import (
     ACCEPTED,
@@ -260,6 +260,8 @@ def _list_files(
     found, others = {}, []
     for path, name in visible_paths(folder, deep):
         if but is not None and path.is_relative_to(but):
+            continue
+        if path.name != PREDICTIONS and predictions_around(path, folder):
             continue
         is_usable = path.suffix.lower() in suffixes
         if not path.is_file():
