@@ -16,6 +16,8 @@ from fractions import Fraction
 from itertools import combinations
 from pathlib import Path
 
+from allspark_hf.cli.ending import run_script
+
 
 def parse_fraction(text: str) -> tuple[str, float]:
     """`1/16` or `0.125` as the name of a folder and a number."""
@@ -137,13 +139,10 @@ def parse_options() -> argparse.Namespace:
 
 def main():
     options = parse_options()
-    try:
-        if options.check:
-            sys.exit(1 if check(options) else 0)
-        make_splits(options)
-    except (OSError, ValueError) as error:
-        sys.exit(f"{type(error).__name__}: {error}")
+    if options.check:
+        sys.exit(1 if check(options) else 0)
+    make_splits(options)
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main, "Interrupted.")

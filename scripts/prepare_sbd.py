@@ -8,15 +8,16 @@ complete data. Files that are there already are kept, so an interrupted run goes
 """
 
 import argparse
-import os
 import shutil
 import sys
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
+
+from allspark_hf.cli.ending import run_script
+from allspark_hf.utils.files import whole_file
 
 
 NUM_CLASSES = 21
@@ -61,16 +62,8 @@ def write_mask(array: np.ndarray, path: Path):
 
     image = Image.fromarray(array)
     image.putpalette([channel for color in voc_colormap() for channel in color])
-    with whole(path) as part:
+    with whole_file(path) as part:
         image.save(part, "PNG")
-
-
-@contextmanager
-def whole(path: Path):
-    """Another name to write a file under, which gets its own once it is complete."""
-    part = path.with_name(f".{path.name}.partial")
-    yield part
-    os.replace(part, path)
 
 
 def choose_ids(sbd: Path, voc_dir: Path) -> tuple[list[str], list[str]]:
@@ -116,7 +109,7 @@ def prepare(sbd_dir: Path, voc_dir: Path):
     for name in tqdm(missing, desc="Masks", disable=None):
         make_mask(sources[name], voc_dir / "JPEGImages" / f"{name}.jpg", folder / f"{name}.png")
     if not path.is_file():
-        with whole(path) as part:
+        with whole_file(path) as part:
             part.write_text("".join(f"{name}\n" for name in sorted(sources)), encoding="utf-8")
     print(f"{folder}: {len(missing)} masks written, {len(sources) - len(missing)} kept")
     print(f"{path}: {len(sources)} images; {COMPLETE} with the complete data")
@@ -125,7 +118,7 @@ def prepare(sbd_dir: Path, voc_dir: Path):
 def make_mask(source: Path, image_path: Path, target: Path):
     """VOC's mask as it is, or SBD's as a PNG."""
     if source.suffix == ".png":
-        with whole(target) as part:
+        with whole_file(target) as part:
             shutil.copyfile(source, part)
         return
     array = read_sbd_mask(source)
@@ -149,11 +142,8 @@ def main():
         import scipy.io  # noqa: F401
     except ImportError:
         sys.exit("ImportError: SBD's masks are MATLAB files, which need scipy; run pip install scipy.")
-    try:
-        prepare(options.sbd_dir, options.voc_dir)
-    except (OSError, ValueError) as error:
-        sys.exit(f"{type(error).__name__}: {error}")
+    prepare(options.sbd_dir, options.voc_dir)
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

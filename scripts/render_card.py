@@ -13,6 +13,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from allspark_hf.cli.ending import run_script
+
 
 CARDS = Path(__file__).resolve().parents[1] / "model_cards"
 NOTE = "note.md"
@@ -71,11 +73,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main():
-    try:
-        sys.exit(run(parse()))
-    except (OSError, ValueError) as error:
-        sys.exit(f"{type(error).__name__}: {error}")
+    sys.exit(run(parse()))
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main, "Interrupted.")

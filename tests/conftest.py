@@ -207,6 +207,15 @@ def image_processor():
 
 
 @pytest.fixture(scope="session")
+def data_dir(tmp_path_factory) -> Path:
+    """The demo's images, small and few: two labeled, three unlabeled, two for validation."""
+    from allspark_hf.demo.data import write_demo_data
+
+    folder = tmp_path_factory.mktemp("data") / "garden"
+    return write_demo_data(folder, num_train=5, num_labeled=2, num_validation=2, size=(64, 96))
+
+
+@pytest.fixture(scope="session")
 def parity_root() -> Path:
     """The folder with the numbers of the authors' codes, of this machine or another one's."""
     folder = Path(os.environ.get("ALLSPARK_PARITY_DIR", SHARED / "parity"))

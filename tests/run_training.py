@@ -42,14 +42,9 @@ class StartCallback(TrainerCallback):
             }
 
 
-def make_trainer(model, num_unlabeled=10, stream=False, num_shards=2, shards=None, **kwargs) -> AllSparkTrainer:
-    unlabeled = make_dataset(num_unlabeled, seed=2)  # its masks only measure the pseudo-labels
-    if stream:
-        unlabeled = unlabeled.to_iterable_dataset(num_shards=num_shards)
-    if shards:
-        unlabeled = open_unlabeled_stream(shards)
+def make_arguments(**kwargs) -> AllSparkTrainingArguments:
     arguments_class = SampleTrainingArguments if kwargs.get("method") == "sample" else AllSparkTrainingArguments
-    args = arguments_class(
+    return arguments_class(
         **{
             "use_cpu": True,
             "report_to": "none",
@@ -63,11 +58,30 @@ def make_trainer(model, num_unlabeled=10, stream=False, num_shards=2, shards=Non
             **kwargs,
         }
     )
+
+
+def make_trainer(
+    model,
+    num_unlabeled=10,
+    stream=False,
+    num_shards=2,
+    shards=None,
+    train=None,
+    unlabeled=None,
+    long_side=None,
+    **kwargs,
+) -> AllSparkTrainer:
+    if unlabeled is None:
+        unlabeled = make_dataset(num_unlabeled, seed=2)  # its masks only measure the pseudo-labels
+    if stream:
+        unlabeled = unlabeled.to_iterable_dataset(num_shards=num_shards)
+    if shards:
+        unlabeled = open_unlabeled_stream(shards)
     return AllSparkTrainer(
         model,
-        args,
-        make_image_processor(),
-        train_dataset=make_dataset(5, seed=1),
+        make_arguments(**kwargs),
+        make_image_processor(long_side),
+        train_dataset=make_dataset(5, seed=1) if train is None else train,
         unlabeled_dataset=unlabeled,
         eval_dataset=make_dataset(5, seed=3),
     )

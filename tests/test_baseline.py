@@ -14,14 +14,6 @@ from allspark_hf.cli import apply_preset
 from allspark_hf.cli.baseline import BY_IMAGE, compare_folders
 from allspark_hf.cli.main import main
 from allspark_hf.cli.preset import Times, choose_length
-from allspark_hf.demo.data import write_demo_data
-
-
-@pytest.fixture(scope="module")
-def data_dir(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data") / "garden"
-    write_demo_data(folder, num_train=5, num_labeled=2, num_validation=2, size=(64, 96))
-    return folder
 
 
 def read(path) -> dict:

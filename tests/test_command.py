@@ -14,7 +14,6 @@ import allspark_hf
 from allspark_hf.cli import demo
 from allspark_hf.cli.help import read_help
 from allspark_hf.cli.main import COMMANDS, main
-from allspark_hf.demo.data import write_demo_data
 from allspark_hf.models.auto import MODEL_TYPES
 from allspark_hf.models.registration import SEGMENTERS
 
@@ -117,13 +116,6 @@ def test_names_of_the_package():
         assert getattr(allspark_hf, name).__class__ and name in dir(allspark_hf)
     with pytest.raises(AttributeError, match="has no attribute 'AllSparkTrianer'"):
         allspark_hf.AllSparkTrianer  # noqa: B018
-
-
-@pytest.fixture(scope="module")
-def data_dir(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("data") / "garden"
-    write_demo_data(folder, num_train=5, num_labeled=2, num_validation=2, size=(64, 96))
-    return folder
 
 
 @pytest.fixture

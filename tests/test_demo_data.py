@@ -13,7 +13,7 @@ def files_under(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_layout_and_counts(tmp_path):
+def test_layout_and_counts_and_how_it_loads(tmp_path):
     output_dir = write_demo_data(tmp_path / "demo", num_train=5, num_labeled=2, num_validation=3, size=(48, 64))
     assert sorted(files_under(output_dir)) == [
         "classes.json",
@@ -26,6 +26,9 @@ def test_layout_and_counts(tmp_path):
     assert classes == {"names": list(CLASS_NAMES), "colors": default_palette(6).tolist()}
     with Image.open(output_dir / "images/train/train_00003.jpg") as image:
         assert (image.mode, image.size) == ("RGB", (64, 48))
+    data = load_folder(output_dir)
+    assert (len(data.labeled), len(data.unlabeled), len(data.validation)) == (2, 3, 3)
+    assert data.classes.names == list(CLASS_NAMES)
 
 
 def test_written_mask_is_indexed_and_equal_to_the_generated_one(tmp_path):
@@ -123,10 +126,3 @@ def test_command_line(tmp_path, capsys):
         main([str(tmp_path / "command")])
     assert stopped.value.code == 2
     assert "choose a new or empty folder" in capsys.readouterr().err
-
-
-def test_the_folder_loads_as_ones_own_data(tmp_path):
-    write_demo_data(tmp_path / "demo", num_train=5, num_labeled=2, num_validation=3, size=(48, 64))
-    data = load_folder(tmp_path / "demo")
-    assert (len(data.labeled), len(data.unlabeled), len(data.validation)) == (2, 3, 3)
-    assert data.classes.names == list(CLASS_NAMES)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_model
+from conftest import small_model
 from PIL import Image
 from run_training import make_trainer, result_of
 from test_mixed_batches import mixed_dataset, sampler
@@ -109,7 +109,7 @@ def test_training_is_the_same_either_way(tmp_path, method):
     results = []
     for augment_on_device in (False, True):
         settings = {"output_dir": str(tmp_path), "method": method, "max_steps": 3, "seed": 1}
-        trainer = make_trainer(tiny_model(), **settings, augment_on_device=augment_on_device)
+        trainer = make_trainer(small_model(), **settings, augment_on_device=augment_on_device)
         trainer.train()
         results.append(result_of(trainer))
     assert results[0]["losses"] == results[1]["losses"]

@@ -13,7 +13,7 @@ from pathlib import Path
 import datasets
 import pytest
 import torch
-from conftest import make_dataset, tiny_model
+from conftest import make_dataset, small_model, tiny_model
 from faulty_training import kill_workers, poison
 from forking import python
 from run_training import make_trainer
@@ -22,7 +22,6 @@ from transformers import TrainerCallback
 
 from allspark_hf.data.mixed import MixedDataset
 from allspark_hf.data.reading import BadImageError
-from allspark_hf.inference.loading import make_image_processor
 from allspark_hf.training.faults import NonFiniteError, SavingFailedError, WorkerDiedError, telling_faults
 from allspark_hf.training.trainer import AllSparkTrainer
 
@@ -145,7 +144,7 @@ def test_output_folder_is_tried_before_training(tmp_path, monkeypatch, caplog):
 def test_a_worker_that_is_killed(tmp_path):
     read = kill_workers(position=8)  # of the fifth step
     try:
-        trainer = make_trainer(tiny_model(), **SAVING, output_dir=str(tmp_path), dataloader_num_workers=1)
+        trainer = make_trainer(small_model(), **SAVING, output_dir=str(tmp_path), dataloader_num_workers=1)
         begun = time.perf_counter()
         with pytest.raises(WorkerDiedError) as error:
             trainer.train()
@@ -202,7 +201,7 @@ def test_a_worker_of_one_of_two_processes(two_processes):
 
 
 def test_nan_stops_and_is_not_saved(tmp_path):
-    trainer = make_trainer(tiny_model(), **{**SAVING, "logging_steps": 3}, output_dir=str(tmp_path))
+    trainer = make_trainer(small_model(), **{**SAVING, "logging_steps": 3}, output_dir=str(tmp_path))
     poison(trainer, [5])
     with pytest.raises(NonFiniteError) as error:
         trainer.train()
@@ -217,7 +216,7 @@ def test_nan_stops_and_is_not_saved(tmp_path):
 
 
 def test_a_gradient_that_is_not_finite_is_found_before_the_next_save(tmp_path):
-    trainer = make_trainer(tiny_model(), **SAVING, output_dir=str(tmp_path), logging_strategy="no")
+    trainer = make_trainer(small_model(), **SAVING, output_dir=str(tmp_path), logging_strategy="no")
     bias = trainer.model.decode_head.classifier.bias
     bias.register_hook(lambda gradient: gradient * torch.inf if trainer.state.global_step == 3 else gradient)
     with pytest.raises(NonFiniteError, match=r"not finite after step 4 \("):
@@ -226,7 +225,7 @@ def test_a_gradient_that_is_not_finite_is_found_before_the_next_save(tmp_path):
 
 
 def test_a_training_after_one_that_nan_ended(tmp_path):
-    trainer = make_trainer(tiny_model(), **SAVING, output_dir=str(tmp_path))
+    trainer = make_trainer(small_model(), **SAVING, output_dir=str(tmp_path))
     poison(trainer, [5])
     with pytest.raises(NonFiniteError):
         trainer.train()
@@ -234,14 +233,14 @@ def test_a_training_after_one_that_nan_ended(tmp_path):
 
 
 def test_nan_in_the_last_update_is_found(tmp_path):
-    trainer = make_trainer(tiny_model(), output_dir=str(tmp_path), max_steps=3, logging_strategy="no")
+    trainer = make_trainer(small_model(), output_dir=str(tmp_path), max_steps=3, logging_strategy="no")
     poison(trainer, [3])
     with pytest.raises(NonFiniteError, match=r"at step 3 .*there is no complete checkpoint in"):
         trainer.train()
 
 
 def test_weights_that_are_not_finite_are_not_saved(tmp_path):
-    trainer = make_trainer(tiny_model(), **SAVING, output_dir=str(tmp_path))
+    trainer = make_trainer(small_model(), **SAVING, output_dir=str(tmp_path))
 
     class Break(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):
@@ -271,10 +270,9 @@ def trainer_on_files(tmp_path: Path, **kwargs) -> tuple[AllSparkTrainer, list[st
     paths = [str(folder / f"{row}.png") for row in range(6)]
     for row, path in zip(make_dataset(6, seed=2), paths, strict=True):
         row["image"].save(path)
-    trainer = make_trainer(tiny_model(), **{"output_dir": str(tmp_path / "out"), "seed": 3, "max_steps": 6} | kwargs)
     unlabeled = datasets.Dataset.from_dict({"image": paths}).cast_column("image", datasets.Image())
-    data = {"train_dataset": trainer.train_dataset, "unlabeled_dataset": unlabeled}
-    return AllSparkTrainer(tiny_model(), trainer.args, make_image_processor(), **data), paths
+    settings = {"output_dir": str(tmp_path / "out"), "seed": 3, "max_steps": 6, **kwargs}
+    return make_trainer(small_model(), unlabeled=unlabeled, **settings), paths
 
 
 @pytest.mark.parametrize("workers", [0, 1])

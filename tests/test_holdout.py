@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_dataset, small_model
-from run_training import build_trainer, make_trainer
+from run_training import build_trainer, make_arguments, make_trainer
 from torch.nn import functional as F
 
 from allspark_hf import AllSparkConfig
@@ -95,7 +95,7 @@ def test_what_is_refused(tmp_path):
     settings = {"holdout_fraction": 0.3, "output_dir": str(tmp_path)}
     with pytest.raises(ValueError, match="measures pseudo-labels, and method='supervised' makes none: leave it out"):
         make_trainer(small_model(**PLAIN), method="supervised", **settings)
-    args = make_trainer(small_model(**PLAIN), method="fixmatch", **settings).args
+    args = make_arguments(method="fixmatch", **settings)
     assert [number_held_out(args, number) for number in (2, 3, 4, 20)] == [1, 1, 2, 6]
     with pytest.raises(ValueError, match="would take 1 of 1 labeled images, which leaves none to train on"):
         number_held_out(args, 1)
@@ -117,8 +117,7 @@ def test_warning_of_wrong_labels(tmp_path, caplog, counts, wrong, worst):
     fixes = {"fixmatch": "set keep_quantile to 0.8, say", "allspark": "choose a method with confidence_threshold"}
     for method, fix in fixes.items():
         caplog.clear()
-        model = small_model(**(PLAIN if method == "fixmatch" else {}))
-        args = make_trainer(model, method=method, output_dir=str(tmp_path)).args
+        args = make_arguments(method=method, output_dir=str(tmp_path))
         with caplog.at_level(logging.WARNING):
             warn_of_wrong_labels("in epoch 3", kept, names, args)
         assert len(caplog.messages) == (wrong is not None)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import make_dataset
+from conftest import TWO_STAGES, make_dataset
 from run_training import build_trainer, make_trainer, result_of
 from safetensors.torch import load_file
 from test_distributed import differing
@@ -128,17 +128,24 @@ def test_the_best_teacher_is_loaded_at_the_end(tmp_path):
     assert trainer.evaluate()["eval_loss"] == pytest.approx(losses[0], rel=1e-6)
 
 
+def assert_accumulation_changes_nothing(settings: dict, cuts=((4, 1), (2, 2)), rel=1e-5):
+    """Trains with updates of the same images in batches of one size and of another; returns both trainers."""
+    trainers, results = [], []
+    for batch_size, accumulation in cuts:
+        cut = {"per_device_train_batch_size": batch_size, "gradient_accumulation_steps": accumulation}
+        trainers.append(build_trainer({**settings, **cut, "switches": TWO_STAGES}))
+        trainers[-1].train()
+        results.append(result_of(trainers[-1]))
+    one, other = results
+    for losses, others in zip(one["losses"], other["losses"], strict=True):
+        assert losses == pytest.approx(others, rel=rel)
+    for part in ("state", "method"):
+        for name, value in one[part].items():
+            assert torch.allclose(other[part][name], value, rtol=0, atol=1e-7), name
+    return trainers
+
+
 def test_accumulation_changes_nothing(tmp_path):
     """tests/test_distributed.py shows the same of two processes."""
-    results = []
-    for batch_size, accumulation in ((4, 1), (2, 2)):
-        cut = {"per_device_train_batch_size": batch_size, "gradient_accumulation_steps": accumulation}
-        trainer = build_trainer({**EXACT, **cut, "output_dir": str(tmp_path)})
-        trainer.train()
+    for trainer in assert_accumulation_changes_nothing({**EXACT, "output_dir": str(tmp_path)}):
         assert trainer.method.seen == 2  # once an update
-        results.append(result_of(trainer))
-    for losses, others in zip(*(result["losses"] for result in results), strict=True):
-        assert losses == pytest.approx(others, rel=1e-5)
-    for part in ("state", "method"):
-        for name, value in results[0][part].items():
-            assert torch.allclose(results[1][part][name], value, rtol=0, atol=1e-7), name

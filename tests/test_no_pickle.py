@@ -9,7 +9,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_config, tiny_model
+from conftest import small_model, tiny_config, tiny_model
 from hub_server import HubServer
 from in_process import run_script
 from pickles import goes_off, write_bomb
@@ -214,12 +214,12 @@ def test_checkpoint_of_the_authors(tmp_path, mark, form):
 def test_resume_runs_no_pickle(tmp_path, mark):
     """Every file of a checkpoint that is no safetensors, JSON or text is replaced by a bomb, and more are added."""
     settings = {"output_dir": str(tmp_path / "run"), "max_steps": 2, "save_strategy": "steps", "save_steps": 1}
-    make_trainer(tiny_model(), **settings).train()
+    make_trainer(small_model(), **settings).train()
     checkpoint = tmp_path / "run" / "checkpoint-1"
     names = {path.name for path in checkpoint.iterdir() if path.suffix not in (".safetensors", ".json", ".md", ".py")}
     for name in names | set(BESIDE):
         write_bomb(checkpoint / name, mark, "zip")
-    resumed = make_trainer(tiny_model(), **settings)
+    resumed = make_trainer(small_model(), **settings)
     try:
         resumed.train(resume_from_checkpoint=str(checkpoint))
     except Exception as error:

@@ -6,7 +6,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from conftest import make_dataset, tiny_model
+from conftest import make_dataset, small_model
 from PIL import Image
 from run_training import make_trainer
 
@@ -72,7 +72,7 @@ def test_a_bad_hidden_mask_is_named():
 
 @pytest.fixture
 def trainer(tmp_path):
-    return make_trainer(tiny_model(), output_dir=str(tmp_path), method="allspark")
+    return make_trainer(small_model(), output_dir=str(tmp_path), method="allspark")
 
 
 def test_summary_by_hand(trainer):
@@ -113,7 +113,7 @@ def test_collapse(trainer, caplog, labels, pseudo_labels, expected):
 
 
 def test_supervised_has_no_health(tmp_path):
-    model = tiny_model(**AllSparkConfig.plain_segformer_switches())
+    model = small_model(**AllSparkConfig.plain_segformer_switches())
     trainer = make_trainer(model, output_dir=str(tmp_path), method="supervised", max_steps=2)
     trainer.train()
     assert not [entry for entry in trainer.state.log_history if any("pseudo" in name for name in entry)]
@@ -132,7 +132,7 @@ def test_confidence_by_hand(trainer):
 
 
 def test_one_entry_per_epoch_counts_every_pixel(tmp_path):
-    trainer = make_trainer(tiny_model(), output_dir=str(tmp_path), num_train_epochs=2, seed=1)
+    trainer = make_trainer(small_model(), output_dir=str(tmp_path), num_train_epochs=2, seed=1)
     seen = []
     step = trainer.method.step
 

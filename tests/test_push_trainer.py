@@ -13,7 +13,6 @@ from safetensors.torch import load, load_file
 from test_push import CODE, MODEL, hashes
 
 from allspark_hf.cli import train as train_command
-from allspark_hf.demo.data import write_demo_data
 from allspark_hf.publishing import upload
 from allspark_hf.publishing.upload import PushError
 
@@ -193,13 +192,6 @@ def test_wrong_token_is_found_at_construction(hub, tmp_path, token):
 
 
 # ---- allspark train ----
-
-
-@pytest.fixture(scope="module")
-def data_dir(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data") / "demo"
-    write_demo_data(folder, num_train=5, num_labeled=2, num_validation=2, size=(64, 96))
-    return folder
 
 
 def arguments(data_dir: Path, out: Path) -> list[str]:

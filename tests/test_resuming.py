@@ -12,7 +12,6 @@ from run_training import make_trainer
 from safetensors.torch import load_file, save_file
 
 from allspark_hf import AllSparkConfig, AllSparkTrainer
-from allspark_hf.inference.loading import make_image_processor
 from allspark_hf.training.faults import TrainingFault
 from allspark_hf.training.storage import (
     finish_renaming,
@@ -165,6 +164,9 @@ def test_only_whole_checkpoints_count(tmp_path, run_folder):
         trainer.train(resume_from_checkpoint=str(last))
     with pytest.raises(ValueError, match=r"There is no checkpoint .*checkpoint-4: give a folder"):
         trainer.train(resume_from_checkpoint=str(run_folder / "checkpoint-4"))
+    assert last_complete_checkpoint(tmp_path / "nothing") is None
+    with pytest.raises(ValueError, match="No complete checkpoint in"):
+        trainer.train(resume_from_checkpoint=True)
 
 
 def test_leftovers_are_finished_or_removed(tmp_path, run_folder):
@@ -228,16 +230,10 @@ def test_the_best_checkpoint_of_a_run_whose_folder_was_moved(tmp_path):
 # ---- What changes between two starts ----
 
 
-def other_trainer(tmp_path, model=None, train=None, unlabeled=None, long_side=None, **kwargs) -> AllSparkTrainer:
+def other_trainer(tmp_path, model=None, **kwargs) -> AllSparkTrainer:
     settings = {**SETTINGS, "output_dir": str(tmp_path), **kwargs}
     switches = {} if "allspark" in settings.get("method", "allspark") else PLAIN
-    like = make_trainer(small_model(**switches), **settings)
-    data = {
-        "train_dataset": like.train_dataset if train is None else train,
-        "unlabeled_dataset": like.unlabeled_dataset if unlabeled is None else unlabeled,
-        "eval_dataset": like.eval_dataset,
-    }
-    return AllSparkTrainer(model or small_model(**switches), like.args, make_image_processor(long_side), **data)
+    return make_trainer(model or small_model(**switches), **settings)
 
 
 REFUSED = [

@@ -4,7 +4,7 @@ import pytest
 import torch
 from run_training import build_trainer, make_trainer, result_of
 from test_distributed import differing
-from test_method import mixed_dataset
+from test_method import assert_accumulation_changes_nothing, mixed_dataset
 
 from allspark_hf import AllSparkConfig
 from allspark_hf.data.mixed import Draw, MixedBatch, MixedBatchCollator
@@ -92,18 +92,8 @@ def test_padding_is_counted_where_the_partner_has_it(tmp_path):
 @pytest.mark.parametrize("method", ["fixmatch", "unimatch_v2"])
 def test_accumulation_changes_nothing(tmp_path, method):
     """tests/test_distributed.py shows the same of two processes."""
-    results = []
-    for batch_size, accumulation in ((4, 1), (2, 2)):
-        cut = {"per_device_train_batch_size": batch_size, "gradient_accumulation_steps": accumulation}
-        trainer = build_trainer({**EXACT, **cut, "method": method, "output_dir": str(tmp_path)})
-        trainer.train()
-        results.append(result_of(trainer))
-    assert all(entry["loss_u"] > 0 for entry in results[0]["losses"])
-    for losses, others in zip(*(result["losses"] for result in results), strict=True):
-        assert losses == pytest.approx(others, rel=1e-5)
-    for part in ("state", "method"):
-        for name, value in results[0][part].items():
-            assert torch.allclose(results[1][part][name], value, rtol=0, atol=1e-7), name
+    trainer, _ = assert_accumulation_changes_nothing({**EXACT, "method": method, "output_dir": str(tmp_path)})
+    assert all(entry["loss_u"] > 0 for entry in result_of(trainer)["losses"])
 
 
 def test_resume_equals_the_uninterrupted_training_and_evaluates_both_models(tmp_path):

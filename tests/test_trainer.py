@@ -8,8 +8,9 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from conftest import NO_DROPOUT, make_dataset, small_model
+from conftest import make_dataset, small_model
 from safetensors import safe_open
+from test_method import assert_accumulation_changes_nothing
 from transformers import TrainerCallback, TrainingArguments
 from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
 
@@ -22,7 +23,6 @@ from allspark_hf import (
 from allspark_hf.inference.loading import SegformerImageProcessorPil, make_image_processor
 from allspark_hf.models.encoders import IMAGENET
 from allspark_hf.training.loaders import evaluation_loader
-from allspark_hf.training.storage import last_complete_checkpoint, write_run_file
 
 
 PLAIN = AllSparkConfig.plain_segformer_switches()
@@ -128,40 +128,9 @@ def test_other_optimizers_of_transformers(tmp_path, optim):
 
 
 def test_accumulated_batches_equal_one_large_batch(tmp_path):
-    """Without BatchNorm's batch statistics; the crops' padding makes pixel counts differ between small batches."""
-    results = {}
-    for name, batch, steps in (("large", 4, 1), ("accumulated", 1, 4)):
-        model = small_model(**PLAIN, **NO_DROPOUT).double()
-        trainer = make_trainer(
-            tmp_path / name,
-            model=model,
-            method="pseudo_label",
-            per_device_train_batch_size=batch,
-            gradient_accumulation_steps=steps,
-            max_steps=3,
-            eval_strategy="no",
-            data={"train_dataset": make_dataset(5, seed=1), "unlabeled_dataset": make_dataset(12, seed=2)},
-        )
-        in_double_precision_without_batch_norm(trainer)
-        trainer.train()
-        losses = [entry["loss"] for entry in trainer.state.log_history if "loss_x" in entry]
-        results[name] = losses, {key: value.clone() for key, value in trainer.model.state_dict().items()}
-    assert results["accumulated"][0] == pytest.approx(results["large"][0], rel=1e-5)
-    for key, value in results["large"][1].items():
-        assert torch.allclose(results["accumulated"][1][key], value, rtol=0, atol=1e-7), key
-
-
-def in_double_precision_without_batch_norm(trainer):
-    trainer.model.decode_head.batch_norm = torch.nn.Identity()
-    trainer.create_optimizer()
-    step = trainer.method.step
-
-    def double_step(model, batch, pixels, epoch):
-        batch["pixel_values"] = batch["pixel_values"].double()
-        batch["unlabeled_pixel_values"] = batch["unlabeled_pixel_values"].double()
-        return step(model, batch, pixels, epoch)
-
-    trainer.method.step = double_step
+    """The crops' padding makes pixel counts differ between small batches."""
+    settings = {"method": "pseudo_label", "exact": True, "num_unlabeled": 12, "max_steps": 3}
+    assert_accumulation_changes_nothing({**settings, "output_dir": str(tmp_path)}, cuts=((4, 1), (1, 4)))
 
 
 @pytest.mark.parametrize(
@@ -227,18 +196,6 @@ def test_checkpoint_carries_the_memory_and_a_saved_model_does_not(tmp_path, capl
     image = torch.randn(1, 3, 50, 70)
     assert torch.equal(reloaded(image).logits, trainer.model.eval()(image).logits)
     assert json.loads((tmp_path / "model" / "preprocessor_config.json").read_text())["do_resize"] is False
-
-
-def test_evaluation_does_not_depend_on_its_batch_size(tmp_path):
-    data = {"eval_dataset": datasets.concatenate_datasets([make_dataset(3, size=(48, 72)), make_dataset(2, seed=1)])}
-    model = small_model().eval()
-    results = [
-        make_trainer(tmp_path, model=model, data=data, per_device_eval_batch_size=size).evaluate()
-        for size in (1, 2, 5)
-    ]
-    for result in results[1:]:
-        for name in ("eval_mean_iou", "eval_overall_accuracy", "eval_loss"):
-            assert result[name] == pytest.approx(results[0][name], rel=1e-5), name
 
 
 def test_images_are_scaled_as_the_image_processor_says(tmp_path):
@@ -439,16 +396,3 @@ def test_the_checkpoint_that_the_arguments_name_is_resumed(tmp_path):
     trainer = make_trainer(tmp_path, max_steps=2, resume_from_checkpoint="true", **settings)
     trainer.train()
     assert trainer.checkpoints.resumed_from == tmp_path / "checkpoint-1"
-
-
-def test_incomplete_checkpoints_are_passed_over(tmp_path):
-    for step, complete in ((5, True), (10, True), (15, False)):
-        folder = tmp_path / f"checkpoint-{step}"
-        folder.mkdir()
-        if complete:
-            (folder / "trainer_state.json").write_text("{}")
-            write_run_file(folder, {})
-    assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
-    assert last_complete_checkpoint(tmp_path / "nothing") is None
-    with pytest.raises(ValueError, match="No complete checkpoint in"):
-        make_trainer(tmp_path / "nothing").train(resume_from_checkpoint=True)

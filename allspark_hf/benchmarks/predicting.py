@@ -22,9 +22,8 @@ from ..inference.prediction import palette_of
 from ..inference.writers import AreaWriter, Drawing, PictureWriter
 from .cases import Case, autocast, make_model
 from .peak import make_memory_exact, measure_peak
-from .serving import JPEG_QUALITY
+from .serving import JPEG_QUALITY, per_image
 from .timing import summary, take_turns
-from .training import as_results
 
 
 PLAIN_LOOP, PREDICT, ONNX = "plain_loop", "predict", "predict_onnx"
@@ -137,11 +136,7 @@ def predict_times(case: Case, device: torch.device, options) -> dict:
     with predictors(case, device, options, PREDICT_VARIANTS, workers) as (files, found):
         works = {name: turns(name, predict_files, files) for name, predict_files in found.items()}
         taken = take_turns(works, device, options.repeats)
-    per_image = {
-        name: times if isinstance(times, str) else [seconds / share for seconds in times]
-        for name, times in taken.items()
-    }
-    results = as_results(per_image)
+    results = per_image(taken, share)
     for name, entry in results.items():
         if "seconds" in entry:
             entry["cpu_seconds"] = summary(spent[name][-options.repeats :])

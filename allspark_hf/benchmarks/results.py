@@ -11,16 +11,16 @@ import transformers
 
 from ..utils import __version__
 from ..utils.files import write_json
+from ..utils.machine import cpu_name, num_cpus
 from .cases import Case
 from .timing import OUT_OF_MEMORY, ratio
 
 
 def describe_machine(device: torch.device) -> dict:
     """The machine as the calling process sees it; with CUDA this touches the device."""
-    cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count())
     machine = {
-        "cpu": _cpu_name(),
-        "cores": len(cores),
+        "cpu": cpu_name(),
+        "cores": num_cpus(),
         "threads": torch.get_num_threads(),
         "memory_bytes": psutil.virtual_memory().total,
         "load_before": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
@@ -36,14 +36,6 @@ def describe_machine(device: torch.device) -> dict:
         properties = torch.cuda.get_device_properties(device)
         machine |= {"gpu": properties.name, "gpu_memory_bytes": properties.total_memory, "cuda": torch.version.cuda}
     return machine
-
-
-def _cpu_name() -> str:
-    """Model of the processor, as far as the system tells."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 @dataclass

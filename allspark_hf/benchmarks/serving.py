@@ -1,7 +1,6 @@
 """Measurements of inference, evaluation and the data loader."""
 
 import io
-import os
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -14,6 +13,7 @@ from ..demo.data import CLASS_NAMES, generate_demo_image
 from ..evaluation.arguments import EvaluationArguments
 from ..evaluation.evaluator import Evaluation, EvaluationDataset
 from ..inference.loading import make_image_processor
+from ..utils.machine import num_cpus
 from .cases import OURS, TINY, Case, autocast, make_model
 from .timing import take_turns
 from .training import as_results, make_trainer
@@ -85,7 +85,7 @@ def evaluation_times(case: Case, device: torch.device, options) -> dict:
         return evaluate
 
     variants = {name: evaluator(name) for name in EVALUATION_VARIANTS}
-    return _per_image(take_turns(variants, device, options.repeats), len(samples))
+    return per_image(take_turns(variants, device, options.repeats), len(samples))
 
 
 def loader_times(case: Case, device: torch.device, options) -> dict:
@@ -94,12 +94,11 @@ def loader_times(case: Case, device: torch.device, options) -> dict:
     workers and with one per core.
     """
     torch.set_num_threads(1)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     rows, num_labels = photographs(options)
     case = replace(case, num_labels=num_labels)
     loaders = {
         f"{count} worker{'s' if count != 1 else ''}": _loader(case, options.seed, rows, count)
-        for count in options.workers or [0, cores]
+        for count in options.workers or [0, num_cpus()]
     }
 
     def reader(loader) -> Callable[[], None]:
@@ -111,7 +110,7 @@ def loader_times(case: Case, device: torch.device, options) -> dict:
 
     # Workers are started by the first round, which does not count, and stay.
     readers = {name: reader(loader) for name, loader in loaders.items()}
-    return _per_image(take_turns(readers, torch.device("cpu"), options.repeats), 2 * len(rows))
+    return per_image(take_turns(readers, torch.device("cpu"), options.repeats), 2 * len(rows))
 
 
 def _loader(case: Case, seed: int, rows: datasets.Dataset, num_workers: int):
@@ -123,7 +122,7 @@ def _loader(case: Case, seed: int, rows: datasets.Dataset, num_workers: int):
     return trainer.get_train_dataloader()
 
 
-def _per_image(times: dict[str, list[float] | str], num_images: int) -> dict[str, dict]:
+def per_image(times: dict[str, list[float] | str], num_images: int) -> dict[str, dict]:
     """The result of [`take_turns`], with times of all images, as times of one image."""
     return as_results(
         {
@@ -133,4 +132,11 @@ def _per_image(times: dict[str, list[float] | str], num_images: int) -> dict[str
     )
 
 
-__all__ = ["EVALUATION_VARIANTS", "INFERENCE_VARIANTS", "evaluation_times", "inference_times", "loader_times"]
+__all__ = [
+    "EVALUATION_VARIANTS",
+    "INFERENCE_VARIANTS",
+    "evaluation_times",
+    "inference_times",
+    "loader_times",
+    "per_image",
+]

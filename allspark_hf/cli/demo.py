@@ -136,7 +136,6 @@ def demo() -> None:
     if encoder is not None:
         name = f"with_{Path(encoder).name}"
         travel(folder, name, "--preset", "auto", "--encoder", encoder, *LENGTH)
-    if encoder is not None:
         both = " and ".join(reached(folder / one) for one in (SCRATCH, name))
         print(f"mIoU on the {COUNTS['num_validation']} validation images, one run each: {both}.")
     print(farewell(folder, name))

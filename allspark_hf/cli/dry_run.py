@@ -6,6 +6,7 @@ import re
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 
 from huggingface_hub import constants, try_to_load_from_cache
@@ -73,7 +74,7 @@ def dry_run(
     Raises:
         ValueError, OSError: if arguments contradict each other, as in training.
     """
-    say = _say if args.should_save else lambda *lines: None
+    say = partial(print, sep="\n", flush=True) if args.should_save else lambda *lines: None
     say("Settings", *setting_lines(model, args, length), "Batch", *batch_lines(args))
     found = look_for_data(data, args.image_column_name, args.label_column_name)
     args = copy.copy(args)
@@ -107,11 +108,6 @@ def dry_run(
     else:
         say("Ready to train.")
     return not problems
-
-
-def _say(*lines: str) -> None:
-    for line in lines:
-        print(line, flush=True)
 
 
 # ---- What the arguments say ----

@@ -2,9 +2,8 @@
 
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 
@@ -13,20 +12,6 @@ if TYPE_CHECKING:
 
 
 Result = TypeVar("Result")
-
-
-@contextmanager
-def removing_new_folders(folder: str | Path) -> Iterator[None]:
-    """If the code inside fails, removes `folder` and those above it that are new and empty."""
-    path = Path(folder).absolute()
-    new = [one for one in (path, *path.parents) if not one.exists()]
-    try:
-        yield
-    except BaseException:
-        with suppress(OSError):
-            for one in new:
-                one.rmdir()
-        raise
 
 
 def run_script(
@@ -101,4 +86,4 @@ def _leave_at_once(failure: str | None, code: int = 0) -> NoReturn:
     os._exit(1 if failure else code)
 
 
-__all__ = ["fail", "leave", "leave_with", "removing_new_folders", "run_script"]
+__all__ = ["fail", "leave", "leave_with", "run_script"]

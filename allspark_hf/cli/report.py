@@ -6,6 +6,7 @@ import numpy as np
 from PIL import Image
 
 from ..data.reading import row_name, undecoded
+from ..evaluation.intervals import iou_of
 from ..publishing.records import read_records
 from ..publishing.report import REPORT_FILE, Picture, render_report
 from .progress import FOLDER, Shown, joined
@@ -51,9 +52,8 @@ def image_scores(counts: np.ndarray) -> np.ndarray:
     float64 (images,): mIoU of each image alone, from int64 `counts` (images, 3, num_labels); NaN of an image whose
     pixels are all ignored.
     """
-    hits, true, predicted = np.moveaxis(counts.astype(np.float64), 1, 0)
-    with np.errstate(invalid="ignore"):  # an absent class is 0 / 0
-        iou = hits / (true + predicted - hits)
+    iou = iou_of(counts)
+    with np.errstate(invalid="ignore"):  # an image without a class is 0 / 0
         return np.nansum(iou, axis=1) / (~np.isnan(iou)).sum(axis=1)
 
 

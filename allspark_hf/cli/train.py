@@ -149,12 +149,12 @@ def start(command: list[str], since: float):
     from allspark_hf.cli.arguments import ModelArguments, parse_arguments
     from allspark_hf.cli.baseline import BaselineArguments, wants_baseline
     from allspark_hf.cli.dry_run import DryRunArguments, dry_run
-    from allspark_hf.cli.ending import removing_new_folders
     from allspark_hf.cli.importing import use_import
     from allspark_hf.cli.preset import PresetArguments
     from allspark_hf.cli.progress import show_progress
     from allspark_hf.data import DataArguments
     from allspark_hf.training.arguments import AllSparkTrainingArguments
+    from allspark_hf.utils.files import removing_new_folders
 
     types = (
         *(DataArguments, ModelArguments, AllSparkTrainingArguments, DryRunArguments),

@@ -196,8 +196,7 @@ class MixedDataset(Dataset):
               `photometry`, float32 (12,).
             - A labeled draw has `labels` int64 (height, width), class or the ignore index.
             - An unlabeled draw has `pixel_mask` bool (height, width), False on padding, and, if there is a mask
-            column,
-              `truth` int64 (height, width), the ignore index where the truth is not known.
+              column, `truth` int64 (height, width), the ignore index where the truth is not known.
             - A draw from a stream has the [`Bookmark`] after it.
 
         Raises:

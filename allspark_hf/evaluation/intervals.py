@@ -161,30 +161,35 @@ def _mean(iou: np.ndarray, count_absent: bool) -> np.ndarray:
 
 def _iou(weights: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """float64 (samples, num_labels): IoU of each class, NaN where it is absent."""
-    hits, true, predicted = np.moveaxis(np.tensordot(weights.astype(np.float64), counts.astype(np.float64), 1), 1, 0)
+    return iou_of(np.tensordot(weights.astype(np.float64), counts.astype(np.float64), 1))
+
+
+def iou_of(counts: np.ndarray) -> np.ndarray:
+    """float64 (rows, num_labels): IoU, NaN for absent classes, from (rows, 3, num_labels) as of [`image_counts`]."""
+    hits, true, predicted = np.moveaxis(counts.astype(np.float64), 1, 0)
     with np.errstate(invalid="ignore"):  # an absent class is 0 / 0
         return hits / (true + predicted - hits)
 
 
-def verdict(interval: Interval, num_images: int, what: str = "the unlabeled images") -> str:
+def verdict(interval: Interval, num_images: int) -> str:
     """
-    One sentence on whether something helped.
+    One sentence on whether the unlabeled images helped.
 
     Args:
-        interval ([`Interval`]): of the model with it against the one without.
+        interval ([`Interval`]): of the model with them against the one without.
         num_images (`int`): validation images that were resampled.
-        what (`str`, *optional*): the subject of the sentence.
     """
     images = f"{num_images} validation image{'s' * (num_images != 1)}"
     points = f"{100 * interval.difference:+.1f} points of mIoU, 95 % interval {100 * interval.low:+.1f} to "
     points += f"{100 * interval.high:+.1f} from resampling {images}"
+    unsure = f"Whether the unlabeled images helped, {images} cannot tell"
     if num_images < FEW_IMAGES:
-        return f"Whether {what} helped, {images} cannot tell: {points}; label at least {FEW_IMAGES} to validate with."
+        return f"{unsure}: {points}; label at least {FEW_IMAGES} to validate with."
     if interval.low > 0:
-        return f"{what[0].upper()}{what[1:]} helped: {points}."
+        return f"The unlabeled images helped: {points}."
     if interval.high < 0:
-        return f"{what[0].upper()}{what[1:]} did not help, the model got worse: {points}."
-    return f"Whether {what} helped, {images} cannot tell: {points}, which includes 0."
+        return f"The unlabeled images did not help, the model got worse: {points}."
+    return f"{unsure}: {points}, which includes 0."
 
 
 __all__ = [
@@ -192,6 +197,7 @@ __all__ = [
     "Score",
     "difference_interval",
     "image_counts",
+    "iou_of",
     "margin_interval",
     "score_intervals",
     "seeds_interval",

@@ -4,7 +4,6 @@ import json
 import os
 import platform
 import shutil
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,7 +17,7 @@ from ..inference.loading import long_side_of
 from ..models.configuration_allspark import AllSparkFields
 from ..models.segmenter import Segmenter
 from ..models.weights import DIGEST, weights_digest
-from ..utils.files import read_json_object, write_json
+from ..utils.files import read_json_object, removing_new_folders, write_json
 from .onnx import (
     INT8_OPERATORS,
     OPSET,
@@ -111,28 +110,23 @@ def export_onnx(
     if model.dtype != torch.float32:
         raise ValueError(f"The model is {model.dtype}, but the export compares with float32: call model.float().")
     output_dir = Path(output_dir)
-    made = [folder for folder in (output_dir, *output_dir.parents) if not folder.exists()]
-    output_dir.mkdir(parents=True, exist_ok=True)
-    try:
+    with removing_new_folders(output_dir):
+        output_dir.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(prefix=".export-", dir=output_dir) as staging:
             record = _export_into(Path(staging), model, image_processor, quantize, in_model_folder, fixed_size)
             if in_model_folder:  # so that an export older than the weights shows
                 record[DIGEST] = weights_digest(output_dir)
-                write_record(staging, record)
+            write_record(staging, record)
             for old in export_files(output_dir, True, in_model_folder=True):
                 old.unlink(missing_ok=True)
             (output_dir / ONNX_FOLDER).mkdir(exist_ok=True)
             for file in export_files("", quantize, in_model_folder):
                 os.replace(Path(staging) / file, output_dir / file)
-    except BaseException:
-        with suppress(OSError):  # a folder in which something is stays, and the error is told
-            for folder in made:
-                folder.rmdir()
-        raise
     return record
 
 
 def _export_into(folder: Path, model, image_processor, quantize: bool, in_model_folder: bool, fixed_size) -> dict:
+    """Writes all files but the record, and gives the record."""
     (folder / ONNX_FOLDER).mkdir()
     path = folder / ONNX_FOLDER / FLOAT_FILE
     export_graph(model, path, fixed_size)
@@ -145,7 +139,7 @@ def _export_into(folder: Path, model, image_processor, quantize: bool, in_model_
         write_for_transformers_js(folder, model.config, image_processor)
     shutil.copyfile(PIXELS, path.with_name(PIXELS.name))
     names = (FLOAT_FILE, INT8_FILE) if quantize else (FLOAT_FILE,)
-    record = {
+    return {
         "opset": OPSET,
         "fixed_size": None if fixed_size is None else list(fixed_size),  # height, width; None for any
         "files": {name: path.with_name(name).stat().st_size for name in names},  # bytes
@@ -156,8 +150,6 @@ def _export_into(folder: Path, model, image_processor, quantize: bool, in_model_
         "versions": _versions(),
         "machine": {"architecture": platform.machine(), "threads": torch.get_num_threads()},
     }
-    write_record(folder, record)
-    return record
 
 
 def find_onnx_file(path: str | Path, digest: str | None) -> Path:

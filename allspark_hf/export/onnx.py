@@ -270,15 +270,15 @@ def compare_logits(
     return differences
 
 
-def check_differences(differences: list[Difference], tolerance: float = TOLERANCE):
-    """Raises ValueError if one of them is larger than the tolerance."""
+def check_differences(differences: list[Difference]):
+    """Raises ValueError if one of them is larger than `TOLERANCE`."""
     worst = max(differences, key=lambda difference: difference.max_difference)
-    if worst.max_difference > tolerance:
+    if worst.max_difference > TOLERANCE:
         several = len({(difference.height, difference.width) for difference in differences}) > 1
         one_size = "one size for all images (--fixed_size HEIGHT WIDTH), or " if several else ""
         raise ValueError(
             f"ONNX and PyTorch differ by {worst.max_difference:.2g} in a logit, with {worst.batch} images of "
-            f"{worst.height}x{worst.width} (height x width), where {tolerance:g} is allowed; nothing was written: try "
+            f"{worst.height}x{worst.width} (height x width), where {TOLERANCE:g} is allowed; nothing was written: try "
             f"{one_size}other versions of torch, onnxscript and onnxruntime."
         )
 
@@ -296,10 +296,7 @@ def quantize_int8(source: str | Path, target: str | Path):
     require_onnx()
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    root = logging.getLogger()
-    level = root.level
-    root.setLevel(logging.ERROR)  # it recommends a step that the exporter has done
-    try:
+    with _quiet():  # onnxruntime recommends a step that the exporter has done
         quantize_dynamic(
             source,
             target,
@@ -308,8 +305,6 @@ def quantize_int8(source: str | Path, target: str | Path):
             per_channel=True,
             reduce_range=True,
         )
-    finally:
-        root.setLevel(level)
 
 
 __all__ = [

@@ -74,7 +74,6 @@ class AnnotationWriter:
             print(f"{file} has been changed in the tool and is kept; its image is newer, so look at it again.")
             file.touch()  # an older file than the image would make the next run predict the image again
             return
-        file.parent.mkdir(parents=True, exist_ok=True)
         write_json(file, contents[0])
 
     def finish(self):

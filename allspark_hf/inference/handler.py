@@ -359,9 +359,8 @@ def classify_pixels(
 
     Returns:
         `tuple[torch.Tensor, torch.Tensor | None]`: class indices (*size), uint8 up to 256 classes, else int32, of
-            equal
-        logits the first; and, if asked for, the class's probability in [0, 1], float32 (*size): the softmax of the
-        scaled logits, or for a single class their sigmoid.
+        equal logits the first; and, if asked for, the class's probability in [0, 1], float32 (*size): the softmax of
+        the scaled logits, or for a single class their sigmoid.
     """
     num_labels = logits.shape[1]
     dtype = torch.uint8 if num_labels <= 256 else torch.int32

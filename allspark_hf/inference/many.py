@@ -5,7 +5,6 @@ Memory depends on the size of the images, not on their number. A batch always ha
 predicted before and whichever process predicts it, so that its results have the same bits.
 """
 
-import os
 from collections import deque
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +22,7 @@ from transformers.image_utils import get_image_size_for_max_height_width
 from ..data.pixels import Reading, open_image, to_rgb
 from ..evaluation.arguments import PredictionArguments
 from ..evaluation.prediction import predict_logits
+from ..utils.machine import num_cpus
 from ..utils.text import one_line
 from .handler import classify_pixels, finite_logits, process_picture, require_finite
 from .writers import ResultWriter
@@ -285,8 +285,7 @@ def predict_many(
 
 def default_workers(num_processes: int, on_cpu: bool) -> int:
     """The number of CPUs for each process of this machine, or a quarter of it if the model runs on CPUs; 1 to 8."""
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    cpus //= num_processes
+    cpus = num_cpus() // num_processes
     return max(1, min(MOST_WORKERS, cpus // 4 if on_cpu else cpus))
 
 

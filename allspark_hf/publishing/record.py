@@ -14,6 +14,7 @@ import psutil
 import torch
 
 from ..utils import __version__
+from ..utils.machine import cpu_name
 
 
 RECORD_FILE = "run_record.json"
@@ -94,7 +95,7 @@ def environment(num_processes: int) -> dict:
     return {
         "versions": versions,
         "machine": {
-            "cpu": _cpu_name(),
+            "cpu": cpu_name(),
             "cores": psutil.cpu_count(logical=False) or os.cpu_count(),
             "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
             "gpus": gpus,
@@ -119,15 +120,6 @@ def _git(*arguments: str) -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None
-
-
-def _cpu_name() -> str | None:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return platform.processor() or None
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 __all__ = ["RECORD_FILE", "checkout", "environment", "public", "public_command"]

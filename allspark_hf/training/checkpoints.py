@@ -24,7 +24,6 @@ from .resuming import check_resume, describe_run, names_of_images
 
 logger = logging.getLogger(__name__)
 
-STUDENT_FILE = "student.safetensors"  # the trained weights, if another model is evaluated
 METHOD_MODULES = "method_modules."  # prefix of weights that a method trains beside the model
 
 
@@ -85,7 +84,7 @@ class Checkpoints:
         if not self.trainer.processes.are_sharded:
             storage.check_weights(self._evaluated, folder / SAFE_WEIGHTS_NAME)
             if self._evaluated is not self.trainer.processes.model:
-                storage.check_weights(self.trainer.processes.model, folder / STUDENT_FILE)
+                storage.check_weights(self.trainer.processes.model, folder / storage.STUDENT_FILE)
         best = _best_checkpoint(TrainerState.load_from_json(str(folder / TRAINER_STATE_NAME)), folder)
         if self.trainer.args.load_best_model_at_end and best is not None and not best.is_dir():
             raise ValueError(
@@ -101,7 +100,7 @@ class Checkpoints:
             return
         if state.best_model_checkpoint is not None:
             state.best_model_checkpoint = str(_best_checkpoint(state, self.resumed_from))
-        student = self.resumed_from / STUDENT_FILE
+        student = self.resumed_from / storage.STUDENT_FILE
         if student.is_file() and not self.trainer.processes.are_sharded:  # FSDP has a file of its own
             self.trainer.processes.model.load_state_dict(load_file(student))
         for path, holder, _ in self._files(self.resumed_from):
@@ -194,7 +193,7 @@ class Checkpoints:
         else:
             _save_pretrained(self._evaluated, folder, None, everything=True)
             student = {name: tensor.contiguous() for name, tensor in (state_dict or model.state_dict()).items()}
-            save_file(student, folder / STUDENT_FILE)
+            save_file(student, folder / storage.STUDENT_FILE)
         self._save_processor(folder)
 
     def save_model(self, folder: Path):
@@ -289,4 +288,4 @@ def _best_checkpoint(state: TrainerState, resumed_from: Path) -> Path | None:
     return best if best.is_dir() else resumed_from.with_name(best.name)
 
 
-__all__ = ["STUDENT_FILE", "Checkpoints"]
+__all__ = ["Checkpoints"]

@@ -42,12 +42,11 @@ def read_yaml(path: Path) -> object:
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
-        text = text.replace("\t", " ") if path.suffix == ".json" else text  # YAML contains JSON, but for tabs
-        content = yaml.load(text, Loader=_Loader)
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not text in UTF-8 ({error.reason}): save it as UTF-8.") from error
-    except OSError:
-        raise
+    try:
+        text = text.replace("\t", " ") if path.suffix == ".json" else text  # YAML contains JSON, but for tabs
+        content = yaml.load(text, Loader=_Loader)
     # PyYAML also raises what int(), dict lookups and deep recursion raise.
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__

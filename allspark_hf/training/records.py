@@ -66,7 +66,7 @@ def _data_source(arguments, report) -> dict:
 # ---- What the trainer knows ----
 
 
-def describe_training(trainer, resumed: bool = False, git: dict | None = None, derived: dict | None = None) -> dict:
+def describe_training(trainer, resumed: bool, git: dict | None, derived: dict) -> dict:
     """
     The content of run_record.json at the end of a training, without the digest of its weights.
 
@@ -74,7 +74,7 @@ def describe_training(trainer, resumed: bool = False, git: dict | None = None, d
         trainer ([`AllSparkTrainer`]): after training.
         resumed (`bool`): whether the training went on from a checkpoint.
         git (`dict`, *optional*): what [`checkout`] said before the training.
-        derived (`dict`, *optional*): what [`Method.derived`] said before the training.
+        derived (`dict`): what [`Method.derived`] said before the training.
     """
     args, config, source = trainer.args, trainer.model.config, trainer.run_source
     runtimes = [entry["train_runtime"] for entry in trainer.state.log_history if "train_runtime" in entry]
@@ -89,14 +89,15 @@ def describe_training(trainer, resumed: bool = False, git: dict | None = None, d
         "load_best_model_at_end": args.load_best_model_at_end,
         "metric_for_best_model": args.metric_for_best_model,
     }
-    settings = {name: value for name, value in shown(args).items() if name not in _of_others(args)}
+    of_others = _of_others(args)
+    settings = {name: value for name, value in shown(args).items() if name not in of_others}
     method = {name: getattr(trainer.method, name, None) for name in ("title", "description")}
     return {
         "format": 2,
         "command": source.get("command"),
         "recipe": source.get("recipe"),
         "arguments": source.get("arguments", {}) | public(recorded(args)),
-        "settings": public(settings | (derived or {})),
+        "settings": public(settings | derived),
         "evaluation": {name: getattr(args, name) for name in EvaluationArguments.__dataclass_fields__},
         "method": {"name": args.method, **method},
         "model": {
@@ -205,7 +206,6 @@ class RunRecord(TrainerCallback):
     def _write(self):
         path = Path(self.trainer.args.output_dir) / RECORD_FILE
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
             write_json(path, self.content)
         except OSError as error:
             logger.warning("%s could not be written (%s): the model card will lack its content.", path, error)

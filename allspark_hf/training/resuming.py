@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 FORMAT = 2
 OPTIMIZER_FILE = "optimizer.pt"  # transformers' name
 # Files of a checkpoint that a resume needs beside the model's.
-STATE_PATTERNS = ("*.pt", "*.pth", "student.safetensors", storage.RUN_FILE)
+STATE_PATTERNS = ("*.pt", "*.pth", storage.STUDENT_FILE, storage.RUN_FILE)
 # Fields of a configuration: how masks are read, and what changes a training but no weight's shape.
 MASK_FIELDS = ("mask_values", "ignored_mask_values", "semantic_loss_ignore_index")
 FREE_FIELDS = ("grouping_similarity", "grouping_source", "mix_images_in_eval", "drop_path_rate", "hidden_dropout_prob")

@@ -15,6 +15,7 @@ from ..utils.files import read_json_object
 
 
 RUN_FILE = "allspark_run.json"  # what a checkpoint was made with; written last
+STUDENT_FILE = "student.safetensors"  # the trained weights, if another model is evaluated
 IDS_FILE = "trained_on.json"  # names of the images; never published
 CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 UNFINISHED = "unfinished-"  # a checkpoint, or a model, that is being written
@@ -154,6 +155,7 @@ def _sync_one(path: Path):
 __all__ = [
     "IDS_FILE",
     "RUN_FILE",
+    "STUDENT_FILE",
     "UNFINISHED",
     "check_weights",
     "finish_renaming",

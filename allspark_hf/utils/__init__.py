@@ -1,3 +1,3 @@
-"""Small things that every folder may use: text of errors, JSON and image files, Markdown tables, argument fields."""
+"""Small things that every folder may use: text, tables, files, fields of arguments, the machine."""
 
 __version__ = "0.1.0"

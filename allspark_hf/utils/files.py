@@ -4,7 +4,7 @@ import json
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -121,12 +121,24 @@ def whole_file(path: Path) -> Iterator[Path]:
         raise
 
 
+@contextmanager
+def removing_new_folders(folder: str | Path) -> Iterator[None]:
+    """If the code inside fails, removes `folder` and those above it that are new and empty."""
+    path = Path(folder).absolute()
+    new = [one for one in (path, *path.parents) if not one.exists()]
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):
+            for one in new:
+                one.rmdir()
+        raise
+
+
 def write_json(path: str | Path, value: Any):
-    """Writes a JSON file under another name and renames it, so that a file of this name is always whole."""
-    path = Path(path)
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(part, path)
+    """Writes a JSON file by [`whole_file`]."""
+    with whole_file(Path(path)) as part:
+        part.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 __all__ = [
@@ -140,6 +152,7 @@ __all__ = [
     "predictions_around",
     "read_json",
     "read_json_object",
+    "removing_new_folders",
     "whole_file",
     "write_json",
 ]

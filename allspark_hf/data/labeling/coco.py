@@ -56,7 +56,7 @@ def read_coco(files: Files, sources: dict[Path, Any]) -> Export:
             f"Objects marked as crowds (iscrowd), whose pixels are ignored: {len(crowds)}. CVAT marks every mask as a "
             "crowd: if they are none, export CVAT for images 1.1."
         )
-    notes += [note] if (note := files.not_named(picture.image for picture in pictures)) else []
+    notes += files.not_named(picture.image for picture in pictures)
     return Export([names[number] for number in order], pictures, notes=notes)
 
 

@@ -54,8 +54,7 @@ def read_cvat_xml(files: Files, source: Path) -> Export:
         split = split or files.split_of(path)
         paint = partial(_paint, shapes=shapes, index=index) if shapes else None
         pictures.append(Picture(path, source, split, size, paint, may_be_empty=not shapes))
-    note = files.not_named(picture.image for picture in pictures)
-    return Export(names, pictures, notes=[note] if note else [])
+    return Export(names, pictures, notes=files.not_named(picture.image for picture in pictures))
 
 
 def _paint(canvas: Canvas, shapes: list[ElementTree.Element], index: dict[str, int]):

@@ -86,15 +86,15 @@ class Files:
         """Whether there is a picture of this name in any folder."""
         return one_form(PurePosixPath(name).name) in self._by_name
 
-    def not_named(self, used: Iterable[Path]) -> str | None:
-        """A sentence about pictures that the export does not name; `None` if there are none."""
+    def not_named(self, used: Iterable[Path]) -> list[str]:
+        """A sentence about the pictures that the export does not name, if there are any."""
         others = sorted(set(self.images) - set(used))
         if not others:
-            return None
-        return (
+            return []
+        return [
             f"Left alone in {self.folder}: {len(others)} pictures that the export does not name, first {others[0]}; "
             "to learn from them, give their folder to training as --unlabeled_dir."
-        )
+        ]
 
 
 def _shared(some: Iterable[str], others: Iterable[str]) -> int:

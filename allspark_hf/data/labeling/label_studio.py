@@ -51,12 +51,12 @@ def read_label_studio(files: Files, sources: dict[Path, Any]) -> Export:
         size = (regions[0]["original_height"], regions[0]["original_width"]) if regions else None
         paint = partial(_paint, task=task["id"], regions=regions, index=index)
         pictures.append(Picture(image, source, split, size, paint))
-    notes = [note, files.not_named(one.image for one in pictures)]
+    notes = [note, *files.not_named(one.image for one in pictures)]
     if several := sum(len(_finished(task["annotations"])) > 1 for _, task in tasks):
         notes.append(
             f"{several} tasks have several annotations: the one marked as ground truth is read, or the newest."
         )
-    return Export(names, pictures, notes=[one for one in notes if one])
+    return Export(names, pictures, notes=notes)
 
 
 def _finished(annotations: list[dict]) -> list[dict]:

@@ -61,8 +61,7 @@ def read_yolo(files: Files, source: Path) -> Export:
             f"{orphans[0]} labels no picture that {source} lists ({len(orphans)} such files); put the picture there, "
             "list its folder, or remove the labels."
         )
-    note = files.not_named(picture.image for picture in pictures)
-    return Export(classes, pictures, notes=[note] if note else [])
+    return Export(classes, pictures, notes=files.not_named(picture.image for picture in pictures))
 
 
 def _require_outlines_and_one_list(source: Path, classes: list[str]):

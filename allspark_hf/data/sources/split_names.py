@@ -43,8 +43,7 @@ def sort_splits(names: Iterable[str], where: str, fix: str) -> tuple[dict[str, s
 
     Returns:
         `tuple[dict[str, str], list[str]]`: `"train"`, `"validation"` and `"unlabeled"` -> the name, for the splits
-            that
-        are there; and the names of test splits and of unknown ones, which are left alone.
+        that are there; and the names of test splits and of unknown ones, which are left alone.
 
     Raises:
         ValueError: if two names mean the same split.
