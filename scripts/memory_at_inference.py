@@ -20,8 +20,7 @@ from allspark_hf.cli.evaluate import ScriptArguments, build_trainer
 from allspark_hf.data import DataArguments
 from allspark_hf.evaluation.arguments import EvaluationArguments
 from allspark_hf.models.bottleneck_allspark import MEMORY_KEYS, AllSparkBottleneck, resize_tokens
-from allspark_hf.training.checkpoints import STUDENT_FILE
-from allspark_hf.training.storage import last_complete_checkpoint
+from allspark_hf.training.storage import STUDENT_FILE, last_complete_checkpoint
 
 
 def fill(bottleneck: AllSparkBottleneck | None, run: str):

@@ -58,10 +58,10 @@ def test_the_trainer_names_the_image(tmp_path):
         sets = {"unlabeled_dataset": rows((64, 64), start=20), "eval_dataset": validation}
         return AllSparkTrainer(model, args, make_image_processor(), train_dataset=labeled, **sets)
 
-    for validation in (small, {"one": rows((64, 64), start=30), "other": small}):
-        name = "other" if isinstance(validation, dict) else "validation"
+    several = {"one": rows((64, 64), start=30), "other": small}
+    for name, validation, metric in (("validation", small, "mean_iou"), ("other", several, "one_mean_iou")):
         with pytest.raises(ValueError, match=rf"1 of 2 {name} images is too small, first i10 with 64x{smallest - 1}"):
-            build(validation)
+            build(validation, metric_for_best_model=metric)
     trainer = build(rows((smallest, 64), start=30), labeled=small)  # in training it is padded
     with pytest.raises(ValueError, match="1 of 2 validation images is too small, first i10"):
         trainer.evaluate(small)
