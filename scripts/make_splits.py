@@ -79,13 +79,11 @@ def shared_files(a, b) -> list[str]:
 
 def read_either(path: Path, layout):
     """A split file of training or of validation images."""
-    from allspark_hf.data.sources.lists import read_list
-
     try:
-        return read_list(path, layout, "train", need_masks=False)
+        return layout.read_list(path, "train", need_masks=False)
     except ValueError as error:
         try:
-            return read_list(path, layout, "validation", need_masks=False)
+            return layout.read_list(path, "validation", need_masks=False)
         except ValueError:
             raise error from None
 

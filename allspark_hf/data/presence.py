@@ -9,7 +9,7 @@ from .loading import DataArguments, check_found, find_data
 from .sources.classes import Classes, read_classes
 from .sources.layout import Layout
 from .sources.layouts import LAYOUTS, find_layout
-from .sources.lists import find_image, read_lines, split_line
+from .sources.lists import read_lines, split_line
 from .sources.pairs import SETS, SegmentationData
 
 
@@ -91,7 +91,7 @@ def _look_through_list(found: DataPresence, name: str, path: Path, layout: Layou
     found.counts[name] = len(lines)
     split = "validation" if name == "validation" else "train"
     named = dict.fromkeys(line for _, line in lines) if layout is not None else ()
-    missing = [split_line(line.strip())[0] for line in named if find_image(line, layout, split)[0] is None]
+    missing = [split_line(line.strip())[0] for line in named if layout.find_image(line, split)[0] is None]
     if missing:
         shown = ", ".join(missing[:SHOWN_FILES]) + (", ..." if len(missing) > SHOWN_FILES else "")
         counts = f"{len(missing)} of the {len(lines)} images of {path}"

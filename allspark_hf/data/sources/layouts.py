@@ -10,7 +10,7 @@ from ...utils.files import image_suffixes, is_hidden
 from ..labeling.formats import FORMATS, find_export, holds_indices, recognize_export
 from .folder import FolderLayout, split_folders
 from .layout import Layout
-from .lists import path_in, read_list
+from .lists import path_in
 from .pairs import Pairs, one_form, require_folder, require_images, require_usable_name
 from .published_classes import (
     CITYSCAPES_CLASSES,
@@ -136,7 +136,7 @@ class VocLayout(PublishedLayout):
             path = folder / f"{named[split]}.txt" if split in named else None
         if path is None:
             raise FileNotFoundError(f"There is no list {paths[0]}; {fix}.")
-        return read_list(path, self, split, need_masks=split == "validation")
+        return self.read_list(path, split, need_masks=split == "validation")
 
     @property
     def left_alone(self) -> str | None:
