@@ -41,7 +41,7 @@ def make_splits(options: argparse.Namespace):
         parts[name] = {"labeled_fraction": fraction}
     texts = {}
     for name, part in parts.items():
-        chosen = Selection(**part, validation_fraction=options.validation_fraction, seed=options.seed)
+        chosen = Selection(**part, validation_fraction=options.validation_fraction, split_seed=options.seed)
         labeled, unlabeled, validation = select_pairs(layout, chosen)
         texts[options.output_dir / name / "labeled.txt"] = list_text(labeled, layout.root)
         texts[options.output_dir / name / "unlabeled.txt"] = list_text(unlabeled, layout.root)

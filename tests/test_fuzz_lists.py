@@ -8,10 +8,10 @@ import pytest
 from fuzzing import JSON, TEXT, fuzz, is_one_sentence
 from hypothesis import example, given
 from hypothesis import strategies as st
-from layout_folders import make_cityscapes, make_coco, make_voc, write_image, write_mask
+from layout_folders import load_folder, make_cityscapes, make_coco, make_voc, write_image, write_mask
 from PIL import Image
 
-from allspark_hf.data import DataArguments, Selection, load_folder, read_classes
+from allspark_hf.data import DataArguments, Selection, read_classes
 from allspark_hf.data.presence import look_for_data
 from allspark_hf.data.sources.classes import Classes, write_classes
 from allspark_hf.data.sources.layouts import find_layout
@@ -124,7 +124,7 @@ def test_any_bytes(roots, tmp_path_factory, content):
 def test_lists_of_a_run_name_the_same_images(roots, tmp_path_factory, names, seed, count):
     """Whatever the names are: blanks at their ends, Unicode's line ends, what looks like a file."""
     layout, folder = roots["folder"], tmp_path_factory.mktemp("lists")
-    data = load_layout(layout, Selection(labeled_count=count, seed=seed))
+    data = load_layout(layout, Selection(labeled_count=count, split_seed=seed))
     write_id_lists(data, folder)
     again = layout.read_list(folder / "labeled_ids.txt", "train", need_masks=True)
     assert sorted(again.images) == data.labeled["id"] and len(again.images) == count

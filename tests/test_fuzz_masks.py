@@ -10,10 +10,11 @@ import pytest
 from fuzzing import fuzz, is_one_sentence
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
+from layout_folders import load_folder
 from mask_files import huge_png, pgm, png, tiff
 from PIL import Image
 
-from allspark_hf.data import BadDataError, check_data, load_folder
+from allspark_hf.data import BadDataError, check_data
 from allspark_hf.data.images import map_mask_values, mask_to_array
 from allspark_hf.data.masks import MaskConvention, read_label
 from allspark_hf.data.pixels import open_image, to_rgb

@@ -11,6 +11,7 @@ from ..utils.arguments import default_of, facts_of
 # Headings of the arguments that these classes declare; other classes declare "options".
 HEADINGS = {
     "DataArguments": "data",
+    "Selection": "data",
     "ModelArguments": "model",
     "AllSparkTrainingArguments": "training",
     "TrainingArguments": "training, all of transformers",

@@ -15,8 +15,7 @@ from .loading import (
 from .overlap import find_overlap
 from .pixels import Reading, open_image, to_rgb
 from .sources.classes import Classes, read_classes, write_classes
-from .sources.folder import load_folder
-from .sources.hub import find_classes, load_hub_data
+from .sources.hub import find_classes
 from .sources.layouts import find_layout
 from .sources.pairs import SegmentationData
 from .sources.splits import Selection, draw, fraction_to_count, load_layout, write_id_lists
@@ -45,8 +44,6 @@ __all__ = [
     "fraction_to_count",
     "list_path",
     "load_data",
-    "load_folder",
-    "load_hub_data",
     "load_layout",
     "map_mask_values",
     "mask_to_array",
