@@ -1,7 +1,7 @@
 """Data, one's own and published: reading, splitting and checking images and masks; batches to train on."""
 
 from .checks import BadDataError, CheckReport, check_data
-from .images import map_mask_values, mask_to_array
+from .images import mask_to_array
 from .lanes import Bookmark, Lanes
 from .loading import (
     DataArguments,
@@ -45,7 +45,6 @@ __all__ = [
     "list_path",
     "load_data",
     "load_layout",
-    "map_mask_values",
     "mask_to_array",
     "open_image",
     "open_unlabeled_stream",
