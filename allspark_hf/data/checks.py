@@ -18,10 +18,9 @@ from .columns import Mask, Picture, page_of
 from .images import describe_values, mask_to_array
 from .masks import MaskConvention, binary_sentence
 from .pixels import PLAIN, ImageError, Reading, deep_values, to_rgb
-from .ranges import value_range
 from .reading import row_name, undecoded
 from .sources.pairs import SegmentationData
-from .summary import describe_binary_masks, find_image_range, note, stored_values
+from .summary import describe_binary_masks, find_image_range, note, stored_values, value_range
 
 
 logger = logging.getLogger(__name__)
