@@ -109,15 +109,8 @@ def _shared(some: Iterable[str], others: Iterable[str]) -> int:
 
 def names_of(root: Path, used: Iterable[str]) -> tuple[list[str], str]:
     """
-    The classes of an export that does not list them: from a file in its folder, or else the names that objects have,
-    in alphabetical order.
-
-    Args:
-        root (`Path`): folder of the export.
-        used (`Iterable[str]`): names of objects.
-
-    Returns:
-        `tuple[list[str], str]`: the names of the classes, and a sentence about their source.
+    The classes of an export that does not list them, from a file in its folder, or else the names `used` by objects,
+    in alphabetical order; and a sentence about their source.
 
     Raises:
         ValueError: if the file does not list the name of an object, or cannot be read.
@@ -130,19 +123,6 @@ def names_of(root: Path, used: Iterable[str]) -> tuple[list[str], str]:
     if missing:
         raise ValueError(f"An object is called {missing[0]!r}, which the list of classes in {root} lacks; add it.")
     return listed.names, f"The classes are those of the list in {root}."
-
-
-def read_lines(path: Path) -> list[str]:
-    """
-    The lines of a text file.
-
-    Raises:
-        ValueError: if it is not in UTF-8.
-    """
-    try:
-        return path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no text in UTF-8 ({error.reason}); save it as UTF-8.") from error
 
 
 def split_in(parts: Iterable[str]) -> str | None:
@@ -160,13 +140,8 @@ def bare_name(relative: Path) -> str:
 
 def read_frame(image: Path, size: tuple[int, int] | None) -> tuple[int, int, Image.Transpose | None, bool]:
     """
-    Finds out how a tool saw a picture that EXIF turns, by the size that the tool gives: upright, as people and
-    training see it, or as it is stored.
-
-    Args:
-        image (`Path`): the picture; only the beginning of the file is read.
-        size (`tuple[int, int]`, *optional*): height and width of the picture according to the export; `None`: the tool
-            saw it upright.
+    Finds out how a tool saw a picture that EXIF turns, by the height and width that the tool gives: upright, as people
+    and training see it, or as it is stored. Without a size, upright. Only the beginning of the file is read.
 
     Returns:
         `tuple`: height and width of the mask to paint; the transposition that then makes the mask upright, or `None`;
@@ -193,4 +168,4 @@ def read_frame(image: Path, size: tuple[int, int] | None) -> tuple[int, int, Ima
     )
 
 
-__all__ = ["Files", "bare_name", "names_of", "read_frame", "read_lines", "split_in"]
+__all__ = ["Files", "bare_name", "names_of", "read_frame", "split_in"]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ...utils.files import read_text
 from ..images import decode, describe_values, mask_to_array
 from ..pixels import open_image
 from ..sources.class_lists import Color
@@ -14,7 +15,7 @@ from ..sources.folder import FolderLayout
 from ..sources.pairs import one_form, require_images
 from ..sources.split_names import split_of
 from .export import Canvas, Export, Picture
-from .files import Files, read_lines
+from .files import Files
 
 
 ROBOFLOW_CLASSES, ROBOFLOW_END = "_classes.csv", "_mask.png"
@@ -30,7 +31,7 @@ def read_cvat_masks(files: Files, classes: Classes) -> Export:
     pictures_dir = files.folder if files.folder != files.root else files.root / "JPEGImages"
     splits = {}
     for path in sorted((files.root / "ImageSets" / "Segmentation").glob("*.txt")):
-        names = [line.strip() for line in read_lines(path) if line.strip()]
+        names = [line.strip() for line in read_text(path).splitlines() if line.strip()]
         for name in names:
             if splits.setdefault(one_form(name), split_of(path.stem)) != split_of(path.stem):
                 raise ValueError(f"{path} names {name}, which a list of another split names too; keep it in one.")

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path, PurePosixPath
 
-from ...utils.files import image_suffixes
+from ...utils.files import image_suffixes, read_text
 from .pairs import Pairs, one_form
 
 
@@ -26,10 +26,7 @@ def read_lines(path: str | Path) -> list[tuple[int, str]]:
         raise FileNotFoundError(
             f"There is no list {path}; give a text file with an image and a mask, an image or an id a line."
         )
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")  # splitlines would also cut at signs within names
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not text in UTF-8 ({error.reason}); save the list as UTF-8.") from error
+    lines = read_text(path).split("\n")  # splitlines would also cut at signs within names
     return [(number, _unquoted(line)) for number, line in enumerate(lines, 1) if line.strip()]
 
 
