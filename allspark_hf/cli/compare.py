@@ -22,15 +22,9 @@ NUM_ROWS = 8
 
 def read_run(folder: Path) -> dict:
     """
-    What a training wrote about itself.
-
-    Args:
-        folder (`Path`): its output folder, named like its method.
-
-    Returns:
-        `dict`: the entries of [`read_run_metrics`], counts of images, `labeled_ids`, `validation_ids`, and `iou`:
-        class (with underscores for blanks) -> value in [0, 1], without classes that neither masks nor predictions
-        show.
+    What a training wrote about itself into its output folder, which is named like its method: the entries of
+    [`read_run_metrics`], counts of images, `labeled_ids`, `validation_ids`, and `iou`: class (with underscores for
+    blanks) -> value in [0, 1], without classes that neither masks nor predictions show.
     """
     from allspark_hf.studies.study import read_run_metrics
     from allspark_hf.utils.files import read_json

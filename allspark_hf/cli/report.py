@@ -18,11 +18,8 @@ SHOWN_EACH = 3  # worst images, and as many best ones
 
 def write_report(trainer, comparison: dict | None = None):
     """
-    Writes the report of a training; called by every process.
-
-    Args:
-        trainer ([`AllSparkTrainer`]): the trainer after its last evaluation, whose results are saved.
-        comparison (`dict`, *optional*): what [`~baseline.compare_with_baseline`] found.
+    Writes the report of a trainer after its last evaluation, whose results are saved, with what
+    [`~baseline.compare_with_baseline`] found; called by every process.
     """
     counts = np.stack(trainer.evaluation.by_image)
     scores = image_scores(counts)

@@ -50,13 +50,9 @@ class Canvas:
 
     def paint(self, inside: np.ndarray, label: int | None, left: int = 0, top: int = 0):
         """
-        Paints the pixels of an object.
-
-        Args:
-            inside (`np.ndarray`): bool (rows, columns); the part beyond the picture is cut off.
-            label (`int`, *optional*): the class, as an index into the export's list; `None`: ignored pixels.
-            left (`int`, *optional*, defaults to 0): the column of the picture at which `inside` begins.
-            top (`int`, *optional*, defaults to 0): the row of the picture at which `inside` begins.
+        Paints the pixels of an object, bool (rows, columns), whose upper left corner lies at `left` and `top`; the
+        part beyond the picture is cut off. The class `label` is an index into the export's list; `None`: ignored
+        pixels.
 
         Raises:
             ValueError: if all of `inside` lies beyond the picture.
@@ -77,13 +73,8 @@ class Canvas:
 
     def outline(self, rings: Sequence[Ring], label: int | None, unite: bool = False):
         """
-        Paints the inside of outlines in pixels ([`rasterize`]).
-
-        Args:
-            rings (`Sequence`): the rings of one object.
-            label (`int`, *optional*): the class, as an index into the export's list; `None`: ignored pixels.
-            unite (`bool`, *optional*, defaults to `False`): whether rings are united, so that a ring within a ring is
-                no hole.
+        Paints the inside of the rings of one object, in pixels ([`rasterize`]), see [`Canvas.paint`]. With `unite`,
+        rings are united, so that a ring within a ring is no hole.
 
         Raises:
             ValueError: if [`checked_ring`] refuses a ring, or the object lies beyond the picture, as with a wrong
@@ -109,10 +100,7 @@ class Canvas:
 
     def fill(self, labels: np.ndarray):
         """
-        Sets every pixel.
-
-        Args:
-            labels (`np.ndarray`): int64 (height, width), indices into the export's list of classes.
+        Sets every pixel, from int64 (height, width), indices into the export's list of classes.
 
         Raises:
             ValueError: if `values` does not list a class that occurs.

@@ -27,12 +27,8 @@ ONE_EACH = "keep one, or put both into one folder"
 
 class Place(NamedTuple):
     """
-    Where the files of a split lie.
-
-    Args:
-        images (`Path`): folder of images.
-        masks (`Path`): folder of masks; for unlabeled images, it may be missing.
-        deep (`bool`): whether subfolders are read.
+    Where the files of a split lie: a folder of images, one of masks, which may be missing for unlabeled images, and
+    whether their subfolders are read.
     """
 
     images: Path

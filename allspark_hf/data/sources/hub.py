@@ -168,17 +168,14 @@ def open_dataset(
     dataset_name: str, config_name: str | None = None, streaming: bool = False
 ) -> dict[str, Dataset] | dict[str, IterableDataset]:
     """
-    All splits of a data set.
+    The splits of a data set by name, as `datasets.Dataset`, or with `streaming` as `datasets.IterableDataset`.
 
     Args:
         dataset_name (`str`): a Hub id, a local folder that `datasets.load_dataset` reads, or a folder written by
             `save_to_disk`, in which a data set without splits is the split `train`.
         config_name (`str`, *optional*): the configuration, if the data set has several.
-        streaming (`bool`, *optional*, defaults to `False`): whether to read rows as they come instead of downloading
-            all of them.
-
-    Returns:
-        `dict`: name of a split -> `datasets.Dataset`, or `datasets.IterableDataset` with `streaming`.
+        streaming (`bool`, *optional*, defaults to `False`): whether to read rows as they come, without a
+            download.
 
     Raises:
         ValueError: if the data set cannot be loaded; the message has the reason that `datasets` gives.
@@ -210,7 +207,8 @@ def pick_split(splits: dict, name: str, dataset_name: str, option: str) -> Datas
 
 def standard_columns(dataset: Dataset, columns: dict[str, str], where: str, split: str, fix: str) -> Dataset:
     """
-    The columns of a data set under the names that [`SegmentationData`] needs.
+    The columns of a data set under the names that [`SegmentationData`] needs, as decoded `datasets.Image`, and `id`
+    (string).
 
     Args:
         dataset (`datasets.Dataset`): the data set, which is not changed.
@@ -218,9 +216,6 @@ def standard_columns(dataset: Dataset, columns: dict[str, str], where: str, spli
         where (`str`): what to call the data set in an error.
         split (`str`): what the ids begin with if the data set has no usable ids.
         fix (`str`): what the error tells the user to do about a missing column.
-
-    Returns:
-        `datasets.Dataset`: the columns as decoded `datasets.Image`, and `id` (string).
 
     Raises:
         ValueError: if a column is missing, or holds neither images nor their paths or bytes.

@@ -31,6 +31,9 @@ class PublishedLayout(Layout):
 
     image_form: str  # pattern of the names of image files, for an error message
 
+    def name_of(self, image: Path) -> str:
+        return one_form(image.stem)
+
     def _require_folders(self, *names: str):
         for name in names:
             require_folder(self.root / name, f"{self.name} data must have one")
@@ -158,9 +161,6 @@ class VocLayout(PublishedLayout):
     def mask_of(self, image: Path) -> Path:
         name = f"{image.stem}.png"
         return path_in(self.mask_folder, name) or self._present(self.mask_folder / name)
-
-    def name_of(self, image: Path) -> str:
-        return one_form(image.stem)
 
     def listed_mask(self, mask: Path, image: Path) -> Path:
         # Published lists name SBD's masks in SegmentationClass, because their authors unpacked both there.
@@ -291,9 +291,6 @@ class CocoLayout(PublishedLayout):
     def mask_of(self, image: Path) -> Path:
         folder = self.mask_folder / image.parent.name if self.has_subfolders else self.mask_folder
         return folder / f"{image.stem}.png"
-
-    def name_of(self, image: Path) -> str:
-        return one_form(image.stem)
 
     def listed_mask(self, mask: Path, image: Path) -> Path:
         is_elsewhere = self.has_subfolders and mask.parent == self.mask_folder and mask.stem == image.stem

@@ -60,12 +60,8 @@ class SegmentationData:
         ignored_mask_values: Iterable[int] | None = None,
     ) -> MaskConvention:
         """
-        The transform from mask values to class indices, by the options or else by the values of the data set.
-
-        Args:
-            ignore_index (`int`, *optional*, defaults to 255): the value of ignored pixels.
-            mask_values (`Iterable[int]`, *optional*): if given, replaces both lists of the data set.
-            ignored_mask_values (`Iterable[int]`, *optional*): if given, replaces this list of the data set.
+        The transform from mask values to class indices, by the options or else by the values of the data set;
+        `mask_values` replaces both lists of the data set.
 
         Raises:
             ValueError: if the values contradict each other.
@@ -107,13 +103,8 @@ class Pairs:
 
     def to_dataset(self, with_masks: bool) -> Dataset:
         """
-        The images as a dataset.
-
-        Args:
-            with_masks (`bool`): whether to have a column `label`; an image without a mask has `None` there.
-
-        Returns:
-            `datasets.Dataset`: columns `id`, `image` and perhaps `label`, sorted by id.
+        The images as a dataset, sorted by id: columns `id`, `image` and, `with_masks`, `label`, which is `None` for an
+        image without a mask.
         """
         ids = sorted(self.images)
         columns = {"image": [str(self.images[name]) for name in ids]}

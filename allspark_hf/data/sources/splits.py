@@ -181,11 +181,8 @@ def _require_any(masked: Collection[str], where: str):
 
 def write_id_lists(data: SegmentationData, output_dir: str | Path):
     """
-    Writes `labeled_ids.txt`, `unlabeled_ids.txt` and `validation_ids.txt`, one id per line, in UTF-8.
-
-    Args:
-        data (`SegmentationData`): the three sets.
-        output_dir (`str` or `Path`): the folder, which is made if it is missing; older lists in it are replaced.
+    Writes `labeled_ids.txt`, `unlabeled_ids.txt` and `validation_ids.txt` into a folder, one id per line, in UTF-8.
+    Older lists are replaced.
     """
     output_dir = Path(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
