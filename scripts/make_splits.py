@@ -31,7 +31,7 @@ def make_splits(options: argparse.Namespace):
     """Draws, checks and writes the lists."""
     from allspark_hf.data import Selection, find_layout
     from allspark_hf.data.sources.lists import list_text
-    from allspark_hf.data.sources.pairs import some
+    from allspark_hf.data.sources.pairs import first_few
     from allspark_hf.data.sources.splits import select_pairs
 
     layout = find_layout(options.data_dir, options.data_format, options.voc_masks)
@@ -52,8 +52,8 @@ def make_splits(options: argparse.Namespace):
     same = [*shared_files(labeled, validation), *shared_files(unlabeled, validation)]
     if same:
         raise ValueError(
-            f"Training images are validation images too, byte for byte: {some(same)} ({len(same)} in all); remove "
-            "them from one of the two."
+            f"Training images are validation images too, byte for byte: {first_few(same)} ({len(same)} in all); "
+            "remove them from one of the two."
         )
     write_texts(texts)
 
@@ -92,7 +92,7 @@ def check(options: argparse.Namespace) -> int:
     """Prints what any two of the lists share; the number of pairs of lists that share something."""
     from allspark_hf.data import find_layout
     from allspark_hf.data.sources.lists import read_lines, shared_images
-    from allspark_hf.data.sources.pairs import some
+    from allspark_hf.data.sources.pairs import first_few
 
     if len(options.check) < 2:
         raise ValueError("--check was given one list; give at least two.")
@@ -107,7 +107,8 @@ def check(options: argparse.Namespace) -> int:
         shared = compare(lists[first], lists[second])
         if shared:
             problems += 1
-            print(f"{first} and {second} share {len(shared)} image{'s' if len(shared) > 1 else ''}: {some(shared)}")
+            images = "1 image" if len(shared) == 1 else f"{len(shared)} images"
+            print(f"{first} and {second} share {images}: {first_few(shared)}")
     if not problems:
         print(f"No image is in two of the {len(options.check)} lists.")
     return problems

@@ -13,8 +13,8 @@ from PIL import Image
 
 from allspark_hf.data import DataArguments, Selection, read_classes
 from allspark_hf.data.presence import look_for_data
+from allspark_hf.data.recognition import find_layout
 from allspark_hf.data.sources.classes import Classes, write_classes
-from allspark_hf.data.sources.layouts import find_layout
 from allspark_hf.data.sources.lists import list_text, shared_images
 from allspark_hf.data.sources.splits import load_layout, write_id_lists
 from allspark_hf.data.sources.unlabeled import read_image_folder

@@ -9,7 +9,7 @@ from ..data.reading import row_name, undecoded
 from ..evaluation.intervals import iou_of
 from ..publishing.records import read_records
 from ..publishing.report import REPORT_FILE, Picture, render_report
-from .progress import FOLDER, Shown, joined
+from .progress import FOLDER, ShownImages, joined
 
 
 SHOWN_EVALUATIONS = 6
@@ -24,7 +24,7 @@ def write_report(trainer, comparison: dict | None = None):
     counts = np.stack(trainer.evaluation.by_image)
     scores = image_scores(counts)
     rows = worst_and_best(scores)
-    shown = Shown(trainer, rows)
+    shown = ShownImages(trainer, rows)
     predicted = shown.predict()
     if not trainer.args.should_save:
         return

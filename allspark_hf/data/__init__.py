@@ -14,9 +14,9 @@ from .loading import (
 )
 from .overlap import find_overlap
 from .pixels import Reading, open_image, to_rgb
+from .recognition import find_layout
 from .sources.classes import Classes, read_classes, write_classes
 from .sources.hub import find_classes
-from .sources.layouts import find_layout
 from .sources.pairs import SegmentationData
 from .sources.splits import Selection, draw, fraction_to_count, load_layout, write_id_lists
 from .sources.unlabeled import add_unlabeled, open_unlabeled_stream, read_image_folder, read_unlabeled_dataset

@@ -12,9 +12,10 @@ from .checks import CheckReport, check_data
 from .columns import exact_columns
 from .overlap import find_overlap
 from .reading import undecoded
+from .recognition import find_layout
 from .sources.classes import read_classes
 from .sources.hub import HubLayout
-from .sources.layouts import LAYOUTS, VOC_MASKS, find_layout
+from .sources.layouts import LAYOUTS, VOC_MASKS
 from .sources.pairs import SegmentationData
 from .sources.splits import Selection, load_layout
 from .sources.unlabeled import add_unlabeled, open_unlabeled_stream, read_image_folder, read_unlabeled_dataset

@@ -5,9 +5,10 @@ from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from .loading import DataArguments, check_found, find_data
+from .recognition import find_layout
 from .sources.classes import Classes, read_classes
 from .sources.layout import Layout
-from .sources.layouts import LAYOUTS, find_layout
+from .sources.layouts import LAYOUTS
 from .sources.lists import read_lines, split_line
 from .sources.pairs import SETS, SegmentationData
 

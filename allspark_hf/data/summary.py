@@ -24,7 +24,7 @@ _FOUND: WeakKeyDictionary[datasets.Dataset, dict[tuple[Callable, str], tuple]] =
 logger = logging.getLogger(__name__)
 
 
-def note(dataset: datasets.Dataset, sizes: Iterable, values: Iterable, ranges: Iterable):
+def remember(dataset: datasets.Dataset, sizes: Iterable, values: Iterable, ranges: Iterable):
     """Keeps what the check of the data found in the columns `image` and `label`."""
     found = {(_size, "image"): sizes, (_values, "label"): values, (_range, "image"): ranges}
     _FOUND[dataset] = {key: tuple(rows) for key, rows in found.items()}
@@ -222,7 +222,7 @@ __all__ = [
     "find_image_range",
     "image_sizes",
     "mask_values",
-    "note",
+    "remember",
     "require_known_values",
     "stored_values",
     "value_range",

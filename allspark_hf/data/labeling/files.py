@@ -8,7 +8,7 @@ from PIL import Image
 from ...utils.files import find_image_files
 from ..pixels import ORIENTATION, WIDTH, open_image
 from ..sources.classes import classes_in
-from ..sources.pairs import one_form, require_folder
+from ..sources.pairs import nfc, require_folder
 from ..sources.split_names import KIND_NAMES, split_of
 
 
@@ -39,7 +39,7 @@ class Files:
         self.images = find_image_files(self.folder)[0]
         self._by_name: dict[str, list[Path]] = {}
         for path in self.images:
-            self._by_name.setdefault(one_form(path.name), []).append(path)
+            self._by_name.setdefault(nfc(path.name), []).append(path)
 
     def find(self, name: str, source: Path, split: str | None = None) -> Path:
         """
@@ -52,7 +52,7 @@ class Files:
             FileNotFoundError: if there is no such picture.
             ValueError: if several are as likely.
         """
-        parts = [part for part in PurePosixPath(one_form(name.replace("\\", "/"))).parts if part not in ("..", "/")]
+        parts = [part for part in PurePosixPath(nfc(name.replace("\\", "/"))).parts if part not in ("..", "/")]
         is_absolute = name[:1] in ("/", "\\") or name[1:2] == ":"
         named = None if is_absolute else split_in(parts[:-1])
         found = self._by_name.get(parts[-1], []) if parts else []
@@ -84,7 +84,7 @@ class Files:
 
     def has(self, name: str) -> bool:
         """Whether there is a picture of this name in any folder."""
-        return one_form(PurePosixPath(name).name) in self._by_name
+        return nfc(PurePosixPath(name).name) in self._by_name
 
     def not_named(self, used: Iterable[Path]) -> list[str]:
         """A sentence about the pictures that the export does not name, if there are any."""
@@ -101,7 +101,7 @@ def _shared(some: Iterable[str], others: Iterable[str]) -> int:
     """How many names agree before the first two that differ."""
     count = 0
     for one, other in zip(some, others, strict=False):
-        if one_form(one) != one_form(other):
+        if nfc(one) != nfc(other):
             break
         count += 1
     return count
@@ -135,7 +135,7 @@ def bare_name(relative: Path) -> str:
     """A picture's path without folders that mean a split or pictures, such as `train` and `images`."""
     folders = [part for part in relative.parts[:-1] if not split_of(part)]
     folders = [part for part in folders if part.casefold() not in KIND_NAMES["images"]]
-    return one_form("/".join([*folders, relative.name]))
+    return nfc("/".join([*folders, relative.name]))
 
 
 def read_frame(image: Path, size: tuple[int, int] | None) -> tuple[int, int, Image.Transpose | None, bool]:

@@ -10,7 +10,7 @@ from .pairs import (
     ACCEPTED,
     ACCEPTED_IMAGES,
     Pairs,
-    one_form,
+    nfc,
     require_folder,
     require_images,
     require_usable_name,
@@ -63,7 +63,7 @@ class FolderLayout(Layout):
     """
 
     name = "folder"
-    every_mask = False
+    needs_every_mask = False
 
     def __init__(self, data_dir: str | Path):
         super().__init__(Path(data_dir).absolute())
@@ -94,7 +94,7 @@ class FolderLayout(Layout):
                 "%d files in %s are not used (%s), first %s", len(unused), place.images, ACCEPTED_IMAGES, unused[0][0]
             )
         if split == "unlabeled":
-            ids = {name: one_form(path.relative_to(self.root).as_posix()) for name, path in images.items()}
+            ids = {name: nfc(path.relative_to(self.root).as_posix()) for name, path in images.items()}
             return Pairs({ids[name]: images[name] for name in images}, {ids[name]: masks[name] for name in masks})
         if not self.has_validation:
             self._require_no_split_further_down(place.images, images)
@@ -132,8 +132,8 @@ class FolderLayout(Layout):
             if image.is_relative_to(place.images):
                 within = self.root if split == "unlabeled" else place.images
                 name = image.relative_to(within)
-                return split, one_form((name if split == "unlabeled" else name.with_suffix("")).as_posix())
-        return "train", one_form(image.relative_to(self.root).with_suffix("").as_posix())
+                return split, nfc((name if split == "unlabeled" else name.with_suffix("")).as_posix())
+        return "train", nfc(image.relative_to(self.root).with_suffix("").as_posix())
 
 
 def split_folders(root: Path) -> dict[str, Path]:

@@ -15,7 +15,7 @@ from ..reading import require_columns
 from .classes import Classes, read_classes
 from .layout import Layout
 from .lists import read_lines
-from .pairs import Pairs, can_be_listed, one_form
+from .pairs import Pairs, can_be_listed, nfc
 from .split_names import sort_splits, split_of
 
 
@@ -75,7 +75,7 @@ class HubLayout(Layout):
             nor their paths or bytes.
     """
 
-    every_mask = False
+    needs_every_mask = False
 
     def __init__(
         self,
@@ -120,11 +120,11 @@ class HubLayout(Layout):
     def read_list(self, path: str | Path, split: str, need_masks: bool) -> Pairs:
         pairs = self.pairs(split)
         if split == "train" and self.has_unlabeled and not need_masks:
-            pairs = pairs.beside(self.pairs("unlabeled"))
-        known = {one_form(name): name for name in pairs.images}
+            pairs = pairs.union(self.pairs("unlabeled"))
+        known = {nfc(name): name for name in pairs.images}
         named = []
         for _, line in read_lines(path):
-            name = next((known[text] for text in map(one_form, (line, line.strip())) if text in known), None)
+            name = next((known[text] for text in map(nfc, (line, line.strip())) if text in known), None)
             if name is None:
                 kind = "training" if split == "train" else split
                 raise ValueError(f"{path} names {line.strip()}, but there is no such {kind} row; correct the list.")

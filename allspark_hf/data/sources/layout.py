@@ -8,7 +8,7 @@ from datasets import Dataset
 
 from .classes import Classes, classes_in
 from .lists import is_file, is_image_path, path_in, read_lines, shown, split_line
-from .pairs import Pairs, one_form
+from .pairs import Pairs, nfc
 
 
 logger = logging.getLogger(__name__)
@@ -24,7 +24,7 @@ class Layout:
     """
 
     name: str
-    every_mask = True  # whether a training image without a mask is a mistake, unless a list names the labeled images
+    needs_every_mask = True  # whether a training image without a mask is a mistake, unless a list names the labeled
     has_validation = True  # whether the data set has a validation split
     has_unlabeled = False  # whether the data set has a split of unlabeled images
     left_alone: str | None = None  # a sentence about images in the data set that are not read
@@ -70,7 +70,7 @@ class Layout:
     def identify(self, image: Path, split: str) -> str:
         """The id by which [`image_of`] finds an image, or else the image's path relative to the root."""
         name = self.name_of(image)
-        return name if self.image_of(name, split) == image else one_form(image.relative_to(self.root).as_posix())
+        return name if self.image_of(name, split) == image else nfc(image.relative_to(self.root).as_posix())
 
     def to_dataset(self, pairs: Pairs, with_masks: bool) -> Dataset:
         """Some of the images as a dataset ([`Pairs.to_dataset`])."""
@@ -132,7 +132,7 @@ class Layout:
         """The image that a line names, if it exists, and the mask's path, if the line has one; see [`read_list`]."""
         # An id may look like a path or a pair, or end in a blank: the line is an id if such an image exists.
         for name in (line, line.strip()):
-            if not self._leaves(name) and is_file(image := self.image_of(one_form(name), split)):
+            if not self._leaves(name) and is_file(image := self.image_of(nfc(name), split)):
                 return image, None
             if is_image_path(name) and not self._leaves(name) and (image := path_in(self.root, name)):
                 return image, None
@@ -142,8 +142,8 @@ class Layout:
         if second is not None and (image := path_in(self.root, first)):
             return image, second
         # The line may be the name of a file whose stem is the id.
-        image = self.image_of(one_form(PurePosixPath(first).with_suffix("").as_posix()), split)
-        is_named = is_file(image) and one_form(image.name).lower() == one_form(PurePosixPath(first).name).lower()
+        image = self.image_of(nfc(PurePosixPath(first).with_suffix("").as_posix()), split)
+        is_named = is_file(image) and nfc(image.name).lower() == nfc(PurePosixPath(first).name).lower()
         return image if is_named else None, second
 
     def _resolve(self, line: str, split: str, where: str) -> tuple[Path, Path | None]:
@@ -160,7 +160,7 @@ class Layout:
         if image is None:
             is_path = second is not None or is_image_path(first)
             other = "validation" if split == "train" else "train"
-            if not is_path and is_file(self.image_of(one_form(first), other)):
+            if not is_path and is_file(self.image_of(nfc(first), other)):
                 kind = "training" if other == "train" else other
                 raise ValueError(f"{where} names {shown(first)}, which is a {kind} image; correct it.")
             place = shown(str(self.root / first if is_path else self.image_of(first, split)))

@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path, PurePosixPath
 
 from ...utils.files import image_suffixes, read_text
-from .pairs import Pairs, one_form
+from .pairs import Pairs, nfc
 
 
 SHOWN_CHARACTERS = 300
@@ -74,7 +74,7 @@ def _in_stored_form(folder: Path, parts: Sequence[str]) -> Path | None:
     """The file below a folder whose path has these parts, whatever Unicode form of accents the disk has."""
     for part in parts:
         paths = folder.iterdir() if folder.is_dir() else ()
-        folder = next((path for path in paths if one_form(path.name) == one_form(part)), None)
+        folder = next((path for path in paths if nfc(path.name) == nfc(part)), None)
         if folder is None:
             return None
     return folder if folder.is_file() else None

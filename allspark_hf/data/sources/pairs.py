@@ -97,7 +97,7 @@ class Pairs:
         left_out = {path for other in others for path in other.images.values()}
         return self.only(name for name, path in self.images.items() if path not in left_out)
 
-    def beside(self, other: "Pairs") -> "Pairs":
+    def union(self, other: "Pairs") -> "Pairs":
         """The images and masks of both sets, which must not share an id."""
         return Pairs(self.images | other.images, self.masks | other.masks)
 
@@ -128,10 +128,10 @@ def visible_paths(folder: Path, deep: bool = True) -> Iterator[tuple[Path, str]]
     for path in sorted(folder.rglob("*") if deep else folder.glob("*")):
         relative = path.relative_to(folder)
         if not any(is_hidden(part) for part in relative.parts):
-            yield path, one_form(relative.with_suffix("").as_posix())
+            yield path, nfc(relative.with_suffix("").as_posix())
 
 
-def one_form(name: str) -> str:
+def nfc(name: str) -> str:
     """A name with its accents in one of Unicode's two forms; a Mac stores names in the other one."""
     return unicodedata.normalize("NFC", name)
 
@@ -173,7 +173,7 @@ def require_usable_name(path: Path, name: str):
         )
 
 
-def some(ids: list[str]) -> str:
+def first_few(ids: list[str]) -> str:
     """The first few ids for an error message, and the number of the others."""
     rest = len(ids) - SHOWN_IDS
     return ", ".join(ids[:SHOWN_IDS]) + (f" and {rest} more" if rest > 0 else "")

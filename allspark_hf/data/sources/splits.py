@@ -12,7 +12,7 @@ import numpy as np
 from ...utils.arguments import argument, check_values
 from .classes import Classes
 from .layout import Layout
-from .pairs import SETS, Pairs, SegmentationData, some
+from .pairs import SETS, Pairs, SegmentationData, first_few
 
 
 logger = logging.getLogger(__name__)
@@ -106,13 +106,13 @@ def select_pairs(layout: Layout, selection: Selection) -> tuple[Pairs, Pairs, Pa
         elif selection.validation_list is not None:
             train = train.without(validation)
         if labeled is None:
-            if layout.every_mask:
+            if layout.needs_every_mask:
                 _require_masks(train, layout, "training", "name the labeled images with labeled_list")
             labeled = train.only(choose_labeled(train.masks, layout.where, selection))
         if unlabeled is None:
             unlabeled = train.without(labeled)
             if layout.has_unlabeled:
-                unlabeled = unlabeled.beside(layout.pairs("unlabeled").without(labeled, validation))
+                unlabeled = unlabeled.union(layout.pairs("unlabeled").without(labeled, validation))
     _require_disjoint(selection, (labeled, unlabeled, validation), fix)
     return labeled, unlabeled, validation
 
@@ -139,7 +139,7 @@ def _require_disjoint(selection: Selection, chosen: tuple[Pairs, ...], fix: str)
         both = [name for name, path in a.images.items() if path in in_b]
         if both:
             counted = "1 image is" if len(both) == 1 else f"{len(both)} images are"
-            raise ValueError(f"{counted} both in {first} and in {second} ({some(both)}); {fix}.")
+            raise ValueError(f"{counted} both in {first} and in {second} ({first_few(both)}); {fix}.")
 
 
 def hold_out(masked: Collection[str], where: str, selection: Selection) -> list[str]:

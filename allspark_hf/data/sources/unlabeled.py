@@ -10,7 +10,7 @@ from ...utils.files import find_image_files, left_out
 from ..shards import names_shards, open_shards
 from ..streaming import undecoded_stream
 from .hub import open_dataset, pick_split, standard_columns
-from .pairs import ACCEPTED_IMAGES, SegmentationData, dataset_of_files, one_form, require_folder, require_usable_name
+from .pairs import ACCEPTED_IMAGES, SegmentationData, dataset_of_files, nfc, require_folder, require_usable_name
 
 
 logger = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ def read_image_folder(folder: str | Path) -> Dataset:
         require_usable_name(path, name)
     if others:
         logger.warning(left_out(others, folder))
-    return dataset_of_files([one_form(name) for name in ids], image=list(map(str, paths)))
+    return dataset_of_files([nfc(name) for name in ids], image=list(map(str, paths)))
 
 
 def read_unlabeled_dataset(
