@@ -117,7 +117,7 @@ def dry_run(
 
 def setting_lines(model: ModelArguments, args: AllSparkTrainingArguments, chosen: str | None) -> list[str]:
     """The most important arguments, with the values that the training will have."""
-    encoder = args.learning_rate
+    rate = args.learning_rate
     schedule = f"{args.lr_scheduler_type.value} {args.lr_scheduler_kwargs or ''}"
     length = f"{args.max_steps} steps" if args.max_steps > 0 else f"{args.num_train_epochs:g} epochs"
     length = chosen or f"{length}; an epoch is one pass over the {args.epoch_length} images"
@@ -125,7 +125,7 @@ def setting_lines(model: ModelArguments, args: AllSparkTrainingArguments, chosen
     steps = f"{args.eval_steps:g} of the" if args.eval_steps and args.eval_steps < 1 else f"{args.eval_steps}"
     when = {"no": "never", "epoch": "every epoch", "steps": f"every {steps} steps"}[args.eval_strategy.value]
     absent = "count as 0" if args.count_absent_classes else "do not count"
-    rates = f"encoder {encoder:g}, rest {encoder * args.head_learning_rate_multiplier:g}"
+    rates = f"encoder {rate:g}, rest {rate * args.head_learning_rate_multiplier:g}"
     optimizer = f"{args.optim.value}, weight decay {args.weight_decay:g}"
     if model.encoder:  # it chooses what was not given, and is not read yet
         given = getattr(args, "given", ())

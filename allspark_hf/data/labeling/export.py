@@ -7,7 +7,8 @@ itself; both name the file and the fix. Masks are painted later, by [`Picture.pa
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -160,6 +161,15 @@ class Export:
     notes: list[str] = field(default_factory=list)
 
 
+@contextmanager
+def naming(what: str) -> Iterator[None]:
+    """Puts the name of an object before the sentence of a `ValueError`."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{what}: {error}") from error
+
+
 def ellipse_ring(x: float, y: float, radius_x: float, radius_y: float, degrees: float = 0) -> np.ndarray:
     """An ellipse as a ring (72, 2), turned clockwise around its center by the degrees."""
     angles = np.linspace(0, 2 * np.pi, 72, endpoint=False)
@@ -177,4 +187,4 @@ def turned(points: np.ndarray, center: Sequence[float], degrees: float) -> np.nd
     return (points - center) @ np.array([[cosine, sine], [-sine, cosine]]) + center
 
 
-__all__ = ["IGNORED", "Canvas", "Export", "Picture", "Ring", "box_ring", "ellipse_ring", "turned"]
+__all__ = ["IGNORED", "Canvas", "Export", "Picture", "Ring", "box_ring", "ellipse_ring", "naming", "turned"]

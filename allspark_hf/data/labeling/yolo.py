@@ -12,7 +12,7 @@ import yaml
 from ...utils.files import read_text
 from ..sources.classes import read_classes
 from ..sources.split_names import split_of
-from .export import Canvas, Export, Picture
+from .export import Canvas, Export, Picture, naming
 from .files import Files
 
 
@@ -133,10 +133,8 @@ def _paint(canvas: Canvas, lines: list[str], num_classes: int):
             )
         if len(numbers) % 2:
             raise ValueError(f"line {number} has {len(numbers)} numbers after the class, but pairs are needed")
-        try:
+        with naming(f"line {number}"):
             canvas.outline([np.reshape(numbers, (-1, 2)) * (width, height)], int(label))
-        except ValueError as error:
-            raise ValueError(f"line {number}: {error}") from error
 
 
 __all__ = ["LABELS", "PICTURES", "is_yolo", "read_yaml", "read_yolo"]
