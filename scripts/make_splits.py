@@ -31,7 +31,7 @@ def make_splits(options: argparse.Namespace):
     """Draws, checks and writes the lists."""
     from allspark_hf.data import Selection, find_layout
     from allspark_hf.data.sources.lists import list_text
-    from allspark_hf.data.sources.pairs import some
+    from allspark_hf.data.sources.pairs import first_few
     from allspark_hf.data.sources.splits import select_pairs
 
     layout = find_layout(options.data_dir, options.data_format, options.voc_masks)
@@ -41,7 +41,7 @@ def make_splits(options: argparse.Namespace):
         parts[name] = {"labeled_fraction": fraction}
     texts = {}
     for name, part in parts.items():
-        chosen = Selection(**part, validation_fraction=options.validation_fraction, seed=options.seed)
+        chosen = Selection(**part, validation_fraction=options.validation_fraction, split_seed=options.seed)
         labeled, unlabeled, validation = select_pairs(layout, chosen)
         texts[options.output_dir / name / "labeled.txt"] = list_text(labeled, layout.root)
         texts[options.output_dir / name / "unlabeled.txt"] = list_text(unlabeled, layout.root)
@@ -52,8 +52,8 @@ def make_splits(options: argparse.Namespace):
     same = [*shared_files(labeled, validation), *shared_files(unlabeled, validation)]
     if same:
         raise ValueError(
-            f"Training images are validation images too, byte for byte: {some(same)} ({len(same)} in all); remove "
-            "them from one of the two."
+            f"Training images are validation images too, byte for byte: {first_few(same)} ({len(same)} in all); "
+            "remove them from one of the two."
         )
     write_texts(texts)
 
@@ -79,13 +79,11 @@ def shared_files(a, b) -> list[str]:
 
 def read_either(path: Path, layout):
     """A split file of training or of validation images."""
-    from allspark_hf.data.sources.lists import read_list
-
     try:
-        return read_list(path, layout, "train", need_masks=False)
+        return layout.read_list(path, "train", need_masks=False)
     except ValueError as error:
         try:
-            return read_list(path, layout, "validation", need_masks=False)
+            return layout.read_list(path, "validation", need_masks=False)
         except ValueError:
             raise error from None
 
@@ -94,7 +92,7 @@ def check(options: argparse.Namespace) -> int:
     """Prints what any two of the lists share; the number of pairs of lists that share something."""
     from allspark_hf.data import find_layout
     from allspark_hf.data.sources.lists import read_lines, shared_images
-    from allspark_hf.data.sources.pairs import some
+    from allspark_hf.data.sources.pairs import first_few
 
     if len(options.check) < 2:
         raise ValueError("--check was given one list; give at least two.")
@@ -109,7 +107,8 @@ def check(options: argparse.Namespace) -> int:
         shared = compare(lists[first], lists[second])
         if shared:
             problems += 1
-            print(f"{first} and {second} share {len(shared)} image{'s' if len(shared) > 1 else ''}: {some(shared)}")
+            images = "1 image" if len(shared) == 1 else f"{len(shared)} images"
+            print(f"{first} and {second} share {images}: {first_few(shared)}")
     if not problems:
         print(f"No image is in two of the {len(options.check)} lists.")
     return problems

@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image
 
+from allspark_hf.data import DataArguments, SegmentationData, find_data, write_id_lists
+
 
 SIZE = (11, 7)  # width, height
 VOC_TRAIN = [f"2007_{index:06}" for index in range(1, 7)]
@@ -53,6 +55,19 @@ def make_flat(root: Path, labeled: int = 20, unlabeled: int = 5) -> Path:
         if index < labeled:
             write_mask(root / "masks" / f"i{index:03}.png")
     return root
+
+
+def load_folder(root: Path, output_dir: Path | None = None, **options) -> SegmentationData:
+    """The sets of a folder of one's own, with options of the command, and perhaps the lists of their ids."""
+    data = find_data(DataArguments(str(root), data_format="folder", **options))
+    if output_dir is not None:
+        write_id_lists(data, output_dir)
+    return data
+
+
+def load_hub_data(name: str, image_column: str = "image", label_column: str = "label", **options) -> SegmentationData:
+    """The sets of a data set of the Hub."""
+    return find_data(DataArguments(dataset_name=name, **options), image_column, label_column)
 
 
 def ids(dataset) -> list[str]:

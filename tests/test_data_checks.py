@@ -11,10 +11,10 @@ import numpy as np
 import PIL.ExifTags
 import PIL.Image
 import pytest
-from layout_folders import SIZE, ids, make_folder, rotated_exif, write_ids, write_image, write_mask
+from layout_folders import SIZE, ids, load_folder, make_folder, rotated_exif, write_ids, write_image, write_mask
 from torch.utils.data import DataLoader
 
-from allspark_hf.data import BadDataError, Classes, SegmentationData, check_data, load_folder, mask_to_array
+from allspark_hf.data import BadDataError, Classes, SegmentationData, check_data, mask_to_array
 
 
 CAMVID = Path(__file__).resolve().parents[2] / "shared" / "data" / "camvid"

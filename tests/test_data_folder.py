@@ -6,9 +6,9 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
-from layout_folders import ids, make_flat, make_folder, write_image, write_mask
+from layout_folders import ids, load_folder, make_flat, make_folder, write_image, write_mask
 
-from allspark_hf.data import draw, fraction_to_count, load_folder, mask_to_array
+from allspark_hf.data import draw, fraction_to_count, mask_to_array
 
 
 CAMVID = Path(__file__).resolve().parents[2] / "shared" / "data" / "camvid"
@@ -36,7 +36,7 @@ def test_rows_hold_the_files_of_their_id(tmp_path):
 
 def test_no_unlabeled_image_gives_an_empty_set(tmp_path):
     data = load_folder(make_folder(tmp_path, unlabeled=0), output_dir=tmp_path / "out")
-    assert len(data.unlabeled) == 0 and data.unlabeled.features["image"] == datasets.Image()
+    assert len(data.unlabeled) == 0 and isinstance(data.unlabeled.features["image"], datasets.Image)
     assert (tmp_path / "out" / "unlabeled_ids.txt").read_text(encoding="utf-8") == ""
 
 
@@ -58,7 +58,7 @@ def test_flat_layout_holds_out_labeled_images_only(tmp_path):
     assert (len(data.labeled), len(data.unlabeled), len(data.validation)) == (18, 5, 2)
     assert ids(data.unlabeled) == ["i020", "i021", "i022", "i023", "i024"]
     assert sorted(ids(data.labeled) + ids(data.validation)) == [f"i{index:03}" for index in range(20)]
-    again, other = load_folder(tmp_path), load_folder(tmp_path, seed=1)
+    again, other = load_folder(tmp_path), load_folder(tmp_path, split_seed=1)
     assert ids(again.validation) == ids(data.validation) != ids(other.validation)
     assert len(load_folder(tmp_path, validation_fraction=0.001).validation) == 1
     nested = write_image(tmp_path / "images" / "q" / "x.jpg")
@@ -98,7 +98,7 @@ def test_hidden_masks_make_unlabeled_images(tmp_path, options):
     assert sorted(ids(data.labeled) + ids(data.unlabeled)) == [f"t{index:03}" for index in range(23)]
     assert sorted(ids(data.labeled) + data.hidden_ids) == [f"t{index:03}" for index in range(20)]
     assert [row["id"] for row in data.unlabeled if row["label"] is not None] == data.hidden_ids
-    other = load_folder(tmp_path, seed=7, **options)
+    other = load_folder(tmp_path, split_seed=7, **options)
     assert ids(load_folder(tmp_path, **options).labeled) == ids(data.labeled) != ids(other.labeled)
     assert ids(other.validation) == ids(data.validation)
 
@@ -106,8 +106,8 @@ def test_hidden_masks_make_unlabeled_images(tmp_path, options):
 @pytest.mark.parametrize("make", [make_folder, make_flat])
 def test_id_lists_restore_the_same_data(tmp_path, make):
     root, out = make(tmp_path / "data", labeled=20), tmp_path / "out" / "run"
-    data = load_folder(root, labeled_fraction=0.2, seed=5, output_dir=out)
-    again = load_folder(root, labeled_list=out / "labeled_ids.txt", seed=5)
+    data = load_folder(root, labeled_fraction=0.2, split_seed=5, output_dir=out)
+    again = load_folder(root, labeled_list=out / "labeled_ids.txt", split_seed=5)
     for name, dataset in data.sets.items():
         assert (out / f"{name}_ids.txt").read_text(encoding="utf-8").split() == ids(dataset) == ids(again.sets[name])
     assert again.hidden_ids == data.hidden_ids
@@ -134,11 +134,11 @@ def test_bad_id_lists(tmp_path, listed, message):
 
 def test_id_list_of_another_seed(tmp_path):
     root = make_flat(tmp_path / "data")
-    held_out = ids(load_folder(root, seed=1).validation)
+    held_out = ids(load_folder(root, split_seed=1).validation)
     (tmp_path / "ids.txt").write_text("\n".join(held_out), encoding="utf-8")
-    load_folder(root, seed=3, labeled_list=tmp_path / "ids.txt")
+    load_folder(root, split_seed=3, labeled_list=tmp_path / "ids.txt")
     with pytest.raises(ValueError, match=r"^2 images are both in .*ids\.txt and in the validation set .*use the seed"):
-        load_folder(root, seed=1, labeled_list=tmp_path / "ids.txt")
+        load_folder(root, split_seed=1, labeled_list=tmp_path / "ids.txt")
 
 
 @pytest.mark.parametrize(
@@ -147,12 +147,12 @@ def test_id_list_of_another_seed(tmp_path):
         ({"labeled_fraction": 0.5, "labeled_count": 2}, "labeled_fraction and labeled_count were given together"),
         ({"labeled_count": 2, "labeled_list": "x"}, "labeled_count and labeled_list were given together"),
         ({"unlabeled_list": "x"}, "unlabeled_list was given without labeled_list"),
-        ({"labeled_fraction": 0}, "labeled_fraction is 0"),
-        ({"labeled_fraction": 1.5}, r"labeled_fraction is 1\.5"),
-        ({"labeled_count": 0}, "labeled_count is 0"),
+        ({"labeled_fraction": 0}, "labeled_fraction=0 is out of range: set a number above 0 and at most 1"),
+        ({"labeled_fraction": 1.5}, r"labeled_fraction=1\.5 is out of range"),
+        ({"labeled_count": 0}, "labeled_count=0 is out of range"),
         ({"labeled_count": 5}, "labeled_count is 5, but .* has only 4 masks"),
-        ({"validation_fraction": 1.0}, r"validation_fraction is 1\.0"),
-        ({"seed": -1}, "seed is -1"),
+        ({"validation_fraction": 1.0}, r"validation_fraction=1\.0 is out of range"),
+        ({"split_seed": -1}, "split_seed=-1 is out of range"),
     ],
 )
 def test_bad_options(tmp_path, options, message):
@@ -161,7 +161,7 @@ def test_bad_options(tmp_path, options, message):
 
 
 def test_missing_folders(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no folder .*nowhere; the data folder must hold images/ and masks/"):
+    with pytest.raises(FileNotFoundError, match=r"no folder .*nowhere; data_dir must name one"):
         load_folder(tmp_path / "nowhere")
     write_image(tmp_path / "images" / "a.jpg")
     with pytest.raises(FileNotFoundError, match=r"no folder .*masks; the data folder"):

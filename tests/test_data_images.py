@@ -7,7 +7,8 @@ import PIL.ImageOps
 import pytest
 from layout_folders import rotated_exif
 
-from allspark_hf.data import map_mask_values, mask_to_array, to_rgb
+from allspark_hf.data import mask_to_array, to_rgb
+from allspark_hf.data.masks import MaskConvention
 
 
 GRAY16 = np.array([[0, 128, 129, 257, 25700, 65535]], dtype=np.uint16)
@@ -135,46 +136,46 @@ def test_gray_mask_with_transparency_is_refused():
 
 def test_mask_values_map_in_order():
     array = np.array([[0, 255, 7], [7, 0, 255]], dtype=np.uint8)
-    assert map_mask_values(array, None) is array
-    assert map_mask_values(array, [7, 0]).tolist() == [[1, 255, 0], [0, 1, 255]]
-    assert map_mask_values(array, [0, 255, 7]).tolist() == [[0, 1, 2], [2, 0, 1]]
-    assert map_mask_values(array, [0, 255, 7]).dtype == np.uint8
+    assert MaskConvention(None).map(array) is array
+    assert MaskConvention([7, 0]).map(array).tolist() == [[1, 255, 0], [0, 1, 255]]
+    assert MaskConvention([0, 255, 7]).map(array).tolist() == [[0, 1, 2], [2, 0, 1]]
+    assert MaskConvention([0, 255, 7]).map(array).dtype == np.uint8
 
 
 def test_a_listed_ignore_index_is_a_class_in_a_long_list_too():
     mask_values = list(range(255, 55, -1))
     array = np.array([[255, 254, 56]], dtype=np.uint8)
     for ignore_index in (255, 254):
-        assert map_mask_values(array, mask_values, ignore_index).tolist() == [[0, 1, 199]]
+        assert MaskConvention(mask_values, ignore_index).map(array).tolist() == [[0, 1, 199]]
 
 
 def test_mask_values_beyond_8_bits():
     array = np.array([[1000, 65535, 20]], dtype=np.int32)
-    assert map_mask_values(array, [20, 1000], ignore_index=65535).tolist() == [[1, 65535, 0]]
-    assert map_mask_values(array, [20, 1000, 65535]).dtype == np.uint8
+    assert MaskConvention([20, 1000], ignore_index=65535).map(array).tolist() == [[1, 65535, 0]]
+    assert MaskConvention([20, 1000, 65535]).map(array).dtype == np.uint8
 
 
 def test_mask_values_not_listed_are_named():
     array = np.array([[0, 3, 128, 255]], dtype=np.uint8)
     with pytest.raises(ValueError, match=r"the values 3 and 128, which the mask values 0 9 do not list .* index 255;"):
-        map_mask_values(array, [0, 9])
+        MaskConvention([0, 9]).map(array)
     with pytest.raises(ValueError, match=r"holds the value 255, which"):
-        map_mask_values(array, [0, 3, 128], ignore_index=100)
+        MaskConvention([0, 3, 128], ignore_index=100).map(array)
     with pytest.raises(ValueError, match=r"the values 1, 2, 3, 4, 5, 6, 7, 8, 9, 10 and 5 more, which"):
-        map_mask_values(np.arange(16).reshape(4, 4), [0])
+        MaskConvention([0]).map(np.arange(16).reshape(4, 4))
 
 
 def test_ignored_values_become_the_ignore_index():
     array = np.array([[0, 1, 2, 3, 9, 255]], dtype=np.uint8)
-    assert map_mask_values(array, [1, 2, 3], 255, [0, 9]).tolist() == [[255, 0, 1, 2, 255, 255]]
-    assert map_mask_values(array, [3, 2, 1], 100, [0, 9, 255]).tolist() == [[100, 2, 1, 0, 100, 100]]
-    alone = map_mask_values(array, None, 255, [9])
+    assert MaskConvention([1, 2, 3], 255, [0, 9]).map(array).tolist() == [[255, 0, 1, 2, 255, 255]]
+    assert MaskConvention([3, 2, 1], 100, [0, 9, 255]).map(array).tolist() == [[100, 2, 1, 0, 100, 100]]
+    alone = MaskConvention(None, 255, [9]).map(array)
     assert alone.tolist() == [[0, 1, 2, 3, 255, 255]] and alone.dtype == np.uint8
-    assert map_mask_values(array.astype(np.int32), None, 65535, [9]).tolist() == [[0, 1, 2, 3, 65535, 255]]
+    assert MaskConvention(None, 65535, [9]).map(array.astype(np.int32)).tolist() == [[0, 1, 2, 3, 65535, 255]]
     with pytest.raises(ValueError, match=r"holds the value 9, which .*--ignored_mask_values"):
-        map_mask_values(array, [1, 2, 3], 255, [0])
+        MaskConvention([1, 2, 3], 255, [0]).map(array)
     with pytest.raises(ValueError, match=r"values 1 2 3 and the ignored mask values both name the values 2 and 3"):
-        map_mask_values(array, [1, 2, 3], 255, [3, 2, 0])
+        MaskConvention([1, 2, 3], 255, [3, 2, 0]).map(array)
 
 
 @pytest.mark.parametrize(
@@ -187,4 +188,4 @@ def test_ignored_values_become_the_ignore_index():
 )
 def test_unusable_mask_values(mask_values, ignore_index, message):
     with pytest.raises(ValueError, match=message):
-        map_mask_values(np.zeros((2, 2), dtype=np.uint8), mask_values, ignore_index)
+        MaskConvention(mask_values, ignore_index)

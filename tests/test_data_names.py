@@ -3,9 +3,9 @@
 import unicodedata
 
 import pytest
-from layout_folders import ids, make_files, write_ids, write_image, write_mask
+from layout_folders import ids, load_folder, make_files, write_ids, write_image, write_mask
 
-from allspark_hf.data import load_folder, read_image_folder
+from allspark_hf.data import read_image_folder
 from allspark_hf.utils.files import find_image_files
 
 

@@ -4,8 +4,9 @@ from pathlib import Path
 import datasets
 import PIL.Image
 import pytest
+from layout_folders import load_folder
 
-from allspark_hf.data import find_overlap, load_folder
+from allspark_hf.data import find_overlap
 from allspark_hf.data import overlap as overlap_module
 
 

@@ -12,6 +12,8 @@ from layout_folders import (
     VOC_TRAIN,
     VOC_VAL,
     ids,
+    load_folder,
+    load_hub_data,
     make_cityscapes,
     make_coco,
     make_files,
@@ -21,7 +23,7 @@ from layout_folders import (
     write_mask,
 )
 
-from allspark_hf.data import DataArguments, find_data, load_folder, load_hub_data
+from allspark_hf.data import DataArguments, find_data
 from allspark_hf.data.sources.split_names import split_of
 
 
@@ -303,7 +305,7 @@ def test_splits_of_the_hub(tmp_path, caplog, train, val):
     assert [ids(data.sets[name]) for name in SETS] == [["a"], ["b"], ["v"]]
     (message,) = caplog.messages
     assert message.startswith(f"Left alone in {tmp_path}/saved: test, extra; to use one, name one with --train_split")
-    data = load_hub_data(str(tmp_path / "saved"), train_split="extra", validation_split="test")
+    data = load_hub_data(str(tmp_path / "saved"), train_split_name="extra", validation_split_name="test")
     assert [ids(data.sets[name]) for name in SETS] == [["x"], [], ["t"]]
 
 
@@ -322,7 +324,7 @@ def test_unlabeled_split_of_the_hub(tmp_path, caplog):
     assert [ids(data.sets[name]) for name in SETS] == [["a"], ["c", "unlabeled:u"], ["v"]]
 
 
-@pytest.mark.parametrize("options", [{}, {"labeled_count": 2}, {"labeled_fraction": 0.3, "seed": 7}])
+@pytest.mark.parametrize("options", [{}, {"labeled_count": 2}, {"labeled_fraction": 0.3, "split_seed": 7}])
 def test_folders_and_the_hub_choose_the_same_ids(tmp_path, options):
     names = "a b c d e f g h"
     with_mask = names[:11].split()
@@ -343,7 +345,7 @@ def test_splits_of_the_hub_that_are_refused_by_name(tmp_path):
         DatasetDict({name: rows("a b", "ab") for name in names}).save_to_disk(folder)
         with pytest.raises(ValueError, match=message):
             load_hub_data(str(folder))
-    assert ids(load_hub_data(str(tmp_path / "train"), validation_split="val").validation) == ["a", "b"]
+    assert ids(load_hub_data(str(tmp_path / "train"), validation_split_name="val").validation) == ["a", "b"]
     DatasetDict(train=rows("a", "a"), validation=rows("v w", "v")).save_to_disk(tmp_path / "bare")
     with pytest.raises(ValueError, match="1 of 2 validation images have no mask, first row 1 of validation "):
         load_hub_data(str(tmp_path / "bare"))

@@ -2,9 +2,9 @@ import json
 
 import numpy as np
 import pytest
+from layout_folders import load_folder
 from PIL import Image
 
-from allspark_hf.data import load_folder
 from allspark_hf.demo.data import CLASS_NAMES, generate_demo_image, main, write_demo_data
 from allspark_hf.inference.visualization import default_palette
 

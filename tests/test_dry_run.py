@@ -231,7 +231,7 @@ def test_lists_are_looked_through(tmp_path):
     assert found.problems == [
         f"1 of the 2 images of {labeled} are not in {root}: JPEGImages/b.jpg",
         f"5 of the 6 images of {unlabeled} are not in {root}: {shown}",
-        "There is no list no.txt (validation_list).",
+        "There is no list no.txt; give a text file with an image and a mask, an image or an id a line.",
     ]
     for data_format, classes in (("cityscapes", 19), ("coco", 81)):
         assert look_for_data(replace(arguments, data_format=data_format)).num_labels == classes
@@ -250,7 +250,7 @@ def test_where_the_number_of_classes_comes_from(data_dir, tmp_path):
     classes.write_text("sky\nroad\ncar\n")
     assert look_for_data(DataArguments("absent", classes=str(classes))).num_labels == 3
     unknown = look_for_data(DataArguments("absent", classes="absent.txt"))
-    assert unknown.num_labels is None and unknown.problems[1] == "There is no file absent.txt (classes)."
+    assert unknown.num_labels is None and unknown.problems[1].startswith("absent.txt does not exist; name a file")
     assert unknown.problems[2].startswith("The number of classes is counted in the masks, which cannot be read yet")
 
 

@@ -12,9 +12,9 @@ import torch
 from conftest import tiny_model
 from forking import python
 from in_process import SCRIPTS, run_script
+from layout_folders import load_folder
 from PIL import Image
 
-from allspark_hf.data import load_folder
 from allspark_hf.demo.data import CLASS_NAMES, write_demo_data
 from allspark_hf.evaluation.arguments import EvaluationArguments
 from allspark_hf.evaluation.evaluator import EvaluationDataset

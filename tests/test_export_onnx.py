@@ -21,14 +21,13 @@ pytest.importorskip("onnxscript", reason="needs onnxscript: pip install 'allspar
 
 from exported import LONG_SIDE, equal_share, save_model, spread, tiny_export  # noqa: E402
 from in_process import run_script  # noqa: E402
-from layout_folders import rotated_exif  # noqa: E402
+from layout_folders import load_folder, rotated_exif  # noqa: E402
 from mask_files import chunk  # noqa: E402
 from picture_files import deep_png  # noqa: E402
 from test_backbone import ENCODERS, VIT, tiny_backbone_model  # noqa: E402
 from transformers import Dinov2WithRegistersConfig  # noqa: E402
 
 from allspark_hf import AllSparkConfig  # noqa: E402
-from allspark_hf.data import load_folder  # noqa: E402
 from allspark_hf.evaluation.evaluator import EvaluationDataset  # noqa: E402
 from allspark_hf.evaluation.metrics import ConfusionMatrix  # noqa: E402
 from allspark_hf.export import folder as export_folder  # noqa: E402

@@ -8,14 +8,14 @@ import pytest
 from fuzzing import JSON, TEXT, fuzz, is_one_sentence
 from hypothesis import example, given
 from hypothesis import strategies as st
-from layout_folders import make_cityscapes, make_coco, make_voc, write_image, write_mask
+from layout_folders import load_folder, make_cityscapes, make_coco, make_voc, write_image, write_mask
 from PIL import Image
 
-from allspark_hf.data import DataArguments, Selection, load_folder, read_classes
+from allspark_hf.data import DataArguments, Selection, read_classes
 from allspark_hf.data.presence import look_for_data
+from allspark_hf.data.recognition import find_layout
 from allspark_hf.data.sources.classes import Classes, write_classes
-from allspark_hf.data.sources.layouts import find_layout
-from allspark_hf.data.sources.lists import list_text, read_list, shared_images
+from allspark_hf.data.sources.lists import list_text, shared_images
 from allspark_hf.data.sources.splits import load_layout, write_id_lists
 from allspark_hf.data.sources.unlabeled import read_image_folder
 
@@ -81,7 +81,7 @@ def test_lines_never_lead_out(roots, tmp_path, name):
         path = tmp_path / "list.txt"
         path.write_bytes(end.join(lines).encode("utf-8", "surrogatepass"))
         try:
-            pairs = read_list(path, layout, "train", need_masks)
+            pairs = layout.read_list(path, "train", need_masks)
         except (OSError, ValueError) as error:
             assert is_one_sentence(error) and str(path) in str(error), error
             assert len(str(error)) < 2000
@@ -99,7 +99,7 @@ def test_paths_out_of_the_folder_are_told_as_such(roots, tmp_path, line):
     for text in (line, f"images/train/a.png {line}"):
         (tmp_path / "list.txt").write_text(text)
         with pytest.raises(ValueError, match="which is outside"):
-            read_list(tmp_path / "list.txt", roots["folder"], "train", need_masks=False)
+            roots["folder"].read_list(tmp_path / "list.txt", "train", need_masks=False)
 
 
 @fuzz(15)
@@ -111,7 +111,7 @@ def test_any_bytes(roots, tmp_path_factory, content):
     path = tmp_path_factory.getbasetemp() / "bytes.txt"
     path.write_bytes(content)
     try:
-        pairs = read_list(path, roots["folder"], "train", need_masks=False)
+        pairs = roots["folder"].read_list(path, "train", need_masks=False)
         assert all(file.is_file() for file in pairs.images.values())
     except ValueError as error:
         assert is_one_sentence(error) and str(path) in str(error)
@@ -124,13 +124,13 @@ def test_any_bytes(roots, tmp_path_factory, content):
 def test_lists_of_a_run_name_the_same_images(roots, tmp_path_factory, names, seed, count):
     """Whatever the names are: blanks at their ends, Unicode's line ends, what looks like a file."""
     layout, folder = roots["folder"], tmp_path_factory.mktemp("lists")
-    data = load_layout(layout, Selection(labeled_count=count, seed=seed))
+    data = load_layout(layout, Selection(labeled_count=count, split_seed=seed))
     write_id_lists(data, folder)
-    again = read_list(folder / "labeled_ids.txt", layout, "train", need_masks=True)
+    again = layout.read_list(folder / "labeled_ids.txt", "train", need_masks=True)
     assert sorted(again.images) == data.labeled["id"] and len(again.images) == count
     pairs = layout.pairs("train").only(sorted(names))
     (folder / "list.txt").write_text(list_text(pairs, layout.root), encoding="utf-8")
-    assert read_list(folder / "list.txt", layout, "train", need_masks=True) == pairs
+    assert layout.read_list(folder / "list.txt", "train", need_masks=True) == pairs
     assert shared_images(sorted(names), sorted(names)) == [Path(name).as_posix() for name in sorted(names)]
 
 

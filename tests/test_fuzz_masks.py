@@ -10,11 +10,12 @@ import pytest
 from fuzzing import fuzz, is_one_sentence
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
+from layout_folders import load_folder
 from mask_files import huge_png, pgm, png, tiff
 from PIL import Image
 
-from allspark_hf.data import BadDataError, check_data, load_folder
-from allspark_hf.data.images import map_mask_values, mask_to_array
+from allspark_hf.data import BadDataError, check_data
+from allspark_hf.data.images import mask_to_array
 from allspark_hf.data.masks import MaskConvention, read_label
 from allspark_hf.data.pixels import open_image, to_rgb
 from allspark_hf.data.sources.pairs import SegmentationData
@@ -202,7 +203,7 @@ def test_labels_fit_or_are_refused(value, num_labels, ignore_index):
 
 def test_mapping_does_not_touch_what_it_is_given():
     array = np.array([[0, 7]], dtype=np.uint8)
-    assert map_mask_values(array, [7, 0]).tolist() == [[1, 0]] and array.tolist() == [[0, 7]]
+    assert MaskConvention([7, 0]).map(array).tolist() == [[1, 0]] and array.tolist() == [[0, 7]]
 
 
 # ---- Damaged and strange files ----

@@ -11,9 +11,10 @@ from conftest import make_dataset, tiny_model
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value
 from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled, RemoteEntryNotFoundError
 from in_process import run_script
+from layout_folders import load_hub_data
 
 from allspark_hf import AllSparkTrainer, AllSparkTrainingArguments
-from allspark_hf.data import DataArguments, find_classes, find_data, load_data, load_hub_data, write_id_lists
+from allspark_hf.data import DataArguments, find_classes, find_data, load_data, write_id_lists
 from allspark_hf.data.sources import hub
 from allspark_hf.data.sources.unlabeled import open_unlabeled_stream, read_image_folder
 from allspark_hf.inference.loading import make_image_processor
@@ -77,7 +78,9 @@ def test_hidden_masks_stay_beside_the_unlabeled(parquet, tmp_path):
     again = load_hub_data(parquet, labeled_count=3, **COLUMNS)
     assert set(data.labeled["id"]) < set(again.labeled["id"])
     assert load_hub_data(parquet, labeled_fraction=1 / 3, **COLUMNS).labeled["id"] == data.labeled["id"]
-    others = [load_hub_data(parquet, labeled_count=2, seed=seed, **COLUMNS).labeled["id"][:] for seed in range(6)]
+    others = [
+        load_hub_data(parquet, labeled_count=2, split_seed=seed, **COLUMNS).labeled["id"][:] for seed in range(6)
+    ]
     assert len({tuple(ids) for ids in others}) > 2
 
     arguments = DataArguments(dataset_name=parquet, labeled_count=2)
@@ -93,7 +96,7 @@ def test_saved_to_disk_and_validation_splits(tmp_path, name):
     saved = {"train": rows(8, 1, WITHOUT_MASK)} | ({name: rows(3, 2)} if name else {})
     (DatasetDict(saved) if name else saved["train"]).save_to_disk(tmp_path / "saved")
     validation_split = "dev" if name == "dev" else None
-    options = {"validation_split": validation_split, "validation_fraction": 1 / 3}
+    options = {"validation_split_name": validation_split, "validation_fraction": 1 / 3}
     data = load_hub_data(str(tmp_path / "saved"), **options, **COLUMNS)
     assert [len(data.labeled), len(data.unlabeled), len(data.validation)] == ([6, 2, 3] if name else [4, 2, 2])
     if name is None:
@@ -185,14 +188,14 @@ def test_hub_data_set(tmp_path, monkeypatch, caplog):
 
     monkeypatch.setattr(hub.datasets, "load_dataset", load_dataset)
     monkeypatch.setattr(hub, "hf_hub_download", download)
-    data = load_hub_data("some/data", "small", **COLUMNS)
+    data = load_hub_data("some/data", dataset_config_name="small", **COLUMNS)
     assert data.classes.names == ["a", "b", "c"] and len(data.labeled) == 3
     assert asked == [("some/data", "id2label.json", "dataset")]
     outcome = RemoteEntryNotFoundError.__new__(RemoteEntryNotFoundError)  # its constructor wants a response
-    assert load_hub_data("some/data", "small", **COLUMNS).classes is None and not caplog.records
+    assert load_hub_data("some/data", dataset_config_name="small", **COLUMNS).classes is None and not caplog.records
     for outcome in (LocalEntryNotFoundError("no connection"), OfflineModeIsEnabled("offline")):
         caplog.clear()
-        assert load_hub_data("some/data", "small", **COLUMNS).classes is None
+        assert load_hub_data("some/data", dataset_config_name="small", **COLUMNS).classes is None
         assert "cannot be looked up" in caplog.text and str(outcome) in caplog.text
 
 
@@ -213,8 +216,8 @@ def test_mistakes_of_the_main_data_set(parquet, tmp_path):
             {"image_column": "image", "label_column": "label"},
             "no column 'image' and no column 'label' .*--image_column_name .*--label_column_name",
         ),
-        (parquet, {"train_split": "all"}, "no split 'all' but train, validation: .*--train_split_name"),
-        (parquet, {"validation_split": "test"}, "no split 'test'.*--validation_split_name"),
+        (parquet, {"train_split_name": "all"}, "no split 'all' but train, validation: .*--train_split_name"),
+        (parquet, {"validation_split_name": "test"}, "no split 'test'.*--validation_split_name"),
         (parquet, {"labeled_count": 7}, "labeled_count is 7, but .* has only 6 masks"),
         (parquet, {"labeled_list": ids}, "ids.txt names train-2, which has no mask"),
         (parquet, {"validation_list": ids}, "ids.txt names train-2, but there is no such validation row"),
@@ -222,7 +225,7 @@ def test_mistakes_of_the_main_data_set(parquet, tmp_path):
         (lists, {}, "the column 'mask' holds List.*, not images: store images"),
         (one, {}, "has 1 mask and 1 would be held out"),
         (str(tmp_path / "nowhere"), {}, "nowhere cannot be loaded: "),
-        (str(tmp_path / "saved"), {"config_name": "a"}, "save_to_disk has no configuration 'a'"),
+        (str(tmp_path / "saved"), {"dataset_config_name": "a"}, "save_to_disk has no configuration 'a'"),
     ]
     for name, options, sentence in cases:
         with pytest.raises(ValueError, match=sentence):

@@ -16,8 +16,8 @@ from allspark_hf.data.labeling.export import Canvas
 from allspark_hf.data.labeling.files import Files
 from allspark_hf.data.labeling.writing import require_empty
 from allspark_hf.data.loading import DataArguments, load_data
+from allspark_hf.data.recognition import ExportFound, find_layout
 from allspark_hf.data.sources.classes import Classes
-from allspark_hf.data.sources.layouts import ExportFound, find_layout
 from allspark_hf.data.sources.splits import Selection, load_layout
 
 

@@ -12,6 +12,7 @@ import torch
 from conftest import small_model, tiny_config, tiny_model
 from hub_server import HubServer
 from in_process import run_script
+from layout_folders import load_folder
 from pickles import goes_off, write_bomb
 from PIL import Image
 from published_model import publish
@@ -21,7 +22,6 @@ from transformers import SegformerConfig, SegformerForSemanticSegmentation
 import allspark_hf
 from allspark_hf.cli.arguments import ModelArguments
 from allspark_hf.cli.models import load_model
-from allspark_hf.data import load_folder
 from allspark_hf.data.checks import CheckReport, check_data
 from allspark_hf.data.sources.hub import open_dataset
 from allspark_hf.demo.data import write_demo_data

@@ -15,7 +15,7 @@ from picture_files import bands_tiff, bmp, deep_png
 from allspark_hf.data import mask_to_array, pixels, to_rgb
 from allspark_hf.data.images import array_to_image, decode
 from allspark_hf.data.pixels import ImageError, Reading, deep_values, load_image, open_image
-from allspark_hf.data.ranges import common_range, value_range
+from allspark_hf.data.summary import common_range, value_range
 
 
 @pytest.fixture(autouse=True)

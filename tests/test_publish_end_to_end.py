@@ -14,6 +14,7 @@ import torch
 from hub_server import HubServer
 from huggingface_hub import ModelCard, hf_hub_download, snapshot_download
 from in_process import SCRIPTS, run_script
+from layout_folders import load_folder
 from PIL import Image
 from test_auto_classes import needs_auto_image_processor
 from test_backbone import tiny_backbone_model
@@ -21,7 +22,6 @@ from test_push import CODE, MODEL
 from without_package import run_without_package
 
 import allspark_hf
-from allspark_hf.data import load_folder
 from allspark_hf.demo.data import CLASS_NAMES, write_demo_data
 from allspark_hf.evaluation.metrics import ConfusionMatrix
 from allspark_hf.inference.loading import load_trained, make_image_processor

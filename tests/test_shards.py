@@ -65,7 +65,7 @@ def test_patterns_and_lists(shards, tmp_path):
     pattern = tmp_path / f"*{shards[0].suffix}"
     assert numbers(reader_of(pattern)) == list(range(12))
     assert numbers(reader_of(shards[1]), 5) == [4, 5, 6, 7, 4]
-    (tmp_path / "list.txt").write_text(f"{shards[2].name}\n\n{shards[0]}\n")
+    (tmp_path / "list.txt").write_text(f"{shards[2].name}\n\n{shards[0]}\n", encoding="utf-8-sig")  # Windows's mark
     assert shard_files(str(tmp_path / "list.txt")) == [str(shards[2]), str(shards[0])]
     assert numbers(reader_of(tmp_path / "list.txt"), 8) == [8, 9, 10, 11, 0, 1, 2, 3]
     shuffled = numbers(reader_of(pattern, buffer_size=4))

@@ -170,7 +170,7 @@ def test_splits_with_a_validation_image_in_training_are_refused(tmp_path):
     assert not (tmp_path / "out").exists()
     for options, message in (
         (("--labeled_fractions", "1/0"), "1/0 is not a fraction; write 1/16"),
-        (("--labeled_fractions", "2"), "labeled_fraction is 2.0, but it must be above 0"),
+        (("--labeled_fractions", "2"), "labeled_fraction=2.0 is out of range: set a number above 0"),
         (("--labeled_counts", "9"), "labeled_count is 9, but"),
     ):
         write_ids(voc / "ImageSets" / "Segmentation" / "train.txt", VOC_TRAIN[:3])

@@ -83,12 +83,9 @@ def compare_folders(supervised: Path, other: Path, count_absent: bool = False) -
 
 def compare_with_baseline(trainer, build: Callable, train_and_evaluate: Callable) -> dict | None:
     """
-    Trains the baseline, prints the verdict, and gives the content of `comparison.json`; None in other processes.
-
-    Args:
-        trainer ([`AllSparkTrainer`]): the trainer after its training.
-        build (`Callable`): makes a trainer from training arguments.
-        train_and_evaluate (`Callable`): trains with a trainer and saves the results.
+    Trains the baseline after the training of a trainer, prints the verdict, and gives the content of
+    `comparison.json`; None in other processes. `build` makes a trainer from training arguments, `train_and_evaluate`
+    trains with it and saves the results.
     """
     folder = Path(trainer.args.output_dir)
     baseline = build(baseline_arguments(trainer.args))

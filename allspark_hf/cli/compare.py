@@ -13,7 +13,20 @@ from datasets import Dataset
 
 from allspark_hf.cli.baseline import compare_folders
 from allspark_hf.cli.ending import run_script
+from allspark_hf.cli.importing import use_import
+from allspark_hf.data import DataArguments, find_data, split_of_run, with_class_indices, with_page_of
+from allspark_hf.data.summary import require_known_values
+from allspark_hf.evaluation.metrics import metric_name
+from allspark_hf.evaluation.selection import check_classes
+from allspark_hf.figures import STYLES, compare_predictions, draw_predictions
+from allspark_hf.figures.style import drawing
+from allspark_hf.inference.loading import load_trained
+from allspark_hf.inference.visualization import legend
 from allspark_hf.methods import METHODS
+from allspark_hf.publishing.records import RECORD_FILE
+from allspark_hf.studies.study import read_run_metrics
+from allspark_hf.utils.files import read_json, read_json_object, write_json
+from allspark_hf.utils.text import markdown_table, text_table
 
 
 TITLES = {name: method.title[0].upper() + method.title[1:] for name, method in METHODS.items()}
@@ -22,19 +35,10 @@ NUM_ROWS = 8
 
 def read_run(folder: Path) -> dict:
     """
-    What a training wrote about itself.
-
-    Args:
-        folder (`Path`): its output folder, named like its method.
-
-    Returns:
-        `dict`: the entries of [`read_run_metrics`], counts of images, `labeled_ids`, `validation_ids`, and `iou`:
-        class (with underscores for blanks) -> value in [0, 1], without classes that neither masks nor predictions
-        show.
+    What a training wrote about itself into its output folder, which is named like its method: the entries of
+    [`read_run_metrics`], counts of images, `labeled_ids`, `validation_ids`, and `iou`: class (with underscores for
+    blanks) -> value in [0, 1], without classes that neither masks nor predictions show.
     """
-    from allspark_hf.studies.study import read_run_metrics
-    from allspark_hf.utils.files import read_json
-
     ids = {
         kind: (folder / f"{kind}_ids.txt").read_text(encoding="utf-8").split("\n")[:-1]
         for kind in ("labeled", "unlabeled", "validation")
@@ -65,7 +69,6 @@ def check_same_budget(runs: dict[str, dict]) -> None:
 
 def table(runs: dict[str, dict], class_names: list[str]) -> tuple[list[str], list[list[str]]]:
     """Header and rows, IoU in percent."""
-    from allspark_hf.evaluation.metrics import metric_name
 
     def percent(value: float | None) -> str:
         return "absent" if value is None else f"{100 * value:.1f}"
@@ -86,9 +89,6 @@ def table(runs: dict[str, dict], class_names: list[str]) -> tuple[list[str], lis
 
 def write_metrics(output_dir: Path, runs: dict[str, dict], class_names: list[str]) -> str:
     """Writes `metrics.json` and `metrics.md`; returns the table, for a terminal."""
-    from allspark_hf.utils.files import write_json
-    from allspark_hf.utils.text import markdown_table, text_table
-
     metrics = {
         method: {name: value for name, value in run.items() if not name.endswith("_ids")}
         for method, run in runs.items()
@@ -106,11 +106,6 @@ def write_metrics(output_dir: Path, runs: dict[str, dict], class_names: list[str
 
 def validation_of_run(data_dir: Path, folder: Path, models: dict[str, tuple]) -> Dataset:
     """The validation images of a run's list; ValueError if one is missing, or the classes are not the models'."""
-    from allspark_hf.cli.importing import use_import
-    from allspark_hf.data import DataArguments, find_data, split_of_run, with_class_indices, with_page_of
-    from allspark_hf.data.summary import require_known_values
-    from allspark_hf.evaluation.selection import check_classes
-
     arguments = DataArguments(data_dir=str(data_dir))
     use_import(arguments)
     arguments = split_of_run(arguments, str(folder))
@@ -124,8 +119,6 @@ def validation_of_run(data_dir: Path, folder: Path, models: dict[str, tuple]) ->
 
 def verdicts(folders: list[Path]) -> list[str]:
     """For each training whether it is better than the supervised one, if both have counts by image."""
-    from allspark_hf.publishing.records import RECORD_FILE
-    from allspark_hf.utils.files import read_json_object
 
     def counts_absent(folder: Path) -> bool:
         return bool((read_json_object(folder / RECORD_FILE).get("settings") or {}).get("count_absent_classes"))
@@ -142,10 +135,6 @@ def draw_comparison(
     output_dir: Path, validation: Dataset, runs: dict[str, dict], models: dict[str, tuple], num_rows: int
 ) -> None:
     """Writes `comparison.png`, whose rows are validation images, evenly spread, and `legend.png`."""
-    from allspark_hf.figures import STYLES, compare_predictions, draw_predictions
-    from allspark_hf.figures.style import drawing
-    from allspark_hf.inference.visualization import legend
-
     num_rows = min(num_rows, len(validation))
     rows = [validation[index * len(validation) // num_rows] for index in range(num_rows)]
     titled = {
@@ -172,8 +161,6 @@ def compare() -> None:
     double = next((name for name in names if names.count(name) > 1), None)
     if double is not None:
         raise ValueError(f"Two folders are named {double}, but a method has one column: give one of them.")
-
-    from allspark_hf.inference.loading import load_trained
 
     runs = {folder.name: read_run(folder) for folder in options.runs}
     check_same_budget(runs)

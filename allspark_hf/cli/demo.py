@@ -1,4 +1,4 @@
-"""Goes the whole road on generated images: data, training, prediction, report; five minutes on two CPU cores.
+"""Does everything on generated images: data, training, prediction, report; five minutes on two CPU cores.
 
     allspark demo
     allspark demo OUTPUT_DIR
@@ -77,7 +77,7 @@ def start(command: str, *arguments: str | int | Path) -> None:
         sys.exit(code)
 
 
-def travel(folder: Path, name: str, *arguments: str | int) -> None:
+def train_and_predict(folder: Path, name: str, *arguments: str | int) -> None:
     """Trains a model in `folder/name`, and segments the photos with it."""
     place = folder / name
     if place.is_dir():
@@ -99,7 +99,7 @@ def reached(place: Path) -> str:
     return f"{100 * run['last_mean_iou']:.1f} % {name} ({run['steps']} updates, {run['seconds']:.0f} s)"
 
 
-def farewell(folder: Path, name: str) -> str:
+def what_is_where(folder: Path, name: str) -> str:
     """Where everything is, and what to do next."""
     model, (total, with_masks, validation) = folder / name / "model", COUNTS.values()
     places = {
@@ -132,13 +132,13 @@ def demo() -> None:
     prepare(folder)
     name = SCRATCH
     if encoder is None or not (folder / SCRATCH / "model" / "eval_results.json").is_file():
-        travel(folder, SCRATCH, "demo.yaml")
+        train_and_predict(folder, SCRATCH, "demo.yaml")
     if encoder is not None:
         name = f"with_{Path(encoder).name}"
-        travel(folder, name, "--preset", "auto", "--encoder", encoder, *LENGTH)
+        train_and_predict(folder, name, "--preset", "auto", "--encoder", encoder, *LENGTH)
         both = " and ".join(reached(folder / one) for one in (SCRATCH, name))
         print(f"mIoU on the {COUNTS['num_validation']} validation images, one run each: {both}.")
-    print(farewell(folder, name))
+    print(what_is_where(folder, name))
     if encoder is None:
         print(f"What a pre-trained encoder is worth: allspark demo {folder} --encoder facebook/dinov2-small")
 

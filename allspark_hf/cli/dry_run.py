@@ -4,14 +4,13 @@ import copy
 import math
 import re
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 
 from huggingface_hub import constants, try_to_load_from_cache
 
-from ..data import DataArguments, SegmentationData
+from ..data import DataArguments
 from ..data.presence import DataPresence, look_for_data
 from ..data.streaming import whole_steps
 from ..evaluation.sizes import require_large_enough
@@ -83,7 +82,8 @@ def dry_run(
         found.counts["unlabeled"] = whole_steps(args)
     problems = found.problems
     say("Data", *data_lines(found, data, args, length))
-    problems += set_problems(found.data, args)
+    if found.data is not None:
+        check_sets(found, args)
     buildable, lines, problem = choose_weights(model)
     problems += [problem] if problem else []
     say("Model", *lines)
@@ -91,7 +91,9 @@ def dry_run(
         with tempfile.TemporaryDirectory() as folder:
             trainer = build_trainer(found, data, buildable, args, folder)
             say(*model_lines(trainer), *([] if length else chosen_lines(trainer, found, args)))
-            problems += size_problems(found.data, trainer, args)
+            if found.data is not None:
+                evaluated = {"validation": found.data.validation}
+                found.attempt(require_large_enough, evaluated, trainer.model.config, args, trainer.long_side)
             reading = ", reading the memory" if METHODS[args.method].needs_bottleneck else ""
             say(f"One step on random pixels{reading}")
             try:
@@ -115,7 +117,7 @@ def dry_run(
 
 def setting_lines(model: ModelArguments, args: AllSparkTrainingArguments, chosen: str | None) -> list[str]:
     """The most important arguments, with the values that the training will have."""
-    encoder = args.learning_rate
+    rate = args.learning_rate
     schedule = f"{args.lr_scheduler_type.value} {args.lr_scheduler_kwargs or ''}"
     length = f"{args.max_steps} steps" if args.max_steps > 0 else f"{args.num_train_epochs:g} epochs"
     length = chosen or f"{length}; an epoch is one pass over the {args.epoch_length} images"
@@ -123,7 +125,7 @@ def setting_lines(model: ModelArguments, args: AllSparkTrainingArguments, chosen
     steps = f"{args.eval_steps:g} of the" if args.eval_steps and args.eval_steps < 1 else f"{args.eval_steps}"
     when = {"no": "never", "epoch": "every epoch", "steps": f"every {steps} steps"}[args.eval_strategy.value]
     absent = "count as 0" if args.count_absent_classes else "do not count"
-    rates = f"encoder {encoder:g}, rest {encoder * args.head_learning_rate_multiplier:g}"
+    rates = f"encoder {rate:g}, rest {rate * args.head_learning_rate_multiplier:g}"
     optimizer = f"{args.optim.value}, weight decay {args.weight_decay:g}"
     if model.encoder:  # it chooses what was not given, and is not read yet
         given = getattr(args, "given", ())
@@ -198,31 +200,12 @@ def _lengths(counts: dict[str, int], args: AllSparkTrainingArguments) -> tuple[i
     return batches, math.ceil(batches / args.gradient_accumulation_steps), planned_updates(args, *images)
 
 
-def set_problems(data: SegmentationData | None, args: AllSparkTrainingArguments) -> list[str]:
-    """What the trainer would refuse in the sets, without a look for images that are in two of them."""
-    if data is None:
-        return []
+def check_sets(found: DataPresence, args: AllSparkTrainingArguments):
+    """Adds what the trainer would refuse in the sets, without a look for images that are in two of them."""
+    data = found.data
     images = data.unlabeled if len(data.unlabeled) else None
     unlabeled = images if data.unlabeled_stream is None else data.unlabeled_stream
-    return _refusal(check_datasets, args, data.labeled, unlabeled, None)
-
-
-def size_problems(data: SegmentationData | None, trainer: AllSparkTrainer, args) -> list[str]:
-    """Validation images that are too small for the encoder."""
-    if data is None:
-        return []
-    return _refusal(
-        require_large_enough, {"validation": data.validation}, trainer.model.config, args, trainer.long_side
-    )
-
-
-def _refusal(check: Callable, *arguments) -> list[str]:
-    """The sentence of a check that refuses its arguments, if it does."""
-    try:
-        check(*arguments)
-    except ValueError as error:
-        return [str(error)]
-    return []
+    found.attempt(check_datasets, args, data.labeled, unlabeled, None)
 
 
 def advice_lines(found: DataPresence, args: AllSparkTrainingArguments, chosen: str | None) -> list[str]:

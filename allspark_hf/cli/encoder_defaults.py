@@ -19,14 +19,7 @@ ADAMW = {"optim": "adamw_torch_fused", "weight_decay": 0.01}
 
 
 def planned_updates(args: AllSparkTrainingArguments, num_labeled: int, num_unlabeled: int) -> int:
-    """
-    Updates of a whole training.
-
-    Args:
-        args ([`AllSparkTrainingArguments`]): arguments of the training.
-        num_labeled (`int`): number of labeled images.
-        num_unlabeled (`int`): number of unlabeled images; of a stream those of an epoch, see [`whole_steps`].
-    """
+    """Updates of a whole training; of a stream, the unlabeled images are those of an epoch, see [`whole_steps`]."""
     if args.max_steps > 0:
         return args.max_steps
     batches = math.ceil(len(make_sampler(args, num_labeled, num_unlabeled)) / args.world_size)
@@ -35,12 +28,8 @@ def planned_updates(args: AllSparkTrainingArguments, num_labeled: int, num_unlab
 
 def encoder_defaults(config, num_updates: int) -> dict:
     """
-    Optimizer, weight decay and learning rates for an encoder and a length of the training; empty for a Mix
-    Transformer, for which the arguments' own defaults, the paper's, are right.
-
-    Args:
-        config ([`AllSparkFields`]): configuration of the model.
-        num_updates (`int`): updates of the training.
+    Optimizer, weight decay and learning rates for the encoder of a configuration and a number of updates; empty for a
+    Mix Transformer, for which the arguments' own defaults, the paper's, are right.
     """
     if not isinstance(config, AllSparkBackboneConfig):
         return {}
@@ -53,13 +42,7 @@ def apply_encoder_defaults(
     args: AllSparkTrainingArguments, config, num_updates: int, say: Callable[[str], None] | None = None
 ):
     """
-    Sets the arguments of [`encoder_defaults`] that neither the command line nor a recipe gave.
-
-    Args:
-        args ([`AllSparkTrainingArguments`]): arguments of [`parse_arguments`]; changed in place.
-        config ([`AllSparkFields`]): configuration of the model.
-        num_updates (`int`): updates of the training.
-        say (`Callable`, *optional*): gets a line of text that names what was set, if anything was.
+    Sets the arguments of [`encoder_defaults`] that neither the command line nor a recipe gave, and says so in a line.
     """
     given = getattr(args, "given", ())
     defaults = {name: value for name, value in encoder_defaults(config, num_updates).items() if name not in given}

@@ -28,14 +28,11 @@ def run_script(
 
 def leave(accelerator: "Accelerator", failure: str | None = None):
     """
-    Ends a script whose work is done; the last call of the script.
+    Ends a script whose work is done; the last call of the script. A `failure` is a sentence for the error output, and
+    makes the exit code 1.
 
     Processes on CPUs wait for each other and then end at once, because gloo's threads outlive the interpreter, and
     sometimes abort a process that has done its work.
-
-    Args:
-        accelerator (`Accelerator`): the Trainer's.
-        failure (`str`, *optional*): a sentence for the error output; the exit code is then 1.
     """
     if _backend() == "gloo":
         accelerator.wait_for_everyone()
@@ -47,11 +44,9 @@ def leave(accelerator: "Accelerator", failure: str | None = None):
 
 def fail(failure: str):
     """
-    Ends a script that cannot go on. One of several processes ends at once, since the others may wait for it until the
-    launcher (torchrun, accelerate launch) sees that a process is gone and ends them.
-
-    Args:
-        failure (`str`): a sentence for the error output; the exit code is 1.
+    Ends a script that cannot go on, with a sentence for the error output and exit code 1. One of several processes
+    ends at once, since the others may wait for it until the launcher (torchrun, accelerate launch) sees that a process
+    is gone and ends them.
     """
     if _backend() is not None:
         _leave_at_once(failure)
@@ -59,13 +54,7 @@ def fail(failure: str):
 
 
 def leave_with(state: "PartialState", code: int) -> NoReturn:
-    """
-    Ends one of several processes whose work is done, at once as [`leave`] does, all with the same exit code.
-
-    Args:
-        state (`PartialState`): state that the processes share.
-        code (`int`): the exit code.
-    """
+    """Ends one of several processes whose work is done, at once as [`leave`] does, all with the same exit code."""
     with suppress(RuntimeError):  # another process has died
         state.wait_for_everyone()
     _leave_at_once(None, code)

@@ -21,12 +21,8 @@ def read_help() -> dict[str, dict]:
 
 def render(content: dict) -> str:
     """
-    The text for a terminal.
-
-    Args:
-        content (`dict`):
-            `description` (`str`), `sections` (`dict[str, list]`: heading -> pairs of an argument and its explanation)
-            and `hidden` (`bool`: whether there are more arguments).
+    The text for a terminal, from `description` (`str`), `sections` (`dict[str, list]`: heading -> pairs of an argument
+    and its explanation) and `hidden` (`bool`: whether there are more arguments).
     """
     parts = [content["description"]] if content["description"] else []
     for heading, entries in content["sections"].items():

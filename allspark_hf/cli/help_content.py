@@ -11,6 +11,7 @@ from ..utils.arguments import default_of, facts_of
 # Headings of the arguments that these classes declare; other classes declare "options".
 HEADINGS = {
     "DataArguments": "data",
+    "Selection": "data",
     "ModelArguments": "model",
     "AllSparkTrainingArguments": "training",
     "TrainingArguments": "training, all of transformers",
@@ -24,12 +25,8 @@ FIRST = ("data_dir", "output_dir", "method", "encoder", "crop_size", "max_steps"
 
 def help_content(types: Iterable[type], description: str | None, everything: bool) -> dict:
     """
-    A command's description, and its arguments under headings, each with its default; for [`render`].
-
-    Args:
-        types (`Iterable[type]`): the argument classes of the command.
-        description (`str`, *optional*): text about the command.
-        everything (`bool`): whether to show all arguments; if not, classes with common arguments show only these.
+    A command's description, and the arguments of its classes under headings, each with its default; for [`render`].
+    Unless `everything` is shown, classes with common arguments show only these.
     """
     types = list(types)
     trains = any(one.name == "method" for kind in types for one in fields(kind))

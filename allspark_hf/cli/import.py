@@ -14,13 +14,14 @@ import shlex
 from pathlib import Path
 
 from allspark_hf.cli.ending import run_script
+from allspark_hf.cli.importing import import_export
+from allspark_hf.data.labeling.formats import FORMATS
+from allspark_hf.data.labeling.writing import EMPTY, OUTSIDE
+from allspark_hf.data.sources.classes import read_classes
 
 
 def parse() -> argparse.Namespace:
     """The arguments."""
-    from allspark_hf.data.labeling.formats import FORMATS
-    from allspark_hf.data.labeling.writing import EMPTY, OUTSIDE
-
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "source", metavar="EXPORT", type=Path, help="Folder, archive (zip, tar) or file of the export."
@@ -53,9 +54,6 @@ def parse() -> argparse.Namespace:
 
 def run() -> None:
     arguments = parse()
-    from allspark_hf.cli.importing import import_export
-    from allspark_hf.data.sources.classes import read_classes
-
     data_dir = arguments.data_dir
     classes = read_classes(arguments.classes) if arguments.classes else None
     imported = import_export(

@@ -16,8 +16,8 @@ from allspark_hf.data.labeling.formats import FORMATS, read_export, unpacked
 from allspark_hf.data.labeling.record import RECORD_FILE, describe_source, find_changes
 from allspark_hf.data.labeling.writing import EMPTY, OUTSIDE, Imported, require_empty, write_folder
 from allspark_hf.data.pixels import open_image, to_rgb
+from allspark_hf.data.recognition import ExportFound, find_layout
 from allspark_hf.data.sources.classes import Classes, classes_in, read_classes
-from allspark_hf.data.sources.layouts import ExportFound, find_layout
 from allspark_hf.inference.visualization import default_palette, index_image, legend, outlines, overlay
 from allspark_hf.utils.files import read_json_object, write_json
 from allspark_hf.utils.text import one_line, text_table

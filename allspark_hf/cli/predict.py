@@ -234,14 +234,8 @@ def make_writers(
     arguments: PredictArguments, drawn: Drawn, root: Path, images: dict[Path, Path], large: list[Path]
 ) -> list[ResultWriter]:
     """
-    The writers of the results.
-
-    Args:
-        arguments ([`PredictArguments`]): arguments of the run.
-        drawn ([`Drawn`]): how classes are drawn.
-        root (`Path`): folder of the images.
-        images (`dict[Path, Path]`): name of the results -> image file.
-        large (`list[Path]`): names of images that are predicted in tiles.
+    The writers of the results, by name of the results -> image file in the folder `root`; `large` names the images
+    that are predicted in tiles.
 
     Raises:
         ImportError: if outlines are asked for and their packages are not installed.

@@ -28,7 +28,7 @@ MARGIN, TITLE = 6, 18
 FOLDER = "progress"  # in the output folder
 
 
-class Shown:
+class ShownImages:
     """
     Some validation images, and what the model of an [`AllSparkTrainer`] predicts for them.
 
@@ -93,7 +93,7 @@ class Progress(TrainerCallback):
         self.trainer = trainer
         count = len(trainer.eval_dataset)
         rows = [index * count // NUM_IMAGES for index in range(NUM_IMAGES)] if count > NUM_IMAGES else range(count)
-        self.shown = Shown(trainer, rows)
+        self.shown = ShownImages(trainer, rows)
         self.before: list[np.ndarray] = []
         self.score: tuple[int, float] | None = None
         self.start = (0, 0.0)
@@ -231,4 +231,4 @@ def _duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 90 else f"{minutes / 60:.1f} h"
 
 
-__all__ = ["FOLDER", "NUM_IMAGES", "Progress", "Shown", "joined", "result_lines", "show_progress"]
+__all__ = ["FOLDER", "NUM_IMAGES", "Progress", "ShownImages", "joined", "result_lines", "show_progress"]

@@ -10,7 +10,9 @@ an exported onnx/ folder; nothing else that lies in OUT. The token is that of `h
 import logging
 from dataclasses import dataclass
 
+from allspark_hf.cli.arguments import parse_arguments
 from allspark_hf.cli.ending import run_script
+from allspark_hf.publishing.publish import publish_folder
 from allspark_hf.utils.arguments import argument
 
 
@@ -34,9 +36,6 @@ class PushArguments:
 
 
 def push():
-    from allspark_hf.cli.arguments import parse_arguments
-    from allspark_hf.publishing.publish import publish_folder
-
     (arguments,) = parse_arguments((PushArguments,))
     commit = publish_folder(
         arguments.model,

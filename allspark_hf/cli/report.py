@@ -9,7 +9,7 @@ from ..data.reading import row_name, undecoded
 from ..evaluation.intervals import iou_of
 from ..publishing.records import read_records
 from ..publishing.report import REPORT_FILE, Picture, render_report
-from .progress import FOLDER, Shown, joined
+from .progress import FOLDER, ShownImages, joined
 
 
 SHOWN_EVALUATIONS = 6
@@ -18,16 +18,13 @@ SHOWN_EACH = 3  # worst images, and as many best ones
 
 def write_report(trainer, comparison: dict | None = None):
     """
-    Writes the report of a training; called by every process.
-
-    Args:
-        trainer ([`AllSparkTrainer`]): the trainer after its last evaluation, whose results are saved.
-        comparison (`dict`, *optional*): what [`~baseline.compare_with_baseline`] found.
+    Writes the report of a trainer after its last evaluation, whose results are saved, with what
+    [`~baseline.compare_with_baseline`] found; called by every process.
     """
     counts = np.stack(trainer.evaluation.by_image)
     scores = image_scores(counts)
     rows = worst_and_best(scores)
-    shown = Shown(trainer, rows)
+    shown = ShownImages(trainer, rows)
     predicted = shown.predict()
     if not trainer.args.should_save:
         return

@@ -135,11 +135,8 @@ def build_trainer(data_arguments, model_arguments, args, report, command: list[s
 
 def start(command: list[str], since: float):
     """
-    Starts a training; if that fails, nothing new is left in the output folder.
-
-    Args:
-        command (`list[str]`): the command line, the command first.
-        since (`float`): value of `time.monotonic` when the command began.
+    Starts a training; if that fails, nothing new is left in the output folder. `command` is the command line, the
+    command first, and `since` the value of `time.monotonic` when it began.
 
     Returns:
         `tuple`: the trainer; the checkpoint to resume from, or None; and a function that makes the baseline's trainer

@@ -1,7 +1,7 @@
 """Data, one's own and published: reading, splitting and checking images and masks; batches to train on."""
 
 from .checks import BadDataError, CheckReport, check_data
-from .images import map_mask_values, mask_to_array
+from .images import mask_to_array
 from .lanes import Bookmark, Lanes
 from .loading import (
     DataArguments,
@@ -14,10 +14,9 @@ from .loading import (
 )
 from .overlap import find_overlap
 from .pixels import Reading, open_image, to_rgb
+from .recognition import find_layout
 from .sources.classes import Classes, read_classes, write_classes
-from .sources.folder import load_folder
-from .sources.hub import find_classes, load_hub_data
-from .sources.layouts import find_layout
+from .sources.hub import find_classes
 from .sources.pairs import SegmentationData
 from .sources.splits import Selection, draw, fraction_to_count, load_layout, write_id_lists
 from .sources.unlabeled import add_unlabeled, open_unlabeled_stream, read_image_folder, read_unlabeled_dataset
@@ -45,10 +44,7 @@ __all__ = [
     "fraction_to_count",
     "list_path",
     "load_data",
-    "load_folder",
-    "load_hub_data",
     "load_layout",
-    "map_mask_values",
     "mask_to_array",
     "open_image",
     "open_unlabeled_stream",

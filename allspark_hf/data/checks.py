@@ -18,10 +18,9 @@ from .columns import Mask, Picture, page_of
 from .images import describe_values, mask_to_array
 from .masks import MaskConvention, binary_sentence
 from .pixels import PLAIN, ImageError, Reading, deep_values, to_rgb
-from .ranges import value_range
 from .reading import row_name, undecoded
 from .sources.pairs import SegmentationData
-from .summary import describe_binary_masks, find_image_range, note, stored_values
+from .summary import describe_binary_masks, find_image_range, remember, stored_values, value_range
 
 
 logger = logging.getLogger(__name__)
@@ -133,7 +132,7 @@ def check_data(
             left = set(data.unlabeled["id"])
             data = replace(data, hidden_ids=[name for name in data.hidden_ids if name in left])
     for name, dataset in data.sets.items():
-        _note_rows(dataset, rows[name])
+        _remember_rows(dataset, rows[name])
     if problems and not skip_bad_files:
         of_all = _problem_of_all(data, rows, num_labels, transform)
         raise BadDataError(_describe_problems(rows) + of_all, problems)
@@ -147,13 +146,13 @@ def check_data(
         mapped = {name: dataset.with_transform(transform) for name, dataset in data.sets.items()}
         data = replace(data, **mapped, mask_values=None, ignored_mask_values=None)
         for name, dataset in data.sets.items():
-            _note_rows(dataset, rows[name])
-    _say_of_turned(found, rows)
+            _remember_rows(dataset, rows[name])
+    _warn_of_turned_images(found, rows)
     reading = Reading(find_image_range(data.sets.values()), page_of(data.labeled))
     return CheckReport(data, num_labels, values, left_out=problems, found=found, reading=reading)
 
 
-def _say_of_turned(found: SegmentationData, rows: dict[str, list[_Row]]):
+def _warn_of_turned_images(found: SegmentationData, rows: dict[str, list[_Row]]):
     turned = [(name, row) for name, checked in rows.items() for row, one in enumerate(checked) if one.turned_alone]
     if turned:
         dataset, row = found.sets[turned[0][0]], turned[0][1]
@@ -165,10 +164,10 @@ def _say_of_turned(found: SegmentationData, rows: dict[str, list[_Row]]):
         )
 
 
-def _note_rows(dataset: Dataset, rows: list[_Row]):
+def _remember_rows(dataset: Dataset, rows: list[_Row]):
     """Keeps what was found, so that the trainer does not read the files again."""
     rows = [row for row in rows if not row.problem]
-    note(dataset, *([getattr(row, name) for row in rows] for name in ("size", "stored", "image_range")))
+    remember(dataset, *([getattr(row, name) for row in rows] for name in ("size", "stored", "image_range")))
 
 
 def _require_no_transform(data: SegmentationData, transform: MaskConvention):

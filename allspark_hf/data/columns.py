@@ -57,15 +57,10 @@ def holds_pictures(dataset: datasets.Dataset, column: str) -> bool:
 
 def exact_columns(dataset, image_column: str = "image", label_column: str = "label", tiff_page: int | None = None):
     """
-    The same data set with columns of [`Picture`] and [`Mask`], and without a format, such as that of `with_format
-    ("torch")`. A column without `datasets.Image`, one that the data set's own transform decodes, and an object that is
-    no `datasets.Dataset` stay as they are.
-
-    Args:
-        dataset (`datasets.Dataset`): the data set, which is not changed.
-        image_column (`str`): name of the image column.
-        label_column (`str`): name of the mask column, which may be missing.
-        tiff_page (`int`, *optional*): the page of TIFF images, see [`Reading`]; by default that of the column, if any.
+    The same data set with columns of [`Picture`] and [`Mask`], and without a format, such as that of
+    `with_format("torch")`. A column without `datasets.Image` (or no such column), one that the data set's own
+    transform decodes, and an object that is no `datasets.Dataset` stay as they are. By default, the page of TIFF
+    images is that of the column, if any.
     """
     if not isinstance(dataset, datasets.Dataset):
         return dataset

@@ -64,12 +64,8 @@ def _box_weights(sigma: float) -> tuple[int, int, int]:
 
 def apply_photometry(pixels: torch.Tensor, photometry: torch.Tensor) -> torch.Tensor:
     """
-    Args:
-        pixels (`torch.Tensor`): uint8 (batch, 3, height, width), RGB.
-        photometry (`torch.Tensor`): float32 (batch, 12), of [`pack_photometry`], on the same device.
-
-    Returns:
-        `torch.Tensor`: uint8 (batch, 3, height, width), RGB.
+    Augments RGB pixels, uint8 (batch, 3, height, width), by float32 (batch, 12) of [`pack_photometry`] on the same
+    device.
     """
     levels = pixels.float()
     numbers = photometry[:, :, None, None, None]  # (batch, 12, 1, 1, 1)

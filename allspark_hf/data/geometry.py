@@ -89,16 +89,8 @@ def _nearest(side: int, new_side: int) -> np.ndarray:
 
 def resize_region(image: Image.Image, size: tuple[int, int], box: tuple[int, int, int, int]) -> Image.Image:
     """
-    `image.resize(size, BILINEAR).crop(box)`, bit for bit, but only the box is resized. (Pillow's own
-    `resize(size, box=...)` takes the box in single precision, which changes some pixels by a level.)
-
-    Args:
-        image (`PIL.Image.Image`): an image of a mode with 8-bit channels.
-        size (`tuple[int, int]`): (width, height) of the whole resized image.
-        box (`tuple[int, int, int, int]`): (left, top, right, bottom) in the resized image.
-
-    Returns:
-        `PIL.Image.Image`: the image in the box.
+    `image.resize(size, BILINEAR).crop(box)`, bit for bit, but only the box is resized; for modes with 8-bit channels.
+    (Pillow's own `resize(size, box=...)` takes the box in single precision, which changes some pixels by a level.)
     """
     if size == image.size:
         return image.crop(box)

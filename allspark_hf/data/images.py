@@ -1,4 +1,4 @@
-"""Reads images and masks as data sets store them, checks that masks are exact, and maps their values to classes."""
+"""Reads images and masks as data sets store them, and checks that masks are exact."""
 
 import io
 import os
@@ -12,7 +12,6 @@ from .pixels import ImageError, choose_page, load_image, load_orientation, open_
 
 
 SHOWN_VALUES = 10
-MAX_VALUE = 2**31 - 1  # of a mask
 ONE_PAGE = (
     "save one page as a file of its own, for example the second: tifffile.imwrite('page.tif', "
     "tifffile.imread('stack.tif', key=1)); if each page is a class, save one page whose values are the class indices"
@@ -65,11 +64,8 @@ def require_exact_values(mask: PIL.Image.Image):
 
 def require_readable_mask(stored: dict):
     """
-    Checks the header of a stored mask; nothing is decoded.
-
-    Args:
-        stored (`dict`): `bytes` and `path`, of which one may be `None`. A path that is no file here, such as an
-            address on a network, is not checked.
+    Checks the header of a stored mask; nothing is decoded. A path that is no file here, such as an address on a
+    network, is not checked.
 
     Raises:
         OSError: if it is no image.
@@ -83,15 +79,8 @@ def require_readable_mask(stored: dict):
 
 def decode(stored: dict, is_mask: bool, tiff_page: int | None = None) -> PIL.Image.Image:
     """
-    Decodes a stored image or mask.
-
-    Args:
-        stored (`dict`): `bytes` and `path`; without bytes, the path must be that of a file here.
-        is_mask (`bool`): whether the values must be exact; a mask keeps them as they are.
-        tiff_page (`int`, *optional*): the page of an image, see [`choose_page`].
-
-    Returns:
-        `PIL.Image.Image`: upright; an image as [`load_image`] gives it, a mask in the file's own mode.
+    Decodes a stored image or mask, upright: an image as [`load_image`] gives it, from a page of [`choose_page`]; a
+    mask in the file's own mode, with exact values. Without bytes, the path must be that of a file here.
 
     Raises:
         ImageError: if an image is of a kind that is not read, or the values of a mask would change.
@@ -161,93 +150,6 @@ def mask_to_array(mask: PIL.Image.Image) -> np.ndarray:
         "pixel; save it as indexed or gray PNG, without transparency, whose values are the class indices (`allspark "
         "import` turns colors into such masks)."
     )
-
-
-def map_mask_values(
-    array: np.ndarray,
-    mask_values: Sequence[int] | None,
-    ignore_index: int = 255,
-    ignored_mask_values: Sequence[int] = (),
-) -> np.ndarray:
-    """
-    Replaces the values stored in a mask by class indices: the i-th value listed becomes class i.
-
-    Args:
-        array (`np.ndarray`): integers of any type, shape `(height, width)`, the values as stored.
-        mask_values (`Sequence[int]`, *optional*): the stored value of class 0, of class 1 and so on, each once. `None`
-            leaves all values but `ignored_mask_values` as they are.
-        ignore_index (`int`, *optional*, defaults to 255): pixels of this value keep it, unless `mask_values` lists the
-            value: then it is a class like any other.
-        ignored_mask_values (`Sequence[int]`, *optional*): stored values that become `ignore_index` too.
-
-    Returns:
-        `np.ndarray`: shape `(height, width)`, classes 0 to `len(mask_values) - 1` and `ignore_index`; uint8 where
-        all of these fit, else int32. Without either list, `array` itself.
-
-    Raises:
-        ValueError: if the mask holds a value that is neither listed nor `ignore_index`, if a value is listed twice, or
-            if `ignore_index` is also the index of one of the classes.
-    """
-    if mask_values is None and not ignored_mask_values:
-        return array
-    check_mask_values(mask_values, ignore_index, ignored_mask_values)
-    if mask_values is None:
-        fits = array.dtype == np.uint8 and 0 <= ignore_index <= 255
-        ignored = np.isin(array, ignored_mask_values)
-        # In 64 bits first, because NumPy turns an ignore index of 256 into 0 beside 8-bit values.
-        return np.where(ignored, ignore_index, array.astype(np.int64)).astype(np.uint8 if fits else np.int32)
-    num_ignored = len(ignored_mask_values) + 1
-    stored = np.array([*mask_values, *ignored_mask_values, ignore_index], dtype=np.int64)
-    classes = np.array([*range(len(mask_values)), *[ignore_index] * num_ignored], dtype=np.int64)
-    # A listed ignore index occurs twice; the stable sort and the left search keep the listed class, which comes first.
-    order = np.argsort(stored, kind="stable")
-    stored, classes = stored[order], classes[order]
-    position = np.minimum(np.searchsorted(stored, array), len(stored) - 1)
-    unknown = stored[position] != array
-    if unknown.any():
-        raise ValueError(
-            f"The mask holds {describe_values(np.unique(array[unknown]))}, which the mask values "
-            f"{' '.join(map(str, mask_values))} do not list and which is not the ignore index {ignore_index}; "
-            "list every value that occurs, in the order of the classes, or name those that do not count with "
-            "--ignored_mask_values."
-        )
-    fits = 0 <= ignore_index <= 255 and len(mask_values) <= 256
-    return classes[position].astype(np.uint8 if fits else np.int32)
-
-
-def check_mask_values(mask_values: Sequence[int] | None, ignore_index: int, ignored_mask_values: Sequence[int] = ()):
-    """
-    Refuses lists of stored values that cannot be used; the arguments are those of [`map_mask_values`].
-
-    Raises:
-        ValueError: if a mask cannot hold a value, or `mask_values` is empty, names a value twice or one that is also
-            ignored, or is so long that `ignore_index` is a class index.
-    """
-    for value in (ignore_index, *ignored_mask_values, *(mask_values or ())):
-        if not -MAX_VALUE <= value <= MAX_VALUE:
-            raise ValueError(
-                f"{value} is named as a value of masks, but masks hold values from {-MAX_VALUE} to {MAX_VALUE}; "
-                "correct it."
-            )
-    if mask_values is None:
-        return
-    listed = list(mask_values)
-    text = " ".join(map(str, listed))
-    if not listed:
-        raise ValueError("The list of mask values is empty; give the stored value of each class, in order.")
-    if len(set(listed)) != len(listed):
-        raise ValueError(f"The mask values {text} name one value twice; give each class its own value.")
-    both = sorted(set(listed) & set(ignored_mask_values))
-    if both:
-        raise ValueError(
-            f"The mask values {text} and the ignored mask values both name {describe_values(both)}; a value is either "
-            "a class or ignored, so take it out of one list."
-        )
-    if 0 <= ignore_index < len(listed):
-        raise ValueError(
-            f"With the {len(listed)} mask values {text}, the ignore index {ignore_index} is also the index of a "
-            f"class; leave --ignore_index out, and name what does not count with --ignored_mask_values {ignore_index}."
-        )
 
 
 def describe_values(values: Sequence[int]) -> str:

@@ -7,14 +7,15 @@ from pathlib import Path
 
 from datasets import Dataset
 
-from ..utils.arguments import argument, check_values
+from ..utils.arguments import argument
 from .checks import CheckReport, check_data
 from .columns import exact_columns
 from .overlap import find_overlap
 from .reading import undecoded
+from .recognition import find_layout
 from .sources.classes import read_classes
-from .sources.hub import load_hub_data
-from .sources.layouts import LAYOUTS, VOC_MASKS, find_layout
+from .sources.hub import HubLayout
+from .sources.layouts import LAYOUTS, VOC_MASKS
 from .sources.pairs import SegmentationData
 from .sources.splits import Selection, load_layout
 from .sources.unlabeled import add_unlabeled, open_unlabeled_stream, read_image_folder, read_unlabeled_dataset
@@ -24,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass
-class DataArguments:
+class DataArguments(Selection):
     """Which images and masks, and what their values mean."""
 
     data_dir: str | None = argument(
@@ -74,23 +75,6 @@ class DataArguments:
         "Read unlabeled_dataset_name as a stream instead of downloading it, and train on no other unlabeled image; "
         "needs --unlabeled_images_per_epoch. See --shuffle_buffer_size.",
     )
-    labeled_fraction: float | None = argument(
-        None, "Share of the training masks to use; the others are hidden.", common=True
-    )
-    labeled_count: int | None = argument(None, "The same as a number of masks.", common=True)
-    labeled_list: str | None = argument(
-        None,
-        "The same as a split file: a line is `image mask` or an image, relative to data_dir, or an id; e.g. a "
-        "published labeled.txt, or labeled_ids.txt of an earlier run.",
-    )
-    unlabeled_list: str | None = argument(
-        None, "Split file of the unlabeled images, with labeled_list; default: all other training images."
-    )
-    validation_list: str | None = argument(
-        None, "Split file of the validation images; default: those of the data set."
-    )
-    validation_fraction: float = argument(0.1, "Share of the labeled images held out when there is no validation set.")
-    split_seed: int = argument(42, "Seed of these choices; --seed does not touch them.")
     classes: str | None = argument(
         None,
         "File of class names, like classes.txt, classes.json or _classes.csv; default: the one in data_dir, if any.",
@@ -117,7 +101,7 @@ class DataArguments:
     )
 
     def __post_init__(self):
-        check_values(self)
+        super().__post_init__()
         if (self.data_dir is None) == (self.dataset_name is None):
             raise ValueError("Give either --data_dir (a folder of images and masks) or --dataset_name.")
         if self.dataset_name is not None and self.data_format is not None:
@@ -146,25 +130,19 @@ def find_data(arguments: DataArguments, image_column: str = "image", label_colum
         FileNotFoundError: if a folder or file is missing.
         ValueError: if the data does not fit the arguments, or the arguments contradict each other.
     """
-    names = ("labeled_fraction", "labeled_count", "labeled_list", "unlabeled_list", "validation_list")
-    selection = {name: getattr(arguments, name) for name in (*names, "validation_fraction")}
-    selection["seed"] = arguments.split_seed
     classes = read_classes(arguments.classes) if arguments.classes else None
     if arguments.dataset_name is None:
         layout = find_layout(arguments.data_dir, arguments.data_format, arguments.voc_masks)
-        data = load_layout(layout, Selection(**selection), classes)
     else:
-        data = load_hub_data(
+        layout = HubLayout(
             arguments.dataset_name,
+            {"image": image_column, "label": label_column},
             arguments.dataset_config_name,
             arguments.train_split_name,
             arguments.validation_split_name,
-            image_column,
-            label_column,
-            classes=classes,
-            classes_column=arguments.classes_column_name,
-            **selection,
+            arguments.classes_column_name,
         )
+    data = load_layout(layout, arguments, classes)
     data = _with_second_source(data, arguments)
     return replace(
         data, **{name: exact_columns(rows, tiff_page=arguments.tiff_page) for name, rows in data.sets.items()}

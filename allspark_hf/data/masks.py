@@ -6,11 +6,12 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from .images import check_mask_values, map_mask_values, mask_to_array
+from .images import describe_values, mask_to_array
 
 
 # Key in `info` of a mask whose values are mapped, so that nothing maps them again; keys from files are strings.
 HOLDS_CLASSES = ("allspark_hf", "class indices")
+MAX_VALUE = 2**31 - 1  # of a mask
 
 
 @dataclass(frozen=True)
@@ -23,11 +24,12 @@ class MaskConvention:
     Args:
         mask_values (`tuple[int]`, *optional*): the stored value of class 0, of class 1 and so on; `None`: the values
             are the class indices.
-        ignore_index (`int`, *optional*, defaults to 255): the value of ignored pixels.
+        ignore_index (`int`, *optional*, defaults to 255): the value of ignored pixels, unless `mask_values` lists it.
         ignored_mask_values (`tuple[int]`, *optional*): further stored values that do not count.
 
     Raises:
-        ValueError: if the values cannot be used, see [`check_mask_values`].
+        ValueError: if a mask cannot hold a value, or `mask_values` is empty, names a value twice or one that is also
+            ignored, or is so long that `ignore_index` is a class index.
     """
 
     mask_values: tuple[int, ...] | None = None
@@ -35,7 +37,32 @@ class MaskConvention:
     ignored_mask_values: tuple[int, ...] = ()
 
     def __post_init__(self):
-        check_mask_values(self.mask_values, self.ignore_index, self.ignored_mask_values)
+        for value in (self.ignore_index, *self.ignored_mask_values, *(self.mask_values or ())):
+            if not -MAX_VALUE <= value <= MAX_VALUE:
+                raise ValueError(
+                    f"{value} is named as a value of masks, but masks hold values from {-MAX_VALUE} to {MAX_VALUE}; "
+                    "correct it."
+                )
+        if self.mask_values is None:
+            return
+        listed = list(self.mask_values)
+        text = " ".join(map(str, listed))
+        if not listed:
+            raise ValueError("The list of mask values is empty; give the stored value of each class, in order.")
+        if len(set(listed)) != len(listed):
+            raise ValueError(f"The mask values {text} name one value twice; give each class its own value.")
+        both = sorted(set(listed) & set(self.ignored_mask_values))
+        if both:
+            raise ValueError(
+                f"The mask values {text} and the ignored mask values both name {describe_values(both)}; a value is "
+                "either a class or ignored, so take it out of one list."
+            )
+        if 0 <= self.ignore_index < len(listed):
+            raise ValueError(
+                f"With the {len(listed)} mask values {text}, the ignore index {self.ignore_index} is also the index "
+                "of a class; leave --ignore_index out, and name what does not count with --ignored_mask_values "
+                f"{self.ignore_index}."
+            )
 
     @classmethod
     def of(cls, config) -> "MaskConvention":
@@ -57,14 +84,8 @@ class MaskConvention:
 
     def __call__(self, batch: dict[str, list]) -> dict[str, list]:
         """
-        Maps the masks of some rows.
-
-        Args:
-            batch (`dict[str, list]`): columns of rows; `label`, where present, holds masks or `None`.
-
-        Returns:
-            `dict[str, list]`: the same columns; `label` holds gray masks of mode L with the class indices (mode I
-            where an index or the ignore index is above 255).
+        Maps the masks of some rows: the column `label`, where present, gets gray masks of mode L with the class
+        indices (mode I where an index or the ignore index is above 255), and keeps `None`.
         """
         if "label" not in batch:
             return batch
@@ -86,8 +107,39 @@ class MaskConvention:
         return 255 in (*(self.mask_values or ()), *self.ignored_mask_values) or self.ignore_index != 255
 
     def map(self, array: np.ndarray) -> np.ndarray:
-        """The class indices of a mask, by [`map_mask_values`]."""
-        return map_mask_values(array, self.mask_values, self.ignore_index, self.ignored_mask_values)
+        """
+        Replaces stored values, integers (height, width), by class indices and `ignore_index`: uint8 where all of these
+        fit, else int32. Without a list of values, `array` itself.
+
+        Raises:
+            ValueError: if the mask holds a value that is neither listed nor ignored.
+        """
+        if not self.maps:
+            return array
+        has_small_index = 0 <= self.ignore_index <= 255
+        if self.mask_values is None:
+            fits = array.dtype == np.uint8 and has_small_index
+            ignored = np.isin(array, self.ignored_mask_values)
+            # In 64 bits first, because NumPy turns an ignore index of 256 into 0 beside 8-bit values.
+            mapped = np.where(ignored, self.ignore_index, array.astype(np.int64))
+            return mapped.astype(np.uint8 if fits else np.int32)
+        ignored = [*self.ignored_mask_values, self.ignore_index]
+        stored = np.array([*self.mask_values, *ignored], dtype=np.int64)
+        classes = np.array([*range(len(self.mask_values)), *[self.ignore_index] * len(ignored)], dtype=np.int64)
+        # A listed ignore index occurs twice; the stable sort and the left search keep the class, which comes first.
+        order = np.argsort(stored, kind="stable")
+        stored, classes = stored[order], classes[order]
+        position = np.minimum(np.searchsorted(stored, array), len(stored) - 1)
+        unknown = stored[position] != array
+        if unknown.any():
+            raise ValueError(
+                f"The mask holds {describe_values(np.unique(array[unknown]))}, which the mask values "
+                f"{' '.join(map(str, self.mask_values))} do not list and which is not the ignore index "
+                f"{self.ignore_index}; list every value that occurs, in the order of the classes, or name those that "
+                "do not count with --ignored_mask_values."
+            )
+        fits = has_small_index and len(self.mask_values) <= 256
+        return classes[position].astype(np.uint8 if fits else np.int32)
 
 
 CLASS_INDICES = MaskConvention()
@@ -97,17 +149,9 @@ def read_label(
     mask: Image.Image, image_size: tuple[int, int], num_labels: int, convention: MaskConvention, where: str
 ) -> np.ndarray:
     """
-    The class indices of a decoded mask, checked against its image and the number of classes.
-
-    Args:
-        mask (`PIL.Image.Image`): an indexed or gray mask.
-        image_size (`tuple[int, int]`): (width, height) of its image.
-        num_labels (`int`): number of classes.
-        convention ([`MaskConvention`]): what the values mean; not used if a transform has mapped the mask already.
-        where (`str`): what to call the mask in an error.
-
-    Returns:
-        `np.ndarray`: uint8 (height, width), in [0, num_labels) or the convention's ignore index.
+    The class indices of a decoded mask, uint8 (height, width), checked against the size (width, height) of its image
+    and the number of classes. The convention is not used if a transform has mapped the mask already; an error calls
+    the mask `where`.
 
     Raises:
         ValueError: if there is no mask, the sizes differ, a value is no class or does not fit into 8 bits, or there

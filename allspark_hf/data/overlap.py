@@ -12,16 +12,10 @@ from .reading import row_name, undecoded
 
 def find_overlap(a: Dataset, b: Dataset, image_column: str = "image") -> list[tuple[str, str]]:
     """
-    Finds the images that are in both data sets, whatever their file names.
+    The images that are in both data sets, whatever their file names.
 
     Two images are the same if their files are equal byte for byte; an image that was encoded again is not found. Only
     files whose size occurs in both data sets are read, and no pixel is decoded.
-
-    Args:
-        a (`datasets.Dataset`): a data set with a column of `datasets.Image`, whose rows have bytes or the path of a
-            local file.
-        b (`datasets.Dataset`): the other data set.
-        image_column (`str`, *optional*, defaults to `"image"`): the name of that column in both.
 
     Returns:
         `list[tuple[str, str]]`: one pair per image of `a` and equal image of `b`, in the order of the rows; a row is

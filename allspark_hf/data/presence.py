@@ -2,14 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TypeVar
 
 from .loading import DataArguments, check_found, find_data
+from .recognition import find_layout
 from .sources.classes import Classes, read_classes
 from .sources.layout import Layout
-from .sources.layouts import LAYOUTS, find_layout
-from .sources.lists import find_image, read_lines, split_line
+from .sources.layouts import LAYOUTS
+from .sources.lists import read_lines, split_line
 from .sources.pairs import SETS, SegmentationData
 
 
@@ -57,13 +57,9 @@ def look_for_data(arguments: DataArguments, image_column: str = "image", label_c
         layout = found.attempt(find_layout, arguments.data_dir, arguments.data_format, arguments.voc_masks)
     for name in SETS:
         path = getattr(arguments, f"{name}_list")
-        if path is not None and not Path(path).is_file():
-            found.problems.append(f"There is no list {path} ({name}_list).")
-        elif path is not None:
-            _look_through_list(found, name, Path(path), layout)
-    if arguments.classes and not Path(arguments.classes).is_file():
-        found.problems.append(f"There is no file {arguments.classes} (classes).")
-    elif arguments.classes:
+        if path is not None:
+            _look_through_list(found, name, path, layout)
+    if arguments.classes:
         found.classes = found.attempt(read_classes, arguments.classes)
     if not found.problems:
         found.data = found.attempt(find_data, arguments, image_column, label_column)
@@ -83,7 +79,7 @@ def look_for_data(arguments: DataArguments, image_column: str = "image", label_c
     return found
 
 
-def _look_through_list(found: DataPresence, name: str, path: Path, layout: Layout | None):
+def _look_through_list(found: DataPresence, name: str, path: str, layout: Layout | None):
     """Looks only for images: a mask may lie elsewhere than the list says, and [`find_data`] finds it there."""
     lines = found.attempt(read_lines, path)
     if lines is None:
@@ -91,7 +87,7 @@ def _look_through_list(found: DataPresence, name: str, path: Path, layout: Layou
     found.counts[name] = len(lines)
     split = "validation" if name == "validation" else "train"
     named = dict.fromkeys(line for _, line in lines) if layout is not None else ()
-    missing = [split_line(line.strip())[0] for line in named if find_image(line, layout, split)[0] is None]
+    missing = [split_line(line.strip())[0] for line in named if layout.find_image(line, split)[0] is None]
     if missing:
         shown = ", ".join(missing[:SHOWN_FILES]) + (", ..." if len(missing) > SHOWN_FILES else "")
         counts = f"{len(missing)} of the {len(lines)} images of {path}"

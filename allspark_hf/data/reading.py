@@ -48,15 +48,8 @@ def require_columns(names: Iterable[str], present: Iterable[str], where: str, fi
 
 def undecoded(dataset: datasets.Dataset, column: str) -> datasets.Dataset:
     """
-    Gives one image column as it is stored, without format, transform or decoding.
-
-    Args:
-        dataset (`datasets.Dataset`): any data set, which is not changed.
-        column (`str`): the name of a column of `datasets.Image`.
-
-    Returns:
-        `datasets.Dataset`: the column alone; each row is a dict with `path` (`str` or `None`) and `bytes` (`bytes` or
-        `None`).
+    One column of `datasets.Image` as it is stored, without format, transform or decoding: each row is a dict with
+    `path` (`str` or `None`) and `bytes` (`bytes` or `None`).
 
     Raises:
         ValueError: if there is no such column, or the column does not hold images.

@@ -6,6 +6,7 @@ from pathlib import Path
 import datasets
 from fsspec.core import url_to_fs
 
+from ..utils.files import read_text
 from ..utils.text import one_line
 
 
@@ -38,8 +39,7 @@ def shard_files(name: str) -> list[str]:
     if name.endswith(LIST):
         if not Path(name).is_file():
             raise ValueError(f"There is no list of shards {name}: give a text file with a shard a line.")
-        lines = Path(name).read_text(encoding="utf-8").splitlines()
-        lines = [line.strip() for line in lines if line.strip()]
+        lines = [line.strip() for line in read_text(Path(name)).splitlines() if line.strip()]
         patterns = [line if "://" in line else str(Path(name).parent / line) for line in lines]
     files = [file for pattern in patterns for file in _matching(pattern)]
     kinds = {_kind(file) for file in files}
@@ -63,12 +63,8 @@ def _kind(file: str) -> str | None:
 
 def open_shards(name: str, skip_bad_files: bool = False) -> datasets.IterableDataset:
     """
-    A stream of the files that a name stands for, see [`shard_files`].
-
-    Args:
-        name (`str`): name of a file, a pattern or a list.
-        skip_bad_files (`bool`): whether to go on if a file cannot be read; the stream names such a file when its turn
-            comes.
+    A stream of the files that a name stands for, see [`shard_files`]. With `skip_bad_files`, it goes on if a file
+    cannot be read, and names such a file when its turn comes.
 
     Raises:
         ValueError: if there is no such file, or the first file (with `skip_bad_files`, every file) cannot be read.

@@ -286,9 +286,6 @@ def whole_steps(args) -> int:
     """
     `args.unlabeled_images_per_epoch`, rounded up to a multiple of the images that all processes read in one step.
     Otherwise the last step of an epoch would take images of the next epoch, or images of this epoch again.
-
-    Args:
-        args ([`AllSparkTrainingArguments`]): training arguments.
     """
     step = args.per_device_unlabeled_batch_size * args.world_size
     images = math.ceil(args.unlabeled_images_per_epoch / step) * step

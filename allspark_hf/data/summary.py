@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from weakref import WeakKeyDictionary
 
@@ -13,18 +13,18 @@ import PIL.Image
 from .columns import Mask, holds_pictures, page_of
 from .images import mask_to_array, open_stored
 from .masks import MaskConvention, binary_sentence
-from .pixels import deep_values, load_image
-from .ranges import common_range, value_range
+from .pixels import FULL_RANGE, deep_values, load_image
 from .reading import row_name, undecoded
 
 
+OUTLIERS = 1000  # one value in so many does not count at either end: dead and glowing pixels
 # Data set -> function (`_size`, `_values` or `_range`) and column -> what the function found in each row.
 _FOUND: WeakKeyDictionary[datasets.Dataset, dict[tuple[Callable, str], tuple]] = WeakKeyDictionary()
 
 logger = logging.getLogger(__name__)
 
 
-def note(dataset: datasets.Dataset, sizes: Iterable, values: Iterable, ranges: Iterable):
+def remember(dataset: datasets.Dataset, sizes: Iterable, values: Iterable, ranges: Iterable):
     """Keeps what the check of the data found in the columns `image` and `label`."""
     found = {(_size, "image"): sizes, (_values, "label"): values, (_range, "image"): ranges}
     _FOUND[dataset] = {key: tuple(rows) for key, rows in found.items()}
@@ -44,6 +44,24 @@ def find_image_range(sets: Iterable[datasets.Dataset], image_column: str = "imag
             *(len(found), *image_range),
         )
     return image_range
+
+
+def value_range(values: np.ndarray) -> tuple[int, int]:
+    """The smallest and largest of an image's [`deep_values`], without one value in 1000 at either end."""
+    values = values.ravel()
+    rest = len(values) // OUTLIERS
+    ends = [rest, len(values) - 1 - rest]
+    low, high = np.partition(values, ends)[ends]
+    return int(low), int(high)
+
+
+def common_range(ranges: Sequence[tuple[int, int]]) -> list[int] | None:
+    """
+    The range by which the 16-bit images of a data set are scaled, from the [`value_range`] of each: the range that
+    they span together, or `None` (0 to 65535) if that is half of all 16-bit values or more, or a single value.
+    """
+    low, high = min((low for low, _ in ranges), default=0), max((high for _, high in ranges), default=0)
+    return [low, high] if 0 < high - low < FULL_RANGE[1] // 2 else None
 
 
 def image_sizes(dataset: datasets.Dataset, image_column: str = "image") -> tuple[tuple[int, int] | None, ...]:
@@ -89,13 +107,8 @@ def file_of(dataset: datasets.Dataset, row: int, column: str) -> str:
 
 def require_known_values(sets: Mapping[str, datasets.Dataset], config, label_column: str = "label"):
     """
-    Checks masks against the convention of the model that is trained or scored on them. A set that maps its masks by a
-    convention of its own may hold other values.
-
-    Args:
-        sets (`Mapping[str, datasets.Dataset]`): name -> rows.
-        config ([`AllSparkFields`]): of the model.
-        label_column (`str`): name of the mask column.
+    Checks masks, by the names of their sets, against the convention of the model that is trained or scored on them. A
+    set that maps its masks by a convention of its own may hold other values.
 
     Raises:
         ValueError: if 255 may be a class, see [`describe_binary_masks`], or a value is not among the mask values.
@@ -122,16 +135,11 @@ def describe_binary_masks(
     label_column: str = "label",
 ) -> str | None:
     """
-    The sentence about masks in which 255 may be a class instead of ignored pixels; None if there are none.
+    The sentence about masks in which 255 may be a class instead of ignored pixels; None if there are none. The
+    convention is that of the masks, unless a set maps them by its own.
 
     Such a mask holds only 0 and 255. A binary mask looks like this, and so does a mask of a set with more classes
     whose image shows only background and borders: in the second case, other masks of the same set show other classes.
-
-    Args:
-        sets (`Mapping[str, datasets.Dataset]`): name -> rows, as they are stored.
-        num_labels (`int`): number of classes.
-        convention ([`MaskConvention`]): of the masks, unless a set maps them by its own.
-        label_column (`str`): name of the mask column.
     """
     values = {name: [one for one in mask_values(rows, label_column) if one] for name, rows in sets.items()}
     others = sorted(set().union(*(one for rows in values.values() for one in rows)) - {0, 255})
@@ -207,13 +215,15 @@ def _values(mask, tiff_page: None) -> frozenset[int] | None:
 
 __all__ = [
     "classes_of",
+    "common_range",
     "convention_of",
     "describe_binary_masks",
     "file_of",
     "find_image_range",
     "image_sizes",
     "mask_values",
-    "note",
+    "remember",
     "require_known_values",
     "stored_values",
+    "value_range",
 ]

@@ -10,7 +10,8 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
-from ..data.images import map_mask_values, mask_to_array
+from ..data.images import mask_to_array
+from ..data.masks import MaskConvention
 from ..utils.files import whole_file
 from ..utils.text import one_line
 from .raster import count_values
@@ -157,7 +158,7 @@ class PictureWriter:
         path = self.path(name, "mask")
         try:
             with Image.open(path) as opened:
-                return map_mask_values(mask_to_array(opened), self.mask_values, ignore_index=-1)
+                return MaskConvention(self.mask_values, ignore_index=-1).map(mask_to_array(opened))
         except Exception as error:  # Pillow raises nearly anything on bad files
             raise ValueError(f"{path} cannot be read ({one_line(error)}): remove it to predict it again.") from error
 

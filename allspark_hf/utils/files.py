@@ -85,6 +85,20 @@ def left_out(files: list[Path], where: str | Path) -> str | None:
     return f"Left out of {where}: {'; '.join(parts)}." if parts else None
 
 
+def read_text(path: Path) -> str:
+    """
+    A text file in UTF-8, without the mark that Windows puts first.
+
+    Raises:
+        OSError: if it cannot be read.
+        ValueError: if it is not in UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not text in UTF-8 ({error.reason}); save it as UTF-8.") from error
+
+
 def read_json(path: str | Path) -> Any:
     """
     The content of a JSON file.
@@ -152,6 +166,7 @@ __all__ = [
     "predictions_around",
     "read_json",
     "read_json_object",
+    "read_text",
     "removing_new_folders",
     "whole_file",
     "write_json",

@@ -126,13 +126,9 @@ def _result(place: int, region: dict, part: dict, labels: Sequence[str]) -> dict
 
 def labelme_content(part: dict, path: Path, labels: Sequence[str], image: Path) -> dict:
     """
-    The content of LabelMe's file of one image.
-
-    Args:
-        part (`dict`): result of [`~allspark_hf.data.labeling.polygons.annotate`].
-        path (`Path`): path of the json file.
-        labels (`Sequence[str]`): name of each class.
-        image (`Path`): path of the image, which the file holds relative to its own.
+    The content of LabelMe's file, at `path`, of one image: from a result of
+    [`~allspark_hf.data.labeling.polygons.annotate`] and the name of each class. The file holds the path of the image
+    relative to its own.
     """
     shapes = [
         {

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .export import Canvas, Export, Picture
+from .export import Canvas, Export, Picture, naming
 from .files import Files, split_in
 from .rasterize import expand_runs, parse_runs
 
@@ -88,10 +88,8 @@ def _read_file(files: Files, source: Path, content: dict, index: dict[int, int])
 def _paint(canvas: Canvas, objects: list[dict], index: dict[int, int]):
     for one in objects:
         label = None if one.get("iscrowd") else index[one["category_id"]]
-        try:
+        with naming(f"annotation {one.get('id')}"):
             _paint_object(canvas, one.get("segmentation"), label)
-        except ValueError as error:
-            raise ValueError(f"annotation {one.get('id')}: {error}") from error
 
 
 def _paint_object(canvas: Canvas, segmentation: Any, label: int | None):

@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from .export import Canvas, Export, Picture, box_ring, ellipse_ring, turned
+from .export import Canvas, Export, Picture, box_ring, ellipse_ring, naming, turned
 from .files import Files, split_in
 from .rasterize import expand_runs
 
@@ -62,10 +62,8 @@ def _paint(canvas: Canvas, shapes: list[ElementTree.Element], index: dict[str, i
         name = shape.attrib["label"].strip()
         if name not in index:
             raise ValueError(f"a {shape.tag} has the label {name!r}, which the file does not list; export it anew")
-        try:
+        with naming(f"{shape.tag} {number} ({name})"):
             _paint_shape(canvas, shape, index[name])
-        except ValueError as error:
-            raise ValueError(f"{shape.tag} {number} ({name}): {error}") from error
 
 
 def _paint_shape(canvas: Canvas, shape: ElementTree.Element, label: int):

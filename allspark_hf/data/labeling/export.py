@@ -7,7 +7,8 @@ itself; both name the file and the fix. Masks are painted later, by [`Picture.pa
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -50,13 +51,9 @@ class Canvas:
 
     def paint(self, inside: np.ndarray, label: int | None, left: int = 0, top: int = 0):
         """
-        Paints the pixels of an object.
-
-        Args:
-            inside (`np.ndarray`): bool (rows, columns); the part beyond the picture is cut off.
-            label (`int`, *optional*): the class, as an index into the export's list; `None`: ignored pixels.
-            left (`int`, *optional*, defaults to 0): the column of the picture at which `inside` begins.
-            top (`int`, *optional*, defaults to 0): the row of the picture at which `inside` begins.
+        Paints the pixels of an object, bool (rows, columns), whose upper left corner lies at `left` and `top`; the
+        part beyond the picture is cut off. The class `label` is an index into the export's list; `None`: ignored
+        pixels.
 
         Raises:
             ValueError: if all of `inside` lies beyond the picture.
@@ -77,13 +74,8 @@ class Canvas:
 
     def outline(self, rings: Sequence[Ring], label: int | None, unite: bool = False):
         """
-        Paints the inside of outlines in pixels ([`rasterize`]).
-
-        Args:
-            rings (`Sequence`): the rings of one object.
-            label (`int`, *optional*): the class, as an index into the export's list; `None`: ignored pixels.
-            unite (`bool`, *optional*, defaults to `False`): whether rings are united, so that a ring within a ring is
-                no hole.
+        Paints the inside of the rings of one object, in pixels ([`rasterize`]), see [`Canvas.paint`]. With `unite`,
+        rings are united, so that a ring within a ring is no hole.
 
         Raises:
             ValueError: if [`checked_ring`] refuses a ring, or the object lies beyond the picture, as with a wrong
@@ -109,10 +101,7 @@ class Canvas:
 
     def fill(self, labels: np.ndarray):
         """
-        Sets every pixel.
-
-        Args:
-            labels (`np.ndarray`): int64 (height, width), indices into the export's list of classes.
+        Sets every pixel, from int64 (height, width), indices into the export's list of classes.
 
         Raises:
             ValueError: if `values` does not list a class that occurs.
@@ -172,6 +161,15 @@ class Export:
     notes: list[str] = field(default_factory=list)
 
 
+@contextmanager
+def naming(what: str) -> Iterator[None]:
+    """Puts the name of an object before the sentence of a `ValueError`."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{what}: {error}") from error
+
+
 def ellipse_ring(x: float, y: float, radius_x: float, radius_y: float, degrees: float = 0) -> np.ndarray:
     """An ellipse as a ring (72, 2), turned clockwise around its center by the degrees."""
     angles = np.linspace(0, 2 * np.pi, 72, endpoint=False)
@@ -189,4 +187,4 @@ def turned(points: np.ndarray, center: Sequence[float], degrees: float) -> np.nd
     return (points - center) @ np.array([[cosine, sine], [-sine, cosine]]) + center
 
 
-__all__ = ["IGNORED", "Canvas", "Export", "Picture", "Ring", "box_ring", "ellipse_ring", "turned"]
+__all__ = ["IGNORED", "Canvas", "Export", "Picture", "Ring", "box_ring", "ellipse_ring", "naming", "turned"]

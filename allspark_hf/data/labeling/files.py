@@ -8,7 +8,7 @@ from PIL import Image
 from ...utils.files import find_image_files
 from ..pixels import ORIENTATION, WIDTH, open_image
 from ..sources.classes import classes_in
-from ..sources.pairs import one_form, require_folder
+from ..sources.pairs import nfc, require_folder
 from ..sources.split_names import KIND_NAMES, split_of
 
 
@@ -39,7 +39,7 @@ class Files:
         self.images = find_image_files(self.folder)[0]
         self._by_name: dict[str, list[Path]] = {}
         for path in self.images:
-            self._by_name.setdefault(one_form(path.name), []).append(path)
+            self._by_name.setdefault(nfc(path.name), []).append(path)
 
     def find(self, name: str, source: Path, split: str | None = None) -> Path:
         """
@@ -52,7 +52,7 @@ class Files:
             FileNotFoundError: if there is no such picture.
             ValueError: if several are as likely.
         """
-        parts = [part for part in PurePosixPath(one_form(name.replace("\\", "/"))).parts if part not in ("..", "/")]
+        parts = [part for part in PurePosixPath(nfc(name.replace("\\", "/"))).parts if part not in ("..", "/")]
         is_absolute = name[:1] in ("/", "\\") or name[1:2] == ":"
         named = None if is_absolute else split_in(parts[:-1])
         found = self._by_name.get(parts[-1], []) if parts else []
@@ -84,7 +84,7 @@ class Files:
 
     def has(self, name: str) -> bool:
         """Whether there is a picture of this name in any folder."""
-        return one_form(PurePosixPath(name).name) in self._by_name
+        return nfc(PurePosixPath(name).name) in self._by_name
 
     def not_named(self, used: Iterable[Path]) -> list[str]:
         """A sentence about the pictures that the export does not name, if there are any."""
@@ -101,7 +101,7 @@ def _shared(some: Iterable[str], others: Iterable[str]) -> int:
     """How many names agree before the first two that differ."""
     count = 0
     for one, other in zip(some, others, strict=False):
-        if one_form(one) != one_form(other):
+        if nfc(one) != nfc(other):
             break
         count += 1
     return count
@@ -109,15 +109,8 @@ def _shared(some: Iterable[str], others: Iterable[str]) -> int:
 
 def names_of(root: Path, used: Iterable[str]) -> tuple[list[str], str]:
     """
-    The classes of an export that does not list them: from a file in its folder, or else the names that objects have,
-    in alphabetical order.
-
-    Args:
-        root (`Path`): folder of the export.
-        used (`Iterable[str]`): names of objects.
-
-    Returns:
-        `tuple[list[str], str]`: the names of the classes, and a sentence about their source.
+    The classes of an export that does not list them, from a file in its folder, or else the names `used` by objects,
+    in alphabetical order; and a sentence about their source.
 
     Raises:
         ValueError: if the file does not list the name of an object, or cannot be read.
@@ -132,19 +125,6 @@ def names_of(root: Path, used: Iterable[str]) -> tuple[list[str], str]:
     return listed.names, f"The classes are those of the list in {root}."
 
 
-def read_lines(path: Path) -> list[str]:
-    """
-    The lines of a text file.
-
-    Raises:
-        ValueError: if it is not in UTF-8.
-    """
-    try:
-        return path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no text in UTF-8 ({error.reason}); save it as UTF-8.") from error
-
-
 def split_in(parts: Iterable[str]) -> str | None:
     """The split that the last name with such a meaning means; `instances_train2017` means train."""
     words = [word for part in parts for word in (part, part.rpartition("_")[2])]
@@ -155,18 +135,13 @@ def bare_name(relative: Path) -> str:
     """A picture's path without folders that mean a split or pictures, such as `train` and `images`."""
     folders = [part for part in relative.parts[:-1] if not split_of(part)]
     folders = [part for part in folders if part.casefold() not in KIND_NAMES["images"]]
-    return one_form("/".join([*folders, relative.name]))
+    return nfc("/".join([*folders, relative.name]))
 
 
 def read_frame(image: Path, size: tuple[int, int] | None) -> tuple[int, int, Image.Transpose | None, bool]:
     """
-    Finds out how a tool saw a picture that EXIF turns, by the size that the tool gives: upright, as people and
-    training see it, or as it is stored.
-
-    Args:
-        image (`Path`): the picture; only the beginning of the file is read.
-        size (`tuple[int, int]`, *optional*): height and width of the picture according to the export; `None`: the tool
-            saw it upright.
+    Finds out how a tool saw a picture that EXIF turns, by the height and width that the tool gives: upright, as people
+    and training see it, or as it is stored. Without a size, upright. Only the beginning of the file is read.
 
     Returns:
         `tuple`: height and width of the mask to paint; the transposition that then makes the mask upright, or `None`;
@@ -193,4 +168,4 @@ def read_frame(image: Path, size: tuple[int, int] | None) -> tuple[int, int, Ima
     )
 
 
-__all__ = ["Files", "bare_name", "names_of", "read_frame", "read_lines", "split_in"]
+__all__ = ["Files", "bare_name", "names_of", "read_frame", "split_in"]

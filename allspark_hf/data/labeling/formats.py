@@ -74,11 +74,8 @@ def unpacked(source: Path) -> Iterator[Path]:
 
 def find_readers(source: Path, classes: Classes | None = None) -> dict[str, Reader]:
     """
-    The readers that fit an export, by the names of [`FORMATS`]; usually one.
-
-    Args:
-        source (`Path`): folder of the export, or its json, xml or yaml file.
-        classes ([`Classes`], *optional*): classes with colors, for masks in colors whose folder has no list of them.
+    The readers that fit an export, by the names of [`FORMATS`]; usually one. Masks in colors whose folder has no list
+    of classes need `classes` with colors.
 
     Raises:
         FileNotFoundError: if there is no such file or folder.
@@ -163,13 +160,13 @@ def read_export(
     source: Path, name: str | None = None, images_dir: Path | None = None, classes: Classes | None = None
 ) -> tuple[str, Export, Files]:
     """
-    Reads an export; masks are painted later.
+    Reads an export, a folder or its json, xml or yaml file; masks are painted later.
 
     Args:
-        source (`Path`): folder of the export, or its json, xml or yaml file.
+        source (`Path`): the folder or file.
         name (`str`, *optional*): one of [`FORMATS`]; `None`: the format that the files show.
         images_dir (`Path`, *optional*): folder of the pictures, if they do not lie with the export.
-        classes ([`Classes`], *optional*): classes with the colors of the masks, if the export has no list of them.
+        classes ([`Classes`], *optional*): see [`find_readers`].
 
     Returns:
         `tuple[str, Export, Files]`: the format's name, what the export holds, and its files.

@@ -10,7 +10,7 @@ from urllib.parse import unquote, urlparse
 import numpy as np
 
 from ...utils.files import image_suffixes
-from .export import Canvas, Export, Picture, box_ring, ellipse_ring, turned
+from .export import Canvas, Export, Picture, box_ring, ellipse_ring, naming, turned
 from .files import Files, names_of
 
 
@@ -91,10 +91,8 @@ def _paint(canvas: Canvas, task: int, regions: list[dict], index: dict[str, int]
             "tasks with one picture each"
         )
     for region in regions:
-        try:
+        with naming(f"task {task}, region {region.get('id')}"):
             _paint_region(canvas, region, index)
-        except ValueError as error:
-            raise ValueError(f"task {task}, region {region.get('id')}: {error}") from error
 
 
 def _paint_region(canvas: Canvas, region: dict, index: dict[str, int]):

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from ..sources.class_lists import IGNORED_NAME
-from .export import Canvas, Export, Picture, box_ring, ellipse_ring
+from .export import Canvas, Export, Picture, box_ring, ellipse_ring, naming
 from .files import Files, names_of
 
 
@@ -56,10 +56,8 @@ def read_labelme(files: Files, sources: dict[Path, Any]) -> Export:
 
 def _paint(canvas: Canvas, shapes: list[dict], index: dict[str, int | None]):
     for number, shape in enumerate(shapes, 1):
-        try:
+        with naming(f"shape {number} ({shape['label']})"):
             _paint_shape(canvas, shape, index[str(shape["label"])])
-        except ValueError as error:
-            raise ValueError(f"shape {number} ({shape['label']}): {error}") from error
 
 
 def _paint_shape(canvas: Canvas, shape: dict, label: int | None):

@@ -6,15 +6,16 @@ from pathlib import Path
 
 import numpy as np
 
+from ...utils.files import read_text
 from ..images import decode, describe_values, mask_to_array
 from ..pixels import open_image
 from ..sources.class_lists import Color
 from ..sources.classes import Classes, read_classes
 from ..sources.folder import FolderLayout
-from ..sources.pairs import one_form, require_images
+from ..sources.pairs import nfc, require_images
 from ..sources.split_names import split_of
 from .export import Canvas, Export, Picture
-from .files import Files, read_lines
+from .files import Files
 
 
 ROBOFLOW_CLASSES, ROBOFLOW_END = "_classes.csv", "_mask.png"
@@ -30,9 +31,9 @@ def read_cvat_masks(files: Files, classes: Classes) -> Export:
     pictures_dir = files.folder if files.folder != files.root else files.root / "JPEGImages"
     splits = {}
     for path in sorted((files.root / "ImageSets" / "Segmentation").glob("*.txt")):
-        names = [line.strip() for line in read_lines(path) if line.strip()]
+        names = [line.strip() for line in read_text(path).splitlines() if line.strip()]
         for name in names:
-            if splits.setdefault(one_form(name), split_of(path.stem)) != split_of(path.stem):
+            if splits.setdefault(nfc(name), split_of(path.stem)) != split_of(path.stem):
                 raise ValueError(f"{path} names {name}, which a list of another split names too; keep it in one.")
     pictures, used, known = [], [], set()
     for image in files.images:
@@ -40,8 +41,8 @@ def read_cvat_masks(files: Files, classes: Classes) -> Export:
             name = image.relative_to(pictures_dir).with_suffix("").as_posix()
             mask = masks_dir / f"{name}.png"
             used.append(mask)
-            known.add(one_form(name))
-            pictures.append(_picture(image, mask if mask.is_file() else None, splits.get(one_form(name)), classes))
+            known.add(nfc(name))
+            pictures.append(_picture(image, mask if mask.is_file() else None, splits.get(nfc(name)), classes))
     if missing := sorted(splits.keys() - known):
         raise ValueError(
             f"{files.root / 'ImageSets' / 'Segmentation'} lists {missing[0]}, of which there is no picture in "

@@ -146,15 +146,9 @@ def _signed_area(ring: np.ndarray) -> float:
 
 def simplify(points: np.ndarray, tolerance: float) -> np.ndarray:
     """
-    Removes points of a line, by Douglas and Peucker.
-
-    Args:
-        points (`np.ndarray`): (points, 2), two or more points; a closed line has the first point again at the end.
-        tolerance (`float`): how far, in pixels, a removed point may lie from the part of the line that replaces it.
-
-    Returns:
-        `np.ndarray`: the points that are kept, in their order: always the first and the last one, and of a closed line
-        also the point farthest from these.
+    Removes points of a line, (points, 2), by Douglas and Peucker: a removed point lies within `tolerance` pixels of
+    the part of the line that replaces it. The first and the last point stay; a closed line has the first point again
+    at the end, and keeps the point farthest from it too.
     """
     keep = np.zeros(len(points), dtype=bool)
     keep[[0, -1]] = True

@@ -11,7 +11,8 @@ MAX_COORDINATE = 1e6  # far beyond any image; long outlines would take long to d
 
 def rasterize(rings: Sequence[Sequence[Sequence[float]]], height: int, width: int) -> np.ndarray:
     """
-    The pixels of one object.
+    The pixels of one object, bool (height, width), from rings: closed outlines of x and y in pixels, each of 3 points
+    or more.
 
     (0, 0) is the upper left corner of the upper left pixel, x goes right and y down. A pixel belongs to the object if
     its center lies inside an odd number of rings, so a ring within a ring is a hole. Rings along the edges of pixels
@@ -20,15 +21,6 @@ def rasterize(rings: Sequence[Sequence[Sequence[float]]], height: int, width: in
 
     pycocotools draws each ring, with the function that makes the masks of COCO. Since pycocotools can only unite
     rings, this function combines them.
-
-    Args:
-        rings (`Sequence`): closed outlines; each is a sequence or array (points, 2) of x and y in pixels, with 3
-            points or more. The first point need not be repeated at the end.
-        height (`int`): height of the image.
-        width (`int`): width of the image.
-
-    Returns:
-        `np.ndarray`: bool (height, width).
 
     Raises:
         ImportError: if pycocotools is not installed.
@@ -73,16 +65,8 @@ def checked_ring(ring: Sequence[Sequence[float]]) -> np.ndarray:
 
 def expand_runs(counts: Sequence[int], height: int, width: int, by_rows: bool = False) -> np.ndarray:
     """
-    The pixels of run lengths. COCO's go down the first column, then down the second and so on.
-
-    Args:
-        counts (`Sequence[int]`): lengths of runs of pixels, in turn outside and inside the object, the first outside.
-        height (`int`): height of the image, or of its part that the runs describe.
-        width (`int`): width of the same.
-        by_rows (`bool`, *optional*, defaults to `False`): whether the runs go along the rows instead, as CVAT's do.
-
-    Returns:
-        `np.ndarray`: bool (height, width).
+    The pixels, bool (height, width), of run lengths: in turn outside and inside the object, the first outside. COCO's
+    go down the first column, then down the second and so on; CVAT's go along the rows (`by_rows`).
 
     Raises:
         ValueError: if the runs do not fill the image exactly, as with a mask of another size.

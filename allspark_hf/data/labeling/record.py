@@ -17,11 +17,8 @@ BLOCK = 1 << 20
 
 def describe_source(source: Path, pictures: Iterable[Picture] = ()) -> dict:
     """
-    The content of [`RECORD_FILE`]: size, time and digest of each file of an export.
-
-    Args:
-        source (`Path`): folder, archive or file of the export. Of a folder, all files are recorded.
-        pictures (`Iterable[Picture]`): the pictures that a file names, wherever they lie; none for an archive.
+    The content of [`RECORD_FILE`]: size, time and digest of each file of an export: all files of a folder, or the file
+    and the `pictures` that it names, wherever they lie, and lists of classes beside it. An archive names no pictures.
     """
     paths = _files_in(source) if source.is_dir() else {source}
     for picture in pictures:

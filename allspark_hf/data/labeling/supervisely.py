@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from ...utils.files import read_json
-from .export import Canvas, Export, Picture, box_ring
+from .export import Canvas, Export, Picture, box_ring, naming
 from .files import Files, split_in
 
 
@@ -47,10 +47,8 @@ def _paint(canvas: Canvas, objects: list[dict], index: dict[str, int]):
         name = one["classTitle"]
         if name not in index:
             raise ValueError(f"object {number} is of class {name!r}, which meta.json does not list; export it anew")
-        try:
+        with naming(f"object {number} ({name})"):
             _paint_object(canvas, one, index[name])
-        except ValueError as error:
-            raise ValueError(f"object {number} ({name}): {error}") from error
 
 
 def _paint_object(canvas: Canvas, one: dict, label: int):

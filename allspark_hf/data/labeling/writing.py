@@ -106,7 +106,7 @@ def write_folder(
     values, outside_value, imported = _choose_values(export, outside, classes)
     targets = _targets(export, files, imported)
     problems = []
-    with _appearing(data_dir) as folder:
+    with _whole_folder(data_dir) as folder:
         for picture, target in tqdm(targets.items(), desc="Importing", unit="image", disable=None):
             try:
                 mask = _paint(picture, values, outside_value, empty_images, imported)
@@ -154,7 +154,7 @@ def require_empty(data_dir: Path, source: Path):
 
 
 @contextmanager
-def _appearing(data_dir: Path) -> Iterator[Path]:
+def _whole_folder(data_dir: Path) -> Iterator[Path]:
     """A hidden folder that is renamed to `data_dir` at the end, or removed if something fails."""
     folder = data_dir.absolute().with_name(f".{data_dir.absolute().name}-{uuid.uuid4().hex[:8]}")
     new = [parent for parent in folder.parents if not parent.exists()]

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import yaml
 
+from ...utils.files import read_text
 from ..sources.classes import read_classes
 from ..sources.split_names import split_of
-from .export import Canvas, Export, Picture
-from .files import Files, read_lines
+from .export import Canvas, Export, Picture, naming
+from .files import Files
 
 
 PICTURES, LABELS = "images", "labels"
@@ -31,7 +32,7 @@ def read_yaml(path: Path) -> Any:
         ValueError: if it is not valid.
     """
     try:
-        return yaml.safe_load("\n".join(read_lines(path)))
+        return yaml.safe_load(read_text(path))
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is no valid YAML ({' '.join(str(error).split())}); correct it.") from error
 
@@ -51,7 +52,7 @@ def read_yolo(files: Files, source: Path) -> Export:
     for image, split in _list_all(files, source):
         labels = _labels_of(image)
         used.add(labels)
-        lines = read_lines(labels) if labels.is_file() else None
+        lines = read_text(labels).splitlines() if labels.is_file() else None
         paint = None if lines is None else partial(_paint, lines=lines, num_classes=len(classes))
         pictures.append(Picture(image, labels if lines else source, split, None, paint, lines is None))
     orphans = [path for path in sorted(files.root.rglob(f"{LABELS}/**/*.txt")) if path not in used]
@@ -103,7 +104,7 @@ def _list_pictures(files: Files, source: Path, base: str | None, place: str) -> 
         if not pictures:
             raise FileNotFoundError(f"{source} names {place}, but there is no picture in {found}; put them there.")
         return pictures
-    return [files.find(line.strip(), found) for line in read_lines(found) if line.strip()]
+    return [files.find(line.strip(), found) for line in read_text(found).splitlines() if line.strip()]
 
 
 def _labels_of(image: Path) -> Path:
@@ -132,10 +133,8 @@ def _paint(canvas: Canvas, lines: list[str], num_classes: int):
             )
         if len(numbers) % 2:
             raise ValueError(f"line {number} has {len(numbers)} numbers after the class, but pairs are needed")
-        try:
+        with naming(f"line {number}"):
             canvas.outline([np.reshape(numbers, (-1, 2)) * (width, height)], int(label))
-        except ValueError as error:
-            raise ValueError(f"line {number}: {error}") from error
 
 
 __all__ = ["LABELS", "PICTURES", "is_yolo", "read_yaml", "read_yolo"]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from unicodedata import normalize
 
+from ...utils.files import read_text
 from .class_lists import Color, Entry, in_order, parse_json, parse_text, parse_yaml
 
 
@@ -117,16 +118,13 @@ def read_classes(path: str | Path) -> Classes:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; name a file with the class names, such as classes.txt.")
-    suffix = path.suffix.lower()
+    suffix, text = path.suffix.lower(), read_text(path)
     try:
-        text = path.read_text(encoding="utf-8-sig")
         if suffix in TEXT_SUFFIXES:
             return _from_entries(parse_text(text))
         if suffix in PARSERS:
             return _from_entries(*PARSERS[suffix](text))
         raise ValueError(f"A file of classes must end in {', '.join((*PARSERS, *TEXT_SUFFIXES))}; rename it.")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: This is not text in UTF-8 ({error.reason}); save the file as UTF-8.") from error
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}: This is not valid JSON ({error}); correct the file.") from error
     except RecursionError as error:
@@ -165,12 +163,8 @@ def _from_entries(entries: list[Entry], colors: list[Color] | None = None) -> Cl
 
 def write_classes(classes: Classes, path: str | Path):
     """
-    Writes the classes so that [`read_classes`] gives back the same.
-
-    Args:
-        classes (`Classes`): what to write.
-        path (`str` or `Path`): a file whose name ends in `.json` (an object with `names` and `colors`) or `.txt` (a
-            line for each class).
+    Writes the classes, as [`read_classes`] reads them, into a file `.json` (an object with `names` and `colors`) or
+    `.txt` (a line for each class).
 
     Raises:
         ValueError: if the name ends otherwise, or a class name would be read back differently from a text file.

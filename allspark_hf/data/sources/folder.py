@@ -10,15 +10,13 @@ from .pairs import (
     ACCEPTED,
     ACCEPTED_IMAGES,
     Pairs,
-    SegmentationData,
-    one_form,
+    nfc,
     require_folder,
     require_images,
     require_usable_name,
     visible_paths,
 )
 from .split_names import find_kinds, sort_splits, split_of, subfolders
-from .splits import Selection, load_layout, write_id_lists
 
 
 logger = logging.getLogger(__name__)
@@ -27,51 +25,10 @@ NEED = "the data folder must hold images/ and masks/, or train/images/ and train
 ONE_EACH = "keep one, or put both into one folder"
 
 
-def load_folder(data_dir: str | Path, output_dir: str | Path | None = None, **selection) -> SegmentationData:
-    """
-    Reads a folder of images and masks.
-
-    The folder holds `images` and `masks`, with or without a folder for each split in both; or it holds a folder for
-    each split, with `images` and `masks` in each. The names of folders tell the split ([`split_of`]: `train`, `Val`,
-    `training` and the like). Without a folder of validation images, some of the images with masks are held out. The
-    images in a folder called unlabeled, among the splits or in the data folder, are unlabeled and need no masks. Test
-    images and folders of other names beside the splits are not read, and the log says so.
-
-    Subfolders are read too. Links to files are followed wherever they lead, and so are links to folders such as
-    `images/train`; a link to a folder further down is refused. An image may have any format that Pillow reads. A mask
-    has the path of its image, but for the extension, which may be jpg, jpeg, png, bmp, tif, tiff or webp, in upper or
-    lower case; accents may be stored in either of Unicode's forms. A training image without a mask is unlabeled. If
-    there is a file of class names, it is read ([`classes_in`]).
-
-    Args:
-        data_dir (`str` or `Path`): the folder.
-        output_dir (`str` or `Path`, *optional*): where to write the ids of the three sets ([`write_id_lists`]).
-        selection: the fields of [`Selection`].
-
-    Returns:
-        [`SegmentationData`]: no image is in two of the sets; rows are sorted by id.
-
-    Raises:
-        FileNotFoundError: if a folder or a list is missing.
-        ValueError: if the options contradict each other or are out of range, there is no image or no mask to train
-            on, a mask has no image, a validation image has no mask, two files have one id, or a list cannot hold the
-            name of a file.
-    """
-    selection = Selection(**selection)
-    data = load_layout(FolderLayout(data_dir), selection)
-    if output_dir is not None:
-        write_id_lists(data, output_dir)
-    return data
-
-
 class Place(NamedTuple):
     """
-    Where the files of a split lie.
-
-    Args:
-        images (`Path`): folder of images.
-        masks (`Path`): folder of masks; for unlabeled images, it may be missing.
-        deep (`bool`): whether subfolders are read.
+    Where the files of a split lie: a folder of images, one of masks, which may be missing for unlabeled images, and
+    whether their subfolders are read.
     """
 
     images: Path
@@ -81,7 +38,18 @@ class Place(NamedTuple):
 
 class FolderLayout(Layout):
     """
-    The user's own folder in one of the forms of [`load_folder`].
+    The user's own folder of images and masks.
+
+    The folder holds `images` and `masks`, with or without a folder for each split in both; or it holds a folder for
+    each split, with `images` and `masks` in each. The names of folders tell the split ([`split_of`]: `train`, `Val`,
+    `training` and the like). The images in a folder called unlabeled, among the splits or in the data folder, are
+    unlabeled and need no masks. Test images and folders of other names beside the splits are not read, and the log
+    says so.
+
+    Subfolders are read too. Links to files are followed wherever they lead, and so are links to folders such as
+    `images/train`; a link to a folder further down is refused. An image may have any format that Pillow reads. A mask
+    has the path of its image, but for the extension, which may be jpg, jpeg, png, bmp, tif, tiff or webp, in upper or
+    lower case; accents may be stored in either of Unicode's forms.
 
     An id is the path of the image within the images of its split, without the extension. The id of an image in a
     folder called unlabeled is its path within the data folder, with the extension.
@@ -95,11 +63,10 @@ class FolderLayout(Layout):
     """
 
     name = "folder"
-    every_mask = False
+    needs_every_mask = False
 
     def __init__(self, data_dir: str | Path):
         super().__init__(Path(data_dir).absolute())
-        require_folder(self.root, NEED)
         kinds = find_kinds(self.root)
         is_outside = "images" not in kinds and bool(split_folders(self.root))
         self.places, unused = _splits_outside(self.root) if is_outside else _splits_inside(self.root, kinds)
@@ -127,7 +94,7 @@ class FolderLayout(Layout):
                 "%d files in %s are not used (%s), first %s", len(unused), place.images, ACCEPTED_IMAGES, unused[0][0]
             )
         if split == "unlabeled":
-            ids = {name: one_form(path.relative_to(self.root).as_posix()) for name, path in images.items()}
+            ids = {name: nfc(path.relative_to(self.root).as_posix()) for name, path in images.items()}
             return Pairs({ids[name]: images[name] for name in images}, {ids[name]: masks[name] for name in masks})
         if not self.has_validation:
             self._require_no_split_further_down(place.images, images)
@@ -165,8 +132,8 @@ class FolderLayout(Layout):
             if image.is_relative_to(place.images):
                 within = self.root if split == "unlabeled" else place.images
                 name = image.relative_to(within)
-                return split, one_form((name if split == "unlabeled" else name.with_suffix("")).as_posix())
-        return "train", one_form(image.relative_to(self.root).with_suffix("").as_posix())
+                return split, nfc((name if split == "unlabeled" else name.with_suffix("")).as_posix())
+        return "train", nfc(image.relative_to(self.root).with_suffix("").as_posix())
 
 
 def split_folders(root: Path) -> dict[str, Path]:

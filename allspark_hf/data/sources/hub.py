@@ -15,9 +15,8 @@ from ..reading import require_columns
 from .classes import Classes, read_classes
 from .layout import Layout
 from .lists import read_lines
-from .pairs import Pairs, SegmentationData, can_be_listed, one_form
+from .pairs import Pairs, can_be_listed, nfc
 from .split_names import sort_splits, split_of
-from .splits import Selection, load_layout
 
 
 logger = logging.getLogger(__name__)
@@ -25,59 +24,6 @@ logger = logging.getLogger(__name__)
 ID2LABEL = "id2label.json"
 SPLIT_FIX = "name one with --train_split_name or --validation_split_name"
 COLUMN_FIX = "name the column of images with --image_column_name and the column of masks with --label_column_name"
-
-
-def load_hub_data(
-    dataset_name: str,
-    config_name: str | None = None,
-    train_split: str | None = None,
-    validation_split: str | None = None,
-    image_column: str = "image",
-    label_column: str = "label",
-    classes: Classes | None = None,
-    classes_column: str | None = None,
-    **selection,
-) -> SegmentationData:
-    """
-    Reads a data set with an image and a mask in every row; training rows whose mask is `None` are unlabeled.
-
-    The id of a row is its `id`, if there is such a column and no id occurs twice, else the split and the number. The
-    draw depends on these ids and the seed, as for folders ([`load_folder`]). The rows of a split called unlabeled are
-    added to the unlabeled rows, with the ids `unlabeled:ID`.
-
-    Args:
-        dataset_name (`str`): a Hub id, a local folder that `datasets.load_dataset` reads (parquet, imagefolder with
-            metadata, ...), or a folder written by `save_to_disk`.
-        config_name (`str`, *optional*): the configuration, where the data set has several.
-        train_split (`str`, *optional*): the split to train on; `None` takes the one whose name means training
-            ([`split_of`]).
-        validation_split (`str`, *optional*): the split to validate with; `None` takes the one whose name means
-            validation, or else holds rows with a mask out of the training split.
-        image_column (`str`, *optional*, defaults to `"image"`): the column of images: `datasets.Image`, or paths,
-            encoded bytes, or `{bytes, path}`.
-        label_column (`str`, *optional*, defaults to `"label"`): the column of masks of class indices, stored in the
-            same ways.
-        classes (`Classes`, *optional*): names of the classes; by default those of the data set ([`find_classes`]).
-        classes_column (`str`, *optional*): see [`find_classes`].
-        selection: the fields of [`Selection`]. A list is a text file with one id per line, such as the
-            `labeled_ids.txt` of an earlier run.
-
-    Returns:
-        [`SegmentationData`]: the columns are called `id`, `image` and `label`; rows have the data set's order.
-
-    Raises:
-        ValueError: if the data set cannot be loaded, has no such split, column or class names, no mask to train on, or
-            the options contradict each other or are out of range.
-        FileNotFoundError: if a list is missing.
-    """
-    selection = Selection(**selection)
-    splits = open_dataset(dataset_name, config_name)
-    chosen, left_alone = choose_splits(splits, dataset_name, train_split, validation_split)
-    layout = HubLayout(dataset_name, splits, chosen, {"image": image_column, "label": label_column})
-    if left_alone:
-        layout.left_alone = f"Left alone in {dataset_name}: {', '.join(left_alone)}; to use one, {SPLIT_FIX}."
-    classes = classes or find_classes(dataset_name, splits[chosen["train"]], classes_column)
-    return load_layout(layout, selection, classes)
 
 
 def choose_splits(
@@ -108,32 +54,54 @@ class Row(NamedTuple):
 
 class HubLayout(Layout):
     """
-    Rows with an image, and a mask or `None`.
+    A data set with an image and a mask in every row; training rows whose mask is `None` are unlabeled.
+
+    The id of a row is its `id`, if there is such a column and no id occurs twice, else the split and the number. The
+    rows of a split called unlabeled are added to the unlabeled rows, with the ids `unlabeled:ID`. A list is a text
+    file with one id per line, such as the `labeled_ids.txt` of an earlier run.
 
     Args:
-        name (`str`): name of the data set.
-        splits (`dict[str, datasets.Dataset]`): name of a split -> its rows.
-        chosen (`dict[str, str]`): `"train"` and perhaps `"validation"` and `"unlabeled"` -> the name of the split.
+        dataset_name (`str`): see [`open_dataset`].
         columns (`dict[str, str]`): `"image"` and `"label"` -> the name of the column.
+        config_name (`str`, *optional*): the configuration, where the data set has several.
+        train_split (`str`, *optional*): the split to train on; `None` takes the one whose name means training
+            ([`split_of`]).
+        validation_split (`str`, *optional*): the split to validate with; `None` takes the one whose name means
+            validation, or else holds rows with a mask out of the training split.
+        classes_column (`str`, *optional*): see [`find_classes`].
 
     Raises:
-        ValueError: if a column is missing, or holds neither images nor their paths or bytes.
+        ValueError: if the data set cannot be loaded, has no such split, or a column is missing or holds neither images
+            nor their paths or bytes.
     """
 
-    every_mask = False
+    needs_every_mask = False
 
-    def __init__(self, name: str, splits: dict[str, Dataset], chosen: dict[str, str], columns: dict[str, str]):
-        super().__init__(Path(name))
+    def __init__(
+        self,
+        dataset_name: str,
+        columns: dict[str, str],
+        config_name: str | None = None,
+        train_split: str | None = None,
+        validation_split: str | None = None,
+        classes_column: str | None = None,
+    ):
+        super().__init__(Path(dataset_name))
+        splits = open_dataset(dataset_name, config_name)
+        chosen, left_alone = choose_splits(splits, dataset_name, train_split, validation_split)
         self.has_validation, self.has_unlabeled = "validation" in chosen, "unlabeled" in chosen
-        self.where = f"The split {chosen['train']} of {name}"
+        self.where = f"The split {chosen['train']} of {dataset_name}"
+        if left_alone:
+            self.left_alone = f"Left alone in {dataset_name}: {', '.join(left_alone)}; to use one, {SPLIT_FIX}."
+        self._of_classes = dataset_name, splits[chosen["train"]], classes_column
         self.rows = {}
         for split, source in chosen.items():
-            title = f"The split {source} of {name}"
+            title = f"The split {source} of {dataset_name}"
             there = columns if split != "unlabeled" else {"image": columns["image"]}
             self.rows[split] = standard_columns(splits[source], there, title, source, COLUMN_FIX)
 
-    def find_classes(self) -> None:
-        return None  # [`find_classes`] has looked for them
+    def find_classes(self) -> Classes | None:
+        return find_classes(*self._of_classes)
 
     def find(self, split: str) -> Pairs:
         rows = self.rows[split]
@@ -152,11 +120,11 @@ class HubLayout(Layout):
     def read_list(self, path: str | Path, split: str, need_masks: bool) -> Pairs:
         pairs = self.pairs(split)
         if split == "train" and self.has_unlabeled and not need_masks:
-            pairs = pairs.beside(self.pairs("unlabeled"))
-        known = {one_form(name): name for name in pairs.images}
+            pairs = pairs.union(self.pairs("unlabeled"))
+        known = {nfc(name): name for name in pairs.images}
         named = []
         for _, line in read_lines(path):
-            name = next((known[text] for text in map(one_form, (line, line.strip())) if text in known), None)
+            name = next((known[text] for text in map(nfc, (line, line.strip())) if text in known), None)
             if name is None:
                 kind = "training" if split == "train" else split
                 raise ValueError(f"{path} names {line.strip()}, but there is no such {kind} row; correct the list.")
@@ -200,17 +168,14 @@ def open_dataset(
     dataset_name: str, config_name: str | None = None, streaming: bool = False
 ) -> dict[str, Dataset] | dict[str, IterableDataset]:
     """
-    All splits of a data set.
+    The splits of a data set by name, as `datasets.Dataset`, or with `streaming` as `datasets.IterableDataset`.
 
     Args:
         dataset_name (`str`): a Hub id, a local folder that `datasets.load_dataset` reads, or a folder written by
             `save_to_disk`, in which a data set without splits is the split `train`.
         config_name (`str`, *optional*): the configuration, if the data set has several.
-        streaming (`bool`, *optional*, defaults to `False`): whether to read rows as they come instead of downloading
-            all of them.
-
-    Returns:
-        `dict`: name of a split -> `datasets.Dataset`, or `datasets.IterableDataset` with `streaming`.
+        streaming (`bool`, *optional*, defaults to `False`): whether to read rows as they come, without a
+            download.
 
     Raises:
         ValueError: if the data set cannot be loaded; the message has the reason that `datasets` gives.
@@ -242,7 +207,8 @@ def pick_split(splits: dict, name: str, dataset_name: str, option: str) -> Datas
 
 def standard_columns(dataset: Dataset, columns: dict[str, str], where: str, split: str, fix: str) -> Dataset:
     """
-    The columns of a data set under the names that [`SegmentationData`] needs.
+    The columns of a data set under the names that [`SegmentationData`] needs, as decoded `datasets.Image`, and `id`
+    (string).
 
     Args:
         dataset (`datasets.Dataset`): the data set, which is not changed.
@@ -250,9 +216,6 @@ def standard_columns(dataset: Dataset, columns: dict[str, str], where: str, spli
         where (`str`): what to call the data set in an error.
         split (`str`): what the ids begin with if the data set has no usable ids.
         fix (`str`): what the error tells the user to do about a missing column.
-
-    Returns:
-        `datasets.Dataset`: the columns as decoded `datasets.Image`, and `id` (string).
 
     Raises:
         ValueError: if a column is missing, or holds neither images nor their paths or bytes.

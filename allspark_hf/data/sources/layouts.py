@@ -1,17 +1,15 @@
-"""Pascal VOC 2012, Cityscapes and COCO in their usual folders, and which form a data folder has."""
+"""Pascal VOC 2012, Cityscapes and COCO in their usual folders."""
 
 import re
-import shlex
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 
 from ...utils.files import image_suffixes, is_hidden
-from ..labeling.formats import FORMATS, find_export, holds_indices, recognize_export
-from .folder import FolderLayout, split_folders
+from .folder import FolderLayout
 from .layout import Layout
-from .lists import path_in, read_list
-from .pairs import Pairs, one_form, require_folder, require_images, require_usable_name
+from .lists import path_in
+from .pairs import Pairs, nfc, require_folder, require_images, require_usable_name
 from .published_classes import (
     CITYSCAPES_CLASSES,
     CITYSCAPES_IGNORED_LABEL_IDS,
@@ -19,7 +17,7 @@ from .published_classes import (
     COCO_CLASSES,
     VOC_CLASSES,
 )
-from .split_names import find_kinds, sort_splits, split_of, subfolders
+from .split_names import sort_splits, split_of, subfolders
 
 
 VOC_MASKS = ("original", "augmented")
@@ -30,6 +28,9 @@ class PublishedLayout(Layout):
     """A published data set: files in fixed folders, and a mask for every training image."""
 
     image_form: str  # pattern of the names of image files, for an error message
+
+    def name_of(self, image: Path) -> str:
+        return nfc(image.stem)
 
     def _require_folders(self, *names: str):
         for name in names:
@@ -52,7 +53,7 @@ class PublishedLayout(Layout):
             self.left_alone = f"Left alone in {folder}: {', '.join(others)}; {fix}."
 
 
-def _voc_roots(data_dir: Path) -> tuple[Path, ...]:
+def voc_roots(data_dir: Path) -> tuple[Path, ...]:
     return data_dir, data_dir / "VOC2012", data_dir / "VOCdevkit" / "VOC2012"
 
 
@@ -62,14 +63,14 @@ def _images_by_id(folder: Path) -> dict[str, Path]:
     for path in sorted(folder.glob("*")):
         if is_hidden(path.name) or path.suffix.lower() not in image_suffixes():
             continue
-        name = one_form(path.stem)
+        name = nfc(path.stem)
         if name in found:
             raise ValueError(f"{found[name]} and {path} have the same name but for the extension; keep one of them.")
         found[name] = path
     return found
 
 
-def _holds_own_images(root: Path) -> bool:
+def holds_own_images(root: Path) -> bool:
     """Whether VOC's folders hold other images and no lists of VOC's names: then they are read like any folder."""
     names = [path.stem for path in (root / "ImageSets" / "Segmentation").glob("*.txt")]
     has_lists = any(split_of(name.removesuffix("aug")) in ("train", "validation") for name in names)
@@ -106,7 +107,7 @@ class VocLayout(PublishedLayout):
     def __init__(self, data_dir: Path, voc_masks: str = "original"):
         if voc_masks not in VOC_MASKS:
             raise ValueError(f"voc_masks is {voc_masks!r}, but it must be one of {' and '.join(VOC_MASKS)}.")
-        roots = _voc_roots(data_dir)
+        roots = voc_roots(data_dir)
         super().__init__(next((root for root in roots if (root / "JPEGImages").is_dir()), data_dir))
         self.is_augmented = voc_masks == "augmented"
         self.aug_folder = self.root / "SegmentationClassAug"
@@ -136,7 +137,7 @@ class VocLayout(PublishedLayout):
             path = folder / f"{named[split]}.txt" if split in named else None
         if path is None:
             raise FileNotFoundError(f"There is no list {paths[0]}; {fix}.")
-        return read_list(path, self, split, need_masks=split == "validation")
+        return self.read_list(path, split, need_masks=split == "validation")
 
     @property
     def left_alone(self) -> str | None:
@@ -158,9 +159,6 @@ class VocLayout(PublishedLayout):
     def mask_of(self, image: Path) -> Path:
         name = f"{image.stem}.png"
         return path_in(self.mask_folder, name) or self._present(self.mask_folder / name)
-
-    def name_of(self, image: Path) -> str:
-        return one_form(image.stem)
 
     def listed_mask(self, mask: Path, image: Path) -> Path:
         # Published lists name SBD's masks in SegmentationClass, because their authors unpacked both there.
@@ -292,102 +290,9 @@ class CocoLayout(PublishedLayout):
         folder = self.mask_folder / image.parent.name if self.has_subfolders else self.mask_folder
         return folder / f"{image.stem}.png"
 
-    def name_of(self, image: Path) -> str:
-        return one_form(image.stem)
-
     def listed_mask(self, mask: Path, image: Path) -> Path:
         is_elsewhere = self.has_subfolders and mask.parent == self.mask_folder and mask.stem == image.stem
         return self.mask_of(image) if is_elsewhere else mask
 
 
 LAYOUTS = {layout.name: layout for layout in (FolderLayout, VocLayout, CityscapesLayout, CocoLayout)}
-
-
-def find_layout(data_dir: str | Path, data_format: str | None = None, voc_masks: str = "original") -> Layout:
-    """
-    The layout of a data folder.
-
-    Args:
-        data_dir (`str` or `Path`): the folder.
-        data_format (`str`, *optional*): `"folder"`, `"voc"`, `"cityscapes"` or `"coco"`; `None` goes by the folders in
-            it: `images`, `JPEGImages` (also in `VOC2012` or `VOCdevkit/VOC2012`), `leftImg8bit`, or `train2017` and
-            `val2017`.
-        voc_masks (`str`, *optional*, defaults to `"original"`): see [`VocLayout`].
-
-    Raises:
-        FileNotFoundError: if a folder is missing.
-        ValueError: if the folder has none of these forms, or several, or is the export of a labeling tool
-            ([`ExportFound`]).
-    """
-    data_dir = Path(data_dir).absolute()
-    if data_dir.is_file():
-        raise ExportFound(
-            f"data_dir {data_dir} is a file: give a folder; if the file is an export of a labeling tool, `allspark "
-            f"import {shlex.quote(str(data_dir))} NEW_FOLDER` makes one."
-        )
-    require_folder(data_dir, "data_dir must name one")
-    if data_format is not None:
-        return _make_layout(data_dir, data_format, voc_masks)
-    _require_no_export(data_dir, recognize_export(data_dir))
-    try:
-        layout = _make_layout(data_dir, _recognize(data_dir), voc_masks)
-    except (FileNotFoundError, ValueError) as error:
-        _look_for_export(data_dir, error)
-        raise
-    if isinstance(layout, FolderLayout) and not holds_indices(layout.places["train"].masks):
-        _look_for_export(data_dir, f"{data_dir} holds no masks of class indices.")
-    return layout
-
-
-def _look_for_export(data_dir: Path, why: object):
-    """Raises `ExportFound` if a folder is an export; for one that cannot be read, `ValueError` with `why` first."""
-    try:
-        name = find_export(data_dir)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{why} As the export of a labeling tool it cannot be read either: {error}") from error
-    _require_no_export(data_dir, name)
-
-
-class ExportFound(ValueError):
-    """A data folder is the export of a labeling tool, or a file that may be one."""
-
-
-def _require_no_export(data_dir: Path, name: str | None):
-    if name is not None:
-        raise ExportFound(
-            f"{data_dir} is an export of a labeling tool: {FORMATS[name]}; make a data folder of it with `allspark "
-            f"import {shlex.quote(str(data_dir))} NEW_FOLDER`, and give NEW_FOLDER."
-        )
-
-
-def _make_layout(data_dir: Path, data_format: str, voc_masks: str) -> Layout:
-    if data_format not in LAYOUTS:
-        raise ValueError(f"data_format is {data_format!r}, but it must be one of {', '.join(LAYOUTS)}.")
-    if data_format == "voc":
-        return VocLayout(data_dir, voc_masks)
-    if voc_masks != "original":
-        raise ValueError(f"voc_masks is {voc_masks!r}, but {data_dir} is read as {data_format}; leave it out.")
-    return LAYOUTS[data_format](data_dir)
-
-
-def _recognize(data_dir: Path) -> str:
-    voc = next((root for root in _voc_roots(data_dir) if (root / "JPEGImages").is_dir()), None)
-    kinds = find_kinds(data_dir)
-    is_own = voc == data_dir and _holds_own_images(data_dir)
-    has_images = kinds["images"] != data_dir / "JPEGImages" if "images" in kinds else bool(split_folders(data_dir))
-    signs = {
-        "folder": is_own or has_images,
-        "voc": voc is not None and not is_own,
-        "cityscapes": (data_dir / "leftImg8bit").is_dir(),
-        "coco": (data_dir / "train2017").is_dir() or (data_dir / "val2017").is_dir(),
-    }
-    found = [name for name, is_there in signs.items() if is_there]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise ValueError(f"{data_dir} may be read as {' or '.join(found)}; choose one with --data_format.")
-    raise ValueError(
-        f"{data_dir} holds neither images/ and masks/ or train/images/ and train/masks/ (a folder of your own), nor "
-        "JPEGImages/ or VOCdevkit/VOC2012/ (Pascal VOC), leftImg8bit/ and gtFine/ (Cityscapes), or train2017/, "
-        "val2017/ and masks/ (COCO); give the folder that holds them."
-    )

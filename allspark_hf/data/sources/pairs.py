@@ -60,12 +60,8 @@ class SegmentationData:
         ignored_mask_values: Iterable[int] | None = None,
     ) -> MaskConvention:
         """
-        The transform from mask values to class indices, by the options or else by the values of the data set.
-
-        Args:
-            ignore_index (`int`, *optional*, defaults to 255): the value of ignored pixels.
-            mask_values (`Iterable[int]`, *optional*): if given, replaces both lists of the data set.
-            ignored_mask_values (`Iterable[int]`, *optional*): if given, replaces this list of the data set.
+        The transform from mask values to class indices, by the options or else by the values of the data set;
+        `mask_values` replaces both lists of the data set.
 
         Raises:
             ValueError: if the values contradict each other.
@@ -101,19 +97,14 @@ class Pairs:
         left_out = {path for other in others for path in other.images.values()}
         return self.only(name for name, path in self.images.items() if path not in left_out)
 
-    def beside(self, other: "Pairs") -> "Pairs":
+    def union(self, other: "Pairs") -> "Pairs":
         """The images and masks of both sets, which must not share an id."""
         return Pairs(self.images | other.images, self.masks | other.masks)
 
     def to_dataset(self, with_masks: bool) -> Dataset:
         """
-        The images as a dataset.
-
-        Args:
-            with_masks (`bool`): whether to have a column `label`; an image without a mask has `None` there.
-
-        Returns:
-            `datasets.Dataset`: columns `id`, `image` and perhaps `label`, sorted by id.
+        The images as a dataset, sorted by id: columns `id`, `image` and, `with_masks`, `label`, which is `None` for an
+        image without a mask.
         """
         ids = sorted(self.images)
         columns = {"image": [str(self.images[name]) for name in ids]}
@@ -137,10 +128,10 @@ def visible_paths(folder: Path, deep: bool = True) -> Iterator[tuple[Path, str]]
     for path in sorted(folder.rglob("*") if deep else folder.glob("*")):
         relative = path.relative_to(folder)
         if not any(is_hidden(part) for part in relative.parts):
-            yield path, one_form(relative.with_suffix("").as_posix())
+            yield path, nfc(relative.with_suffix("").as_posix())
 
 
-def one_form(name: str) -> str:
+def nfc(name: str) -> str:
     """A name with its accents in one of Unicode's two forms; a Mac stores names in the other one."""
     return unicodedata.normalize("NFC", name)
 
@@ -182,7 +173,7 @@ def require_usable_name(path: Path, name: str):
         )
 
 
-def some(ids: list[str]) -> str:
+def first_few(ids: list[str]) -> str:
     """The first few ids for an error message, and the number of the others."""
     rest = len(ids) - SHOWN_IDS
     return ", ".join(ids[:SHOWN_IDS]) + (f" and {rest} more" if rest > 0 else "")

@@ -34,12 +34,8 @@ def split_of(name: str) -> str | None:
 
 def sort_splits(names: Iterable[str], where: str, fix: str) -> tuple[dict[str, str], list[str]]:
     """
-    Finds out which name means which split.
-
-    Args:
-        names (`Iterable[str]`): names of folders or splits.
-        where (`str`): what to call the data in an error.
-        fix (`str`): what the error tells the user to do.
+    Finds out which name of a folder or a split means which split. In an error, `where` is what to call the data, and
+    `fix` what to do.
 
     Returns:
         `tuple[dict[str, str], list[str]]`: `"train"`, `"validation"` and `"unlabeled"` -> the name, for the splits

@@ -9,63 +9,46 @@ from pathlib import Path
 
 import numpy as np
 
+from ...utils.arguments import argument, check_values
 from .classes import Classes
 from .layout import Layout
-from .pairs import SETS, Pairs, SegmentationData, some
+from .pairs import SETS, Pairs, SegmentationData, first_few
 
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Selection:
-    """
-    What to choose from a data set.
+    """Which images of a data set are labeled, unlabeled and for validation."""
 
-    Args:
-        labeled_fraction (`float`, *optional*): the share, above 0 and up to 1, of the training images with masks that
-            stay labeled; the masks of the others are hidden and these images are unlabeled. `None` keeps all masks.
-        labeled_count (`int`, *optional*): the same as a number of images.
-        labeled_list (`str` or `Path`, *optional*): the same as a split file ([`read_list`]): a published one, or the
-            `labeled_ids.txt` of an earlier run. If the validation images were held out in that run, `seed` and
-            `validation_fraction` must be the same here.
-        unlabeled_list (`str` or `Path`, *optional*): a split file of the unlabeled images, together with
-            `labeled_list`; `None` takes all other training images. Masks that the list names are hidden and serve only
-            to measure pseudo-labels; a mask that does not exist is left out.
-        validation_list (`str` or `Path`, *optional*): a split file of the validation images; `None` takes the data
-            set's. Training images that the list names are held out.
-        validation_fraction (`float`, *optional*, defaults to 0.1): the share of the training images with masks, above
-            0 and below 1, that is held out for validation if the data set has no validation split.
-        seed (`int`, *optional*, defaults to 42): seed of both draws, at least 0.
-
-    Raises:
-        ValueError: if the options contradict each other or are out of range.
-    """
-
-    labeled_fraction: float | None = None
-    labeled_count: int | None = None
-    labeled_list: str | Path | None = None
-    unlabeled_list: str | Path | None = None
-    validation_list: str | Path | None = None
-    validation_fraction: float = 0.1
-    seed: int = 42
+    labeled_fraction: float | None = argument(
+        None, "Share of the training masks to use; the others are hidden.", common=True, interval="(0, 1]"
+    )
+    labeled_count: int | None = argument(None, "The same as a number of masks.", common=True, interval="[1, inf)")
+    labeled_list: str | None = argument(
+        None,
+        "The same as a split file: a line is `image mask` or an image, relative to data_dir, or an id; e.g. a "
+        "published labeled.txt, or labeled_ids.txt of an earlier run.",
+    )
+    unlabeled_list: str | None = argument(
+        None, "Split file of the unlabeled images, with labeled_list; default: all other training images."
+    )
+    validation_list: str | None = argument(
+        None, "Split file of the validation images; default: those of the data set."
+    )
+    validation_fraction: float = argument(
+        0.1, "Share of the labeled images held out when there is no validation set.", interval="(0, 1)"
+    )
+    split_seed: int = argument(42, "Seed of these choices; --seed does not touch them.", interval="[0, inf)")
 
     def __post_init__(self):
+        check_values(self)
         given = [
             name for name in ("labeled_fraction", "labeled_count", "labeled_list") if getattr(self, name) is not None
         ]
         if len(given) > 1:
             raise ValueError(f"{' and '.join(given)} were given together; give only one of them.")
-        if self.unlabeled_list is not None and self.labeled_list is None:
-            raise ValueError("unlabeled_list was given without labeled_list; give both, or only labeled_list.")
-        if self.labeled_fraction is not None and not 0 < self.labeled_fraction <= 1:
-            raise ValueError(f"labeled_fraction is {self.labeled_fraction}, but it must be above 0 and at most 1.")
-        if self.labeled_count is not None and self.labeled_count < 1:
-            raise ValueError(f"labeled_count is {self.labeled_count}, but at least 1 image must stay labeled.")
-        if not 0 < self.validation_fraction < 1:
-            raise ValueError(f"validation_fraction is {self.validation_fraction}, but it must be above 0 and below 1.")
-        if self.seed < 0:
-            raise ValueError(f"seed is {self.seed}, but it must be 0 or above.")
 
 
 def load_layout(layout: Layout, selection: Selection, classes: Classes | None = None) -> SegmentationData:
@@ -105,6 +88,8 @@ def select_pairs(layout: Layout, selection: Selection) -> tuple[Pairs, Pairs, Pa
         `tuple[Pairs, Pairs, Pairs]`: labeled (all with masks), unlabeled (masks are hidden ones), validation (all with
         masks).
     """
+    if selection.unlabeled_list is not None and selection.labeled_list is None:
+        raise ValueError("unlabeled_list was given without labeled_list; give both, or only labeled_list.")
     labeled = _listed(layout, selection.labeled_list, "train")
     unlabeled = _listed(layout, selection.unlabeled_list, "train", need_masks=False)
     validation = _listed(layout, selection.validation_list, "validation")
@@ -121,13 +106,13 @@ def select_pairs(layout: Layout, selection: Selection) -> tuple[Pairs, Pairs, Pa
         elif selection.validation_list is not None:
             train = train.without(validation)
         if labeled is None:
-            if layout.every_mask:
+            if layout.needs_every_mask:
                 _require_masks(train, layout, "training", "name the labeled images with labeled_list")
             labeled = train.only(choose_labeled(train.masks, layout.where, selection))
         if unlabeled is None:
             unlabeled = train.without(labeled)
             if layout.has_unlabeled:
-                unlabeled = unlabeled.beside(layout.pairs("unlabeled").without(labeled, validation))
+                unlabeled = unlabeled.union(layout.pairs("unlabeled").without(labeled, validation))
     _require_disjoint(selection, (labeled, unlabeled, validation), fix)
     return labeled, unlabeled, validation
 
@@ -154,20 +139,13 @@ def _require_disjoint(selection: Selection, chosen: tuple[Pairs, ...], fix: str)
         both = [name for name, path in a.images.items() if path in in_b]
         if both:
             counted = "1 image is" if len(both) == 1 else f"{len(both)} images are"
-            raise ValueError(f"{counted} both in {first} and in {second} ({some(both)}); {fix}.")
+            raise ValueError(f"{counted} both in {first} and in {second} ({first_few(both)}); {fix}.")
 
 
 def hold_out(masked: Collection[str], where: str, selection: Selection) -> list[str]:
     """
-    Draws the images that are held out for validation.
-
-    Args:
-        masked (`Collection[str]`): ids of the images with masks.
-        where (`str`): what to call the data in an error.
-        selection (`Selection`): its `validation_fraction` and `seed` are used.
-
-    Raises:
-        ValueError: if no mask would be left to train on.
+    Draws the images that are held out for validation, of the ids of those with masks; `where` is what to call the data
+    in an error, which comes if no mask would be left to train on.
     """
     _require_any(masked, where)
     count = fraction_to_count(len(masked), selection.validation_fraction)
@@ -177,22 +155,11 @@ def hold_out(masked: Collection[str], where: str, selection: Selection) -> list[
             "validation, so that none is left to train on; add masks or a validation set, or lower "
             "validation_fraction."
         )
-    return draw(masked, count, selection.seed)
+    return draw(masked, count, selection.split_seed)
 
 
 def choose_labeled(masked: Collection[str], where: str, selection: Selection) -> list[str]:
-    """
-    Draws the images that stay labeled.
-
-    Args:
-        masked (`Collection[str]`): ids of the training images with masks.
-        where (`str`): what to call the data in an error.
-        selection (`Selection`): its `labeled_fraction` or `labeled_count`, and `seed`, are used; if it has neither,
-            all images stay labeled.
-
-    Raises:
-        ValueError: if there is no mask, or there are fewer than `labeled_count`.
-    """
+    """Draws the images that stay labeled, of the ids of those with masks: all if there is no fraction and no count."""
     _require_any(masked, where)
     count = selection.labeled_count
     if selection.labeled_fraction is not None:
@@ -201,7 +168,7 @@ def choose_labeled(masked: Collection[str], where: str, selection: Selection) ->
         return list(masked)
     if count > len(masked):
         raise ValueError(f"labeled_count is {count}, but {where} has only {len(masked)} masks to train on; lower it.")
-    return draw(masked, count, selection.seed)
+    return draw(masked, count, selection.split_seed)
 
 
 def _require_any(masked: Collection[str], where: str):
@@ -214,11 +181,8 @@ def _require_any(masked: Collection[str], where: str):
 
 def write_id_lists(data: SegmentationData, output_dir: str | Path):
     """
-    Writes `labeled_ids.txt`, `unlabeled_ids.txt` and `validation_ids.txt`, one id per line, in UTF-8.
-
-    Args:
-        data (`SegmentationData`): the three sets.
-        output_dir (`str` or `Path`): the folder, which is made if it is missing; older lists in it are replaced.
+    Writes `labeled_ids.txt`, `unlabeled_ids.txt` and `validation_ids.txt` into a folder, one id per line, in UTF-8.
+    Older lists are replaced.
     """
     output_dir = Path(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,7 @@ from ...utils.files import find_image_files, left_out
 from ..shards import names_shards, open_shards
 from ..streaming import undecoded_stream
 from .hub import open_dataset, pick_split, standard_columns
-from .pairs import ACCEPTED_IMAGES, SegmentationData, dataset_of_files, one_form, require_folder, require_usable_name
+from .pairs import ACCEPTED_IMAGES, SegmentationData, dataset_of_files, nfc, require_folder, require_usable_name
 
 
 logger = logging.getLogger(__name__)
@@ -20,9 +20,6 @@ def read_image_folder(folder: str | Path) -> Dataset:
     """
     The images in a folder and its subfolders; links are followed. Hidden files are passed over, and other files that
     are no images are counted in the log.
-
-    Args:
-        folder (`str` or `Path`): any folder with images of formats that Pillow reads.
 
     Returns:
         `datasets.Dataset`: columns `id` (string: path in the folder, with its extension) and `image`
@@ -42,24 +39,15 @@ def read_image_folder(folder: str | Path) -> Dataset:
         require_usable_name(path, name)
     if others:
         logger.warning(left_out(others, folder))
-    return dataset_of_files([one_form(name) for name in ids], image=list(map(str, paths)))
+    return dataset_of_files([nfc(name) for name in ids], image=list(map(str, paths)))
 
 
 def read_unlabeled_dataset(
     dataset_name: str, config_name: str | None = None, split: str = "train", image_column: str = "image"
 ) -> Dataset:
     """
-    The images of one split of a data set, without its other columns.
-
-    Args:
-        dataset_name (`str`): see [`open_dataset`].
-        config_name (`str`, *optional*): the configuration, where the data set has several.
-        split (`str`, *optional*, defaults to `"train"`): the split to read.
-        image_column (`str`, *optional*, defaults to `"image"`): the column of images: `datasets.Image`, or paths or
-            encoded bytes.
-
-    Returns:
-        `datasets.Dataset`: columns `id` (string) and `image` (`datasets.Image`).
+    The images of one split of a data set ([`open_dataset`]) without its other columns: columns `id` (string) and
+    `image` (`datasets.Image`).
 
     Raises:
         ValueError: if the data set cannot be loaded, or has no such split or column.
@@ -79,14 +67,9 @@ def open_unlabeled_stream(
     skip_bad_files: bool = False,
 ) -> IterableDataset:
     """
-    The images of one split of a data set, or of shards ([`shard_files`]), as a stream. If there is no column `image`,
-    the only column of images is taken. The other arguments are those of [`read_unlabeled_dataset`].
-
-    Args:
-        skip_bad_files (`bool`): whether to go on if a shard cannot be opened, see [`open_shards`].
-
-    Returns:
-        `datasets.IterableDataset`: column `image`, not decoded: see [`StreamReader`].
+    The images of one split of a data set, or of shards ([`shard_files`]), as a stream with the column `image`, not
+    decoded: see [`StreamReader`]. If there is no column `image`, the only column of images is taken. With
+    `skip_bad_files`, a shard that cannot be opened is passed over, see [`open_shards`].
 
     Raises:
         ValueError: if the data set or a shard cannot be opened, or there is no such split or column.
@@ -109,12 +92,8 @@ def open_unlabeled_stream(
 
 def add_unlabeled(data: SegmentationData, name: str, images: Dataset) -> SegmentationData:
     """
-    Adds images after the unlabeled ones.
-
-    Args:
-        data (`SegmentationData`): the sets, which are not changed.
-        name (`str`): prefix of the ids of `images`, before a colon, so that every id occurs once.
-        images (`datasets.Dataset`): columns `id` and `image`.
+    The data with images, of columns `id` and `image`, after the unlabeled ones. Their ids get `name` and a colon in
+    front, so that every id occurs once.
     """
     ids = [f"{name}:{identifier}" for identifier in images["id"]]
     images = images.remove_columns("id").add_column("id", ids)
