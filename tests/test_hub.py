@@ -239,6 +239,7 @@ def test_mistakes_of_the_main_data_set(parquet, tmp_path):
         ({"data_dir": "a", "dataset_name": "b"}, "Give either --data_dir"),
         ({"dataset_name": "b", "data_format": "voc"}, "--data_format belongs to --data_dir"),
         ({"data_dir": "a", "validation_split_name": "test"}, "--validation_split_name belongs to --dataset_name"),
+        ({"data_dir": "a", "unlabeled_split_name": "b"}, "--unlabeled_split_name belongs to --unlabeled_dataset_name"),
         ({"data_dir": "a", "unlabeled_streaming": True}, "--unlabeled_streaming needs --unlabeled_dataset_name"),
         (
             {"data_dir": "a", "unlabeled_streaming": True, "unlabeled_dataset_name": "b", "unlabeled_dir": "c"},

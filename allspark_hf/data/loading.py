@@ -23,6 +23,12 @@ from .sources.unlabeled import add_unlabeled, open_unlabeled_stream, read_image_
 
 logger = logging.getLogger(__name__)
 
+BELONGING = {  # an argument -> those that say more about it
+    "data_dir": ("data_format", "voc_masks"),
+    "dataset_name": ("dataset_config_name", "train_split_name", "validation_split_name", "classes_column_name"),
+    "unlabeled_dataset_name": ("unlabeled_dataset_config_name", "unlabeled_split_name", "unlabeled_image_column_name"),
+}
+
 
 @dataclass
 class DataArguments(Selection):
@@ -104,11 +110,10 @@ class DataArguments(Selection):
         super().__post_init__()
         if (self.data_dir is None) == (self.dataset_name is None):
             raise ValueError("Give either --data_dir (a folder of images and masks) or --dataset_name.")
-        if self.dataset_name is not None and self.data_format is not None:
-            raise ValueError("--data_format belongs to --data_dir, but --dataset_name was given: leave it out.")
-        for name in ("dataset_config_name", "train_split_name", "validation_split_name", "classes_column_name"):
-            if self.data_dir is not None and getattr(self, name) is not None:
-                raise ValueError(f"--{name} belongs to --dataset_name, but --data_dir was given: leave it out.")
+        for owner, names in BELONGING.items():
+            for name in names:
+                if getattr(self, owner) is None and getattr(self, name) != getattr(DataArguments, name):
+                    raise ValueError(f"--{name} belongs to --{owner}, which was not given: leave --{name} out.")
         if self.unlabeled_streaming and self.unlabeled_dataset_name is None:
             raise ValueError("--unlabeled_streaming needs --unlabeled_dataset_name, the data set to stream.")
         if self.unlabeled_streaming and self.unlabeled_dir is not None:
