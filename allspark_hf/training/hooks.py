@@ -18,7 +18,6 @@ class Hooks(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         """Called after transformers has loaded a checkpoint and before the first step."""
         trainer = self.trainer
-        trainer.method.num_updates, trainer.method.updates = state.max_steps, state.global_step
         trainer.checkpoints.restore(state)
         if trainer.checkpoints.resumed_from is None:
             trainer.method.before_training(trainer.processes.model)
