@@ -47,6 +47,7 @@ def uninterrupted(folder):
 def test_resume_after_a_stop(tmp_path, folder, uninterrupted, workers):
     """And the same seed gives the same run, whatever the workers."""
     settings = {**SETTINGS, "output_dir": str(tmp_path), "dataloader_num_workers": workers}
+    settings["dataloader_persistent_workers"] = workers > 0  # which start once, in another epoch after a resume
     if workers:
         whole = make_trainer(small_model(), **settings)
         whole.train()
