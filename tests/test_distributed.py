@@ -71,6 +71,11 @@ JOBS = {
     "bottleneck_pseudo_label": {**UNWEIGHTED, "method": "pseudo_label"},
     "bottleneck_unimatch_v2": {**PLAIN, "method": "unimatch_v2", "max_steps": 2},
     "bottleneck_no_memory": UNWEIGHTED,
+    # A teacher in train mode has statistics of its own process, until it is evaluated.
+    "evaluated_teacher": {
+        **{**PLAIN, "method": "memory_contrastive", "max_steps": 1},
+        **{"evaluate_teacher": True, "eval_strategy": "steps", "eval_steps": 1},
+    },
     "find_unused": {**PLAIN, "max_steps": 1, "ddp_find_unused_parameters": True},
     "whole": {**EVALUATION, "eval_mode": "whole"},
     "sliding_window": {**EVALUATION, "eval_mode": "sliding_window", "eval_crop_size": [48, 60], "eval_flip": True},
@@ -217,6 +222,13 @@ def test_no_parameter_is_waited_for_in_vain(ranks, name):
     for name, value in first["state"].items():
         if "running" not in name and name not in MEMORY:
             assert torch.equal(value, second["state"][name]), name
+
+
+def test_a_teacher_is_evaluated_with_the_first_ones_statistics(ranks):
+    """Which are saved: else a resumed training would have other metrics."""
+    first, second = ranks["evaluated_teacher"]
+    assert first["method"]["teacher.model.decode_head.batch_norm.num_batches_tracked"] == 1
+    assert differing(first["method"], second["method"]) == []
 
 
 def test_what_the_user_says_of_unused_parameters_holds(ranks):

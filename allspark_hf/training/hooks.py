@@ -31,7 +31,7 @@ class Hooks(TrainerCallback):
     def on_optimizer_step(self, args, state, control, **kwargs):
         self.trainer.method.updates = state.global_step + 1
         if self.trainer.method.acts_after_updates and not self.trainer.accelerator.optimizer_step_was_skipped:
-            self.trainer.processes.share_statistics()
+            self.trainer.processes.share_statistics(self.trainer.processes.model)
             self.trainer.method.after_update(self.trainer.processes.model, state.global_step + 1)
 
 
