@@ -54,6 +54,7 @@ PLAIN = {"method": "allspark", "num_unlabeled": 8, "num_train_epochs": 2, "seed"
 STEPWISE = {**PLAIN, "num_train_epochs": 3, "save_strategy": "steps", "save_steps": 3}
 UNWEIGHTED = {**PLAIN, "max_steps": 2, "unlabeled_warmup_epochs": 9}
 UNWEIGHTED["switches"] = {"use_memory": False, "use_grouping": False}
+EVALUATED_TEACHER = {**PLAIN, "method": "memory_contrastive", "max_steps": 1, "evaluate_teacher": True}
 EVALUATION = {"method": "allspark", "evaluate": True, "eval_boundary_iou": True}
 JOBS = {
     **EQUAL,
@@ -72,10 +73,7 @@ JOBS = {
     "bottleneck_unimatch_v2": {**PLAIN, "method": "unimatch_v2", "max_steps": 2},
     "bottleneck_no_memory": UNWEIGHTED,
     # A teacher in train mode has statistics of its own process, until it is evaluated.
-    "evaluated_teacher": {
-        **{**PLAIN, "method": "memory_contrastive", "max_steps": 1},
-        **{"evaluate_teacher": True, "eval_strategy": "steps", "eval_steps": 1},
-    },
+    "evaluated_teacher": {**EVALUATED_TEACHER, "eval_strategy": "steps", "eval_steps": 1},
     "find_unused": {**PLAIN, "max_steps": 1, "ddp_find_unused_parameters": True},
     "whole": {**EVALUATION, "eval_mode": "whole"},
     "sliding_window": {**EVALUATION, "eval_mode": "sliding_window", "eval_crop_size": [48, 60], "eval_flip": True},
