@@ -54,6 +54,7 @@ PLAIN = {"method": "allspark", "num_unlabeled": 8, "num_train_epochs": 2, "seed"
 STEPWISE = {**PLAIN, "num_train_epochs": 3, "save_strategy": "steps", "save_steps": 3}
 UNWEIGHTED = {**PLAIN, "max_steps": 2, "unlabeled_warmup_epochs": 9}
 UNWEIGHTED["switches"] = {"use_memory": False, "use_grouping": False}
+EVALUATED_TEACHER = {**PLAIN, "method": "memory_contrastive", "max_steps": 1, "evaluate_teacher": True}
 EVALUATION = {"method": "allspark", "evaluate": True, "eval_boundary_iou": True}
 JOBS = {
     **EQUAL,
@@ -71,6 +72,8 @@ JOBS = {
     "bottleneck_pseudo_label": {**UNWEIGHTED, "method": "pseudo_label"},
     "bottleneck_unimatch_v2": {**PLAIN, "method": "unimatch_v2", "max_steps": 2},
     "bottleneck_no_memory": UNWEIGHTED,
+    # A teacher in train mode has statistics of its own process, until it is evaluated.
+    "evaluated_teacher": {**EVALUATED_TEACHER, "eval_strategy": "steps", "eval_steps": 1},
     "find_unused": {**PLAIN, "max_steps": 1, "ddp_find_unused_parameters": True},
     "whole": {**EVALUATION, "eval_mode": "whole"},
     "sliding_window": {**EVALUATION, "eval_mode": "sliding_window", "eval_crop_size": [48, 60], "eval_flip": True},
@@ -217,6 +220,13 @@ def test_no_parameter_is_waited_for_in_vain(ranks, name):
     for name, value in first["state"].items():
         if "running" not in name and name not in MEMORY:
             assert torch.equal(value, second["state"][name]), name
+
+
+def test_a_teacher_is_evaluated_with_the_first_ones_statistics(ranks):
+    """Which are saved: else a resumed training would have other metrics."""
+    first, second = ranks["evaluated_teacher"]
+    assert first["method"]["teacher.model.decode_head.batch_norm.num_batches_tracked"] == 1
+    assert differing(first["method"], second["method"]) == []
 
 
 def test_what_the_user_says_of_unused_parameters_holds(ranks):

@@ -99,6 +99,9 @@ def test_what_is_refused(tmp_path):
     assert [number_held_out(args, number) for number in (2, 3, 4, 20)] == [1, 1, 2, 6]
     with pytest.raises(ValueError, match="would take 1 of 1 labeled images, which leaves none to train on"):
         number_held_out(args, 1)
+    labeled = make_dataset(5, seed=1)  # of which 2 are held out, but trained on if they are also given as unlabeled
+    with pytest.raises(ValueError, match="2 images are in both unlabeled_dataset and the held-out part of train_dat"):
+        make_trainer(small_model(), train=labeled, unlabeled=labeled, **settings)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ one, and tests/test_step.py shows that the host never waits.
 """
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,10 +13,11 @@ import torch
 from conftest import tiny_model
 from run_training import build_trainer, make_trainer, result_of
 from safetensors.torch import load_file
+from segmenter_tester import NO_BOTTLENECK
 from test_backbone import tiny_backbone_model
 from test_distributed import differing
 from test_method import mixed_dataset
-from test_step import make_batch, make_method
+from test_step import images, make_batch, make_method
 
 from allspark_hf.data.mixed import Draw
 from allspark_hf.methods import METHODS
@@ -23,6 +25,7 @@ from allspark_hf.methods.contrast.augment import augment, draw_strong, draw_weak
 from allspark_hf.methods.contrast.class_mix import class_mix, mix_with_neighbors
 from allspark_hf.methods.contrast.heads import ClassMLP, pixel_rows
 from allspark_hf.methods.contrast.memory import PixelMemory
+from allspark_hf.methods.contrast.terms import confident_loss
 
 
 METHOD = {"method": "memory_contrastive", "num_unlabeled": 12, "seed": 1, "memory_confidence": 0.3}
@@ -213,6 +216,31 @@ def test_each_image_has_an_augmentation_of_its_own():
         padding = together[1][index] == 255
         assert (together[2][index][padding] == 0).all()
     assert (together[1] == 255).any()
+
+
+@pytest.mark.parametrize("encoder", ["segformer", "dinov2"])
+def test_the_features_are_those_before_dropout(encoder):
+    """As published; a channel that was dropped would be drawn towards the memory, and enter it, as 0."""
+    torch.manual_seed(0)
+    make = tiny_model if encoder == "segformer" else partial(tiny_backbone_model, encoder)
+    model = make(**NO_BOTTLENECK, drop_path_rate=0.0, classifier_dropout_prob=0.9).train()
+    first, again = (model(images(2, (64, 64)), output_decoder_features=True) for _ in range(2))
+    assert torch.equal(first.decoder_features, again.decoder_features)
+    assert (first.decoder_features == 0).all(dim=3).all(dim=2).float().mean() < 0.3
+    assert not torch.equal(first.logits, again.logits)
+
+
+def test_the_gradient_of_a_mean_survives_float16():
+    """fp16 scales the loss by 65536 at first; what is rounded to 0 before that is lost."""
+    rng = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 3, 32, 32, generator=rng).half().float()
+    labels, confidence = torch.randint(3, (2, 128, 128), generator=rng), torch.full((2, 128, 128), 0.4)
+    gradients = []
+    for dtype in (torch.float32, torch.float16):
+        given = logits.detach().to(dtype).requires_grad_()
+        (65536 * confident_loss(given, labels, confidence, 255, torch.tensor(1e6))[0]).backward()
+        gradients.append(given.grad.float())
+    assert (gradients[0] - gradients[1]).norm() / gradients[0].norm() < 0.002
 
 
 def test_labels_and_pixels_are_mixed_alike(tmp_path):

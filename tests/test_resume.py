@@ -1,5 +1,6 @@
 """An interrupted and resumed run ends with the same bits as an uninterrupted one."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -46,6 +47,7 @@ def uninterrupted(folder):
 def test_resume_after_a_stop(tmp_path, folder, uninterrupted, workers):
     """And the same seed gives the same run, whatever the workers."""
     settings = {**SETTINGS, "output_dir": str(tmp_path), "dataloader_num_workers": workers}
+    settings["dataloader_persistent_workers"] = workers > 0  # which start once, in another epoch after a resume
     if workers:
         whole = make_trainer(small_model(), **settings)
         whole.train()
@@ -82,6 +84,7 @@ def test_other_seed_gives_another_run(tmp_path, uninterrupted):
 def test_a_finished_run_is_not_trained_further(tmp_path):
     """transformers looks at max_steps only after a step; 7 steps end in the middle of an epoch."""
     settings = {"max_steps": 7, "save_strategy": "steps", "save_steps": 7, "seed": 3, "output_dir": str(tmp_path)}
+    settings["method"] = "unimatch_v2"  # its decay depends on the number of updates
     first = make_trainer(small_model(), **settings)
     first.train()
     again = make_trainer(small_model(seed=5), **settings)
@@ -90,6 +93,9 @@ def test_a_finished_run_is_not_trained_further(tmp_path):
     assert again.state.log_history == first.state.log_history[: len(again.state.log_history)]
     for name, value in first.model.state_dict().items():
         assert torch.equal(again.model.state_dict()[name], value), name
+    again.save_model()  # which the first process had no time for
+    settings_of_record = json.loads((tmp_path / "run_record.json").read_text())["settings"]
+    assert settings_of_record["ema_decay"] == pytest.approx(1 - 6 / 7)
     longer = make_trainer(small_model(seed=5), **{**settings, "max_steps": 8})
     longer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-7"))
     assert longer.state.global_step == 8

@@ -70,6 +70,14 @@ def take_step(model, method):
     return method.step(model, batch, pixels, epoch=1)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_batch_without_a_labeled_pixel_has_loss_0(tmp_path, dtype):
+    method = make_method("supervised", tmp_path, tiny_model(**PLAIN))
+    logits, labels = images(1, (8, 8)).to(dtype), torch.full((1, 8, 8), 255)
+    loss, used = method.labeled_loss(logits, labels, PixelCounts(torch.zeros(()), torch.zeros(0)))
+    assert loss == 0 and used == 0
+
+
 # ---- Pseudo-label pass ----
 
 

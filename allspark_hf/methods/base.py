@@ -267,7 +267,7 @@ class Method(nn.Module):
 
     def _per_pixel(self, logits, labels, count, weights=None) -> tuple[torch.Tensor, torch.Tensor]:
         loss = upsampled_cross_entropy_sum(logits, labels, self.ignore_index, weights)
-        loss = loss / count.clamp(min=torch.finfo(loss.dtype).tiny)  # without a pixel both are 0
+        loss = loss / count.clamp(min=torch.finfo(torch.float32).tiny)  # without a pixel both are 0
         return loss, (labels != self.ignore_index).float().mean()
 
     def shown(self, batch: MixedBatch) -> torch.Tensor:

@@ -34,7 +34,7 @@ class SemiSupervisedSegmenterOutput(SemanticSegmenterOutput):
         unlabeled_logits (`torch.Tensor`, *optional*):
             float (unlabeled_batch, num_labels, logits height, logits width), in a step with unlabeled images.
         decoder_features (`torch.Tensor`, *optional*):
-            float (batch, channels, head height, head width), what the classifier gets, with
+            float (batch, channels, head height, head width), what the classifier gets, before dropout, with
             `output_decoder_features=True`.
     """
 
@@ -85,8 +85,8 @@ class SemiSupervisedSegmenter:
 
     def decode_features(self, features: FeatureMaps, pixel_values: torch.Tensor) -> torch.Tensor:
         """
-        What the classifier gets, float (batch, channels, head height, head width), from all feature maps and, where
-        the decoder looks at them, the images.
+        What the classifier gets, before dropout: float (batch, channels, head height, head width), from all feature
+        maps and, where the decoder looks at them, the images.
         """
         raise NotImplementedError
 
@@ -253,7 +253,7 @@ def _rest_if_frozen(module: nn.Module) -> bool | None:
 
 
 class DecodeHead(SegformerDecodeHead):
-    """SegFormer's all-MLP head up to the features before the classifier. The model itself calls `classifier`."""
+    """SegFormer's all-MLP head up to the features before dropout and classifier, which the model itself calls."""
 
     def __init__(self, config: AllSparkConfig):
         super().__init__(config)
@@ -268,7 +268,7 @@ class DecodeHead(SegformerDecodeHead):
             maps = project(maps).transpose(1, 2).unflatten(2, maps.shape[2:])
             projected.append(F.interpolate(maps, size=size, mode="bilinear", align_corners=False))
         fused = self.linear_fuse(torch.cat(projected[::-1], dim=1))
-        return self.dropout(self.activation(self.batch_norm(fused)))
+        return self.activation(self.batch_norm(fused))
 
 
 class SegformerForSemiSupervisedSegmentation(SemiSupervisedSegmenter, SegformerPreTrainedModel):
@@ -305,7 +305,7 @@ class SegformerForSemiSupervisedSegmentation(SemiSupervisedSegmenter, SegformerP
         return self.decode_head(features)
 
     def classify(self, decoder_features: torch.Tensor, features: FeatureMaps, size: torch.Size) -> torch.Tensor:
-        return self.decode_head.classifier(decoder_features)
+        return self.decode_head.classifier(self.decode_head.dropout(decoder_features))
 
 
 # Keyed by class name, because a configuration loaded from a SegFormer checkpoint says model_type "segformer".

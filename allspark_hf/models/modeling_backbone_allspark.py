@@ -84,10 +84,10 @@ class BackboneForSemiSupervisedSegmentation(SemiSupervisedSegmenter, PreTrainedM
         decoded = self.decode_head(features)
         if self.image_stem is not None:
             decoded = self.image_stem(decoded, pad_to_multiple(pixel_values, self.padded_multiple))
-        return self.dropout(decoded)
+        return decoded
 
     def classify(self, decoder_features: torch.Tensor, features: FeatureMaps, size: torch.Size) -> torch.Tensor:
-        logits = self.classifier(decoder_features)
+        logits = self.classifier(self.dropout(decoder_features))
         if self.skip_classifier is not None:
             logits = logits + self.skip_classifier(features[-2:], logits.shape[2:])
         padded = padded_size(size, self.padded_multiple)

@@ -51,7 +51,7 @@ class Segmenter(Protocol):
 
     def decode_features(self, features: FeatureMaps, pixel_values: torch.Tensor) -> torch.Tensor:
         """
-        What the classifier gets.
+        What the classifier gets, before dropout.
 
         Args:
             features (`tuple[torch.Tensor, ...]`): feature maps, of which the last one left the bottleneck.

@@ -94,6 +94,7 @@ class Checkpoints:
 
     def restore(self, state: TrainerState):
         """Restores what transformers does not; called after the model is wrapped and before the first step."""
+        self.trainer.method.num_updates, self.trainer.method.updates = state.max_steps, state.global_step
         if self.trainer.stream is not None:
             self.trainer.stream.restore(self.resumed_from, state)
         if self.resumed_from is None:

@@ -34,7 +34,7 @@ from ..models.segmenter import Segmenter
 from ..utils.text import megabytes
 from .arguments import AllSparkTrainingArguments
 from .faults import free_bytes
-from .holdout import number_held_out, split_holdout
+from .holdout import split_holdout
 from .storage import sorted_checkpoints
 
 
@@ -198,7 +198,8 @@ def check_datasets(
             "(to the script: training images without a mask, or --labeled_count to hide masks), or set "
             "method='supervised'."
         )
-    number_held_out(args, len(train_dataset))
+    train_dataset, held_out = split_holdout(args, train_dataset)
+    evaluated = {**evaluated, "the held-out part of train_dataset": held_out}
     check_stream(args, unlabeled_dataset, Reading(tiff_page=page_of(train_dataset, args.image_column_name)))
     if isinstance(unlabeled_dataset, datasets.IterableDataset):
         unlabeled_dataset = None  # the checks below need a list of files

@@ -18,7 +18,6 @@ class Hooks(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         """Called after transformers has loaded a checkpoint and before the first step."""
         trainer = self.trainer
-        trainer.method.num_updates, trainer.method.updates = state.max_steps, state.global_step
         trainer.checkpoints.restore(state)
         if trainer.checkpoints.resumed_from is None:
             trainer.method.before_training(trainer.processes.model)
@@ -32,7 +31,7 @@ class Hooks(TrainerCallback):
     def on_optimizer_step(self, args, state, control, **kwargs):
         self.trainer.method.updates = state.global_step + 1
         if self.trainer.method.acts_after_updates and not self.trainer.accelerator.optimizer_step_was_skipped:
-            self.trainer.processes.share_statistics()
+            self.trainer.processes.share_statistics(self.trainer.processes.model)
             self.trainer.method.after_update(self.trainer.processes.model, state.global_step + 1)
 
 

@@ -85,8 +85,6 @@ def train_loader(trainer) -> DataLoader:
     if streams:
         # New workers in each epoch would read a part of a shard again.
         settings["persistent_workers"] = settings["num_workers"] > 0
-        # Starting workers would else draw from the global generator, which dropout draws from too.
-        settings["generator"] = torch.Generator()
     return DataLoader(dataset, batch_sampler=trainer.sampler, collate_fn=MixedBatchCollator(), **settings)
 
 
@@ -115,6 +113,8 @@ def evaluation_loader(trainer, dataset: datasets.Dataset) -> DataLoader:
 
 def _settings(args: AllSparkTrainingArguments) -> dict:
     return {
+        # Starting workers would else draw from the global generator, which dropout draws from too.
+        "generator": torch.Generator(),
         "num_workers": args.dataloader_num_workers,
         "pin_memory": args.dataloader_pin_memory and args.device.type not in ("cpu", "mps"),  # torch warns there
         "persistent_workers": args.dataloader_persistent_workers,

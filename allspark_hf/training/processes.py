@@ -29,7 +29,6 @@ class Processes:
 
     def __init__(self, trainer):
         self.trainer = trainer
-        self._statistics: tuple[torch.Tensor, ...] = ()
 
     @property
     def model(self) -> PreTrainedModel:
@@ -68,16 +67,16 @@ class Processes:
         """Sends buffers and the method's state from the first process; called after wrapping and loading."""
         if self.trainer.args.world_size == 1:
             return
-        named = list(self.model.named_buffers())
-        self._statistics = tuple(buffer for name, buffer in named if not name.startswith(MEMORY_PREFIX))
-        self._share(self._statistics)
+        self.share_statistics(self.model)
         self._share(self.trainer.method.state_dict(keep_vars=True).values())
         if self.local_memory is None:
-            self._share(buffer for name, buffer in named if name.startswith(MEMORY_PREFIX))
+            self._share(buffer for name, buffer in self.model.named_buffers() if name.startswith(MEMORY_PREFIX))
 
-    def share_statistics(self):
-        """Gives all processes the first one's BatchNorm statistics."""
-        self._share(self._statistics)
+    def share_statistics(self, *models: nn.Module):
+        """Gives all processes the BatchNorm statistics that models have in the first one."""
+        if self.trainer.args.world_size > 1:
+            named = [one for model in models for one in model.named_buffers()]
+            self._share(buffer for name, buffer in named if not name.startswith(MEMORY_PREFIX))
 
     @torch.no_grad()
     def _share(self, tensors: Iterable[torch.Tensor]):
@@ -91,10 +90,10 @@ class Processes:
     @contextmanager
     def predicting_apart(self, *models: nn.Module) -> Iterator[None]:
         """
-        Inside, each process may predict by itself with the saved statistics and weights, and `models` are in eval
-        mode. Afterwards, each module has the mode of before.
+        Inside, each process may predict by itself with the weights and statistics of `models` that are saved, and they
+        are in eval mode. Afterwards, each module has the mode of before.
         """
-        self.share_statistics()
+        self.share_statistics(*models)
         plugin = self.trainer.accelerator.state.fsdp_plugin if self.trainer.is_fsdp_enabled else None
         modes = {module: module.training for model in models for module in model.modules()}
         for model in models:

@@ -288,7 +288,7 @@ class AllSparkTrainer(Trainer):
         """One step of the method; `num_items_in_batch` is the [`PixelCounts`] of `get_batch_samples`."""
         pixels = num_items_in_batch if num_items_in_batch is not None else self._count_pixels([inputs])
         inputs = self._finish_images(inputs)
-        self.processes.share_statistics()
+        self.processes.share_statistics(self.processes.model)
         self.processes.gather_method_modules()
         losses = self.method.step(model, MixedBatch(inputs), pixels, epoch=int(self.state.epoch or 0))
         self.finite.note_loss(losses.loss, losses.terms)

@@ -132,11 +132,12 @@ def confident_loss(
 
     def terms(images, labels, confidence):
         sure = weight * confidence**CONFIDENCE_POWER
-        loss_u = weighted_cross_entropy_sum(images, labels, ignore_index, class_weights, sure) / num_pixels
-        return [loss_u, ENTROPY_WEIGHT * entropy_sum(images, labels, ignore_index) / num_valid]
+        loss_u = weighted_cross_entropy_sum(images, labels, ignore_index, class_weights, sure)
+        return [loss_u, ENTROPY_WEIGHT * (num_pixels / num_valid) * entropy_sum(images, labels, ignore_index)]
 
-    loss, (loss_u, entropy) = sum_by_images(logits, terms, labels, confidence)
-    return loss, loss_u, entropy / ENTROPY_WEIGHT
+    loss, sums = sum_by_images(logits, terms, labels, confidence)
+    loss_u, entropy = sums / num_pixels  # here, since float16 would round the gradient of a mean to 0
+    return loss / num_pixels, loss_u, entropy / ENTROPY_WEIGHT
 
 
 def ramp_up(update: int, length: int) -> float:
