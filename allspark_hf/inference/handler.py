@@ -384,7 +384,7 @@ def classify_pixels(
 
 
 def _scaled_logits(logits: torch.Tensor, size: tuple[int, int]) -> Iterator[torch.Tensor]:
-    """The scaled logits of each class, float32 (*size): scaled together if they need little memory, else one by one."""
+    """The scaled logits of each class, float32 (*size): together if they need little memory, else one by one."""
     num_labels = logits.shape[1]
     # Up to three channels stay together, because torch has a kernel for them that rounds differently. With more, both
     # ways have equal bits.
