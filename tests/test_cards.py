@@ -198,8 +198,10 @@ def test_no_evaluation(make_folder):
 def test_from_python_and_of_another_method(make_folder):
     data = {"source": None, "selection": None, "unlabeled_used": False}
     run = run_of(command=None, data=data, method={"title": "Supervised"}, training={"resumed": True})
-    text = write_model_card(make_folder(run=run)).read_text()
+    config = config_of(CLASSES, base_weights="none", use_cross_attention=False)
+    text = write_model_card(make_folder(run=run, config=config)).read_text()
     valid(text)
+    assert "at a quarter of the image's resolution and scaled up.\n" in text and "pseudo-labels are mostly" not in text
     assert "The training was started from Python" in text and "their names were not recorded" in text
     assert "no pseudo-labels" in text and "its mistakes are confirmed" not in text and "31 labeled and no unl" in text
     assert "The run went on from a checkpoint" in text and "drawn as labeled" not in text

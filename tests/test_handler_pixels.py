@@ -16,20 +16,20 @@ from allspark_hf.inference.loading import SegformerImageProcessorPil
 @pytest.mark.parametrize("num_labels", [1, 2, 3, 4, 81, 300])
 @pytest.mark.parametrize(
     ("whole_bytes", "dtype"),
-    [(2**28, torch.float32), (0, torch.float32), (2**28, torch.bfloat16)],
-    ids=["whole", "class by class", "whole in half precision"],
+    [(2**28, torch.float32), (0, torch.float32), (2**28, torch.bfloat16), (0, torch.bfloat16)],
+    ids=["whole", "class by class", "whole in half precision", "class by class in half precision"],
 )
 def test_classes_are_those_of_post_processing(monkeypatch, num_labels, whole_bytes, dtype):
     monkeypatch.setattr(package_handler, "WHOLE_LOGITS_BYTES", whole_bytes)
     logits = torch.randn(1, num_labels, 9, 13, generator=torch.Generator().manual_seed(0)).to(dtype)
     for size in [(37, 51), (9, 13), (1, 200)]:
         (expected,) = SegformerImageProcessorPil().post_process_semantic_segmentation(
-            SimpleNamespace(logits=logits), target_sizes=[size]
+            SimpleNamespace(logits=logits.float()), target_sizes=[size]
         )
         classes, confidence = package_handler.classify_pixels(logits, size, with_confidence=True)
         assert classes.dtype == (torch.uint8 if num_labels <= 256 else torch.int32)
         np.testing.assert_array_equal(classes.numpy(), expected.numpy())
-        scaled = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)[0].double()
+        scaled = F.interpolate(logits.float(), size=size, mode="bilinear", align_corners=False)[0].double()
         highest = scaled.sigmoid()[0] if num_labels == 1 else scaled.softmax(dim=0).amax(dim=0)
         assert confidence.dtype == torch.float32
         torch.testing.assert_close(confidence.double(), highest, atol=2e-6, rtol=0)

@@ -286,6 +286,13 @@ def test_loading_with_the_code_of_the_repository(tmp_path, monkeypatch):
         segmenter.load_model(str(folder))
 
 
+def test_weights_in_half_precision(tmp_path):
+    folder = publish(tmp_path / "model", tiny_model().bfloat16(), make_image_processor())
+    model = segmenter.load_model(str(folder))
+    made = segmenter.predict(model, noise(61, 90), "m")
+    np.testing.assert_array_equal(made.shown_mask, predict_mask(model.model, model.image_processor, noise(61, 90)))
+
+
 def test_colors_are_the_packages():
     np.testing.assert_array_equal(rendering.model_colors(None, 256), default_palette(256))
     assert len(rendering.model_colors(None, 300)) == 300

@@ -354,7 +354,7 @@ def classify_pixels(
 
     Args:
         logits (`torch.Tensor`): float (1, num_labels, any height, any width), finite.
-        size (`tuple[int, int]`): height and width to scale the logits to, bilinearly.
+        size (`tuple[int, int]`): height and width to scale the logits to, bilinearly, in float32.
         with_confidence (`bool`, *optional*, defaults to `False`): whether to compute the probabilities.
 
     Returns:
@@ -362,6 +362,7 @@ def classify_pixels(
         equal logits the first; and, if asked for, the class's probability in [0, 1], float32 (*size): the softmax of
         the scaled logits, or for a single class their sigmoid.
     """
+    logits = logits.float()  # in half precision, two classes would often have equal logits
     num_labels = logits.shape[1]
     dtype = torch.uint8 if num_labels <= 256 else torch.int32
     classes = torch.zeros(size, dtype=dtype, device=logits.device)
@@ -374,20 +375,19 @@ def classify_pixels(
         torch.maximum(best, scaled, out=best)
     if not with_confidence:
         return classes, None
-    best = best.float()
     if num_labels == 1:
         return classes, best.sigmoid()
     total = torch.zeros_like(best)
     for scaled in _scaled_logits(logits, size):
-        total += (scaled.float() - best).exp_()
+        total += (scaled - best).exp_()
     return classes, total.reciprocal_()
 
 
 def _scaled_logits(logits: torch.Tensor, size: tuple[int, int]) -> Iterator[torch.Tensor]:
-    """The scaled logits of each class, float (*size): scaled together if they need little memory, else one by one."""
+    """The scaled logits of each class, float32 (*size): together if they need little memory, else one by one."""
     num_labels = logits.shape[1]
     # Up to three channels stay together, because torch has a kernel for them that rounds differently. With more, both
-    # ways have equal bits in float32; in half precision, a pixel between two classes may get the other class.
+    # ways have equal bits.
     whole = num_labels <= 3 or num_labels * math.prod(size) * logits.element_size() <= WHOLE_LOGITS_BYTES
     for part in [logits] if whole else logits.split(1, dim=1):
         yield from F.interpolate(part, size=size, mode="bilinear", align_corners=False)[0]

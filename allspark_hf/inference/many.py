@@ -208,8 +208,6 @@ def predict_batch(
         logits = require_finite(predict_logits(model, pixel_values.to(model.device), sizes[0], args))
     results = []
     for own, size in zip(logits.split(1), sizes, strict=True):
-        # In half precision, two classes would often have equal logits.
-        own = own.to(torch.promote_types(own.dtype, torch.float32))
         classes, probability = classify_pixels(own, size, with_confidence=confidence)
         results.append((classes.cpu().numpy(), probability.cpu().numpy() if confidence else None))
     return results

@@ -97,8 +97,9 @@ def load_model(model_id: str) -> LoadedModel:
     if not Path(model_id).is_dir():
         name, _, revision = model_id.partition("@")
     options = {"trust_remote_code": True, "revision": revision or "main"}
+    # In float32 even if the weights are saved in half precision, as the image processor's pixels are.
     model, loading = AutoModelForSemanticSegmentation.from_pretrained(
-        name, use_safetensors=True, output_loading_info=True, **options
+        name, use_safetensors=True, output_loading_info=True, dtype=torch.float32, **options
     )
     if loading["missing_keys"]:
         raise ValueError(
