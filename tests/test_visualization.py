@@ -39,10 +39,10 @@ def test_first_21_colors_are_far_apart():
     assert distances.min() > 60
 
 
-@pytest.mark.parametrize("num_labels", [0, 257])
-def test_palette_range(num_labels):
-    with pytest.raises(ValueError, match=f"num_labels is {num_labels}, .* 1 to 256"):
-        default_palette(num_labels)
+def test_the_default_palette_repeats_after_256_classes():
+    colors = default_palette(300)
+    assert len(np.unique(colors[:256], axis=0)) == 256
+    np.testing.assert_array_equal(colors[256:], colors[:44])
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int32, np.int64])

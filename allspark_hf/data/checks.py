@@ -25,6 +25,7 @@ from .summary import describe_binary_masks, find_image_range, remember, stored_v
 
 logger = logging.getLogger(__name__)
 
+MAX_NUM_LABELS = 255  # and one value for ignored pixels
 SHOWN_PROBLEMS = 10
 KIND_LENGTH = 16  # problems of one kind begin with the same characters, digits aside
 WITH_MASKS = ("labeled", "validation")
@@ -199,6 +200,11 @@ def _known_num_labels(data: SegmentationData, num_labels: int | None, transform:
 
 
 def _check_num_labels(num_labels: int, transform: MaskConvention, inferred: bool = False):
+    if num_labels > MAX_NUM_LABELS and not inferred:  # a number counted in the masks may be that of a stray value
+        raise ValueError(
+            f"There are {num_labels} classes, but a training has at most {MAX_NUM_LABELS}, since it keeps masks in 8 "
+            "bits: merge classes in the masks."
+        )
     ignore_index = transform.ignore_index
     if 0 <= ignore_index < num_labels:
         # A number counted in the masks includes the ignored value; one that the user gives hardly does.

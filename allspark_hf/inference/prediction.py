@@ -67,8 +67,7 @@ def palette_of(config: PreTrainedConfig) -> np.ndarray:
         `np.ndarray`: uint8 (num_labels, 3), red, green and blue in 0..255.
 
     Raises:
-        ValueError: if `config.palette` does not have three values in 0..255 for each class, or there is no palette and
-            the model has more than 256 classes.
+        ValueError: if `config.palette` does not have three values in 0..255 for each class.
     """
     palette = stored_palette(config)
     return default_palette(config.num_labels) if palette is None else palette

@@ -21,7 +21,7 @@ _OKABE_ITO = (
     (204, 121, 167),
 )
 _IGNORE_COLOR = (255, 255, 255)
-_MAX_CLASSES = 256
+_NUM_COLORS = 256
 _MAX_NAME = 60
 _LEGEND_ROWS = 24
 _FONT_SIZE = 14
@@ -33,24 +33,18 @@ Palette = np.ndarray | Sequence[Sequence[int]]
 
 def default_palette(num_labels: int) -> np.ndarray:
     """
-    Colors that are easy to distinguish: all are unique, none is white, and the first eight suit color-blind readers.
+    Colors that are easy to distinguish: none is white, and the first eight suit color-blind readers. After 256 classes
+    the colors repeat.
 
     Every palette is the beginning of a longer one, so a class keeps its color when classes are added.
 
     Args:
-        num_labels (`int`): number of classes, 1 to 256.
+        num_labels (`int`): number of classes.
 
     Returns:
         `np.ndarray`: uint8 (num_labels, 3), red, green and blue in 0..255.
-
-    Raises:
-        ValueError: if `num_labels` is out of range.
     """
-    if not 1 <= num_labels <= _MAX_CLASSES:
-        raise ValueError(
-            f"num_labels is {num_labels}, but a palette has 1 to {_MAX_CLASSES} colors: pass a number in that range."
-        )
-    return np.array(_all_colors()[:num_labels], dtype=np.uint8)
+    return np.array(_all_colors(), dtype=np.uint8)[np.arange(num_labels) % _NUM_COLORS]
 
 
 @lru_cache(maxsize=1)
@@ -63,7 +57,7 @@ def _all_colors() -> tuple[tuple[int, int, int], ...]:
     taken_lab = _to_lab(np.array([*_OKABE_ITO, _IGNORE_COLOR], dtype=np.float64))
     nearest = np.linalg.norm(candidates_lab[:, None] - taken_lab[None], axis=-1).min(axis=1)
     colors = list(_OKABE_ITO)
-    while len(colors) < _MAX_CLASSES:
+    while len(colors) < _NUM_COLORS:
         best = int(nearest.round(6).argmax())
         colors.append(tuple(int(value) for value in candidates[best]))
         nearest = np.minimum(nearest, np.linalg.norm(candidates_lab - candidates_lab[best], axis=-1))
@@ -82,10 +76,9 @@ def _to_lab(rgb: np.ndarray) -> np.ndarray:
 
 def _check_palette(palette: Palette) -> np.ndarray:
     colors = np.asarray(palette)
-    if colors.ndim != 2 or colors.shape[1] != 3 or not 1 <= len(colors) <= _MAX_CLASSES:
+    if colors.ndim != 2 or colors.shape[1] != 3 or not len(colors):
         raise ValueError(
-            f"palette has shape {colors.shape}, but (num_labels, 3) with 1 to {_MAX_CLASSES} colors is needed: "
-            "pass one [red, green, blue] per class."
+            f"palette has shape {colors.shape}, but (num_labels, 3) is needed: pass one [red, green, blue] per class."
         )
     if colors.dtype.kind not in "iu" or colors.min() < 0 or colors.max() > 255:
         raise ValueError(
@@ -205,15 +198,15 @@ def index_image(mask: np.ndarray, palette: Palette, ignore_index: int | None = 2
         `PIL.Image.Image`: of mode "P"; saved as PNG, it reads back as the same indices.
 
     Raises:
-        ValueError: if [`colorize`] refuses the mask or palette, or `ignore_index` does not fit in 8 bits.
+        ValueError: if [`colorize`] refuses the mask or palette, or classes or `ignore_index` do not fit in 8 bits.
     """
-    if ignore_index is not None and not 0 <= ignore_index < _MAX_CLASSES:
+    if ignore_index is not None and not 0 <= ignore_index < _NUM_COLORS:
         raise ValueError(
             f"ignore_index is {ignore_index}, but an indexed image holds 0 to 255: relabel ignored pixels as 255."
         )
     colors = _check_palette(palette)
     mask, _ = _check_mask(mask, len(colors), ignore_index)
-    full = np.zeros((_MAX_CLASSES, 3), dtype=np.uint8)
+    full = np.zeros((_NUM_COLORS, 3), dtype=np.uint8)
     full[: len(colors)] = colors
     if ignore_index is not None and ignore_index >= len(colors):
         full[ignore_index] = _IGNORE_COLOR

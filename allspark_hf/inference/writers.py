@@ -100,14 +100,13 @@ def stored_image(mask: np.ndarray, palette: np.ndarray, mask_values: Sequence[in
     Returns:
         `PIL.Image.Image`: mode P in the classes' colors, or mode I;16 if a value is above 255.
     """
-    if mask_values is None:
-        return index_image(mask, palette, ignore_index=None)  # 255 may be a class of the model
+    mask_values = range(len(palette)) if mask_values is None else mask_values
     values = np.array(mask_values, dtype=np.uint16)[mask]
     if max(mask_values) > 255:
         return Image.fromarray(values)
     colors = np.zeros((max(mask_values) + 1, 3), dtype=np.uint8)
     colors[list(mask_values)] = palette
-    return index_image(values, colors, ignore_index=None)
+    return index_image(values, colors, ignore_index=None)  # 255 may be a class of the model
 
 
 class PictureWriter:
