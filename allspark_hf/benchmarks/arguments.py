@@ -113,6 +113,3 @@ def _read_settings(text: str | None) -> dict:
     if not isinstance(settings, dict):
         raise ValueError(f'training_arguments={text} is no JSON object: write {{"name": value}}.')
     return settings
-
-
-__all__ = ["BenchmarkArguments"]

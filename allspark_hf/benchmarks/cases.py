@@ -187,22 +187,3 @@ def silence():
     datasets.disable_progress_bars()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-
-
-__all__ = [
-    "OURS",
-    "PLAIN_STEP",
-    "TEXTBOOK",
-    "TINY",
-    "VARIANTS",
-    "Case",
-    "autocast",
-    "find_device",
-    "generated_data",
-    "make_bottleneck",
-    "make_cases",
-    "make_config",
-    "make_model",
-    "memory_grid",
-    "silence",
-]

@@ -72,6 +72,3 @@ def _call(sender: Connection, device: torch.device, function: Callable[..., dict
             result = {"error": f"{type(error).__name__}: {reason}"[:LONGEST_ERROR]}
     sender.send(result)
     sender.close()
-
-
-__all__ = ["in_fresh_process"]

@@ -129,6 +129,3 @@ def measure(case: EncoderCase, device: torch.device) -> dict[str, dict]:
         measured = in_fresh_process(device, partial(peak, case, name), device) if can_measure(device) else {}
         results[name]["extra"] = measured.get("extra")
     return results
-
-
-__all__ = ["EncoderCase", "EncoderStep", "measure", "variant_names"]

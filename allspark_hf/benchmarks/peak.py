@@ -98,6 +98,3 @@ def measure_peak(work: Callable[[], object], device: torch.device) -> Peak:
 def _status(name: str) -> int:
     """Bytes, of a line of /proc/self/status."""
     return int(re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
-
-
-__all__ = ["Peak", "bytes_in_use", "can_measure", "limit_memory", "make_memory_exact", "measure_peak"]

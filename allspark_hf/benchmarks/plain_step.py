@@ -46,6 +46,3 @@ def _mix(batch, view: str, *maps: torch.Tensor) -> list[torch.Tensor]:
         for result, one in zip(mixed, maps, strict=True):
             result[number, ..., top:bottom, left:right] = one[-1 - number, ..., top:bottom, left:right]
     return mixed
-
-
-__all__ = ["plain_unimatch_step"]

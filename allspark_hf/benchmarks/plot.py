@@ -111,6 +111,3 @@ def write_plot(results: Results, folder: Path, name: str) -> list[Path]:
         for path in paths:
             figure.savefig(path)
     return paths
-
-
-__all__ = ["Curve", "draw_memory", "memory_curves", "write_plot"]

@@ -164,6 +164,3 @@ def predict_memory(case: Case, device: torch.device, options, variant: str) -> d
         few = measure_peak(lambda: found[variant](files=files[: max(1, len(files) // 4)]), device)
         every = measure_peak(lambda: found[variant](files=files), device)
     return {"peak_bytes": every.peak, "extra_bytes": every.extra, "extra_bytes_of_quarter": few.extra}
-
-
-__all__ = ["PREDICT_VARIANTS", "predict_memory", "predict_times"]

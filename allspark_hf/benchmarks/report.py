@@ -151,6 +151,3 @@ def _targets(results: Results) -> str:
         star = "*" if row["as_set"] else " "
         lines.append(f"    {star} {row['case'] + ': ' if row['case'] else ''}{row['verdict']}")
     return "\n".join(lines)
-
-
-__all__ = ["machine_lines", "report"]

@@ -109,6 +109,3 @@ class Results:
             for error in (values.get("error"), values.get("memory_error"))
             if error is not None and not error.startswith(OUT_OF_MEMORY)
         ]
-
-
-__all__ = ["Results", "describe_machine"]

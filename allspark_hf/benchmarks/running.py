@@ -86,6 +86,3 @@ def _run_job(job: Job, device, options) -> dict[str, dict]:
     if "error" in found:  # the whole process failed, and with it all that would have taken turns in it
         return dict.fromkeys(options.variants if job.measure == "step" else measure.variants, found)
     return found
-
-
-__all__ = ["MEASURES", "Job", "plan", "run"]

@@ -130,13 +130,3 @@ def per_image(times: dict[str, list[float] | str], num_images: int) -> dict[str,
             for name, taken in times.items()
         }
     )
-
-
-__all__ = [
-    "EVALUATION_VARIANTS",
-    "INFERENCE_VARIANTS",
-    "evaluation_times",
-    "inference_times",
-    "loader_times",
-    "per_image",
-]

@@ -115,6 +115,3 @@ def verdict(target: Target, value: float | str) -> str:
 def shown(figure: float) -> str:
     """A ratio, or bytes."""
     return f"{figure / 1e9:.2f} GB" if figure > 1e6 else f"{figure:.3g}"
-
-
-__all__ = ["TARGETS", "Target", "check_targets", "shown", "update_share"]

@@ -164,6 +164,3 @@ class TextbookBottleneck(nn.Module):
         class_maps = F.normalize(class_maps.flatten(2), dim=2, eps=COSINE_EPS)  # (images, classes, tokens)
         channels = F.normalize(unlabeled, dim=1, eps=COSINE_EPS)
         self.memory.enqueue(unlabeled, (class_maps @ channels).argmax(dim=1))
-
-
-__all__ = ["TextbookBottleneck", "TextbookMemory"]

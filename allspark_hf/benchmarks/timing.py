@@ -94,6 +94,3 @@ def summary(seconds: list[float]) -> dict[str, float | list[float]]:
 def ratio(own: list[float], other: list[float]) -> float:
     """How many times as long as the other one takes: median over the rounds, each with the other of the same round."""
     return median(first / second for first, second in zip(own, other, strict=True))
-
-
-__all__ = ["OUT_OF_MEMORY", "out_of_memory", "ran_out_of_memory", "ratio", "seconds_of", "summary", "take_turns"]

@@ -202,17 +202,3 @@ def as_results(times: dict[str, list[float] | str]) -> dict[str, dict]:
         name: {"error": taken} if isinstance(taken, str) else {"seconds": summary(taken)}
         for name, taken in times.items()
     }
-
-
-__all__ = [
-    "TrainingStep",
-    "as_results",
-    "bottleneck_memory",
-    "bottleneck_pass",
-    "bottleneck_times",
-    "check_settings",
-    "make_trainer",
-    "memory_update_times",
-    "step_memory",
-    "step_times",
-]

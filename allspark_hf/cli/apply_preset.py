@@ -210,6 +210,3 @@ def _time(build: Callable, report: CheckReport, arguments: tuple) -> Times:
             return times._replace(update=update, around=times.around + built)
     finally:
         logging.disable(logging.NOTSET)
-
-
-__all__ = ["Preset", "applies", "geometry_of", "median_side"]

@@ -144,6 +144,3 @@ class _Parser(HfArgumentParser):
         list_in_one = re.search(r"invalid (int|float) value: '\S*[\d.][,; ]", message)
         hint = "give several numbers with blanks between them, such as 0 255; " if list_in_one else ""
         raise ValueError(f"{' '.join(message.split())}; {hint}--help explains the arguments.")
-
-
-__all__ = ["ModelArguments", "parse_arguments"]

@@ -101,12 +101,3 @@ def compare_with_baseline(trainer, build: Callable, train_and_evaluate: Callable
     write_json(folder / "comparison.json", comparison)
     print(sentence)
     return comparison
-
-
-__all__ = [
-    "BaselineArguments",
-    "compare_folders",
-    "compare_with_baseline",
-    "save_by_image",
-    "wants_baseline",
-]

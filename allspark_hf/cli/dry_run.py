@@ -307,6 +307,3 @@ def step_lines(step: StepReport, args: AllSparkTrainingArguments) -> list[str]:
     extra = step.optimizer_bytes + (step.gradient_bytes if accumulated else 0)
     kept = "the optimizer's state" + (" and the gradients of batches before" if accumulated else "")
     return [*lines, f"  later batches: up to {extra / GIB:.2f} GiB more, {kept}"]
-
-
-__all__ = ["DryRunArguments", "dry_run"]

@@ -52,6 +52,3 @@ def apply_encoder_defaults(
     if defaults and say is not None:
         chosen = ", ".join(f"{name} {value}" for name, value in defaults.items())
         say(f"for this encoder and {num_updates} updates: {chosen}")
-
-
-__all__ = ["apply_encoder_defaults", "encoder_defaults", "planned_updates"]

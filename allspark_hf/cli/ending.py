@@ -73,6 +73,3 @@ def _leave_at_once(failure: str | None, code: int = 0) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(1 if failure else code)
-
-
-__all__ = ["fail", "leave", "leave_with", "run_script"]

@@ -43,6 +43,3 @@ def _entry(name: str, text: str) -> str:
     width = min(shutil.get_terminal_size().columns, MAX_WIDTH)
     filled = fill(text, max(width, 2 * COLUMN), initial_indent=lead, subsequent_indent=" " * COLUMN)
     return filled if lead.strip() else f"{name}\n{filled}"
-
-
-__all__ = ["HELP_FILE", "read_help", "render", "short"]

@@ -78,6 +78,3 @@ def _text(one: Field) -> str:
     elif default is not None and default != []:
         text += f" (default: {' '.join(map(str, default)) if isinstance(default, list) else default})"
     return text
-
-
-__all__ = ["help_content"]

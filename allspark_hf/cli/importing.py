@@ -231,6 +231,3 @@ def choose(pixels: dict[str, np.ndarray]) -> list[str]:
         seen += left.pop(best)
         chosen.append(best)
     return chosen
-
-
-__all__ = ["import_export", "use_import"]

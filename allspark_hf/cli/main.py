@@ -62,6 +62,3 @@ def overview() -> str:
     words = "Semantic segmentation from a few labeled images and many unlabeled ones."
     overview = render({"description": words, "sections": {"commands": entries}, "hidden": False})
     return f"{overview}\n\nallspark COMMAND --help shows the arguments of a command."
-
-
-__all__ = ["COMMANDS", "main", "overview"]

@@ -183,6 +183,3 @@ def class_fields(report: CheckReport) -> dict:
     if classes.colors:
         fields["palette"] = [list(color) for color in classes.colors]
     return fields
-
-
-__all__ = ["check_source", "class_fields", "load_model", "normalization_of", "resolve_encoder"]

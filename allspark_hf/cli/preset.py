@@ -309,21 +309,3 @@ def choose_length(minutes: float, times: Times) -> list[Choice]:
         Choice("save_total_limit", 1, "the last checkpoint stays"),
         Choice("logging_steps", max(1, every // 10), ""),
     ]
-
-
-__all__ = [
-    "BASE_ENCODER",
-    "MINUTES",
-    "SMALL_ENCODER",
-    "TIMED_UPDATES",
-    "Choice",
-    "PresetArguments",
-    "Situation",
-    "Times",
-    "best_encoder",
-    "choose",
-    "choose_length",
-    "measure",
-    "seconds_left",
-    "spread",
-]

@@ -229,6 +229,3 @@ def _duration(seconds: float) -> str:
     if minutes < 1:
         return f"{seconds:.0f} s"
     return f"{minutes} min" if minutes < 90 else f"{minutes / 60:.1f} h"
-
-
-__all__ = ["FOLDER", "NUM_IMAGES", "Progress", "ShownImages", "joined", "result_lines", "show_progress"]

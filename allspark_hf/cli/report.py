@@ -73,6 +73,3 @@ def pictures_through_time(folder: Path) -> list[Picture]:
 def _read(path: Path) -> Image.Image:
     with Image.open(path) as image:
         return image.copy()
-
-
-__all__ = ["write_report"]

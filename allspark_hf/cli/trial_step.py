@@ -164,6 +164,3 @@ def _peak_memory(device: torch.device) -> str:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return f"{peak / GIB:.2f} GiB, the most this process has held on the CPU, Python and libraries included"
-
-
-__all__ = ["GIB", "StepReport", "build_trainer", "random_images", "take_step", "trial_arguments"]

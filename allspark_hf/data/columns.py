@@ -74,6 +74,3 @@ def exact_columns(dataset, image_column: str = "image", label_column: str = "lab
         if isinstance(feature, datasets.Image) and not is_exact and decodes:
             dataset = dataset.cast_column(name, exact)
     return dataset
-
-
-__all__ = ["Mask", "Picture", "exact_columns", "holds_pictures", "page_of"]

@@ -204,6 +204,3 @@ def finish_on_device(
                 pixels if photometry is None else apply_photometry(pixels, photometry), mean, std
             )
     return finished
-
-
-__all__ = ["apply_photometry", "finish_on_device", "normalize", "pack_photometry"]

@@ -117,6 +117,3 @@ def _rows_read(height: int, new_height: int, top: int, bottom: int) -> tuple[int
     scale = height / new_height
     reach = max(scale, 1.0) + 1  # half the width of the triangle filter, and one row for rounding
     return max(0, math.floor((top + 0.5) * scale - reach)), min(height, math.ceil((bottom - 0.5) * scale + reach))
-
-
-__all__ = ["Geometry", "crop_image", "crop_label", "draw_geometry", "resize_region", "shown_pixels"]

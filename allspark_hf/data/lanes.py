@@ -77,6 +77,3 @@ class Lanes(NamedTuple):
     def described(self) -> dict[str, int]:
         """What must be the same if a resumed training is to have the same bits."""
         return {name: value for name, value in self._asdict().items() if name != "process"}
-
-
-__all__ = ["Bookmark", "Lanes"]

@@ -272,16 +272,3 @@ def held_out_in_run(arguments: DataArguments, folder: str) -> bool:
     layout = find_layout(arguments.data_dir, arguments.data_format, arguments.voc_masks)
     listed = path.read_text(encoding="utf-8").split("\n")[:-1]
     return not layout.has_validation and not layout.pairs("train").images.keys().isdisjoint(listed)
-
-
-__all__ = [
-    "DataArguments",
-    "check_found",
-    "find_data",
-    "held_out_in_run",
-    "list_path",
-    "load_data",
-    "split_of_run",
-    "with_class_indices",
-    "with_page_of",
-]

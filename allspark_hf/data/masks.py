@@ -207,6 +207,3 @@ def binary_sentence(masks_hold: str, others: Sequence[int] = ()) -> str:
         "0 255 (in Python mask_values=[0, 255] in the model's configuration); if its pixels do not count, give "
         f"{void}."
     )
-
-
-__all__ = ["CLASS_INDICES", "MaskConvention", "binary_sentence", "read_label", "value_sentence"]

@@ -320,6 +320,3 @@ class MixedBatchCollator:
             for name in (half[0] if half else ())
         }
         return {**batch, BOOKMARK: marks[-1]} if marks else batch
-
-
-__all__ = ["BOOKMARK", "Draw", "MixedBatch", "MixedBatchCollator", "MixedBatchSampler", "MixedDataset"]

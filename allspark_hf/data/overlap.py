@@ -59,6 +59,3 @@ def _sizes(dataset: Dataset, rows: Dataset, column: str) -> list[int]:
 def _sha256(stored: dict) -> bytes:
     content = stored["bytes"] if stored["bytes"] is not None else Path(stored["path"]).read_bytes()
     return hashlib.sha256(content).digest()
-
-
-__all__ = ["find_overlap"]

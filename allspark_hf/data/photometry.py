@@ -75,12 +75,3 @@ def to_pixel_values(image: Image.Image, mean: tuple[float, ...], std: tuple[floa
     for channel, band in enumerate(image.split()):
         np.take(levels[:, channel], np.asarray(band), out=pixels[channel], mode="clip")
     return torch.from_numpy(pixels)
-
-
-__all__ = [
-    "Photometry",
-    "apply_photometry",
-    "draw_photometry",
-    "hue_shift",
-    "to_pixel_values",
-]

@@ -105,6 +105,3 @@ def _num_labels(found: DataPresence, arguments: DataArguments) -> int | None:
     layout = LAYOUTS.get(arguments.data_format)  # published data sets have classes, even if nothing is on disk
     known = isinstance(getattr(layout, "classes", None), Classes)
     return layout.classes.num_labels if known else None
-
-
-__all__ = ["DataPresence", "look_for_data"]

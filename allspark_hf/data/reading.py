@@ -130,13 +130,3 @@ def _decodes(feature: datasets.Image, stored: dict) -> bool:
     except Exception:
         return False
     return True
-
-
-__all__ = [
-    "ON_BAD_IMAGE",
-    "BadImageError",
-    "read_or_replace",
-    "require_columns",
-    "row_name",
-    "undecoded",
-]

@@ -99,6 +99,3 @@ def _recognize(data_dir: Path) -> str:
         "JPEGImages/ or VOCdevkit/VOC2012/ (Pascal VOC), leftImg8bit/ and gtFine/ (Cityscapes), or train2017/, "
         "val2017/ and masks/ (COCO); give the folder that holds them."
     )
-
-
-__all__ = ["ExportFound", "find_layout"]

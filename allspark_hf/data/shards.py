@@ -104,6 +104,3 @@ def require_end(file: str):
     system, path = url_to_fs(file)
     if system.cat_file(path, start=-len(END_OF_TAR)) != END_OF_TAR:
         raise ValueError("it has no end, so images may be missing")
-
-
-__all__ = ["name_of_shard", "names_shards", "open_shards", "require_end", "shard_files"]

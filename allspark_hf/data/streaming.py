@@ -297,6 +297,3 @@ def whole_steps(args) -> int:
             step,
         )
     return images
-
-
-__all__ = ["StreamReader", "finely_sharded", "read_first_image", "undecoded_stream", "whole_steps"]

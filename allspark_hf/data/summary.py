@@ -211,19 +211,3 @@ def _range(image, tiff_page: int | None) -> tuple[int, int] | None:
 def _values(mask, tiff_page: None) -> frozenset[int] | None:
     decoded = Mask().decode_example(mask) if isinstance(mask, dict) else mask
     return frozenset(() if decoded is None else stored_values(mask_to_array(decoded)).tolist())
-
-
-__all__ = [
-    "classes_of",
-    "common_range",
-    "convention_of",
-    "describe_binary_masks",
-    "file_of",
-    "find_image_range",
-    "image_sizes",
-    "mask_values",
-    "remember",
-    "require_known_values",
-    "stored_values",
-    "value_range",
-]

@@ -66,15 +66,3 @@ def inside_boxes(boxes: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     rows, columns = (torch.arange(side, device=boxes.device) for side in size)
     top, left, bottom, right = boxes[:, :, None, None].unbind(dim=1)  # each (batch, 1, 1)
     return (rows[:, None] >= top) & (rows[:, None] < bottom) & (columns >= left) & (columns < right)
-
-
-__all__ = [
-    "CHANNEL_BITS",
-    "STRONG",
-    "STRONG_1",
-    "STRONG_2",
-    "WEAK",
-    "View",
-    "draw_cutmix_box",
-    "inside_boxes",
-]

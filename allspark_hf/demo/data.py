@@ -274,8 +274,5 @@ def main(arguments: list[str] | None = None):
     )
 
 
-__all__ = ["CLASS_NAMES", "generate_demo_image", "write_demo_data"]
-
-
 if __name__ == "__main__":
     main()

@@ -157,6 +157,3 @@ TEXTURES = {
     "stone": _stone,
     "flat": _flat,
 }
-
-
-__all__ = ["TEXTURES", "paint_ground", "smooth_noise"]

@@ -93,6 +93,3 @@ def eval_crop(args: PredictionArguments, config) -> tuple[int, int]:
     if args.eval_crop_size is None:
         return config.crop_height_width
     return args.eval_crop_size[0], args.eval_crop_size[-1]
-
-
-__all__ = ["EVAL_MODES", "ONE_PIECE", "EvaluationArguments", "PredictionArguments", "eval_crop"]

@@ -231,6 +231,3 @@ def failing_together(accelerator) -> Iterator[None]:
     if failure is not None:
         raise failure
     raise OtherProcessError(next(filter(None, messages)))
-
-
-__all__ = ["Evaluation", "EvaluationDataset", "OtherProcessError", "failing_together"]

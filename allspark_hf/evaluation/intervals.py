@@ -190,16 +190,3 @@ def verdict(interval: Interval, num_images: int) -> str:
     if interval.high < 0:
         return f"The unlabeled images did not help, the model got worse: {points}."
     return f"{unsure}: {points}, which includes 0."
-
-
-__all__ = [
-    "Interval",
-    "Score",
-    "difference_interval",
-    "image_counts",
-    "iou_of",
-    "margin_interval",
-    "score_intervals",
-    "seeds_interval",
-    "verdict",
-]

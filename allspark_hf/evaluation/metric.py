@@ -200,6 +200,3 @@ def _columns(counts: np.ndarray, classes: Sequence[int]) -> np.ndarray:
 
 def _nan_mean(values: np.ndarray) -> np.float64:
     return np.float64(np.nan) if np.isnan(values).all() else np.nanmean(values)
-
-
-__all__ = ["MeanIoU"]

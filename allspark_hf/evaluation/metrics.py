@@ -232,6 +232,3 @@ def mean_of(values: torch.Tensor, count_absent_classes: bool = False) -> float:
     if count_absent_classes:
         values = values.nan_to_num(0)
     return values.nanmean().nan_to_num(0).item()
-
-
-__all__ = ["COLLAPSE_RATIO", "BoundaryCounts", "ConfusionMatrix", "boundary_distance", "metric_name", "on_boundary"]

@@ -189,6 +189,3 @@ def center_crop(images: torch.Tensor, crop: tuple[int, int]) -> torch.Tensor:
         if length > side:
             images = images.narrow(axis, (length - side) // 2, side)
     return images
-
-
-__all__ = ["center_crop", "predict_logits", "sliding_window_sum", "window_spans"]

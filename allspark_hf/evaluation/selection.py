@@ -130,6 +130,3 @@ def _rows_with_mask(dataset: Dataset) -> Dataset:
             where = label["path"] or f"The mask of {row_name(dataset, row, None)}"
             raise ValueError(f"{where}: {one_line(error)}") from error
     return dataset.select([row for row, label in enumerate(stored) if label is not None])
-
-
-__all__ = ["EVALUATION_SPLITS", "check_classes", "fit_to_model", "select_split"]

@@ -47,6 +47,3 @@ def require_large_enough(
                 f"{config.smallest_side} a side: leave out such images, or small eval_scales, or set a larger "
                 "image_long_side."
             )
-
-
-__all__ = ["require_large_enough"]

@@ -95,6 +95,3 @@ def cost_table(cost: dict) -> str:
     cells.append(["ms per image"] + [f"{scores[name]['milliseconds']:.1f}" for name in scores] + [""] * len(others))
     cells.append(["relative time"] + [f"{scores[name]['time_ratio']:.2f}" for name in scores] + [""] * len(others))
     return text_table(header, cells)
-
-
-__all__ = ["cost_table", "measure_cost"]

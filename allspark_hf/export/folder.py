@@ -226,13 +226,3 @@ def write_for_transformers_js(
     for path, content in zip(paths, (fields, settings), strict=True):
         write_json(path, content)
     return paths
-
-
-__all__ = [
-    "check_output",
-    "export_files",
-    "export_onnx",
-    "find_onnx_file",
-    "write_for_transformers_js",
-    "write_record",
-]

@@ -305,16 +305,3 @@ def quantize_int8(source: str | Path, target: str | Path):
             per_channel=True,
             reduce_range=True,
         )
-
-
-__all__ = [
-    "Difference",
-    "OnnxSegmenter",
-    "check_differences",
-    "check_exportable",
-    "compare_logits",
-    "export_graph",
-    "quantize_int8",
-    "require_onnx",
-    "sizes_to_compare",
-]

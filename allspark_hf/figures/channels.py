@@ -200,6 +200,3 @@ def _count_channels(model, image_processor, images: Sequence[dict]) -> dict:
 def _require_rows(images: Sequence[dict], figure: str):
     if not len(images):
         raise ValueError(f"Figure {figure} needs at least one image: give some.")
-
-
-__all__ = ["BottleneckPass", "bottleneck_channels", "bottleneck_pass", "channels_per_class", "choose_slots"]

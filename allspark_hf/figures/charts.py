@@ -162,6 +162,3 @@ def _curve_of_each_run(axes, arrays: Mapping[str, np.ndarray], series: str, fact
         covered = sum(np.array_equal(points[index], later) for later in points[index + 1 :])
         width = 1.5 + 2 * covered
         axes.plot(x, y, color=color, linestyle=dashes, linewidth=width, marker=marker, markersize=2 * width)
-
-
-__all__ = ["draw_channels_per_class", "draw_curves", "draw_error_by_set"]

@@ -86,6 +86,3 @@ def require_same_classes(models: Mapping[str, tuple]):
     first, *others = [class_names(model.config) for model, _ in models.values()]
     if not all(np.array_equal(first, other) for other in others):
         raise ValueError("The models have different classes, so that they do not compare: draw them apart.")
-
-
-__all__ = ["CenterCrop", "class_names", "crop_row", "require_same_classes", "row_ids"]

@@ -42,6 +42,3 @@ def read_curves(runs: Mapping[str, str | Path]) -> dict:
     columns = list(zip(*rows, strict=True)) or [()] * 5
     dtypes = {"run": str, "series": str, "step": np.int64, "epoch": np.float64, "value": np.float64}
     return {name: np.array(column, dtype=dtype) for (name, dtype), column in zip(dtypes.items(), columns, strict=True)}
-
-
-__all__ = ["read_curves"]

@@ -74,6 +74,3 @@ def _evaluate(model: PreTrainedModel, image_processor, dataset: Dataset, title: 
     for row in tqdm(range(len(samples)), desc=title, unit="image", disable=None):
         evaluation.add(model, [samples[row]])
     return evaluation
-
-
-__all__ = ["error_by_set"]

@@ -124,6 +124,3 @@ def _places_to_show(arrays: dict, slot: int, num_shown: int) -> np.ndarray:
     newest = [min(written[rows[written] == image], key=lambda place: age[place]) for image in images]
     order = sorted(range(len(images)), key=lambda index: (-counts[index], age[newest[index]]))[:num_shown]
     return np.array([newest[index] for index in order] + [-1] * (num_shown - len(order)))
-
-
-__all__ = ["memory_contents", "refill_memory"]

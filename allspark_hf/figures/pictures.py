@@ -167,6 +167,3 @@ def _heat_scale(figure: "Figure"):
     )
     bar.set_ticks([0, 1], labels=["lowest of each map", "highest"])
     bar.outline.set_visible(False)
-
-
-__all__ = ["draw_bottleneck_channels", "draw_memory_contents", "draw_predictions", "paint_difference"]

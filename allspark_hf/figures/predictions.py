@@ -86,6 +86,3 @@ def compare_predictions(models: Mapping[str, tuple[PreTrainedModel, object]], im
             [difference(truth, predictions[-1], baseline, masks.ignore_index) for baseline in baselines]
         )
     return arrays
-
-
-__all__ = ["BASELINE_WRONG", "BOTH_RIGHT", "BOTH_WRONG", "IGNORED", "MODEL_WRONG", "compare_predictions", "difference"]

@@ -150,15 +150,3 @@ def shorten(text: str, longest: int = MAX_NAME) -> str:
     """A text cut to a length."""
     text = str(text)
     return text if len(text) <= longest else f"{text[: longest - 3]}..."
-
-
-__all__ = [
-    "STYLES",
-    "Style",
-    "crop_note",
-    "drawing",
-    "new_figure",
-    "require_matplotlib",
-    "shorten",
-    "write_figure",
-]

@@ -109,6 +109,3 @@ def all_files(output_dir: Path, names: Iterable[Path]) -> list[Path]:
     """All files that runs may have written for any tool."""
     of_run = [output_dir / file for kind in FORMATS.values() for file in kind.files]
     return of_run + [path for name in names for path in outline_files(output_dir, name)]
-
-
-__all__ = ["AnnotationWriter", "all_files", "outline_files"]

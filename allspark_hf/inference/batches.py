@@ -100,6 +100,3 @@ def _as_stored(batch: Mapping[str, Sequence], column: str) -> Iterable:
         if all(image and (image["bytes"] or os.path.isfile(image["path"] or "")) for image in stored):
             return stored
     return batch[column]
-
-
-__all__ = ["BatchSegmenter"]

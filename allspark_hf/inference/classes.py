@@ -62,6 +62,3 @@ def read_palette(path: str | Path, labels: Sequence[str], palette: np.ndarray) -
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
     return palette
-
-
-__all__ = ["find_classes", "read_palette", "unknown_class"]

@@ -97,6 +97,3 @@ def _wrapped(text: str, font, width: int) -> list[str]:
         else:
             lines.append(word)
     return [line for line in lines if line]
-
-
-__all__ = ["Entry", "contact_sheet"]

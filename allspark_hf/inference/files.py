@@ -91,6 +91,3 @@ def name_results(root: Path, files: list[Path]) -> list[Path]:
             taken.add(str(file.with_name(stem)).lower())
         names.append(file.relative_to(root).with_name(stem))
     return names
-
-
-__all__ = ["find_images", "name_results"]

@@ -159,6 +159,3 @@ def _probabilities(model, image_processor, picture: PIL.Image.Image, args: Predi
     pixel_values = process_picture(model.config, image_processor, picture).to(model.device)
     # Some modes give logarithms of probabilities; their softmax is the probabilities again.
     return require_finite(predict_logits(model, pixel_values, picture.size[::-1], args))[0].softmax(dim=0)
-
-
-__all__ = ["find_large", "predict_large", "require_usable"]

@@ -107,6 +107,3 @@ def long_side_of(image_processor: BaseImageProcessor) -> int | None:
         f"The image processor resizes to {given}, which training cannot follow: set do_resize=False, or "
         'size={"max_height": n, "max_width": n} to scale the long side to n pixels.'
     )
-
-
-__all__ = ["load_config", "load_trained", "long_side_of", "make_image_processor"]

@@ -303,6 +303,3 @@ def _outcome(row: int, written) -> tuple[int, str | None]:
     except (OSError, RuntimeError, ValueError) as error:
         return row, one_line(error)
     return row, None
-
-
-__all__ = ["PreparedBatches", "default_workers", "plan_batches", "predict_batch", "predict_many"]

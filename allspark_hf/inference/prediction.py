@@ -71,6 +71,3 @@ def palette_of(config: PreTrainedConfig) -> np.ndarray:
     """
     palette = stored_palette(config)
     return default_palette(config.num_labels) if palette is None else palette
-
-
-__all__ = ["palette_of", "predict_confidence", "predict_mask"]

@@ -209,6 +209,3 @@ def new_mask(
             mask.write(values.astype(profile["dtype"]), 1, window=window)
 
         yield write
-
-
-__all__ = ["WindowedPicture", "count_values", "gdal", "new_mask", "open_page"]

@@ -88,6 +88,3 @@ def begin(output_dir: Path, settings: dict[str, Any], outdated: Sequence[Path]):
     for path in outdated:
         path.unlink(missing_ok=True)
     write_json(output_dir / PREDICTIONS, settings)
-
-
-__all__ = ["begin", "check_existing", "check_output_dir", "check_settings", "is_done", "result_files"]

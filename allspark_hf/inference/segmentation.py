@@ -288,6 +288,3 @@ def model_files(folder: Path) -> tuple[tuple[str, int, int], ...]:
     """Path, modification time and size of a folder's model files; empty for a Hub id."""
     found = [(file, file.stat()) for pattern in _MODEL_FILES for file in sorted(folder.glob(pattern))]
     return tuple((str(file.resolve()), stat.st_mtime_ns, stat.st_size) for file, stat in found)
-
-
-__all__ = ["LegendEntry", "Segmentation", "model_files", "segment"]

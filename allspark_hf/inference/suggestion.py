@@ -216,6 +216,3 @@ def choose(doubts: Sequence[Doubt], labeled: np.ndarray, count: int) -> list[int
     best = np.argsort(-scores(doubts), kind="stable")[: CANDIDATES * count]
     features = np.stack([doubts[row].features for row in best])
     return [int(best[place]) for place in k_center(features, labeled, count)]
-
-
-__all__ = ["CANDIDATES", "Doubt", "choose", "class_weights", "k_center", "read_doubt", "read_features", "scores"]

@@ -92,6 +92,3 @@ def blended_rows(
                 strip = np.empty((final, width), dtype=np.uint8 if len(sums) <= 256 else np.uint16)
             strip[:, place] = sums[:, :final].argmax(dim=0).cpu().numpy()
         yield row[0], strip
-
-
-__all__ = ["blended_rows", "tile_spans", "tile_weights"]

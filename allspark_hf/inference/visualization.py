@@ -272,6 +272,3 @@ def printable(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> 
     encoding = "utf-8" if isinstance(font, ImageFont.FreeTypeFont) else "latin-1"
     line = " ".join(plain.split()).encode(encoding, "replace").decode(encoding)
     return line if len(line) <= _MAX_NAME else line[: _MAX_NAME - 3] + "..."
-
-
-__all__ = ["colorize", "default_palette", "font_of_text", "index_image", "legend", "outlines", "overlay", "printable"]

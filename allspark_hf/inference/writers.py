@@ -215,6 +215,3 @@ class AreaWriter:
         with Image.open(path) as opened:
             stored = mask_to_array(opened)
         return np.bincount(stored.ravel(), minlength=max(values) + 1)[list(values)]
-
-
-__all__ = ["AreaWriter", "Drawing", "PictureWriter", "ResultWriter", "stored_image"]

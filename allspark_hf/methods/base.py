@@ -303,6 +303,3 @@ def _is_weight(given: str) -> bool:
 def whole(tensor: torch.Tensor) -> torch.Tensor:
     """A weight as one tensor. If FSDP2 has sharded it over processes, all of them must call this."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-
-
-__all__ = ["Method", "MixedBatch", "PixelCounts", "StepLosses", "whole"]

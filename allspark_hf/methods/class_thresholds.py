@@ -68,6 +68,3 @@ class ClassThresholds(nn.Module):
         enough = from_here >= self.share * from_here[:, :1]
         last = (enough.sum(dim=1) - 1).where(largest[:, 0] > 0, 0)
         return self.edges[last].clamp(min=self.least)
-
-
-__all__ = ["ClassThresholds"]

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 import torch
 from torch.autograd.function import once_differentiable
 
-from ..models.upsampling import at_least_float32, cross_entropy_sum, images_at_a_time, upsample
+from ..models.bottleneck_allspark import at_least_float32
+from ..models.upsampling import cross_entropy_sum, images_at_a_time, upsample
 
 
 def upsampled_cross_entropy_sum(
@@ -106,6 +107,3 @@ def _true_class_probability(logits, labels) -> torch.Tensor:
         for images, their_labels in zip(logits.split(number), labels.split(number), strict=True)
     ]
     return torch.cat(of_images)
-
-
-__all__ = ["ohem_labels", "upsampled_cross_entropy_sum"]

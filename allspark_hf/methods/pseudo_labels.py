@@ -9,8 +9,9 @@ from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.nn import functional as F
 
+from ..models.bottleneck_allspark import at_least_float32
 from ..models.modeling_allspark import FeatureMaps
-from ..models.upsampling import at_least_float32, images_at_a_time, upsample
+from ..models.upsampling import images_at_a_time, upsample
 
 
 CONFIDENCE_STEP = 4  # every fourth row and column is enough for a mean
@@ -150,6 +151,3 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         model.train(was_training)
-
-
-__all__ = ["PseudoLabels", "pseudo_label_pass", "reaches"]

@@ -70,6 +70,3 @@ def in_drawn_order(images: torch.Tensor) -> torch.Tensor:
     """
     place = torch.arange(len(images), device=images.device)
     return images[torch.where(place % 2 == 0, place // 2, len(images) - 1 - place // 2)]
-
-
-__all__ = ["complementary_dropout", "cutmix", "in_drawn_order", "unpack_channel_bits"]

@@ -138,6 +138,3 @@ def update_teacher(teacher: nn.Module, student: nn.Module, decay: float):
         if not value.is_floating_point():
             value.copy_(value.double() * decay + target.double() * (1 - decay))
     torch._foreach_lerp_([value for value, _ in floats], [target for _, target in floats], 1 - decay)
-
-
-__all__ = ["TeacherArguments", "TeacherMethod", "update_teacher"]

@@ -64,6 +64,3 @@ def _watch(module: ModuleType):
             importlib.import_module(".registration", __package__)
 
     mapping.__class__ = Watched
-
-
-__all__ = ["MODEL_TYPES", "register_at_first_lookup"]

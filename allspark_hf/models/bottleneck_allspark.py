@@ -393,6 +393,3 @@ class AllSparkBottleneck(nn.Module):
             )
         similarity, source = self.config.grouping_similarity, self.config.grouping_source
         return group_channels(unlabeled, unlabeled_logits, grid, similarity, source)
-
-
-__all__ = ["MEMORY_KEYS", "AllSparkBottleneck", "ChannelProjection", "SemanticMemory", "group_channels"]

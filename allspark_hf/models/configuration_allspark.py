@@ -315,6 +315,3 @@ class AllSparkConfig(AllSparkFields, SegformerConfig):
                 raise ValueError(f"{name}={getattr(self, name)}: set a number above 0.")
         if isinstance(self.hidden_act, str) and self.hidden_act not in ACT2FN:
             raise ValueError(f"hidden_act={self.hidden_act!r} is no activation of transformers: set 'gelu', say.")
-
-
-__all__ = ["AUTO_MAP", "MIT_SIZES", "AllSparkConfig", "AllSparkFields"]

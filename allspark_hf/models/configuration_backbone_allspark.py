@@ -299,13 +299,3 @@ def check_has_backbone(config: PreTrainedConfig):
             f"The configuration of {config.model_type!r} names no stages, whose maps the head needs: choose another "
             "encoder, such as dinov2."
         )
-
-
-__all__ = [
-    "AUTO_MAP",
-    "AllSparkBackboneConfig",
-    "EncoderShape",
-    "check_has_backbone",
-    "default_out_indices",
-    "encoder_shape",
-]

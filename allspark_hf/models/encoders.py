@@ -143,6 +143,3 @@ def _told_in_a_sentence(name: str) -> Iterator[None]:
                 "auth login), or take an encoder without a gate, such as facebook/dinov2-small."
             ) from error
         raise ValueError(f"The encoder {name!r} cannot be loaded: {' '.join(str(error).split())}") from error
-
-
-__all__ = ["encoder_config", "encoder_normalization", "is_model_type", "load_encoder"]

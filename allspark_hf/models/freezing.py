@@ -47,6 +47,3 @@ def _first_layers(encoder: nn.Module, num_layers: int) -> list[nn.Module]:
         )
     before = [part for name, part in encoder.named_children() if "embed" in name]
     return [*before, *stacks[0][:num_layers]]
-
-
-__all__ = ["freeze_encoder", "thaw_encoder"]

@@ -123,5 +123,3 @@ class ZeroConv2d(nn.Conv2d):
 
 
 HEADS = {"dpt": DPTHead, "all_mlp": AllMLPHead}
-
-__all__ = ["HEADS", "AllMLPHead", "DPTHead", "ImageStem", "SkipClassifier", "ZeroConv2d"]

@@ -314,5 +314,3 @@ RENAMING = WeightRenaming("decode_head.linear_c", "decode_head.linear_projection
 register_checkpoint_conversion_mapping(CLASS_NAME, [RENAMING], overwrite=True)
 # pipeline("image-segmentation") logs an error for a class that it does not find in this table.
 MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES[AllSparkConfig.model_type] = CLASS_NAME
-
-__all__ = ["SegformerForSemiSupervisedSegmentation", "SemiSupervisedSegmenter", "SemiSupervisedSegmenterOutput"]

@@ -140,5 +140,3 @@ def interpolate_positions_by_factor(
 # pipeline("image-segmentation") logs an error for a class that it does not find in this table.
 CLASS_NAME = BackboneForSemiSupervisedSegmentation.__name__
 MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES[AllSparkBackboneConfig.model_type] = CLASS_NAME
-
-__all__ = ["BackboneForSemiSupervisedSegmentation"]

@@ -162,6 +162,3 @@ def _finite(value: object, lowest: float) -> bool:
 def _is_size(size) -> bool:
     sides = {} if size is None else {name: side for name, side in dict(size).items() if side is not None}
     return bool(sides) and all(type(side) is int and 1 <= side <= MAX_SIDE for side in sides.values())
-
-
-__all__ = ["check_image_processor", "check_labels", "check_reachable", "failure", "loading", "stored_palette"]

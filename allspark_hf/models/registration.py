@@ -69,5 +69,3 @@ def code_files(model_class: type[PreTrainedModel]) -> list[Path]:
 
 
 register_auto_classes()
-
-__all__ = ["SEGMENTERS", "auto_map_of", "code_files", "register_auto_classes", "segmenter_classes"]

@@ -80,6 +80,3 @@ class Segmenter(Protocol):
         output_decoder_features: bool = False,
     ) -> SemiSupervisedSegmenterOutput:
         """See [`SemiSupervisedSegmenter.forward`]."""
-
-
-__all__ = ["Segmenter"]

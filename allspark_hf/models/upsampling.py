@@ -3,8 +3,6 @@
 import torch
 from torch.nn import functional as F
 
-from .bottleneck_allspark import at_least_float32
-
 
 # Values of upsampled logits held at a time, or those of one image if it has more: 16 MiB in float32.
 VALUES_AT_A_TIME = 2**22
@@ -38,6 +36,3 @@ def cross_entropy_sum(
     if class_weights is not None:
         class_weights = class_weights.to(logits.dtype)
     return F.cross_entropy(logits, labels, class_weights, ignore_index=ignore_index, reduction="sum")
-
-
-__all__ = ["at_least_float32", "cross_entropy_sum", "images_at_a_time", "upsample"]

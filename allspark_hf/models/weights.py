@@ -56,6 +56,3 @@ def _opened(path: Path):
         return safe_open(path, "pt")
     except SafetensorError as error:
         raise ValueError(f"{path} holds no weights in safetensors ({error}): save the model again.") from error
-
-
-__all__ = ["DIGEST", "weights_digest"]

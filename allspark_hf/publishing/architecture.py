@@ -87,6 +87,3 @@ def _mix_transformer(config: dict) -> str:
         if (widths, depths) == (tuple(hidden_sizes), tuple(layers)):
             return f"the encoder MiT-{size.upper()}"
     return f"a Mix Transformer of widths {', '.join(map(str, widths))}" if widths else "a Mix Transformer"
-
-
-__all__ = ["Architecture", "architecture_of"]

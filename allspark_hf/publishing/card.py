@@ -176,6 +176,3 @@ def _add_example(folder: Path, image: Path) -> str:
         if target.read_bytes() == pixels:
             return f"{EXAMPLES_DIR}/{target.name}"
     raise ValueError(f"{target_dir} holds 1000 images called {image.name}: rename the example.")
-
-
-__all__ = ["CARD_FILE", "card_to_publish", "is_as_rendered", "mark", "render_card", "write_card", "write_model_card"]

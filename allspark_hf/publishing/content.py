@@ -176,6 +176,3 @@ def curve_table(records: Records) -> dict | None:
     filled = [column for column in range(len(header)) if any(row[column] != "-" for row in rows)]
     header, *rows = ([row[column] for column in filled] for row in (header, *rows))
     return {"header": header, "rows": rows}
-
-
-__all__ = ["all_evaluations", "class_scores", "content", "curve_table", "largest_class"]

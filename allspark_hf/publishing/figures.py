@@ -35,6 +35,3 @@ def write_run_figures(folder: str | Path) -> list[Path]:
     if not drawn & set(arrays["series"].tolist()):
         return []
     return write_figure(arrays, draw_curves, folder / "figures", "curves")
-
-
-__all__ = ["write_run_figures"]

@@ -206,6 +206,3 @@ def _named(license: str, origin: str, holder: str | None) -> License:
         return License(license, origin, holder=holder)
     page = f"https://huggingface.co/{origin}" if HUB_ID.fullmatch(origin) else None
     return License("other", origin, license, LINKS.get(license, page), holder)
-
-
-__all__ = ["FROM_SCRATCH", "License", "base_license_of", "base_weights_of", "license_of", "weights_name"]

@@ -141,6 +141,3 @@ def environment() -> jinja2.Environment:
     made.filters |= {function.__name__: function for function in pieces + numbers}
     made.globals |= {"table": table, "plural": plural}
     return made
-
-
-__all__ = ["code", "code_block", "duration", "environment", "escape", "number", "percent", "plural", "table"]

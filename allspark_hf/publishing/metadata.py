@@ -99,6 +99,3 @@ def _results(entry: EvaluationRecord) -> list[EvalResult]:
 def _slug(name: str) -> str:
     """A name as an identifier: letters, digits, dots and dashes."""
     return re.sub(r"[^\w.]+", "-", name.lower()).strip("-.") or "unknown"
-
-
-__all__ = ["base_model", "card_data", "eval_results", "widget"]

@@ -49,6 +49,3 @@ def outdated_files(folder: str | Path) -> dict[str, str]:
             if (folder / name).exists()
         }
     return found
-
-
-__all__ = ["OF_THE_RUN", "outdated_files"]

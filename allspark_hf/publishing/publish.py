@@ -86,6 +86,3 @@ def push_model_to_hub(
         (Path(staging) / CARD_FILE).write_text(mark(str(card)), encoding="utf-8")
         message = commit_message or "Upload model"
         return upload(staging, repo_id, message, token, revision, create_pr, commit_description)
-
-
-__all__ = ["publish_folder", "push_model_to_hub"]

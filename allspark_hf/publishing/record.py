@@ -120,6 +120,3 @@ def _git(*arguments: str) -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None
-
-
-__all__ = ["RECORD_FILE", "checkout", "environment", "public", "public_command"]

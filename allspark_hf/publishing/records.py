@@ -235,6 +235,3 @@ def evaluation_mode(settings: dict) -> str:
     if settings.get("eval_flip"):
         extra.append("with the mirrored image")
     return ", ".join([words.get(mode, str(mode)), *extra])
-
-
-__all__ = ["EXAMPLES_DIR", "EvaluationRecord", "Records", "evaluation_mode", "is_evaluation", "read_records"]

@@ -80,6 +80,3 @@ def outdated_on_hub(api: HfApi, repo_id: str, staging: Path, token: str | None, 
     records = [path for path in gone if path in RECORDS or any(fnmatchcase(path, pattern) for pattern in OWN)]
     others = [path for path in gone if path.endswith(".json") and "/" not in path and path not in records]
     return records + [path for path in others if is_evaluation(read_json_object(fetch(path)))]
-
-
-__all__ = ["has_card_of_a_person", "has_weights", "outdated_on_hub"]

@@ -205,6 +205,3 @@ def advice(records: Records, classes: Sequence[Score | None], num_images: int, v
         )
     said.append("Look at images of your own: `allspark predict --model OUT --input IMAGES --output_dir predictions`.")
     return said
-
-
-__all__ = ["REPORT_FILE", "Picture", "render_report"]

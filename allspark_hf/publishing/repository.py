@@ -151,6 +151,3 @@ def copy_record(source: Path, target: Path):
         shutil.copyfile(source, target)  # byte by byte
     else:
         write_json(target, shared)
-
-
-__all__ = ["MODEL_FILES", "add_code", "check_output_folder", "copy_record", "stage"]

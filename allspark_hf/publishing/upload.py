@@ -225,6 +225,3 @@ def _token_source(token: str | None) -> str:
     if os.environ.get("HF_TOKEN") or os.environ.get("HUGGING_FACE_HUB_TOKEN"):
         return "the token in HF_TOKEN"
     return "the token stored by `hf auth login`"
-
-
-__all__ = ["PushError", "prepare_repository", "push_again", "scrub", "upload"]

@@ -116,6 +116,3 @@ def write_report(runner: StudyRunner) -> str:
             with drawing(style):
                 draw(runner, results, style).savefig(folder / f"study_{name}.png")
     return text_table(*cells)
-
-
-__all__ = ["collect", "draw", "mean_and_spread", "table", "write_report"]

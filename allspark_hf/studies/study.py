@@ -327,6 +327,3 @@ def read_run_metrics(folder: Path) -> dict:
         "resumed": bool(training.get("resumed")),
         "labeled_images": (folder / "labeled_ids.txt").read_text(encoding="utf-8").count("\n"),
     }
-
-
-__all__ = ["Cell", "Study", "StudyRunner", "read_run_metrics", "read_study"]

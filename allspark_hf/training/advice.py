@@ -179,6 +179,3 @@ class Advice(TrainerCallback):
     def _classes(self, dataset: datasets.Dataset) -> set[int]:
         convention = MaskConvention.of(self.trainer.model.config)
         return classes_of(dataset, convention, self.trainer.args.label_column_name)
-
-
-__all__ = ["Advice", "RunPlan", "advise"]

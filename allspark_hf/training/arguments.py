@@ -335,6 +335,3 @@ class AllSparkTrainingArguments(TrainingArguments, EvaluationArguments, *argumen
             )
         if self.remove_unused_columns:
             raise ValueError("remove_unused_columns=True removes the image and mask columns: set it to False.")
-
-
-__all__ = ["AllSparkTrainingArguments"]

@@ -287,6 +287,3 @@ def _best_checkpoint(state: TrainerState, resumed_from: Path) -> Path | None:
         return None
     best = Path(state.best_model_checkpoint)
     return best if best.is_dir() else resumed_from.with_name(best.name)
-
-
-__all__ = ["Checkpoints"]

@@ -382,16 +382,3 @@ def _check_overlap(name: str, dataset: datasets.Dataset | None, eval_name: str, 
             f"{len(pairs)} images are in both {name} and {eval_name} ({shown}{', ...' if len(pairs) > 5 else ''}): "
             "remove them from one, or the evaluation measures memorising."
         )
-
-
-__all__ = [
-    "as_the_model_reads",
-    "check_contents",
-    "check_datasets",
-    "check_evaluation",
-    "check_labeled",
-    "check_model",
-    "check_output_dir",
-    "check_parts",
-    "check_processor",
-]

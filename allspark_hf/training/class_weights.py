@@ -53,6 +53,3 @@ def _pixels_of_classes(args, dataset: datasets.Dataset, num_labels: int, masks: 
         label = torch.from_numpy(read_label(mask, mask.size, num_labels, masks, f"labeled row {row}"))
         counts += label[label != masks.ignore_index].long().bincount(minlength=num_labels)
     return counts
-
-
-__all__ = ["class_weights"]

@@ -194,17 +194,3 @@ def free_bytes(folder: str | Path) -> int:
     while not folder.exists():
         folder = folder.parent
     return shutil.disk_usage(folder).free
-
-
-__all__ = [
-    "FolderInUseError",
-    "NonFiniteError",
-    "SavingFailedError",
-    "TrainingFault",
-    "WorkerDiedError",
-    "free_bytes",
-    "going_on",
-    "sole_training",
-    "telling_faults",
-    "telling_of_saving",
-]

@@ -92,6 +92,3 @@ def finite_mean(values: list[torch.Tensor]) -> torch.Tensor:
     """Mean of those float scalars that are finite; NaN if none is."""
     values = torch.stack(values)
     return values.where(torch.isfinite(values), torch.nan).nanmean()
-
-
-__all__ = ["FiniteGuard", "finite_mean"]

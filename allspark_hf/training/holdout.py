@@ -108,6 +108,3 @@ class Holdout(TrainerCallback):
         if args.should_log:
             where = f"on held-out images at step {trainer.state.global_step}"
             warn_of_wrong_labels(where, kept, config.id2label, args)
-
-
-__all__ = ["Holdout", "number_held_out", "split_holdout"]

@@ -33,6 +33,3 @@ class Hooks(TrainerCallback):
         if self.trainer.method.acts_after_updates and not self.trainer.accelerator.optimizer_step_was_skipped:
             self.trainer.processes.share_statistics(self.trainer.processes.model)
             self.trainer.method.after_update(self.trainer.processes.model, state.global_step + 1)
-
-
-__all__ = ["Hooks"]

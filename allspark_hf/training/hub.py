@@ -220,6 +220,3 @@ def stage_checkpoint(checkpoint: str | Path, staging: str | Path):
     copy_record(checkpoint / TRAINER_STATE_NAME, staging / TRAINER_STATE_NAME)
     add_code(staging)
     write_run_file(staging, read_json_object(checkpoint / RUN_FILE))  # with the sizes of the copied files
-
-
-__all__ = ["HubSide", "stage_checkpoint"]

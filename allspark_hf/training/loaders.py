@@ -123,6 +123,3 @@ def _settings(args: AllSparkTrainingArguments) -> dict:
         "multiprocessing_context": getattr(args, "dataloader_multiprocessing_context", None),
         "in_order": getattr(args, "dataloader_in_order", True),
     }
-
-
-__all__ = ["data_seed", "evaluation_loader", "make_sampler", "sampler_of", "train_loader"]

@@ -41,6 +41,3 @@ def check_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, method: 
             f"method={method!r} also trains {', '.join(built)}, which the given optimizer lacks: leave optimizers "
             "out, and give the optimizer's class and settings as optimizer_cls_and_kwargs."
         )
-
-
-__all__ = ["check_optimizer", "split_by_rate"]

@@ -221,6 +221,3 @@ def _check_fsdp(plugin):
             "fsdp_cpu_ram_efficient_loading=True cannot load buffers, of which this model has some (BatchNorm, "
             "memory): set it to false."
         )
-
-
-__all__ = ["Processes", "check_sharding", "gathered", "plain_model", "synchronize_batchnorm"]

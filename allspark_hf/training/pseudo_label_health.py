@@ -218,6 +218,3 @@ class PseudoLabelHealth(TrainerCallback):
         if self.trainer.accelerator.is_main_process:
             # The order of the names must be that of the other processes, with which `gather` adds the counts.
             self.counts = {name: state[name].to(self.trainer.args.device) for name in self.counts}
-
-
-__all__ = ["PseudoLabelHealth", "accuracy_of_kept", "histogram", "warn_of_wrong_labels"]

@@ -173,6 +173,3 @@ def _is_plain_negative(value: object) -> bool:
     """Whether argparse takes a negative number for a value: -1 and -0.5, but not -1e-05."""
     number = isinstance(value, int | float) and math.isfinite(value)
     return number and re.fullmatch(r"-\d+|-\d*\.\d+", str(value)) is not None
-
-
-__all__ = ["RECIPE_SUFFIXES", "check_entry", "read_recipe", "read_yaml", "recipe_arguments", "resolve_recipe"]

@@ -227,6 +227,3 @@ class IdLists(TrainerCallback):
         resumed = state.global_step > 0
         if args.should_save and not (resumed and list_path(args.output_dir, "labeled").is_file()):
             write_id_lists(self.data, args.output_dir)
-
-
-__all__ = ["IdLists", "RunRecord", "describe_training", "run_source"]

@@ -262,6 +262,3 @@ def _warnings(run: dict, now: dict, args) -> Iterator[str]:
         evaluated.append("the validation images are others")
     if evaluated:
         yield f"{'; '.join(evaluated)}, so earlier evaluations, the best one included, do not compare."
-
-
-__all__ = ["check_resume", "describe_run", "names_of", "names_of_images"]

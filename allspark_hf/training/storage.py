@@ -150,22 +150,3 @@ def _sync_one(path: Path):
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-__all__ = [
-    "IDS_FILE",
-    "RUN_FILE",
-    "STUDENT_FILE",
-    "UNFINISHED",
-    "check_weights",
-    "finish_renaming",
-    "is_complete",
-    "last_complete_checkpoint",
-    "put_in_place",
-    "put_model_in_place",
-    "remove_checkpoint",
-    "remove_leftovers",
-    "sorted_checkpoints",
-    "sync",
-    "write_run_file",
-]

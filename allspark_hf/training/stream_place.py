@@ -104,6 +104,3 @@ class StreamPlace(TrainerCallback):
                 "unreadable shards; each is named above.",
                 *(images, shards),
             )
-
-
-__all__ = ["StreamPlace"]

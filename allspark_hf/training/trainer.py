@@ -393,6 +393,3 @@ class AllSparkTrainer(Trainer):
             metrics |= {f"{metric_key_prefix}_{of}{name}": value for name, value in evaluation.metrics().items()}
         num_images = self.evaluation.num_images
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=num_images)
-
-
-__all__ = ["AllSparkTrainer"]

@@ -181,17 +181,3 @@ def _described(one: Field) -> str:
         return f"`{kind}`"
     shown_default = f'"{default}"' if isinstance(default, str) else repr(default)
     return f"`{kind}`, *optional*" + ("" if default is None else f", defaults to `{shown_default}`")
-
-
-__all__ = [
-    "Facts",
-    "argument",
-    "check_values",
-    "default_of",
-    "documented",
-    "facts_of",
-    "names",
-    "plain",
-    "recorded",
-    "shown",
-]

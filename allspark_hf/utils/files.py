@@ -153,21 +153,3 @@ def write_json(path: str | Path, value: Any):
     """Writes a JSON file by [`whole_file`]."""
     with whole_file(Path(path)) as part:
         part.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-__all__ = [
-    "HUB_ID",
-    "MASK_SUFFIXES",
-    "PREDICTIONS",
-    "find_image_files",
-    "image_suffixes",
-    "is_hidden",
-    "left_out",
-    "predictions_around",
-    "read_json",
-    "read_json_object",
-    "read_text",
-    "removing_new_folders",
-    "whole_file",
-    "write_json",
-]

@@ -16,6 +16,3 @@ def cpu_name() -> str:
 def num_cpus() -> int:
     """Number of CPUs that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-__all__ = ["cpu_name", "num_cpus"]

@@ -33,6 +33,3 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(
         "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip() for line in lines
     )
-
-
-__all__ = ["markdown_table", "megabytes", "one_line", "text_table"]

@@ -166,6 +166,3 @@ FORMATS = {
     "label-studio": Format(("label_studio.json", "label_studio_config.xml"), write_label_studio),
     "labelme": Format((f"{LABELME}/labels.txt",), write_labelme_names),
 }
-
-
-__all__ = ["FORMATS", "LABELME", "Format", "labelme_content", "write_coco", "write_cvat", "write_label_studio"]

@@ -109,6 +109,3 @@ def _paint_object(canvas: Canvas, segmentation: Any, label: int | None):
         if len(ring) % 2:
             raise ValueError(f"an outline has {len(ring)} numbers, but pairs of x and y are needed; export it anew")
     canvas.outline([np.reshape(ring, (-1, 2)) for ring in segmentation], label, unite=True)
-
-
-__all__ = ["is_coco", "read_coco"]

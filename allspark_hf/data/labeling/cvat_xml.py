@@ -83,6 +83,3 @@ def _paint_shape(canvas: Canvas, shape: ElementTree.Element, label: int):
         else:
             ring = box_ring(*(float(shape.attrib[name]) for name in ("xtl", "ytl", "xbr", "ybr")))
             canvas.outline([turned(ring, np.mean(ring, axis=0), degrees)], label)
-
-
-__all__ = ["is_cvat_xml", "read_cvat_xml"]

@@ -185,6 +185,3 @@ def turned(points: np.ndarray, center: Sequence[float], degrees: float) -> np.nd
     """Points (count, 2), turned around a center; clockwise, since y goes down."""
     cosine, sine = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
     return (points - center) @ np.array([[cosine, sine], [-sine, cosine]]) + center
-
-
-__all__ = ["IGNORED", "Canvas", "Export", "Picture", "Ring", "box_ring", "ellipse_ring", "naming", "turned"]

@@ -166,6 +166,3 @@ def read_frame(image: Path, size: tuple[int, int] | None) -> tuple[int, int, Ima
         f"the export says that it has {size[0]}x{size[1]} pixels (height x width), but the file has {upright[0]}x"
         f"{upright[1]}; put the picture there that was annotated, or export at its size"
     )
-
-
-__all__ = ["Files", "bare_name", "names_of", "read_frame", "split_in"]

@@ -236,6 +236,3 @@ def recognize_export(data_dir: Path) -> str | None:
         has_masks = any((folder / "masks").is_dir() for folder in (data_dir, *subfolders(data_dir).values()))
         return None if has_masks else "yolo"
     return None
-
-
-__all__ = ["FORMATS", "find_export", "find_readers", "holds_indices", "read_export", "recognize_export", "unpacked"]

@@ -161,6 +161,3 @@ def decode_brush(encoded: Sequence[int]) -> np.ndarray:
     if found != total:
         raise ValueError("a brush holds more pixels than it says; export it anew")
     return np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
-
-
-__all__ = ["decode_brush", "is_label_studio", "read_label_studio"]

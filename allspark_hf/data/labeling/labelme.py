@@ -76,6 +76,3 @@ def _paint_shape(canvas: Canvas, shape: dict, label: int | None):
         canvas.paint(inside, label, *points[0].astype(int))
     else:
         raise ValueError(f"a {kind} has no area; draw a polygon, or delete it")
-
-
-__all__ = ["is_labelme", "read_labelme"]

@@ -145,6 +145,3 @@ def _paint_indices(canvas: Canvas, path: Path, num_classes: int):
     if unknown.size:
         raise ValueError(f"it holds {describe_values(np.unique(unknown))}, but there are {num_classes} classes")
     canvas.fill(labels)
-
-
-__all__ = ["read_color_masks", "read_cvat_masks", "read_roboflow_masks"]

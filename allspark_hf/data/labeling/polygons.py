@@ -214,6 +214,3 @@ def annotate(mask: np.ndarray, image: str, name: str, drawn: Collection[int], to
     lost = int((again != mask).sum())
     size = {"width": width, "height": height}
     return {"image": image, "name": name, **size, "regions": regions, "lost": lost}
-
-
-__all__ = ["Region", "annotate", "drawn_classes", "outline_regions", "require_outlines", "simplify"]

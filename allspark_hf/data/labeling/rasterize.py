@@ -106,6 +106,3 @@ def parse_runs(text: str) -> list[int]:
     if bits:
         raise ValueError("compressed run lengths are cut short; export them anew")
     return counts
-
-
-__all__ = ["checked_ring", "expand_runs", "parse_runs", "rasterize"]

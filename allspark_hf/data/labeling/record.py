@@ -70,6 +70,3 @@ def _digest(path: Path) -> str:
         while block := file.read(BLOCK):
             digest.update(block)
     return digest.hexdigest()
-
-
-__all__ = ["RECORD_FILE", "describe_source", "find_changes"]

@@ -73,6 +73,3 @@ def _decode_bitmap(data: str) -> np.ndarray:
     except (ValueError, zlib.error, OSError) as error:
         raise ValueError(f"its bitmap cannot be read ({' '.join(str(error).split())}); export it anew") from error
     return np.asarray(image.convert("RGBA").getchannel("A") if image.has_transparency_data else image.convert("L")) > 0
-
-
-__all__ = ["is_supervisely", "read_supervisely"]

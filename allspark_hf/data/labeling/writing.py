@@ -282,6 +282,3 @@ def _write(
         to_image(mask).save(folder / path)
         imported.masks[image.as_posix()] = path.as_posix()
         imported.pixels[image.as_posix()] = np.bincount(mask.ravel(), minlength=256)
-
-
-__all__ = ["EMPTY", "OUTSIDE", "Imported", "is_background", "require_empty", "write_folder"]

@@ -135,6 +135,3 @@ def _paint(canvas: Canvas, lines: list[str], num_classes: int):
             raise ValueError(f"line {number} has {len(numbers)} numbers after the class, but pairs are needed")
         with naming(f"line {number}"):
             canvas.outline([np.reshape(numbers, (-1, 2)) * (width, height)], int(label))
-
-
-__all__ = ["LABELS", "PICTURES", "is_yolo", "read_yaml", "read_yolo"]

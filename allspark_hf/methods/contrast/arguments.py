@@ -63,6 +63,3 @@ class MemoryContrastiveArguments(UnlabeledArguments):
         resume="refused",
         shown=True,
     )
-
-
-__all__ = ["MemoryContrastiveArguments"]

@@ -102,6 +102,3 @@ def blur(pixels: torch.Tensor) -> torch.Tensor:
     weights = (-0.5 * (distance / BLUR_SIGMA) ** 2).exp()
     weights = (weights / weights.sum()).expand(3, 1, 1, -1)
     return F.conv2d(F.pad(pixels, (radius, radius, 0, 0), mode="reflect"), weights, groups=3)
-
-
-__all__ = ["augment", "blur", "draw_strong", "draw_weak", "scale_crop"]

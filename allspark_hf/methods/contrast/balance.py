@@ -57,6 +57,3 @@ class ClassBalance(nn.Module):
         finite = weights.isfinite()
         weights = weights.where(finite, weights.where(finite, 1).amax())
         return weights.where(self.seen >= max(len(self.labeled), len(self.unlabeled)), 1)
-
-
-__all__ = ["ClassBalance"]

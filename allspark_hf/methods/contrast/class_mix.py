@@ -66,6 +66,3 @@ def mix_with_neighbors(class_order: torch.Tensor, labels: torch.Tensor, *maps: t
     """
     partners = (torch.arange(len(labels), device=labels.device) ^ 1).clamp(max=len(labels) - 1)
     return class_mix(choose_classes(class_order, labels), labels, partners, *maps)
-
-
-__all__ = ["choose_classes", "class_mix", "draw_class_order", "mix_with_neighbors"]

@@ -197,15 +197,3 @@ class ClassMLP(nn.Module):
 def _uniform(*shape: int, fan_in: int) -> nn.Parameter:
     """As `nn.Linear` begins."""
     return nn.Parameter(torch.empty(shape).uniform_(-(fan_in**-0.5), fan_in**-0.5))
-
-
-__all__ = [
-    "ClassBlocks",
-    "ClassMLP",
-    "class_blocks",
-    "class_counts",
-    "class_sums",
-    "mean_over_processes",
-    "over_processes",
-    "pixel_rows",
-]

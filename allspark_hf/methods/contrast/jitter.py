@@ -62,6 +62,3 @@ def _adjust_hsv(pixels: torch.Tensor, factor: torch.Tensor, turn: torch.Tensor) 
         place = (hue + offset) % 6
         channels.append(value * (1 - saturation * torch.minimum(place, 4 - place).clamp(0, 1)))
     return torch.cat(channels, dim=1)
-
-
-__all__ = ["draw_jitter", "jitter"]

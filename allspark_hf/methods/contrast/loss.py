@@ -58,6 +58,3 @@ def _mean_directions(memory: PixelMemory, counts: torch.Tensor, memory_selectors
         weights = scores.sigmoid().squeeze(-1) * weights
     weights = weights / weights.sum(dim=1, keepdim=True).where(counts[:, None], 1)
     return (weights[:, None] @ rows).squeeze(1)
-
-
-__all__ = ["contrastive_loss"]

@@ -100,6 +100,3 @@ def _best_of_processes(rows: torch.Tensor, keys: torch.Tensor) -> tuple[torch.Te
     keys, order = keys.sort(dim=1, stable=True)
     order = order[:, :quota, None].expand(-1, -1, rows.shape[2])
     return rows.gather(1, order), keys[:, :quota]
-
-
-__all__ = ["PixelMemory", "rows_per_image"]

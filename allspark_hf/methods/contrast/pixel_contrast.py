@@ -85,6 +85,3 @@ class PixelContrast(nn.Module):
         """Float (rows, channels), int64 (rows,) and bool (1, rows), False where ignored."""
         rows, labels = pixel_rows(features, labels, self.ignore_index, self.padded_multiple)
         return rows, labels, (labels != self.ignore_index)[None]
-
-
-__all__ = ["MEMORY_ROWS", "PixelContrast"]

@@ -7,7 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from ...models.upsampling import at_least_float32, images_at_a_time, upsample
+from ...models.bottleneck_allspark import at_least_float32
+from ...models.upsampling import images_at_a_time, upsample
 from ..base import whole
 from ..pseudo_labels import CONFIDENCE_STEP
 
@@ -89,6 +90,3 @@ class PixelTeacher(nn.Module):
             found.append(upsample(images, size).softmax(dim=1).max(dim=1))
         confidence, labels = (torch.cat(parts) for parts in zip(*found, strict=True))
         return TeacherPrediction(labels, confidence, outputs.decoder_features)
-
-
-__all__ = ["PixelTeacher", "TeacherPrediction", "teacher_decay"]

@@ -7,7 +7,8 @@ import torch
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from ...models.upsampling import at_least_float32, images_at_a_time, upsample
+from ...models.bottleneck_allspark import at_least_float32
+from ...models.upsampling import images_at_a_time, upsample
 from .heads import mean_over_processes
 
 
@@ -143,12 +144,3 @@ def confident_loss(
 def ramp_up(update: int, length: int) -> float:
     """exp(-5 (1 - update / length)^2), which grows from 0.007 to 1, and stays 1."""
     return math.exp(-5 * (1 - update / length) ** 2) if update < length else 1.0
-
-
-__all__ = [
-    "confident_loss",
-    "entropy_sum",
-    "ramp_up",
-    "sum_by_images",
-    "weighted_cross_entropy_sum",
-]
