@@ -40,7 +40,7 @@ PAGE = Path(__file__).parent / "studies" / "README.md"
 COMMON = ("--data_dir", "--encoder", "--output_dir", "--method", "--seed", "--eval_steps", "--save_steps")
 COMMON += ("--resume_from_checkpoint", "--evaluate_student", "--evaluate_teacher")
 CURVES = ("loss_x", "loss_u", "used_u", "pseudo_accuracy", "pseudo_mean_iou", "eval_mean_iou")
-LABELED_COUNT = re.compile(r"--labeled_count \d+")
+BUDGET = re.compile(r"--(?:labeled_count|max_steps) \d+")  # a baseline has the same
 USER_SECONDS = re.compile(r"([\d.]+) s user")
 
 
@@ -133,8 +133,7 @@ def table(runs: Mapping[str, dict], counts: Mapping[str, np.ndarray]) -> str:
         scores = [100 * runs[name]["scores"]["eval_mean_iou"] for name in seeds.values()]
         found = interval(counts, list(seeds.values()))
         mean = f"{statistics.fmean(scores):.1f}" + (f" ({found.low:.1f} to {found.high:.1f})" if found else "")
-        as_many_labels = "".join(LABELED_COUNT.findall(key[1]))
-        baseline = rows.get(("supervised", as_many_labels, *key[2:]), {})
+        baseline = rows.get(("supervised", " ".join(BUDGET.findall(key[1])), *key[2:]), {})
         pairs = [(name, baseline[seed]) for seed, name in seeds.items() if seed in baseline]
         names, others = [list(group) for group in zip(*pairs, strict=True)] or [[], []] if pairs else ([], [])
         gain = interval(counts, names, others) if pairs and names != others else None

@@ -43,15 +43,18 @@ def test_table():
     runs |= {"d": run("supervised", 0, 0.9, "--max_steps 600", 600), "e": run("allspark", 0, 0.4)}
     fewer = "--labeled_count 9"
     runs |= {"f": run("supervised", 0, 0.3, fewer), "g": run("allspark", 0, 0.6, f"{fewer} --x")}
-    hits = {"a": 50, "b": 70, "c": 80, "e": 40, "f": 30, "g": 60}  # of 100 pixels of a class, in each image
+    runs |= {"h": run("allspark", 0, 0.8, "--x --max_steps 600", 600)}
+    # Of 100 pixels of a class, in each image.
+    hits = {"a": 50, "b": 70, "c": 80, "d": 90, "e": 40, "f": 30, "g": 60, "h": 80}
     counts = {name: np.array([[[hit], [100], [hit]]] * 3) for name, hit in hits.items()}
     lines = study_results.table(runs, counts).splitlines()[2:]
     assert lines == [
         "| `supervised` | 50.0, 70.0 | 60.0 (50.0 to 70.0) |  | 100 |",
         "| `supervised --labeled_count 9` | 30.0 | 30.0 (30.0 to 30.0) |  | 100 |",
-        "| `supervised --max_steps 600` | 90.0 | 90.0 |  | 100 |",
+        "| `supervised --max_steps 600` | 90.0 | 90.0 (90.0 to 90.0) |  | 100 |",
         "| `allspark` | 40.0, 80.0 | 60.0 (40.0 to 80.0) | +0.0 (-10.0 to +10.0) | 100 |",
         "| `allspark --labeled_count 9 --x` | 60.0 | 60.0 (60.0 to 60.0) | +30.0 (+30.0 to +30.0) | 100 |",
+        "| `allspark --x --max_steps 600` | 80.0 | 80.0 (80.0 to 80.0) | -10.0 (-10.0 to -10.0) | 100 |",
     ]
 
 
