@@ -9,6 +9,7 @@ from allspark_hf.inference.visualization import (
     legend,
     overlay,
 )
+from allspark_hf.inference.writers import stored_image
 
 
 PALETTE = [[10, 20, 30], [200, 100, 0], [0, 50, 250]]
@@ -43,6 +44,13 @@ def test_the_default_palette_repeats_after_256_classes():
     colors = default_palette(300)
     assert len(np.unique(colors[:256], axis=0)) == 256
     np.testing.assert_array_equal(colors[256:], colors[:44])
+
+
+def test_masks_of_more_than_256_classes_are_saved_in_16_bits():
+    saved = stored_image(np.array([[0, 299]]), default_palette(300), None)
+    assert saved.mode == "I;16" and np.asarray(saved).tolist() == [[0, 299]]
+    with pytest.raises(ValueError, match="palette has 300 colors, but an indexed image holds 256"):
+        index_image(np.array([[0]]), default_palette(300))
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int32, np.int64])

@@ -205,6 +205,10 @@ def index_image(mask: np.ndarray, palette: Palette, ignore_index: int | None = 2
             f"ignore_index is {ignore_index}, but an indexed image holds 0 to 255: relabel ignored pixels as 255."
         )
     colors = _check_palette(palette)
+    if len(colors) > _NUM_COLORS:
+        raise ValueError(
+            f"palette has {len(colors)} colors, but an indexed image holds {_NUM_COLORS}: save the mask in 16 bits."
+        )
     mask, _ = _check_mask(mask, len(colors), ignore_index)
     full = np.zeros((_NUM_COLORS, 3), dtype=np.uint8)
     full[: len(colors)] = colors
