@@ -317,6 +317,7 @@ def test_images_without_ids_are_known_by_file_and_size(tmp_path, run_folder):
 WARNED = [
     ({"seed": 4}, "seed was 3 and is 4 from here on"),
     ({"learning_rate": 0.5}, "learning_rate stays 0.01, which its optimizer carries, although 0.5 is given"),
+    ({"head_learning_rate_multiplier": 30.0}, "head_learning_rate_multiplier stays 10.0"),
     ({"weight_decay": 0.1}, "weight_decay stays 0.0001"),
     ({"adam_beta2": 0.95}, "adam_beta2 stays 0.999, which its optimizer carries, although 0.95 is given"),
     ({"lr_scheduler_kwargs": {"power": 1.0}}, "lr_scheduler_kwargs was {'power': 0.9, 'lr_end': 0.0} and is"),
@@ -338,6 +339,8 @@ def test_what_changes_is_told_once(tmp_path, run_folder, caplog, kwargs, sentenc
     assert trainer.state.global_step == 7
     if "learning_rate" in kwargs:
         assert trainer.optimizer.param_groups[0]["initial_lr"] == 0.01
+    entry = next(one for one in trainer.state.log_history if one["step"] == 7 and "learning_rate" in one)
+    assert entry["learning_rate_head"] == pytest.approx(10 * entry["learning_rate"])
 
 
 def test_other_fields_of_the_configuration_are_told(tmp_path, run_folder, caplog):

@@ -6,7 +6,7 @@ from torch import nn
 
 def split_by_rate(
     optimizer: torch.optim.Optimizer, model: nn.Module, head_multiplier: float, method_rates: dict[str, float]
-):
+) -> int | None:
     """
     Splits the parameter groups of an optimizer, which all have one learning rate, by the rates of the model's parts.
     The encoder keeps the rate.
@@ -16,6 +16,9 @@ def split_by_rate(
         model ([`Segmenter`]): the model.
         head_multiplier (`float`): rate of all that is neither the encoder's nor the method's, as a multiple.
         method_rates (`dict[str, float]`): rate of each module in `model.method_modules`, as a multiple.
+
+    Returns:
+        `int`: place of the head's first group in `optimizer.param_groups`; None if the optimizer has no weight of it.
     """
     encoder = {id(parameter) for parameter in model.encoder_parameters()}
     of_method = [
@@ -30,6 +33,8 @@ def split_by_rate(
             own = [parameter for parameter in group["params"] if id(parameter) in members]
             if own:
                 optimizer.add_param_group({**group, "params": own, "lr": group["lr"] * multiplier})
+    of_head = (place for place, group in enumerate(optimizer.param_groups) if id(group["params"][0]) in head)
+    return next(of_head, None)
 
 
 def check_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, method: str):

@@ -116,7 +116,7 @@ class AllSparkTrainer(Trainer):
         self.evaluation: Evaluation | None = None
         self.run_source: dict = {}
         model.config.base_weights = base_weights_of(model.config)
-        self._head_multiplier: float | None = None  # of the optimizer that is in use; None if the user made it
+        self._head_group: int | None = None  # a parameter group of the head; None if the user made the optimizer
         self._terms: dict[str, list[torch.Tensor]] = defaultdict(list)
         self.sampler = sampler_of(self) if train_dataset is not None else None
         self.method = METHODS[args.method](args, model.config.semantic_loss_ignore_index)
@@ -335,9 +335,7 @@ class AllSparkTrainer(Trainer):
             for group in optimizer.param_groups:
                 group["fused"] = True  # one kernel, same numbers
         multiplier = self.args.head_learning_rate_multiplier
-        split_by_rate(optimizer, model or self.model, multiplier, self._method_rates)
-        encoder_is_trained = any(one.requires_grad for one in self.processes.model.encoder_parameters())
-        self._head_multiplier = multiplier if encoder_is_trained else 1  # logged is the first group's rate
+        self._head_group = split_by_rate(optimizer, model or self.model, multiplier, self._method_rates)
         return optimizer
 
     # ---- Logging ----
@@ -345,8 +343,11 @@ class AllSparkTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None):
         """Adds to a training entry the loss terms, pixels used, memory fill and the head's learning rate."""
         if "learning_rate" in logs:
-            if self._head_multiplier is not None:
-                logs["learning_rate_head"] = logs["learning_rate"] * self._head_multiplier
+            if self._head_group is not None:
+                # The schedule is the same for all groups; a resumed optimizer has the initial rates of its checkpoint.
+                initial = [group.get("initial_lr", group["lr"]) for group in self.optimizer.param_groups]
+                multiplier = initial[self._head_group] / initial[0] if initial[0] else 1
+                logs["learning_rate_head"] = logs["learning_rate"] * multiplier
             for name, values in self._terms.items():
                 logs[name] = finite_mean(list(self.accelerator.gather(finite_mean(values).reshape(1)))).item()
             self._terms.clear()
