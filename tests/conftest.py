@@ -35,6 +35,9 @@ TINY = {
 # Half the stages, for what takes its time for every layer: a stage that reduces its keys, and one that does not.
 TWO_STAGES = {"num_encoder_blocks": 2, "hidden_sizes": [8, 16], "num_attention_heads": [1, 2], "depths": [1, 1]}
 TWO_STAGES |= {"strides": [4, 8], "patch_sizes": [7, 9], "sr_ratios": [8, 1], "mlp_ratios": [4, 4]}
+# The least, for what takes its time for every weight.
+ONE_STAGE = {"num_encoder_blocks": 1, "hidden_sizes": [8], "num_attention_heads": [1], "depths": [1]}
+ONE_STAGE |= {"strides": [4], "patch_sizes": [7], "sr_ratios": [8], "mlp_ratios": [4]}
 NO_DROPOUT = {"drop_path_rate": 0.0, "classifier_dropout_prob": 0.0, "channel_attention_dropout": 0.0}
 
 
@@ -186,6 +189,16 @@ def card_template_compiled_once():
     template_environment.from_string = functools.cache(template_environment.from_string)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(card, "environment", lambda: template_environment)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def commit_asked_once():
+    """Each training starts git four times, and the commit stays."""
+    from allspark_hf.publishing import record
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(record, "_git", functools.cache(record._git))
         yield
 
 

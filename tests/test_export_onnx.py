@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import TWO_STAGES, tiny_model
+from conftest import ONE_STAGE, TWO_STAGES, tiny_model
 from PIL import Image
 
 
@@ -47,18 +47,6 @@ from allspark_hf.export.onnx import (  # noqa: E402
 from allspark_hf.inference.loading import make_image_processor  # noqa: E402
 from allspark_hf.inference.prediction import predict_mask  # noqa: E402
 from allspark_hf.models.weights import weights_digest  # noqa: E402
-
-
-ONE_STAGE = {
-    "num_encoder_blocks": 1,
-    "hidden_sizes": [8],
-    "num_attention_heads": [1],
-    "depths": [1],
-    "strides": [4],
-    "patch_sizes": [7],
-    "sr_ratios": [8],
-    "mlp_ratios": [4],
-}
 
 
 @pytest.fixture(scope="module")
