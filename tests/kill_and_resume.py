@@ -30,9 +30,10 @@ from safetensors.torch import load_file
 from allspark_hf.training.storage import finish_renaming, is_complete, last_complete_checkpoint
 
 
-# 10 unlabeled images in batches of 2: 5 steps an epoch, 5 checkpoints of which 2 are kept.
+# 6 unlabeled images in batches of 2: 3 steps an epoch, 3 checkpoints of which 2 are kept.
 SETTINGS = {"num_train_epochs": 2, "save_strategy": "steps", "save_steps": 2, "save_total_limit": 2, "seed": 3}
-LAST = "checkpoint-10"
+SETTINGS |= {"num_unlabeled": 6}
+LAST = "checkpoint-6"
 WAYS = ("time", "operation", "half a file")
 OPERATIONS = ("os.mkdir", "os.rename", "os.remove", "os.rmdir")
 OPERATIONS_OF_A_SAVE = 45
@@ -138,7 +139,7 @@ def assert_same(folder: Path, whole: Path):
     for name in ("model.safetensors", "rng_state.pth", *STATES):
         assert (folder / LAST / name).read_bytes() == (whole / LAST / name).read_bytes(), name
     logs = [json.loads((path / LAST / "trainer_state.json").read_text())["log_history"] for path in (folder, whole)]
-    assert len(logs[0]) == len(logs[1]) and sum("loss_x" in entry for entry in logs[0]) == 10
+    assert len(logs[0]) == len(logs[1]) and sum("loss_x" in entry for entry in logs[0]) == 6
     for entry, expected in zip(*logs, strict=True):
         assert entry == expected
     assert (folder / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
