@@ -22,6 +22,8 @@ from allspark_hf.cli.train import summary
 from allspark_hf.data import DataArguments, load_data
 from allspark_hf.demo.data import CLASS_NAMES, write_demo_data
 from allspark_hf.evaluation.arguments import EvaluationArguments
+from allspark_hf.models.auto import MODEL_TYPES
+from allspark_hf.models.registration import SEGMENTERS
 from allspark_hf.training.recipes import OWN, read_recipe
 
 
@@ -41,9 +43,28 @@ def data_dir(tmp_path_factory):
     return folder
 
 
-def run_process(script: str, *arguments) -> subprocess.CompletedProcess:
-    command = [sys.executable, SCRIPTS / script, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+# transformers imports its Auto classes in the midst of others, and looks a model up without asking this package.
+LOOKED_UP = """
+import sys
+import allspark_hf
+from transformers import SegformerModel  # which imports the Auto classes before it is there itself
+from transformers import AutoConfig, AutoModel
+
+assert "allspark_hf.models.registration" not in sys.modules
+config = AutoConfig.for_model("allspark_backbone")
+assert type(config).__module__.startswith("allspark_hf.models.")
+assert AutoModel._model_mapping[type(config)].__module__.startswith("allspark_hf.models.")
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+assert type(CONFIG_MAPPING).__name__ == "_LazyConfigMapping" and "allspark" in CONFIG_MAPPING
+"""
+# Then the script that is named, as Python runs it.
+THEN_RUN = """
+import runpy
+
+print("looked up", flush=True)
+del sys.argv[0]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 
 
 @pytest.mark.parametrize("suffix", ["yaml", "json"])
@@ -185,12 +206,28 @@ def test_a_model_with_the_classes_in_another_order_is_refused(data_dir, tmp_path
         load_model(ModelArguments(model_name_or_path=str(tmp_path)), report, 255, plain_segformer=False)
 
 
-def test_train_then_evaluate(data_dir, tmp_path):
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text("backbone: b0\nhidden_sizes: [8, 16, 40, 64]\ncrop_size: 64\nreport_to: none\nmax_steps: 2\n")
-    common = ["--data_dir", data_dir, "--use_cpu"]
-    once = ["--output_dir", tmp_path / "out", "--labeled_count", 2, "--disable_tqdm", "true"]
-    done = run_process("train.py", recipe, *common, *once, "--holdout_fraction", 0.5)
+@pytest.fixture(scope="module")
+def trained_anew(data_dir, tmp_path_factory) -> tuple[subprocess.CompletedProcess, Path]:
+    """One start of Python, which takes 10 s: models are looked up in it, then it trains; and the folder."""
+    folder = tmp_path_factory.mktemp("anew")
+    (folder / "recipe.yaml").write_text(
+        "backbone: b0\nhidden_sizes: [8, 16, 40, 64]\ncrop_size: 64\nreport_to: none\nmax_steps: 2\n"
+    )
+    arguments = ["--data_dir", data_dir, "--use_cpu", "--output_dir", folder / "out", "--labeled_count", 2]
+    arguments += ["--disable_tqdm", "true", "--holdout_fraction", 0.5]
+    command = [sys.executable, "-c", LOOKED_UP + THEN_RUN, SCRIPTS / "train.py", folder / "recipe.yaml", *arguments]
+    command = [str(word) for word in command]
+    return subprocess.run(command, cwd=SCRIPTS.parent, capture_output=True, text=True, timeout=300), folder
+
+
+def test_auto_classes_know_the_models_when_they_are_looked_up(trained_anew):
+    assert set(MODEL_TYPES) == set(SEGMENTERS)
+    assert trained_anew[0].stdout.startswith("looked up\n"), trained_anew[0].stderr
+
+
+def test_train_then_evaluate(data_dir, trained_anew):
+    done, tmp_path = trained_anew
+    recipe, common = tmp_path / "recipe.yaml", ["--data_dir", data_dir, "--use_cpu"]
     assert done.returncode == 0, done.stderr
     counts = "2 labeled (1 of them held out), 4 unlabeled, 2 validation images, 6 classes, 0 files left out"
     assert f"{counts}, processes: 1" in done.stdout
