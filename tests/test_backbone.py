@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 from conftest import enlarge_weights
-from segmenter_tester import SegmenterTester
+from segmenter_tester import NO_BOTTLENECK, SegmenterTester
 from transformers import (
     ConvNextConfig,
     Dinov2Config,
@@ -87,8 +87,9 @@ class TestDinov2(BackboneTester):
     is_traced = True
 
     def make_traced(self):
+        """Without a bottleneck, which SegFormer's has, and a Dinov2's with registers in test_export_onnx.py."""
         three_layers = Dinov2Config(**{**VIT, "num_hidden_layers": 3, "out_indices": [0, 1, 2, 3]}, patch_size=14)
-        return self.make_model(backbone_config=three_layers).eval()
+        return self.make_model(backbone_config=three_layers, **NO_BOTTLENECK).eval()
 
 
 class TestDinov2WithRegisters(BackboneTester):
