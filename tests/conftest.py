@@ -138,6 +138,13 @@ def pytest_collection_finish():
     gc.freeze()
 
 
+@pytest.fixture(autouse=True, scope="module")
+def what_earlier_files_imported_is_frozen():
+    """As above: what the exporter and the compiler leave took a tenth and more of each short training."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture
 def transformers_warnings():
     """Messages that transformers logs as warnings, even if it has logged them before."""
