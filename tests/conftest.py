@@ -200,12 +200,13 @@ def card_template_compiled_once():
 
 
 @pytest.fixture(autouse=True, scope="session")
-def commit_asked_once():
-    """Each training starts git four times, and the commit stays."""
+def commit_and_versions_asked_once():
+    """Each training starts git four times and reads the files of five packages; neither changes."""
     from allspark_hf.publishing import record
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(record, "_git", functools.cache(record._git))
+        for name in ("_git", "version"):
+            patch.setattr(record, name, functools.cache(getattr(record, name)))
         yield
 
 
