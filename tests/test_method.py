@@ -47,6 +47,19 @@ def test_the_first_labeled_view_has_the_pixels_of_ever():
         assert torch.equal(first[draw]["pixel_values"], more[draw]["pixel_values"])
 
 
+def test_the_labeled_view_may_be_given(tmp_path):
+    """The labeled pixels of two methods whose views differ as published, and are then the same."""
+
+    def pixels(method, **given):
+        trainer = build_trainer({**SAMPLE, "method": method, **given, "output_dir": str(tmp_path)})
+        return next(iter(trainer.get_train_dataloader()))["pixel_values"]
+
+    strong, weak = pixels("supervised"), pixels("unimatch_v2")
+    assert not torch.equal(strong, weak)
+    assert torch.equal(pixels("supervised", labeled_view="weak"), weak)
+    assert torch.equal(pixels("unimatch_v2", labeled_view="strong"), strong)
+
+
 def test_views_are_the_same_finished_on_the_device():
     from allspark_hf.data.device_photometry import finish_on_device
 

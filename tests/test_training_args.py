@@ -40,7 +40,7 @@ def test_schedule_settings_can_be_replaced():
 def test_every_field_has_help_text_and_known_facts():
     inherited = {field.name for field in fields(TrainingArguments)}
     own = [field for field in fields(AllSparkTrainingArguments) if field.name not in inherited]
-    assert len(own) == 49
+    assert len(own) == 50
     assert all(len(field.metadata.get("help", "")) > 15 for field in own)
     rules = {facts_of(field).resume for field in fields(AllSparkTrainingArguments)}
     assert rules == {"refused", "kept", "changed", "cut", "free"}
@@ -88,6 +88,10 @@ def test_the_command_line_reads_every_kind_of_field():
     [
         ({"method": "mixmatch"}, "method='mixmatch' is unknown: choose one of supervised, pseudo_label, fixmatch"),
         ({"labeled_loss": "dice"}, "labeled_loss='dice' is unknown"),
+        (
+            {"labeled_view": "weak", "method": "memory_contrastive"},
+            "labeled_view='weak', but method='memory_contrastive' augments labeled images in a way of its own",
+        ),
         ({"class_weights": ["1", "balanced"]}, "class_weights=1 balanced: set it to balanced, or to a number"),
         (
             {"unlabeled_loss_weight": -1.0},

@@ -17,6 +17,7 @@ from .pseudo_labels import CONFIDENCE_STEP
 
 
 BALANCED = "balanced"
+LABELED_VIEWS = {"weak": (WEAK,), "strong": (STRONG,)}
 
 
 @documented
@@ -41,6 +42,14 @@ class MethodArguments:
         None,
         "Weights of the classes in the labeled loss: one number for each, or balanced, which gives rare classes more: "
         "sqrt(median of the classes' pixels / pixels of the class), counted in the labeled masks.",
+        resume="changed",
+        shown=True,
+    )
+    labeled_view: str | None = argument(
+        None,
+        "View of labeled images: weak (scaled, cropped, mirrored), or strong (also color jitter, gray and blur). "
+        "Default: that of the method, as published.",
+        choices=LABELED_VIEWS,
         resume="changed",
         shown=True,
     )
@@ -116,6 +125,8 @@ class Method(nn.Module):
         super().__init__()
         self.args = args
         self.ignore_index = ignore_index
+        if args.labeled_view is not None:
+            self.labeled_views = LABELED_VIEWS[args.labeled_view]
         self.class_weights: torch.Tensor | None = None  # float32 (num_labels,) on the device; set by the trainer
 
     def __init_subclass__(cls, **kwargs):
@@ -198,13 +209,19 @@ class Method(nn.Module):
 
         Raises:
             ValueError:
-                if an epoch would leave out images that the method reads, `class_weights` are no weights, or a warm-up
-                above 1 is no whole number of epochs.
+                if an epoch would leave out images that the method reads, `class_weights` are no weights, the method
+                augments labeled images in a way of its own and a view is given, or a warm-up above 1 is no whole
+                number of epochs.
         """
         for name in names(cls.arguments_class):
             value = getattr(args, name)
             if name.endswith("_warmup_epochs") and value > 1 and value % 1:
                 raise ValueError(f"{name}={value:g}: set whole epochs, or below 1 a share of the training.")
+        if args.labeled_view is not None and cls.labeled_views not in LABELED_VIEWS.values():
+            raise ValueError(
+                f"labeled_view={args.labeled_view!r}, but method={args.method!r} augments labeled images in a way of "
+                "its own: leave labeled_view out."
+            )
         given = args.class_weights
         if given is not None and given != [BALANCED] and not all(map(_is_weight, given)):
             raise ValueError(
