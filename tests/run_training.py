@@ -3,6 +3,7 @@
 python run_training.py '{"output_dir": ..., "result": ..., ...}'    # or a list of several, one after the other
 """
 
+import faulthandler
 import gc
 import json
 import os
@@ -211,5 +212,6 @@ def run_all(settings: dict | list[dict]):
 
 
 if __name__ == "__main__":
+    faulthandler.enable()  # a crash in a library says where it was
     prepare()
     run_all(json.loads(sys.argv[1]))
