@@ -22,6 +22,7 @@ from transformers import TrainerCallback
 
 from allspark_hf.data.mixed import MixedDataset
 from allspark_hf.data.reading import BadImageError
+from allspark_hf.training import faults
 from allspark_hf.training.faults import NonFiniteError, SavingFailedError, WorkerDiedError, telling_faults
 from allspark_hf.training.trainer import AllSparkTrainer
 
@@ -165,6 +166,22 @@ def test_a_worker_that_dies_while_a_tensor_is_taken_over_from_it(tmp_path, error
     with pytest.raises(WorkerDiedError, match="A data loading worker died") as told, telling_faults(tmp_path):
         raise error
     assert ("Connection reset" in str(told.value)) == isinstance(error, ConnectionError)
+
+
+def test_the_dead_worker_is_reported_again_in_the_midst_of_the_sentence(tmp_path, monkeypatch):
+    """The DataLoader's signal handler raises wherever the process is."""
+    report = RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+    found = iter([report, True])
+
+    def interrupted(error):
+        if isinstance(now := next(found), Exception):
+            raise now
+        return now
+
+    monkeypatch.setattr(faults, "_worker_is_gone", interrupted)
+    with pytest.raises(WorkerDiedError, match=r"died \(DataLoader worker \(pid 7\)"), telling_faults(tmp_path):
+        raise ConnectionResetError(104, "Connection reset by peer")
+    assert next(found, None) is None
 
 
 def test_a_file_that_is_missing_is_no_dead_worker(tmp_path):

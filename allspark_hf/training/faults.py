@@ -74,17 +74,25 @@ def telling_faults(output_dir: str | Path, checkpoint: str | None = None) -> Ite
         BadImageError: if an image cannot be read, with its file, see [`read_example`].
         WorkerDiedError: if a process of a DataLoader ended.
     """
+    # The DataLoader's signal handler may interrupt the inner one at any moment, to report the same worker.
+    with _telling_of_dead_workers(output_dir), _telling_of_dead_workers(output_dir):
+        try:
+            yield
+        except BadImageError as error:
+            raise BadImageError(f"{error} Training has stopped; {going_on(output_dir)}.") from error
+        except pickle.UnpicklingError as error:
+            raise TrainingFault(
+                f"A state in {checkpoint} is damaged, or holds more than tensors and numbers, which could run code, "
+                "so it is not loaded: copy the checkpoint again, or resume from another one."
+            ) from error
+
+
+@contextmanager
+def _telling_of_dead_workers(output_dir: str | Path) -> Iterator[None]:
     try:
         yield
-    except BadImageError as error:
-        raise BadImageError(f"{error} Training has stopped; {going_on(output_dir)}.") from error
-    except pickle.UnpicklingError as error:
-        raise TrainingFault(
-            f"A state in {checkpoint} is damaged, or holds more than tensors and numbers, which could run code, so it "
-            "is not loaded: copy the checkpoint again, or resume from another one."
-        ) from error
     except (RuntimeError, ConnectionError, EOFError, FileNotFoundError) as error:
-        if not _worker_is_gone(error):
+        if isinstance(error, TrainingFault) or not _worker_is_gone(error):
             raise
         _end_reports()
         cause = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(". ")
