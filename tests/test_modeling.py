@@ -65,7 +65,8 @@ def test_features_of_unlabeled_images_rebuild_labeled_ones_as_the_images_do():
     model.decode_head.batch_norm = torch.nn.Identity()
     labeled, unlabeled = images(2, seed=1).double(), images(3, seed=2).double()
     sources = {"unlabeled_pixel_values": unlabeled}, {"unlabeled_features": model.encode(unlabeled)[-1].detach()}
-    results = []
+    results, unlabeled_passes = [], []
+    model.bottleneck.unlabeled_attention.register_forward_hook(lambda *_: unlabeled_passes.append(len(results)))
     for given in sources:
         torch.manual_seed(0)
         model.bottleneck.memory.reset()  # to random channels
@@ -73,6 +74,7 @@ def test_features_of_unlabeled_images_rebuild_labeled_ones_as_the_images_do():
         memories.append(model.bottleneck.memory.channels.clone())
     assert difference(results[1].logits, results[0].logits) < 1e-12 and results[1].unlabeled_logits is None
     assert torch.allclose(*memories, rtol=0, atol=1e-12)
+    assert unlabeled_passes == [0]  # no attention whose result nobody reads
     with pytest.raises(ValueError, match="both given: give one of them"):
         model(labeled, **sources[0], **sources[1])
     with pytest.raises(ValueError, match="unlabeled_features belongs to training"):

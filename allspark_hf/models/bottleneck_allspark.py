@@ -343,6 +343,7 @@ class AllSparkBottleneck(nn.Module):
         num_unlabeled: int = 0,
         unlabeled_logits: torch.Tensor | None = None,
         read_memory: bool = True,
+        rebuild_unlabeled: bool = True,
     ) -> torch.Tensor:
         """
         Args:
@@ -352,6 +353,7 @@ class AllSparkBottleneck(nn.Module):
                 float (num_unlabeled, num_labels, any height, any width), from which channels are grouped by class.
             read_memory (`bool`, *optional*, defaults to `True`):
                 If False, labeled images attend to the batch's unlabeled images; the memory is written all the same.
+            rebuild_unlabeled (`bool`, *optional*, defaults to `True`): If False, the result has labeled images alone.
         """
         grid = tuple(features.shape[2:])
         mapped = F.gelu(self.project_in(features)).flatten(2).transpose(1, 2)  # (batch, tokens, channels)
@@ -359,7 +361,10 @@ class AllSparkBottleneck(nn.Module):
         if num_unlabeled:
             labeled, unlabeled = tokens.tensor_split([tokens.shape[0] - num_unlabeled])
             sources = self._unlabeled_sources(unlabeled, grid, unlabeled_logits, read_memory)
-            attended = torch.cat([self.labeled_attention(labeled, sources), self.unlabeled_attention(unlabeled)])
+            attended = self.labeled_attention(labeled, sources)
+            if rebuild_unlabeled:
+                attended = torch.cat([attended, self.unlabeled_attention(unlabeled)])
+            mapped = mapped[: attended.shape[0]]
         elif self.config.mix_images_in_eval and not self.training:
             attended = self.labeled_attention(tokens, tokens.unsqueeze(0))
         else:
@@ -372,13 +377,12 @@ class AllSparkBottleneck(nn.Module):
         slots = self._choose_slots(unlabeled, grid, unlabeled_logits)
         if self.share_memory:
             unlabeled, slots = gather_images(unlabeled), gather_images(slots)
-        if self.memory is None:
-            return unlabeled.unsqueeze(0)
-        self.memory.enqueue(resize_tokens(unlabeled.detach(), grid, self.memory_grid), slots)
-        if not read_memory:
-            return unlabeled.unsqueeze(0)
-        remembered = self.memory.sources(unlabeled.shape[2]).to(unlabeled.dtype)
-        return resize_tokens(remembered, self.memory_grid, grid).unsqueeze(0)
+        if self.memory is not None:
+            self.memory.enqueue(resize_tokens(unlabeled.detach(), grid, self.memory_grid), slots)
+            if read_memory:
+                remembered = self.memory.sources(unlabeled.shape[2]).to(unlabeled.dtype)
+                return resize_tokens(remembered, self.memory_grid, grid).unsqueeze(0)
+        return unlabeled.unsqueeze(0)
 
     def _choose_slots(self, unlabeled, grid, unlabeled_logits) -> torch.Tensor:
         """The memory slot of each channel, int64 (unlabeled, channels)."""

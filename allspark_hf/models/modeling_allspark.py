@@ -210,7 +210,8 @@ class SemiSupervisedSegmenter:
         if unlabeled_features is None:
             return self.bottleneck(last, num_unlabeled, unlabeled_logits, read_memory)
         both = torch.cat([last, unlabeled_features.to(last.dtype)])
-        return self.bottleneck(both, unlabeled_features.shape[0], unlabeled_logits, read_memory)[: last.shape[0]]
+        num_unlabeled = unlabeled_features.shape[0]
+        return self.bottleneck(both, num_unlabeled, unlabeled_logits, read_memory, rebuild_unlabeled=False)
 
     def _check_unlabeled(self, pixel_values, unlabeled_pixel_values, unlabeled_features):
         given = {"unlabeled_pixel_values": unlabeled_pixel_values, "unlabeled_features": unlabeled_features}
