@@ -2,6 +2,7 @@
 
 import json
 import runpy
+import subprocess
 from types import SimpleNamespace
 
 import numpy as np
@@ -83,3 +84,7 @@ def test_page(file):
         union = true + predicted - hits
         score = np.mean(hits[union > 0] / union[union > 0])
         assert score == pytest.approx(runs[name]["scores"]["eval_mean_iou"], abs=1e-5)
+
+
+def test_patch_of_the_variants_fits_the_code():
+    subprocess.run(["git", "apply", "--check", RESULTS / "variants.patch"], cwd=SCRIPTS.parent, check=True)
