@@ -2,6 +2,7 @@
 
 import os
 from argparse import Namespace
+from functools import partial
 from types import SimpleNamespace
 
 import accelerate.utils.launch as launching
@@ -74,24 +75,20 @@ def test_fsdp_file_gives_the_plugin_that_is_tested(environment):
     assert (plugin.fsdp_version, plugin.reshard_after_forward) == (2, True)
     assert str(plugin.state_dict_type).endswith("FULL_STATE_DICT")
     assert not plugin.cpu_ram_efficient_loading and not plugin.activation_checkpointing
-    plugin.set_auto_wrap_policy(model := tiny_model())
-    wrapped = {type(one).__name__ for one in model.modules() if plugin.auto_wrap_policy(one, False, 0)}
-    assert wrapped == {"SegformerLayer"}
-    check_sharding(accelerator_with(DistributedType.FSDP, fsdp_plugin=plugin), model)
+    check_sharding(accelerator_with(DistributedType.FSDP, fsdp_plugin=plugin))
 
 
-def test_fsdp_file_needs_the_layer_of_another_encoder(environment):
-    """The option that the page and the error name; accelerate's own error comes later and names none."""
-    model, layers = tiny_backbone_model("dinov2"), "--fsdp_transformer_layer_cls_to_wrap"
+@pytest.mark.parametrize(
+    "make, expected",
+    [(tiny_model, {"SegformerStage"}), (partial(tiny_backbone_model, "dinov2"), {"Dinov2Embeddings", "Dinov2Layer"})],
+    ids=["segformer", "dinov2"],
+)
+def test_fsdp_file_gathers_parts_of_any_encoder(environment, make, expected):
     environment(launching.prepare_multi_gpu_env(read_as_launch("fsdp", "--num_processes", "2")))
-    accelerator = accelerator_with(DistributedType.FSDP, fsdp_plugin=FullyShardedDataParallelPlugin())
-    with pytest.raises(ValueError, match=f"has no SegformerLayer to shard by: give .* {layers} .*Dinov2Layer"):
-        check_sharding(accelerator, model)
-    environment(launching.prepare_multi_gpu_env(read_as_launch("fsdp", "--num_processes", "2", layers, "Dinov2Layer")))
     plugin = FullyShardedDataParallelPlugin()
-    check_sharding(accelerator_with(DistributedType.FSDP, fsdp_plugin=plugin), model)
-    plugin.set_auto_wrap_policy(model)
-    assert {type(one).__name__ for one in model.modules() if plugin.auto_wrap_policy(one, False, 0)} == {"Dinov2Layer"}
+    plugin.set_auto_wrap_policy(model := make())
+    wrapped = {type(one).__name__ for one in model.modules() if plugin.auto_wrap_policy(one, False, 0)}
+    assert wrapped == expected
 
 
 def test_deepspeed_file_gives_zero_2_with_our_arguments(environment):
@@ -104,7 +101,7 @@ def test_deepspeed_file_gives_zero_2_with_our_arguments(environment):
     )
     environment(env)
     plugin = DeepSpeedPlugin()
-    check_sharding(accelerator_with(DistributedType.DEEPSPEED, deepspeed_plugin=plugin), tiny_model())
+    check_sharding(accelerator_with(DistributedType.DEEPSPEED, deepspeed_plugin=plugin))
     config = plugin.hf_ds_config.config
     assert config["zero_optimization"]["stage"] == 2
     assert config["zero_optimization"]["offload_optimizer"]["device"] == "none"
@@ -135,13 +132,13 @@ def test_ways_of_sharding_that_go_wrong_are_refused(monkeypatch, settings, sente
     settings = {"fsdp_version": 2, "state_dict_type": "FULL_STATE_DICT", **settings}
     plugin = FullyShardedDataParallelPlugin(**settings)
     with pytest.raises(ValueError, match=sentence):
-        check_sharding(accelerator_with(DistributedType.FSDP, fsdp_plugin=plugin), tiny_model())
+        check_sharding(accelerator_with(DistributedType.FSDP, fsdp_plugin=plugin))
 
 
 def test_zero_3_is_refused():
     plugin = SimpleNamespace(zero_stage=3)
     with pytest.raises(ValueError, match="zero_stage=3 shards the weights"):
-        check_sharding(accelerator_with(DistributedType.DEEPSPEED, deepspeed_plugin=plugin), tiny_model())
+        check_sharding(accelerator_with(DistributedType.DEEPSPEED, deepspeed_plugin=plugin))
 
 
 def test_fsdp_on_cpus_is_refused(tmp_path, monkeypatch):

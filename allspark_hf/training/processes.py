@@ -181,19 +181,17 @@ def synchronize_batchnorm(model: PreTrainedModel, world_size: int, device: torch
     nn.SyncBatchNorm.convert_sync_batchnorm(model)
 
 
-def check_sharding(accelerator: Accelerator, model: PreTrainedModel):
+def check_sharding(accelerator: Accelerator):
     """
     Args:
         accelerator (`Accelerator`): the Trainer's.
-        model ([`Segmenter`]): the model to train.
 
     Raises:
-        ValueError: if it shards the model in a way that breaks training, saving or the pseudo-label pass, or by layers
-            that the model does not have.
+        ValueError: if it shards the model in a way that breaks training, saving or the pseudo-label pass.
     """
     state = accelerator.state
     if accelerator.distributed_type == DistributedType.FSDP:
-        _check_fsdp(state.fsdp_plugin, model)
+        _check_fsdp(state.fsdp_plugin)
     elif parse_flag_from_env("ACCELERATE_USE_FSDP"):
         raise ValueError(
             f"FSDP was asked for, but accelerate has none for {accelerator.device.type} with "
@@ -207,7 +205,7 @@ def check_sharding(accelerator: Accelerator, model: PreTrainedModel):
         )
 
 
-def _check_fsdp(plugin, model: PreTrainedModel):
+def _check_fsdp(plugin):
     if plugin.fsdp_version != 2:
         raise ValueError(
             f"fsdp_version={plugin.fsdp_version} hides the weights from the pseudo-label pass, which goes beneath the "
@@ -222,12 +220,4 @@ def _check_fsdp(plugin, model: PreTrainedModel):
         raise ValueError(
             "fsdp_cpu_ram_efficient_loading=True cannot load buffers, of which this model has some (BatchNorm, "
             "memory): set it to false."
-        )
-    # An earlier training with the same model has put FSDP before the names of its classes.
-    present = {type(module).__name__.removeprefix("FSDP") for module in model.modules()}
-    unknown = [name for name in plugin.transformer_cls_names_to_wrap or () if name not in present]
-    if unknown:
-        raise ValueError(
-            f"The model has no {unknown[0]} to shard by: give accelerate launch --fsdp_transformer_layer_cls_to_wrap "
-            f"with the class of its encoder's layers (of {', '.join(sorted(model._no_split_modules or ()))})."
         )

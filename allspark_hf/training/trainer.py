@@ -112,7 +112,7 @@ class AllSparkTrainer(Trainer):
             eval_dataset=eval_dataset,
             **kwargs,
         )
-        check_sharding(self.accelerator, model)
+        check_sharding(self.accelerator)
         self.evaluation: Evaluation | None = None
         self.run_source: dict = {}
         model.config.base_weights = base_weights_of(model.config)
