@@ -2,6 +2,7 @@
 
 import os
 from argparse import Namespace
+from functools import partial
 from types import SimpleNamespace
 
 import accelerate.utils.launch as launching
@@ -14,6 +15,7 @@ from accelerate.commands.launch import launch_command_parser
 from accelerate.utils import DeepSpeedPlugin, DistributedType, FullyShardedDataParallelPlugin
 from conftest import tiny_model
 from run_training import make_trainer
+from test_backbone import tiny_backbone_model
 from test_distributed import CONFIG, environment_of, read_as_launch
 from test_training_args import arguments
 
@@ -73,10 +75,20 @@ def test_fsdp_file_gives_the_plugin_that_is_tested(environment):
     assert (plugin.fsdp_version, plugin.reshard_after_forward) == (2, True)
     assert str(plugin.state_dict_type).endswith("FULL_STATE_DICT")
     assert not plugin.cpu_ram_efficient_loading and not plugin.activation_checkpointing
-    plugin.set_auto_wrap_policy(model := tiny_model())
-    wrapped = {type(one).__name__ for one in model.modules() if plugin.auto_wrap_policy(one, False, 0)}
-    assert wrapped == {"SegformerLayer"}
     check_sharding(accelerator_with(DistributedType.FSDP, fsdp_plugin=plugin))
+
+
+@pytest.mark.parametrize(
+    "make, expected",
+    [(tiny_model, {"SegformerStage"}), (partial(tiny_backbone_model, "dinov2"), {"Dinov2Embeddings", "Dinov2Layer"})],
+    ids=["segformer", "dinov2"],
+)
+def test_fsdp_file_gathers_parts_of_any_encoder(environment, make, expected):
+    environment(launching.prepare_multi_gpu_env(read_as_launch("fsdp", "--num_processes", "2")))
+    plugin = FullyShardedDataParallelPlugin()
+    plugin.set_auto_wrap_policy(model := make())
+    wrapped = {type(one).__name__ for one in model.modules() if plugin.auto_wrap_policy(one, False, 0)}
+    assert wrapped == expected
 
 
 def test_deepspeed_file_gives_zero_2_with_our_arguments(environment):

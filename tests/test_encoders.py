@@ -236,7 +236,7 @@ def test_a_real_dinov2():
     """Features of the segmenter are those of transformers' own model, at a size that needs other positions."""
     folder = os.environ.get("ALLSPARK_DINOV2_SMALL")
     if not folder:
-        pytest.skip("ALLSPARK_DINOV2_SMALL names no folder made by tools/extract_dinov2_small.py")
+        pytest.skip("ALLSPARK_DINOV2_SMALL names no folder with a download of facebook/dinov2-small")
     model, own = load_encoder(folder, num_labels=3, crop_size=224).eval(), AutoModel.from_pretrained(folder).eval()
     pixel_values = images(1, (196, 252))
     with torch.no_grad():

@@ -60,12 +60,20 @@ def test_options(page, options):
         assert not unknown, f"{page}, {part!r}: there is no {unknown}"
 
 
+def headings(page: Path) -> list[str]:
+    """Of a page, as GitHub names them in links."""
+    lines = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return [re.sub(r"[^\w -]", "", line.lower()).replace(" ", "-") for line in lines]
+
+
 @pytest.mark.parametrize("page", PAGES + SHELL)
 def test_files(page):
     """Links; paths from the repository's folder; code and recipes by their name alone; modules."""
     text = (ROOT / page).read_text(encoding="utf-8")
-    for target in re.findall(r"\]\((?!https?:)([^)#]+)", text):
-        assert (ROOT / page).parent.joinpath(target).exists(), f"{page} links to {target}"
+    for target, heading in re.findall(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)", text):
+        linked = (ROOT / page).parent.joinpath(target) if target else ROOT / page
+        assert linked.exists(), f"{page} links to {target}"
+        assert not heading or heading in headings(linked), f"{page} links to {target}#{heading}"
     for path in re.findall(r"(?<![\w./-])((?:scripts|tests|allspark_hf|model_cards|\.ci)/[\w./*-]*[\w/*])", text):
         assert path.endswith("/FILE") or any(ROOT.glob(path)), f"{page} names {path}"
     for name in re.findall(r"(?<![\w/.*-])\w[\w-]*\.(?:py|yaml|sh)\b", text):

@@ -40,7 +40,8 @@ def parse() -> argparse.Namespace:
         "--outside",
         choices=OUTSIDE,
         default=OUTSIDE[0],
-        help="Pixels outside all objects are the class background, class 0, or do not count (default: background).",
+        help="Pixels outside all objects are the class background, the export's own or a new class 0, or do not count "
+        "(default: background).",
     )
     parser.add_argument(
         "--empty_images",

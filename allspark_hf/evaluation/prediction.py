@@ -175,7 +175,7 @@ def window_spans(length: int, crop: int, stride: float = 2 / 3, smallest: int = 
 
 def center_crop(images: torch.Tensor, crop: tuple[int, int]) -> torch.Tensor:
     """
-    The middle of images or label maps, rounded towards the top left; a side shorter than the crop stays whole.
+    The middle of images or label maps, rounded toward the top left; a side shorter than the crop stays whole.
 
     Args:
         images (`torch.Tensor`): (..., height, width).

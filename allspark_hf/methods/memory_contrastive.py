@@ -22,7 +22,7 @@ STRONG = ("strong_1", "strong_2")
 class MemoryContrastive(Method):
     """
     L = L_x + L_u + 0.01 H + 0.1 (C_x + C_u): L_x of the labels; L_u of the teacher's labels on two strong views, each
-    pixel weighted by confidence^6; H, the entropy of the student there; C_x and C_u, which draw pixels towards the
+    pixel weighted by confidence^6; H, the entropy of the student there; C_x and C_u, which draw pixels toward the
     memory of their class. Features are those before the classifier, at a stride of about 4 (published: 4 or 8,
     BatchNorm). Crops are scaled and flipped as in the other methods (published: labeled crops are scaled and flipped
     later); the augmentation after that is the authors'. The student is evaluated and published.
@@ -32,7 +32,7 @@ class MemoryContrastive(Method):
     labeled_views = (View("weak", draw=draw_weak),)
     arguments_class = MemoryContrastiveArguments
     title = "memory contrast"
-    description = "labels of an EMA teacher, and pixels drawn towards a class-wise memory of good labeled ones"
+    description = "labels of an EMA teacher, and pixels drawn toward a class-wise memory of good labeled ones"
     trains_unlabeled_branch = False
 
     def build(self, model):

@@ -123,7 +123,7 @@ class TeacherMethod(Method):
 @torch.no_grad()
 def update_teacher(teacher: nn.Module, student: nn.Module, decay: float):
     """
-    Moves all weights and buffers of a teacher towards those of a student.
+    Moves all weights and buffers of a teacher toward those of a student.
 
     Args:
         teacher (`nn.Module`): changed in place.

@@ -126,7 +126,8 @@ class AllSparkBackboneConfig(AllSparkFields, PreTrainedConfig):
         head (`str`, *optional*, defaults to `"dpt"`):
             `"dpt"`, UniMatch V2's head, for four maps; or `"all_mlp"`, SegFormer's, for any number of them.
         decoder_hidden_size (`int`, *optional*):
-            Width of the head. Default: UniMatch V2's for the encoder's width, from 64 to 384; 256 for `"all_mlp"`.
+            Width of the head. Default: for `"dpt"` UniMatch V2's for the width of a plain ViT, from 64 to 384, and 128
+            for a pyramid; 256 for `"all_mlp"`.
         neck_hidden_sizes (`list[int]`, *optional*):
             `"dpt"` only: channels of the four levels before they are fused. Default: UniMatch V2's for a plain ViT,
             the encoder's own for a pyramid.

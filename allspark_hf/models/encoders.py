@@ -37,7 +37,7 @@ def encoder_config(name: str) -> PreTrainedConfig:
         name (`str`): Hub id, local folder, or model type of transformers, which has a default geometry.
 
     Raises:
-        ValueError: if it cannot be read, or transformers has no Backbone class of its type.
+        ValueError: if it cannot be read. Whether transformers has a Backbone class of its type is not looked at.
     """
     if is_model_type(name):
         return CONFIG_MAPPING[name]()

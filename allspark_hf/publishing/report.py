@@ -196,7 +196,7 @@ def advice(records: Records, classes: Sequence[Score | None], num_images: int, v
         lowest = min(known, key=known.get)
         said.append(
             f"Label more images that show {lowest} (IoU {100 * known[lowest]:.0f} %): `allspark suggest` chooses "
-            "unlabeled images that would teach the most."
+            "unlabeled images that the model is unsure of."
         )
     if data.get("unlabeled") and not data.get("unlabeled_used") and verdict is None:
         said.append(

@@ -52,7 +52,7 @@ NOT_CALLED = {
 
 
 def check_parts(model: Segmenter, args: AllSparkTrainingArguments, processing_class, others: dict):
-    """Raises ValueError for parts of another kind, and for `others`, arguments of transformers' Trainer, in vain."""
+    """Raises ValueError for parts of another kind, and for those of `others` that nothing would call."""
     for name, instead in NOT_CALLED.items():
         if others.get(name) is not None:
             raise ValueError(f"{name} would not be called: leave it out; {instead}.")
@@ -92,7 +92,7 @@ def check_processor(image_processor, long_side: int | None):
 
 
 def check_model(model: Segmenter, args: AllSparkTrainingArguments, trains: bool = True):
-    """Raises ValueError for a model that the method, or training on 8-bit masks, cannot work with, or class names."""
+    """Raises ValueError for a model or class names that the method, or training on 8-bit masks, cannot work with."""
     if trains and model.dtype not in (torch.float32, torch.float64):
         raise ValueError(
             f"The model's weights are {model.dtype}, in which small updates are lost: load it with "
@@ -271,7 +271,7 @@ def check_stream(
     unlabeled_dataset: datasets.Dataset | datasets.IterableDataset | None,
     reading: Reading,
 ):
-    """Raises ValueError for a stream without its length of an epoch or a first image, and for the length alone."""
+    """Raises ValueError for a stream without a length of its epoch or a first image, and for a length without one."""
     if not isinstance(unlabeled_dataset, datasets.IterableDataset):
         if args.unlabeled_images_per_epoch is not None:
             raise ValueError(
@@ -380,5 +380,5 @@ def _check_overlap(name: str, dataset: datasets.Dataset | None, eval_name: str, 
         shown = ", ".join(f"{trained} = {validated}" for trained, validated in pairs[:5])
         raise ValueError(
             f"{len(pairs)} images are in both {name} and {eval_name} ({shown}{', ...' if len(pairs) > 5 else ''}): "
-            "remove them from one, or the evaluation measures memorising."
+            "remove them from one, or the evaluation measures memorizing."
         )

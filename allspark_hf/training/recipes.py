@@ -73,7 +73,7 @@ def _check_size(content: object, path: Path) -> None:
 
 
 def find_recipe(name: str | Path) -> Path:
-    """A recipe's file: this path, or else the file of this name in allspark_hf/recipes, once scripts/recipes."""
+    """A recipe's file: this path, or else that in allspark_hf/recipes, which older records call scripts/recipes."""
     path = Path(name)
     own = OWN / path.as_posix().removeprefix("scripts/recipes/")
     return own if own.is_file() and not path.is_file() else path

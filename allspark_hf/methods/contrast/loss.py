@@ -15,7 +15,7 @@ def contrastive_loss(
     memory_selectors: ClassMLP | None = None,
 ) -> torch.Tensor:
     """
-    Draws pixels towards the memory of their class: the weighted mean over a class's pixels i and rows j of the cosine
+    Draws pixels toward the memory of their class: the weighted mean over a class's pixels i and rows j of the cosine
     distance 1 - cos(p_i, z_j), summed over classes and divided by the number of all of them. There are no negatives.
 
     The mean over the rows comes first, since it is linear: a pixel meets the mean direction of its class, and the map

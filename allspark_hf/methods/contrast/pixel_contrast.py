@@ -15,7 +15,7 @@ MEMORY_ROWS = 256  # of each class
 
 class PixelContrast(nn.Module):
     """
-    Fills a memory with good labeled pixels, and draws pixels towards that of their class. Features are what the
+    Fills a memory with good labeled pixels, and draws pixels toward that of their class. Features are what the
     classifier gets, at every position of a stride of about 4 pixels: see [`pixel_rows`].
 
     The heads' batch statistics, the memory's quota and the loss are those of one batch of all processes, so that two

@@ -72,7 +72,7 @@ class PixelTeacher(nn.Module):
 
     @torch.no_grad()
     def follow(self, student: nn.Module, decay: float):
-        """Moves the weights towards those of the student ([`Segmenter`], sharded or not); a share `decay` stays."""
+        """Moves the weights toward those of the student ([`Segmenter`], sharded or not); a share `decay` stays."""
         new = dict(student.named_parameters()) | dict(student.named_buffers())
         weights = [*self.model.named_parameters(), *self.heads.named_parameters("method_modules")]
         targets = [whole(new[name]).to(value.dtype) for name, value in weights]
