@@ -8,6 +8,7 @@ import torch
 from datasets import Dataset
 from PIL import Image, ImageOps
 
+from ..data.columns import exact_columns
 from ..data.geometry import PADDING_COLOR
 from ..data.masks import MaskConvention, read_label
 from ..data.photometry import to_pixel_values
@@ -47,7 +48,7 @@ def crop_row(images: Sequence[dict], row: int, image_processor, config) -> Cente
     Raises:
         ValueError: if [`to_rgb`] refuses the image or [`read_label`] the mask.
     """
-    example = images[row]
+    example = exact_columns(images, tiff_page=config.tiff_page)[row]
     mask, masks = example.get("label"), MaskConvention.of(config)
     picture = to_rgb(example["image"], Reading.of(config))
     label = Image.new("L", picture.size, masks.ignore_index)
