@@ -240,10 +240,11 @@ class StudyRunner:
         return {"arguments": cell.arguments, "recipe": recipe, "extra": extra}
 
     def _check_unchanged(self, cell: Cell):
-        path = self.output_dir / cell.folder / "study.json"
-        if path.is_file() and read_json(path) != self._fingerprint(cell):
+        folder = self.output_dir / cell.folder
+        begun = any((folder / name).is_file() for name in ("study.json", LAST_FILE_OF_A_RUN))
+        if begun and read_json_object(folder / "study.json") != self._fingerprint(cell):
             raise ValueError(
-                f"{path.parent} was made with other arguments or another recipe, so that its number does not belong "
+                f"{folder} was made with other arguments or another recipe, so that its number does not belong "
                 "in this table: choose another --output_dir, or remove that folder to train it anew."
             )
 
