@@ -57,6 +57,15 @@ def test_a_large_image_is_cut_around_its_middle(image_processor):
     torch.testing.assert_close(crop.pixel_values, expected)
 
 
+def test_a_crop_is_normalized_as_the_image_processor_says():
+    rows = [{"image": Image.new("RGB", (80, 48), (255, 51, 0))}]
+    processor = make_image_processor(40)
+    processor.do_normalize = False
+    crop = crop_row(rows, 0, processor, tiny_model(**CROP).config)
+    torch.testing.assert_close(crop.pixel_values[0, :, 0, 0], torch.tensor([1.0, 0.2, 0.0]))
+    assert crop.pixel_values.shape == (1, 3, 48, 80) and not crop.pixel_values[..., 40:].any()
+
+
 def test_16_bit_colors_of_any_data_set_are_read_whole(image_processor, tmp_path):
     """`datasets` itself keeps 8 of the bits, in which 12 of them are nearly black."""
     levels = np.random.default_rng(0).integers(256, size=(48, 80, 3)).astype(np.uint16)
