@@ -37,8 +37,9 @@ NUM_ROWS = 8
 def read_run(folder: Path) -> dict:
     """
     What a training wrote about itself into its output folder, which is named like its method: the entries of
-    [`read_run_metrics`], counts of images, `labeled_ids`, `validation_ids`, how it was evaluated, and `iou`: class
-    (with underscores for blanks) -> value in [0, 1], without classes that neither masks nor predictions show.
+    [`read_run_metrics`], counts of images, `labeled_ids`, `validation_ids`, how it was evaluated, and in [0, 1] of the
+    weights that were kept `mean_iou` and `iou`: class (with underscores for blanks) -> value, without classes that
+    neither masks nor predictions show.
     """
     ids = {
         kind: (folder / f"{kind}_ids.txt").read_text(encoding="utf-8").split("\n")[:-1]
@@ -57,6 +58,7 @@ def read_run(folder: Path) -> dict:
         # A supervised training reads no unlabeled images, though their number may be the length of an epoch.
         "unlabeled_images": len(ids["unlabeled"]) if METHODS[folder.name].uses_unlabeled else 0,
         **read_run_metrics(folder),
+        "mean_iou": last["eval_mean_iou"],
         "iou": {name.removeprefix("eval_iou_"): value for name, value in last.items() if "eval_iou_" in name},
     }
 
@@ -65,7 +67,7 @@ def check_same_budget(runs: dict[str, dict]) -> None:
     """Raises ValueError unless the runs had the same labels, validation images, number of steps and evaluation."""
     first, *others = runs
     for other in others:
-        for name in ("labeled_ids", "validation_ids", "steps", "evaluation", "count_absent_classes"):
+        for name in ("labeled_ids", "validation_ids", "steps", "kept", "evaluation", "count_absent_classes"):
             if runs[first][name] != runs[other][name]:
                 raise ValueError(
                     f"{name} of {first} and {other} differ, so that their numbers do not compare: train both anew "
@@ -103,8 +105,8 @@ def write_metrics(output_dir: Path, runs: dict[str, dict], class_names: list[str
     cells = table(runs, class_names)
     num_validation = next(iter(runs.values()))["validation_images"]
     note = (
-        f"IoU in percent on {num_validation} validation images, per class for the last weights. `best` is the highest "
-        "of the evaluations, picked on these same images. Seconds include the evaluations."
+        f"IoU in percent on {num_validation} validation images, per class for the weights that were kept. `best` is "
+        "the highest of the evaluations, picked on these same images. Seconds include the evaluations."
     )
     (output_dir / "metrics.md").write_text(f"{markdown_table(*cells)}\n\n{note}\n", encoding="utf-8")
     return text_table(*cells)
@@ -140,8 +142,7 @@ def draw_comparison(
     num_rows = min(num_rows, len(validation))
     rows = [validation[index * len(validation) // num_rows] for index in range(num_rows)]
     titled = {
-        f"{TITLES[method]}\nmIoU {100 * runs[method]['last_mean_iou']:.1f} %": model
-        for method, model in models.items()
+        f"{TITLES[method]}\nmIoU {100 * runs[method]['mean_iou']:.1f} %": model for method, model in models.items()
     }
     arrays = compare_predictions(titled, rows)
     with drawing(STYLES["light"]):
