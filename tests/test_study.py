@@ -205,11 +205,12 @@ def test_a_cell_made_with_other_arguments_is_not_mixed_in(tmp_path, train_script
     assert starts(other)["narrow, 10, seed 1"] == ["anew"]
 
 
-def test_a_run_that_is_not_the_studys_is_not_mixed_in(tmp_path, train_script):
+@pytest.mark.parametrize("left", ["eval_results.json", "checkpoint-5/trainer_state.json"])
+def test_a_run_that_is_not_the_studys_is_not_mixed_in(tmp_path, train_script, left):
     runner = StudyRunner(make_study(), tmp_path / "out", train_script)
     folder = tmp_path / "out" / next(runner.study.cells()).folder
-    folder.mkdir(parents=True)
-    (folder / "eval_results.json").write_text('{"eval_mean_iou": 0.9}')
+    (folder / left).parent.mkdir(parents=True)
+    (folder / left).write_text('{"eval_mean_iou": 0.9}')
     with pytest.raises(ValueError, match="seed_1 was made with other arguments"):
         runner.run()
     assert not (folder / "study.json").exists() and not any(starts(runner).values())

@@ -241,7 +241,7 @@ class StudyRunner:
 
     def _check_unchanged(self, cell: Cell):
         folder = self.output_dir / cell.folder
-        begun = any((folder / name).is_file() for name in ("study.json", LAST_FILE_OF_A_RUN))
+        begun = folder.is_dir() and any(folder.iterdir())
         if begun and read_json_object(folder / "study.json") != self._fingerprint(cell):
             raise ValueError(
                 f"{folder} was made with other arguments or another recipe, so that its number does not belong "
