@@ -103,11 +103,16 @@ def stored(file: Path) -> tuple[dict[str, dict], dict[str, np.ndarray]]:
 
 
 def rows_of(runs: Mapping[str, dict]) -> dict[tuple, dict[int, str]]:
-    """(method, arguments, updates, labeled images) -> seed -> name of the run, the methods in the project's order."""
+    """
+    (method, arguments, updates, labeled images) -> seed -> name of the run, the methods in the project's order;
+    ValueError for two runs that are the same by all of these.
+    """
     rows: dict[tuple, dict[int, str]] = {}
     for name, run in runs.items():
         key = run["method"], run["arguments"], run["updates"], run["labeled"]
-        rows.setdefault(key, {})[run["seed"]] = name
+        other = rows.setdefault(key, {}).setdefault(run["seed"], name)
+        if other != name:
+            raise ValueError(f"{other} and {name} are the same training: leave one of them out.")
     order = list(METHODS)
     return {key: dict(sorted(rows[key].items())) for key in sorted(rows, key=lambda key: (order.index(key[0]), key))}
 

@@ -98,6 +98,16 @@ def test_tables_of_a_run(text):
     assert dict(rows_of(text, "argument"))["`lr_scheduler_kwargs`"] == '`{"power": 0.5}`'
 
 
+def test_classes_are_those_of_the_trainings_images(make_folder):
+    folder, others = make_folder(run=run_of()), evaluation_of(CLASSES, "validation", 0.2)
+    others["data"]["data_dir"] = "/home/jane/another_city"
+    write(folder, "eval_others.json", others)
+    text = write_model_card(folder).read_text()
+    assert rows_of(text, "split")[1][:2] == ["validation", "`another_city`"]
+    assert rows_of(text, "class") == [["sky", "13.01"], ["road", "23.01"], ["sign symbol", "33.01"]]
+    assert "1 class of 3 below 20 % IoU, not to be relied on: sky (13.01)." in text
+
+
 def test_sentences_of_a_run(text):
     for sentence in (
         "one of 3 classes. It is a SegFormer with a Mix Transformer of widths 8, 16, 24, 32 and the bottleneck",

@@ -123,3 +123,16 @@ def test_runs_of_different_budgets_are_refused(demo_dir, tmp_path):
     failed = run_script("compare_runs.py", *options(tmp_path / "demo"))
     assert failed.returncode == 1
     assert "steps of supervised and allspark differ" in failed.stderr
+
+
+def test_another_evaluation_and_other_weights_are_refused(demo_dir, tmp_path):
+    shutil.copytree(demo_dir, tmp_path / "demo")
+    record = read_json(tmp_path / "demo/allspark/run_record.json")
+    scaled = record | {"evaluation": record["evaluation"] | {"eval_scales": [0.75, 1]}}
+    (tmp_path / "demo/allspark/run_record.json").write_text(json.dumps(scaled), encoding="utf-8")
+    failed = run_script("compare_runs.py", *options(tmp_path / "demo"))
+    assert failed.returncode == 1 and "evaluation of supervised and allspark differ" in failed.stderr
+    weights = demo_dir / "supervised/model.safetensors", tmp_path / "demo/allspark/model.safetensors"
+    shutil.copyfile(*weights)
+    failed = run_script("compare_runs.py", *options(tmp_path / "demo"))
+    assert failed.returncode == 1 and "demo/allspark are not of the weights there" in failed.stderr

@@ -29,7 +29,7 @@ from allspark_hf import AllSparkConfig, AllSparkTrainingArguments
 from allspark_hf.cli.arguments import ModelArguments, parse_arguments
 from allspark_hf.cli.encoder_defaults import apply_encoder_defaults, encoder_defaults
 from allspark_hf.cli.models import resolve_encoder
-from allspark_hf.inference.loading import load_trained
+from allspark_hf.inference.loading import load_trained, make_image_processor
 from allspark_hf.models import encoders
 from allspark_hf.models.encoders import encoder_config, encoder_normalization, load_encoder
 from allspark_hf.models.pretrained import check_reachable
@@ -77,6 +77,21 @@ def test_every_weight_is_loaded(tmp_path, encoder, options):
     assert all(torch.equal(loaded[name], source[name]) for name in shared)
     assert len(model.config.feature_channels) == 4
     assert all(value.eq(float("weight" in name)).all() for name, value in loaded.items() if name in added)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_an_encoder_in_half_precision(tmp_path, dtype):
+    written = write_encoder(tmp_path / "encoder", "dinov2").to(dtype)
+    written.save_pretrained(tmp_path / "encoder")
+    model = load_encoder(str(tmp_path / "encoder"), **TINY).eval()
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    state = model.backbone.state_dict()
+    assert all(torch.equal(state[name], value.float()) for name, value in written.state_dict().items())
+    expected = logits_of(model, images(2))
+    assert expected.isfinite().all()
+    model.save_pretrained(tmp_path / "model")
+    make_image_processor().save_pretrained(tmp_path / "model")
+    assert torch.equal(logits_of(load_trained(str(tmp_path / "model"), "cpu")[0], images(2)), expected)
 
 
 def test_missing_and_left_over_weights_are_told(tmp_path):

@@ -3,10 +3,12 @@
 import json
 import math
 
+import datasets
 import numpy as np
 import pytest
 import torch
 from conftest import make_dataset, tiny_model
+from picture_files import deep_png
 from PIL import Image
 
 from allspark_hf import AllSparkConfig, AllSparkTrainer, AllSparkTrainingArguments
@@ -53,6 +55,30 @@ def test_a_large_image_is_cut_around_its_middle(image_processor):
     np.testing.assert_array_equal(crop.label, mask[11:59, 8:88])
     expected = image_processor(images=Image.fromarray(crop.picture), return_tensors="pt")["pixel_values"]
     torch.testing.assert_close(crop.pixel_values, expected)
+
+
+def test_a_crop_is_normalized_as_the_image_processor_says():
+    rows = [{"image": Image.new("RGB", (80, 48), (255, 51, 0))}]
+    processor = make_image_processor(40)
+    processor.do_normalize = False
+    crop = crop_row(rows, 0, processor, tiny_model(**CROP).config)
+    torch.testing.assert_close(crop.pixel_values[0, :, 0, 0], torch.tensor([1.0, 0.2, 0.0]))
+    assert crop.pixel_values.shape == (1, 3, 48, 80) and not crop.pixel_values[..., 40:].any()
+
+
+def test_16_bit_colors_of_any_data_set_are_read_whole(image_processor, tmp_path):
+    """`datasets` itself keeps 8 of the bits, in which 12 of them are nearly black."""
+    levels = np.random.default_rng(0).integers(256, size=(48, 80, 3)).astype(np.uint16)
+    (tmp_path / "deep.png").write_bytes(deep_png(levels * 16))
+    Image.new("L", (80, 48)).save(tmp_path / "mask.png")
+    rows = datasets.Dataset.from_dict({"image": [str(tmp_path / "deep.png")], "label": [str(tmp_path / "mask.png")]})
+    rows = rows.cast_column("image", datasets.Image()).cast_column("label", datasets.Image())
+    model = tiny_model(image_range=[0, 4080], **CROP).eval()
+    arrays = compare_predictions({"model": (model, image_processor)}, rows)
+    expected = predict_mask(model, image_processor, Image.fromarray(levels.astype(np.uint8)))
+    np.testing.assert_array_equal(arrays["picture_0"], levels)
+    np.testing.assert_array_equal(arrays["predictions_0"][0], expected)
+    np.testing.assert_array_equal(crop_row(rows, 0, image_processor, model.config).picture, levels)
 
 
 def test_a_small_image_is_padded_at_the_bottom_and_right(image_processor):

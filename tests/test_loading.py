@@ -228,6 +228,15 @@ def test_load_model_of_its_own_folder_keeps_what_is_not_given(tmp_path):
     assert_same(model, dict(saved.named_parameters()), "")
 
 
+@pytest.mark.parametrize("kind", ["allspark", "dinov2"])
+def test_load_model_of_half_precision_trains_in_float32(tmp_path, kind):
+    saved = (tiny_model() if kind == "allspark" else tiny_backbone_model(kind)).to(torch.bfloat16)
+    saved.save_pretrained(tmp_path)
+    model = load_model(ModelArguments(model_name_or_path=str(tmp_path)), data_report(3), 255, plain_segformer=False)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert_same(model, {name: value.float() for name, value in saved.named_parameters()}, "")
+
+
 def train_a_little(model, num_labels):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     for _ in range(2):

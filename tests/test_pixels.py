@@ -15,12 +15,14 @@ from picture_files import bands_tiff, bmp, deep_png
 from allspark_hf.data import mask_to_array, pixels, to_rgb
 from allspark_hf.data.images import array_to_image, decode
 from allspark_hf.data.pixels import ImageError, Reading, deep_values, load_image, open_image
-from allspark_hf.data.summary import common_range, value_range
+from allspark_hf.data.summary import common_range, value_range, warn_of_range
+from allspark_hf.inference.many import read_picture
+from allspark_hf.inference.prediction import model_picture
 
 
 @pytest.fixture(autouse=True)
 def nothing_said(monkeypatch):
-    monkeypatch.setattr(pixels, "_said", mmap.mmap(-1, 2))
+    monkeypatch.setattr(pixels, "_said", mmap.mmap(-1, 3))
 
 
 def opened(content: bytes) -> PIL.Image.Image:
@@ -141,6 +143,41 @@ def test_16_bit_png_is_read_whole_and_scaled_by_the_range(bands):
     assert rgb(deep_png(stored)).max() <= 16  # nearly black
     expected = (np.clip(colors.astype(int) - 100, 0, 3900) * 255 + 1950) // 3900
     np.testing.assert_array_equal(rgb(deep_png(stored), [100, 4000]), np.broadcast_to(expected, (5, 7, 3)))
+
+
+@pytest.mark.parametrize(
+    ("image_range", "found", "is_said"),
+    [
+        (None, (100, 4000), True),
+        (None, (100, 40_000), False),
+        (None, (7, 7), False),
+        ([0, 4095], (100, 1500), False),  # one of many images
+        ([0, 4095], (100, 40_000), True),
+        ([5000, 9000], (100, 4000), True),
+    ],
+)
+def test_a_range_of_which_a_model_sees_little_is_said_once(image_range, found, is_said, caplog):
+    warn_of_range([None], image_range)
+    warn_of_range([None, found], image_range)
+    warn_of_range([found], image_range)
+    lines = [record.getMessage() for record in caplog.records]
+    black, white = image_range or (0, 65535)
+    assert len(lines) == is_said
+    assert all(
+        f"from {found[0]} to {found[1]}, but to the model {black} is black and {white} wh" in one for one in lines
+    )
+
+
+def test_nearly_black_pictures_are_said_when_they_are_predicted(tmp_path, caplog):
+    stored = noise(3, np.uint16) >> 4  # 12 bits
+    (tmp_path / "deep.png").write_bytes(deep_png(stored))
+    reading = Reading([0, 4095])
+    np.testing.assert_array_equal(read_picture(tmp_path / "deep.png", reading), rgb(deep_png(stored), [0, 4095]))
+    model_picture(PIL.Image.new("RGB", (8, 8)), Reading())
+    assert not caplog.text
+    read_picture(tmp_path / "deep.png", Reading())
+    model_picture(array_to_image(stored), Reading())
+    assert caplog.text.count(f"such as [{stored.min()}, {stored.max()}]") == 1
 
 
 def test_opacity_and_a_transparent_color_of_16_bits():

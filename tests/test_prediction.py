@@ -8,7 +8,7 @@ from conftest import tiny_model
 from parity import PRECISIONS, Reference, assert_near
 from torch.nn import functional as F
 
-from allspark_hf.evaluation.arguments import EvaluationArguments
+from allspark_hf.evaluation.arguments import EvaluationArguments, eval_crop
 from allspark_hf.evaluation.metrics import ConfusionMatrix
 from allspark_hf.evaluation.prediction import (
     center_crop,
@@ -233,3 +233,13 @@ def test_images_too_small_for_the_encoder_are_refused(settings):
     sentence = r"An image is \d+x2[58] pixels where the model gets it, but the encoder needs 29 a side"
     with pytest.raises(ValueError, match=sentence):
         predict_logits(tiny_model().eval(), pixel_values, (side, 200), EvaluationArguments(**settings))
+
+
+@pytest.mark.parametrize("mode", ["sliding_window", "center_crop"])
+def test_a_crop_too_small_for_the_encoder_is_named(mode):
+    args = EvaluationArguments(eval_mode=mode, eval_crop_size=[64, 20], eval_scales=[0.5, 1])
+    with pytest.raises(ValueError, match=r"crop to 64x20 pixels .* needs 29 a side: set a larger eval_crop_size\.$"):
+        eval_crop(args, tiny_model().config)
+    if mode == "sliding_window":
+        with pytest.raises(ValueError, match=r"set a larger eval_crop_size\.$"):
+            predict_logits(tiny_model().eval(), image(1, 3, 70, 90), (70, 90), args)

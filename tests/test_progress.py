@@ -3,12 +3,14 @@
 import re
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 from run_training import build_trainer, result_of
 from test_distributed import differing
 
 from allspark_hf.cli.progress import CELL, COLUMNS, MARGIN, TITLE, Progress
+from allspark_hf.cli.train import last_evaluation
 
 
 SETTINGS = {"seed": 1, "num_unlabeled": 8, "max_steps": 4, "eval_strategy": "steps", "eval_steps": 2}
@@ -45,6 +47,17 @@ def test_shows_and_does_not_disturb(tmp_path, capsys):
         labels = evaluated(pixel_values=sample["pixel_values"][None]).logits
     expected = torch.nn.functional.interpolate(labels, sample["labels"].shape, mode="bilinear").argmax(1)[0]
     assert (torch.from_numpy(progress.before[3]) == expected).float().mean() > 0.99
+
+
+def test_best_weights_are_not_shown_as_those_of_the_last_update(tmp_path):
+    kept = {"load_best_model_at_end": True, "greater_is_better": False, "save_strategy": "steps", "save_steps": 2}
+    trainer, _ = trained(tmp_path, with_progress=True, **kept)
+    last = (tmp_path / "progress/step_0000004.jpg").read_bytes()
+    scores = [entry["eval_mean_iou"] for entry in trainer.state.log_history if "eval_mean_iou" in entry]
+    assert scores[0] < scores[1]
+    assert last_evaluation(trainer)["eval_mean_iou"] == pytest.approx(scores[0], abs=1e-9)
+    assert [entry["eval_mean_iou"] for entry in trainer.state.log_history if "eval_mean_iou" in entry] == scores
+    assert (tmp_path / "progress/step_0000004.jpg").read_bytes() == last
 
 
 def test_picture(tmp_path):

@@ -68,6 +68,9 @@ def test_advice_and_silence(tmp_path):
     assert len(flat) == 1
     fallen = advice(records(tmp_path, scores=(0.5, 0.45)), [classes[0], None, None], 5, None)
     assert fallen[0].startswith("Label more images to validate with: 5 tell little") and "5.0 points" in fallen[1]
+    kept = records(tmp_path, scores=(0.5, 0.45))
+    kept.run["training"]["load_best_model_at_end"] = True
+    assert advice(kept, [classes[0], None, None], 5, None) == [fallen[0], fallen[2]]
     unread = records(tmp_path, scores=(), data={"unlabeled_used": False}, history=[{"step": 1, "used_u": 0.001}])
     said = advice(unread, [None] * 3, 20, None)
     starts = [

@@ -17,7 +17,7 @@ from in_process import SCRIPTS, run_script
 
 from allspark_hf.demo.data import write_demo_data
 from allspark_hf.studies.report import collect, mean_and_spread, table, write_report
-from allspark_hf.studies.study import Study, StudyRunner, read_study
+from allspark_hf.studies.study import Study, StudyRunner, read_run_metrics, read_study
 
 
 # mIoU = seed / 10 + width / 100 (last), 0.05 more at best. "kill" dies like a killed process, once: the folder then
@@ -170,6 +170,24 @@ def test_a_failing_cell_is_reported_with_the_end_of_its_log(tmp_path, train_scri
     assert table(collect(runner), 3)[1][1] == ["bad", "-", "-", "-", "-"]
 
 
+def test_the_last_evaluation_is_not_that_of_the_best_weights(tmp_path):
+    """With load_best_model_at_end, as in the paper's recipes, the best weights are evaluated once more at the end."""
+    scores = [(0.5, 5), (0.4, 10)]
+    history = [{"eval_mean_iou": score, "epoch": step / 5, "step": step} for score, step in scores]
+    history += [{"train_runtime": 3.5, "epoch": 2.0, "step": 10}, {"eval_mean_iou": 0.5, "epoch": 2.0, "step": 10}]
+    files = {
+        "trainer_state": {"global_step": 10, "log_history": history},
+        "train_results": {"train_runtime": 3.5, "epoch": 2.0},
+        "eval_results": {"eval_mean_iou": 0.5},
+        "run_record": {"training": {"load_best_model_at_end": True}},
+    }
+    for name, content in files.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    (tmp_path / "labeled_ids.txt").write_text("a\n")
+    found = read_run_metrics(tmp_path)
+    assert (found["last_mean_iou"], found["best_mean_iou"], found["best_step"], found["kept"]) == (0.4, 0.5, 5, "best")
+
+
 def test_an_unfinished_table_says_how_many_seeds_it_has(tmp_path, train_script):
     study = make_study()
     study.seeds = [1, 2]
@@ -185,6 +203,17 @@ def test_a_cell_made_with_other_arguments_is_not_mixed_in(tmp_path, train_script
     with pytest.raises(ValueError, match="made with other arguments"):
         other.run()
     assert starts(other)["narrow, 10, seed 1"] == ["anew"]
+
+
+@pytest.mark.parametrize("left", ["eval_results.json", "checkpoint-5/trainer_state.json"])
+def test_a_run_that_is_not_the_studys_is_not_mixed_in(tmp_path, train_script, left):
+    runner = StudyRunner(make_study(), tmp_path / "out", train_script)
+    folder = tmp_path / "out" / next(runner.study.cells()).folder
+    (folder / left).parent.mkdir(parents=True)
+    (folder / left).write_text('{"eval_mean_iou": 0.9}')
+    with pytest.raises(ValueError, match="seed_1 was made with other arguments"):
+        runner.run()
+    assert not (folder / "study.json").exists() and not any(starts(runner).values())
 
 
 def test_a_changed_recipe_is_not_mixed_in(tmp_path, train_script):

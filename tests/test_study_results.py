@@ -39,6 +39,12 @@ def test_arguments_of_a_run():
     assert found == "--max_steps 5 --crop_size 3 4"
 
 
+def test_two_runs_of_one_training_are_refused():
+    runs = {"a": run("allspark", 0, 0.5), "b": run("allspark", 1, 0.5), "c": run("allspark", 0, 0.6)}
+    with pytest.raises(ValueError, match="a and c are the same training"):
+        study_results.rows_of(runs)
+
+
 def test_table():
     runs = {"a": run("supervised", 0, 0.5), "b": run("supervised", 1, 0.7), "c": run("allspark", 1, 0.8)}
     runs |= {"d": run("supervised", 0, 0.9, "--max_steps 600", 600), "e": run("allspark", 0, 0.4)}

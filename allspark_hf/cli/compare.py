@@ -23,7 +23,8 @@ from allspark_hf.figures.style import drawing
 from allspark_hf.inference.loading import load_trained
 from allspark_hf.inference.visualization import legend
 from allspark_hf.methods import METHODS
-from allspark_hf.publishing.records import RECORD_FILE
+from allspark_hf.publishing.outdated import outdated_files
+from allspark_hf.publishing.records import RECORD_FILE, evaluation_mode
 from allspark_hf.studies.study import read_run_metrics
 from allspark_hf.utils.files import read_json, read_json_object, write_json
 from allspark_hf.utils.text import markdown_table, text_table
@@ -36,30 +37,37 @@ NUM_ROWS = 8
 def read_run(folder: Path) -> dict:
     """
     What a training wrote about itself into its output folder, which is named like its method: the entries of
-    [`read_run_metrics`], counts of images, `labeled_ids`, `validation_ids`, and `iou`: class (with underscores for
-    blanks) -> value in [0, 1], without classes that neither masks nor predictions show.
+    [`read_run_metrics`], counts of images, `labeled_ids`, `validation_ids`, how it was evaluated, and in [0, 1] of the
+    weights that were kept `mean_iou` and `iou`: class (with underscores for blanks) -> value, without classes that
+    neither masks nor predictions show.
     """
     ids = {
         kind: (folder / f"{kind}_ids.txt").read_text(encoding="utf-8").split("\n")[:-1]
         for kind in ("labeled", "unlabeled", "validation")
     }
     last = read_json(folder / "eval_results.json")
+    if RECORD_FILE in outdated_files(folder):
+        raise ValueError(f"The numbers in {folder} are not of the weights there: train anew, or restore the weights.")
+    evaluation = read_json_object(folder / RECORD_FILE).get("evaluation") or {}
     return {
+        "evaluation": evaluation_mode(evaluation),
+        "count_absent_classes": bool(evaluation.get("count_absent_classes")),
         "labeled_ids": ids["labeled"],
         "validation_ids": ids["validation"],
         "validation_images": len(ids["validation"]),
         # A supervised training reads no unlabeled images, though their number may be the length of an epoch.
         "unlabeled_images": len(ids["unlabeled"]) if METHODS[folder.name].uses_unlabeled else 0,
         **read_run_metrics(folder),
+        "mean_iou": last["eval_mean_iou"],
         "iou": {name.removeprefix("eval_iou_"): value for name, value in last.items() if "eval_iou_" in name},
     }
 
 
 def check_same_budget(runs: dict[str, dict]) -> None:
-    """Raises ValueError unless the runs had the same labels, validation images and number of steps."""
+    """Raises ValueError unless the runs had the same labels, validation images, number of steps and evaluation."""
     first, *others = runs
     for other in others:
-        for name in ("labeled_ids", "validation_ids", "steps"):
+        for name in ("labeled_ids", "validation_ids", "steps", "kept", "evaluation", "count_absent_classes"):
             if runs[first][name] != runs[other][name]:
                 raise ValueError(
                     f"{name} of {first} and {other} differ, so that their numbers do not compare: train both anew "
@@ -97,8 +105,8 @@ def write_metrics(output_dir: Path, runs: dict[str, dict], class_names: list[str
     cells = table(runs, class_names)
     num_validation = next(iter(runs.values()))["validation_images"]
     note = (
-        f"IoU in percent on {num_validation} validation images, per class for the last weights. `best` is the highest "
-        "of the evaluations, picked on these same images. Seconds include the evaluations."
+        f"IoU in percent on {num_validation} validation images, per class for the weights that were kept. `best` is "
+        "the highest of the evaluations, picked on these same images. Seconds include the evaluations."
     )
     (output_dir / "metrics.md").write_text(f"{markdown_table(*cells)}\n\n{note}\n", encoding="utf-8")
     return text_table(*cells)
@@ -117,17 +125,13 @@ def validation_of_run(data_dir: Path, folder: Path, models: dict[str, tuple]) ->
     return validation
 
 
-def verdicts(folders: list[Path]) -> list[str]:
+def verdicts(folders: list[Path], count_absent: bool) -> list[str]:
     """For each training whether it is better than the supervised one, if both have counts by image."""
-
-    def counts_absent(folder: Path) -> bool:
-        return bool((read_json_object(folder / RECORD_FILE).get("settings") or {}).get("count_absent_classes"))
-
     by_name = {folder.name: folder for folder in folders}
     baseline = by_name.pop("supervised", None)
     if baseline is None:
         return []
-    found = {name: compare_folders(baseline, one, counts_absent(one)) for name, one in by_name.items()}
+    found = {name: compare_folders(baseline, one, count_absent) for name, one in by_name.items()}
     return [f"{TITLES[name]}: {pair[1]}" for name, pair in found.items() if pair is not None]
 
 
@@ -138,8 +142,7 @@ def draw_comparison(
     num_rows = min(num_rows, len(validation))
     rows = [validation[index * len(validation) // num_rows] for index in range(num_rows)]
     titled = {
-        f"{TITLES[method]}\nmIoU {100 * runs[method]['last_mean_iou']:.1f} %": model
-        for method, model in models.items()
+        f"{TITLES[method]}\nmIoU {100 * runs[method]['mean_iou']:.1f} %": model for method, model in models.items()
     }
     arrays = compare_predictions(titled, rows)
     with drawing(STYLES["light"]):
@@ -169,7 +172,7 @@ def compare() -> None:
     config = next(iter(models.values()))[0].config
     options.output_dir.mkdir(parents=True, exist_ok=True)
     print(write_metrics(options.output_dir, runs, [config.id2label[index] for index in range(config.num_labels)]))
-    print(*verdicts(options.runs), sep="\n")
+    print(*verdicts(options.runs, runs[names[0]]["count_absent_classes"]), sep="\n")
     draw_comparison(options.output_dir, validation, runs, models, options.num_rows)
     for name in ("comparison.png", "legend.png", "metrics.md", "metrics.json"):
         print(options.output_dir / name)

@@ -81,6 +81,7 @@ def load_model(arguments: ModelArguments, report: CheckReport, ignore_index: int
             name,
             output_loading_info=True,
             config=config,
+            dtype="float32",  # to train in, whatever type the weights were saved in
             ignore_mismatched_sizes=True,  # a head for other classes starts anew, and from_pretrained says so
             attn_implementation=arguments.attn_implementation,
         )

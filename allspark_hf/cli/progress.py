@@ -122,6 +122,10 @@ class Progress(TrainerCallback):
             tqdm.write(self.sentence(state, metrics))
         self.before, self.score = now, (state.global_step, metrics["eval_mean_iou"])
 
+    def on_train_end(self, args, state, control, **kwargs):
+        if args.load_best_model_at_end:  # what is evaluated from now on is not of the last update
+            self.before = []
+
     def draw(self, now: list[np.ndarray]) -> Image.Image:
         """A picture with a row for each image and the columns of `COLUMNS`."""
         shown = self.shown

@@ -30,7 +30,7 @@ from tqdm.auto import tqdm
 from allspark_hf.cli.arguments import parse_arguments
 from allspark_hf.cli.ending import run_script
 from allspark_hf.cli.importing import use_import
-from allspark_hf.data import DataArguments, Reading, find_data, list_path, split_of_run, to_rgb, with_page_of
+from allspark_hf.data import DataArguments, Reading, find_data, list_path, split_of_run, with_page_of
 from allspark_hf.data.labeling.annotations import FORMATS, LABELME
 from allspark_hf.data.labeling.polygons import require_outlines
 from allspark_hf.data.reading import undecoded
@@ -39,7 +39,7 @@ from allspark_hf.inference.annotation_writer import AnnotationWriter
 from allspark_hf.inference.contact_sheet import Entry, contact_sheet
 from allspark_hf.inference.files import name_results
 from allspark_hf.inference.loading import load_trained
-from allspark_hf.inference.prediction import palette_of, predict_mask
+from allspark_hf.inference.prediction import model_picture, palette_of, predict_mask
 from allspark_hf.inference.suggestion import Doubt, choose, class_weights, read_doubt, read_features, scores
 from allspark_hf.publishing.record import RECORD_FILE
 from allspark_hf.utils.arguments import argument, check_values
@@ -132,7 +132,7 @@ class Images:
         self.num_bad = 0
 
     def picture(self, row: int):
-        return to_rgb(self.dataset[row]["image"], self.reading)
+        return model_picture(self.dataset[row]["image"], self.reading)
 
     def measure(self, function, title: str) -> dict[int, object]:
         """Row -> what `function` returns for its picture."""

@@ -76,7 +76,11 @@ def last_evaluation(trainer) -> dict[str, float]:
     entry = next((entry for entry in reversed(trainer.state.log_history) if "eval_mean_iou" in entry), {})
     is_of_the_end = entry.get("step") == trainer.state.global_step and not trainer.args.load_best_model_at_end
     if trainer.evaluation is None or not is_of_the_end:
-        return trainer.evaluate()
+        logged = len(trainer.state.log_history)
+        metrics = trainer.evaluate()
+        if trainer.args.load_best_model_at_end:  # it would stand at the last update, but is of earlier weights
+            del trainer.state.log_history[logged:]
+        return metrics
     return {name: value for name, value in entry.items() if name != "step"}
 
 

@@ -45,7 +45,7 @@ _UNREADABLE = (
     "The TIFF file has {bands} band{s} of {bits}-bit {kind}, which is no picture that can be read; save it as gray or "
     "RGB of 8 or 16 bits without a sign; of more bands, save the three to show as red, green and blue."
 )
-_said = mmap.mmap(-1, 2)  # which lines were logged; forked workers share the memory
+_said = mmap.mmap(-1, 3)  # which lines were logged; forked workers share the memory
 _lock = threading.Lock()
 
 
@@ -379,7 +379,7 @@ def _without_other_bands(image: PIL.Image.Image, bands: int, name: str) -> PIL.I
             left_out += 1
             image = image.convert(colors)
     if left_out > 0:
-        _say_once(
+        say_once(
             0,
             f"{name} has {bands} bands, of which {left_out} {'is' if left_out == 1 else 'are'} left out: only colors "
             "are read, and opacity, which in TIFF and JPEG 2000 is a last band that holds only 0 and 255.",
@@ -389,10 +389,10 @@ def _without_other_bands(image: PIL.Image.Image, bands: int, name: str) -> PIL.I
 
 def _say_of_frames(image: PIL.Image.Image, name: str):
     if image.format in ("GIF", "PNG", "WEBP", "AVIF") and getattr(image, "is_animated", False) and not image.tell():
-        _say_once(1, f"{name} is an animation of {image.n_frames} frames, of which the first is read.")
+        say_once(1, f"{name} is an animation of {image.n_frames} frames, of which the first is read.")
 
 
-def _say_once(line: int, sentence: str):
+def say_once(line: int, sentence: str):
     with _lock:
         if not _said[line]:
             _said[line] = 1

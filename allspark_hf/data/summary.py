@@ -13,7 +13,7 @@ import PIL.Image
 from .columns import Mask, holds_pictures, page_of
 from .images import mask_to_array, open_stored
 from .masks import MaskConvention, binary_sentence
-from .pixels import FULL_RANGE, deep_values, load_image
+from .pixels import FULL_RANGE, deep_values, load_image, say_once
 from .reading import row_name, undecoded
 
 
@@ -35,7 +35,7 @@ def find_image_range(sets: Iterable[datasets.Dataset], image_column: str = "imag
     The values of 16-bit images that become black and white, for `config.image_range`: one range for all sets that a
     training reads ([`common_range`]). A range narrower than 16 bits is logged.
     """
-    found = [one for dataset in sets for one in _in_rows(dataset, image_column, _range) if one is not None]
+    found = [one for dataset in sets for one in image_ranges(dataset, image_column) if one is not None]
     image_range = common_range(found)
     if image_range is not None:
         logger.info(
@@ -64,9 +64,35 @@ def common_range(ranges: Sequence[tuple[int, int]]) -> list[int] | None:
     return [low, high] if 0 < high - low < FULL_RANGE[1] // 2 else None
 
 
+def warn_of_range(images: Iterable[tuple[int, int] | None], image_range: Sequence[int] | None):
+    """
+    Logs once if a model sees little of 16-bit images, which then are nearly black or mostly white to it.
+
+    Args:
+        images (`Iterable[tuple[int, int] | None]`): of [`image_ranges`].
+        image_range (`Sequence[int]`, *optional*): of the model's configuration.
+    """
+    deep = [one for one in images if one is not None]
+    low, high = min((low for low, _ in deep), default=0), max((high for _, high in deep), default=0)
+    black, white = image_range or FULL_RANGE
+    seen = min(high, white) - max(low, black)
+    # One image may well use little of the range that a model has from many.
+    if low < high and 2 * seen < (high - low if image_range else white - black):
+        say_once(
+            2,
+            f"The values of 16-bit images go from {low} to {high}, but to the model {black} is black and {white} "
+            f"white, so that it sees little of them: set image_range in its config.json, such as [{low}, {high}].",
+        )
+
+
 def image_sizes(dataset: datasets.Dataset, image_column: str = "image") -> tuple[tuple[int, int] | None, ...]:
     """(width, height) of each row's image as stored, from its header; None if it is unreadable or not on this disk."""
     return _in_rows(dataset, image_column, _size)
+
+
+def image_ranges(dataset: datasets.Dataset, image_column: str = "image") -> tuple[tuple[int, int] | None, ...]:
+    """The [`value_range`] of each row's image; None for one of 8 bits, or one that cannot be read."""
+    return _in_rows(dataset, image_column, _range)
 
 
 def mask_values(dataset: datasets.Dataset, label_column: str = "label") -> tuple[frozenset[int] | None, ...]:

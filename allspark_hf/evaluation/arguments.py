@@ -89,7 +89,15 @@ class EvaluationArguments(PredictionArguments):
 
 
 def eval_crop(args: PredictionArguments, config) -> tuple[int, int]:
-    """(height, width) of windows and of the center crop: `eval_crop_size`, else the model's training crop."""
-    if args.eval_crop_size is None:
-        return config.crop_height_width
-    return args.eval_crop_size[0], args.eval_crop_size[-1]
+    """
+    (height, width) of windows and of the center crop: `eval_crop_size`, else the model's training crop; ValueError if
+    the encoder needs more.
+    """
+    given = args.eval_crop_size
+    crop = config.crop_height_width if given is None else (given[0], given[-1])
+    if min(crop) < config.smallest_side:
+        raise ValueError(
+            f"Evaluation would crop to {crop[0]}x{crop[1]} pixels (height x width), but the encoder needs "
+            f"{config.smallest_side} a side: set a larger eval_crop_size."
+        )
+    return crop

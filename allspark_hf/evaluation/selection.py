@@ -8,7 +8,7 @@ from ..data import DataArguments, find_data, split_of_run, with_class_indices, w
 from ..data.images import require_readable_mask
 from ..data.loading import held_out_in_run
 from ..data.overlap import row_name, undecoded
-from ..data.summary import require_known_values
+from ..data.summary import image_ranges, require_known_values, warn_of_range
 from ..utils.text import one_line
 
 
@@ -86,6 +86,7 @@ def select_split(
     chosen = with_class_indices(concatenate_datasets(parts), data, data_arguments)
     title = "training and validation" if split == "all" else split
     require_known_values({title: chosen}, config)
+    warn_of_range(image_ranges(chosen), config.image_range)
     return chosen
 
 

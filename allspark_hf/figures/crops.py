@@ -8,9 +8,9 @@ import torch
 from datasets import Dataset
 from PIL import Image, ImageOps
 
+from ..data.columns import exact_columns
 from ..data.geometry import PADDING_COLOR
 from ..data.masks import MaskConvention, read_label
-from ..data.photometry import to_pixel_values
 from ..data.pixels import Reading, to_rgb
 
 
@@ -47,7 +47,7 @@ def crop_row(images: Sequence[dict], row: int, image_processor, config) -> Cente
     Raises:
         ValueError: if [`to_rgb`] refuses the image or [`read_label`] the mask.
     """
-    example = images[row]
+    example = exact_columns(images, tiff_page=config.tiff_page)[row]
     mask, masks = example.get("label"), MaskConvention.of(config)
     picture = to_rgb(example["image"], Reading.of(config))
     label = Image.new("L", picture.size, masks.ignore_index)
@@ -63,8 +63,8 @@ def crop_row(images: Sequence[dict], row: int, image_processor, config) -> Cente
     box = (left, top, left + width, top + height)
     picture = ImageOps.expand(picture, padding, fill=PADDING_COLOR).crop(box)
     label = ImageOps.expand(label, padding, fill=masks.ignore_index).crop(box)
-    pixel_values = to_pixel_values(picture, image_processor.image_mean, image_processor.image_std)
-    return CenterCrop(np.array(picture), pixel_values.unsqueeze(0), None if mask is None else np.array(label))
+    pixel_values = image_processor(images=picture, do_resize=False, return_tensors="pt").pixel_values
+    return CenterCrop(np.array(picture), pixel_values, None if mask is None else np.array(label))
 
 
 def row_ids(images: Sequence[dict]) -> list[str]:

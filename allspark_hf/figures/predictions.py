@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from transformers import PreTrainedModel
 
+from ..data.columns import exact_columns
 from ..data.masks import MaskConvention, read_label
 from ..data.pixels import Reading, to_rgb
 from ..inference.prediction import palette_of, predict_mask
@@ -64,6 +65,7 @@ def compare_predictions(models: Mapping[str, tuple[PreTrainedModel, object]], im
     *_, (model_of_interest, _) = models.values()
     config = model_of_interest.config
     ids, masks = row_ids(images), MaskConvention.of(config)
+    images = exact_columns(images, tiff_page=config.tiff_page)
     arrays = {
         "models": np.array(list(models)),
         "ids": np.array(ids),

@@ -14,6 +14,7 @@ from ..models.pretrained import check_image_processor, check_labels, check_reach
 from ..models.registration import SEGMENTERS
 from ..models.segmenter import Segmenter
 from ..utils.files import HUB_ID
+from ..utils.text import one_line
 
 
 def load_config(
@@ -56,8 +57,13 @@ def load_trained(
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         torch.empty(0, device=device)  # checked before the model is loaded, which may take long
-    except (AssertionError, RuntimeError) as error:
-        raise ValueError(f"The device {device!r} cannot be used: {error}") from error
+    except Exception as error:  # of nearly any type, by device
+        # Of a device that this PyTorch was not built for, it says that an operator is missing, and lists all others.
+        reason = "" if isinstance(error, NotImplementedError) else f" ({one_line(error)})"
+        raise ValueError(
+            f"The device {device!r} cannot be used on this machine{reason}: give another, such as 'cpu', or none for "
+            "the GPU if there is one."
+        ) from error
     config = load_config(model_id, revision, token)
     source = {"revision": revision or "main", "token": token}
     with loading(model_id):

@@ -19,12 +19,13 @@ from torch.utils.data import DataLoader, Dataset
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_utils import get_image_size_for_max_height_width
 
-from ..data.pixels import Reading, open_image, to_rgb
+from ..data.pixels import Reading, open_image
 from ..evaluation.arguments import PredictionArguments
 from ..evaluation.prediction import predict_logits
 from ..utils.machine import num_cpus
 from ..utils.text import one_line
 from .handler import classify_pixels, finite_logits, process_picture, require_finite
+from .prediction import model_picture
 from .writers import ResultWriter
 
 
@@ -166,7 +167,7 @@ def read_picture(file: Path, reading: Reading) -> Image.Image:
     """Upright RGB of an image file, by [`to_rgb`]; ValueError if it cannot be read."""
     try:
         with open_image(file) as opened:
-            return to_rgb(opened, reading)
+            return model_picture(opened, reading)
     # Pillow's decoders raise OSError, SyntaxError, struct.error, zlib.error and others on bad files.
     except Exception as error:
         raise ValueError(f"it cannot be read as an image ({one_line(error)})") from error

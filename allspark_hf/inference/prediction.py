@@ -5,7 +5,8 @@ from PIL import Image
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
-from ..data.pixels import Reading, to_rgb
+from ..data.pixels import Reading, deep_values, load_image, to_rgb
+from ..data.summary import value_range, warn_of_range
 from ..models.pretrained import stored_palette
 from .handler import classify_pixels, model_logits
 from .visualization import default_palette
@@ -52,10 +53,18 @@ def predict_confidence(
 def _predict(model, image_processor, image, with_confidence: bool) -> tuple[np.ndarray, np.ndarray | None]:
     if model.training:
         raise ValueError("The model is in training mode, but prediction needs eval mode: call model.eval() first.")
-    picture = to_rgb(image, Reading.of(model.config))
+    picture = model_picture(image, Reading.of(model.config))
     logits = model_logits(model, image_processor, picture)
     classes, confidence = classify_pixels(logits, (picture.height, picture.width), with_confidence)
     return classes.cpu().numpy(), confidence.cpu().numpy() if with_confidence else None
+
+
+def model_picture(image: Image.Image, reading: Reading) -> Image.Image:
+    """As [`to_rgb`], and logs once if the model sees little of a 16-bit image, see [`warn_of_range`]."""
+    image = image if hasattr(image, "orientation") else load_image(image, tiff_page=reading.tiff_page)
+    values = deep_values(image)
+    warn_of_range([None if values is None else value_range(values)], reading.image_range)
+    return to_rgb(image, reading)
 
 
 def palette_of(config: PreTrainedConfig) -> np.ndarray:

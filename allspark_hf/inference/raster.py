@@ -13,7 +13,8 @@ import PIL.Image
 from PIL.TiffImagePlugin import TiffImageFile
 
 from ..data.images import array_to_image
-from ..data.pixels import ORIENTATION, ImageError, Reading, choose_page, to_rgb
+from ..data.pixels import ORIENTATION, ImageError, Reading, choose_page
+from .prediction import model_picture
 from .tiles import Span
 
 
@@ -160,11 +161,11 @@ class WindowedPicture:
         if self.palette is not None:
             return PIL.Image.fromarray(self.palette[values[..., 0]])
         if len(self.bands) in (1, 3):
-            return to_rgb(array_to_image(values), self.reading)
+            return model_picture(array_to_image(values), self.reading)
         colors, opacity = values[..., :-1], values[..., -1]
         picture = array_to_image(colors.repeat(3, axis=2) if colors.shape[2] == 1 else colors)
         picture.putalpha(PIL.Image.fromarray((opacity >> 8 * (opacity.itemsize - 1)).astype(np.uint8)))
-        return to_rgb(picture, self.reading)
+        return model_picture(picture, self.reading)
 
 
 def _is_opacity(raster, band: int) -> bool:

@@ -16,11 +16,11 @@ from transformers import PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
 from ..data.images import array_to_image, decode
-from ..data.pixels import Reading, deep_values, load_image, to_rgb
+from ..data.pixels import Reading, deep_values, load_image
 from ..utils.text import one_line
 from .classes import unknown_class
 from .loading import load_config, load_trained
-from .prediction import palette_of, predict_confidence
+from .prediction import model_picture, palette_of, predict_confidence
 from .visualization import legend, overlay
 
 
@@ -219,7 +219,7 @@ def _segment_each(network, image_processor, images: Iterable[ImageInput]) -> Ite
 
 
 def _segment_one(network, image_processor, picture: Image.Image) -> Segmentation:
-    picture = to_rgb(picture, Reading.of(network.config))
+    picture = model_picture(picture, Reading.of(network.config))
     mask, confidence = predict_confidence(network, image_processor, picture)
     return Segmentation(picture, mask, confidence, dict(network.config.id2label), palette_of(network.config))
 

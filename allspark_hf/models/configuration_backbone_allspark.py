@@ -283,6 +283,7 @@ def _encoder_config(given: dict | PreTrainedConfig | None) -> PreTrainedConfig:
             raise ValueError(f"backbone_config of {kind!r} has no field {', '.join(unknown)}: correct the names.")
     check_has_backbone(config)
     config._name_or_path = ""  # which would be saved, and name folders of the machine that trained
+    config.dtype = None  # the model's, whatever type an encoder was saved in
     if hasattr(config, "reshape_hidden_states"):
         config.reshape_hidden_states = True  # else ViTs give tokens instead of maps
     return config

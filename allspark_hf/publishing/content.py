@@ -102,10 +102,10 @@ def _repeats(entry: EvaluationRecord, final: EvaluationRecord) -> bool:
 
 
 def class_scores(records: Records) -> EvaluationRecord | None:
-    """The evaluation whose classes are shown: one of validation images if there is one, predicted as in training."""
+    """The evaluation whose classes are shown: one of validation images if there is one, the training's and its way."""
     final = [records.final] if records.final else []
     validation = [entry for entry in records.evaluations if entry.split == "validation"]
-    same = [entry for entry in validation if final and entry.mode == records.final.mode]
+    same = [entry for entry in validation for own in final if (entry.source, entry.mode) == (own.source, own.mode)]
     return next(iter([*same, *final, *validation, *records.evaluations]), None)
 
 

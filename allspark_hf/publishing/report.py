@@ -179,7 +179,7 @@ def advice(records: Records, classes: Sequence[Score | None], num_images: int, v
         said.append(f"Label more images to validate with: {num_images} tell little, {FEW_IMAGES} or more are needed.")
     if len(scores) < 2:
         said.append("Train longer: one evaluation does not show whether mIoU still rises (--minutes, --max_steps).")
-    elif max(scores) - scores[-1] > FALLEN:
+    elif max(scores) - scores[-1] > FALLEN and not records.section("training").get("load_best_model_at_end"):
         fallen = 100 * (max(scores) - scores[-1])
         said.append(f"mIoU fell by {fallen:.1f} points after its best: --load_best_model_at_end keeps the best model.")
     elif scores[-1] - scores[-2] > RISING:

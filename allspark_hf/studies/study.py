@@ -240,10 +240,11 @@ class StudyRunner:
         return {"arguments": cell.arguments, "recipe": recipe, "extra": extra}
 
     def _check_unchanged(self, cell: Cell):
-        path = self.output_dir / cell.folder / "study.json"
-        if path.is_file() and read_json(path) != self._fingerprint(cell):
+        folder = self.output_dir / cell.folder
+        begun = folder.is_dir() and any(folder.iterdir())
+        if begun and read_json_object(folder / "study.json") != self._fingerprint(cell):
             raise ValueError(
-                f"{path.parent} was made with other arguments or another recipe, so that its number does not belong "
+                f"{folder} was made with other arguments or another recipe, so that its number does not belong "
                 "in this table: choose another --output_dir, or remove that folder to train it anew."
             )
 
@@ -306,22 +307,26 @@ def read_run_metrics(folder: Path) -> dict:
     What a finished run of `allspark train` wrote about itself.
 
     Returns:
-        `dict`: `last_mean_iou` (of the weights that were kept) and `best_mean_iou` in [0, 1], `best_epoch`,
-        `best_step`, `steps`, `seconds` (since the last start if the run was `resumed`), `labeled_images`.
+        `dict`: `last_mean_iou` and `best_mean_iou` in [0, 1], `best_epoch`, `best_step`, `kept` (`"last"` or `"best"`,
+        whose weights were saved), `steps`, `seconds` (since the last start if the run was `resumed`),
+        `labeled_images`.
     """
     names = ("eval_results.json", "train_results.json", "trainer_state.json")
     last, train, state = (read_json(folder / name) for name in names)
     training = read_json_object(folder / RECORD_FILE).get("training") or {}
-    evaluations = [entry for entry in state["log_history"] if "eval_mean_iou" in entry]
-    # A run that ended just before it saved its state again lacks the evaluation at the end there.
-    if not evaluations or evaluations[-1]["step"] != state["global_step"]:
+    history, kept = state["log_history"], "best" if training.get("load_best_model_at_end") else "last"
+    ends = [place for place, entry in enumerate(history) if "train_runtime" in entry]
+    # An evaluation after the end of training is one of the weights that were kept.
+    evaluations = [entry for entry in history[: ends[-1] if ends else None] if "eval_mean_iou" in entry]
+    if kept == "last" and (not evaluations or evaluations[-1]["step"] != state["global_step"]):
         evaluations.append(last | {"epoch": train["epoch"], "step": state["global_step"]})
     best = max(evaluations, key=lambda entry: entry["eval_mean_iou"])
     return {
-        "last_mean_iou": last["eval_mean_iou"],
+        "last_mean_iou": evaluations[-1]["eval_mean_iou"],
         "best_mean_iou": best["eval_mean_iou"],
         "best_epoch": best["epoch"],
         "best_step": best["step"],
+        "kept": kept,
         "steps": state["global_step"],
         "seconds": train["train_runtime"],
         "resumed": bool(training.get("resumed")),
