@@ -3,10 +3,10 @@
     python scripts/study_results.py collect RUNS scripts/studies/results/nuclei.json
     python scripts/study_results.py draw scripts/studies/results/nuclei.json
 
-RUNS holds the output folders, and of each NAME a NAME.log with what `/usr/bin/time -f "%U s user"` said. `collect`
-adds settings, scores and curves to the JSON file, and to an .npz file beside it what the last evaluation found in each
-validation image, of which the intervals are made. `draw` writes a .png beside them, and the table into
-scripts/studies/README.md.
+RUNS holds output folders at any depth, such as those of `allspark study`. A NAME.log beside the folder NAME, with
+what `/usr/bin/time -f "%U s user"` said, gives its CPU seconds. `collect` adds settings, scores and curves to the JSON
+file, and to an .npz file beside it what the last evaluation found in each validation image, of which the intervals
+are made. `draw` writes a .png beside them, and the table into scripts/studies/README.md.
 """
 
 import argparse
@@ -40,21 +40,26 @@ PAGE = Path(__file__).parent / "studies" / "README.md"
 COMMON = ("--data_dir", "--encoder", "--output_dir", "--method", "--seed", "--eval_steps", "--save_steps")
 COMMON += ("--resume_from_checkpoint", "--evaluate_student", "--evaluate_teacher")
 CURVES = ("loss_x", "loss_u", "used_u", "pseudo_accuracy", "pseudo_mean_iou", "eval_mean_iou")
-BUDGET = re.compile(r"--(?:labeled_count|max_steps) \d+")  # a baseline has the same
+DRAWN = "--split_seed SEED"  # the seed draws the labeled images, too
+BUDGET = re.compile(rf"--(?:labeled_count|labeled_fraction|max_steps) [\d.]+|{DRAWN}")  # a baseline has the same
 USER_SECONDS = re.compile(r"([\d.]+) s user")
 
 
 def read_run(folder: Path) -> dict:
     """Settings, scores and curves of a training."""
     record = read_json(folder / RECORD_FILE)
-    log = folder.with_name(f"{folder.name}.log").read_text(encoding="utf-8")
+    log = folder.with_name(f"{folder.name}.log")
+    said = log.read_text(encoding="utf-8") if log.is_file() else ""
     history = read_json(folder / "trainer_state.json")["log_history"]
     last = read_json(folder / "eval_results.json")
-    seconds = [float(found) for found in USER_SECONDS.findall(log)]
+    seconds = [
+        float(found) for found in USER_SECONDS.findall(log.read_text(encoding="utf-8") if log.is_file() else "")
+    ]
+    seed = record["settings"]["seed"]
     return {
-        "arguments": own_arguments(record["command"]),
+        "arguments": own_arguments(record["command"], seed),
         "method": record["method"]["name"],
-        "seed": record["settings"]["seed"],
+        "seed": seed,
         "updates": record["training"]["steps"],
         "labeled": record["data"]["labeled"],
         "cpu_seconds": round(sum(seconds)) if seconds else None,
@@ -70,24 +75,26 @@ def read_run(folder: Path) -> dict:
     }
 
 
-def own_arguments(command: str) -> str:
-    """What a command adds to the study's."""
+def own_arguments(command: str, seed: int) -> str:
+    """What a command adds to the study's; a `--split_seed` that is the seed becomes `DRAWN`."""
     words = shlex.split(command)
     words = words[next(place for place, word in enumerate(words) if word.endswith((".yaml", ".yml"))) + 1 :]
     starts = [place for place, word in enumerate(words) if word.startswith("--")] + [len(words)]
     parts = [words[start:end] for start, end in itertools.pairwise(starts)]
-    return shlex.join(word for part in parts if part[0] not in (*COMMON, "--use_cpu") for word in part)
+    own = shlex.join(word for part in parts if part[0] not in (*COMMON, "--use_cpu") for word in part)
+    return re.sub(rf"--split_seed {seed}(?!\S)", DRAWN, own)
 
 
 def collect(folder: Path, file: Path):
     """Adds all finished runs to the JSON and the .npz; a run there of the same name is replaced."""
-    folders = [one for one in sorted(folder.iterdir()) if (one / "eval_results.json").is_file()]
+    folders = sorted(one.parent for one in folder.rglob("eval_results.json"))
     runs, counts = stored(file) if file.is_file() else ({}, {})
     for one in folders:
-        runs[one.name] = read_run(one)
-        counts.pop(one.name, None)
+        name = "_".join(one.relative_to(folder).parts)
+        runs[name] = read_run(one)
+        counts.pop(name, None)
         if (one / BY_IMAGE).is_file():
-            counts[one.name] = load_file(one / BY_IMAGE)["counts"]
+            counts[name] = load_file(one / BY_IMAGE)["counts"]
     write_json(file, dict(sorted(runs.items())))
     np.savez_compressed(file.with_suffix(".npz"), **{name: counts[name].astype(np.int32) for name in sorted(counts)})
     print(f"{len(folders)} runs added: {file} has {len(runs)}, {len(counts)} of them with counts of each image")
@@ -113,6 +120,10 @@ def rows_of(runs: Mapping[str, dict]) -> dict[tuple, dict[int, str]]:
         other = rows.setdefault(key, {}).setdefault(run["seed"], name)
         if other != name:
             raise ValueError(f"{other} and {name} are the same training: leave one of them out.")
+    for (method, arguments, *rest), seeds in rows.items():
+        fixed = rows.get((method, " ".join(arguments.replace(DRAWN, "").split()), *rest), {})
+        if DRAWN in arguments and 0 in fixed:  # the recipes' own split_seed is 0
+            seeds.setdefault(0, fixed[0])
     order = list(METHODS)
     return {key: dict(sorted(rows[key].items())) for key in sorted(rows, key=lambda key: (order.index(key[0]), key))}
 

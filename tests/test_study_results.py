@@ -35,8 +35,10 @@ def write_run(folder, score: float, counts: np.ndarray):
 
 def test_arguments_of_a_run():
     command = "python -m allspark_hf train a/nuclei.yaml --data_dir a b --use_cpu --method x --seed 1 --max_steps 5"
-    found = study_results.own_arguments(command + " --crop_size 3 4 --output_dir 'a b'")
+    found = study_results.own_arguments(command + " --crop_size 3 4 --output_dir 'a b'", 1)
     assert found == "--max_steps 5 --crop_size 3 4"
+    drawn = [study_results.own_arguments(f"{command} --split_seed {draw}", 1) for draw in (1, 12)]
+    assert drawn == ["--max_steps 5 --split_seed SEED", "--max_steps 5 --split_seed 12"]
 
 
 def test_two_runs_of_one_training_are_refused():
@@ -51,30 +53,39 @@ def test_table():
     fewer = "--labeled_count 9"
     runs |= {"f": run("supervised", 0, 0.3, fewer), "g": run("allspark", 0, 0.6, f"{fewer} --x")}
     runs |= {"h": run("allspark", 0, 0.8, "--x --max_steps 600", 600)}
+    # Labels that the seed draws: those of seed 0 are the recipe's.
+    drawn = "--split_seed SEED"
+    runs |= {"i": run("supervised", 1, 0.6, drawn), "j": run("allspark", 1, 0.9, drawn)}
     # Of 100 pixels of a class, in each image.
-    hits = {"a": 50, "b": 70, "c": 80, "d": 90, "e": 40, "f": 30, "g": 60, "h": 80}
+    hits = {"a": 50, "b": 70, "c": 80, "d": 90, "e": 40, "f": 30, "g": 60, "h": 80, "i": 60, "j": 90}
     counts = {name: np.array([[[hit], [100], [hit]]] * 3) for name, hit in hits.items()}
     lines = study_results.table(runs, counts).splitlines()[2:]
     assert lines == [
         "| `supervised` | 50.0, 70.0 | 60.0 (50.0 to 70.0) |  | 100 |",
         "| `supervised --labeled_count 9` | 30.0 | 30.0 (30.0 to 30.0) |  | 100 |",
         "| `supervised --max_steps 600` | 90.0 | 90.0 (90.0 to 90.0) |  | 100 |",
+        "| `supervised --split_seed SEED` | 50.0, 60.0 | 55.0 (50.0 to 60.0) |  | 100 |",
         "| `allspark` | 40.0, 80.0 | 60.0 (40.0 to 80.0) | +0.0 (-10.0 to +10.0) | 100 |",
         "| `allspark --labeled_count 9 --x` | 60.0 | 60.0 (60.0 to 60.0) | +30.0 (+30.0 to +30.0) | 100 |",
+        "| `allspark --split_seed SEED` | 40.0, 90.0 | 65.0 (40.0 to 90.0) | +10.0 (-10.0 to +30.0) | 100 |",
         "| `allspark --x --max_steps 600` | 80.0 | 80.0 (80.0 to 80.0) | -10.0 (-10.0 to -10.0) | 100 |",
     ]
 
 
 def test_runs_are_added(tmp_path):
+    """Also those of `allspark study`, which lie deeper and have no log of CPU seconds."""
     file = tmp_path / "some.json"
-    for name, hit in (("b", 1), ("a", 2), ("b", 3)):
+    for name, hit in (("b", 1), ("row/24/seed_0", 2), ("b", 3)):
         runs = tmp_path / f"runs_{hit}"
         write_run(runs / name, score=hit / 10, counts=np.full((2, 3, 2), hit))
         (runs / "unfinished").mkdir()
+        (runs / "row" / "24" / "seed_0.log").unlink(missing_ok=True)
         study_results.collect(runs, file)
     collected, counts = study_results.stored(file)
-    assert [(name, one["scores"]["eval_mean_iou"]) for name, one in collected.items()] == [("a", 0.2), ("b", 0.3)]
-    assert list(counts) == ["a", "b"] and (counts["a"] == 2).all() and (counts["b"] == 3).all()
+    deep = "row_24_seed_0"
+    found = [(name, one["scores"]["eval_mean_iou"], one["cpu_seconds"]) for name, one in collected.items()]
+    assert found == [("b", 0.3, 12), (deep, 0.2, None)]
+    assert list(counts) == ["b", deep] and (counts[deep] == 2).all() and (counts["b"] == 3).all()
 
 
 @pytest.mark.parametrize("file", sorted(RESULTS.glob("*.npz")), ids=lambda file: file.stem)
