@@ -52,9 +52,7 @@ def read_run(folder: Path) -> dict:
     said = log.read_text(encoding="utf-8") if log.is_file() else ""
     history = read_json(folder / "trainer_state.json")["log_history"]
     last = read_json(folder / "eval_results.json")
-    seconds = [
-        float(found) for found in USER_SECONDS.findall(log.read_text(encoding="utf-8") if log.is_file() else "")
-    ]
+    seconds = [float(found) for found in USER_SECONDS.findall(said)]
     seed = record["settings"]["seed"]
     return {
         "arguments": own_arguments(record["command"], seed),

@@ -32,12 +32,13 @@ from allspark_hf.training.storage import finish_renaming, is_complete, last_comp
 
 # 6 unlabeled images in batches of 2: 3 steps an epoch, 3 checkpoints of which 2 are kept.
 SETTINGS = {"num_train_epochs": 2, "save_strategy": "steps", "save_steps": 2, "save_total_limit": 2, "seed": 3}
-SETTINGS |= {"num_unlabeled": 6}
+# A teacher, heads and a memory of pixels beside the model; the second step fills the memory and has the contrast.
+SETTINGS |= {"num_unlabeled": 6, "method": "memory_contrastive", "contrast_start": 0, "memory_confidence": 0.3}
 LAST = "checkpoint-6"
 WAYS = ("time", "operation", "half a file")
 OPERATIONS = ("os.mkdir", "os.rename", "os.remove", "os.rmdir")
 OPERATIONS_OF_A_SAVE = 45
-STATES = ("optimizer.pt", "scheduler.pt", "pseudo_label_counts.pt")
+STATES = ("method.pt", "optimizer.pt", "scheduler.pt", "pseudo_label_counts.pt")
 
 
 def kill_before_operation(folder: Path, count: int, cut: random.Random | None):
@@ -135,7 +136,7 @@ def check_folder(folder: Path, least: int) -> int:
 
 
 def assert_same(folder: Path, whole: Path):
-    """Weights, memory, optimizer, schedule, random numbers and the log of all steps, bit by bit."""
+    """Weights, teacher, heads, memory, optimizer, schedule, random numbers and the log of all steps, bit by bit."""
     for name in ("model.safetensors", "rng_state.pth", *STATES):
         assert (folder / LAST / name).read_bytes() == (whole / LAST / name).read_bytes(), name
     logs = [json.loads((path / LAST / "trainer_state.json").read_text())["log_history"] for path in (folder, whole)]
@@ -151,7 +152,8 @@ def kill_and_resume(kills: int, seed: int, root: Path):
     begun = time.perf_counter()
     assert os.waitpid(start(whole, log), 0)[1] == 0, log.read_text()
     duration = time.perf_counter() - begun
-    assert "bottleneck.memory.channels" in load_file(whole / LAST / "model.safetensors")
+    method = torch.load(whole / LAST / "method.pt", weights_only=True)
+    assert (method["contrast.memory.fill"] > 0).all() and any(name.startswith("teacher.") for name in method)
     print(f"undisturbed: {duration:.1f} s")
     done, runs = 0, 0
     while done < kills:
