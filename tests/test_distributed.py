@@ -84,7 +84,7 @@ if not CPU_RESUME_IS_BROKEN:
         # Other weights in each process, all of which must be replaced.
         JOBS[f"{name}_resumed"] = {**STEPWISE, "local_memory": local, "own_weights": True}
 
-TEACHERS = ("unimatch_v2", "memory_contrastive")
+TEACHERS = ("allspark_unimatch", "memory_contrastive")
 BOTTLENECK = {"use_cross_attention": True, "use_memory": True, "use_grouping": True}
 # 5 images to evaluate, 3 in one process and 2 in the other. Checkpoints of the third and the last step.
 SHARDED = {**EQUAL["allspark"], "save_strategy": "steps", "save_steps": 3, "eval_strategy": "epoch"}
@@ -93,7 +93,7 @@ FSDP_JOBS = {
     "supervised": {**EQUAL["supervised"], "switches": BOTTLENECK},  # of which some weights get no gradient
     "allspark": SHARDED,
     "checkpointing": {**EQUAL["allspark"], "gradient_checkpointing": True},
-    # A teacher that is published; a teacher, heads and a memory beside the model that is published.
+    # A teacher that is published and fills a memory; a teacher, heads and a memory beside the published model.
     # Gathering takes its time for every weight, and several stages are sharded above.
     **{name: {**EQUAL[name], "save_strategy": "steps", "save_steps": 1, "switches": ONE_STAGE} for name in TEACHERS},
     "evaluation": {**EVALUATION, "eval_mode": "whole"},
@@ -357,12 +357,12 @@ def test_a_checkpoint_of_shards_loads_as_a_model_without_fsdp(folder, sharded):
 
 
 def test_shards_publish_the_whole_teacher(folder, sharded):
-    published = load_file(folder / "fsdp_unimatch_v2" / "checkpoint-2" / "model.safetensors")
-    result = sharded["unimatch_v2"]
-    assert published.keys() == result["state"].keys()
+    published = load_file(folder / "fsdp_allspark_unimatch" / "checkpoint-2" / "model.safetensors")
+    result = sharded["allspark_unimatch"]
+    assert result["state"].keys() - published.keys() == set(MEMORY)  # inference reads none
     for name, value in published.items():
         assert torch.equal(value, result["method"][f"teacher.{name}"]), name
-    assert differing(published, result["state"])
+    assert differing(published, {name: result["state"][name] for name in published})
 
 
 @pytest.mark.skipif(CPU_RESUME_IS_BROKEN, reason="this transformers cannot resume several CPU processes")

@@ -46,6 +46,12 @@ class Processes:
         bottleneck = self.model.bottleneck
         return bottleneck.memory if bottleneck is not None and not bottleneck.share_memory else None
 
+    def unread_parameters(self, model: nn.Module) -> dict[str, nn.Parameter]:
+        """Weights of a model, wrapped or not, that no step of the method reads: their gradients never come."""
+        if self.trainer.method.trains_unlabeled_branch:
+            return {}
+        return {name: value for name, value in model.named_parameters() if UNLABELED_PREFIX in name}
+
     def prepare_to_wrap(self):
         """Called before DDP or FSDP wraps the model, which an earlier training may have wrapped already."""
         if self.trainer.args.world_size == 1:
@@ -53,8 +59,7 @@ class Processes:
         model = self.model
         # DDP would broadcast the memory, up to 100 MB a step, also over local ones. torch.compile adds the prefix.
         names = [name for name, _ in model.named_buffers() if name.startswith(MEMORY_PREFIX)]
-        if not self.trainer.method.trains_unlabeled_branch:  # DDP would wait for gradients that never come
-            names += [name for name, _ in model.named_parameters() if name.startswith(UNLABELED_PREFIX)]
+        names += self.unread_parameters(model)
         model._ddp_params_and_buffers_to_ignore = [*names, *(f"_orig_mod.{name}" for name in names)]
         if isinstance(model, FSDPModule):
             return

@@ -334,8 +334,9 @@ class AllSparkTrainer(Trainer):
         if fused and self.args.device.type in ("cpu", "cuda"):
             for group in optimizer.param_groups:
                 group["fused"] = True  # one kernel, same numbers
-        multiplier = self.args.head_learning_rate_multiplier
-        self._head_group = split_by_rate(optimizer, model or self.model, multiplier, self._method_rates)
+        model, multiplier = model or self.model, self.args.head_learning_rate_multiplier
+        unread = self.processes.unread_parameters(model).values()
+        self._head_group = split_by_rate(optimizer, model, multiplier, self._method_rates, unread)
         return optimizer
 
     # ---- Logging ----
