@@ -234,6 +234,19 @@ def test_precision_and_memory_format_train_every_parameter_to_the_same_losses(tm
             assert parameter.dtype == torch.float32 and parameter.isfinite().all()
 
 
+@pytest.mark.parametrize("method", ["fixmatch", "unimatch_v2", "memory_contrastive", "allspark_unimatch"])
+def test_a_teacher_predicts_in_mixed_precision_as_the_student_does(tmp_path, method):
+    model = tiny_model(**({} if METHODS[method].needs_bottleneck else PLAIN))
+    settings = {"output_dir": str(tmp_path), "method": method, "max_steps": 1, "bf16": True}
+    trainer = make_trainer(model, **settings, eval_strategy="steps", eval_steps=1)
+    teacher, dtypes = trainer.method.labeling_model(model), {}
+    for part in (teacher, model):
+        found = dtypes.setdefault(part, set())
+        part.decode_head.linear_fuse.register_forward_hook(lambda *given, found=found: found.add(given[2].dtype))
+    trainer.train()
+    assert dtypes == {teacher: {torch.bfloat16}, model: {torch.bfloat16}} and teacher.dtype == torch.float32
+
+
 @pytest.mark.parametrize("optim", ["adamw_torch", "sgd"])
 def test_fused_optimizers_are_used_and_equal(tmp_path, optim):
     fused = train(tmp_path, optim="adamw_torch_fused" if optim == "adamw_torch" else optim)
