@@ -113,6 +113,16 @@ def test_channels_are_grouped_as_from_the_full_resolution(source, similarity):
         assert torch.allclose(on_grid.softmax(1), probabilities, atol=1e-6)
 
 
+@pytest.mark.parametrize("similarity", ["cosine", "instance_norm"])
+def test_channels_are_grouped_in_float32_under_autocast(similarity):
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randn(2, 36, 64, generator=generator)
+    maps = torch.randn(2, 1, 6, 6, generator=generator) + 0.05 * torch.randn(2, 21, 6, 6, generator=generator)
+    expected = group_channels(tokens, maps, (6, 6), similarity)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(group_channels(tokens, maps, (6, 6), similarity), expected)
+
+
 def test_a_model_that_does_not_group_gets_no_logits():
     for switches in (PLAIN, {"use_grouping": False}, {"use_memory": False, "use_grouping": False}):
         assert pseudo_label_pass(tiny_model(**switches), images(1, (64, 64))).logits is None
