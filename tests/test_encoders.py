@@ -13,7 +13,7 @@ from hub_server import HubServer
 from huggingface_hub import constants, hf_hub_download
 from run_training import make_trainer
 from safetensors.torch import load_file, save_file
-from segmenter_tester import difference, images, logits_of, train_inputs
+from segmenter_tester import NO_BOTTLENECK, difference, images, logits_of, train_inputs
 from test_backbone import ENCODERS, VIT, tiny_backbone_model
 from transformers import (
     AutoModel,
@@ -197,6 +197,12 @@ def test_rates_follow_encoder_and_length(tmp_path):
     assert said == ["for this encoder and 300 updates: weight_decay 0.01, head_learning_rate_multiplier 50.0"]
     assert (args.learning_rate, args.optim, args.head_learning_rate_multiplier) == (0.5, "sgd", 50)
     assert recorded(args) == {"use_cpu": True, "learning_rate": 0.5}  # sgd is the default
+
+
+def test_a_model_type_whose_default_sizes_are_a_tuple_starts_at_random():
+    with torch.device("meta"):
+        model = load_encoder("convnext", num_labels=3, crop_size=64, **NO_BOTTLENECK)
+    assert model.config.feature_channels == (96, 192, 384, 768)
 
 
 @pytest.mark.parametrize(("settings", "layers"), [({"freeze_encoder": True}, 4), ({"freeze_encoder_layers": 2}, 2)])
