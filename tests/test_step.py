@@ -1,5 +1,7 @@
 """The training step around the model: the pseudo-label pass, precision, memory format, optimizers, compilation."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -111,6 +113,13 @@ def test_channels_are_grouped_as_from_the_full_resolution(source, similarity):
     if source == "probabilities":
         probabilities = F.interpolate(full.softmax(1), size=grid, mode="bilinear", align_corners=False)
         assert torch.allclose(on_grid.softmax(1), probabilities, atol=1e-6)
+
+
+def test_channels_are_grouped_by_the_places_of_their_tokens_where_the_model_pads():
+    model, ramp = tiny_backbone_model("swin"), torch.arange(70.0).expand(1, 3, 65, 70)
+    model.forward = lambda pixel_values: SimpleNamespace(logits=ramp)
+    logits = pseudo_label_pass(model, images(1, (65, 70))).logits
+    assert logits[0, 0].tolist() == [[15.5, 47.5, 69]] * 3  # a token spans 32 pixels
 
 
 @pytest.mark.parametrize("similarity", ["cosine", "instance_norm"])
