@@ -85,7 +85,8 @@ def test_recipe_and_overrides(tmp_path, suffix):
     data, model, args = parse_arguments(TYPES, [str(recipe), "--learning_rate", "0.25", "--backbone", "b0"])
     assert (data.data_dir, data.labeled_fraction) == ("somewhere", None)
     assert (model.backbone, model.crop_size) == ("b0", [96, 128])
-    assert (args.learning_rate, args.decay_norm_and_bias, args.lr_scheduler_kwargs) == (0.25, False, {"power": 2.0})
+    assert (args.learning_rate, args.decay_norm_and_bias) == (0.25, False)
+    assert args.lr_scheduler_kwargs == {"power": 2.0, "lr_end": 0.0}
 
 
 def test_an_unknown_argument_is_named_with_the_one_meant(tmp_path):

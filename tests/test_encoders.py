@@ -13,25 +13,33 @@ from hub_server import HubServer
 from huggingface_hub import constants, hf_hub_download
 from run_training import make_trainer
 from safetensors.torch import load_file, save_file
-from segmenter_tester import difference, images, logits_of, train_inputs
-from test_backbone import ENCODERS, tiny_backbone_model
+from segmenter_tester import NO_BOTTLENECK, difference, images, logits_of, train_inputs
+from test_backbone import ENCODERS, VIT, tiny_backbone_model
 from transformers import (
     AutoModel,
+    BeitConfig,
     ConvNextForImageClassification,
     Dinov2ForImageClassification,
+    PixioConfig,
     ResNetForImageClassification,
     SegformerConfig,
     SegformerModel,
     SwinForImageClassification,
 )
 
-from allspark_hf import AllSparkConfig, AllSparkTrainingArguments
+from allspark_hf import (
+    AllSparkBackboneConfig,
+    AllSparkConfig,
+    AllSparkTrainingArguments,
+    BackboneForSemiSupervisedSegmentation,
+)
 from allspark_hf.cli.arguments import ModelArguments, parse_arguments
 from allspark_hf.cli.encoder_defaults import apply_encoder_defaults, encoder_defaults
 from allspark_hf.cli.models import resolve_encoder
 from allspark_hf.inference.loading import load_trained, make_image_processor
 from allspark_hf.models import encoders
 from allspark_hf.models.encoders import encoder_config, encoder_normalization, load_encoder
+from allspark_hf.models.freezing import freeze_encoder
 from allspark_hf.models.pretrained import check_reachable
 from allspark_hf.utils.arguments import names, recorded
 
@@ -191,6 +199,12 @@ def test_rates_follow_encoder_and_length(tmp_path):
     assert recorded(args) == {"use_cpu": True, "learning_rate": 0.5}  # sgd is the default
 
 
+def test_a_model_type_whose_default_sizes_are_a_tuple_starts_at_random():
+    with torch.device("meta"):
+        model = load_encoder("convnext", num_labels=3, crop_size=64, **NO_BOTTLENECK)
+    assert model.config.feature_channels == (96, 192, 384, 768)
+
+
 @pytest.mark.parametrize(("settings", "layers"), [({"freeze_encoder": True}, 4), ({"freeze_encoder_layers": 2}, 2)])
 def test_frozen_parts_keep_their_weights(tmp_path, settings, layers):
     model = tiny_backbone_model("dinov2", channel_attention_dropout=0.0)
@@ -215,6 +229,15 @@ def test_frozen_parts_keep_their_weights(tmp_path, settings, layers):
     assert features[-1].requires_grad == (layers < 4)  # no graph is kept in a frozen encoder
 
 
+@pytest.mark.parametrize("kind", [BeitConfig, PixioConfig])
+def test_embeddings_that_lie_deeper_are_frozen_with_the_layers(kind):
+    encoder = kind(**VIT | {"image_size": 64}, patch_size=16)
+    model = BackboneForSemiSupervisedSegmentation(AllSparkBackboneConfig(backbone_config=encoder, crop_size=64))
+    freeze_encoder(model, 2)
+    trained = {name for name, parameter in model.backbone.named_parameters() if parameter.requires_grad}
+    assert trained and not any("embeddings" in name or re.search(r"layers?\.[01]\.", name) for name in trained)
+
+
 def test_a_second_training_of_a_model_freezes_what_its_own_arguments_say(tmp_path):
     model = tiny_backbone_model("dinov2")
     model.classifier.bias.requires_grad_(False)  # by the user
@@ -228,7 +251,8 @@ def test_a_second_training_of_a_model_freezes_what_its_own_arguments_say(tmp_pat
 
 
 def test_layers_that_are_not_there(tmp_path):
-    for encoder, sentence in (("dinov2", "the encoder has 4 layers"), ("resnet", "'resnet' is none")):
+    nones = [(name, f"'{name}' is none") for name in ("resnet", "swin", "convnext")]
+    for encoder, sentence in (("dinov2", "the encoder has 4 layers"), *nones):
         with pytest.raises(ValueError, match=sentence):
             make_trainer(tiny_backbone_model(encoder), output_dir=str(tmp_path), freeze_encoder_layers=5)
 

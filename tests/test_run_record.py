@@ -87,7 +87,7 @@ def test_arguments_are_those_that_differ(tmp_path):
     common = {"output_dir": str(tmp_path), "report_to": "none", "use_cpu": True}
     assert recorded(AllSparkTrainingArguments(**common)) == {"use_cpu": True}
     given = {"learning_rate": 0.5, "eval_crop_size": [64], "eval_mode": "center_crop", "seed": 7}
-    given |= {"lr_scheduler_kwargs": {"power": 2.0}, "per_device_unlabeled_batch_size": 3}
+    given |= {"lr_scheduler_kwargs": {"power": 2.0, "lr_end": 0.0}, "per_device_unlabeled_batch_size": 3}
     given |= {"accelerator_config": {"even_batches": False}, "hub_model_id": "me/x"}
     found = public(recorded(AllSparkTrainingArguments(**common, **given, hub_token=SECRET)))
     assert found.pop("accelerator_config")["even_batches"] is False

@@ -1,5 +1,7 @@
 """The training step around the model: the pseudo-label pass, precision, memory format, optimizers, compilation."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -111,6 +113,23 @@ def test_channels_are_grouped_as_from_the_full_resolution(source, similarity):
     if source == "probabilities":
         probabilities = F.interpolate(full.softmax(1), size=grid, mode="bilinear", align_corners=False)
         assert torch.allclose(on_grid.softmax(1), probabilities, atol=1e-6)
+
+
+def test_channels_are_grouped_by_the_places_of_their_tokens_where_the_model_pads():
+    model, ramp = tiny_backbone_model("swin"), torch.arange(70.0).expand(1, 3, 65, 70)
+    model.forward = lambda pixel_values: SimpleNamespace(logits=ramp)
+    logits = pseudo_label_pass(model, images(1, (65, 70))).logits
+    assert logits[0, 0].tolist() == [[15.5, 47.5, 69]] * 3  # a token spans 32 pixels
+
+
+@pytest.mark.parametrize("similarity", ["cosine", "instance_norm"])
+def test_channels_are_grouped_in_float32_under_autocast(similarity):
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randn(2, 36, 64, generator=generator)
+    maps = torch.randn(2, 1, 6, 6, generator=generator) + 0.05 * torch.randn(2, 21, 6, 6, generator=generator)
+    expected = group_channels(tokens, maps, (6, 6), similarity)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(group_channels(tokens, maps, (6, 6), similarity), expected)
 
 
 def test_a_model_that_does_not_group_gets_no_logits():
@@ -232,6 +251,19 @@ def test_precision_and_memory_format_train_every_parameter_to_the_same_losses(tm
             silent = "linear_projections" in name and name.endswith("bias")  # BatchNorm removes these constants
             assert silent or torch.equal(parameter, before[name]) == is_unread(name, method), (options, name)
             assert parameter.dtype == torch.float32 and parameter.isfinite().all()
+
+
+@pytest.mark.parametrize("method", ["fixmatch", "unimatch_v2", "memory_contrastive", "allspark_unimatch"])
+def test_a_teacher_predicts_in_mixed_precision_as_the_student_does(tmp_path, method):
+    model = tiny_model(**({} if METHODS[method].needs_bottleneck else PLAIN))
+    settings = {"output_dir": str(tmp_path), "method": method, "max_steps": 1, "bf16": True}
+    trainer = make_trainer(model, **settings, eval_strategy="steps", eval_steps=1)
+    teacher, dtypes = trainer.method.labeling_model(model), {}
+    for part in (teacher, model):
+        found = dtypes.setdefault(part, set())
+        part.decode_head.linear_fuse.register_forward_hook(lambda *given, found=found: found.add(given[2].dtype))
+    trainer.train()
+    assert dtypes == {teacher: {torch.bfloat16}, model: {torch.bfloat16}} and teacher.dtype == torch.float32
 
 
 @pytest.mark.parametrize("optim", ["adamw_torch", "sgd"])

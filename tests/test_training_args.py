@@ -33,7 +33,8 @@ def test_defaults_follow_the_paper():
 
 
 def test_schedule_settings_can_be_replaced():
-    assert arguments(lr_scheduler_kwargs={"power": 2.0}).lr_scheduler_kwargs == {"power": 2.0}
+    assert arguments(lr_scheduler_kwargs={"power": 2.0}).lr_scheduler_kwargs == {"power": 2.0, "lr_end": 0.0}
+    assert arguments(lr_scheduler_kwargs='{"lr_end": 1e-5}').lr_scheduler_kwargs == {"power": 0.9, "lr_end": 1e-5}
     assert arguments(lr_scheduler_type="linear").lr_scheduler_kwargs is None
 
 
@@ -80,7 +81,7 @@ def test_the_command_line_reads_every_kind_of_field():
     argv += ["--logging_steps", "0.1", "--lr_scheduler_kwargs", '{"power": 1.5}', "--report_to", "none"]
     (args,) = HfArgumentParser(AllSparkTrainingArguments).parse_args_into_dataclasses(argv)
     assert args.method == "supervised" and args.decay_norm_and_bias is False
-    assert args.lr_scheduler_kwargs == {"power": 1.5} and args.report_to == []
+    assert args.lr_scheduler_kwargs == {"power": 1.5, "lr_end": 0.0} and args.report_to == []
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,9 @@
 """What the training methods share: the batch, the losses they return, and a few steps with one right way."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from types import MethodType
 from typing import ClassVar
 
 import torch
@@ -11,6 +13,7 @@ from transformers import PreTrainedModel
 from ..data.mixed import MixedBatch
 from ..data.views import STRONG, WEAK, View
 from ..models.encoders import IMAGENET
+from ..models.modeling_allspark import SemiSupervisedSegmenter
 from ..utils.arguments import argument, documented, names
 from .losses import ohem_labels, upsampled_cross_entropy_sum
 from .pseudo_labels import CONFIDENCE_STEP
@@ -149,8 +152,13 @@ class Method(nn.Module):
         """
         return {}
 
-    def attach(self, model: PreTrainedModel, device: torch.device) -> dict[str, float]:
-        """Adds the modules of `build` to a model; their learning rates by name, as multiples of the encoder's."""
+    def attach(
+        self, model: PreTrainedModel, device: torch.device, autocast: Callable | None = None
+    ) -> dict[str, float]:
+        """
+        Adds the modules of `build` to a model; their learning rates by name, as multiples of the encoder's. `autocast`
+        decorates the forward of the method's copies of the model with the training's mixed precision.
+        """
         if hasattr(model, "method_modules"):  # those of an earlier training
             del model.method_modules
         built = self.build(model)
@@ -159,6 +167,9 @@ class Method(nn.Module):
             model.method_modules = modules
             # Not as a submodule of the method: the modules belong to the model's weights, not to the method's state.
             object.__setattr__(self, "built", modules)
+        for part in self.modules() if autocast is not None else ():  # accelerate casts the trained model alone
+            if isinstance(part, SemiSupervisedSegmenter):
+                part.forward = MethodType(autocast(type(part).forward), part)
         self.to(device)
         return {name: rate for name, (_, rate) in built.items()}
 

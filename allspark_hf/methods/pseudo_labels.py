@@ -120,6 +120,9 @@ def _on_token_grid(full: torch.Tensor, config) -> torch.Tensor | None:
     if not (config.use_cross_attention and config.use_memory and config.use_grouping):
         return None
     grid = config.token_grid_of(*full.shape[2:])
+    bottom, right = (-side % getattr(config, "padded_multiple", 1) for side in full.shape[2:])
+    if bottom or right:  # the tokens reach over what the model pads
+        full = F.pad(full, (0, right, 0, bottom), mode="replicate")
     if config.grouping_source == "logits":
         return F.interpolate(full, size=grid, mode="bilinear", align_corners=False)
     # The model takes a softmax of what it gets; the softmax of logarithms of probabilities is the probabilities.

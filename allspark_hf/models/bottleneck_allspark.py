@@ -95,16 +95,16 @@ def group_channels(
         similarity (`str`): of a class map and a channel, `"cosine"` or `"instance_norm"` (Eq. 4).
         source (`str`): of the class maps, `"logits"` or `"probabilities"`.
     """
-    dtype = torch.promote_types(tokens.dtype, torch.float32)
-    class_maps = prediction.to(dtype)
-    if source == "probabilities":
-        class_maps = class_maps.softmax(dim=1)
+    tokens = at_least_float32(tokens)
+    class_maps = prediction.to(tokens.dtype)
+    class_maps = class_maps.softmax(dim=1) if source == "probabilities" else class_maps
     class_maps = F.interpolate(class_maps, size=grid, mode="bilinear", align_corners=False).flatten(2)
     if similarity == "cosine":
         # The channels stay as they are: a channel's norm is the same for every class and cannot change its argmax.
         class_maps = F.normalize(class_maps, dim=2, eps=COSINE_EPS)
     # Eq. 4 normalizes the product next, which is an increasing function and cannot change the argmax either.
-    return (class_maps @ tokens.to(dtype)).argmax(dim=1)
+    with maybe_autocast(tokens.device.type, enabled=False):  # rounded products tie, and the first class gets the tie
+        return (class_maps @ tokens).argmax(dim=1)
 
 
 class _GatherImages(torch.autograd.Function):

@@ -282,6 +282,9 @@ def _encoder_config(given: dict | PreTrainedConfig | None) -> PreTrainedConfig:
         ):
             raise ValueError(f"backbone_config of {kind!r} has no field {', '.join(unknown)}: correct the names.")
     check_has_backbone(config)
+    for name, value in vars(config).items():
+        if isinstance(value, tuple):  # a default; ConvNeXt and FocalNet add a list to it
+            setattr(config, name, list(value))
     config._name_or_path = ""  # which would be saved, and name folders of the machine that trained
     config.dtype = None  # the model's, whatever type an encoder was saved in
     if hasattr(config, "reshape_hidden_states"):

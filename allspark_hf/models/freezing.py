@@ -18,7 +18,7 @@ def freeze_encoder(model: Segmenter, num_layers: int | None = None):
         ValueError: if the encoder has no layers of one kind, or not as many.
     """
     encoder = model.base_model
-    frozen = [encoder] if num_layers is None else _first_layers(encoder, num_layers)
+    frozen = [encoder] if num_layers is None else _first_layers(model, num_layers)
     found = {id(parameter) for part in frozen for parameter in part.parameters() if parameter.requires_grad}
     model.frozen_names = [name for name, parameter in model.named_parameters() if id(parameter) in found]
     for part in frozen:
@@ -33,10 +33,12 @@ def thaw_encoder(model: Segmenter):
     model.train(model.training)
 
 
-def _first_layers(encoder: nn.Module, num_layers: int) -> list[nn.Module]:
+def _first_layers(model: Segmenter, num_layers: int) -> list[nn.Module]:
+    encoder, strides = model.base_model, getattr(model.config, "feature_strides", ())
     total = getattr(encoder.config, "num_hidden_layers", None)
-    stacks = [part for part in encoder.modules() if isinstance(part, nn.ModuleList) and len(part) == total]
-    if not stacks:
+    parts = dict(encoder.named_modules())
+    stacks = [name for name, part in parts.items() if isinstance(part, nn.ModuleList) and len(part) == total]
+    if not stacks or len(set(strides)) > 1:  # some pyramids call their stages layers
         raise ValueError(
             f"freeze_encoder_layers={num_layers} counts the layers of a plain ViT, and {encoder.config.model_type!r} "
             "is none: leave it out, or freeze the whole encoder (freeze_encoder=True)."
@@ -45,5 +47,6 @@ def _first_layers(encoder: nn.Module, num_layers: int) -> list[nn.Module]:
         raise ValueError(
             f"freeze_encoder_layers={num_layers}, but the encoder has {total} layers: set at most {total}."
         )
-    before = [part for name, part in encoder.named_children() if "embed" in name]
-    return [*before, *stacks[0][:num_layers]]
+    stack = stacks[0]
+    before = [name for name in parts if "embed" in name.rpartition(".")[2] and not name.startswith(f"{stack}.")]
+    return [*(parts[name] for name in before), *parts[stack][:num_layers]]

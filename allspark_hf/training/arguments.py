@@ -254,13 +254,13 @@ class AllSparkTrainingArguments(TrainingArguments, EvaluationArguments, *argumen
 
     def __post_init__(self):
         given = {one.name: getattr(self, one.name) for one in fields(self) if one.init}
-        if self.lr_scheduler_type == "polynomial" and self.lr_scheduler_kwargs is None:
-            self.lr_scheduler_kwargs = {"power": 0.9, "lr_end": 0.0}
         self.ddp_find_unused_parameters = bool(self.ddp_find_unused_parameters)
         super().__post_init__()
+        own = {"power": 0.9, "lr_end": 0.0} if self.lr_scheduler_type == "polynomial" else {}
         if self.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy"):  # by default, these wait for a metric to fall
-            falling_or_rising = {"mode": "max" if self.greater_is_better else "min"}
-            self.lr_scheduler_kwargs = falling_or_rising | (self.lr_scheduler_kwargs or {})
+            own = {"mode": "max" if self.greater_is_better else "min"}
+        if own:
+            self.lr_scheduler_kwargs = own | (self.lr_scheduler_kwargs or {})
         EvaluationArguments.__post_init__(self)  # TrainingArguments' own does not pass on
         if self.per_device_unlabeled_batch_size is None:
             self.per_device_unlabeled_batch_size = self.per_device_train_batch_size

@@ -147,7 +147,8 @@ class AllSparkTrainer(Trainer):
         self.method.normalization = (self.processing_class.image_mean, self.processing_class.image_std)
         weights = class_weights(self.args, self.train_dataset, self.model.config)
         self.method.class_weights = None if weights is None else weights.to(self.args.device)
-        return self.method.attach(self.model, self.args.device)
+        autocast = self.accelerator.autocast() if self.accelerator.native_amp else None
+        return self.method.attach(self.model, self.args.device, autocast)
 
     def _connect_parts(self):
         for callback in filter(None, (Hooks(self), self.record, self.stream)):
