@@ -27,6 +27,7 @@ PAPER = {
 STUDY = {
     "nuclei-supervised": ("86.47", True),
     "nuclei-unimatch-v2": ("79.49", True),
+    "nuclei-allspark-unimatch": ("79.21", True),
     "camvid-supervised": ("62.16", False),
 }
 
