@@ -11,6 +11,7 @@ import pytest
 from labeling import read_masks, write_picture
 from PIL import Image, ImageOps
 
+from allspark_hf.cli.importing import report
 from allspark_hf.cli.main import main
 from allspark_hf.data.labeling.export import Canvas
 from allspark_hf.data.labeling.files import Files
@@ -96,6 +97,21 @@ def test_splits(tmp_path):
     assert sorted(masks) == ["test/c", "train/a", "val/a"] and imported.labeled["test"] == ["images/test/c.jpg"]
     unlabeled = ["images/train/from_val/b.jpg", "images/train/sub/a.jpg"]
     assert sorted(imported.unlabeled["train"]) == unlabeled and imported.events["moved"] == 1
+
+
+def test_pictures_of_no_split_are_counted(tmp_path):
+    """Beside pictures of splits, those in other folders are for training; without any split, nothing is said."""
+    images = ["val/a.jpg", "b.jpg", "train/c.jpg", "more/d.jpg"]
+    for name in images:
+        write_picture(tmp_path / "x" / name, 4, 6)
+    objects = [(place, 0, SQUARE) for place in range(4)]
+    coco(tmp_path / "x", images=images, objects=objects)
+    masks, imported = read_masks(tmp_path / "x")
+    assert sorted(masks) == ["train/b", "train/c", "train/more/d", "val/a"] and imported.events["unknown"] == 2
+    assert "Pictures of no split, which are training pictures now: 2." in report(imported, "unlabeled")
+    write_picture(tmp_path / "y" / "a.jpg", 4, 6)
+    coco(tmp_path / "y", objects=[(0, 0, SQUARE)])
+    assert read_masks(tmp_path / "y")[1].events["unknown"] == 0
 
 
 def test_which_picture_of_a_name_is_meant(tmp_path):
