@@ -47,6 +47,7 @@ from allspark_hf.inference.resume import begin, check_existing, check_output_dir
 from allspark_hf.inference.writers import LARGEST_STORED_VALUE, AreaWriter, Drawing, PictureWriter, ResultWriter
 from allspark_hf.models.weights import weights_digest
 from allspark_hf.utils.arguments import argument, check_values, plain
+from allspark_hf.utils.files import PREDICTIONS
 from allspark_hf.utils.text import one_line
 
 
@@ -280,8 +281,11 @@ def predict(job: Job, state: PartialState, num_workers: int) -> tuple[int, int, 
     """
     own, large = (rows[state.process_index :: state.num_processes] for rows in (job.planned, job.large))
     rows = [row for rows in [*own, large] for row in rows]
-    done = frozenset(row for row in rows if is_done(job.writers, job.names[row], job.files[row]))
-    drawn = frozenset(row for row in rows if is_done(job.writers[:1], job.names[row], job.files[row]))
+    settings = job.output_dir / PREDICTIONS
+    done, drawn = (
+        frozenset(row for row in rows if is_done(writers, job.names[row], job.files[row], settings))
+        for writers in (job.writers, job.writers[:1])
+    )
     left = [rows for rows in own if not drawn.issuperset(rows)]
     batches = PreparedBatches(job.files, left, job.image_processor, job.model.config, job.how)
     total, failed, stopped = len(rows) - len(done), 0, None
