@@ -313,7 +313,8 @@ def test_predict_command(tmp_path, model, monkeypatch, capsys):
     code, said = run(monkeypatch, capsys, *options, "--overwrite")
     assert code == 1 and "b.png: not predicted" in said.err and not (out / "b_mask.tif").exists()
     assert run(monkeypatch, capsys, *options, "--overwrite", "--tile_size", 90)[0] == 1
-    assert {path.name for path in out.iterdir()} >= {"a_mask.tif", "c_mask.tif"}
+    of_run = {"areas.csv", "legend.png", "predict.json"}
+    assert {path.name for path in out.iterdir()} == {"a_mask.tif", "c_mask.tif", *of_run}
     with Image.open(out / "a_mask.tif") as mask:
         right = np.array([0, 50, 100, 255])[predict_mask(model, PROCESSOR, picture())]
         np.testing.assert_array_equal(np.asarray(mask), right)

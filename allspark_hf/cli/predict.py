@@ -268,6 +268,7 @@ def settings_of(arguments, how: PredictionArguments, config, image_processor, pi
 def outdated_files(job: Job) -> list[Path]:
     """Results of earlier runs, including kinds that this run does not write."""
     earlier = [job.writers[0].path(name, kind) for name in job.names for kind in PictureWriter.KINDS]
+    earlier = [path.with_suffix(suffix) for path in earlier for suffix in (".png", ".tif")]  # in one piece or in tiles
     return [*result_files(job.writers, job.names), *earlier, *all_files(job.output_dir, job.names)]
 
 
