@@ -147,6 +147,18 @@ def test_existing_results_need_overwrite(model_dir, images, tmp_path, monkeypatc
         assert mask.size == (70, 51)
 
 
+def test_going_on_with_other_images_is_refused(model_dir, images, tmp_path, monkeypatch, capsys):
+    """areas.csv would lose the images before."""
+    output_dir = tmp_path / "out"
+    options = ["--model", model_dir, "--output_dir", output_dir, "--resume", "--input"]
+    assert run(monkeypatch, capsys, *options, images / "a.png")[0] == 0
+    areas = (output_dir / "areas.csv").read_text()
+    code, errors = run(monkeypatch, capsys, *options, images / "b.png")
+    assert code == 2 and f"made with input '{images / 'a.png'}', not '{images / 'b.png'}': " in errors
+    assert run(monkeypatch, capsys, *options, images / "a.png")[0] == 0
+    assert (output_dir / "areas.csv").read_text() == areas and areas.count("a.png,") == len(NAMES)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -178,7 +178,9 @@ def prepare(arguments: PredictArguments, how: PredictionArguments, state: Partia
     writers = make_writers(arguments, drawn, root, images, [names[row] for row in large])
     check_existing(output_dir, result_files(writers, names), arguments.resume, arguments.overwrite)
     settings = settings_of(arguments, how, model.config, image_processor, writers[0])
-    settings = {"input": str(root.resolve()), "model": digest} | settings
+    # A file or a pattern counts as another input, since areas.csv and files of tools list the images of one run.
+    source = str(root.resolve()) if Path(arguments.input).is_dir() else os.path.abspath(arguments.input)
+    settings = {"input": source, "model": digest} | settings
     if arguments.resume:
         check_settings(output_dir, settings)
     # With mix_images_in_eval, the prediction of an image depends on its batch.
