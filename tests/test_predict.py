@@ -1,3 +1,4 @@
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -236,6 +237,12 @@ def test_finding_images(images, tmp_path, capsys):
     assert find_images(str(images), images / "out") == (images, [images / "Photo.JFIF", *expected])
     assert find_images(f"{images}/**/*.png", images / "out") == (images, expected)
     assert find_images(f"{images}/s*/a.png", tmp_path) == (images, expected[2:])
+    sentence = (
+        f"output_dir {images / 'sub'} holds images of the input, first {expected[2]}, which would not be predicted"
+    )
+    for pattern in (images, f"{images}/**/*.png"):
+        with pytest.raises(ValueError, match=re.escape(f"{sentence}: choose another output_dir.")):
+            find_images(str(pattern), images / "sub")
     assert find_images(str(images / "b.png"), images) == (images, expected[1:2])
     (images / "Photo.JFIF").unlink()
     (images / "notes.txt").unlink()
