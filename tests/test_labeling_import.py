@@ -89,29 +89,17 @@ def test_splits(tmp_path):
     """By the names of files and folders; equal names stay apart; a validation image needs a mask."""
     for name in ("train2017/a.jpg", "train2017/sub/a.jpg", "val2017/a.jpg", "val2017/b.jpg", "test2017/c.jpg"):
         write_picture(tmp_path / name, 4, 6)
+    write_picture(tmp_path / "d.jpg", 4, 6)
+    coco(tmp_path, "annotations/instances.json", ["d.jpg"])  # of no split
     names = {"train": ["a.jpg", "sub/a.jpg"], "val": ["a.jpg", "b.jpg"], "test": ["c.jpg"]}
     for split, images in names.items():
         images = [f"{split}2017/{image}" for image in images]
         coco(tmp_path, f"annotations/instances_{split}2017.json", images, [(0, 0, SQUARE)])
     masks, imported = read_masks(tmp_path)
     assert sorted(masks) == ["test/c", "train/a", "val/a"] and imported.labeled["test"] == ["images/test/c.jpg"]
-    unlabeled = ["images/train/from_val/b.jpg", "images/train/sub/a.jpg"]
+    unlabeled = ["images/train/d.jpg", "images/train/from_val/b.jpg", "images/train/sub/a.jpg"]
     assert sorted(imported.unlabeled["train"]) == unlabeled and imported.events["moved"] == 1
-
-
-def test_pictures_of_no_split_are_counted(tmp_path):
-    """Beside pictures of splits, those in other folders are for training; without any split, nothing is said."""
-    images = ["val/a.jpg", "b.jpg", "train/c.jpg", "more/d.jpg"]
-    for name in images:
-        write_picture(tmp_path / "x" / name, 4, 6)
-    objects = [(place, 0, SQUARE) for place in range(4)]
-    coco(tmp_path / "x", images=images, objects=objects)
-    masks, imported = read_masks(tmp_path / "x")
-    assert sorted(masks) == ["train/b", "train/c", "train/more/d", "val/a"] and imported.events["unknown"] == 2
-    assert "Pictures of no split, which are training pictures now: 2." in report(imported, "unlabeled")
-    write_picture(tmp_path / "y" / "a.jpg", 4, 6)
-    coco(tmp_path / "y", objects=[(0, 0, SQUARE)])
-    assert read_masks(tmp_path / "y")[1].events["unknown"] == 0
+    assert "Pictures of no split, which are training pictures now: 1." in report(imported, "unlabeled")
 
 
 def test_which_picture_of_a_name_is_meant(tmp_path):
