@@ -181,10 +181,10 @@ def bad_file(path, kind: str):
     values = np.zeros((5, 40, 40), dtype=np.uint8)
     if kind == "pages":
         picture().save(path, save_all=True, append_images=[picture()])
-    elif kind == "turned":
+    elif kind.startswith("turned"):
         exif = Image.Exif()
         exif[274] = 6
-        picture().save(path, exif=exif)
+        picture().save(path, kind[7:] or "TIFF", exif=exif)
     elif kind in ("CMYK", "1"):
         picture().convert(kind).save(path)
     elif kind == "white is 0":
@@ -199,12 +199,12 @@ def bad_file(path, kind: str):
     "kind, message",
     [
         ("pages", "has 2 pages"),
-        ("turned", r"EXIF orientation 6\), .*save it upright"),
+        *((f"turned{form}", r"EXIF orientation 6\), .*save it upright") for form in ("", " JPEG", " PNG", " WEBP")),
         ("CMYK", r"4 bands \(red, green, blue, alpha\) of CMYK, uint8, but gray"),
         ("1", r"1 bands \(palette\) of 1 bits, uint8"),
         ("white is 0", "white as 0"),
-        ("bands", r"5 bands \(gray, undefined.*gdal_translate|TIFF file of a kind that Pillow does not know"),
-        ("float", r"of float32, but|TIFF file of a kind that Pillow does not know"),
+        ("bands", r"5 bands \(gray, undefined.*gdal_translate|a file of a kind that Pillow does not know"),
+        ("float", r"of float32, but|a file of a kind that Pillow does not know"),
         ("signed", r"of int16, but"),
         ("cut PNG", "image.tif cannot be read: "),
         ("cut JPEG", "image.tif cannot be read: "),
