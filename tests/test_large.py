@@ -122,6 +122,7 @@ FILES = {
     "no opacity": lambda: bands_tiff(opacity(COLORS, sharp=False), extra=(2,)),
     "near infrared": lambda: bands_tiff(opacity(COLORS, sharp=True), extra=(0,)),
     "PNG": lambda: as_bytes(Image.fromarray(opacity(COLORS, sharp=False))),
+    "WebP": lambda: as_bytes(Image.fromarray(opacity(COLORS, sharp=False)), "WEBP", lossless=True, exact=True),
     "16 bits, gray": lambda: bands_tiff(DEEP[..., :1], rgb=False),
     "16 bits, big endian": lambda: bands_tiff(DEEP, order=">"),
     "16 bits, opacity": lambda: bands_tiff(opacity(DEEP, sharp=True), extra=(2,)),

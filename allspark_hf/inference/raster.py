@@ -175,8 +175,8 @@ class WindowedPicture:
 
 
 def _is_opacity(raster, band: int) -> bool:
-    """Whether a band is opacity, as [`load_image`] decides: in PNG, or if it holds only 0 and the largest value."""
-    if raster.driver == "PNG":
+    """Whether a band is opacity, as [`load_image`] decides: in PNG and WebP, or if it holds only 0 and the largest."""
+    if raster.driver in HEADERS:
         return True
     largest, seen = np.iinfo(raster.dtypes[0]).max, False
     for _, window in raster.block_windows(band):
