@@ -323,6 +323,12 @@ def test_color_masks(tmp_path):
     Image.fromarray(table[EXPECTED]).save(tmp_path / "masks" / "a.png")
     masks, imported = read_masks(tmp_path)
     assert masks == {"train/a": EXPECTED} and imported.unlabeled["train"] == ["images/train/b.jpg"]
+    write_picture(tmp_path / "unlabeled" / "images" / "c.jpg", 4, 6)
+    (tmp_path / "unlabeled" / "masks").mkdir()
+    Image.fromarray(table[EXPECTED]).save(tmp_path / "unlabeled" / "masks" / "c.png")  # hidden, as in training
+    masks, imported = read_masks(tmp_path)
+    assert masks == {"train/a": EXPECTED}
+    assert imported.unlabeled["train"] == ["images/train/b.jpg", "images/train/c.jpg"]
     assert imported.classes.colors == table.tolist() or imported.classes.colors == list(map(tuple, table.tolist()))
 
 
