@@ -140,7 +140,7 @@ def test_names_that_text_cannot_hold(tmp_path, name):
         ("json", '["a", "b", "a"]', "classes 0 and 2 are both named 'a'"),
         ("json", '["a", " "]', "Class 1 has the name ' '"),
         ("json", '{"names": "ab"}', '"names" must be a list'),
-        ("json", '{"names": ["a", 3]}', "Class 1 has the name 3"),
+        ("json", '{"names": ["a", 3]}', "Class 1 has the name 3, which is no text; put it into quotes."),
         ("json", '{"names": ["a", "b"], "colors": [[0, 0, 0]]}', "2 class names but 1 colors"),
         ("json", '{"names": ["a"], "colors": [[0, 0, 256]]}', r"color of class 'a' is \[0, 0, 256\]"),
         ("json", '{"names": ["a"], "colors": [[0, -1, 0]]}', "whole numbers from 0 to 255"),
@@ -178,7 +178,7 @@ def test_names_that_text_cannot_hold(tmp_path, name):
         ("json", '[{"id": 0, "name": "a"}, {"name": "b"}]', "Only 1 of the 2 classes have an index"),
         ("yaml", "0: a\n0: b\n", 'key "0" occurs twice'),
         ("yaml", "a: [\n", "not valid YAML"),
-        ("yaml", "0: sky\n1: no\n", "Class 1 has the name False"),
+        ("yaml", "0: sky\n1: no\n", "Class 1 has the name False, which is no text; put it into quotes."),
         ("xml", "sky\n", r"must end in \.json, \.yaml, .*; rename it"),
     ],
 )

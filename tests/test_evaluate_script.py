@@ -9,17 +9,19 @@ import subprocess
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_model
+from conftest import tiny_config, tiny_model
 from forking import python
 from in_process import SCRIPTS, run_script
 from layout_folders import load_folder
 from PIL import Image
 
+from allspark_hf.data import DataArguments
 from allspark_hf.demo.data import CLASS_NAMES, write_demo_data
 from allspark_hf.evaluation.arguments import EvaluationArguments
 from allspark_hf.evaluation.evaluator import EvaluationDataset
 from allspark_hf.evaluation.metrics import BoundaryCounts, ConfusionMatrix
 from allspark_hf.evaluation.prediction import predict_logits
+from allspark_hf.evaluation.selection import select_split
 from allspark_hf.inference.loading import load_trained, make_image_processor
 from allspark_hf.models.weights import weights_digest
 
@@ -176,6 +178,15 @@ def test_splits(tmp_path, data_dir, model_dir):
         tmp_path, "--model", model_dir, "--data_dir", data_dir, "--labeled_count", 2, "--split", "all"
     )
     assert scores["num_images"] == 7 and scores["confusion_matrix"] == sums.tolist()
+
+
+def test_a_second_source_of_unlabeled_images_is_left_out(data_dir):
+    """The options of the training may be given, though none of its unlabeled images has a mask."""
+    second = {"unlabeled_dataset_name": "user/name", "unlabeled_split_name": "extra"}
+    second |= {"unlabeled_dataset_config_name": "large", "unlabeled_image_column_name": "picture"}
+    config = tiny_config(num_labels=len(CLASS_NAMES), id2label=dict(enumerate(CLASS_NAMES)))
+    arguments = DataArguments(data_dir=str(data_dir), unlabeled_streaming=True, **second)
+    assert len(select_split("validation", arguments, config, "no_folder")) == 3
 
 
 def test_mask_values(tmp_path, data_dir, model_dir):

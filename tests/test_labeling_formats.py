@@ -86,6 +86,18 @@ def test_yolo(tmp_path):
     assert imported.unlabeled["train"] == ["images/train/b.jpg"]
 
 
+def test_labels_beside_their_pictures_need_these_pictures(tmp_path):
+    """As labels in a folder of their own do; other text is no label."""
+    write_picture(tmp_path / "photos" / "a.jpg", 4, 6)
+    (tmp_path / "data.yaml").write_text("train: photos\nnames: [car]\n")
+    for name, text in (("a", "0 0 0 0.5 0 0.5 0.5 0 0.5"), ("README", "5 pictures of cars"), ("more", "")):
+        (tmp_path / "photos" / f"{name}.txt").write_text(text)
+    assert read_masks(tmp_path)[0] == {"train/photos/a": [[1, 1, 1, 0, 0, 0]] * 2 + [[0] * 6] * 2}
+    (tmp_path / "photos" / "b.txt").write_text("0 0 0 0.5 0 0.5 0.5 0 0.5")
+    with pytest.raises(ValueError, match=r"b\.txt labels no picture that .*data\.yaml lists \(1 such files\); put"):
+        read_masks(tmp_path)
+
+
 def test_yolo_of_label_studio(tmp_path):
     """`classes.txt` beside `images` and `labels`, and no `data.yaml`."""
     write_picture(tmp_path / "images" / "a.jpg", 4, 6)
@@ -323,6 +335,12 @@ def test_color_masks(tmp_path):
     Image.fromarray(table[EXPECTED]).save(tmp_path / "masks" / "a.png")
     masks, imported = read_masks(tmp_path)
     assert masks == {"train/a": EXPECTED} and imported.unlabeled["train"] == ["images/train/b.jpg"]
+    write_picture(tmp_path / "unlabeled" / "images" / "c.jpg", 4, 6)
+    (tmp_path / "unlabeled" / "masks").mkdir()
+    Image.fromarray(table[EXPECTED]).save(tmp_path / "unlabeled" / "masks" / "c.png")  # hidden, as in training
+    masks, imported = read_masks(tmp_path)
+    assert masks == {"train/a": EXPECTED}
+    assert imported.unlabeled["train"] == ["images/train/b.jpg", "images/train/c.jpg"]
     assert imported.classes.colors == table.tolist() or imported.classes.colors == list(map(tuple, table.tolist()))
 
 

@@ -11,6 +11,7 @@ import pytest
 from labeling import read_masks, write_picture
 from PIL import Image, ImageOps
 
+from allspark_hf.cli.importing import report
 from allspark_hf.cli.main import main
 from allspark_hf.data.labeling.export import Canvas
 from allspark_hf.data.labeling.files import Files
@@ -88,14 +89,17 @@ def test_splits(tmp_path):
     """By the names of files and folders; equal names stay apart; a validation image needs a mask."""
     for name in ("train2017/a.jpg", "train2017/sub/a.jpg", "val2017/a.jpg", "val2017/b.jpg", "test2017/c.jpg"):
         write_picture(tmp_path / name, 4, 6)
+    write_picture(tmp_path / "d.jpg", 4, 6)
+    coco(tmp_path, "annotations/instances.json", ["d.jpg"])  # of no split
     names = {"train": ["a.jpg", "sub/a.jpg"], "val": ["a.jpg", "b.jpg"], "test": ["c.jpg"]}
     for split, images in names.items():
         images = [f"{split}2017/{image}" for image in images]
         coco(tmp_path, f"annotations/instances_{split}2017.json", images, [(0, 0, SQUARE)])
     masks, imported = read_masks(tmp_path)
     assert sorted(masks) == ["test/c", "train/a", "val/a"] and imported.labeled["test"] == ["images/test/c.jpg"]
-    unlabeled = ["images/train/from_val/b.jpg", "images/train/sub/a.jpg"]
+    unlabeled = ["images/train/d.jpg", "images/train/from_val/b.jpg", "images/train/sub/a.jpg"]
     assert sorted(imported.unlabeled["train"]) == unlabeled and imported.events["moved"] == 1
+    assert "Pictures of no split, which are training pictures now: 1." in report(imported, "unlabeled")
 
 
 def test_which_picture_of_a_name_is_meant(tmp_path):

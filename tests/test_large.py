@@ -122,6 +122,7 @@ FILES = {
     "no opacity": lambda: bands_tiff(opacity(COLORS, sharp=False), extra=(2,)),
     "near infrared": lambda: bands_tiff(opacity(COLORS, sharp=True), extra=(0,)),
     "PNG": lambda: as_bytes(Image.fromarray(opacity(COLORS, sharp=False))),
+    "WebP": lambda: as_bytes(Image.fromarray(opacity(COLORS, sharp=False)), "WEBP", lossless=True, exact=True),
     "16 bits, gray": lambda: bands_tiff(DEEP[..., :1], rgb=False),
     "16 bits, big endian": lambda: bands_tiff(DEEP, order=">"),
     "16 bits, opacity": lambda: bands_tiff(opacity(DEEP, sharp=True), extra=(2,)),
@@ -181,10 +182,10 @@ def bad_file(path, kind: str):
     values = np.zeros((5, 40, 40), dtype=np.uint8)
     if kind == "pages":
         picture().save(path, save_all=True, append_images=[picture()])
-    elif kind == "turned":
+    elif kind.startswith("turned"):
         exif = Image.Exif()
         exif[274] = 6
-        picture().save(path, exif=exif)
+        picture().save(path, kind[7:] or "TIFF", exif=exif)
     elif kind in ("CMYK", "1"):
         picture().convert(kind).save(path)
     elif kind == "white is 0":
@@ -199,12 +200,12 @@ def bad_file(path, kind: str):
     "kind, message",
     [
         ("pages", "has 2 pages"),
-        ("turned", r"EXIF orientation 6\), .*save it upright"),
+        *((f"turned{form}", r"EXIF orientation 6\), .*save it upright") for form in ("", " JPEG", " PNG", " WEBP")),
         ("CMYK", r"4 bands \(red, green, blue, alpha\) of CMYK, uint8, but gray"),
         ("1", r"1 bands \(palette\) of 1 bits, uint8"),
         ("white is 0", "white as 0"),
-        ("bands", r"5 bands \(gray, undefined.*gdal_translate|TIFF file of a kind that Pillow does not know"),
-        ("float", r"of float32, but|TIFF file of a kind that Pillow does not know"),
+        ("bands", r"5 bands \(gray, undefined.*gdal_translate|a file of a kind that Pillow does not know"),
+        ("float", r"of float32, but|a file of a kind that Pillow does not know"),
         ("signed", r"of int16, but"),
         ("cut PNG", "image.tif cannot be read: "),
         ("cut JPEG", "image.tif cannot be read: "),
@@ -313,7 +314,8 @@ def test_predict_command(tmp_path, model, monkeypatch, capsys):
     code, said = run(monkeypatch, capsys, *options, "--overwrite")
     assert code == 1 and "b.png: not predicted" in said.err and not (out / "b_mask.tif").exists()
     assert run(monkeypatch, capsys, *options, "--overwrite", "--tile_size", 90)[0] == 1
-    assert {path.name for path in out.iterdir()} >= {"a_mask.tif", "c_mask.tif"}
+    of_run = {"areas.csv", "legend.png", "predict.json"}
+    assert {path.name for path in out.iterdir()} == {"a_mask.tif", "c_mask.tif", *of_run}
     with Image.open(out / "a_mask.tif") as mask:
         right = np.array([0, 50, 100, 255])[predict_mask(model, PROCESSOR, picture())]
         np.testing.assert_array_equal(np.asarray(mask), right)

@@ -1,3 +1,4 @@
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -147,6 +148,18 @@ def test_existing_results_need_overwrite(model_dir, images, tmp_path, monkeypatc
         assert mask.size == (70, 51)
 
 
+def test_going_on_with_other_images_is_refused(model_dir, images, tmp_path, monkeypatch, capsys):
+    """areas.csv would lose the images before."""
+    output_dir = tmp_path / "out"
+    options = ["--model", model_dir, "--output_dir", output_dir, "--resume", "--input"]
+    assert run(monkeypatch, capsys, *options, images / "a.png")[0] == 0
+    areas = (output_dir / "areas.csv").read_text()
+    code, errors = run(monkeypatch, capsys, *options, images / "b.png")
+    assert code == 2 and f"made with input '{images / 'a.png'}', not '{images / 'b.png'}': " in errors
+    assert run(monkeypatch, capsys, *options, images / "a.png")[0] == 0
+    assert (output_dir / "areas.csv").read_text() == areas and areas.count("a.png,") == len(NAMES)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -224,6 +237,12 @@ def test_finding_images(images, tmp_path, capsys):
     assert find_images(str(images), images / "out") == (images, [images / "Photo.JFIF", *expected])
     assert find_images(f"{images}/**/*.png", images / "out") == (images, expected)
     assert find_images(f"{images}/s*/a.png", tmp_path) == (images, expected[2:])
+    sentence = (
+        f"output_dir {images / 'sub'} holds images of the input, first {expected[2]}, which would not be predicted"
+    )
+    for pattern in (images, f"{images}/**/*.png"):
+        with pytest.raises(ValueError, match=re.escape(f"{sentence}: choose another output_dir.")):
+            find_images(str(pattern), images / "sub")
     assert find_images(str(images / "b.png"), images) == (images, expected[1:2])
     (images / "Photo.JFIF").unlink()
     (images / "notes.txt").unlink()

@@ -296,6 +296,25 @@ def test_overwrite_leaves_nothing_of_the_earlier_run(model_dir, images, tmp_path
     assert json.loads((out / "predict.json").read_text())["probabilities"] is False
 
 
+def test_results_of_other_settings_are_never_taken_over(model_dir, images, tmp_path, monkeypatch, capsys):
+    """--overwrite leaves results of images that it does not predict; they are older than its settings."""
+    out, options = tmp_path / "out", ["--model", model_dir, "--alpha"]
+    both = tmp_path / "both"
+    both.mkdir()
+    for name in ("0.png", "1.png"):
+        (both / name).write_bytes((images / name).read_bytes())
+    (other := tmp_path / "1.png").write_bytes((both / "1.png").read_bytes())
+    assert run(monkeypatch, capsys, *options, "0.2", "--input", both, "--output_dir", out)[0] == 0
+    (both / "1.png").unlink()
+    assert run(monkeypatch, capsys, *options, "0.8", "--input", both, "--output_dir", out, "--overwrite")[0] == 0
+    other.rename(both / "1.png")
+    for earlier in ("1 of them earlier", "2 of them earlier"):
+        _, said = run(monkeypatch, capsys, *options, "0.8", "--input", both, "--output_dir", out, "--resume")
+        assert f"2 of 2 images predicted, {earlier}, results in" in said[0]
+    assert run(monkeypatch, capsys, *options, "0.8", "--input", both, "--output_dir", tmp_path / "anew")[0] == 0
+    assert contents(out) == contents(tmp_path / "anew")
+
+
 def start(rank, port, *arguments):
     """As a launcher starts one of two processes."""
     told = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}

@@ -47,6 +47,7 @@ from allspark_hf.inference.resume import begin, check_existing, check_output_dir
 from allspark_hf.inference.writers import LARGEST_STORED_VALUE, AreaWriter, Drawing, PictureWriter, ResultWriter
 from allspark_hf.models.weights import weights_digest
 from allspark_hf.utils.arguments import argument, check_values, plain
+from allspark_hf.utils.files import PREDICTIONS
 from allspark_hf.utils.text import one_line
 
 
@@ -177,7 +178,9 @@ def prepare(arguments: PredictArguments, how: PredictionArguments, state: Partia
     writers = make_writers(arguments, drawn, root, images, [names[row] for row in large])
     check_existing(output_dir, result_files(writers, names), arguments.resume, arguments.overwrite)
     settings = settings_of(arguments, how, model.config, image_processor, writers[0])
-    settings = {"input": str(root.resolve()), "model": digest} | settings
+    # A file or a pattern counts as another input, since areas.csv and files of tools list the images of one run.
+    source = str(root.resolve()) if Path(arguments.input).is_dir() else os.path.abspath(arguments.input)
+    settings = {"input": source, "model": digest} | settings
     if arguments.resume:
         check_settings(output_dir, settings)
     # With mix_images_in_eval, the prediction of an image depends on its batch.
@@ -267,6 +270,7 @@ def settings_of(arguments, how: PredictionArguments, config, image_processor, pi
 def outdated_files(job: Job) -> list[Path]:
     """Results of earlier runs, including kinds that this run does not write."""
     earlier = [job.writers[0].path(name, kind) for name in job.names for kind in PictureWriter.KINDS]
+    earlier = [path.with_suffix(suffix) for path in earlier for suffix in (".png", ".tif")]  # in one piece or in tiles
     return [*result_files(job.writers, job.names), *earlier, *all_files(job.output_dir, job.names)]
 
 
@@ -280,8 +284,11 @@ def predict(job: Job, state: PartialState, num_workers: int) -> tuple[int, int, 
     """
     own, large = (rows[state.process_index :: state.num_processes] for rows in (job.planned, job.large))
     rows = [row for rows in [*own, large] for row in rows]
-    done = frozenset(row for row in rows if is_done(job.writers, job.names[row], job.files[row]))
-    drawn = frozenset(row for row in rows if is_done(job.writers[:1], job.names[row], job.files[row]))
+    settings = job.output_dir / PREDICTIONS
+    done, drawn = (
+        frozenset(row for row in rows if is_done(writers, job.names[row], job.files[row], settings))
+        for writers in (job.writers, job.writers[:1])
+    )
     left = [rows for rows in own if not drawn.issuperset(rows)]
     batches = PreparedBatches(job.files, left, job.image_processor, job.model.config, job.how)
     total, failed, stopped = len(rows) - len(done), 0, None

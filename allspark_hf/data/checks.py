@@ -15,12 +15,12 @@ from tqdm.auto import tqdm
 
 from ..utils.text import one_line
 from .columns import Mask, Picture, page_of
-from .images import describe_values, mask_to_array
+from .images import describe_values, mask_to_array, palette_of_values
 from .masks import MaskConvention, binary_sentence
 from .pixels import PLAIN, ImageError, Reading, deep_values, to_rgb
 from .reading import row_name, undecoded
 from .sources.pairs import SegmentationData
-from .summary import describe_binary_masks, find_image_range, remember, stored_values, value_range
+from .summary import describe_binary_masks, file_of, find_image_range, remember, stored_values, value_range
 
 
 logger = logging.getLogger(__name__)
@@ -79,6 +79,7 @@ class _Row:
     wrong: dict[str, list[str]] = field(default_factory=dict)  # column -> sentences
     problem: str | None = None  # these sentences, with the names of the files
     image_range: tuple[int, int] | None = None  # of a 16-bit image
+    colors: dict[tuple[int, ...], int] = field(default_factory=dict)  # palette_of_values of the mask
     turned_alone: bool = False  # EXIF turns the image and not the mask, and the sizes agree all the same
 
 
@@ -149,6 +150,7 @@ def check_data(
         for name, dataset in data.sets.items():
             _remember_rows(dataset, rows[name])
     _warn_of_turned_images(found, rows)
+    _warn_of_palettes(found, rows)
     reading = Reading(find_image_range(data.sets.values()), page_of(data.labeled))
     return CheckReport(data, num_labels, values, left_out=problems, found=found, reading=reading)
 
@@ -163,6 +165,22 @@ def _warn_of_turned_images(found: SegmentationData, rows: dict[str, list[_Row]])
             "is right: make sure that the masks were drawn on the upright image, as a viewer shows it.",
             *(len(turned), name),
         )
+
+
+def _warn_of_palettes(found: SegmentationData, rows: dict[str, list[_Row]]):
+    """Logs once if a color has two values, as where a program saved each mask with a palette of its own."""
+    first: dict[tuple[int, ...], tuple[int, str, int]] = {}
+    indexed = ((name, row, one.colors) for name in WITH_MASKS for row, one in enumerate(rows[name]))
+    for name, row, color, value in ((*place, *pair) for *place, colors in indexed for pair in colors.items()):
+        other = first.setdefault(color, (value, name, row))
+        if value != other[0]:
+            files = [file_of(found.sets[split], place, "label") for split, place in (other[1:], (name, row))]
+            logger.warning(
+                "The palettes of masks differ: the color %d %d %d is the value %d in %s and %d in %s. Values count, "
+                "not colors: if the colors are right, save the masks in RGB for `allspark import`.",
+                *(*color, other[0], files[0], value, files[1]),
+            )
+            return
 
 
 def _remember_rows(dataset: Dataset, rows: list[_Row]):
@@ -259,7 +277,7 @@ def _check_set(dataset: Dataset, title: str, num_labels: int | None, transform: 
 
 def _check_row(stored: dict, features: dict[str, Picture], find_values) -> _Row:
     sizes, orientations, image_range, wrong = {}, {}, None, {}
-    values, stored_in_mask = frozenset(), None
+    values, stored_in_mask, colors = frozenset(), None, {}
     for column, content in stored.items():
         try:
             picture = _decode(content, features[column])
@@ -273,6 +291,7 @@ def _check_row(stored: dict, features: dict[str, Picture], find_values) -> _Row:
                 sizes[column] = array.shape[::-1]
                 stored_in_mask = stored_values(array)
                 values = find_values(stored_in_mask)
+                colors = palette_of_values(picture, stored_in_mask)
         except ValueError as error:
             wrong[column] = [str(error)]
     if len(set(sizes.values())) > 1:
@@ -287,7 +306,7 @@ def _check_row(stored: dict, features: dict[str, Picture], find_values) -> _Row:
     width, height = sizes["image"]
     may_be_turned = orientations["image"] in (2, 3, 4) or (width == height and orientations["image"] != 1)
     turned_alone = may_be_turned and orientations.get("label") == 1
-    return _Row(values, stored, sizes["image"], image_range=image_range, turned_alone=turned_alone)
+    return _Row(values, stored, sizes["image"], image_range=image_range, colors=colors, turned_alone=turned_alone)
 
 
 def _decode(content: dict | None, feature: Picture) -> PIL.Image.Image:

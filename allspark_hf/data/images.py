@@ -152,6 +152,13 @@ def mask_to_array(mask: PIL.Image.Image) -> np.ndarray:
     )
 
 
+def palette_of_values(mask: PIL.Image.Image, values: Sequence[int]) -> dict[tuple[int, ...], int]:
+    """Color -> value for the values of an indexed mask; empty for other masks, and if two values have one color."""
+    palette = np.reshape(mask.getpalette() if mask.mode == "P" else [], (-1, 3)).tolist()
+    colors = {tuple(palette[value]): int(value) for value in values if value < len(palette)}
+    return colors if len(colors) == len(values) else {}
+
+
 def describe_values(values: Sequence[int]) -> str:
     """One or more integers for an error message, at most 10 of them: `the value 7`, `the values 7 and 12`."""
     shown = [str(int(value)) for value in values[:SHOWN_VALUES]]

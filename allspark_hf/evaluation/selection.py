@@ -6,7 +6,7 @@ from datasets import Dataset, concatenate_datasets
 
 from ..data import DataArguments, find_data, split_of_run, with_class_indices, with_page_of
 from ..data.images import require_readable_mask
-from ..data.loading import held_out_in_run
+from ..data.loading import BELONGING, held_out_in_run
 from ..data.overlap import row_name, undecoded
 from ..data.summary import image_ranges, require_known_values, warn_of_range
 from ..utils.text import one_line
@@ -73,7 +73,8 @@ def select_split(
         ValueError: if the data's classes are not the model's, there is no such image, or 255 may be a class in them.
     """
     where = data_arguments.data_dir or data_arguments.dataset_name
-    no_second_source = {"unlabeled_dir": None, "unlabeled_dataset_name": None, "unlabeled_streaming": False}
+    second = ("unlabeled_dir", "unlabeled_dataset_name", *BELONGING["unlabeled_dataset_name"], "unlabeled_streaming")
+    no_second_source = {name: getattr(DataArguments, name) for name in second}
     if split in ("labeled", "unlabeled") or held_out_in_run(data_arguments, model_folder):
         data_arguments = split_of_run(data_arguments, model_folder)
     data = find_data(replace(data_arguments, **no_second_source), image_column=image_column, label_column=label_column)

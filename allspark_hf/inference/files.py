@@ -9,6 +9,9 @@ from pathlib import Path
 from ..utils.files import PREDICTIONS, find_image_files, left_out, predictions_around
 
 
+RESULTS = ("_mask", "_overlay", "_confidence", "legend")  # ends of the names of pictures that a run writes
+
+
 def find_images(pattern: str, output_dir: Path, quiet: bool = False) -> tuple[Path, list[Path]]:
     """
     Finds the images to predict. Unless `quiet`, stderr says what is left out of a folder: predictions, as of earlier
@@ -16,13 +19,13 @@ def find_images(pattern: str, output_dir: Path, quiet: bool = False) -> tuple[Pa
 
     Args:
         pattern (`str`): file, folder or glob pattern.
-        output_dir (`Path`): folder of the results; if it lies inside the input, it is not searched.
+        output_dir (`Path`): folder of the results; if it lies inside the input, results in it are passed over.
 
     Returns:
         `tuple[Path, list[Path]]`: the folder that results mirror, and the sorted image files.
 
     Raises:
-        ValueError: if no image is found, or results would land among the images.
+        ValueError: if no image is found, or results would land among images.
     """
     path = Path(pattern)
     others: list[Path] = []
@@ -46,6 +49,12 @@ def find_images(pattern: str, output_dir: Path, quiet: bool = False) -> tuple[Pa
             "choose another output_dir."
         )
     if root.resolve() in inside.parents:
+        hidden = [file for file in found if inside in file.resolve().parents and not file.stem.endswith(RESULTS)]
+        if hidden:
+            raise ValueError(
+                f"output_dir {output_dir} holds images of the input, first {hidden[0]}, which would not be predicted: "
+                "choose another output_dir."
+            )
         found, others = ([file for file in kept if inside not in file.resolve().parents] for kept in (found, others))
     if others and not quiet:
         print(left_out(others, root), file=sys.stderr)

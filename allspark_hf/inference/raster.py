@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 import PIL.Image
+from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
+from PIL.WebPImagePlugin import WebPImageFile
 
 from ..data.images import array_to_image
 from ..data.pixels import ORIENTATION, ImageError, Reading, choose_page
@@ -27,6 +29,7 @@ OPTIONS = {
 }
 BLOCK = 512  # side of the blocks of a mask's file
 COLORS, GRAY = ["red", "green", "blue"], (["gray"], ["gray", "alpha"])
+HEADERS = {"PNG": PngImageFile, "WEBP": WebPImageFile}  # formats of which GDAL does not tell the EXIF orientation
 SAME_COLORS = ("YCbCr",)  # color spaces that GDAL turns into RGB as Pillow does, unlike CMYK and CIELAB
 
 
@@ -62,13 +65,16 @@ def count_values(file: Path, count: int) -> np.ndarray:
 def require_plain(source: Path, raster, tiff_page: int | None):
     """Refuses files of several pages and those that EXIF turns; rasterio ignores both, unlike [`load_image`]."""
     orientation = int(raster.tags().get("EXIF_Orientation", 1))
-    if raster.driver == "GTiff":
-        try:
+    try:
+        if raster.driver == "GTiff":
             with TiffImageFile(source) as header:
                 choose_page(header, tiff_page)
                 orientation = header.tag_v2.get(ORIENTATION, 1)
-        except SyntaxError as error:
-            raise ImageError(f"{source} is a TIFF file of a kind that Pillow does not know: {error}.") from error
+        elif raster.driver in HEADERS:
+            with HEADERS[raster.driver](source) as header:  # the class itself, which opens files of any size
+                orientation = PIL.Image.Image.getexif(header).get(ORIENTATION, 1)  # PNG's own decodes the file
+    except SyntaxError as error:
+        raise ImageError(f"{source} is a file of a kind that Pillow does not know: {error}.") from error
     if orientation != 1:
         raise ImageError(
             f"{source} is turned when it is shown (EXIF orientation {orientation}), but a large image is read as "
@@ -169,8 +175,8 @@ class WindowedPicture:
 
 
 def _is_opacity(raster, band: int) -> bool:
-    """Whether a band is opacity, as [`load_image`] decides: in PNG, or if it holds only 0 and the largest value."""
-    if raster.driver == "PNG":
+    """Whether a band is opacity, as [`load_image`] decides: in PNG and WebP, or if it holds only 0 and the largest."""
+    if raster.driver in HEADERS:
         return True
     largest, seen = np.iinfo(raster.dtypes[0]).max, False
     for _, window in raster.block_windows(band):

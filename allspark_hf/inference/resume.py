@@ -8,10 +8,10 @@ from ..utils.files import PREDICTIONS, read_json_object, write_json
 from .writers import ResultWriter
 
 
-def is_done(writers: Sequence[ResultWriter], name: Path, image: Path) -> bool:
-    """Whether all results of an image file exist, and none of them is older than the file."""
+def is_done(writers: Sequence[ResultWriter], name: Path, image: Path, settings: Path) -> bool:
+    """Whether all results of an image file exist, and none of them is older than this file or that of the settings."""
     try:
-        changed = image.stat().st_mtime_ns
+        changed = max(file.stat().st_mtime_ns for file in (image, settings))
         return all(path.stat().st_mtime_ns >= changed for writer in writers for path in writer.image_paths(name))
     except OSError:  # a file is missing
         return False
@@ -87,4 +87,6 @@ def begin(output_dir: Path, settings: dict[str, Any], outdated: Sequence[Path]):
     # Old files go before the settings are written, so that none is ever taken for a result of these settings.
     for path in outdated:
         path.unlink(missing_ok=True)
-    write_json(output_dir / PREDICTIONS, settings)
+    # The time of equal settings stays, since it tells their results from older ones.
+    if read_json_object(output_dir / PREDICTIONS) != settings:
+        write_json(output_dir / PREDICTIONS, settings)

@@ -63,7 +63,8 @@ def read_color_masks(files: Files, classes: Classes) -> Export:
     pictures = []
     for split in layout.places:
         pairs, own = layout.pairs(split), split if has_splits else None
-        pictures += [_picture(image, pairs.masks.get(name), own, classes) for name, image in pairs.images.items()]
+        masks = {} if split == "unlabeled" else pairs.masks  # training too hides the masks of such images
+        pictures += [_picture(image, masks.get(name), own, classes) for name, image in pairs.images.items()]
     export = _colored(pictures, classes)
     export.notes += [layout.left_alone] if layout.left_alone else []
     return export

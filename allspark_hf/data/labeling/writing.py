@@ -204,12 +204,12 @@ def _targets(export: Export, files: Files, imported: Imported) -> dict[Picture, 
     by_image: dict[Path, Picture] = {}
     for picture in export.pictures:
         split = picture.split if picture.split in splits else "train"
+        imported.events["unknown"] += int(bool(splits) and picture.split is None)
         picture = replace(picture, split=split)
         first = by_image.setdefault(picture.image, picture)
         if first is not picture:
             where = f"both in {first.split} and in {split}" if first.split != split else "twice"
             raise ValueError(f"{picture.source} names {picture.image}, which is listed {where}; list it once.")
-        imported.events["unknown"] += int(split != "train" and picture.split is None)
     relative = {picture: picture.image.relative_to(files.folder) for picture in by_image.values()}
     names = {picture: bare_name(path) for picture, path in relative.items()}
     taken = Counter((picture.split, _key(name)) for picture, name in names.items())

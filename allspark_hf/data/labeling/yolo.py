@@ -1,6 +1,7 @@
 """YOLO segmentation: `data.yaml`, and for each picture a text file whose lines are a class and a polygon."""
 
 import os
+import re
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,8 @@ from .files import Files
 
 
 PICTURES, LABELS = "images", "labels"
+OUTLINE = re.compile(r"\s*\d+(\s+[-+.\deE]+){4}")  # how labels begin, unlike other text beside pictures
+SHOWN = 1000
 
 
 def is_yolo(content: Any) -> bool:
@@ -55,7 +58,9 @@ def read_yolo(files: Files, source: Path) -> Export:
         lines = read_text(labels).splitlines() if labels.is_file() else None
         paint = None if lines is None else partial(_paint, lines=lines, num_classes=len(classes))
         pictures.append(Picture(image, labels if lines else source, split, None, paint, lines is None))
-    orphans = [path for path in sorted(files.root.rglob(f"{LABELS}/**/*.txt")) if path not in used]
+    beside = {path for folder in {labels.parent for labels in used} for path in folder.glob("*.txt")}
+    beside = {path for path in beside if OUTLINE.match(path.read_bytes()[:SHOWN].decode(errors="replace"))}
+    orphans = sorted({*files.root.rglob(f"{LABELS}/**/*.txt"), *beside} - used)
     orphans = [path for path in orphans if path.name != "classes.txt"]  # labelImg writes this file beside the labels
     if orphans:
         raise ValueError(

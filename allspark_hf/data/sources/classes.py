@@ -44,7 +44,9 @@ class Classes:
         # The name of a metric is that of its class, with underscores for blanks, so two equal ones would become one.
         by_metric: dict[str, int] = {}
         for index, name in enumerate(self.names):
-            if not isinstance(name, str) or not name.strip():
+            if not isinstance(name, str):  # YAML reads no and on as truth values
+                raise ValueError(f"Class {index} has the name {name!r}, which is no text; put it into quotes.")
+            if not name.strip():
                 raise ValueError(f"Class {index} has the name {name!r}; every class needs a name that is not empty.")
             try:
                 name.encode("utf-8")
