@@ -39,7 +39,7 @@ PAGE = Path(__file__).parent / "studies" / "README.md"
 # Of a command: what every run has, what names it, and what changes nothing in the training.
 COMMON = ("--data_dir", "--encoder", "--output_dir", "--method", "--seed", "--eval_steps", "--save_steps")
 COMMON += ("--resume_from_checkpoint", "--evaluate_student", "--evaluate_teacher")
-CURVES = ("loss_x", "loss_u", "used_u", "pseudo_accuracy", "pseudo_mean_iou", "eval_mean_iou")
+CURVES = ("loss_x", "loss_u", "used_u", "pseudo_", "label_share_", "eval_mean_iou")  # beginnings of names
 DRAWN = "--split_seed SEED"  # the seed draws the labeled images, too
 BUDGET = re.compile(rf"--(?:labeled_count|labeled_fraction|max_steps) [\d.]+|{DRAWN}")  # a baseline has the same
 USER_SECONDS = re.compile(r"([\d.]+) s user")
@@ -63,9 +63,9 @@ def read_run(folder: Path) -> dict:
         "cpu_seconds": round(sum(seconds)) if seconds else None,
         "scores": {name: round(value, 6) for name, value in last.items() if "mean_iou" in name or "_iou_" in name},
         "curves": [
-            {"step": entry["step"], **{name: round(entry[name], 5) for name in CURVES if name in entry}}
+            {"step": entry["step"]} | curves
             for entry in history
-            if any(name in entry for name in CURVES)
+            if (curves := {name: round(value, 5) for name, value in entry.items() if name.startswith(CURVES)})
         ],
         "commit": record["git"]["commit"],
         "versions": record["versions"],
