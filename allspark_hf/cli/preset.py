@@ -30,7 +30,7 @@ WARMUPS = {
     "allspark_unimatch": (0.25, QUARTER.format("allspark_unimatch 54.7")),
     "memory_contrastive": (
         0.0,
-        "it starts after a fifth of the training by itself (study, Nuclei: memory_contrastive 78.8)",
+        "it starts after a fifth of the training by itself (study, Nuclei: memory_contrastive 78.9)",
     ),
     "fixmatch": (0.0, "none, as its authors"),
     "unimatch_v2": (0.0, "none with these thresholds (study, Nuclei: keep_quantile=0.8 79.5)"),
