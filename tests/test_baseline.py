@@ -23,6 +23,8 @@ def read(path) -> dict:
 def test_two_trainings_and_a_verdict(data_dir, tmp_path, capsys):
     out = tmp_path / "out"
     allspark_hf.train(data_dir, out, method="pseudo_label", compare_supervised=True, **TINY)
+    chosen = yaml.safe_load((out / "preset.yaml").read_text())
+    assert chosen["unlabeled_warmup_epochs"] == 0.5 and "method" not in chosen
     comparison, scores = (
         read(out / "comparison.json"),
         [read(one / "eval_results.json") for one in (out, out / "supervised")],
@@ -132,9 +134,7 @@ def test_the_papers_settings_on_request(data_dir, tmp_path, capsys):
     assert "Chosen for" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    "arguments", [{"max_steps": 2, "preset": "auto"}, {"method": "supervised"}, {"preset": "none"}], ids=str
-)
+@pytest.mark.parametrize("arguments", [{"max_steps": 2}, {"preset": "none"}], ids=str)
 def test_minutes_that_would_be_ignored(data_dir, tmp_path, arguments):
     given = {name: value for name, value in TINY.items() if name != "max_steps"}
     with pytest.raises(ValueError, match="minutes=5 sets the length of a training with --preset auto"):

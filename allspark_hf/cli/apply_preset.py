@@ -154,15 +154,13 @@ class Preset:
 
 def applies(preset: PresetArguments, model: ModelArguments, args: AllSparkTrainingArguments, typed: list[str]) -> bool:
     """
-    Whether to choose arguments: not with a recipe or a whole model to start from, and with a method only if `preset`
-    is given too.
+    Whether to choose arguments: not with a recipe or a whole model to start from.
 
     Raises:
         ValueError: if `minutes` is given but would not be used.
     """
     has_recipe = bool(typed) and typed[0].endswith(RECIPE_SUFFIXES)
-    is_asked = "method" not in args.given or "preset" in args.given
-    wanted = preset.preset == "auto" and is_asked and not has_recipe and model.model_name_or_path is None
+    wanted = preset.preset == "auto" and not has_recipe and model.model_name_or_path is None
     if preset.minutes is not None and (not wanted or args.given.intersection(LENGTHS)):
         raise ValueError(
             f"minutes={preset.minutes:g} sets the length of a training with --preset auto, without recipe, max_steps "

@@ -33,17 +33,17 @@ class BaselineArguments:
     )
 
 
-def wants_baseline(arguments: BaselineArguments, args: AllSparkTrainingArguments, is_chosen: bool) -> bool:
+def wants_baseline(arguments: BaselineArguments, args: AllSparkTrainingArguments, chooses_method: bool) -> bool:
     """
-    Whether to train twice. If `--preset auto` chose `supervised` (`is_chosen`), one training is enough, and a line
-    says so.
+    Whether to train twice. If `--preset auto` chooses the method (`chooses_method`) and takes `supervised`, one
+    training is enough, and a line says so.
 
     Raises:
         ValueError: if the method was given as `supervised`, so that there is nothing to compare.
     """
     if not arguments.compare_supervised or args.method != BASELINE:
         return arguments.compare_supervised
-    if not is_chosen:
+    if not chooses_method:
         raise ValueError(
             "compare_supervised compares with method=supervised, which is the method of this training itself: leave "
             "it out, or choose another method."

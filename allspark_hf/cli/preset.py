@@ -50,8 +50,8 @@ class PresetArguments:
 
     preset: str = argument(
         "auto",
-        "auto: choose what is not given, from data and machine, and say why; the default without a recipe, --method "
-        "and --model_name_or_path. none: the paper's settings.",
+        "auto: choose what is not given, from data and machine, and say why; without a recipe and "
+        "--model_name_or_path. none: the paper's settings.",
         choices=("auto", "none"),
         group="training",
         common=True,

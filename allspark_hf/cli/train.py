@@ -1,7 +1,7 @@
 """Trains a segmenter from images of which some have masks: a folder, or a data set of the Hub.
 
     allspark train --data_dir DATA --output_dir OUT                # chooses what is not given, and says why
-    allspark train --data_dir DATA --output_dir OUT --preset auto --method unimatch_v2 --compare_supervised
+    allspark train --data_dir DATA --output_dir OUT --method unimatch_v2 --compare_supervised
     allspark train --dataset_name segments/sidewalk-semantic --image_column_name pixel_values ...
     allspark train camvid_cpu.yaml --data_dir DATA --output_dir OUT --dry_run
     accelerate launch -m allspark_hf train ...
@@ -164,11 +164,12 @@ def start(command: list[str], since: float):
     data_arguments, model_arguments, args, run, wanted, comparison = parse_arguments(types, command[1:])
     checkpoint = checkpoint_to_resume(args)  # first, before anything is written
     preset, chooses = None, applies(wanted, model_arguments, args, command[1:])
+    chooses_method = chooses and "method" not in args.given
     typed = [*command[1:], *use_import(data_arguments)]
     if chooses:
         preset = Preset(types, typed, print if args.should_save else lambda line: None, since)
         data_arguments, model_arguments, args, *_ = preset.choose(data_arguments, model_arguments, args)
-    trains_twice = wants_baseline(comparison, args, is_chosen=preset is not None)
+    trains_twice = wants_baseline(comparison, args, chooses_method)
     if run.dry_run:
         length = None if preset is None else preset.planned_length(args, wanted.minutes)
         sys.exit(0 if dry_run(data_arguments, model_arguments, args, length) else 1)

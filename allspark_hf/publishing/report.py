@@ -200,8 +200,8 @@ def advice(records: Records, classes: Sequence[Score | None], num_images: int, v
         )
     if data.get("unlabeled") and not data.get("unlabeled_used") and verdict is None:
         said.append(
-            f"The {data['unlabeled']} unlabeled images were not read: `--preset auto --method unimatch_v2 "
-            "--compare_supervised` trains with and without them and says whether they help."
+            f"The {data['unlabeled']} unlabeled images were not read: `--method unimatch_v2 --compare_supervised` "
+            "trains with and without them and says whether they help."
         )
     said.append("Look at images of your own: `allspark predict --model OUT --input IMAGES --output_dir predictions`.")
     return said
