@@ -24,7 +24,7 @@ from layout_folders import (
 )
 
 from allspark_hf.data import DataArguments, find_data
-from allspark_hf.data.sources.split_names import split_of
+from allspark_hf.data.sources.split_names import TEST_FIX, split_of
 
 
 SETS = ("labeled", "unlabeled", "validation")
@@ -85,7 +85,7 @@ def test_splits_inside_and_outside(tmp_path, caplog, train, val, form, images, m
 TRAIN = "images/train/a.jpg images/train/b.jpg images/train/c.jpg"
 MASKS = "masks/train/a.png masks/train/b.png"
 OUTSIDE = "train/images/a.jpg train/images/b.jpg val/images/v.jpg"
-LEFT = "Left alone in {root}: {names}; to use one, rename it (train, val or unlabeled)."
+LEFT = "Left alone in {root}: {names}; to use one, rename it (train, val or unlabeled); " + TEST_FIX + "."
 
 
 @pytest.mark.parametrize(

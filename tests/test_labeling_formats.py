@@ -342,6 +342,9 @@ def test_color_masks(tmp_path):
     assert masks == {"train/a": EXPECTED}
     assert imported.unlabeled["train"] == ["images/train/b.jpg", "images/train/c.jpg"]
     assert imported.classes.colors == table.tolist() or imported.classes.colors == list(map(tuple, table.tolist()))
+    (tmp_path / "unlabeled").rename(tmp_path / "test")
+    masks, imported = read_masks(tmp_path)
+    assert masks == {"train/a": EXPECTED, "test/c": EXPECTED} and imported.notes == []
 
 
 def test_an_archive_is_read_without_the_folders_around(tmp_path):

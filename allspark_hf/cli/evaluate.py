@@ -35,7 +35,8 @@ class ScriptArguments:
         "validation",
         "validation; labeled: training images with a mask, those of the model's labeled_ids.txt if its "
         "folder has one and no --labeled_count or the like is given; unlabeled: training images whose mask is "
-        "hidden so; all: every image with a mask.",
+        "hidden so; all: these three; test: the test split of a folder or of the Hub, which "
+        "training does not read.",
         choices=EVALUATION_SPLITS,
     )
     image_column_name: str = argument("image", "Column of dataset_name with the images.")

@@ -8,15 +8,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-import numpy as np
 import PIL.Image
 from datasets import Dataset
 from tqdm.auto import tqdm
 
 from ..utils.text import one_line
 from .columns import Mask, Picture, page_of
-from .images import describe_values, mask_to_array, palette_of_values
-from .masks import MaskConvention, binary_sentence
+from .images import mask_to_array, palette_of_values
+from .masks import CONVERT_OBJECTS, MANY_VALUES, MaskConvention, values_in_mask
 from .pixels import PLAIN, ImageError, Reading, deep_values, to_rgb
 from .reading import row_name, undecoded
 from .sources.pairs import SegmentationData
@@ -95,7 +94,7 @@ def check_data(
     Decodes every image and every mask once, and reports everything that is wrong with them before training starts.
 
     The check finds files that cannot be read, masks whose size differs from that of their image (both upright), masks
-    with colors instead of class indices, values that are no class, binary masks stored as 0 and 255, and empty sets.
+    with colors, numbers of objects or 0 and 255 instead of class indices, values that are no class, and empty sets.
     Wrap data sets that are not from a folder first: `SegmentationData(labeled, unlabeled, validation)`.
 
     Args:
@@ -115,7 +114,7 @@ def check_data(
 
     Raises:
         BadDataError: if files are bad (the message lists the first 10 and the total), the labeled or validation set is
-            empty, or no mask has a pixel of a class, or all masks hold nothing but 0 and 255. It is a `ValueError`.
+            empty, no mask has a pixel of a class, or all masks hold only 0 and 255 or number objects. A `ValueError`.
         ValueError: if a column is missing, or options contradict each other.
     """
     found = data
@@ -124,6 +123,8 @@ def check_data(
     num_labels = _known_num_labels(data, num_labels, transform)
     _require_rows(data, "there is nothing to train on or to validate with; add images with masks")
     rows = {name: _check_set(dataset, name, num_labels, transform) for name, dataset in data.sets.items()}
+    if num_labels is None:
+        _refuse_numbered_objects(data, rows, transform)
     problems = [row.problem for checked in rows.values() for row in checked if row.problem]
     if problems:
         good = {
@@ -254,7 +255,7 @@ def _check_set(dataset: Dataset, title: str, num_labels: int | None, transform: 
     hidden = title == "unlabeled" and "label" in dataset.column_names
     names = ("image", "label") if title in WITH_MASKS or hidden else ("image",)
     columns = {name: undecoded(dataset, name) for name in names}
-    find_values = partial(_find_values, num_labels=num_labels, transform=transform)
+    find_values = partial(values_in_mask, num_labels=num_labels, convention=transform)
     features = {"image": Picture(tiff_page=page_of(dataset)), "label": Mask()}
 
     def check(row: int) -> _Row:
@@ -300,9 +301,9 @@ def _check_row(stored: dict, features: dict[str, Picture], find_values) -> _Row:
             f"The mask is {width} x {height} pixels (width x height), but its image is {image_width} x "
             f"{image_height} once upright; export the mask at the size of the image."
         )
-    if wrong:
-        return _Row(wrong=wrong)
     stored = None if stored_in_mask is None else frozenset(stored_in_mask.tolist())
+    if wrong:
+        return _Row(stored=stored, wrong=wrong)
     width, height = sizes["image"]
     may_be_turned = orientations["image"] in (2, 3, 4) or (width == height and orientations["image"] != 1)
     turned_alone = may_be_turned and orientations.get("label") == 1
@@ -321,22 +322,21 @@ def _decode(content: dict | None, feature: Picture) -> PIL.Image.Image:
         raise ValueError(f"The file cannot be read ({one_line(error)}); replace or remove it.") from error
 
 
-def _find_values(stored: np.ndarray, num_labels: int | None, transform: MaskConvention) -> frozenset[int]:
-    """The classes of the values in a mask, the ignore index included; ValueError if a value is none of these."""
-    ignore_index = transform.ignore_index
-    found = np.unique(transform.map(stored))
-    highest = 255 if num_labels is None else num_labels - 1  # labels have 8 bits
-    wrong = found[((found < 0) | (found > highest)) & (found != ignore_index)]
-    if not len(wrong):
-        return frozenset(found.tolist())
-    if set(found.tolist()) == {0, 255}:
-        raise ValueError(binary_sentence("The mask holds"))
-    allowed = "0 to 255" if num_labels is None else f"0 to {num_labels - 1} (for {num_labels} classes)"
-    raise ValueError(
-        f"The mask holds {describe_values(wrong)}, but only {allowed} and the ignore index {ignore_index} are "
-        "allowed; correct the mask or the number of classes, or list the value of each class with --mask_values and "
-        "the values that do not count with --ignored_mask_values."
-    )
+def _refuse_numbered_objects(data: SegmentationData, rows: dict[str, list[_Row]], transform: MaskConvention):
+    """Raises [`BadDataError`] if the values of no mask have a gap, and they do not end at one number in all masks."""
+    ignored = {transform.ignore_index, *transform.ignored_mask_values}
+    masks = {(name, row): one.stored or frozenset() for name in rows for row, one in enumerate(rows[name])}
+    largest = {place: max(values - ignored, default=0) for place, values in masks.items()}
+    name, row = max(largest, key=largest.get)
+    highest = largest[name, row]
+    if highest < MANY_VALUES or (highest <= 255 and len({*largest.values()} - {0}) == 1):
+        return
+    if all(values | ignored | {0} == ignored | {*range(largest[place] + 1)} for place, values in masks.items()):
+        raise BadDataError(
+            f"The masks seem to number objects, without a gap, up to {highest} in "
+            f"{file_of(data.sets[name], row, 'label')}, but must hold the class of each pixel: make background and "
+            f"object of them with {CONVERT_OBJECTS}, or, if the numbers are classes, name these in FOLDER/classes.txt."
+        )
 
 
 def _check_all_values(

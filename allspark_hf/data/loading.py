@@ -122,7 +122,9 @@ class DataArguments(Selection):
             )
 
 
-def find_data(arguments: DataArguments, image_column: str = "image", label_column: str = "label") -> SegmentationData:
+def find_data(
+    arguments: DataArguments, image_column: str = "image", label_column: str = "label", test: bool = False
+) -> SegmentationData:
     """
     The datasets that the arguments name; nothing is decoded.
 
@@ -130,6 +132,7 @@ def find_data(arguments: DataArguments, image_column: str = "image", label_colum
         arguments ([`DataArguments`]): the data to find.
         image_column (`str`): column of images in `arguments.dataset_name`; the datasets returned call it `image`.
         label_column (`str`): column of masks in `arguments.dataset_name`; the datasets returned call it `label`.
+        test (`bool`): whether the test split takes the place of the validation split.
 
     Raises:
         FileNotFoundError: if a folder or file is missing.
@@ -146,6 +149,12 @@ def find_data(arguments: DataArguments, image_column: str = "image", label_colum
             arguments.train_split_name,
             arguments.validation_split_name,
             arguments.classes_column_name,
+        )
+    if test and not layout.use_test_split():
+        raise ValueError(
+            f"{arguments.data_dir or arguments.dataset_name} has no test split with masks (images/test and masks/test "
+            "in a folder): add one, or instead of --split test name images with --validation_list, or a split of the "
+            "Hub with --validation_split_name."
         )
     data = load_layout(layout, arguments, classes)
     data = _with_second_source(data, arguments)

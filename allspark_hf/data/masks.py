@@ -12,6 +12,8 @@ from .images import describe_values, mask_to_array
 # Key in `info` of a mask whose values are mapped, so that nothing maps them again; keys from files are strings.
 HOLDS_CLASSES = ("allspark_hf", "class indices")
 MAX_VALUE = 2**31 - 1  # of a mask
+MANY_VALUES = 6  # so many may be numbers of objects
+CONVERT_OBJECTS = "`allspark import FOLDER NEW_FOLDER --format numbered_objects`"
 
 
 @dataclass(frozen=True)
@@ -143,6 +145,30 @@ class MaskConvention:
 
 
 CLASS_INDICES = MaskConvention()
+
+
+def values_in_mask(stored: np.ndarray, num_labels: int | None, convention: MaskConvention) -> frozenset[int]:
+    """
+    The classes of the values in a mask, the ignore index included.
+
+    Raises:
+        ValueError: if a value is none of these; without a number of classes, these are 0 to 255.
+    """
+    ignore_index = convention.ignore_index
+    found = np.unique(convention.map(stored))
+    highest = 255 if num_labels is None else num_labels - 1  # labels have 8 bits
+    wrong = found[((found < 0) | (found > highest)) & (found != ignore_index)]
+    if not len(wrong):
+        return frozenset(found.tolist())
+    if set(found.tolist()) == {0, 255}:
+        raise ValueError(binary_sentence("The mask holds"))
+    allowed = "0 to 255" if num_labels is None else f"0 to {num_labels - 1} (for {num_labels} classes)"
+    objects = f"; if they number objects, convert them with {CONVERT_OBJECTS}" if len(wrong) >= MANY_VALUES else ""
+    raise ValueError(
+        f"The mask holds {describe_values(wrong)}, but only {allowed} and the ignore index {ignore_index} are "
+        "allowed; correct the mask or the number of classes, or list the value of each class with --mask_values and "
+        f"the values that do not count with --ignored_mask_values{objects}."
+    )
 
 
 def read_label(

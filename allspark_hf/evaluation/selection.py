@@ -12,7 +12,7 @@ from ..data.summary import image_ranges, require_known_values, warn_of_range
 from ..utils.text import one_line
 
 
-EVALUATION_SPLITS = ("labeled", "unlabeled", "validation", "all")
+EVALUATION_SPLITS = ("labeled", "unlabeled", "validation", "test", "all")
 
 
 def fit_to_model(data_arguments: DataArguments, config, long_side: int | None) -> DataArguments:
@@ -75,11 +75,16 @@ def select_split(
     where = data_arguments.data_dir or data_arguments.dataset_name
     second = ("unlabeled_dir", "unlabeled_dataset_name", *BELONGING["unlabeled_dataset_name"], "unlabeled_streaming")
     no_second_source = {name: getattr(DataArguments, name) for name in second}
-    if split in ("labeled", "unlabeled") or held_out_in_run(data_arguments, model_folder):
+    is_test = split == "test"
+    for name in ("validation_list", "validation_split_name"):
+        if is_test and getattr(data_arguments, name) is not None:
+            raise ValueError(f"--{name} and --split test both choose the images to score: leave one of them out.")
+    if split in ("labeled", "unlabeled") or (not is_test and held_out_in_run(data_arguments, model_folder)):
         data_arguments = split_of_run(data_arguments, model_folder)
-    data = find_data(replace(data_arguments, **no_second_source), image_column=image_column, label_column=label_column)
+    data = find_data(replace(data_arguments, **no_second_source), image_column, label_column, test=is_test)
     check_classes(config, data.classes, where)
-    parts = [getattr(data, name) for name in EVALUATION_SPLITS[:3] if split in (name, "all")]
+    wanted = "validation" if is_test else split  # the test images are in its place
+    parts = [getattr(data, name) for name in EVALUATION_SPLITS[:3] if wanted in (name, "all")]
     parts = [part for part in map(_rows_with_mask, parts) if len(part)]
     if not parts:
         hint = "give --labeled_count or the like, which hides masks" if split == "unlabeled" else "add some"

@@ -24,7 +24,14 @@ from .export import Export
 from .files import Files
 from .label_studio import is_label_studio, read_label_studio
 from .labelme import is_labelme, read_labelme
-from .masks import ROBOFLOW_CLASSES, ROBOFLOW_END, read_color_masks, read_cvat_masks, read_roboflow_masks
+from .masks import (
+    ROBOFLOW_CLASSES,
+    ROBOFLOW_END,
+    read_color_masks,
+    read_cvat_masks,
+    read_numbered_objects,
+    read_roboflow_masks,
+)
 from .supervisely import is_supervisely, read_supervisely
 from .yolo import LABELS, PICTURES, is_yolo, read_yaml, read_yolo
 
@@ -39,6 +46,7 @@ FORMATS = {
     "supervisely": "Supervisely (meta.json)",
     "roboflow_masks": "Roboflow semantic masks (_classes.csv)",
     "color_masks": "folders of images and masks, with a list of classes and their colors",
+    "numbered_objects": "folders of images and masks that number objects (with --format numbered_objects)",
 }
 JSON_FORMATS = {
     "coco": (is_coco, read_coco),
@@ -178,6 +186,8 @@ def read_export(
     source = Path(os.path.abspath(source))
     images_dir = images_dir and Path(os.path.abspath(images_dir))
     readers = find_readers(source, classes)
+    if name == "numbered_objects" and source.is_dir():  # nothing but the user can tell such masks from class indices
+        readers[name] = read_numbered_objects
     if name is None and len(readers) != 1:
         if readers:
             raise ValueError(f"{source} may be read as {' or '.join(readers)}: choose with --format.")

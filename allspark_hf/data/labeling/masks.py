@@ -1,6 +1,7 @@
-"""Masks that a tool exports as pictures: with colors from a list (CVAT and others), or class indices (Roboflow)."""
+"""Masks that are pictures: with colors from a list (CVAT and others), class indices (Roboflow) or numbered objects."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -42,7 +43,8 @@ def read_cvat_masks(files: Files, classes: Classes) -> Export:
             mask = masks_dir / f"{name}.png"
             used.append(mask)
             known.add(nfc(name))
-            pictures.append(_picture(image, mask if mask.is_file() else None, splits.get(nfc(name)), classes))
+            split, paint = splits.get(nfc(name)), partial(_paint_colors, colors=classes.colors)
+            pictures.append(_picture(image, mask if mask.is_file() else None, split, paint))
     if missing := sorted(splits.keys() - known):
         raise ValueError(
             f"{files.root / 'ImageSets' / 'Segmentation'} lists {missing[0]}, of which there is no picture in "
@@ -55,19 +57,31 @@ def read_cvat_masks(files: Files, classes: Classes) -> Export:
 
 
 def read_color_masks(files: Files, classes: Classes) -> Export:
+    """Reads folders like those of training ([`FolderLayout`]), but with colors in the masks."""
+    pictures, notes = _read_folders(files.root, partial(_paint_colors, colors=classes.colors))
+    return replace(_colored(pictures, classes), notes=notes)
+
+
+def read_numbered_objects(files: Files) -> Export:
     """
-    Reads folders like those of training ([`FolderLayout`]), but with colors in the masks.
+    Reads folders like those of training ([`FolderLayout`]), whose masks hold 0 for the background and 1, 2, 3 and so
+    on for single objects, as Cellpose and Fiji write them; 255 is an object too.
     """
-    layout = FolderLayout(files.root)
-    has_splits = layout.has_validation or layout.has_unlabeled
+    pictures, notes = _read_folders(files.root, _paint_objects)
+    notes += ["Objects that touch each other become one area, since masks of classes do not tell them apart."]
+    return Export(["background", "object"], pictures, is_dense=True, notes=notes)
+
+
+def _read_folders(root: Path, paint: Callable[..., None]) -> tuple[list[Picture], list[str]]:
+    """The pictures of a data folder, with those of its test split, and notes about what is left alone."""
+    layout = FolderLayout(root)
+    layout.use_test_split()
     pictures = []
     for split in layout.places:
-        pairs, own = layout.pairs(split), split if has_splits else None
+        pairs, own = layout.pairs(split), split if len(layout.places) > 1 else None
         masks = {} if split == "unlabeled" else pairs.masks  # training too hides the masks of such images
-        pictures += [_picture(image, masks.get(name), own, classes) for name, image in pairs.images.items()]
-    export = _colored(pictures, classes)
-    export.notes += [layout.left_alone] if layout.left_alone else []
-    return export
+        pictures += [_picture(image, masks.get(name), own, paint) for name, image in pairs.images.items()]
+    return pictures, [layout.left_alone] if layout.left_alone else []
 
 
 def read_roboflow_masks(files: Files) -> Export:
@@ -87,7 +101,7 @@ def read_roboflow_masks(files: Files) -> Export:
         mask = image.with_name(f"{image.stem}{ROBOFLOW_END}")
         used.append(mask)
         split = files.split_of(image)
-        paint = partial(_paint_indices, path=mask, num_classes=len(classes.names))
+        paint = partial(_paint_indices, num_classes=len(classes.names))
         pictures.append(_picture(image, mask if mask.is_file() else None, split, paint))
     require_images(sorted(files.root.rglob(f"*{ROBOFLOW_END}")), used)
     return Export(classes.names, pictures, is_dense=True)
@@ -108,17 +122,15 @@ def _colored(pictures: list[Picture], classes: Classes) -> Export:
     return Export(classes.names, pictures, is_dense=True, colors=classes.colors)
 
 
-def _picture(image: Path, mask: Path | None, split: str | None, paint: Classes | Callable[[Canvas], None]) -> Picture:
+def _picture(image: Path, mask: Path | None, split: str | None, paint: Callable[..., None]) -> Picture:
     if mask is None:
         return Picture(image, image, split)
-    if isinstance(paint, Classes):
-        paint = partial(_paint_colors, path=mask, colors=paint.colors)
     try:
         with open_image(mask) as opened:
             width, height = opened.size
     except OSError as error:
         raise ValueError(f"{mask} cannot be read ({' '.join(str(error).split())}); export it anew.") from error
-    return Picture(image, mask, split, (height, width), paint)
+    return Picture(image, mask, split, (height, width), partial(paint, path=mask))
 
 
 def _paint_colors(canvas: Canvas, path: Path, colors: list[Color]):
@@ -141,8 +153,17 @@ def _paint_colors(canvas: Canvas, path: Path, colors: list[Color]):
 
 
 def _paint_indices(canvas: Canvas, path: Path, num_classes: int):
-    labels = mask_to_array(decode({"path": str(path), "bytes": None}, is_mask=True)).astype(np.int64)
+    labels = _stored(path)
     unknown = labels[labels >= num_classes]
     if unknown.size:
         raise ValueError(f"it holds {describe_values(np.unique(unknown))}, but there are {num_classes} classes")
     canvas.fill(labels)
+
+
+def _paint_objects(canvas: Canvas, path: Path):
+    canvas.fill((_stored(path) > 0).astype(np.int64))
+
+
+def _stored(path: Path) -> np.ndarray:
+    """int64 (height, width): the values of a mask, upright, of up to 16 bits."""
+    return mask_to_array(decode({"path": str(path), "bytes": None}, is_mask=True)).astype(np.int64)

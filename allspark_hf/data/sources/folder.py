@@ -16,7 +16,7 @@ from .pairs import (
     require_usable_name,
     visible_paths,
 )
-from .split_names import find_kinds, sort_splits, split_of, subfolders
+from .split_names import TEST_FIX, find_kinds, sort_splits, split_of, subfolders
 
 
 logger = logging.getLogger(__name__)
@@ -43,8 +43,8 @@ class FolderLayout(Layout):
     The folder holds `images` and `masks`, with or without a folder for each split in both; or it holds a folder for
     each split, with `images` and `masks` in each. The names of folders tell the split ([`split_of`]: `train`, `Val`,
     `training` and the like). The images in a folder called unlabeled, among the splits or in the data folder, are
-    unlabeled and need no masks. Test images and folders of other names beside the splits are not read, and the log
-    says so.
+    unlabeled and need no masks. Test images, until [`use_test_split`] is called, and folders of other names beside the
+    splits are not read, and the log says so.
 
     Subfolders are read too. Links to files are followed wherever they lead, and so are links to folders such as
     `images/train`; a link to a folder further down is refused. An image may have any format that Pillow reads. A mask
@@ -69,12 +69,21 @@ class FolderLayout(Layout):
         super().__init__(Path(data_dir).absolute())
         kinds = find_kinds(self.root)
         is_outside = "images" not in kinds and bool(split_folders(self.root))
-        self.places, unused = _splits_outside(self.root) if is_outside else _splits_inside(self.root, kinds)
+        self.places, self._unused = _splits_outside(self.root) if is_outside else _splits_inside(self.root, kinds)
         self.has_validation, self.has_unlabeled = "validation" in self.places, "unlabeled" in self.places
-        if unused:
-            self.left_alone = (
-                f"Left alone in {self.root}: {', '.join(unused)}; to use one, rename it (train, val or unlabeled)."
-            )
+
+    @property
+    def left_alone(self) -> str | None:
+        """A sentence about the folders that are not read."""
+        fix = f"to use one, rename it (train, val or unlabeled); {TEST_FIX}"
+        return f"Left alone in {self.root}: {', '.join(self._unused)}; {fix}." if self._unused else None
+
+    def use_test_split(self) -> bool:
+        place = _test_place(self.root)
+        if place is not None:
+            self.places["test"], self.validation, self.has_validation = place, "test", True
+            self._unused = [name for name in self._unused if split_of(name.split("/")[-1]) != "test"]
+        return place is not None
 
     def find(self, split: str) -> Pairs:
         place = self.places[split]
@@ -140,6 +149,21 @@ def split_folders(root: Path) -> dict[str, Path]:
     """The folders in a folder whose names mean a split and that hold a folder of images."""
     folders = subfolders(root).items()
     return {name: path for name, path in folders if split_of(name) and "images" in find_kinds(path)}
+
+
+def _test_place(root: Path) -> Place | None:
+    """The place of test images with masks: `images/test` and `masks/test`, or `test/images` and `test/masks`."""
+    inside = {kind: test for kind, folder in find_kinds(root).items() if (test := _test_folder(folder))}
+    beside = find_kinds(_test_folder(root) or root / "test")
+    places = [Place(**kinds) for kinds in (inside, beside) if len(kinds) == 2]
+    if len(places) == 2:
+        raise ValueError(f"{places[0].images} and {places[1].images} both hold test images; {ONE_EACH}.")
+    return places[0] if places else None
+
+
+def _test_folder(folder: Path) -> Path | None:
+    named, _ = sort_splits(subfolders(folder), str(folder), ONE_EACH, ["test"])
+    return folder / named["test"] if named else None
 
 
 def _splits_outside(root: Path) -> tuple[dict[str, Place], list[str]]:

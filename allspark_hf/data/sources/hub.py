@@ -16,7 +16,7 @@ from .classes import Classes, read_classes
 from .layout import Layout
 from .lists import read_lines
 from .pairs import Pairs, can_be_listed, nfc
-from .split_names import sort_splits, split_of
+from .split_names import TEST_FIX, sort_splits, split_of
 
 
 logger = logging.getLogger(__name__)
@@ -90,15 +90,26 @@ class HubLayout(Layout):
         splits = open_dataset(dataset_name, config_name)
         chosen, left_alone = choose_splits(splits, dataset_name, train_split, validation_split)
         self.has_validation, self.has_unlabeled = "validation" in chosen, "unlabeled" in chosen
+        self._splits, self._columns, self._dataset_name = splits, columns, dataset_name
         self.where = f"The split {chosen['train']} of {dataset_name}"
         if left_alone:
-            self.left_alone = f"Left alone in {dataset_name}: {', '.join(left_alone)}; to use one, {SPLIT_FIX}."
+            self.left_alone = (
+                f"Left alone in {dataset_name}: {', '.join(left_alone)}; to use one, {SPLIT_FIX}; {TEST_FIX}."
+            )
         self._of_classes = dataset_name, splits[chosen["train"]], classes_column
-        self.rows = {}
-        for split, source in chosen.items():
-            title = f"The split {source} of {dataset_name}"
-            there = columns if split != "unlabeled" else {"image": columns["image"]}
-            self.rows[split] = standard_columns(splits[source], there, title, source, COLUMN_FIX)
+        self.rows = {split: self._read(split, source) for split, source in chosen.items()}
+
+    def _read(self, split: str, source: str) -> Dataset:
+        title = f"The split {source} of {self._dataset_name}"
+        columns = self._columns if split != "unlabeled" else {"image": self._columns["image"]}
+        return standard_columns(self._splits[source], columns, title, source, COLUMN_FIX)
+
+    def use_test_split(self) -> bool:
+        named, _ = sort_splits(self._splits, self._dataset_name, "name one with --validation_split_name", ["test"])
+        if named:
+            self.rows["test"] = self._read("test", named["test"])
+            self.validation, self.has_validation, self.left_alone = "test", True, None
+        return bool(named)
 
     def find_classes(self) -> Classes | None:
         return find_classes(*self._of_classes)

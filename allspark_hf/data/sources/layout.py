@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 class Layout:
     """
     Where a data set keeps its images and masks, and what its masks mean. There are subclasses for the user's own
-    folder, VOC, Cityscapes, COCO and rows of the Hub. A split is `"train"`, `"validation"` or `"unlabeled"`.
+    folder, VOC, Cityscapes, COCO and rows of the Hub. A split is `"train"`, `"validation"`, `"unlabeled"` or `"test"`.
 
     Args:
         root (`Path`): the folder that the paths in split files are relative to.
@@ -26,6 +26,7 @@ class Layout:
     name: str
     needs_every_mask = True  # whether a training image without a mask is a mistake, unless a list names the labeled
     has_validation = True  # whether the data set has a validation split
+    validation = "validation"  # the split to validate with
     has_unlabeled = False  # whether the data set has a split of unlabeled images
     left_alone: str | None = None  # a sentence about images in the data set that are not read
     classes: Classes | None = None
@@ -42,6 +43,10 @@ class Layout:
         if split not in self._found:
             self._found[split] = self.find(split)
         return self._found[split]
+
+    def use_test_split(self) -> bool:
+        """Makes the test split take the place of the validation split; `False` if there is none with masks."""
+        return False
 
     def find_classes(self) -> Classes | None:
         """The classes that a file in the folder names, else the known classes of the data set."""

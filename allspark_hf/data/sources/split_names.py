@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from ...utils.files import is_hidden
@@ -21,6 +21,7 @@ KIND_NAMES = {
 }
 _CONTENT = "(?:set|split|data|images?|imgs?|masks?)"
 USED_SPLITS = ("train", "validation", "unlabeled")
+TEST_FIX = "a test split is for `allspark evaluate --split test`"
 
 
 def split_of(name: str) -> str | None:
@@ -32,14 +33,16 @@ def split_of(name: str) -> str | None:
     return next((split for split, names in SPLIT_NAMES.items() if bare in names), None)
 
 
-def sort_splits(names: Iterable[str], where: str, fix: str) -> tuple[dict[str, str], list[str]]:
+def sort_splits(
+    names: Iterable[str], where: str, fix: str, used: Collection[str] = USED_SPLITS
+) -> tuple[dict[str, str], list[str]]:
     """
     Finds out which name of a folder or a split means which split. In an error, `where` is what to call the data, and
     `fix` what to do.
 
     Returns:
-        `tuple[dict[str, str], list[str]]`: `"train"`, `"validation"` and `"unlabeled"` -> the name, for the splits
-        that are there; and the names of test splits and of unknown ones, which are left alone.
+        `tuple[dict[str, str], list[str]]`: split -> the name, for those of the `used` splits that are there; and the
+        other names, by default those of test splits and unknown ones, which are left alone.
 
     Raises:
         ValueError: if two names mean the same split.
@@ -47,7 +50,7 @@ def sort_splits(names: Iterable[str], where: str, fix: str) -> tuple[dict[str, s
     found, others = {}, []
     for name in sorted(names):
         split = split_of(name)
-        if split not in USED_SPLITS:
+        if split not in used:
             others.append(name)
         elif split in found:
             raise ValueError(f"{where} has {found[split]} and {name}, which both mean {split}; {fix}.")

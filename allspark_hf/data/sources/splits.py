@@ -95,8 +95,8 @@ def select_pairs(layout: Layout, selection: Selection) -> tuple[Pairs, Pairs, Pa
     validation = _listed(layout, selection.validation_list, "validation")
     fix = "take them out of one"
     if validation is None and layout.has_validation:
-        validation = layout.pairs("validation")
-        _require_masks(validation, layout, "validation", "name the validation images with validation_list")
+        validation = layout.pairs(layout.validation)
+        _require_masks(validation, layout, layout.validation, "name the images to use with validation_list")
     if validation is None or unlabeled is None:
         train = layout.pairs("train")
         if validation is None:
