@@ -236,7 +236,8 @@ class Method(nn.Module):
         given = args.class_weights
         if given is not None and given != [BALANCED] and not all(map(_is_weight, given)):
             raise ValueError(
-                f"class_weights={' '.join(given)}: set it to balanced, or to a number of at least 0 for each class."
+                f"class_weights={' '.join(map(str, given))}: set it to balanced, or to a number of at least 0 for "
+                "each class."
             )
         if args.epoch_length == "labeled" and cls.uses_unlabeled:
             raise ValueError(
@@ -321,7 +322,7 @@ class Method(nn.Module):
         return (loss_x + weight * loss_u) / (1 + weight)
 
 
-def _is_weight(given: str) -> bool:
+def _is_weight(given: str | float) -> bool:
     try:
         return 0 <= float(given) < math.inf
     except ValueError:
