@@ -115,7 +115,7 @@ class Method(nn.Module):
     uses_unlabeled = True
     acts_after_updates = False
     needs_bottleneck = False
-    gives_logits = True  # whether a step gives the bottleneck the unlabeled logits by which it groups channels
+    works_with_grouping = True  # False if a step gives the bottleneck unlabeled images without logits to group by
     trains_unlabeled_branch = True  # of the bottleneck; False for a step without it, or DDP waits for its gradients
 
     # The trainer sets these: the images before `build`, the updates before the first step.
