@@ -70,6 +70,11 @@ def test_nothing_is_said_of_a_sound_training(method):
             {},
             ["contrast_start=2000 is not reached in 800"],
         ),
+        (
+            {"method": "allspark", "confidence_threshold": 0.5, "train_on_padding": True},
+            {},
+            ["confidence_threshold=0.5 changes nothing with method='allspark': leave it out, or choose"],
+        ),
         ({"warmup_steps": 1500}, {}, ["warmup_steps=1500 is as long as the training or longer .800 steps."]),
         (
             {"logging_steps": 1000},
@@ -83,6 +88,13 @@ def test_each_sentence_says_what_to_change(settings, plan, expected):
     assert len(sentences) == len(expected)
     for sentence, pattern in zip(sentences, expected, strict=True):
         assert re.search(pattern, sentence) and sentence.endswith(".") and "\n" not in sentence, sentence
+
+
+def test_a_recipe_may_hold_arguments_of_another_method():
+    # The command line, whose arguments have `given`, may choose another method than its recipe.
+    args = AllSparkTrainingArguments(output_dir="unused", **QUIET, method="supervised", confidence_threshold=0.5)
+    args.given = {"method", "confidence_threshold"}
+    assert advise(args, RunPlan(**SOUND), NAMES) == []
 
 
 def test_many_missing_classes_are_counted():

@@ -104,10 +104,8 @@ def test_no_mode_depends_on_the_batch_size(tmp_path, mode):
     one = make_trainer(tmp_path, model, **mode)
     expected = one.evaluate()
     assert expected.keys() >= {"eval_loss", "eval_mean_iou", "eval_iou_LABEL_0"}
-    for settings in (
-        {"per_device_eval_batch_size": 2},
-        {"per_device_eval_batch_size": 5, "eval_windows_per_batch": 3},
-    ):
+    windows = {"eval_windows_per_batch": 3} if "sliding_window" in mode.values() else {}
+    for settings in ({"per_device_eval_batch_size": 2}, {"per_device_eval_batch_size": 5, **windows}):
         other = make_trainer(tmp_path, model, **mode, **settings)
         actual = other.evaluate()
         assert torch.equal(other.evaluation.confusion.counts, one.evaluation.confusion.counts)
@@ -223,7 +221,9 @@ def test_a_resized_image_cannot_be_cropped_beside_its_mask(image_processor):
         ({"eval_mode": "center_crop", "eval_crop_size": [1, 2, 3]}, r"eval_crop_size=\[1, 2, 3\] is neither"),
         ({"eval_mode": "center_crop", "eval_crop_size": []}, r"eval_crop_size=\[\] is neither"),
         ({"eval_mode": "center_crop", "eval_crop_size": [64, 0]}, r"eval_crop_size=\[64, 0\] is out of range"),
-        ({"eval_crop_size": [64]}, "eval_mode='whole' does not crop"),
+        ({"eval_crop_size": 64}, r"eval_crop_size=\[64\] changes nothing with eval_mode='whole': set eval_mode"),
+        ({"eval_stride": 0.5}, "eval_stride=0.5 changes nothing with eval_mode='whole': set eval_mode to sl"),
+        ({"eval_windows_per_batch": 2, "eval_mode": "center_crop"}, "eval_windows_per_batch=2 changes nothing with"),
         ({"eval_stride": 0.0}, "eval_stride=0.0 is out of range: set a number above 0 and at most 1"),
         ({"eval_stride": 1.5}, "eval_stride=1.5 is out of range"),
         ({"eval_windows_per_batch": 0}, "eval_windows_per_batch=0 is out of range"),

@@ -3,11 +3,14 @@
 import contextlib
 import json
 import logging
+import multiprocessing
 import os
 import resource
 import signal
+import socket
 import subprocess
 import time
+from multiprocessing.connection import Client
 from pathlib import Path
 
 import datasets
@@ -18,6 +21,7 @@ from faulty_training import kill_workers, poison
 from forking import python
 from run_training import make_trainer
 from safetensors.torch import load_file
+from torch.utils.data import DataLoader, Dataset
 from transformers import TrainerCallback
 
 from allspark_hf.data.mixed import MixedDataset
@@ -159,13 +163,50 @@ def test_a_worker_that_is_killed(tmp_path):
     assert "there is no complete checkpoint in" in sentence or f"{tmp_path}/checkpoint-" in sentence
 
 
-@pytest.mark.parametrize("error", [ConnectionResetError(104, "Connection reset by peer"), EOFError()])
-def test_a_worker_that_dies_while_a_tensor_is_taken_over_from_it(tmp_path, error):
-    """The DataLoader has not noticed yet: what comes is the error of a pipe."""
+def from_a_closed_pipe(folder: Path):
+    reader, writer = multiprocessing.Pipe(duplex=False)
+    writer.close()
+    reader.recv()
 
-    with pytest.raises(WorkerDiedError, match="A data loading worker died") as told, telling_faults(tmp_path):
-        raise error
-    assert ("Connection reset" in str(told.value)) == isinstance(error, ConnectionError)
+
+def from_a_deaf_socket(folder: Path):
+    with socket.socket(socket.AF_UNIX) as deaf:
+        deaf.bind(str(folder / "deaf"))
+        Client(str(folder / "deaf"))
+
+
+def from_a_server(folder: Path):
+    with socket.socket() as deaf:
+        deaf.bind(("localhost", 0))
+        socket.create_connection(deaf.getsockname())
+
+
+def from_a_dataset(folder: Path):
+    class Ended(Dataset):
+        def __getitem__(self, index):
+            raise EOFError
+
+    next(iter(DataLoader(Ended(), sampler=[0], num_workers=1)))
+
+
+@pytest.mark.parametrize(("fail", "cause"), [(from_a_closed_pipe, "EOFError"), (from_a_deaf_socket, "refused")])
+def test_a_worker_that_dies_while_a_tensor_is_taken_over_from_it(tmp_path, fail, cause):
+    """The DataLoader has not noticed yet: what comes is the error of a pipe."""
+    with pytest.raises(WorkerDiedError, match=rf"worker died \(.*{cause}"), telling_faults(tmp_path, num_workers=1):
+        fail(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("fail", "num_workers", "kind"),
+    [
+        (from_a_closed_pipe, 0, EOFError),
+        (from_a_server, 1, ConnectionRefusedError),
+        (from_a_dataset, 1, EOFError),
+    ],
+)
+def test_no_worker_is_blamed_for_what_others_raise(tmp_path, fail, num_workers, kind):
+    with pytest.raises(kind), telling_faults(tmp_path, num_workers):
+        fail(tmp_path)
 
 
 def test_the_dead_worker_is_reported_again_in_the_midst_of_the_sentence(tmp_path, monkeypatch):
@@ -179,13 +220,13 @@ def test_the_dead_worker_is_reported_again_in_the_midst_of_the_sentence(tmp_path
         return now
 
     monkeypatch.setattr(faults, "_worker_is_gone", interrupted)
-    with pytest.raises(WorkerDiedError, match=r"died \(DataLoader worker \(pid 7\)"), telling_faults(tmp_path):
+    with pytest.raises(WorkerDiedError, match=r"died \(DataLoader worker \(pid 7\)"), telling_faults(tmp_path, 1):
         raise ConnectionResetError(104, "Connection reset by peer")
     assert next(found, None) is None
 
 
 def test_a_file_that_is_missing_is_no_dead_worker(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"nowhere.png"), telling_faults(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nowhere.png"), telling_faults(tmp_path, 1):
         (tmp_path / "nowhere.png").read_bytes()
 
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import date
 from pathlib import Path
 from typing import TextIO
 
@@ -94,8 +95,9 @@ def test_table_of_mean_and_spread_of_last_and_best(tmp_path, train_script):
 
 
 def test_finished_cells_are_skipped(tmp_path, train_script):
+    study = make_study(narrow={"width": 1}, dated={"width": 3, "run_name": date(2026, 1, 5)})
     for _ in range(2):
-        runner = StudyRunner(make_study(), tmp_path / "out", train_script)
+        runner = StudyRunner(study, tmp_path / "out", train_script)
         runner.run()
     assert set(map(tuple, starts(runner).values())) == {("anew",)}
 

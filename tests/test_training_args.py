@@ -10,6 +10,8 @@ from run_training import make_trainer
 from transformers import HfArgumentParser, TrainingArguments
 
 from allspark_hf import AllSparkConfig, AllSparkTrainingArguments
+from allspark_hf.cli.figures import FigureArguments
+from allspark_hf.evaluation.arguments import EvaluationArguments
 from allspark_hf.methods import METHODS
 from allspark_hf.training.loaders import make_sampler
 from allspark_hf.utils.arguments import facts_of, names, recorded, shown
@@ -94,6 +96,8 @@ def test_the_command_line_reads_every_kind_of_field():
             "labeled_view='weak', but method='memory_contrastive' augments labeled images in a way of its own",
         ),
         ({"class_weights": ["1", "balanced"]}, "class_weights=1 balanced: set it to balanced, or to a number"),
+        ({"class_weights": (1, -2)}, "class_weights=1 -2: set it to balanced, or to a number"),
+        ({"eval_scales": (0.5, 11)}, r"eval_scales=\[0.5, 11\] is out of range"),
         (
             {"unlabeled_loss_weight": -1.0},
             "unlabeled_loss_weight=-1.0 is out of range: set a finite number of at least 0",
@@ -127,6 +131,15 @@ def test_the_command_line_reads_every_kind_of_field():
 def test_mistakes_are_refused(wrong, sentence):
     with pytest.raises(ValueError, match=sentence):
         arguments(**wrong)
+
+
+def test_a_single_value_or_a_tuple_becomes_a_list():
+    args = arguments(class_weights="balanced", eval_mode="center_crop", eval_crop_size=512, eval_scales=(0.5, 1.0))
+    assert (args.class_weights, args.eval_crop_size, args.eval_scales) == (["balanced"], [512], [0.5, 1.0])
+    assert arguments(class_weights=(1, 2.5)).class_weights == [1, 2.5] and args.label_names == ["labels"]
+    assert EvaluationArguments(eval_scales=1.5).eval_scales == [1.5]
+    figures = FigureArguments("model", "out", background="dark")
+    assert figures.background == ["dark"] and figures.figures is None
 
 
 def test_a_schedule_that_waits_for_a_metric_knows_which_way_is_better():

@@ -7,6 +7,11 @@ from ..utils.arguments import argument, check_values, documented
 
 EVAL_MODES = ("whole", "resized", "center_crop", "sliding_window")
 ONE_PIECE = ("whole", "resized")
+USED_IN = {  # argument -> the modes that read it
+    "eval_crop_size": ("sliding_window", "center_crop"),
+    "eval_stride": ("sliding_window",),
+    "eval_windows_per_batch": ("sliding_window",),
+}
 
 
 @documented
@@ -16,7 +21,7 @@ class PredictionArguments:
     How images are predicted.
 
     Raises:
-        ValueError: if a value is out of range, or a crop is given that the mode does not use.
+        ValueError: if a value is out of range, or given but not used by the mode.
     """
 
     eval_mode: str = argument(
@@ -52,18 +57,18 @@ class PredictionArguments:
 
     def __post_init__(self):
         check_values(self)
-        if self.eval_crop_size is None:
-            return
-        if len(self.eval_crop_size) not in (1, 2):
+        if self.eval_crop_size is not None and len(self.eval_crop_size) not in (1, 2):
             raise ValueError(
                 f"eval_crop_size={self.eval_crop_size} is neither one side nor two of them: set one number for a "
                 "square, or height and width."
             )
-        if self.eval_mode in ONE_PIECE:
-            raise ValueError(
-                f"eval_crop_size is given, but eval_mode={self.eval_mode!r} does not crop: set eval_mode to "
-                "sliding_window or center_crop, or leave eval_crop_size out."
-            )
+        for name, modes in USED_IN.items():
+            value = getattr(self, name)
+            if self.eval_mode not in modes and value != getattr(type(self), name):
+                raise ValueError(
+                    f"{name}={value} changes nothing with eval_mode={self.eval_mode!r}: set eval_mode to "
+                    f"{' or '.join(modes)}, or leave {name} out."
+                )
 
 
 @documented
@@ -73,7 +78,7 @@ class EvaluationArguments(PredictionArguments):
     How images are predicted for evaluation, see [`PredictionArguments`], and what is measured.
 
     Raises:
-        ValueError: if a value is out of range, or a crop is given that the mode does not use.
+        ValueError: if a value is out of range, or given but not used by the mode.
     """
 
     eval_boundary_iou: bool = argument(False, "Also measure boundary IoU (Cheng et al., CVPR 2021).")

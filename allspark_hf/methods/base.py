@@ -115,7 +115,7 @@ class Method(nn.Module):
     uses_unlabeled = True
     acts_after_updates = False
     needs_bottleneck = False
-    gives_logits = True  # whether a step gives the bottleneck the unlabeled logits by which it groups channels
+    works_with_grouping = True  # False if a step gives the bottleneck unlabeled images without logits to group by
     trains_unlabeled_branch = True  # of the bottleneck; False for a step without it, or DDP waits for its gradients
 
     # The trainer sets these: the images before `build`, the updates before the first step.
@@ -236,7 +236,8 @@ class Method(nn.Module):
         given = args.class_weights
         if given is not None and given != [BALANCED] and not all(map(_is_weight, given)):
             raise ValueError(
-                f"class_weights={' '.join(given)}: set it to balanced, or to a number of at least 0 for each class."
+                f"class_weights={' '.join(map(str, given))}: set it to balanced, or to a number of at least 0 for "
+                "each class."
             )
         if args.epoch_length == "labeled" and cls.uses_unlabeled:
             raise ValueError(
@@ -321,7 +322,7 @@ class Method(nn.Module):
         return (loss_x + weight * loss_u) / (1 + weight)
 
 
-def _is_weight(given: str) -> bool:
+def _is_weight(given: str | float) -> bool:
     try:
         return 0 <= float(given) < math.inf
     except ValueError:

@@ -14,7 +14,7 @@ class FixMatch(TeacherMethod):
     unlabeled_views = (WEAK, STRONG_1)
     title = "FixMatch"
     description = "an EMA teacher's confident labels, learned from a strong view"
-    gives_logits = False
+    works_with_grouping = False
 
     def step(self, model, batch, pixels, epoch):
         predicted = pseudo_label_pass(self.teacher, batch["unlabeled_pixel_values"], self.threshold)

@@ -14,7 +14,8 @@ class UnlabeledArguments(MethodArguments):
 
     unlabeled_loss_weight: float = argument(
         1.0,
-        "Weight w of the unlabeled loss: the loss is (L_x + w L_u) / (1 + w). The paper has 1.",
+        "Weight w of the unlabeled loss: the loss is (L_x + w L_u) / (1 + w), with memory_contrastive L_x + w L_u and "
+        "its other terms. The paper has 1.",
         interval="[0, inf)",
         resume="changed",
         common=True,
@@ -43,7 +44,7 @@ class PseudoLabel(Method):
     arguments_class = UnlabeledArguments
     title = "pseudo-labels"
     description = "the model's own labels on unlabeled images, without AllSpark's bottleneck"
-    gives_logits = False
+    works_with_grouping = False
 
     def step(self, model, batch, pixels, epoch):
         predicted = pseudo_label_pass(model, batch["unlabeled_pixel_values"])

@@ -17,6 +17,7 @@ import psutil
 from ..publishing.record import RECORD_FILE
 from ..training.recipes import check_entry, find_recipe, read_recipe, read_yaml, recipe_arguments
 from ..training.storage import finish_renaming, last_complete_checkpoint
+from ..utils.arguments import plain
 from ..utils.files import read_json, read_json_object, write_json
 from ..utils.text import one_line
 
@@ -237,7 +238,7 @@ class StudyRunner:
         if "--data_dir" in extra:  # where the data lie may change between two parts of a study
             place = extra.index("--data_dir")
             del extra[place : place + 2]
-        return {"arguments": cell.arguments, "recipe": recipe, "extra": extra}
+        return {"arguments": plain(cell.arguments), "recipe": recipe, "extra": extra}
 
     def _check_unchanged(self, cell: Cell):
         folder = self.output_dir / cell.folder

@@ -10,7 +10,8 @@ from transformers import TrainerCallback
 
 from ..data.masks import MaskConvention
 from ..data.summary import classes_of
-from ..methods import METHODS
+from ..methods import METHODS, arguments_classes
+from ..utils.arguments import recorded
 from .arguments import AllSparkTrainingArguments
 
 
@@ -55,7 +56,8 @@ def advise(args: AllSparkTrainingArguments, plan: RunPlan, class_names: Sequence
     Returns:
         `list[str]`: a sentence for each setting or lack of data that spoils the training.
     """
-    return [*_about_classes(plan, class_names), *_about_images(args, plan), *_about_lengths(args, plan)]
+    of_data = [*_about_classes(plan, class_names), *_about_images(args, plan)]
+    return [*of_data, *_about_lengths(args, plan), *_about_method(args)]
 
 
 def _about_classes(plan: RunPlan, names: Sequence[str]) -> list[str]:
@@ -137,6 +139,19 @@ def _about_lengths(args: AllSparkTrainingArguments, plan: RunPlan) -> list[str]:
             "that no loss is logged: lower it."
         )
     return said
+
+
+def _about_method(args: AllSparkTrainingArguments) -> list[str]:
+    """Of arguments made in Python: a command line is refused if it has another method's, but its recipe may."""
+    if hasattr(args, "given"):
+        return []
+    own = {one.name for one in fields(METHODS[args.method].arguments_class)}
+    others = {one.name for kind in arguments_classes() for one in fields(kind)} - own
+    return [
+        f"{name}={value!r} changes nothing with method={args.method!r}: leave it out, or choose another method."
+        for name, value in recorded(args).items()
+        if name in others
+    ]
 
 
 def _count(number: int, name: str) -> str:

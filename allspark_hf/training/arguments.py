@@ -75,7 +75,7 @@ class AllSparkTrainingArguments(TrainingArguments, EvaluationArguments, *argumen
     )
     sync_batchnorm: bool = argument(
         False,
-        "Synchronize the decode head's BatchNorm over processes, as in the paper. GPUs only.",
+        "Synchronize BatchNorm, an encoder's too, over processes, as in the paper. GPUs only.",
         resume="changed",
     )
 

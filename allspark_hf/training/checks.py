@@ -104,7 +104,7 @@ def check_model(model: Segmenter, args: AllSparkTrainingArguments, trains: bool 
             "use_cross_attention=False: set it to True, or choose another method."
         )
     groups = model.config.use_cross_attention and model.config.use_grouping
-    if groups and not METHODS[args.method].gives_logits:
+    if groups and not METHODS[args.method].works_with_grouping:
         raise ValueError(
             f"method={args.method!r} gives the bottleneck no logits by which it could group channels, and the model's "
             "configuration has use_grouping=True: build the model with AllSparkConfig.plain_segformer_switches(), or "

@@ -5,6 +5,7 @@ import pickle
 import re
 import shutil
 import signal
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ except ImportError:  # Windows
 
 
 WORKER_DIED = re.compile(r"DataLoader worker \(pid|</torch_")  # "</torch_": a worker's shared memory is gone
+WORKER_LIVES = "in DataLoader worker process"  # which hands on an error of the dataset
+LOADING = ("torch.utils.data", "torch.multiprocessing", "multiprocessing")
 LOCK_FILE = "training.lock"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 TORCH_WRITES = re.compile(r"inline_container|PytorchStreamWriter|iostream")  # in RuntimeErrors of torch.save
@@ -60,13 +63,14 @@ def going_on(output_dir: str | Path) -> str:
 
 
 @contextmanager
-def telling_faults(output_dir: str | Path, checkpoint: str | None = None) -> Iterator[None]:
+def telling_faults(output_dir: str | Path, num_workers: int, checkpoint: str | None = None) -> Iterator[None]:
     """
     For the training inside: its errors of unreadable images, damaged states and dead workers get one sentence that
     also says which checkpoint is left.
 
     Args:
         output_dir (`str` or `Path`): folder of the run's checkpoints.
+        num_workers (`int`): processes of each DataLoader; without any, no error is that of a dead worker.
         checkpoint (`str`, *optional*): the checkpoint that the training goes on from.
 
     Raises:
@@ -75,7 +79,7 @@ def telling_faults(output_dir: str | Path, checkpoint: str | None = None) -> Ite
         WorkerDiedError: if a process of a DataLoader ended.
     """
     # The DataLoader's signal handler may interrupt the inner one at any moment, to report the same worker.
-    with _telling_of_dead_workers(output_dir), _telling_of_dead_workers(output_dir):
+    with _telling_of_dead_workers(output_dir, num_workers), _telling_of_dead_workers(output_dir, num_workers):
         try:
             yield
         except BadImageError as error:
@@ -88,11 +92,11 @@ def telling_faults(output_dir: str | Path, checkpoint: str | None = None) -> Ite
 
 
 @contextmanager
-def _telling_of_dead_workers(output_dir: str | Path) -> Iterator[None]:
+def _telling_of_dead_workers(output_dir: str | Path, num_workers: int) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, ConnectionError, EOFError, FileNotFoundError) as error:
-        if isinstance(error, TrainingFault) or not _worker_is_gone(error):
+        if not num_workers or isinstance(error, TrainingFault) or not _worker_is_gone(error):
             raise
         _end_reports()
         cause = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(". ")
@@ -113,9 +117,12 @@ def _end_reports():
 
 def _worker_is_gone(error: Exception) -> bool:
     """Whether the DataLoader reports a dead worker, or a tensor could not be received from a closed socket."""
-    if isinstance(error, OSError):
-        return isinstance(error, ConnectionError) or error.filename is None
-    return isinstance(error, EOFError) or WORKER_DIED.search(str(error)) is not None
+    if isinstance(error, RuntimeError):
+        return WORKER_DIED.search(str(error)) is not None
+    if getattr(error, "filename", None) is not None or WORKER_LIVES in str(error):
+        return False
+    modules = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return any(name.startswith(LOADING) for name in modules)
 
 
 @dataclass

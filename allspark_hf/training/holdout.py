@@ -54,8 +54,9 @@ def split_holdout(
 
 class Holdout(TrainerCallback):
     """
-    Predicts the held-out images as evaluation does, with the model that gives the pseudo-labels: at the end of
-    training, and once at each evaluation, also if there are several evaluation datasets.
+    Predicts the held-out images as evaluation does, in eval mode whatever `teacher_mode` says, with the model that
+    gives the pseudo-labels: at the end of training, and once at each evaluation, also if there are several evaluation
+    datasets.
 
     The log gets, in [0, 1], `holdout_kept`, the share of valid pixels whose confidence reaches the method's threshold
     (1 without a threshold), and for these pixels `holdout_accuracy` and `holdout_accuracy_<class>`, see

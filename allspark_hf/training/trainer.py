@@ -187,7 +187,7 @@ class AllSparkTrainer(Trainer):
             self.processes.prepare_to_wrap()
             if checkpoint is not None:
                 self.checkpoints.take_up(checkpoint)
-            with telling_faults(self.args.output_dir, checkpoint):
+            with telling_faults(self.args.output_dir, self.args.dataloader_num_workers, checkpoint):
                 if checkpoint is not None:
                     output = self.checkpoints.finished_run()
                 if output is None:

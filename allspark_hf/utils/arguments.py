@@ -91,11 +91,17 @@ def names(arguments: Any, **facts) -> list[str]:
 
 
 def check_values(arguments: Any):
-    """Raises ValueError if a value is none of its field's choices, or outside its interval."""
+    """
+    Raises ValueError if a value is none of its field's choices, or outside its interval. A tuple or a single value of
+    a field that holds a list becomes a list.
+    """
     for one in fields(arguments):
         value = getattr(arguments, one.name)
         if value is None or not isinstance(one.metadata, _Metadata):
             continue
+        if str(one.type).startswith("list[") and not isinstance(value, list):
+            value = list(value) if isinstance(value, tuple) else [value]
+            setattr(arguments, one.name, value)
         choices, interval = one.metadata.get("choices"), facts_of(one).interval
         if choices is not None and value not in choices:
             raise ValueError(f"{one.name}={value!r} is unknown: choose one of {', '.join(choices)}.")

@@ -53,7 +53,8 @@ class PixelTeacher(nn.Module):
         heads (`nn.ModuleDict`): of the method, to be copied; they become `method_modules` of the model.
         mode (`str`):
             `"train"`, as published: the teacher keeps dropout and the statistics of each batch, and its running
-            statistics, which begin anew and nobody reads, are its own. `"eval"`: the student's statistics.
+            statistics, which begin anew, are its own; only `evaluate_teacher` and `holdout_fraction` read them, since
+            they put it in eval mode. `"eval"`: the student's statistics.
     """
 
     def __init__(self, model: nn.Module, heads: nn.ModuleDict, mode: str):
