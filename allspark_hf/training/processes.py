@@ -103,10 +103,12 @@ class Processes:
         modes = {module: module.training for model in models for module in model.modules()}
         for model in models:
             model.eval()
-        with nullcontext() if plugin is None else gathered(self.model, plugin):
-            yield
-        for module, was_training in modes.items():
-            module.training = was_training
+        try:
+            with nullcontext() if plugin is None else gathered(self.model, plugin):
+                yield
+        finally:
+            for module, was_training in modes.items():
+                module.training = was_training
 
     def gather_method_modules(self):
         """Makes the method's modules whole for a step; FSDP2 gathers them in the model's own forward alone."""
