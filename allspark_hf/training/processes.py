@@ -48,7 +48,8 @@ class Processes:
 
     def unread_parameters(self, model: nn.Module) -> dict[str, nn.Parameter]:
         """Weights of a model, wrapped or not, that no step of the method reads: their gradients never come."""
-        if self.trainer.method.trains_unlabeled_branch:
+        method = self.trainer.method
+        if method.uses_unlabeled and method.trains_unlabeled_branch:
             return {}
         return {name: value for name, value in model.named_parameters() if UNLABELED_PREFIX in name}
 
