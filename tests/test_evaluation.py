@@ -181,8 +181,11 @@ def test_a_mask_that_does_not_fit_is_named(tmp_path):
     )
     with pytest.raises(ValueError, match=r"The mask of street/12 has the value 7, but the model has classes"):
         make_trainer(tmp_path, dataset=dataset)
+    trainer = make_trainer(tmp_path)
+    trainer.model.train()
     with pytest.raises(ValueError, match=r"The mask of row 0 \(street/12\) has the value 7, but the model has cl"):
-        make_trainer(tmp_path).evaluate(dataset)
+        trainer.evaluate(dataset)
+    assert all(module.training for module in trainer.model.modules())
 
 
 REFUSED = [

@@ -10,6 +10,8 @@ from test_distributed import differing
 from allspark_hf import SegformerForSemiSupervisedSegmentation
 from allspark_hf.data.mixed import Draw, MixedBatch, MixedBatchCollator, MixedDataset
 from allspark_hf.data.views import STRONG, STRONG_1, STRONG_2, WEAK, draw_cutmix_box, inside_boxes
+from allspark_hf.methods import Supervised
+from allspark_hf.training.processes import UNLABELED_PREFIX
 
 
 SAMPLE = {"method": "sample", "num_unlabeled": 12, "seed": 1}
@@ -93,6 +95,20 @@ def test_a_tensor_that_nobody_declared():
         ValueError, match=r"no unlabeled_pixel_values_strong_1, only pixel_values, labels: .*unlabeled_v"
     ):
         batch["unlabeled_pixel_values_strong_1"]
+
+
+# ---- The unlabeled branch ----
+
+
+def test_unlabeled_views_train_the_branch_whatever_the_method_is_based_on(tmp_path):
+    class Both(Supervised):
+        unlabeled_views = (WEAK,)
+
+    trainer = build_trainer({**SAMPLE, "method": "supervised", "output_dir": str(tmp_path)})
+    unread = trainer.processes.unread_parameters(trainer.model)
+    assert unread and all(name.startswith(UNLABELED_PREFIX) for name in unread)
+    trainer.method.__class__ = Both
+    assert trainer.processes.unread_parameters(trainer.model) == {}
 
 
 # ---- A method with state ----

@@ -9,7 +9,9 @@ from allspark_hf.methods.contrast.balance import ClassBalance
 from allspark_hf.methods.contrast.class_mix import choose_classes, class_mix
 from allspark_hf.methods.contrast.jitter import jitter
 from allspark_hf.methods.contrast.teacher import teacher_decay
-from allspark_hf.methods.contrast.terms import entropy_sum, ramp_up, sum_by_images, weighted_cross_entropy_sum
+from allspark_hf.methods.contrast.terms import entropy_sum, ramp_up, weighted_cross_entropy_sum
+from allspark_hf.methods.losses import sum_by_images
+from allspark_hf.models.upsampling import cross_entropy_sum
 
 
 TOLERANCE = 1e-12
@@ -52,7 +54,7 @@ def test_loss_terms(load, description):
     for kind, weights in (("unit", torch.ones_like(stored["class_weights"])), ("weighted", stored["class_weights"])):
         check(
             f"ce_labeled.{kind}",
-            lambda images, labels, weights=weights: weighted_cross_entropy_sum(images, labels, ignore, weights),
+            lambda images, labels, weights=weights: cross_entropy_sum(images, labels, ignore, weights),
             weights[labels[valid]].sum(),
         )
         of_updates = f"ce_unlabeled.{kind}.iter"

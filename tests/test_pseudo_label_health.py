@@ -14,7 +14,7 @@ from allspark_hf import AllSparkConfig
 from allspark_hf.data.geometry import crop_label, draw_geometry
 from allspark_hf.data.mixed import Draw, MixedBatchCollator, MixedDataset
 from allspark_hf.methods import MixedBatch, PixelCounts
-from allspark_hf.training.pseudo_label_health import histogram
+from allspark_hf.methods.contrast.heads import class_counts
 
 
 def dataset_of(unlabeled, num_labels=3, crop=(64, 80)) -> MixedDataset:
@@ -22,10 +22,10 @@ def dataset_of(unlabeled, num_labels=3, crop=(64, 80)) -> MixedDataset:
 
 
 @pytest.mark.parametrize("num_labels", [1, 3, 81])
-def test_histogram(num_labels):
+def test_class_counts(num_labels):
     classes = torch.randint(-1, num_labels + 2, (3, 17, 23), generator=torch.Generator().manual_seed(0))
     expected = [(classes == index).sum().item() for index in range(num_labels)]
-    assert histogram(classes, num_labels).tolist() == expected
+    assert class_counts(classes, num_labels).tolist() == expected
 
 
 def test_truth_follows_the_image_through_the_augmentation():

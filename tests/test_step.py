@@ -9,6 +9,7 @@ from conftest import TWO_STAGES, tiny_model
 from parity import predict_full_size
 from run_training import make_trainer, result_of
 from test_backbone import tiny_backbone_model
+from torch.distributed.fsdp import FSDPModule
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -142,7 +143,7 @@ def test_inference_mode_is_left_with_ordinary_tensors(sharded):
     """What a sharding wrapper gathers in inference mode could not be trained on, so there it is no_grad."""
     model, seen = tiny_model(), []
     if sharded:
-        next(model.parameters()).ds_id = 0
+        model.__class__ = type("Sharded", (FSDPModule, type(model)), {})
     model.decode_head.register_forward_hook(lambda *_: seen.append(torch.is_inference_mode_enabled()))
     predicted = pseudo_label_pass(model, images(2, (64, 64)))
     assert seen == [not sharded]

@@ -135,7 +135,6 @@ class Method(nn.Module):
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
         cls.uses_unlabeled = bool(cls.unlabeled_views)
-        cls.trains_unlabeled_branch &= cls.uses_unlabeled
         cls.acts_after_updates = cls.after_update is not Method.after_update
 
     def build(self, model: PreTrainedModel) -> dict[str, tuple[nn.Module, float]]:

@@ -4,7 +4,7 @@ Logits at full resolution are the largest thing of a training step (COCO: 81 cla
 float32, and as much again for each of softmax and gradient), so what is computed from them goes image by image.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable
 
 import torch
 from torch.autograd.function import once_differentiable
@@ -13,13 +13,15 @@ from ..models.bottleneck_allspark import at_least_float32
 from ..models.upsampling import cross_entropy_sum, images_at_a_time, upsample
 
 
+Terms = Callable[..., list[torch.Tensor]]
+
+
 def upsampled_cross_entropy_sum(
     logits: torch.Tensor, labels: torch.Tensor, ignore_index: int = 255, class_weights: torch.Tensor | None = None
 ) -> torch.Tensor:
     """
-    [`cross_entropy_sum`] of the logits, resized bilinearly to the labels' size. Images go one by one (small ones a few
-    at a time), and the gradient of each is computed at once: logits at full resolution never exist for the whole
-    batch, and are neither kept for the backward pass nor computed again in it.
+    [`cross_entropy_sum`] of the logits, resized bilinearly to the labels' size, image by image as in
+    [`sum_by_images`].
 
     Args:
         logits (`torch.Tensor`): float (batch, num_labels, any height, any width); differentiable once.
@@ -30,38 +32,56 @@ def upsampled_cross_entropy_sum(
     Returns:
         `torch.Tensor`: scalar, float32 or as precise as the logits; 0 with zero gradient if every pixel is ignored.
     """
-    if torch.is_grad_enabled() and logits.requires_grad:
-        return _UpsampledCrossEntropy.apply(logits, labels, ignore_index, class_weights)
-    losses = _losses(at_least_float32(logits), labels, ignore_index, class_weights)
-    return torch.stack([loss for _, loss in losses]).sum()
+
+    def terms(images, their_labels):
+        return [cross_entropy_sum(images, their_labels, ignore_index, class_weights)]
+
+    return sum_by_images(logits, terms, labels)[0]
 
 
-def _losses(logits, labels, *settings) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """The images that are taken together, and their summed cross-entropy."""
-    size = labels.shape[1:]
-    number = images_at_a_time(logits.shape[1], size)
-    for images, their_labels in zip(logits.split(number), labels.split(number), strict=True):
-        yield images, cross_entropy_sum(upsample(images, size), their_labels, *settings)
+def sum_by_images(logits: torch.Tensor, terms: Terms, *maps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Sums terms of a loss over the images of a batch. Images go one by one (small ones a few at a time), and the
+    gradient of each is computed at once: logits at full resolution never exist for the whole batch, and are neither
+    kept for the backward pass nor computed again in it.
+
+    Args:
+        logits (`torch.Tensor`): float (batch, num_labels, any height, any width); differentiable once.
+        terms (`Callable`): gives scalar tensors from some images' logits (images, num_labels, height, width) and maps.
+        maps (`torch.Tensor`): what the terms need besides, (batch, height, width) each.
+
+    Returns:
+        `tuple[torch.Tensor, torch.Tensor]`: the sum of all terms, float scalar; and each term, float (terms,), which
+        takes no gradient.
+    """
+    return _SumByImages.apply(logits, terms, maps)
 
 
-class _UpsampledCrossEntropy(torch.autograd.Function):
+class _SumByImages(torch.autograd.Function):
     """The gradient of a sum is a stored gradient times one factor: forward computes it, and keeps no logits."""
 
     @staticmethod
-    def forward(ctx, logits, labels, *settings):
-        losses, gradients = [], []
-        with torch.enable_grad():
-            for images, loss in _losses(at_least_float32(logits.detach()).requires_grad_(), labels, *settings):
-                gradients.append(torch.autograd.grad(loss, images)[0])  # frees the logits at full resolution
-                losses.append(loss.detach())
-        ctx.save_for_backward(torch.cat(gradients).to(logits.dtype))
-        return torch.stack(losses).sum()
+    def forward(ctx, logits, terms, maps):
+        size, gradients, values = maps[0].shape[1:], [], []
+        number, needs_gradient = images_at_a_time(logits.shape[1], size), ctx.needs_input_grad[0]
+        with torch.set_grad_enabled(needs_gradient):
+            given = at_least_float32(logits.detach()).requires_grad_(needs_gradient)
+            for images, *their_maps in zip(given.split(number), *(one.split(number) for one in maps), strict=True):
+                of_images = torch.stack(terms(upsample(images, size), *their_maps))
+                if needs_gradient:
+                    gradients.append(torch.autograd.grad(of_images.sum(), images)[0])  # frees the full resolution
+                values.append(of_images.detach())
+        if needs_gradient:
+            ctx.save_for_backward(torch.cat(gradients).to(logits.dtype))
+        sums = torch.stack(values).sum(dim=0)
+        ctx.mark_non_differentiable(sums)
+        return sums.sum(), sums
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, gradient_of_loss):
+    def backward(ctx, gradient_of_total, _):
         (gradient,) = ctx.saved_tensors
-        return (gradient * gradient_of_loss).to(gradient.dtype), None, None, None
+        return (gradient * gradient_of_total).to(gradient.dtype), None, None
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.distributed.fsdp import FSDPModule
 from torch.nn import functional as F
 
 from ..models.bottleneck_allspark import at_least_float32
@@ -88,8 +88,8 @@ def pseudo_label_pass(
         return features
 
     module = _beneath_wrappers(model)
-    # FSDP and ZeRO-3 use the gathered weights again in training, which inference tensors do not allow.
-    no_gradient = torch.no_grad() if _is_sharded(module) else torch.inference_mode()
+    # FSDP uses the gathered weights again in training, which inference tensors do not allow.
+    no_gradient = torch.no_grad() if isinstance(module, FSDPModule) else torch.inference_mode()
     with _evaluating(module), no_gradient:
         seen = {"perturb": keep} if keep_features else {}
         logits = at_least_float32(module(pixel_values=pixel_values, **seen).logits)
@@ -131,18 +131,10 @@ def _on_token_grid(full: torch.Tensor, config) -> torch.Tensor | None:
 
 
 def _beneath_wrappers(model: nn.Module) -> nn.Module:
-    """Beneath DDP or torch.compile, as this pass takes no part in gradient synchronization; FSDP has to gather."""
+    """Beneath DDP, DeepSpeed or torch.compile: this pass takes no part in gradient synchronization."""
     module = getattr(model, "_orig_mod", model)
-    if not isinstance(module, FullyShardedDataParallel):
-        module = getattr(module, "module", module)
+    module = getattr(module, "module", module)
     return getattr(module, "_orig_mod", module)
-
-
-def _is_sharded(module: nn.Module) -> bool:
-    """Whether FSDP (1: a wrapper, 2: parameters on a device mesh) or DeepSpeed's ZeRO-3 holds the parameters."""
-    return isinstance(module, FullyShardedDataParallel) or any(
-        hasattr(parameter, "device_mesh") or hasattr(parameter, "ds_id") for parameter in module.parameters()
-    )
 
 
 @contextmanager

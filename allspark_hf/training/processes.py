@@ -48,7 +48,8 @@ class Processes:
 
     def unread_parameters(self, model: nn.Module) -> dict[str, nn.Parameter]:
         """Weights of a model, wrapped or not, that no step of the method reads: their gradients never come."""
-        if self.trainer.method.trains_unlabeled_branch:
+        method = self.trainer.method
+        if method.uses_unlabeled and method.trains_unlabeled_branch:
             return {}
         return {name: value for name, value in model.named_parameters() if UNLABELED_PREFIX in name}
 
@@ -103,10 +104,12 @@ class Processes:
         modes = {module: module.training for model in models for module in model.modules()}
         for model in models:
             model.eval()
-        with nullcontext() if plugin is None else gathered(self.model, plugin):
-            yield
-        for module, was_training in modes.items():
-            module.training = was_training
+        try:
+            with nullcontext() if plugin is None else gathered(self.model, plugin):
+                yield
+        finally:
+            for module, was_training in modes.items():
+                module.training = was_training
 
     def gather_method_modules(self):
         """Makes the method's modules whole for a step; FSDP2 gathers them in the model's own forward alone."""

@@ -7,6 +7,7 @@ from transformers import TrainerCallback
 
 from ..evaluation.metrics import COLLAPSE_RATIO, ConfusionMatrix, by_class, metric_name
 from ..methods import METHODS
+from ..methods.contrast.heads import class_counts
 
 
 logger = logging.getLogger(__name__)
@@ -14,15 +15,6 @@ logger = logging.getLogger(__name__)
 MOST_WRONG = 0.1  # share of the counted pixels: twice as many as pass a threshold of 0.95 if confidences are right
 LEAST_RIGHT = 0.5  # share of the pixels of a class; below, its label mostly stands for other classes
 ENOUGH = 0.01  # share of the counted pixels from which on a class is judged; below, a single object may decide
-
-
-def histogram(classes: torch.Tensor, num_classes: int) -> torch.Tensor:
-    """int64 (num_classes,): how often each class occurs in int64 `classes`; other values do not count."""
-    inside = (classes >= 0) & (classes < num_classes)
-    index = classes.where(inside, num_classes).flatten()
-    counts = torch.zeros(num_classes + 1, dtype=torch.int64, device=classes.device)
-    # Not bincount, which makes the host wait for the device.
-    return counts.scatter_add_(0, index, torch.ones_like(index))[:num_classes]
 
 
 def accuracy_of_kept(prefix: str, kept: ConfusionMatrix, id2label: dict[int, str]) -> dict[str, float]:
@@ -122,11 +114,12 @@ class PseudoLabelHealth(TrainerCallback):
             truth (`torch.Tensor`, *optional*): int64 (unlabeled, height, width), class or the ignore index.
         """
         num_labels = len(self.id2label)
-        self.counts["labels"] += histogram(labels, num_labels)
-        self.counts["pseudo_labels"] += histogram(pseudo_labels, num_labels)
+        self.counts["labels"] += class_counts(labels, num_labels)
+        self.counts["pseudo_labels"] += class_counts(pseudo_labels, num_labels)
         if truth is not None:
             known = (truth != self.ignore_index) & (pseudo_labels != self.ignore_index)
-            self.counts["confusion"] += histogram((truth * num_labels + pseudo_labels).where(known, -1), num_labels**2)
+            pairs = (truth * num_labels + pseudo_labels).where(known, -1)
+            self.counts["confusion"] += class_counts(pairs, num_labels**2)
 
     def on_epoch_begin(self, args, state, control, **kwargs):
         """Notes the epoch; logs the one before if a run that was resumed at its end has not done so."""

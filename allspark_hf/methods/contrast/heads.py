@@ -61,6 +61,7 @@ def class_counts(labels: torch.Tensor, num_classes: int) -> torch.Tensor:
     """int64 (num_classes,): how often each class occurs in int64 `labels`; other values do not count."""
     index = labels.where((labels >= 0) & (labels < num_classes), num_classes).flatten()
     counts = torch.zeros(num_classes + 1, dtype=torch.int64, device=labels.device)
+    # Not bincount, which makes the host wait for the device.
     return counts.scatter_add_(0, index, torch.ones_like(index))[:num_classes]
 
 
