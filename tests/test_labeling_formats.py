@@ -51,6 +51,25 @@ def test_coco(tmp_path):
     assert "gaps" in imported.notes[0] and "are ignored: 1" in imported.notes[1]
 
 
+def test_coco_of_roboflow(tmp_path):
+    """Its first category only groups the others; a category without objects that is its own group is a class."""
+    write_picture(tmp_path / "a.jpg", 4, 6)
+    image = {"id": 0, "file_name": "a.jpg", "height": 4, "width": 6}
+    ring = [value for point in CAR for value in point]
+    annotation = {"id": 0, "image_id": 0, "category_id": 1, "segmentation": [ring]}
+    groups = {"cars": "none", "car": "cars", "bus": "bus"}
+    categories = [{"id": place, "name": name, "supercategory": groups[name]} for place, name in enumerate(groups)]
+    content = {"images": [image], "annotations": [annotation], "categories": categories}
+    (tmp_path / "_annotations.coco.json").write_text(json.dumps(content))
+    masks, imported = read_masks(tmp_path)
+    assert masks == {"train/a": [[1, 1, 1, 0, 0, 0]] * 2 + [[0] * 6] * 2}
+    assert imported.classes.names == ["background", "car", "bus"]
+    assert imported.notes == ["Left out, because they only group other categories and have no objects: cars."]
+    content["annotations"].append(annotation | {"id": 1, "category_id": 0})
+    (tmp_path / "_annotations.coco.json").write_text(json.dumps(content))
+    assert read_masks(tmp_path)[1].classes.names == ["background", "cars", "car", "bus"]
+
+
 def test_coco_compressed_and_united_rings(tmp_path):
     coco = pytest.importorskip("pycocotools.mask")
     write_picture(tmp_path / "a.jpg", 5, 7)

@@ -164,7 +164,7 @@ def test_going_on_with_other_images_is_refused(model_dir, images, tmp_path, monk
     ("options", "message"),
     [
         ({"--input": "empty*.png"}, "No image found at"),
-        ({"--output_dir": "images"}, "is the input folder itself"),
+        ({"--output_dir": "images"}, "output_dir images is the folder of the images, which"),
         ({"--output_dir": "a_file"}, "output_dir a_file is a file"),
         ({"--alpha": "2"}, "alpha=2.0 is out of range"),
         ({"--device": "nonsense"}, "The device 'nonsense' cannot be used on this machine (Expected one of cpu, cuda"),
@@ -243,7 +243,10 @@ def test_finding_images(images, tmp_path, capsys):
     for pattern in (images, f"{images}/**/*.png"):
         with pytest.raises(ValueError, match=re.escape(f"{sentence}: choose another output_dir.")):
             find_images(str(pattern), images / "sub")
-    assert find_images(str(images / "b.png"), images) == (images, expected[1:2])
+    assert find_images(str(images / "b.png"), images / "out") == (images, expected[1:2])
+    for pattern in (images, images / "b.png"):
+        with pytest.raises(ValueError, match="is the folder of the images, which would be mixed with results"):
+            find_images(str(pattern), images)
     (images / "Photo.JFIF").unlink()
     (images / "notes.txt").unlink()
     (images / "out" / "predict.json").write_text("{}")

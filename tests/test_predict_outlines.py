@@ -1,6 +1,7 @@
 """`allspark predict --format`: outlines of many images, one after another or by several processes, and back."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -90,6 +91,10 @@ def test_a_run_goes_on_without_touching_what_was_corrected(folder, tmp_path, mon
         assert after == {path: path.read_bytes() for path in out.rglob("*.json")}
     code, words = predict(monkeypatch, capsys, folder, out, "--format", "labelme", "--resume", "--tolerance", 2)
     assert code == 2 and "were made with tolerance 1.0, not 2.0" in words
+    code, words = predict(monkeypatch, capsys, folder, out, "--overwrite")
+    assert code == 2 and f"{out / 'labelme'} exists: remove it, or choose another --output_dir." in words
+    assert after == {path: path.read_bytes() for path in out.rglob("*.json")}
+    shutil.rmtree(out / "labelme")
     assert predict(monkeypatch, capsys, folder, out, "--overwrite")[0] == 0
     assert not [path for path in out.rglob("*.json") if path.name != "predict.json"]
 

@@ -106,6 +106,6 @@ def outline_files(output_dir: Path, name: Path) -> list[Path]:
 
 
 def all_files(output_dir: Path, names: Iterable[Path]) -> list[Path]:
-    """All files that runs may have written for any tool."""
+    """All files that runs may have written for any tool, except LabelMe's of each image, which people correct."""
     of_run = [output_dir / file for kind in FORMATS.values() for file in kind.files]
-    return of_run + [path for name in names for path in outline_files(output_dir, name)]
+    return of_run + [outline_files(output_dir, name)[0] for name in names]

@@ -30,8 +30,8 @@ def find_images(pattern: str, output_dir: Path, quiet: bool = False) -> tuple[Pa
     path = Path(pattern)
     others: list[Path] = []
     if path.is_file():
-        return path.parent, [path]
-    if path.is_dir():
+        root, found = path.parent, [path]
+    elif path.is_dir():
         root = path
         found, others = find_image_files(path)
     else:
@@ -45,8 +45,8 @@ def find_images(pattern: str, output_dir: Path, quiet: bool = False) -> tuple[Pa
     inside = output_dir.resolve()
     if inside == root.resolve():
         raise ValueError(
-            f"output_dir {output_dir} is the input folder itself, so a second run would predict its own results: "
-            "choose another output_dir."
+            f"output_dir {output_dir} is the folder of the images, which would be mixed with results: choose another "
+            "output_dir."
         )
     if root.resolve() in inside.parents:
         hidden = [file for file in found if inside in file.resolve().parents and not file.stem.endswith(RESULTS)]

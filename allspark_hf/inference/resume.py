@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..data.labeling.annotations import LABELME
 from ..utils.files import PREDICTIONS, read_json_object, write_json
 from .writers import ResultWriter
 
@@ -39,6 +40,8 @@ def check_existing(output_dir: Path, paths: Sequence[Path], resume: bool, overwr
         resume (`bool`): whether to go on with an earlier run.
         overwrite (`bool`): whether to replace its results.
     """
+    if overwrite and (output_dir / LABELME).exists():  # since its files may have been corrected by hand
+        raise ValueError(f"{output_dir / LABELME} exists: remove it, or choose another --output_dir.")
     if overwrite or (resume and (output_dir / PREDICTIONS).exists()):
         return
     existing = [path for path in paths if path.exists()]

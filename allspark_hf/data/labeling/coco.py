@@ -22,9 +22,10 @@ def read_coco(files: Files, sources: dict[Path, Any]) -> Export:
 
     The order of the classes is that of their ids, which may have gaps. An object is a list of rings, which are united
     as in pycocotools (a ring within a ring is no hole), or run lengths, compressed or not. Pixels of a crowd
-    (`iscrowd`) are ignored, except where another object covers them.
+    (`iscrowd`) are ignored, except where another object covers them. A category without objects that is the
+    supercategory of another one is no class.
     """
-    notes, names, sources = [], {}, dict(sources)
+    notes, sources = [], dict(sources)
     for source, content in list(sources.items()):
         about = "keypoints" if any("keypoints" in entry for entry in content["categories"]) else None
         if any("segments_info" in one for one in content.get("annotations") or []):
@@ -32,6 +33,30 @@ def read_coco(files: Files, sources: dict[Path, Any]) -> Export:
         if len(sources) > 1 and about:
             del sources[source]  # another json file lists the same pictures
             notes.append(f"Left alone: {source}, which is about {about}.")
+    annotations = [one for content in sources.values() for one in content.get("annotations") or []]
+    names = _read_names(sources)
+    groups = _groups(names, sources) - {one.get("category_id") for one in annotations}
+    if groups:
+        listed = ", ".join(names.pop(number) for number in sorted(groups))
+        notes.append(f"Left out, because they only group other categories and have no objects: {listed}.")
+    order = sorted(names)
+    index = {number: place for place, number in enumerate(order)}
+    pictures = [one for source, content in sources.items() for one in _read_file(files, source, content, index)]
+    if order and order[-1] - order[0] >= len(order):
+        notes.append(f"The category ids have gaps (up to {order[-1]}): classes are numbered in their order.")
+    crowds = [one for one in annotations if one.get("iscrowd")]
+    if crowds:
+        notes.append(
+            f"Objects marked as crowds (iscrowd), whose pixels are ignored: {len(crowds)}. CVAT marks every mask as a "
+            "crowd: if they are none, export CVAT for images 1.1."
+        )
+    notes += files.not_named(picture.image for picture in pictures)
+    return Export([names[number] for number in order], pictures, notes=notes)
+
+
+def _read_names(sources: dict[Path, Any]) -> dict[int, str]:
+    """The name of each category, by its id."""
+    names: dict[int, str] = {}
     for source, content in sources.items():
         for entry in content["categories"]:
             if not isinstance(entry["id"], int) or entry["name"] is None:
@@ -45,19 +70,17 @@ def read_coco(files: Files, sources: dict[Path, Any]) -> Export:
                     f"{source}: category {entry['id']} is {entry['name']!r}, but elsewhere {name!r}; give "
                     "each its own id, and export the files of the splits from one project."
                 )
-    order = sorted(names)
-    index = {number: place for place, number in enumerate(order)}
-    pictures = [one for source, content in sources.items() for one in _read_file(files, source, content, index)]
-    if order and order[-1] - order[0] >= len(order):
-        notes.append(f"The category ids have gaps (up to {order[-1]}): classes are numbered in their order.")
-    crowds = [one for content in sources.values() for one in content.get("annotations") or [] if one.get("iscrowd")]
-    if crowds:
-        notes.append(
-            f"Objects marked as crowds (iscrowd), whose pixels are ignored: {len(crowds)}. CVAT marks every mask as a "
-            "crowd: if they are none, export CVAT for images 1.1."
-        )
-    notes += files.not_named(picture.image for picture in pictures)
-    return Export([names[number] for number in order], pictures, notes=notes)
+    return names
+
+
+def _groups(names: dict[int, str], sources: dict[Path, Any]) -> set[int]:
+    """The ids of categories that are the supercategory of another one."""
+    entries = [entry for content in sources.values() for entry in content["categories"]]
+    return {
+        number
+        for number, name in names.items()
+        if any(entry["id"] != number and entry.get("supercategory") == name for entry in entries)
+    }
 
 
 def _read_file(files: Files, source: Path, content: dict, index: dict[int, int]) -> list[Picture]:
