@@ -228,12 +228,12 @@ def test_the_validation_images_of_a_run_are_found_again(folders):
     found = find_data(split_of_run(DataArguments(data_dir=str(folders / "binary")), str(run)))
     assert list(found.validation["id"]) == list(data.validation["id"]) and len(data.validation) == 3
     assert list(found.labeled["id"]) == list(data.labeled["id"])
-    for more, count in (({}, 3), ({"validation_fraction": 0.3}, 2), ({"labeled_count": 1}, 1)):
+    for more, count in (({}, 3), ({"validation_fraction": 0.3}, 2), ({"labeled_count": 1}, 3)):
         arguments = DataArguments(data_dir=str(folders / "binary"), **more)
         config = small_model(num_labels=2, mask_values=[0, 255], **PLAIN).config
         assert len(select_split("validation", arguments, config, str(run))) == count
     other = find_data(split_of_run(DataArguments(data_dir=str(folders / "binary"), labeled_count=1), str(run)))
-    assert len(other.labeled) == 1
+    assert len(other.labeled) == 1 and list(other.validation["id"]) == list(data.validation["id"])
 
 
 # ---- Options ----

@@ -15,6 +15,7 @@ from .reading import undecoded
 from .recognition import find_layout
 from .sources.classes import read_classes
 from .sources.hub import HubLayout
+from .sources.layout import Layout
 from .sources.layouts import LAYOUTS, VOC_MASKS
 from .sources.pairs import SegmentationData
 from .sources.splits import Selection, load_layout
@@ -28,6 +29,7 @@ BELONGING = {  # an argument -> those that say more about it
     "dataset_name": ("dataset_config_name", "train_split_name", "validation_split_name", "classes_column_name"),
     "unlabeled_dataset_name": ("unlabeled_dataset_config_name", "unlabeled_split_name", "unlabeled_image_column_name"),
 }
+VALIDATION_CHOICES = ("validation_split_name", "validation_list", "validation_fraction", "split_seed")
 
 
 @dataclass
@@ -139,17 +141,7 @@ def find_data(
         ValueError: if the data does not fit the arguments, or the arguments contradict each other.
     """
     classes = read_classes(arguments.classes) if arguments.classes else None
-    if arguments.dataset_name is None:
-        layout = find_layout(arguments.data_dir, arguments.data_format, arguments.voc_masks)
-    else:
-        layout = HubLayout(
-            arguments.dataset_name,
-            {"image": image_column, "label": label_column},
-            arguments.dataset_config_name,
-            arguments.train_split_name,
-            arguments.validation_split_name,
-            arguments.classes_column_name,
-        )
+    layout = _layout(arguments, image_column, label_column)
     if test and not layout.use_test_split():
         raise ValueError(
             f"{arguments.data_dir or arguments.dataset_name} has no test split with masks (images/test and masks/test "
@@ -160,6 +152,19 @@ def find_data(
     data = _with_second_source(data, arguments)
     return replace(
         data, **{name: exact_columns(rows, tiff_page=arguments.tiff_page) for name, rows in data.sets.items()}
+    )
+
+
+def _layout(arguments: DataArguments, image_column: str, label_column: str) -> Layout:
+    if arguments.dataset_name is None:
+        return find_layout(arguments.data_dir, arguments.data_format, arguments.voc_masks)
+    return HubLayout(
+        arguments.dataset_name,
+        {"image": image_column, "label": label_column},
+        arguments.dataset_config_name,
+        arguments.train_split_name,
+        arguments.validation_split_name,
+        arguments.classes_column_name,
     )
 
 
@@ -255,29 +260,31 @@ def list_path(folder: str, kind: str) -> Path:
 
 def split_of_run(arguments: DataArguments, folder: str) -> DataArguments:
     """
-    The arguments with the list of the images that were labeled in a run and, for a data folder, the list of its
-    validation images. Choices that the arguments make themselves stay.
+    The arguments with the lists of the images that were labeled and that were for validation in a run, as far as it
+    has them. Each of the two choices that the arguments make themselves stays.
     """
-    asked = (arguments.labeled_fraction, arguments.labeled_count, arguments.labeled_list)
     labeled, validation = list_path(folder, "labeled"), list_path(folder, "validation")
-    if not labeled.is_file() or any(value is not None for value in asked):
-        return arguments
-    if validation.is_file() and not _choose_validation(arguments):
+    if validation.is_file() and not _choose(arguments, *VALIDATION_CHOICES):
         arguments = replace(arguments, validation_list=str(validation))
-    return replace(arguments, labeled_list=str(labeled))
+    if labeled.is_file() and not _choose(arguments, "labeled_fraction", "labeled_count", "labeled_list"):
+        arguments = replace(arguments, labeled_list=str(labeled))
+    return arguments
 
 
-def _choose_validation(arguments: DataArguments) -> bool:
-    """Whether the arguments choose the validation images, or name a Hub data set, whose splits choose them."""
-    names = ("dataset_name", "validation_list", "validation_fraction", "split_seed")
+def _choose(arguments: DataArguments, *names: str) -> bool:
     return any(getattr(arguments, name) != getattr(DataArguments, name) for name in names)
 
 
-def held_out_in_run(arguments: DataArguments, folder: str) -> bool:
-    """Whether a run held its validation images out of this data folder, which has no validation split of its own."""
+def held_out_in_run(
+    arguments: DataArguments, folder: str, image_column: str = "image", label_column: str = "label"
+) -> bool:
+    """
+    Whether a run held its validation images out of this data, which have no validation split of their own, and the
+    arguments choose no other validation images. The columns are those of [`find_data`].
+    """
     path = list_path(folder, "validation")
-    if _choose_validation(arguments) or not path.is_file():
+    if _choose(arguments, *VALIDATION_CHOICES) or not path.is_file():
         return False
-    layout = find_layout(arguments.data_dir, arguments.data_format, arguments.voc_masks)
+    layout = _layout(arguments, image_column, label_column)
     listed = path.read_text(encoding="utf-8").split("\n")[:-1]
     return not layout.has_validation and not layout.pairs("train").images.keys().isdisjoint(listed)

@@ -79,9 +79,10 @@ def select_split(
     for name in ("validation_list", "validation_split_name"):
         if is_test and getattr(data_arguments, name) is not None:
             raise ValueError(f"--{name} and --split test both choose the images to score: leave one of them out.")
-    if split in ("labeled", "unlabeled") or (not is_test and held_out_in_run(data_arguments, model_folder)):
+    columns = image_column, label_column
+    if split in ("labeled", "unlabeled") or (not is_test and held_out_in_run(data_arguments, model_folder, *columns)):
         data_arguments = split_of_run(data_arguments, model_folder)
-    data = find_data(replace(data_arguments, **no_second_source), image_column, label_column, test=is_test)
+    data = find_data(replace(data_arguments, **no_second_source), *columns, test=is_test)
     check_classes(config, data.classes, where)
     wanted = "validation" if is_test else split  # the test images are in its place
     parts = [getattr(data, name) for name in EVALUATION_SPLITS[:3] if wanted in (name, "all")]
