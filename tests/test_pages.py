@@ -84,5 +84,5 @@ def test_files(page):
 
 
 def test_every_folder_has_its_sentence():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = (ROOT / "allspark_hf" / "README.md").read_text(encoding="utf-8")
     assert re.findall(r"^\| `(\w+)` \| [A-Z].+\. \|$", text, flags=re.MULTILINE) == list(ORDER)
