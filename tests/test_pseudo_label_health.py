@@ -9,6 +9,7 @@ import torch
 from conftest import make_dataset, small_model
 from PIL import Image
 from run_training import make_trainer
+from test_step import NoFloat64
 
 from allspark_hf import AllSparkConfig
 from allspark_hf.data.geometry import crop_label, draw_geometry
@@ -90,6 +91,13 @@ def test_summary_by_hand(trainer):
     expected = {"pseudo_share": (0.2, 0.2, 0.6), "label_share": (2 / 3, 1 / 3, 0), "channel_share": (0, 0.25, 0.75)}
     for name, shares in expected.items():
         assert [summary[f"{name}_LABEL_{index}"] for index in range(3)] == pytest.approx(shares), name
+
+
+def test_shares_need_no_float64(trainer):
+    with NoFloat64():
+        trainer.health.update(torch.tensor([0, 1, 2]), torch.tensor([2, 2, 0]), truth=None)
+        summary = trainer.health.summary()
+    assert [summary[f"pseudo_share_LABEL_{index}"] for index in range(3)] == [1 / 3, 0, 2 / 3]
 
 
 @pytest.mark.parametrize(

@@ -173,15 +173,24 @@ class NoSync(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
+class NoFloat64(TorchDispatchMode):
+    """Fails at float64, which Apple's GPUs (MPS) do not have."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        assert getattr(result, "dtype", None) != torch.float64, function
+        return result
+
+
 @pytest.mark.parametrize("name", PUBLISHED)
 @pytest.mark.parametrize("labeled_loss", ["cross_entropy", "ohem"])
-def test_the_host_never_waits_in_a_step(tmp_path, name, labeled_loss):
+def test_a_step_neither_waits_for_the_device_nor_needs_float64(tmp_path, name, labeled_loss):
     model = tiny_model(**({} if METHODS[name].needs_bottleneck else PLAIN)).train()
     settings = {"labeled_loss": labeled_loss, "ohem_min_kept": 9, "confidence_threshold": 0.2}
     settings |= {"memory_confidence": 0.2, "memory_weights": "scored", "balance_classes": True}
     method = make_method(name, tmp_path, model, **settings)
     method.updates = 5  # memory_contrastive: its contrast has begun
-    with NoSync():
+    with NoSync(), NoFloat64():
         take_step(model, method).loss.backward()
         with torch.no_grad():
             method.after_update(model, 1)

@@ -10,6 +10,7 @@ from allspark_hf import AllSparkConfig
 from allspark_hf.data.mixed import Draw, MixedBatch, MixedBatchCollator
 from allspark_hf.methods import PixelCounts
 from allspark_hf.methods.strong_views import complementary_dropout, cutmix, unpack_channel_bits
+from allspark_hf.methods.teacher import update_teacher
 from allspark_hf.methods.unimatch_v2 import UniMatchV2
 
 
@@ -77,6 +78,20 @@ def test_the_teacher_labels_and_begins_as_the_student(tmp_path, name):
     assert torch.equal(bias, model.decode_head.classifier.bias) and method.decay == 0.75
     method.build(model.bfloat16())
     assert method.teacher.dtype == torch.float32
+
+
+def test_whole_numbers_follow_the_student_rounded_down():
+    """Whatever the decay, one that both have stays."""
+    student, teacher = torch.nn.Module(), torch.nn.Module()
+    for module, count in ((student, 9), (teacher, 2)):
+        module.register_buffer("mean", torch.zeros(1))
+        module.register_buffer("count", torch.tensor(count))
+        module.register_buffer("index", torch.arange(2**12))
+        module.register_buffer("flag", torch.tensor(True))
+    for decay, count in ((0.999, 2), (0.9, 2), (0.75, 3), (0.3, 7), (0, 9)):
+        update_teacher(teacher, student, decay)
+        assert teacher.count == count
+        assert torch.equal(teacher.index, student.index) and teacher.flag
 
 
 def test_padding_is_counted_where_the_partner_has_it(tmp_path):

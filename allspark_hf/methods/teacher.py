@@ -134,7 +134,9 @@ def update_teacher(teacher: nn.Module, student: nn.Module, decay: float):
     old = dict(teacher.named_parameters()) | dict(teacher.named_buffers())
     pairs = [(value, whole(new[name]).to(value.dtype)) for name, value in old.items()]
     floats = [pair for pair in pairs if pair[0].is_floating_point()]
+    share = int((1 - decay) * 2**32)  # whole numbers alone: MPS has no float64, and float32 would change large ones
     for value, target in pairs:
         if not value.is_floating_point():
-            value.copy_(value.double() * decay + target.double() * (1 - decay))
+            kept = value.long()
+            value.copy_(kept + ((target.long() - kept) * share >> 32))
     torch._foreach_lerp_([value for value, _ in floats], [target for _, target in floats], 1 - decay)

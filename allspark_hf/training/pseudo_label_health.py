@@ -166,8 +166,8 @@ class PseudoLabelHealth(TrainerCallback):
             ("label_share", self.counts["labels"]),
             ("channel_share", enqueued),
         ):
-            if counts.sum():
-                shares = (counts.double() / counts.sum()).tolist()
+            if total := counts.sum().item():
+                shares = [count / total for count in counts.tolist()]
                 entry |= {f"{prefix}_{metric_name(self.id2label[index])}": share for index, share in enumerate(shares)}
         return entry
 
