@@ -49,6 +49,11 @@ FOREIGN = {
     "Roboflow, renamed": ("classes.txt", "Pixel Value, Class\n0, background\n1, car\n2, road\n", None),
     "columns in another order": ("a.csv", "Class Name,Pixel Value\nbackground,0\nroad,2\ncar,1\n", None),
     "quoted": ("a.csv", '"id","name"\n"0","background"\n"2","road"\n"1","car"\n', None),
+    "one column": ("a.csv", "name\nbackground\ncar\nroad\n", None),
+    "one column, quoted": ("a.csv", '"background"\n"car"\n"road"\n', None),
+    "hexadecimal colors": ("a.csv", 'class,color\nbackground,#000000\n"car",#ff0000\nroad,#00FF00\n', COLORS),
+    "hexadecimal colors without a header": ("a.csv", "background,#000000\ncar,#ff0000\nroad,#00ff00\n", COLORS),
+    "colors in one column": ("a.tsv", 'rgb\tName\n0 0 0\tbackground\n255 0 0\tcar\n"0,255,0"\troad\n', COLORS),
     "class_dict.csv": ("a.csv", "name,r,g,b\nbackground,0,0,0\ncar,255,0,0\nroad,0,255,0\n", COLORS),
     "tabs": (
         "a.tsv",

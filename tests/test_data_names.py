@@ -40,9 +40,11 @@ def test_predictions_among_images_are_no_images(tmp_path, caplog):
     root = make_files(tmp_path, "images/train/a.jpg images/train/b.jpg images/val/v.jpg", "masks/train/a.png")
     make_files(root, "images/train/out/sub/b_overlay.png", "masks/val/v.png images/train/out/sub/b_mask.png")
     (root / "images/train/out/predict.json").write_text("{}")
-    assert ids(load_folder(root).unlabeled) == ["b"] and "train/out/predict.json" in caplog.messages[0]
+    sentence = f"2 images in {root / 'images/train/out'}, which are predictions since it holds predict.json."
+    assert ids(load_folder(root).unlabeled) == ["b"]
+    assert caplog.messages == [f"Left out of {root / 'images/train'}: {sentence}"]
     assert ids(read_image_folder(root / "images/train")) == ["a.jpg", "b.jpg"]
-    assert caplog.messages[-1].endswith(f"the predictions in {root / 'images/train/out'}.")
+    assert caplog.messages[-1].endswith(sentence)
 
 
 # ---- Names and lists ----

@@ -182,6 +182,11 @@ def test_folders(tmp_path, caplog, images, masks, sets, left):
             "masks/b/a.png",
             r"v\.jpg lies in a folder called val, but would be train",
         ),
+        (
+            "images/a.jpg images/b.jpg val/images/v.jpg",
+            "masks/a.png val/masks/v.png",
+            r"images lies beside .*/val, .* to images/val and masks/val, or move images/ and masks/ into train/\.",
+        ),
         (f"{TRAIN} images/x.jpg", MASKS, r"x\.jpg lies beside train/, so it would not be used; move it into one"),
         (f"{TRAIN} images/train/a.tga", MASKS, r"a\.jpg and .*a\.tga have the same name but for the extension"),
     ],

@@ -190,6 +190,8 @@ def test_rates_follow_encoder_and_length(tmp_path):
     assert encoder_defaults(AllSparkConfig(), 300) == {}
     for config in (vit, pyramid):  # of which --help says so
         assert set(encoder_defaults(config, 300)) == set(names(AllSparkTrainingArguments, by_encoder=True))
+    random = tiny_backbone_model("dinov2", base_weights="none").config
+    assert set(encoder_defaults(random, 300)) == {"optim", "weight_decay"}
     given = ["--output_dir", str(tmp_path), "--use_cpu", "--learning_rate", "0.5", "--optim", "sgd"]
     (args,) = parse_arguments((AllSparkTrainingArguments,), given)
     said = []

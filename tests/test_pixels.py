@@ -8,14 +8,16 @@ import multiprocessing
 import numpy as np
 import PIL.Image
 import pytest
+from datasets import Dataset, Features, Image
 from layout_folders import rotated_exif
 from mask_files import chunk
 from picture_files import bands_tiff, bmp, deep_png
 
-from allspark_hf.data import mask_to_array, pixels, to_rgb
+from allspark_hf.data import SegmentationData, check_data, mask_to_array, pixels, to_rgb
 from allspark_hf.data.images import array_to_image, decode
 from allspark_hf.data.pixels import ImageError, Reading, deep_values, load_image, open_image
 from allspark_hf.data.summary import common_range, value_range, warn_of_range
+from allspark_hf.inference.loading import load_trained
 from allspark_hf.inference.many import read_picture
 from allspark_hf.inference.prediction import model_picture
 
@@ -166,6 +168,20 @@ def test_a_range_of_which_a_model_sees_little_is_said_once(image_range, found, i
     assert all(
         f"from {found[0]} to {found[1]}, but to the model {black} is black and {white} wh" in one for one in lines
     )
+
+
+def test_lines_are_said_again_of_other_data_and_models(tmp_path, caplog):
+    """Once for each data set that is checked and each model that is loaded, not once in a process."""
+    (tmp_path / "a.tif").write_bytes(bands_tiff(noise(5), (0, 0)))
+    PIL.Image.new("L", (7, 5)).save(tmp_path / "m.png")
+    one = {"image": str(tmp_path / "a.tif"), "label": str(tmp_path / "m.png")}
+    rows = Dataset.from_list([one] * 2, features=Features({name: Image() for name in one}))
+    for count in (1, 2):
+        check_data(SegmentationData(rows, rows.select([]), rows))
+        assert caplog.text.count("has 5 bands") == count
+    with pytest.raises(ValueError, match="There is no folder nowhere"):
+        load_trained("nowhere", "cpu")
+    assert load_image(open_image(one["image"])) and caplog.text.count("has 5 bands") == 3
 
 
 def test_nearly_black_pictures_are_said_when_they_are_predicted(tmp_path, caplog):

@@ -251,7 +251,10 @@ def test_finding_images(images, tmp_path, capsys):
     (images / "notes.txt").unlink()
     (images / "out" / "predict.json").write_text("{}")
     capsys.readouterr()
+    sentence = (
+        f"Left out of {images}: 1 image in {images / 'out'}, which are predictions since it holds predict.json.\n"
+    )
     assert find_images(str(images), images / "second") == (images, expected)
     assert find_images(f"{images}/**/*.png", images / "second") == (images, expected)
-    assert capsys.readouterr().err == f"Left out of {images}: the predictions in {images / 'out'}.\n" * 2
+    assert capsys.readouterr().err == sentence * 2
     assert find_images(f"{images}/out/*.png", tmp_path)[1] == [images / "out" / "a_mask.png"]  # asked for by name

@@ -1,17 +1,20 @@
 """What `--preset auto` chooses, and how long a training it fits into a time."""
 
+import io
 import itertools
 import re
 from pathlib import Path
 
 import pytest
+from conftest import make_dataset
 from datasets import Dataset, Features
 from datasets import Image as ImageColumn
 from PIL import Image
 
 from allspark_hf import AllSparkTrainingArguments
 from allspark_hf.cli import apply_preset
-from allspark_hf.cli.apply_preset import geometry_of, median_side
+from allspark_hf.cli.apply_preset import Preset, geometry_of, median_side
+from allspark_hf.cli.arguments import ModelArguments
 from allspark_hf.cli.preset import (
     BASE_ENCODER,
     SMALL_ENCODER,
@@ -24,6 +27,8 @@ from allspark_hf.cli.preset import (
     spread,
 )
 from allspark_hf.cli.trial_step import trial_arguments
+from allspark_hf.data import DataArguments, SegmentationData
+from allspark_hf.data.pixels import ORIENTATION
 from allspark_hf.methods import METHODS
 
 
@@ -48,7 +53,14 @@ def test_a_cpu_and_a_gpu():
 
 
 @pytest.mark.parametrize(
-    ("side", "crop"), [((100, 500), [98, 224]), ((9, 14), [14, 14]), ((224, 223), [224, 210]), ((30, 2000), [28, 224])]
+    ("side", "crop"),
+    [
+        ((100, 500), [98, 224]),
+        ((9, 14), [14, 14]),
+        ((224, 223), [224, 210]),
+        ((30, 2000), [28, 224]),
+        ((0, 0), [224, 224]),
+    ],
 )
 def test_crops_are_whole_patches_of_what_images_fill(side, crop):
     assert chosen(side=side)["crop_size"] == crop
@@ -67,6 +79,25 @@ def test_an_encoder_of_the_users_stays():
     assert "encoder" not in plain and plain["freeze_encoder_layers"] == 12 and plain["crop_size"] == [224, 224]
     pyramid = chosen(weights="folder", is_given=True, num_layers=0, patch=32)
     assert "freeze_encoder_layers" not in pyramid and "learning_rate" not in pyramid
+
+
+def test_an_encoder_without_weights_starts_from_scratch(tmp_path):
+    """A model type of transformers has a geometry and no weights: nothing is frozen, no rates of pre-trained ones."""
+    rows = make_dataset(2)
+    found, args = SegmentationData(rows, rows, rows), AllSparkTrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    args.given = set()
+    data, model = DataArguments(data_dir="data"), ModelArguments(encoder="dinov2")
+    choices = choose(Preset((), [], lambda line: None, 0)._situation(found, data, model, args))
+    values = {choice.name: choice.value for choice in choices}
+    assert "freeze_encoder_layers" not in values and "backbone" not in values
+    assert values["learning_rate"] == 2e-3 and values["crop_size"] == [70, 84]
+
+
+def test_only_dinov2_has_public_tables():
+    for model_type, is_known in (("dinov2", True), ("swin", False)):
+        situation = Situation(**{**FACTS, **GPU}, model_type=model_type)
+        (method,) = (choice for choice in choose(situation) if choice.name == "method")
+        assert method.value == "unimatch_v2" and ("with this encoder" in method.reason) == is_known
 
 
 def test_method_follows_device_and_unlabeled_images():
@@ -93,14 +124,20 @@ def test_method_follows_device_and_unlabeled_images():
     ],
 )
 def test_only_a_plain_vit_has_layers_to_freeze(encoder, geometry):
-    assert geometry_of(encoder) == geometry
+    assert geometry_of(encoder)[1:] == geometry
 
 
 def test_median_side():
-    """Of the images as stored; (height, width), each median by itself."""
-    images = [Image.new("RGB", size) for size in ((30, 20), (90, 10), (60, 40))]
-    rows = Dataset.from_dict({"image": images}, features=Features({"image": ImageColumn()}))
-    assert median_side(rows) == (20, 60) and median_side(rows, long_side=30) == (10, 30)
+    """Of the upright images; (height, width), each median by itself."""
+    lying = Image.Exif()
+    lying[ORIENTATION] = 6
+    for exif, side in ((None, (20, 60)), (lying, (60, 20))):
+        stored = []
+        for size in ((30, 20), (90, 10), (60, 40)):
+            Image.new("RGB", size).save(buffer := io.BytesIO(), "JPEG", exif=exif or b"")
+            stored.append({"bytes": buffer.getvalue(), "path": None})
+        rows = Dataset.from_list([{"image": one} for one in stored], features=Features({"image": ImageColumn()}))
+        assert median_side(rows) == side and median_side(rows, long_side=30) == tuple(one // 2 for one in side)
 
 
 @pytest.mark.parametrize(

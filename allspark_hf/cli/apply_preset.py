@@ -17,7 +17,7 @@ from ..data import CheckReport, DataArguments, SegmentationData
 from ..data.loading import find_data
 from ..data.summary import image_sizes
 from ..models.configuration_backbone_allspark import AllSparkBackboneConfig, check_has_backbone, default_out_indices
-from ..models.encoders import encoder_config
+from ..models.encoders import encoder_config, is_model_type
 from ..training.arguments import AllSparkTrainingArguments
 from ..training.recipes import RECIPE_SUFFIXES, read_recipe, recipe_arguments
 from .arguments import ModelArguments, parse_arguments
@@ -122,12 +122,12 @@ class Preset:
         )
         on_gpu = args.device.type == "cuda"
         memory = torch.cuda.get_device_properties(args.device).total_memory / GIB if on_gpu else 0.0
-        weights, patch, num_layers = None, SCRATCH_PATCH, 0
+        weights, model_type, patch, num_layers = None, None, SCRATCH_PATCH, 0
         name = None if model.backbone else model.encoder or best_encoder(args.device.type, memory)
         if name is not None:
             try:
-                patch, num_layers = geometry_of(name)
-                weights = name
+                model_type, patch, num_layers = geometry_of(name)
+                weights = None if is_model_type(name) else name  # a model type starts at random
             except (OSError, ValueError) as error:
                 if model.encoder:
                     raise
@@ -143,6 +143,7 @@ class Preset:
             is_given=bool(model.encoder or model.backbone),
             patch=patch,
             num_layers=num_layers,
+            model_type=model_type,
         )
 
     def _add(self, choices: list[Choice]):
@@ -169,15 +170,15 @@ def applies(preset: PresetArguments, model: ModelArguments, args: AllSparkTraini
     return wanted
 
 
-def geometry_of(encoder: str) -> tuple[int, int]:
-    """The number of pixels that sides of crops are multiples of, and the layers of a plain ViT; 0 for others."""
+def geometry_of(encoder: str) -> tuple[str, int, int]:
+    """Model type, the number of pixels that sides of crops are multiples of, layers of a plain ViT; 0 for others."""
     config = encoder_config(encoder)
     if config.model_type in SEGFORMER_TYPES:
-        return SCRATCH_PATCH, 0
+        return config.model_type, SCRATCH_PATCH, 0
     check_has_backbone(config)
     config.out_indices = default_out_indices(config)
     strides = AllSparkBackboneConfig(backbone_config=config).feature_strides
-    return max(strides), config.num_hidden_layers if len(set(strides)) == 1 else 0
+    return config.model_type, max(strides), config.num_hidden_layers if len(set(strides)) == 1 else 0
 
 
 def _default_minutes(args: AllSparkTrainingArguments) -> float:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 
 from ..models.configuration_backbone_allspark import AllSparkBackboneConfig
+from ..publishing.licenses import FROM_SCRATCH
 from ..training.arguments import AllSparkTrainingArguments
 from ..training.loaders import make_sampler
 
@@ -29,10 +30,13 @@ def planned_updates(args: AllSparkTrainingArguments, num_labeled: int, num_unlab
 def encoder_defaults(config, num_updates: int) -> dict:
     """
     Optimizer, weight decay and learning rates for the encoder of a configuration and a number of updates; empty for a
-    Mix Transformer, for which the arguments' own defaults, the paper's, are right.
+    Mix Transformer, for which the arguments' own defaults, the paper's, are right; without rates, which are for
+    pre-trained encoders, if the encoder starts at random.
     """
     if not isinstance(config, AllSparkBackboneConfig):
         return {}
+    if config.base_weights == FROM_SCRATCH and not config._name_or_path:
+        return ADAMW
     if len(set(config.feature_strides)) > 1:
         return ADAMW | OTHERS
     return ADAMW | (PLAIN_VIT if num_updates >= LONG_RUN else PLAIN_VIT_SHORT)

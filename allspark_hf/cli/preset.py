@@ -85,14 +85,16 @@ class Situation:
     Args:
         num_labeled (`int`): number of labeled images to train on.
         num_unlabeled (`int`, *optional*): number of unlabeled images; `None` for a stream.
-        side (`tuple[int, int]`): median (height, width) of images in training, in pixels.
+        side (`tuple[int, int]`): median (height, width) of images in training, in pixels; (0, 0) if unknown.
         device (`str`): "cpu" or "cuda"; others count as "cpu".
         device_memory (`float`): memory of a GPU in GiB.
         method (`str`, *optional*): the method that was given.
-        weights (`str`, *optional*): the encoder that was given or can be loaded; `None` to start from scratch.
+        weights (`str`, *optional*): the pre-trained encoder that was given or can be loaded; `None` to start from
+            scratch.
         is_given (`bool`): whether the user gave these weights, or asked for a start from scratch.
         patch (`int`): number of pixels that sides of crops are multiples of.
         num_layers (`int`): layers of a plain ViT; 0 for other encoders.
+        model_type (`str`, *optional*): transformers' name of the encoder's kind.
     """
 
     num_labeled: int
@@ -105,6 +107,7 @@ class Situation:
     is_given: bool = False
     patch: int = 14
     num_layers: int = 12
+    model_type: str | None = "dinov2"
 
 
 def best_encoder(device: str, device_memory: float) -> str:
@@ -184,7 +187,12 @@ def _method(situation: Situation) -> list[Choice]:
             "keep_quantile=0.8 79.5)"
         )
     else:
-        reason = "leads the public tables with this encoder, in long trainings; not in the study, which had no GPU"
+        numbers = (
+            "leads the public tables with this encoder, in long trainings"
+            if situation.model_type == "dinov2"
+            else "learns from the unlabeled images; its public tables are of DINOv2 alone"
+        )
+        reason = f"{numbers}; not in the study, which had no GPU"
         return [Choice("method", "unimatch_v2", reason), *_about_method("unimatch_v2", True)]
     return [Choice("method", "supervised", reason)]
 
@@ -212,9 +220,12 @@ def _batch(situation: Situation, with_unlabeled: bool) -> Choice:
 
 
 def _crop(situation: Situation, limit: int) -> list[int]:
-    """[height, width] of a crop: whole patches, at most as large as the images and the limit, but at least one."""
+    """
+    [height, width] of a crop: whole patches, at most as large as the limit and the images, where their size is known,
+    but at least one.
+    """
     step = situation.patch
-    return [max(step, min(limit, length) // step * step) for length in situation.side]
+    return [max(step, min(limit, length or limit) // step * step) for length in situation.side]
 
 
 # ---- Length ----

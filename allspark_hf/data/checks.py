@@ -16,7 +16,7 @@ from ..utils.text import one_line
 from .columns import Mask, Picture, page_of
 from .images import mask_to_array, palette_of_values
 from .masks import CONVERT_OBJECTS, MANY_VALUES, MaskConvention, values_in_mask
-from .pixels import PLAIN, ImageError, Reading, deep_values, to_rgb
+from .pixels import PLAIN, ImageError, Reading, deep_values, say_again, to_rgb
 from .reading import row_name, undecoded
 from .sources.pairs import SegmentationData
 from .summary import describe_binary_masks, file_of, find_image_range, remember, stored_values, value_range
@@ -117,8 +117,8 @@ def check_data(
             empty, no mask has a pixel of a class, or all masks hold only 0 and 255 or number objects. A `ValueError`.
         ValueError: if a column is missing, or options contradict each other.
     """
-    found = data
-    transform = data.mask_transform(ignore_index, mask_values, ignored_mask_values)
+    say_again()
+    found, transform = data, data.mask_transform(ignore_index, mask_values, ignored_mask_values)
     _require_no_transform(data, transform)
     num_labels = _known_num_labels(data, num_labels, transform)
     _require_rows(data, "there is nothing to train on or to validate with; add images with masks")

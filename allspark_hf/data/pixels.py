@@ -29,8 +29,8 @@ import PIL.TiffImagePlugin
 
 logger = logging.getLogger(__name__)
 
-STARTS_A_PROGRAM = "EPS"
 FULL_RANGE = (0, 65535)  # of 16 bits
+ANIMATED = ("GIF", "PNG", "WEBP", "AVIF")
 # Programs store any fourth band in these formats as if it was opacity; GDAL does so with near infrared.
 ANY_FOURTH_BAND = ("TIFF", "JPEG2000")
 # Raw mode of 16-bit values -> the raw mode that reads their other byte; libtiff has the machine's order ("N").
@@ -45,7 +45,8 @@ _UNREADABLE = (
     "The TIFF file has {bands} band{s} of {bits}-bit {kind}, which is no picture that can be read; save it as gray or "
     "RGB of 8 or 16 bits without a sign; of more bands, save the three to show as red, green and blue."
 )
-_said = mmap.mmap(-1, 3)  # which lines were logged; forked workers share the memory
+BANDS_LEFT_OUT, ANIMATION, LITTLE_SEEN = range(3)  # lines that are logged once for a data set or model
+_said = mmap.mmap(-1, 3)  # which of them were; forked workers share the memory
 _lock = threading.Lock()
 
 
@@ -87,10 +88,9 @@ def open_image(
     """
     PIL.Image.init()
     try:
-        image = PIL.Image.open(file, formats=formats or [name for name in PIL.Image.OPEN if name != STARTS_A_PROGRAM])
+        image = PIL.Image.open(file, formats=formats or [name for name in PIL.Image.OPEN if name != "EPS"])
     except PIL.UnidentifiedImageError as error:
-        reason = _why_unknown(file)
-        if reason is None:
+        if (reason := _why_unknown(file)) is None:
             raise
         raise ImageError(reason) from error
     if isinstance(image, PIL.BmpImagePlugin.BmpImageFile):
@@ -125,7 +125,8 @@ def load_image(image: PIL.Image.Image, name: str | None = None, tiff_page: int |
     if isinstance(image, PIL.ImageFile.ImageFile):
         name = name or str(getattr(image, "filename", "") or "An image")
         choose_page(image, tiff_page)
-        _say_of_frames(image, name)
+        if image.format in ANIMATED and getattr(image, "is_animated", False) and not image.tell():
+            say_once(ANIMATION, f"{name} is an animation of {image.n_frames} frames, of which the first is read.")
         bands = _keep_stored_colors(image)
         low = _low_bytes(image)
         orientation = load_orientation(image)
@@ -314,8 +315,7 @@ def _read_bmp_as_stored(image: PIL.Image.Image):
     colors = [0, 255] if image.mode == "1" else range(16)
     image._mode = "P"
     image.palette = PIL.ImagePalette.raw("RGB", bytes(value for value in colors for _ in range(3)))
-    (tile,) = image.tile
-    image.tile = [tile._replace(args=("P;4" if bits == 4 else "P", *tile.args[1:]))]
+    image.tile = [tile._replace(args=("P;4" if bits == 4 else "P", *tile.args[1:])) for tile in image.tile]
 
 
 def _raw_mode(tile) -> str:
@@ -380,16 +380,16 @@ def _without_other_bands(image: PIL.Image.Image, bands: int, name: str) -> PIL.I
             image = image.convert(colors)
     if left_out > 0:
         say_once(
-            0,
+            BANDS_LEFT_OUT,
             f"{name} has {bands} bands, of which {left_out} {'is' if left_out == 1 else 'are'} left out: only colors "
             "are read, and opacity, which in TIFF and JPEG 2000 is a last band that holds only 0 and 255.",
         )
     return image
 
 
-def _say_of_frames(image: PIL.Image.Image, name: str):
-    if image.format in ("GIF", "PNG", "WEBP", "AVIF") and getattr(image, "is_animated", False) and not image.tell():
-        say_once(1, f"{name} is an animation of {image.n_frames} frames, of which the first is read.")
+def say_again():
+    """Lets each line be logged anew, for another data set or model."""
+    _said[:] = bytes(len(_said))
 
 
 def say_once(line: int, sentence: str):

@@ -13,7 +13,7 @@ import PIL.Image
 from .columns import Mask, holds_pictures, page_of
 from .images import mask_to_array, open_stored
 from .masks import MaskConvention, binary_sentence
-from .pixels import FULL_RANGE, deep_values, load_image, say_once
+from .pixels import FULL_RANGE, LITTLE_SEEN, ORIENTATION, WIDTH, deep_values, load_image, say_once
 from .reading import row_name, undecoded
 
 
@@ -79,14 +79,14 @@ def warn_of_range(images: Iterable[tuple[int, int] | None], image_range: Sequenc
     # One image may well use little of the range that a model has from many.
     if low < high and 2 * seen < (high - low if image_range else white - black):
         say_once(
-            2,
+            LITTLE_SEEN,
             f"The values of 16-bit images go from {low} to {high}, but to the model {black} is black and {white} "
             f"white, so that it sees little of them: set image_range in its config.json, such as [{low}, {high}].",
         )
 
 
 def image_sizes(dataset: datasets.Dataset, image_column: str = "image") -> tuple[tuple[int, int] | None, ...]:
-    """(width, height) of each row's image as stored, from its header; None if it is unreadable or not on this disk."""
+    """(width, height) of each row's upright image, from its header; None if it is unreadable or not on this disk."""
     return _in_rows(dataset, image_column, _size)
 
 
@@ -217,10 +217,17 @@ def _in_rows(dataset: datasets.Dataset, column: str, find: Callable) -> tuple:
 
 
 def _size(image, tiff_page: int | None) -> tuple[int, int] | None:
-    if not isinstance(image, dict):
-        return image.size if isinstance(image, PIL.Image.Image) else None
-    with open_stored(image, tiff_page) as opened:
-        return opened.size
+    if isinstance(image, dict):
+        with open_stored(image, tiff_page) as opened:
+            return _upright_size(opened)
+    return _upright_size(image) if isinstance(image, PIL.Image.Image) else None
+
+
+def _upright_size(image: PIL.Image.Image) -> tuple[int, int]:
+    is_turned = PIL.Image.Image.getexif(image).get(ORIENTATION) in (5, 6, 7, 8)  # that of PNG files would decode them
+    if image.format == "TIFF":  # newer versions of Pillow give the upright size
+        is_turned = is_turned and image.width == image.tag_v2.get(WIDTH)
+    return image.size[::-1] if is_turned else image.size
 
 
 def _range(image, tiff_page: int | None) -> tuple[int, int] | None:

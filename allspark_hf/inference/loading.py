@@ -8,6 +8,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 # From its module: transformers 5.17 hides it at the top level when torchvision is missing, which it does not need.
 from transformers.models.segformer.image_processing_pil_segformer import SegformerImageProcessorPil
 
+from ..data.pixels import say_again
 from ..models.configuration_allspark import AllSparkConfig
 from ..models.configuration_backbone_allspark import AllSparkBackboneConfig
 from ..models.pretrained import check_image_processor, check_labels, check_reachable, loading, stored_palette
@@ -54,6 +55,7 @@ def load_trained(
     Raises:
         ValueError: if the device or the model cannot be used, or weights are missing, which would stay random.
     """
+    say_again()
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         torch.empty(0, device=device)  # checked before the model is loaded, which may take long

@@ -75,14 +75,21 @@ def find_image_files(folder: str | Path) -> tuple[list[Path], list[Path]]:
 
 
 def left_out(files: list[Path], where: str | Path) -> str | None:
-    """A sentence about what is left out of a folder, predictions and other files; `None` without any."""
+    """A sentence about what is left out of a folder, images that are predictions and others; `None` without any."""
     predictions = [file.parent for file in files if file.name == PREDICTIONS and file.parent != Path(where)]
-    parts = [f"the predictions in {folder}" for folder in predictions]
+    parts = [
+        f"{_counted(len(find_image_files(folder)[0]), 'image')} in {folder}, which are predictions since it holds "
+        f"{PREDICTIONS}"
+        for folder in predictions
+    ]
     others = [file for file in files if file.parent not in predictions]
     if others:
-        counted = "1 file" if len(others) == 1 else f"{len(others)} files"
-        parts.append(f"{counted} that Pillow does not read, first {others[0]}")
+        parts.append(f"{_counted(len(others), 'file')} that Pillow does not read, first {others[0]}")
     return f"Left out of {where}: {'; '.join(parts)}." if parts else None
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def read_text(path: Path) -> str:

@@ -27,6 +27,8 @@ _INDEX_LAST = re.compile(r"^(?P<name>\S.*?)\s*[:,;=\t]\s*(?P<index>-?\d{1,9})$")
 _INDEX_COLUMNS = ("pixelvalue", "value", "index", "idx", "id", "classid", "labelid", "classindex", "maskvalue")
 _NAME_COLUMNS = ("class", "classname", "name", "label", "labelname", "category")
 _COLOR_COLUMNS = (("r", "g", "b"), ("red", "green", "blue"))
+_WHOLE_COLOR_COLUMNS = ("color", "colour", "rgb", "hex")
+_COLUMNS = {*_INDEX_COLUMNS, *_NAME_COLUMNS, *sum(_COLOR_COLUMNS, ()), *_WHOLE_COLOR_COLUMNS}
 
 
 class Entry(NamedTuple):
@@ -37,11 +39,16 @@ class Entry(NamedTuple):
     color: Color | None = None
 
 
-def parse_text(text: str) -> list[Entry]:
+def parse_text(text: str, is_table: bool = False) -> list[Entry]:
     """
     Reads text with a class on each line: a name alone, `name r g b`, `name #rrggbb` or `r g b name`; on every line
     `0: name`, `0 name`, `0,name` or `name,0`; CVAT's `name:r,g,b:parts:actions`; or a table in CSV whose first line
     names its columns, as Roboflow writes it. Blank lines, and comments that begin with `#`, do not count.
+
+    Args:
+        text (`str`): the text.
+        is_table (`bool`, *optional*, defaults to `False`): whether it is that of a CSV or TSV file: quotes are no part
+            of a name, and a first line of nothing but names of columns, such as `name`, is no class.
 
     Raises:
         ValueError: if only some lines have an index, or a line of a table has too few or too many cells.
@@ -51,8 +58,10 @@ def parse_text(text: str) -> list[Entry]:
     lines = {number: line for number, line in lines.items() if line}
     if not lines:
         return []
-    if columns := _columns(next(iter(lines.values()))):
+    if columns := _columns(next(iter(lines.values())), is_table):
         return _from_table(lines, columns)
+    if is_table:
+        lines = {number: _unquoted(line) for number, line in lines.items()}
     if matches := _all(_CVAT, lines):
         return [Entry(match["name"].strip(), color=_color(match["color"].split(","))) for match in matches]
     if matches := _all(_COLOR_FIRST, lines):
@@ -95,20 +104,32 @@ def _color(parts: list[str]) -> Color | None:
     return tuple(map(int, parts)) if any(part.strip() for part in parts) else None
 
 
-def _columns(line: str) -> dict[str, Any] | None:
+def _columns(line: str, is_table: bool) -> dict[str, Any] | None:
     """
-    The places of the columns `index`, `name`, `r`, `g` and `b` that the first line of a table names, the number of
-    `cells`, and the `delimiter`; `None` if the line is not that of a table.
+    The places of the columns `index`, `name`, `r`, `g` and `b`, or `color`, that the first line of a table names, the
+    number of `cells`, and the `delimiter`; `None` if the line is not that of a table.
     """
-    delimiter = next((mark for mark in "\t;" if mark in line), ",")
+    delimiter = _delimiter(line)
     words = [re.sub(r"[\W_]", "", cell.lower()) for cell in _cells(line, delimiter)]
     index = next((place for place, word in enumerate(words) if word in _INDEX_COLUMNS), None)
     name = next((place for place, word in enumerate(words) if word in _NAME_COLUMNS), None)
     color = next((names for names in _COLOR_COLUMNS if set(names) <= set(words)), ())
-    if name is None or (index is None and not color):
+    if name is None or (index is None and not color and not (is_table and _COLUMNS.issuperset(words))):
         return None
     columns = {"name": name} | {part: words.index(word) for part, word in zip("rgb", color, strict=False)}
+    whole = next((place for place, word in enumerate(words) if word in _WHOLE_COLOR_COLUMNS), None)
+    if is_table and not color and whole is not None:
+        columns["color"] = whole
     return columns | ({} if index is None else {"index": index}) | {"cells": len(words), "delimiter": delimiter}
+
+
+def _delimiter(line: str) -> str:
+    return next((mark for mark in "\t;" if mark in line), ",")
+
+
+def _unquoted(line: str) -> str:
+    cells = _cells(line, _delimiter(line))
+    return (" " if cells[-1].startswith("#") else _delimiter(line)).join(cells)
 
 
 def _cells(line: str, delimiter: str) -> list[str]:
@@ -129,7 +150,10 @@ def _from_table(lines: dict[int, str], columns: dict[str, Any]) -> list[Entry]:
             if not re.fullmatch(r"-?\d{1,9}", cell):
                 raise ValueError(f"Line {number} ({line}) has {cell!r} where a whole number ({key}) is needed.")
         index = int(numbers.pop("index")) if "index" in numbers else None
-        entries.append(Entry(cells[columns["name"]], index, _color(list(numbers.values()))))
+        name, color = cells[columns["name"]], _color(list(numbers.values()))
+        if "color" in columns:
+            color = parse_line(f"{name} {cells[columns['color']]}").color
+        entries.append(Entry(name, index, color))
     return entries
 
 

@@ -16,7 +16,8 @@ CLASS_FILES = ("classes.json", "classes.txt")
 # Files of Roboflow, CVAT, LabelMe, labelme2voc, transformers and YOLO.
 FOREIGN_CLASS_FILES = ("_classes.csv", "labelmap.txt", "labels.txt", "class_names.txt", "id2label.json", "data.yaml")
 PARSERS = {".json": parse_json, ".yaml": parse_yaml, ".yml": parse_yaml}
-TEXT_SUFFIXES = (".txt", ".csv", ".tsv", ".names")
+TABLE_SUFFIXES = (".csv", ".tsv")
+TEXT_SUFFIXES = (".txt", *TABLE_SUFFIXES, ".names")
 
 
 @dataclass
@@ -123,7 +124,7 @@ def read_classes(path: str | Path) -> Classes:
     suffix, text = path.suffix.lower(), read_text(path)
     try:
         if suffix in TEXT_SUFFIXES:
-            return _from_entries(parse_text(text))
+            return _from_entries(parse_text(text, suffix in TABLE_SUFFIXES))
         if suffix in PARSERS:
             return _from_entries(*PARSERS[suffix](text))
         raise ValueError(f"A file of classes must end in {', '.join((*PARSERS, *TEXT_SUFFIXES))}; rename it.")

@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 from typing import NamedTuple
 
-from ...utils.files import MASK_SUFFIXES, PREDICTIONS, image_suffixes, predictions_around
+from ...utils.files import MASK_SUFFIXES, PREDICTIONS, image_suffixes, left_out, predictions_around
 from .layout import Layout
 from .pairs import (
     ACCEPTED,
@@ -96,12 +96,10 @@ class FolderLayout(Layout):
         for path, name in unused_masks:
             if name in images and name not in masks:
                 raise ValueError(f"The mask {path} is not of a usable kind ({ACCEPTED}); convert it, say to png.")
+        if unused:
+            logger.warning(left_out([path for path, _ in unused], place.images))
         if not images:
             raise ValueError(f"{place.images} holds no image; put some there ({ACCEPTED_IMAGES}).")
-        if unused:
-            logger.warning(
-                "%d files in %s are not used (%s), first %s", len(unused), place.images, ACCEPTED_IMAGES, unused[0][0]
-            )
         if split == "unlabeled":
             ids = {name: nfc(path.relative_to(self.root).as_posix()) for name, path in images.items()}
             return Pairs({ids[name]: images[name] for name in images}, {ids[name]: masks[name] for name in masks})
@@ -215,6 +213,12 @@ def _splits_inside(root: Path, kinds: dict[str, Path]) -> tuple[dict[str, Place]
         places["train"] = Place(images, masks)
     unused = []
     for name, folder in subfolders(root).items():
+        if split_of(name) == "validation" and "validation" not in places and "images" in find_kinds(folder):
+            raise ValueError(
+                f"{images} lies beside {folder}, so it is unclear which images are for validation; move those of "
+                f"{name}/ to {images.name}/{name} and {masks.name}/{name}, or move {images.name}/ and {masks.name}/ "
+                "into train/."
+            )
         if split_of(name) != "unlabeled":
             unused += [name] if split_of(name) else []
         elif "unlabeled" in places:
