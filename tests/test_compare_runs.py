@@ -7,14 +7,14 @@ import pytest
 from in_process import run_script
 from PIL import Image
 
-from allspark_hf.cli.compare import table
+from allspark_hf.cli.compare import read_runs, table, verdicts
 from allspark_hf.demo.data import CLASS_NAMES, generate_demo_image, write_demo_data
 from allspark_hf.figures.style import DPI, WIDTH
 from allspark_hf.inference.visualization import default_palette, legend
 
 
 ROOT = Path(__file__).resolve().parents[1]
-METHODS = ("supervised", "allspark")
+RUNS = {"supervised": "out/supervised", "allspark": "out"}  # as --compare_supervised leaves them
 TINY = [
     *("--hidden_sizes", 8, 8, 16, 16, "--depths", 1, 1, 1, 1, "--decoder_hidden_size", 16, "--crop_size", 32, 48),
     *("--max_steps", 2, "--eval_steps", 1, "--per_device_train_batch_size", 2, "--warmup_steps", 1),
@@ -23,7 +23,7 @@ TINY = [
 
 
 def options(folder) -> list:
-    runs = [folder / method for method in METHODS]
+    runs = [folder / run for run in RUNS.values()]
     return ["--data_dir", folder / "data", "--runs", *runs, "--output_dir", folder]
 
 
@@ -33,25 +33,24 @@ def read_json(path):
 
 @pytest.fixture(scope="module")
 def demo_dir(tmp_path_factory):
-    """Both runs of the demo's recipe, two steps of a tiny model, and the report."""
+    """Two runs of the demo's recipe, two steps of a tiny model, and the report."""
     folder = tmp_path_factory.mktemp("demo")
     write_demo_data(folder / "data", num_train=8, num_labeled=3, num_validation=3, size=(48, 64))
-    for method in METHODS:
-        settings = ["--method", method, "--data_dir", folder / "data", "--output_dir", folder / method, "--use_cpu"]
-        settings += [] if method == "supervised" else ["--unlabeled_warmup_epochs", 0]
-        trained = run_script("train.py", "scripts/recipes/demo.yaml", *settings, *TINY, cwd=ROOT)
-        assert trained.returncode == 0, trained.stderr
+    settings = ["--method", "allspark", "--data_dir", folder / "data", "--output_dir", folder / "out", "--use_cpu"]
+    settings += ["--unlabeled_warmup_epochs", 0, "--compare_supervised"]
+    trained = run_script("train.py", "scripts/recipes/demo.yaml", *settings, *TINY, cwd=ROOT)
+    assert trained.returncode == 0, trained.stderr
     reported = run_script("compare_runs.py", *options(folder), "--num_rows", 2)
     assert reported.returncode == 0, reported.stderr
     (folder / "printed.txt").write_text(reported.stdout, encoding="utf-8")
     return folder
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", RUNS)
 def test_numbers_are_those_of_the_run(demo_dir, method):
     metrics = read_json(demo_dir / "metrics.json")[method]
-    last = read_json(demo_dir / method / "eval_results.json")
-    state = read_json(demo_dir / method / "trainer_state.json")
+    last = read_json(demo_dir / RUNS[method] / "eval_results.json")
+    state = read_json(demo_dir / RUNS[method] / "trainer_state.json")
     history = {entry["step"]: entry["eval_mean_iou"] for entry in state["log_history"] if "eval_mean_iou" in entry}
     assert sorted(history) == [1, 2]
     assert metrics["last_mean_iou"] == last["eval_mean_iou"] == history[2]
@@ -60,7 +59,7 @@ def test_numbers_are_those_of_the_run(demo_dir, method):
         name.removeprefix("eval_iou_"): value for name, value in last.items() if name.startswith("eval_iou_")
     }
     assert metrics["steps"] == state["global_step"] == 2
-    assert metrics["seconds"] == read_json(demo_dir / method / "train_results.json")["train_runtime"]
+    assert metrics["seconds"] == read_json(demo_dir / RUNS[method] / "train_results.json")["train_runtime"]
     assert (metrics["labeled_images"], metrics["validation_images"]) == (3, 3)
     assert metrics["unlabeled_images"] == (5 if method == "allspark" else 0)
 
@@ -73,7 +72,7 @@ def test_table_shows_the_numbers_and_is_printed(demo_dir):
     cells = {line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:4]] for line in lines}
     assert cells[""] == ["Supervised learning", "AllSpark"]
     metrics = read_json(demo_dir / "metrics.json")
-    for column, method in enumerate(METHODS):
+    for column, method in enumerate(RUNS):
         run = metrics[method]
         assert cells["**mIoU, last**"][column] == f"**{100 * run['last_mean_iou']:.1f}**"
         assert cells["mIoU, best (step)"][column] == f"{100 * run['best_mean_iou']:.1f} ({run['best_step']})"
@@ -110,16 +109,29 @@ def test_classes_in_another_order_are_refused(demo_dir, tmp_path):
     assert failed.returncode == 1 and f"Class 0 is {CLASS_NAMES[0]!r} for the model" in failed.stderr
 
 
-def test_two_runs_of_a_method_are_refused(tmp_path):
-    options = ["--data_dir", tmp_path, "--runs", tmp_path / "a/allspark", tmp_path / "b/allspark"]
-    failed = run_script("compare_runs.py", *options, "--output_dir", tmp_path)
-    assert "Two folders are named allspark, but a method has one column: give one of them." in failed.stderr
+def test_runs_of_one_method_are_told_apart_by_their_folders(demo_dir, tmp_path):
+    for name in ("again", "b/again"):
+        shutil.copytree(demo_dir / "out", tmp_path / name)
+    runs = read_runs([demo_dir / "out/supervised", demo_dir / "out", tmp_path / "again"])
+    assert list(runs) == ["supervised", "allspark (out)", "allspark (again)"]
+    assert [run["title"] for run in runs.values()] == ["Supervised learning", "AllSpark (out)", "AllSpark (again)"]
+    assert [line.split(":")[0] for line in verdicts(runs, [demo_dir / "out/supervised", *[demo_dir / "out"] * 2])] == [
+        "AllSpark (out)",
+        "AllSpark (again)",
+    ]
+    with pytest.raises(
+        ValueError, match=r"two runs of allspark \(again\): rename one of the folders, or leave it out"
+    ):
+        read_runs([tmp_path / "again", tmp_path / "b/again"])
+    (tmp_path / "again/run_record.json").unlink()
+    with pytest.raises(ValueError, match=r"again/run_record.json names no method: give output folders of allspark tr"):
+        read_runs([tmp_path / "again"])
 
 
 def test_runs_of_different_budgets_are_refused(demo_dir, tmp_path):
     shutil.copytree(demo_dir, tmp_path / "demo")
-    state = read_json(tmp_path / "demo/allspark/trainer_state.json") | {"global_step": 3}
-    (tmp_path / "demo/allspark/trainer_state.json").write_text(json.dumps(state), encoding="utf-8")
+    state = read_json(tmp_path / "demo/out/trainer_state.json") | {"global_step": 3}
+    (tmp_path / "demo/out/trainer_state.json").write_text(json.dumps(state), encoding="utf-8")
     failed = run_script("compare_runs.py", *options(tmp_path / "demo"))
     assert failed.returncode == 1
     assert "steps of supervised and allspark differ" in failed.stderr
@@ -127,12 +139,12 @@ def test_runs_of_different_budgets_are_refused(demo_dir, tmp_path):
 
 def test_another_evaluation_and_other_weights_are_refused(demo_dir, tmp_path):
     shutil.copytree(demo_dir, tmp_path / "demo")
-    record = read_json(tmp_path / "demo/allspark/run_record.json")
+    record = read_json(tmp_path / "demo/out/run_record.json")
     scaled = record | {"evaluation": record["evaluation"] | {"eval_scales": [0.75, 1]}}
-    (tmp_path / "demo/allspark/run_record.json").write_text(json.dumps(scaled), encoding="utf-8")
+    (tmp_path / "demo/out/run_record.json").write_text(json.dumps(scaled), encoding="utf-8")
     failed = run_script("compare_runs.py", *options(tmp_path / "demo"))
     assert failed.returncode == 1 and "evaluation of supervised and allspark differ" in failed.stderr
-    weights = demo_dir / "supervised/model.safetensors", tmp_path / "demo/allspark/model.safetensors"
+    weights = demo_dir / "out/supervised/model.safetensors", tmp_path / "demo/out/model.safetensors"
     shutil.copyfile(*weights)
     failed = run_script("compare_runs.py", *options(tmp_path / "demo"))
-    assert failed.returncode == 1 and "demo/allspark are not of the weights there" in failed.stderr
+    assert failed.returncode == 1 and "demo/out are not of the weights there" in failed.stderr

@@ -1,9 +1,9 @@
 """Compares trainings that differ in nothing but the method: a table and pictures.
 
-    allspark compare --data_dir DATA --runs OUT/supervised OUT/allspark --output_dir OUT
+    allspark compare --data_dir DATA --runs OUT OUT/supervised --output_dir COMPARISON
 
-The folders of the runs are named like their methods. Writes `metrics.json`, `metrics.md`, `comparison.png` and
-`legend.png`, and prints the table.
+Runs of one method are told apart by the names of their folders. Writes `metrics.json`, `metrics.md`, `comparison.png`
+and `legend.png`, and prints the table.
 """
 
 import argparse
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from datasets import Dataset
 
-from allspark_hf.cli.baseline import compare_folders
+from allspark_hf.cli.baseline import BASELINE, compare_folders
 from allspark_hf.cli.ending import run_script
 from allspark_hf.cli.importing import use_import
 from allspark_hf.data import DataArguments, find_data, split_of_run, with_class_indices, with_page_of
@@ -22,7 +22,6 @@ from allspark_hf.figures import STYLES, compare_predictions, draw_predictions
 from allspark_hf.figures.style import drawing
 from allspark_hf.inference.loading import load_trained
 from allspark_hf.inference.visualization import legend
-from allspark_hf.methods import METHODS
 from allspark_hf.publishing.outdated import outdated_files
 from allspark_hf.publishing.records import RECORD_FILE, evaluation_mode
 from allspark_hf.studies.study import read_run_metrics
@@ -30,17 +29,19 @@ from allspark_hf.utils.files import read_json, read_json_object, write_json
 from allspark_hf.utils.text import markdown_table, text_table
 
 
-TITLES = {name: method.title[0].upper() + method.title[1:] for name, method in METHODS.items()}
 NUM_ROWS = 8
 
 
 def read_run(folder: Path) -> dict:
     """
-    What a training wrote about itself into its output folder, which is named like its method: the entries of
+    What a training wrote about itself into its output folder: the name and title of its `method`, the entries of
     [`read_run_metrics`], counts of images, `labeled_ids`, `validation_ids`, how it was evaluated, and in [0, 1] of the
     weights that were kept `mean_iou` and `iou`: class (with underscores for blanks) -> value, without classes that
     neither masks nor predictions show.
     """
+    record = read_json_object(folder / RECORD_FILE)
+    if "method" not in record:
+        raise ValueError(f"{folder / RECORD_FILE} names no method: give output folders of allspark train.")
     ids = {
         kind: (folder / f"{kind}_ids.txt").read_text(encoding="utf-8").split("\n")[:-1]
         for kind in ("labeled", "unlabeled", "validation")
@@ -48,19 +49,35 @@ def read_run(folder: Path) -> dict:
     last = read_json(folder / "eval_results.json")
     if RECORD_FILE in outdated_files(folder):
         raise ValueError(f"The numbers in {folder} are not of the weights there: train anew, or restore the weights.")
-    evaluation = read_json_object(folder / RECORD_FILE).get("evaluation") or {}
+    evaluation, method = record.get("evaluation") or {}, record["method"]["name"]
+    title = record["method"]["title"] or method
     return {
+        "method": method,
+        "title": title[0].upper() + title[1:],
         "evaluation": evaluation_mode(evaluation),
         "count_absent_classes": bool(evaluation.get("count_absent_classes")),
         "labeled_ids": ids["labeled"],
         "validation_ids": ids["validation"],
         "validation_images": len(ids["validation"]),
         # A supervised training reads no unlabeled images, though their number may be the length of an epoch.
-        "unlabeled_images": len(ids["unlabeled"]) if METHODS[folder.name].uses_unlabeled else 0,
+        "unlabeled_images": len(ids["unlabeled"]) if record["data"]["unlabeled_used"] else 0,
         **read_run_metrics(folder),
         "mean_iou": last["eval_mean_iou"],
         "iou": {name.removeprefix("eval_iou_"): value for name, value in last.items() if "eval_iou_" in name},
     }
+
+
+def read_runs(folders: list[Path]) -> dict[str, dict]:
+    """[`read_run`] of each folder, by method; of several with one method, also by the folder's name."""
+    runs, found = {}, [read_run(folder) for folder in folders]
+    methods = [run["method"] for run in found]
+    for folder, run in zip(folders, found, strict=True):
+        where = f" ({folder.absolute().name})" if methods.count(run["method"]) > 1 else ""
+        name = run["method"] + where
+        if name in runs:
+            raise ValueError(f"There are two runs of {name}: rename one of the folders, or leave it out.")
+        runs[name] = run | {"title": run["title"] + where}
+    return runs
 
 
 def check_same_budget(runs: dict[str, dict]) -> None:
@@ -92,14 +109,13 @@ def table(runs: dict[str, dict], class_names: list[str]) -> tuple[list[str], lis
     cells = [[title, *map(cell, runs.values())] for title, cell in rows]
     for name in class_names:
         cells.append([f"IoU {name}", *(percent(run["iou"].get(metric_name(name))) for run in runs.values())])
-    return ["", *(TITLES[method] for method in runs)], cells
+    return ["", *(run["title"] for run in runs.values())], cells
 
 
 def write_metrics(output_dir: Path, runs: dict[str, dict], class_names: list[str]) -> str:
     """Writes `metrics.json` and `metrics.md`; returns the table, for a terminal."""
     metrics = {
-        method: {name: value for name, value in run.items() if not name.endswith("_ids")}
-        for method, run in runs.items()
+        key: {name: value for name, value in run.items() if not name.endswith("_ids")} for key, run in runs.items()
     }
     write_json(output_dir / "metrics.json", metrics)
     cells = table(runs, class_names)
@@ -125,14 +141,15 @@ def validation_of_run(data_dir: Path, folder: Path, models: dict[str, tuple]) ->
     return validation
 
 
-def verdicts(folders: list[Path], count_absent: bool) -> list[str]:
-    """For each training whether it is better than the supervised one, if both have counts by image."""
-    by_name = {folder.name: folder for folder in folders}
-    baseline = by_name.pop("supervised", None)
-    if baseline is None:
+def verdicts(runs: dict[str, dict], folders: list[Path]) -> list[str]:
+    """For each training whether it is better than the only supervised one, if both have counts by image."""
+    pairs = list(zip(runs.values(), folders, strict=True))
+    supervised = [folder for run, folder in pairs if run["method"] == BASELINE]
+    if len(supervised) != 1:
         return []
-    found = {name: compare_folders(baseline, one, count_absent) for name, one in by_name.items()}
-    return [f"{TITLES[name]}: {pair[1]}" for name, pair in found.items() if pair is not None]
+    others = [(run, folder) for run, folder in pairs if run["method"] != BASELINE]
+    found = {run["title"]: compare_folders(*supervised, folder, run["count_absent_classes"]) for run, folder in others}
+    return [f"{title}: {pair[1]}" for title, pair in found.items() if pair is not None]
 
 
 def draw_comparison(
@@ -141,9 +158,7 @@ def draw_comparison(
     """Writes `comparison.png`, whose rows are validation images, evenly spread, and `legend.png`."""
     num_rows = min(num_rows, len(validation))
     rows = [validation[index * len(validation) // num_rows] for index in range(num_rows)]
-    titled = {
-        f"{TITLES[method]}\nmIoU {100 * runs[method]['mean_iou']:.1f} %": model for method, model in models.items()
-    }
+    titled = {f"{runs[name]['title']}\nmIoU {100 * runs[name]['mean_iou']:.1f} %": models[name] for name in runs}
     arrays = compare_predictions(titled, rows)
     with drawing(STYLES["light"]):
         draw_predictions(arrays, STYLES["light"]).savefig(output_dir / "comparison.png")
@@ -157,22 +172,14 @@ def compare() -> None:
     parser.add_argument("--output_dir", type=Path, required=True, help="where to write the comparison")
     parser.add_argument("--num_rows", type=int, default=NUM_ROWS, help="validation images to draw (default: 8)")
     options = parser.parse_args()
-    unknown = [str(folder) for folder in options.runs if folder.name not in TITLES]
-    if unknown:
-        raise ValueError(f"{', '.join(unknown)} is not named like a method: rename it to one of {', '.join(TITLES)}.")
-    names = [folder.name for folder in options.runs]
-    double = next((name for name in names if names.count(name) > 1), None)
-    if double is not None:
-        raise ValueError(f"Two folders are named {double}, but a method has one column: give one of them.")
-
-    runs = {folder.name: read_run(folder) for folder in options.runs}
+    runs = read_runs(options.runs)
     check_same_budget(runs)
-    models = {folder.name: load_trained(str(folder), device="cpu") for folder in options.runs}
+    models = {name: load_trained(str(folder), device="cpu") for name, folder in zip(runs, options.runs, strict=True)}
     validation = validation_of_run(options.data_dir, options.runs[0], models)
     config = next(iter(models.values()))[0].config
     options.output_dir.mkdir(parents=True, exist_ok=True)
     print(write_metrics(options.output_dir, runs, [config.id2label[index] for index in range(config.num_labels)]))
-    print(*verdicts(options.runs, runs[names[0]]["count_absent_classes"]), sep="\n")
+    print(*verdicts(runs, options.runs), sep="\n")
     draw_comparison(options.output_dir, validation, runs, models, options.num_rows)
     for name in ("comparison.png", "legend.png", "metrics.md", "metrics.json"):
         print(options.output_dir / name)

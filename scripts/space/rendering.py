@@ -1,26 +1,17 @@
-"""Colors, overlays, masks as files, and the HTML of legend and figures. NumPy and Pillow only."""
+"""Colors, overlays, masks as files, and the HTML of legend and figures. NumPy and Pillow only.
+
+`visualization.py` beside it is a link to the package's, which `hf upload` follows.
+"""
 
 import html
 import io
 from collections.abc import Sequence
-from functools import lru_cache
 
 import numpy as np
 from PIL import Image
+from visualization import default_palette
 
 
-# Okabe and Ito's colors, told apart by color-blind readers too.
-_OKABE_ITO = (
-    (0, 0, 0),
-    (230, 159, 0),
-    (86, 180, 233),
-    (0, 158, 115),
-    (240, 228, 66),
-    (0, 114, 178),
-    (213, 94, 0),
-    (204, 121, 167),
-)
-_WHITE = (255, 255, 255)
 # What is left of the picture's brightness outside the highlighted class.
 _DIMMED = 0.35
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
@@ -34,14 +25,13 @@ def model_colors(palette: Sequence[Sequence[int]] | None, num_labels: int) -> np
         num_labels: Number of classes.
 
     Returns:
-        uint8 (num_labels, 3); the default palette repeats after 256 classes.
+        uint8 (num_labels, 3).
 
     Raises:
         ValueError: If the palette has not one color of three values in 0..255 per class.
     """
     if palette is None:
-        colors = np.array(_default_colors(), dtype=np.uint8)
-        return colors[np.arange(num_labels) % len(colors)]
+        return default_palette(num_labels)
     colors = np.asarray(palette)
     if colors.shape != (num_labels, 3) or colors.min() < 0 or colors.max() > 255:
         raise ValueError(
@@ -49,32 +39,6 @@ def model_colors(palette: Sequence[Sequence[int]] | None, num_labels: int) -> np
             f"needed for each of {num_labels} classes: correct or remove it in config.json."
         )
     return colors.astype(np.uint8)
-
-
-@lru_cache(maxsize=1)
-def _default_colors() -> tuple[tuple[int, int, int], ...]:
-    """256 colors, as `allspark_hf` gives them: the safe eight, then always the candidate farthest from all taken."""
-    levels = np.linspace(0, 255, 9).round()
-    candidates = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1).reshape(-1, 3)
-    candidates_lab = _to_lab(candidates)
-    taken = _to_lab(np.array([*_OKABE_ITO, _WHITE], dtype=np.float64))
-    nearest = np.linalg.norm(candidates_lab[:, None] - taken[None], axis=-1).min(axis=1)
-    colors = list(_OKABE_ITO)
-    while len(colors) < 256:
-        farthest = int(nearest.round(6).argmax())
-        colors.append(tuple(int(value) for value in candidates[farthest]))
-        nearest = np.minimum(nearest, np.linalg.norm(candidates_lab - candidates_lab[farthest], axis=-1))
-    return tuple(colors)
-
-
-def _to_lab(rgb: np.ndarray) -> np.ndarray:
-    """CIE L*a*b* (D65) of sRGB colors in 0..255, both (count, 3)."""
-    value = rgb / 255
-    linear = np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)
-    to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
-    xyz = linear @ to_xyz.T / np.array([0.9505, 1.0, 1.089])
-    root = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
-    return np.stack([116 * root[:, 1] - 16, 500 * (root[:, 0] - root[:, 1]), 200 * (root[:, 1] - root[:, 2])], axis=-1)
 
 
 def shared_colors(labels: Sequence[Sequence[str]], colors: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -92,7 +56,7 @@ def shared_colors(labels: Sequence[Sequence[str]], colors: Sequence[np.ndarray])
     for more_labels, more_colors in zip(labels[1:], colors[1:], strict=True):
         for label, own in zip(more_labels, more_colors, strict=True):
             taken = set(of_name.values())
-            choices = [tuple(own.tolist()), *_default_colors()]
+            choices = [tuple(own.tolist()), *map(tuple, default_palette(256).tolist())]
             of_name.setdefault(label, next((color for color in choices if color not in taken), choices[0]))
         fitted.append(np.array([of_name[label] for label in more_labels], dtype=np.uint8))
     return fitted

@@ -1,0 +1,1 @@
+../../allspark_hf/inference/visualization.py
