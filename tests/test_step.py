@@ -322,6 +322,27 @@ def test_compiled_training_has_the_same_losses(tmp_path, monkeypatch):
     assert step_losses(trainer) == pytest.approx(expected, rel=1e-3)
 
 
+def test_the_log_has_means_of_the_finite_values_since_the_last_entry(tmp_path):
+    """Of this training alone, and with room for no more than a sum and a count."""
+    values = [{"own": 7.0}] * 4 + [{"own": 1.0, "other": torch.inf}, {"own": torch.nan}, {"own": 2.0}, {"seldom": 3.0}]
+    trainer = make_trainer(tiny_model(**PLAIN), output_dir=str(tmp_path), method="supervised", max_steps=4)
+    step, given = trainer.method.step, iter(values)
+
+    def with_terms(*args, **kwargs):
+        losses = step(*args, **kwargs)
+        losses.terms |= {name: torch.tensor(value) for name, value in next(given).items()}
+        return losses
+
+    trainer.method.step = with_terms
+    trainer.args.logging_strategy = "no"
+    trainer.train()
+    assert [len(kept) for kept in trainer._terms.values()] == [2, 2, 2]  # loss_x, used_x, own
+    trainer.args.logging_strategy, trainer.args.logging_steps = "steps", 4
+    trainer.train()
+    (entry,) = (entry for entry in trainer.state.log_history if "loss_x" in entry)
+    assert (entry["own"], entry["seldom"]) == (1.5, 3.0) and np.isnan(entry["other"])
+
+
 def test_tf32_without_such_a_device_is_refused(tmp_path):
     if torch.cuda.is_available():
         pytest.skip("a GPU may have TF32")

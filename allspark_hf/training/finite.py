@@ -5,6 +5,7 @@ import math
 import torch
 from transformers import TrainerCallback
 
+from ..models.bottleneck_allspark import at_least_float32
 from .faults import NonFiniteError, going_on
 
 
@@ -88,7 +89,8 @@ class FiniteGuard(TrainerCallback):
         )
 
 
-def finite_mean(values: list[torch.Tensor]) -> torch.Tensor:
-    """Mean of those float scalars that are finite; NaN if none is."""
-    values = torch.stack(values)
-    return values.where(torch.isfinite(values), torch.nan).nanmean()
+@torch.no_grad()
+def sum_and_count(value: torch.Tensor) -> torch.Tensor:
+    """float (2,): a float scalar and 1, or twice 0 if it is not finite. Their sums give the mean of finite values."""
+    value, is_finite = at_least_float32(value), torch.isfinite(value)
+    return torch.stack([value.where(is_finite, 0), is_finite.to(value.dtype)])

@@ -18,6 +18,7 @@ class Hooks(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         """Called after transformers has loaded a checkpoint and before the first step."""
         trainer = self.trainer
+        trainer._terms.clear()  # of an earlier training
         trainer.checkpoints.restore(state)
         if trainer.checkpoints.resumed_from is None:
             trainer.method.before_training(trainer.processes.model)

@@ -1,6 +1,5 @@
 """[`AllSparkTrainer`]: transformers' Trainer on mixed batches of labeled and unlabeled images."""
 
-from collections import defaultdict
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -35,7 +34,7 @@ from .checks import (
 )
 from .class_weights import class_weights
 from .faults import sole_training, telling_faults
-from .finite import FiniteGuard, finite_mean
+from .finite import FiniteGuard, sum_and_count
 from .holdout import Holdout, split_holdout
 from .hooks import Hooks
 from .hub import HubSide
@@ -117,7 +116,7 @@ class AllSparkTrainer(Trainer):
         self.run_source: dict = {}
         model.config.base_weights = base_weights_of(model.config)
         self._head_group: int | None = None  # a parameter group of the head; None if the user made the optimizer
-        self._terms: dict[str, list[torch.Tensor]] = defaultdict(list)
+        self._terms: dict[str, torch.Tensor] = {}  # sum and number of its values since the last log
         self.sampler = sampler_of(self) if train_dataset is not None else None
         self.method = METHODS[args.method](args, model.config.semantic_loss_ignore_index)
         self.stream = StreamPlace.of(self)
@@ -294,7 +293,7 @@ class AllSparkTrainer(Trainer):
         losses = self.method.step(model, MixedBatch(inputs), pixels, epoch=int(self.state.epoch or 0))
         self.finite.note_loss(losses.loss, losses.terms)
         for name, value in losses.terms.items():
-            self._terms[name].append(value.detach())
+            self._terms[name] = self._terms.get(name, 0) + sum_and_count(value)
         if losses.pseudo_labels is not None:
             self.health.update(inputs["labels"], losses.pseudo_labels, inputs.get("unlabeled_truth"))
         return (losses.loss, None) if return_outputs else losses.loss
@@ -350,8 +349,8 @@ class AllSparkTrainer(Trainer):
                 initial = [group.get("initial_lr", group["lr"]) for group in self.optimizer.param_groups]
                 multiplier = initial[self._head_group] / initial[0] if initial[0] else 1
                 logs["learning_rate_head"] = logs["learning_rate"] * multiplier
-            for name, values in self._terms.items():
-                logs[name] = finite_mean(list(self.accelerator.gather(finite_mean(values).reshape(1)))).item()
+            for name, (total, count) in self._terms.items():
+                logs[name] = self.accelerator.gather((total / count).reshape(1)).nanmean().item()
             self._terms.clear()
             logs.update(self.health.memory_fill())
         super().log(logs, start_time)
