@@ -19,7 +19,7 @@ from allspark_hf.cli.importing import use_import
 from allspark_hf.data import DataArguments, list_path, split_of_run
 from allspark_hf.data.summary import require_known_values
 from allspark_hf.evaluation.selection import check_classes, find_data_of_models
-from allspark_hf.inference.loading import load_trained
+from allspark_hf.inference.loading import load_trained, long_side_of
 from allspark_hf.utils.arguments import argument, check_values
 
 
@@ -81,7 +81,8 @@ class Material:
         use_import(data_arguments)
         columns = arguments.image_column_name, arguments.label_column_name
         of_run = split_of_run(data_arguments, arguments.model)
-        data = find_data_of_models(of_run, [*self.models.values()], *columns)
+        models = [(model.config, long_side_of(processor)) for model, processor in self.models.values()]
+        data = find_data_of_models(of_run, models, *columns)
         self._check_classes(data.classes, data_arguments.data_dir or data_arguments.dataset_name)
         self.sets = data.sets
         self.hidden_ids = set(data.hidden_ids)

@@ -39,7 +39,7 @@ from allspark_hf.evaluation.selection import find_data_of_models
 from allspark_hf.inference.annotation_writer import AnnotationWriter
 from allspark_hf.inference.contact_sheet import Entry, contact_sheet
 from allspark_hf.inference.files import name_results
-from allspark_hf.inference.loading import load_trained
+from allspark_hf.inference.loading import load_trained, long_side_of
 from allspark_hf.inference.prediction import model_picture, palette_of, predict_mask
 from allspark_hf.inference.suggestion import Doubt, choose, class_weights, read_doubt, read_features, scores
 from allspark_hf.publishing.record import RECORD_FILE
@@ -163,7 +163,7 @@ def suggest(arguments: SuggestArguments, data_arguments: DataArguments) -> int:
     use_import(data_arguments)
     columns = arguments.image_column_name, arguments.label_column_name
     of_run = labeled_as_in_run(data_arguments, arguments.model)
-    data = find_data_of_models(of_run, [(model, image_processor)], *columns)
+    data = find_data_of_models(of_run, [(model.config, long_side_of(image_processor))], *columns)
     where = data_arguments.data_dir or data_arguments.dataset_name
     if not len(data.unlabeled):
         raise ValueError(f"{where} has no unlabeled image, so there is nothing to suggest: add images without masks.")

@@ -4,15 +4,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from datasets import Dataset, concatenate_datasets
-from transformers import PreTrainedModel
-from transformers.image_processing_utils import BaseImageProcessor
 
 from ..data import DataArguments, SegmentationData, find_data, split_of_run, with_class_indices, with_page_of
 from ..data.images import require_readable_mask
 from ..data.loading import BELONGING, held_out_in_run
 from ..data.overlap import row_name, undecoded
 from ..data.summary import image_ranges, require_known_values, warn_of_range
-from ..inference.loading import long_side_of
 from ..utils.text import one_line
 
 
@@ -56,7 +53,7 @@ def fit_to_model(data_arguments: DataArguments, config, long_side: int | None) -
 
 def find_data_of_models(
     data_arguments: DataArguments,
-    models: Sequence[tuple[PreTrainedModel, BaseImageProcessor]],
+    models: Sequence[tuple],
     image_column: str = "image",
     label_column: str = "label",
 ) -> SegmentationData:
@@ -66,15 +63,15 @@ def find_data_of_models(
 
     Args:
         data_arguments ([`DataArguments`]): as given, or of [`split_of_run`].
-        models (`Sequence[tuple]`): models and their image processors, of [`load_trained`].
+        models (`Sequence[tuple]`): of each model, config and long_side of [`fit_to_model`].
         image_column (`str`): column of images, of a data set of the Hub.
         label_column (`str`): column of masks, of a data set of the Hub.
 
     Raises:
         ValueError: where the arguments contradict a model, or the models read different pages of TIFF files.
     """
-    fitted = [fit_to_model(data_arguments, model.config, long_side_of(processor)) for model, processor in models][-1]
-    fitted = with_page_of(replace(fitted, tiff_page=data_arguments.tiff_page), *(model.config for model, _ in models))
+    fitted = [fit_to_model(data_arguments, *model) for model in models][-1]
+    fitted = with_page_of(replace(fitted, tiff_page=data_arguments.tiff_page), *(config for config, _ in models))
     data = find_data(fitted, image_column, label_column)
     sets = {name: with_class_indices(rows, data, fitted) for name, rows in data.sets.items()}
     return replace(data, **sets, mask_values=None, ignored_mask_values=None)
