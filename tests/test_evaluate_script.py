@@ -250,7 +250,7 @@ def test_an_existing_file_is_kept(tmp_path, data_dir, model_dir):
         (["--num_labels", "3"], "num_labels=3 was given, but the model has 6"),
         (["--image_long_side", "64"], "image_long_side=64 was given, but the model has None"),
         (["--ignore_index", "254"], "ignore_index=254 was given, but the model ignores 255"),
-        (["--skip_bad_files"], "skip_bad_files would leave images out of the score"),
+        (["--skip_bad_files"], "skip_bad_files is for trainings alone: correct or remove bad files"),
         (["--eval_stride", "2"], "eval_stride=2.0 is out of range"),
         (["--eval_scales", "0.1"], "the encoder needs 29 a side: leave out such images, or small eval_scales"),
         (["--batch_size", "0"], "batch_size=0 is out of range: set a finite number of at least 1"),

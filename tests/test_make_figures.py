@@ -212,6 +212,8 @@ def test_earlier_figures_are_kept_unless_asked(folder, monkeypatch, tmp_path):
         (["--background", "blue"], "background is blue, but some of light dark are needed"),
         (["--num_images", "0"], "num_images=0 is out of range: set a finite number of at least 1"),
         (["--model", "nowhere"], "There is no folder nowhere"),
+        (["--num_labels", "3"], "num_labels=3 was given, but the model has 6: leave --num_labels out"),
+        (["--skip_bad_files"], "skip_bad_files is for trainings alone"),
     ],
 )
 def test_wrong_arguments_give_one_sentence(folder, arguments, sentence, monkeypatch, tmp_path):

@@ -260,6 +260,8 @@ def test_a_bad_image_is_left_out_and_named(folder, tmp_path, monkeypatch, capsys
         (["--count", 0], "count=0 is out of range"),
         (["--format", "yolo"], "choose from"),
         (["--labeled_count", 9], "has only 4 masks"),
+        (["--image_long_side", 64], "image_long_side=64 was given, but the model has None"),
+        (["--skip_bad_files"], "leave --skip_bad_files out"),
         (["--unlabeled_dataset_name", "x", "--unlabeled_streaming"], "leave --unlabeled_streaming out"),
     ],
 )

@@ -16,10 +16,10 @@ from allspark_hf import figures
 from allspark_hf.cli.arguments import parse_arguments
 from allspark_hf.cli.ending import run_script
 from allspark_hf.cli.importing import use_import
-from allspark_hf.data import DataArguments, find_data, list_path, split_of_run, with_class_indices, with_page_of
+from allspark_hf.data import DataArguments, list_path, split_of_run
 from allspark_hf.data.summary import require_known_values
-from allspark_hf.evaluation.selection import check_classes
-from allspark_hf.inference.loading import load_trained
+from allspark_hf.evaluation.selection import check_classes, find_data_of_models
+from allspark_hf.inference.loading import load_trained, long_side_of
 from allspark_hf.utils.arguments import argument, check_values
 
 
@@ -79,17 +79,12 @@ class Material:
         }
         self.model, self.image_processor = self.models[self.names[-1]]
         use_import(data_arguments)
-        data_arguments = with_page_of(data_arguments, *(model.config for model, _ in self.models.values()))
-        data = find_data(
-            split_of_run(data_arguments, arguments.model),
-            image_column=arguments.image_column_name,
-            label_column=arguments.label_column_name,
-        )
+        columns = arguments.image_column_name, arguments.label_column_name
+        of_run = split_of_run(data_arguments, arguments.model)
+        models = [(model.config, long_side_of(processor)) for model, processor in self.models.values()]
+        data = find_data_of_models(of_run, models, *columns)
         self._check_classes(data.classes, data_arguments.data_dir or data_arguments.dataset_name)
-        self.sets = {
-            name: with_class_indices(getattr(data, name), data, data_arguments)
-            for name in ("labeled", "unlabeled", "validation")
-        }
+        self.sets = data.sets
         self.hidden_ids = set(data.hidden_ids)
         self.lists_problem = self._lists_problem()
 

@@ -30,15 +30,16 @@ from tqdm.auto import tqdm
 from allspark_hf.cli.arguments import parse_arguments
 from allspark_hf.cli.ending import run_script
 from allspark_hf.cli.importing import use_import
-from allspark_hf.data import DataArguments, Reading, find_data, list_path, split_of_run, with_page_of
+from allspark_hf.data import DataArguments, Reading, list_path, split_of_run
 from allspark_hf.data.labeling.annotations import FORMATS, LABELME
 from allspark_hf.data.labeling.polygons import require_outlines
 from allspark_hf.data.reading import undecoded
 from allspark_hf.evaluation.metrics import metric_name
+from allspark_hf.evaluation.selection import find_data_of_models
 from allspark_hf.inference.annotation_writer import AnnotationWriter
 from allspark_hf.inference.contact_sheet import Entry, contact_sheet
 from allspark_hf.inference.files import name_results
-from allspark_hf.inference.loading import load_trained
+from allspark_hf.inference.loading import load_trained, long_side_of
 from allspark_hf.inference.prediction import model_picture, palette_of, predict_mask
 from allspark_hf.inference.suggestion import Doubt, choose, class_weights, read_doubt, read_features, scores
 from allspark_hf.publishing.record import RECORD_FILE
@@ -160,9 +161,9 @@ def suggest(arguments: SuggestArguments, data_arguments: DataArguments) -> int:
         require_outlines()
     model, image_processor = load_trained(arguments.model, arguments.device)
     use_import(data_arguments)
-    data_arguments = with_page_of(data_arguments, model.config)
     columns = arguments.image_column_name, arguments.label_column_name
-    data = find_data(labeled_as_in_run(data_arguments, arguments.model), *columns)
+    of_run = labeled_as_in_run(data_arguments, arguments.model)
+    data = find_data_of_models(of_run, [(model.config, long_side_of(image_processor))], *columns)
     where = data_arguments.data_dir or data_arguments.dataset_name
     if not len(data.unlabeled):
         raise ValueError(f"{where} has no unlabeled image, so there is nothing to suggest: add images without masks.")

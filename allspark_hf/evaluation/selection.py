@@ -1,10 +1,11 @@
 """Which images with masks a trained model is evaluated on."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from datasets import Dataset, concatenate_datasets
 
-from ..data import DataArguments, find_data, split_of_run, with_class_indices, with_page_of
+from ..data import DataArguments, SegmentationData, find_data, split_of_run, with_class_indices, with_page_of
 from ..data.images import require_readable_mask
 from ..data.loading import BELONGING, held_out_in_run
 from ..data.overlap import row_name, undecoded
@@ -45,9 +46,35 @@ def fit_to_model(data_arguments: DataArguments, config, long_side: int | None) -
         )
     if data_arguments.skip_bad_files:
         raise ValueError(
-            "skip_bad_files would leave images out of the score: correct or remove the files, and leave it out."
+            "skip_bad_files is for trainings alone: correct or remove bad files, and leave --skip_bad_files out."
         )
     return with_page_of(replace(data_arguments, ignore_index=ignored), config)
+
+
+def find_data_of_models(
+    data_arguments: DataArguments,
+    models: Sequence[tuple],
+    image_column: str = "image",
+    label_column: str = "label",
+) -> SegmentationData:
+    """
+    The data that the arguments name, read as one or several models read it, with masks of class indices where the
+    arguments or the data say what the masks hold.
+
+    Args:
+        data_arguments ([`DataArguments`]): as given, or of [`split_of_run`].
+        models (`Sequence[tuple]`): of each model, config and long_side of [`fit_to_model`].
+        image_column (`str`): column of images, of a data set of the Hub.
+        label_column (`str`): column of masks, of a data set of the Hub.
+
+    Raises:
+        ValueError: where the arguments contradict a model, or the models read different pages of TIFF files.
+    """
+    fitted = [fit_to_model(data_arguments, *model) for model in models][-1]
+    fitted = with_page_of(replace(fitted, tiff_page=data_arguments.tiff_page), *(config for config, _ in models))
+    data = find_data(fitted, image_column, label_column)
+    sets = {name: with_class_indices(rows, data, fitted) for name, rows in data.sets.items()}
+    return replace(data, **sets, mask_values=None, ignored_mask_values=None)
 
 
 def select_split(
