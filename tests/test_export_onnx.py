@@ -1,5 +1,6 @@
 """Export to ONNX: logits, files, the 8-bit variant and its cost, refusals."""
 
+import copy
 import json
 import re
 import shutil
@@ -32,7 +33,7 @@ from allspark_hf.evaluation.evaluator import EvaluationDataset  # noqa: E402
 from allspark_hf.evaluation.metrics import ConfusionMatrix  # noqa: E402
 from allspark_hf.export import folder as export_folder  # noqa: E402
 from allspark_hf.export.cost import cost_table, measure_cost  # noqa: E402
-from allspark_hf.export.folder import export_files, export_onnx, write_for_transformers_js  # noqa: E402
+from allspark_hf.export.folder import export_files, export_onnx, find_onnx_file, write_for_transformers_js  # noqa: E402
 from allspark_hf.export.onnx import (  # noqa: E402
     OPSET,
     OnnxSegmenter,
@@ -264,6 +265,19 @@ def test_own_folder_only_gets_onnx(export, tmp_path, copied_graph):
     assert {path.name for path in (folder / "onnx").iterdir()} == {"model.onnx", "export.json", "pixels.py"}
 
 
+def test_an_export_knows_its_weights(export, tmp_path, copied_graph, monkeypatch):
+    """In a folder of its own too, and as a model is saved, which may be in half precision."""
+    monkeypatch.setattr(export_folder, "check_differences", lambda differences: None)
+    half = copy.deepcopy(export.model).bfloat16()
+    models = {tmp_path / "full": export.model, tmp_path / "half": half}
+    digests = [weights_digest(model) for model in models.values()]
+    for (folder, model), digest, other in zip(models.items(), digests, reversed(digests), strict=True):
+        export_onnx(model, export.image_processor, folder)
+        assert find_onnx_file(folder, digest).is_file()
+        with pytest.raises(ValueError, match="exported from other weights than the model's: export again"):
+            find_onnx_file(folder, other)
+
+
 def test_overwrite_replaces_the_earlier_export_as_a_whole(export, tmp_path, copied_graph):
     folder = tmp_path / "a" / "b"
     export_onnx(export.model, export.image_processor, folder, quantize=True)
@@ -295,7 +309,6 @@ def test_refusals(export, tmp_path, monkeypatch, copied_graph):
         assert not (tmp_path / "out").exists()
 
     refused("mix_images_in_eval=True.*set it to false", model=tiny_model(mix_images_in_eval=True).eval())
-    refused(r"is torch\.bfloat16.*call model\.float", model=tiny_model().eval().bfloat16())
     refused("holds the weights of a model", output_dir=export.model_dir)
     (tmp_path / "file").write_text("")
     refused("is a file, but a folder is needed", output_dir=tmp_path / "file")

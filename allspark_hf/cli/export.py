@@ -118,7 +118,6 @@ def export():
     require_onnx()
     check_output(arguments.folder, arguments.in_model_folder, arguments.overwrite)
     model, image_processor = load_trained(arguments.model, "cpu")
-    model = model.float()
     check_exportable(model, arguments.fixed_size)
     samples = validation_samples(arguments, data_arguments, model, image_processor)
     where = arguments.folder, arguments.quantize_int8, arguments.in_model_folder, arguments.overwrite
