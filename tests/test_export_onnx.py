@@ -29,6 +29,7 @@ from test_backbone import ENCODERS, VIT, tiny_backbone_model  # noqa: E402
 from transformers import Dinov2WithRegistersConfig  # noqa: E402
 
 from allspark_hf import AllSparkConfig  # noqa: E402
+from allspark_hf.cli.export import OptionalDataArguments, ScriptArguments, validation_samples  # noqa: E402
 from allspark_hf.evaluation.evaluator import EvaluationDataset  # noqa: E402
 from allspark_hf.evaluation.metrics import ConfusionMatrix  # noqa: E402
 from allspark_hf.export import folder as export_folder  # noqa: E402
@@ -217,6 +218,19 @@ def test_cost_table(export):
     assert cost_table(cost).splitlines()[-3].split()[-1] == "-1.23"
 
 
+def test_a_fixed_size_is_measured_on_the_images_that_have_it(export, tmp_path, capsys):
+    data_dir = shutil.copytree(export.data_dir, tmp_path / "data")
+    for kind in ("images", "masks"):
+        path = max((data_dir / kind / "val").iterdir())
+        with Image.open(path) as opened:
+            turned = opened.transpose(Image.Transpose.ROTATE_90)
+        turned.save(path)
+    given = ScriptArguments(str(export.model_dir), fixed_size=[61, 80]), OptionalDataArguments(str(data_dir))
+    samples = validation_samples(*given, export.model, export.image_processor)
+    assert [tuple(samples[row]["pixel_values"].shape) for row in range(len(samples))] == [(3, 61, 80)] * 2
+    assert capsys.readouterr().out == "2 of 3 validation images have the fixed size\n"
+
+
 def test_example_of_readme_gives_the_same_mask(export, tmp_path, monkeypatch):
     """Of a photo, and of a turned one of 12 bits in 16 with transparent parts."""
     shown = np.asarray(Image.open(export.images[0]).convert("RGB")).astype(np.uint16) * 16
@@ -329,7 +343,7 @@ def test_script_refuses_with_one_line(export, tmp_path, monkeypatch):
     arguments = {
         "ValueError: --fixed_size 64 is no size: give two": ["--model", export.model_dir, "--fixed_size", 64],
         "ValueError: The encoder 'dinov2_with_registers' cannot be": ["--model", tmp_path / "registers"],
-        "ValueError: The first validation image has [61, 80] pixels (height, width) when the model gets it, and": [
+        "ValueError: --fixed_size is [64, 64], but no validation image has these pixels (height, width) when the": [
             *("--model", export.model_dir, "--fixed_size", 64, 64, "--data_dir", export.data_dir)
         ],
         "ValueError: There is no folder user/model: correct it, or give an --output_dir": ["--model", "user/model"],
