@@ -1,5 +1,6 @@
 """Export to ONNX: logits, files, the 8-bit variant and its cost, refusals."""
 
+import copy
 import json
 import re
 import shutil
@@ -28,11 +29,12 @@ from test_backbone import ENCODERS, VIT, tiny_backbone_model  # noqa: E402
 from transformers import Dinov2WithRegistersConfig  # noqa: E402
 
 from allspark_hf import AllSparkConfig  # noqa: E402
+from allspark_hf.cli.export import OptionalDataArguments, ScriptArguments, validation_samples  # noqa: E402
 from allspark_hf.evaluation.evaluator import EvaluationDataset  # noqa: E402
 from allspark_hf.evaluation.metrics import ConfusionMatrix  # noqa: E402
 from allspark_hf.export import folder as export_folder  # noqa: E402
 from allspark_hf.export.cost import cost_table, measure_cost  # noqa: E402
-from allspark_hf.export.folder import export_files, export_onnx, write_for_transformers_js  # noqa: E402
+from allspark_hf.export.folder import export_files, export_onnx, find_onnx_file, write_for_transformers_js  # noqa: E402
 from allspark_hf.export.onnx import (  # noqa: E402
     OPSET,
     OnnxSegmenter,
@@ -216,6 +218,19 @@ def test_cost_table(export):
     assert cost_table(cost).splitlines()[-3].split()[-1] == "-1.23"
 
 
+def test_a_fixed_size_is_measured_on_the_images_that_have_it(export, tmp_path, capsys):
+    data_dir = shutil.copytree(export.data_dir, tmp_path / "data")
+    for kind in ("images", "masks"):
+        path = max((data_dir / kind / "val").iterdir())
+        with Image.open(path) as opened:
+            turned = opened.transpose(Image.Transpose.ROTATE_90)
+        turned.save(path)
+    given = ScriptArguments(str(export.model_dir), fixed_size=[61, 80]), OptionalDataArguments(str(data_dir))
+    samples = validation_samples(*given, export.model, export.image_processor)
+    assert [tuple(samples[row]["pixel_values"].shape) for row in range(len(samples))] == [(3, 61, 80)] * 2
+    assert capsys.readouterr().out == "2 of 3 validation images have the fixed size\n"
+
+
 def test_example_of_readme_gives_the_same_mask(export, tmp_path, monkeypatch):
     """Of a photo, and of a turned one of 12 bits in 16 with transparent parts."""
     shown = np.asarray(Image.open(export.images[0]).convert("RGB")).astype(np.uint16) * 16
@@ -264,6 +279,19 @@ def test_own_folder_only_gets_onnx(export, tmp_path, copied_graph):
     assert {path.name for path in (folder / "onnx").iterdir()} == {"model.onnx", "export.json", "pixels.py"}
 
 
+def test_an_export_knows_its_weights(export, tmp_path, copied_graph, monkeypatch):
+    """In a folder of its own too, and as a model is saved, which may be in half precision."""
+    monkeypatch.setattr(export_folder, "check_differences", lambda differences: None)
+    half = copy.deepcopy(export.model).bfloat16()
+    models = {tmp_path / "full": export.model, tmp_path / "half": half}
+    digests = [weights_digest(model) for model in models.values()]
+    for (folder, model), digest, other in zip(models.items(), digests, reversed(digests), strict=True):
+        export_onnx(model, export.image_processor, folder)
+        assert find_onnx_file(folder, digest).is_file()
+        with pytest.raises(ValueError, match="exported from other weights than the model's: export again"):
+            find_onnx_file(folder, other)
+
+
 def test_overwrite_replaces_the_earlier_export_as_a_whole(export, tmp_path, copied_graph):
     folder = tmp_path / "a" / "b"
     export_onnx(export.model, export.image_processor, folder, quantize=True)
@@ -295,7 +323,6 @@ def test_refusals(export, tmp_path, monkeypatch, copied_graph):
         assert not (tmp_path / "out").exists()
 
     refused("mix_images_in_eval=True.*set it to false", model=tiny_model(mix_images_in_eval=True).eval())
-    refused(r"is torch\.bfloat16.*call model\.float", model=tiny_model().eval().bfloat16())
     refused("holds the weights of a model", output_dir=export.model_dir)
     (tmp_path / "file").write_text("")
     refused("is a file, but a folder is needed", output_dir=tmp_path / "file")
@@ -316,7 +343,7 @@ def test_script_refuses_with_one_line(export, tmp_path, monkeypatch):
     arguments = {
         "ValueError: --fixed_size 64 is no size: give two": ["--model", export.model_dir, "--fixed_size", 64],
         "ValueError: The encoder 'dinov2_with_registers' cannot be": ["--model", tmp_path / "registers"],
-        "ValueError: The first validation image has [61, 80] pixels (height, width) when the model gets it, and": [
+        "ValueError: --fixed_size is [64, 64], but no validation image has these pixels (height, width) when the": [
             *("--model", export.model_dir, "--fixed_size", 64, 64, "--data_dir", export.data_dir)
         ],
         "ValueError: There is no folder user/model: correct it, or give an --output_dir": ["--model", "user/model"],

@@ -10,6 +10,8 @@ transformers.js opens as it is. With data, also measures what the export costs i
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from torch.utils.data import Subset
+
 from allspark_hf.cli.arguments import parse_arguments
 from allspark_hf.cli.ending import run_script
 from allspark_hf.cli.importing import use_import
@@ -72,7 +74,7 @@ class OptionalDataArguments(DataArguments):
 
 
 def validation_samples(arguments: ScriptArguments, data_arguments, model, image_processor):
-    """The images to measure the cost on, of which a fixed size reads the first; None without data."""
+    """The images to measure the cost on, with a fixed size those that have it; None without data."""
     if not data_arguments.given:
         return None
     config = model.config
@@ -81,14 +83,17 @@ def validation_samples(arguments: ScriptArguments, data_arguments, model, image_
     columns = arguments.image_column_name, arguments.label_column_name
     dataset = select_split("validation", data_arguments, config, arguments.model, *columns)
     samples = EvaluationDataset.of(dataset, image_processor, config)
-    if arguments.fixed_size is not None:
-        given = list(samples[0]["pixel_values"].shape[1:])
-        if given != arguments.fixed_size:
-            raise ValueError(
-                f"The first validation image has {given} pixels (height, width) when the model gets it, and "
-                f"--fixed_size is {arguments.fixed_size}: give this size, or leave the data out."
-            )
-    return samples
+    if arguments.fixed_size is None:
+        return samples
+    sizes = [list(samples[row]["pixel_values"].shape[1:]) for row in range(len(samples))]
+    rows = [row for row, size in enumerate(sizes) if size == arguments.fixed_size]
+    if not rows:
+        raise ValueError(
+            f"--fixed_size is {arguments.fixed_size}, but no validation image has these pixels (height, width) when "
+            f"the model gets it, and the first has {sizes[0]}: give this size, or leave the data out."
+        )
+    print(f"{len(rows)} of {len(sizes)} validation images have the fixed size")
+    return Subset(samples, rows)
 
 
 def measured(arguments: ScriptArguments, model, samples) -> dict:
@@ -118,7 +123,6 @@ def export():
     require_onnx()
     check_output(arguments.folder, arguments.in_model_folder, arguments.overwrite)
     model, image_processor = load_trained(arguments.model, "cpu")
-    model = model.float()
     check_exportable(model, arguments.fixed_size)
     samples = validation_samples(arguments, data_arguments, model, image_processor)
     where = arguments.folder, arguments.quantize_int8, arguments.in_model_folder, arguments.overwrite

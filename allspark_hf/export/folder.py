@@ -89,7 +89,7 @@ def export_onnx(
     model's own folder, it also gets the two files of [`write_for_transformers_js`].
 
     Args:
-        model ([`Segmenter`]): on the CPU, in eval mode.
+        model ([`Segmenter`]): on the CPU, in eval mode; becomes float32.
         image_processor ([`SegformerImageProcessor`]): of the model.
         output_dir (`str` or `Path`): made if need be.
         quantize (`bool`): whether to write the 8-bit variant too.
@@ -107,15 +107,13 @@ def export_onnx(
     require_onnx()
     check_exportable(model, fixed_size)
     check_output(output_dir, in_model_folder, overwrite)
-    if model.dtype != torch.float32:
-        raise ValueError(f"The model is {model.dtype}, but the export compares with float32: call model.float().")
-    output_dir = Path(output_dir)
+    output_dir, digest = Path(output_dir), weights_digest(model)  # as it is saved, perhaps in half precision
+    model.float()
     with removing_new_folders(output_dir):
         output_dir.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(prefix=".export-", dir=output_dir) as staging:
             record = _export_into(Path(staging), model, image_processor, quantize, in_model_folder, fixed_size)
-            if in_model_folder:  # so that an export older than the weights shows
-                record[DIGEST] = weights_digest(output_dir)
+            record[DIGEST] = digest  # so that an export older than the weights shows
             write_record(staging, record)
             for old in export_files(output_dir, True, in_model_folder=True):
                 old.unlink(missing_ok=True)
