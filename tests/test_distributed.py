@@ -89,6 +89,8 @@ BOTTLENECK = {"use_cross_attention": True, "use_memory": True, "use_grouping": T
 # 5 images to evaluate, 3 in one process and 2 in the other. Checkpoints of the third and the last step.
 SHARDED = {**EQUAL["allspark"], "save_strategy": "steps", "save_steps": 3, "eval_strategy": "epoch"}
 SHARDED |= {"optim": "adamw_torch", "max_grad_norm": 1.0}
+BEST = {"eval_strategy": "steps", "eval_steps": 1, "load_best_model_at_end": True}
+BEST |= {"metric_for_best_model": "loss", "greater_is_better": True}
 FSDP_JOBS = {
     "supervised": {**EQUAL["supervised"], "switches": BOTTLENECK},  # of which some weights get no gradient
     "allspark": SHARDED,
@@ -96,6 +98,8 @@ FSDP_JOBS = {
     # A teacher that is published and fills a memory; a teacher, heads and a memory beside the published model.
     # Gathering takes its time for every weight, and several stages are sharded above.
     **{name: {**EQUAL[name], "save_strategy": "steps", "save_steps": 1, "switches": ONE_STAGE} for name in TEACHERS},
+    # Of two evaluated teachers the first one is the best, and is loaded at the end.
+    "best": {**EQUAL["allspark_unimatch"], "save_strategy": "steps", "save_steps": 1, "switches": ONE_STAGE, **BEST},
     "evaluation": {**EVALUATION, "eval_mode": "whole"},
 }
 if not CPU_RESUME_IS_BROKEN:
@@ -363,6 +367,14 @@ def test_shards_publish_the_whole_teacher(folder, sharded):
     for name, value in published.items():
         assert torch.equal(value, result["method"][f"teacher.{name}"]), name
     assert differing(published, {name: result["state"][name] for name in published})
+
+
+def test_shards_load_the_best_teacher(folder, sharded):
+    first, last = (load_file(folder / "fsdp_best" / f"checkpoint-{step}" / "model.safetensors") for step in (1, 2))
+    teacher = {name: sharded["best"]["method"][f"teacher.{name}"] for name in first}
+    losses = [entry["eval_loss"] for entry in sharded["best"]["evaluations"]]
+    assert losses[0] > losses[1] and differing(first, last)
+    assert differing(teacher, first) == []
 
 
 @pytest.mark.skipif(CPU_RESUME_IS_BROKEN, reason="this transformers cannot resume several CPU processes")

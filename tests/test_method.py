@@ -1,17 +1,21 @@
 """What a method may have, shown with tests/sample_method.py: views, a teacher, a head, a buffer; the batch it gets."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from conftest import TWO_STAGES, make_dataset
 from run_training import build_trainer, make_trainer, result_of
 from safetensors.torch import load_file
 from test_distributed import differing
+from transformers import Trainer
 
 from allspark_hf import SegformerForSemiSupervisedSegmentation
 from allspark_hf.data.mixed import Draw, MixedBatch, MixedBatchCollator, MixedDataset
 from allspark_hf.data.views import STRONG, STRONG_1, STRONG_2, WEAK, draw_cutmix_box, inside_boxes
 from allspark_hf.methods import Supervised
 from allspark_hf.training.processes import UNLABELED_PREFIX
+from allspark_hf.training.storage import STUDENT_FILE
 
 
 SAMPLE = {"method": "sample", "num_unlabeled": 12, "seed": 1}
@@ -147,7 +151,11 @@ def test_the_teacher_is_evaluated_saved_and_published(tmp_path):
     assert logged == trainer.evaluate()["eval_loss"] != student.evaluate()["eval_loss"]
 
 
-def test_the_best_teacher_is_loaded_at_the_end(tmp_path):
+@pytest.mark.parametrize("loads_student", [False, True])
+def test_the_best_teacher_is_loaded_at_the_end(tmp_path, monkeypatch, loads_student):
+    """Also with FSDP and DeepSpeed, with which transformers loads the student from a file of theirs."""
+    if loads_student:
+        monkeypatch.setattr(Trainer, "_load_best_model", load_best_student)
     settings = {**SAVING, "eval_strategy": "steps", "eval_steps": 2, "load_best_model_at_end": True}
     settings |= {"metric_for_best_model": "loss", "greater_is_better": True, "learning_rate": 0.05}
     trainer = build_trainer({**settings, "output_dir": str(tmp_path)})
@@ -155,6 +163,10 @@ def test_the_best_teacher_is_loaded_at_the_end(tmp_path):
     losses = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
     assert trainer.state.best_global_step == 2 and losses[0] > losses[1]
     assert trainer.evaluate()["eval_loss"] == pytest.approx(losses[0], rel=1e-6)
+
+
+def load_best_student(trainer):
+    trainer.model.load_state_dict(load_file(Path(trainer.state.best_model_checkpoint) / STUDENT_FILE))
 
 
 def assert_accumulation_changes_nothing(settings: dict, cuts=((4, 1), (2, 2)), rel=1e-5):

@@ -131,10 +131,10 @@ class Checkpoints:
         return TrainOutput(state.global_step, 0.0, {"train_runtime": runtime, "epoch": state.epoch})
 
     def best_model_loaded(self):
-        """Copies the best weights, which transformers loads into the trained model, to the evaluated model."""
-        model = self.trainer.processes.model
-        if self._evaluated is not model:
-            self._evaluated.load_state_dict(_without_method_modules(model.state_dict()))
+        """Loads the best weights into the evaluated model, if transformers, which loads the trained one, has not."""
+        if self._evaluated is not self.trainer.processes.model:
+            best = Path(self.trainer.state.best_model_checkpoint)
+            self._evaluated.load_state_dict(load_file(best / SAFE_WEIGHTS_NAME))
 
     # ---- Saving ----
 
