@@ -14,12 +14,10 @@ from transformers import AutoConfig, AutoModel, AutoModelForSemanticSegmentation
 from without_package import run_without_package
 
 from allspark_hf.models.registration import SEGMENTERS, code_files
-from allspark_hf.models.segmenter import Segmenter
 
 
 NO_BOTTLENECK = {"use_cross_attention": False, "use_memory": False, "use_grouping": False}
 AUTO_CLASSES = [AutoModel, AutoModelForSemanticSegmentation]
-PROPERTIES = ("bottleneck_channels", "encoder_stride", "side_multiple", "smallest_side", "crop_height_width")
 
 # Arguments: a saved model and a folder with `given.pt`, into which the results go.
 REMOTE = """
@@ -153,18 +151,15 @@ class SegmenterTester:
         if not self.is_traced and not os.environ.get("ALLSPARK_TEST_ALL_ENCODERS"):
             pytest.skip("takes half a minute: set ALLSPARK_TEST_ALL_ENCODERS=1 to trace this encoder, too")
 
-    # ---- The protocol ----
+    # ---- The parts ----
 
     @pytest.mark.parametrize("size", [(64, 64), (50, 71)])
-    def test_protocol(self, size):
+    def test_parts(self, size):
         model = self.make_model().eval()
-        methods = {name for name in vars(Segmenter) if not name.startswith("_")}
-        assert "encode" in methods and all(hasattr(model, name) for name in methods | set(Segmenter.__annotations__))
-        assert all(getattr(model, name) == getattr(model.config, name) for name in PROPERTIES)
-        assert model.token_grid == model.config.token_grid_of(*model.crop_height_width)
+        assert model.config.token_grid == model.config.token_grid_of(*model.config.crop_height_width)
         features = model.encode(images(2, size))
         grid = model.config.token_grid_of(*size)
-        assert isinstance(features, tuple) and features[-1].shape == (2, model.bottleneck_channels, *grid)
+        assert isinstance(features, tuple) and features[-1].shape == (2, model.config.bottleneck_channels, *grid)
         features = (*features[:-1], model.bottleneck(features[-1]))
         outputs = model(images(2, size), output_decoder_features=True)
         assert torch.equal(model.decode(features, images(2, size)), outputs.logits)
@@ -210,7 +205,7 @@ class SegmenterTester:
             assert grad is not None and grad.isfinite().all(), name
             # biases may cancel (before BatchNorm, of keys), weights may not
             assert grad.ndim == 1 or grad.abs().max() > 0, name
-        assert model.bottleneck.memory.num_enqueued.sum() == model.bottleneck_channels * unlabeled
+        assert model.bottleneck.memory.num_enqueued.sum() == model.config.bottleneck_channels * unlabeled
         assert model.bottleneck.memory.channels.isfinite().all()
 
     @pytest.mark.parametrize(
@@ -221,7 +216,7 @@ class SegmenterTester:
         _, grads = gradients(model, **train_inputs(model, 2, 3, self.sizes[-1], unlabeled_logits=None))
         assert all(grad is not None and grad.isfinite().all() for grad in grads.values())
         if switches.get("use_cross_attention", True):
-            memory, written = model.bottleneck.memory, [3 * model.bottleneck_channels]
+            memory, written = model.bottleneck.memory, [3 * model.config.bottleneck_channels]
             assert memory is None if "use_memory" in switches else memory.num_enqueued.tolist() == written
         else:
             assert model.bottleneck is None
@@ -254,7 +249,7 @@ class SegmenterTester:
         (plain, grads, memory), (checkpointed, recomputed, same_memory) = results
         assert plain.loss.item() == pytest.approx(checkpointed.loss.item(), abs=1e-7)
         assert all(difference(grads[name], recomputed[name]) <= 1e-6 for name in grads)
-        assert memory.num_enqueued.sum() == 3 * model.bottleneck_channels  # once, not again in backward
+        assert memory.num_enqueued.sum() == 3 * model.config.bottleneck_channels  # once, not again in backward
         assert torch.equal(memory.num_enqueued, same_memory.num_enqueued)
         assert difference(memory.channels, same_memory.channels) == 0
 
@@ -338,7 +333,7 @@ class SegmenterTester:
         # The bits are the same, but weights from a file lie at odd addresses.
         assert difference(logits_of(loaded), logits_of(model.eval())) <= 1e-5
         if loaded.bottleneck is not None and loaded.bottleneck.memory is not None:
-            assert model.bottleneck.memory.num_enqueued.sum() == 2 * model.bottleneck_channels
+            assert model.bottleneck.memory.num_enqueued.sum() == 2 * model.config.bottleneck_channels
             memory = loaded.bottleneck.memory
             assert not memory.num_enqueued.any() and memory.channels.std().item() == pytest.approx(1, abs=0.15)
 

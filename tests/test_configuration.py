@@ -231,5 +231,5 @@ def test_share_memory_of_older_files_has_no_effect(tmp_path):
 
 def test_what_a_segmenters_configuration_tells():
     config = AllSparkConfig.mit("b5", crop_size=[65, 130])
-    assert (config.bottleneck_channels, config.encoder_stride, config.side_multiple) == (512, 32, 1)
+    assert (config.bottleneck_channels, config.encoder_stride) == (512, 32)
     assert config.token_grid == (3, 5) and config.token_grid_of(513, 33) == (17, 2)

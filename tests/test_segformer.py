@@ -124,7 +124,7 @@ def test_decode_head_drops_whole_channels():
 )
 def test_smallest_side_is_what_the_encoder_takes(geometry, smallest):
     model = SegformerForSemiSupervisedSegmentation(tiny_config(**geometry)).eval()
-    assert model.smallest_side == smallest
+    assert model.config.smallest_side == smallest
     assert model(torch.randn(1, 3, smallest, 64)).logits.isfinite().all()
     if smallest > 1:
         with pytest.raises(RuntimeError, match="Kernel size can't be greater than actual input size"):

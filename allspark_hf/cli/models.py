@@ -9,10 +9,9 @@ from ..data import CheckReport, Classes
 from ..models.configuration_allspark import MIT_SIZES, AllSparkConfig
 from ..models.configuration_backbone_allspark import AllSparkBackboneConfig
 from ..models.encoders import encoder_config, encoder_normalization, is_model_type, load_encoder
-from ..models.modeling_allspark import SegformerForSemiSupervisedSegmentation
+from ..models.modeling_allspark import SegformerForSemiSupervisedSegmentation, SemiSupervisedSegmenter
 from ..models.pretrained import check_reachable, loading
 from ..models.registration import SEGMENTERS
-from ..models.segmenter import Segmenter
 from ..publishing.licenses import FROM_SCRATCH, base_license_of, base_weights_of
 from .arguments import ModelArguments
 
@@ -32,7 +31,9 @@ CONFIG_FIELDS = (
 )
 
 
-def load_model(arguments: ModelArguments, report: CheckReport, ignore_index: int, plain_segformer: bool) -> Segmenter:
+def load_model(
+    arguments: ModelArguments, report: CheckReport, ignore_index: int, plain_segformer: bool
+) -> SemiSupervisedSegmenter:
     """
     The model to train, with the data's classes.
 
@@ -117,7 +118,7 @@ def _set_drop_path(config: AllSparkConfig | AllSparkBackboneConfig, rate: float 
     encoder.drop_path_rate = rate
 
 
-def _new_head(arguments: ModelArguments, fields: dict) -> Segmenter:
+def _new_head(arguments: ModelArguments, fields: dict) -> SemiSupervisedSegmenter:
     """A model with the encoder that was asked for."""
     name, encoder_fields = arguments.encoder, {}
     fields |= {name: getattr(arguments, name) for name in HEAD_FIELDS if getattr(arguments, name) is not None}

@@ -15,7 +15,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 from ..data import pixels
 from ..inference.loading import long_side_of
 from ..models.configuration_allspark import AllSparkFields
-from ..models.segmenter import Segmenter
+from ..models.modeling_allspark import SemiSupervisedSegmenter
 from ..models.weights import DIGEST, weights_digest
 from ..utils.files import read_json_object, removing_new_folders, write_json
 from .onnx import (
@@ -73,7 +73,7 @@ def check_output(folder: str | Path, in_model_folder: bool, overwrite: bool):
 
 
 def export_onnx(
-    model: Segmenter,
+    model: SemiSupervisedSegmenter,
     image_processor: BaseImageProcessor,
     output_dir: str | Path,
     quantize: bool = False,
@@ -89,7 +89,7 @@ def export_onnx(
     model's own folder, it also gets the two files of [`write_for_transformers_js`].
 
     Args:
-        model ([`Segmenter`]): on the CPU, in eval mode; becomes float32.
+        model ([`SemiSupervisedSegmenter`]): on the CPU, in eval mode; becomes float32.
         image_processor ([`SegformerImageProcessor`]): of the model.
         output_dir (`str` or `Path`): made if need be.
         quantize (`bool`): whether to write the 8-bit variant too.

@@ -12,7 +12,7 @@ from torch import nn
 from transformers.modeling_outputs import SemanticSegmenterOutput
 
 from ..models.configuration_allspark import AllSparkFields
-from ..models.segmenter import Segmenter
+from ..models.modeling_allspark import SemiSupervisedSegmenter
 
 
 logger = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ def require_onnx():
         ) from error
 
 
-def check_exportable(model: Segmenter, fixed_size: tuple[int, int] | None = None):
+def check_exportable(model: SemiSupervisedSegmenter, fixed_size: tuple[int, int] | None = None):
     """
     Raises ValueError for a model whose predictions depend on their batch, that does not fit into one file, or whose
     encoder cannot be exported for images of any size; and for a size that it does not take.
@@ -86,7 +86,7 @@ def check_exportable(model: Segmenter, fixed_size: tuple[int, int] | None = None
 class _Logits(nn.Module):
     """The model with one input and one output."""
 
-    def __init__(self, model: Segmenter):
+    def __init__(self, model: SemiSupervisedSegmenter):
         super().__init__()
         self.model = model
         self.eval()
@@ -96,7 +96,7 @@ class _Logits(nn.Module):
 
 
 @torch.no_grad()
-def export_graph(model: Segmenter, path: str | Path, fixed_size: tuple[int, int] | None = None):
+def export_graph(model: SemiSupervisedSegmenter, path: str | Path, fixed_size: tuple[int, int] | None = None):
     """
     Writes a model as one ONNX file: float32 `pixel_values` (batch, 3, height, width) to float32 `logits` (batch,
     num_labels, logits height, logits width), which have the size that the model gives them: a quarter of the image's,
@@ -240,7 +240,7 @@ def sizes_to_compare(config: AllSparkFields, fixed_size: tuple[int, int] | None 
 
 @torch.no_grad()
 def compare_logits(
-    model: Segmenter, segmenter: OnnxSegmenter, sizes: Iterable[tuple[int, int, int]]
+    model: SemiSupervisedSegmenter, segmenter: OnnxSegmenter, sizes: Iterable[tuple[int, int, int]]
 ) -> list[Difference]:
     """
     How far ONNX is from PyTorch on standard normal noise.

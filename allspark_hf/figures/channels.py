@@ -9,7 +9,7 @@ from tqdm.auto import tqdm
 
 from ..inference.prediction import palette_of
 from ..models.bottleneck_allspark import group_channels
-from ..models.segmenter import Segmenter
+from ..models.modeling_allspark import SemiSupervisedSegmenter
 from ..models.upsampling import upsample
 from .crops import class_names, crop_row, row_ids
 
@@ -34,7 +34,7 @@ class BottleneckPass:
 
 
 @torch.no_grad()
-def bottleneck_pass(model: Segmenter, pixel_values: torch.Tensor) -> BottleneckPass:
+def bottleneck_pass(model: SemiSupervisedSegmenter, pixel_values: torch.Tensor) -> BottleneckPass:
     """
     Runs a model in eval mode and keeps what goes into and comes out of its bottleneck.
 
@@ -42,7 +42,7 @@ def bottleneck_pass(model: Segmenter, pixel_values: torch.Tensor) -> BottleneckP
     the weights of that step. Here all is in eval mode and of the model as it is, so that results are repeatable.
 
     Args:
-        model ([`Segmenter`]): with a bottleneck, in eval mode.
+        model ([`SemiSupervisedSegmenter`]): with a bottleneck, in eval mode.
         pixel_values (`torch.Tensor`):
             float (batch, 3, height, width), normalized; moved to the model's device and type.
 
@@ -74,7 +74,7 @@ def bottleneck_pass(model: Segmenter, pixel_values: torch.Tensor) -> BottleneckP
     return BottleneckPass(before, after, seen["tokens"][1], upsample(logits, pixel_values.shape[2:]))
 
 
-def choose_slots(model: Segmenter, seen: BottleneckPass) -> torch.Tensor:
+def choose_slots(model: SemiSupervisedSegmenter, seen: BottleneckPass) -> torch.Tensor:
     """
     The slot of the memory for each channel, as training chooses it: int64 (batch, channels).
 
@@ -91,7 +91,9 @@ def choose_slots(model: Segmenter, seen: BottleneckPass) -> torch.Tensor:
     return group_channels(seen.tokens, seen.logits, grid, config.grouping_similarity, config.grouping_source)
 
 
-def bottleneck_channels(model: Segmenter, image_processor, images: Sequence[dict], num_shown: int = 6) -> dict:
+def bottleneck_channels(
+    model: SemiSupervisedSegmenter, image_processor, images: Sequence[dict], num_shown: int = 6
+) -> dict:
     """
     The encoder's last stage before and after the bottleneck, for the center crop of every image (Figure 5).
 
@@ -100,7 +102,7 @@ def bottleneck_channels(model: Segmenter, image_processor, images: Sequence[dict
     and ends with a 1x1 convolution, so channel i after it is what the decode head gets in the place of channel i.
 
     Args:
-        model ([`Segmenter`]): with a bottleneck, in eval mode.
+        model ([`SemiSupervisedSegmenter`]): with a bottleneck, in eval mode.
         image_processor ([`BaseImageProcessor`]): the model's.
         images (`Sequence[dict]`): rows with `image`, and perhaps `id`: a `datasets.Dataset` or a list.
         num_shown (`int`, *optional*, defaults to 6): channels to show per image, at most all.
@@ -135,7 +137,7 @@ def bottleneck_channels(model: Segmenter, image_processor, images: Sequence[dict
 
 
 def channels_per_class(
-    model: Segmenter,
+    model: SemiSupervisedSegmenter,
     image_processor,
     chosen: Sequence[dict],
     images: Sequence[dict],
@@ -147,7 +149,7 @@ def channels_per_class(
     See [`bottleneck_pass`] for how this differs from what happens in a training step.
 
     Args:
-        model ([`Segmenter`]): with grouping, in eval mode.
+        model ([`SemiSupervisedSegmenter`]): with grouping, in eval mode.
         image_processor ([`BaseImageProcessor`]): the model's.
         chosen (`Sequence[dict]`): images to show one by one, rows with `image` and, where there is a mask, `label`.
         images (`Sequence[dict]`): rows of the images to take the mean over, with the same columns.

@@ -7,12 +7,12 @@ import torch
 from tqdm.auto import tqdm
 
 from ..models.bottleneck_allspark import SemanticMemory
-from ..models.segmenter import Segmenter
+from ..models.modeling_allspark import SemiSupervisedSegmenter
 from .channels import bottleneck_pass, choose_slots
 from .crops import class_names, crop_row, row_ids
 
 
-def refill_memory(model: Segmenter, pixel_values: Iterable[torch.Tensor]) -> dict:
+def refill_memory(model: SemiSupervisedSegmenter, pixel_values: Iterable[torch.Tensor]) -> dict:
     """
     Fills a fresh semantic memory by one pass over some images, and notes where every channel came from.
 
@@ -20,7 +20,7 @@ def refill_memory(model: Segmenter, pixel_values: Iterable[torch.Tensor]) -> dic
     not used here. The model is in eval mode, see [`bottleneck_pass`] for how this differs from training.
 
     Args:
-        model ([`Segmenter`]):
+        model ([`SemiSupervisedSegmenter`]):
             with a semantic memory, in eval mode; its own memory is left alone.
         pixel_values (`Iterable[torch.Tensor]`):
             float (batch, 3, height, width) each, of the training crop's size, in the order of the images.
@@ -66,7 +66,7 @@ def _with_origin(tokens: torch.Tensor, first_image: int) -> torch.Tensor:
 
 
 def memory_contents(
-    model: Segmenter,
+    model: SemiSupervisedSegmenter,
     image_processor,
     images: Sequence[dict],
     num_classes: int = 6,
@@ -79,7 +79,7 @@ def memory_contents(
     channel: the one written last.
 
     Args:
-        model ([`Segmenter`]): with a semantic memory, in eval mode.
+        model ([`SemiSupervisedSegmenter`]): with a semantic memory, in eval mode.
         image_processor ([`BaseImageProcessor`]): the model's.
         images (`Sequence[dict]`): rows of the unlabeled images in order, with `image`, and perhaps `id`.
         num_classes (`int`, *optional*, defaults to 6): slots to show, at most; empty ones are not.

@@ -11,9 +11,9 @@ from transformers.models.segformer.image_processing_pil_segformer import Segform
 from ..data.pixels import say_again
 from ..models.configuration_allspark import AllSparkConfig
 from ..models.configuration_backbone_allspark import AllSparkBackboneConfig
+from ..models.modeling_allspark import SemiSupervisedSegmenter
 from ..models.pretrained import check_image_processor, check_labels, check_reachable, loading, stored_palette
 from ..models.registration import SEGMENTERS
-from ..models.segmenter import Segmenter
 from ..utils.files import HUB_ID
 from ..utils.text import one_line
 
@@ -39,7 +39,7 @@ def load_config(
 
 def load_trained(
     model_id: str, device: str | None = None, revision: str | None = None, token: str | bool | None = None
-) -> tuple[Segmenter, BaseImageProcessor]:
+) -> tuple[SemiSupervisedSegmenter, BaseImageProcessor]:
     """
     Loads a trained model and its image processor.
 

@@ -74,7 +74,7 @@ def read_features(model: PreTrainedModel, image_processor: BaseImageProcessor, p
     The encoder's features of an image, as [`Doubt`] has them.
 
     Args:
-        model ([`Segmenter`]): the model, in eval mode.
+        model ([`SemiSupervisedSegmenter`]): the model, in eval mode.
         image_processor ([`BaseImageProcessor`]): the model's.
         picture (`PIL.Image.Image`): the image, RGB and upright.
 
@@ -91,7 +91,7 @@ def read_doubt(
     Measures how unsure a model is of an image, at the size of the logits.
 
     Args:
-        model ([`Segmenter`]): the model, in eval mode.
+        model ([`SemiSupervisedSegmenter`]): the model, in eval mode.
         image_processor ([`BaseImageProcessor`]): the model's.
         picture (`PIL.Image.Image`): the image, RGB and upright.
         weights (`np.ndarray`): float (num_labels,), of [`class_weights`].

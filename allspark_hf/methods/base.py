@@ -142,7 +142,7 @@ class Method(nn.Module):
         Called once, before the model is wrapped or changed.
 
         Args:
-            model ([`Segmenter`]): the model to train.
+            model ([`SemiSupervisedSegmenter`]): the model to train.
 
         Returns:
             `dict[str, tuple[nn.Module, float]]`: modules to train, each with its learning rate as a multiple of the
@@ -186,7 +186,7 @@ class Method(nn.Module):
         Called after each update of the weights, without gradient, once whatever the accumulation steps.
 
         Args:
-            model ([`Segmenter`]):
+            model ([`SemiSupervisedSegmenter`]):
                 with the new weights, and the BatchNorm statistics that all processes evaluate with. With FSDP2 the
                 weights are sharded: see [`whole`].
             updates (`int`): how many there have been, this one included.

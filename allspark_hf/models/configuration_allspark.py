@@ -131,11 +131,6 @@ class AllSparkFields:
         raise NotImplementedError
 
     @property
-    def side_multiple(self) -> int:
-        """The sides of an image that the encoder gets must be multiples of this."""
-        return 1
-
-    @property
     def smallest_side(self) -> int:
         """The fewest pixels a side that the encoder takes."""
         return 1

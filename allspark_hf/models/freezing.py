@@ -2,16 +2,16 @@
 
 from torch import nn
 
-from .segmenter import Segmenter
+from .modeling_allspark import SemiSupervisedSegmenter
 
 
-def freeze_encoder(model: Segmenter, num_layers: int | None = None):
+def freeze_encoder(model: SemiSupervisedSegmenter, num_layers: int | None = None):
     """
     Freezes the encoder, or the first layers of a plain ViT: they get no gradient, and no memory is kept for one.
     Frozen parts stay in eval mode, so their dropout is off and their batch statistics do not change.
 
     Args:
-        model ([`Segmenter`]): changed in place.
+        model ([`SemiSupervisedSegmenter`]): changed in place.
         num_layers (`int`, *optional*): how many layers to freeze, with the embeddings before them. Default: all.
 
     Raises:
@@ -26,14 +26,14 @@ def freeze_encoder(model: Segmenter, num_layers: int | None = None):
     model.train(model.training)
 
 
-def thaw_encoder(model: Segmenter):
+def thaw_encoder(model: SemiSupervisedSegmenter):
     """Undoes [`freeze_encoder`] of an earlier training with the same model; what others froze stays as it is."""
     for name in model.__dict__.pop("frozen_names", ()):
         model.get_parameter(name).requires_grad_(True)
     model.train(model.training)
 
 
-def _first_layers(model: Segmenter, num_layers: int) -> list[nn.Module]:
+def _first_layers(model: SemiSupervisedSegmenter, num_layers: int) -> list[nn.Module]:
     encoder, strides = model.base_model, getattr(model.config, "feature_strides", ())
     total = getattr(encoder.config, "num_hidden_layers", None)
     parts = dict(encoder.named_modules())

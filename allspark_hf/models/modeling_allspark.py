@@ -42,10 +42,6 @@ class SemiSupervisedSegmenterOutput(SemanticSegmenterOutput):
     decoder_features: torch.Tensor | None = None
 
 
-def _of_config(name: str) -> property:
-    return property(lambda model: getattr(model.config, name), doc=f"See [`AllSparkFields.{name}`].")
-
-
 class SemiSupervisedSegmenter:
     """
     The part of a segmentation model with the AllSpark bottleneck between encoder and decoder that does not depend on
@@ -53,7 +49,7 @@ class SemiSupervisedSegmenter:
 
     To be inherited before a [`~transformers.PreTrainedModel`] whose configuration has [`AllSparkFields`] and whose
     `base_model_prefix` names the encoder. The subclass sets `bottleneck` ([`AllSparkBottleneck`] or None) and has
-    `run_encoder`, `decode_features` and `classify`.
+    `run_encoder`, `decode_features` and `classify`; its configuration has `bottleneck_channels` and `encoder_stride`.
     """
 
     # The loss is a mean over pixels: Trainer must divide it by the accumulation steps itself.
@@ -61,13 +57,6 @@ class SemiSupervisedSegmenter:
     _keys_to_ignore_on_save = [*MEMORY_KEYS, METHOD_KEYS]
     _keys_to_ignore_on_load_unexpected = [METHOD_KEYS]
     _keys_to_ignore_on_load_missing = list(MEMORY_KEYS)
-
-    bottleneck_channels = _of_config("bottleneck_channels")
-    encoder_stride = _of_config("encoder_stride")
-    side_multiple = _of_config("side_multiple")
-    smallest_side = _of_config("smallest_side")
-    crop_height_width = _of_config("crop_height_width")
-    token_grid = _of_config("token_grid")
 
     def run_encoder(self, pixel_values: torch.Tensor, **kwargs) -> BackboneOutput:
         """
@@ -86,7 +75,7 @@ class SemiSupervisedSegmenter:
     def decode_features(self, features: FeatureMaps, pixel_values: torch.Tensor) -> torch.Tensor:
         """
         What the classifier gets, before dropout: float (batch, channels, head height, head width), from all feature
-        maps and, where the decoder looks at them, the images.
+        maps and, where the decoder looks at them, the images. The map spans the image, padded where the model pads.
         """
         raise NotImplementedError
 

@@ -5,7 +5,7 @@ from tempfile import TemporaryDirectory
 
 from huggingface_hub import CommitInfo, ModelCard
 
-from ..models.segmenter import Segmenter
+from ..models.modeling_allspark import SemiSupervisedSegmenter
 from .card import CARD_FILE, card_to_publish, mark, write_model_card
 from .figures import write_run_figures
 from .repository import add_code, check_output_folder, stage
@@ -55,7 +55,7 @@ def publish_folder(
 
 
 def push_model_to_hub(
-    model: Segmenter,
+    model: SemiSupervisedSegmenter,
     repo_id: str,
     *,
     commit_message: str | None = None,

@@ -29,8 +29,8 @@ from ..evaluation.arguments import ONE_PIECE, EvaluationArguments, eval_crop
 from ..evaluation.sizes import require_large_enough
 from ..methods import METHODS
 from ..models.configuration_allspark import AllSparkConfig
+from ..models.modeling_allspark import SemiSupervisedSegmenter
 from ..models.pretrained import check_labels
-from ..models.segmenter import Segmenter
 from ..utils.text import megabytes
 from .arguments import AllSparkTrainingArguments
 from .faults import free_bytes
@@ -51,7 +51,7 @@ NOT_CALLED = {
 }
 
 
-def check_parts(model: Segmenter, args: AllSparkTrainingArguments, processing_class, others: dict):
+def check_parts(model: SemiSupervisedSegmenter, args: AllSparkTrainingArguments, processing_class, others: dict):
     """Raises ValueError for parts of another kind, and for those of `others` that nothing would call."""
     for name, instead in NOT_CALLED.items():
         if others.get(name) is not None:
@@ -60,7 +60,7 @@ def check_parts(model: Segmenter, args: AllSparkTrainingArguments, processing_cl
         (
             "model",
             model,
-            hasattr(model, "encoder_parameters"),
+            hasattr(model, "encoder_parameters"),  # a class of this package, or of the code in a model's repository
             "a model of this package, as load_trained does",
         ),
         ("args", args, isinstance(args, AllSparkTrainingArguments), "AllSparkTrainingArguments"),
@@ -91,7 +91,7 @@ def check_processor(image_processor, long_side: int | None):
         )
 
 
-def check_model(model: Segmenter, args: AllSparkTrainingArguments, trains: bool = True):
+def check_model(model: SemiSupervisedSegmenter, args: AllSparkTrainingArguments, trains: bool = True):
     """Raises ValueError for a model or class names that the method, or training on 8-bit masks, cannot work with."""
     if trains and model.dtype not in (torch.float32, torch.float64):
         raise ValueError(
@@ -289,7 +289,7 @@ def check_stream(
         )
 
 
-def check_output_dir(args: AllSparkTrainingArguments, model: Segmenter):
+def check_output_dir(args: AllSparkTrainingArguments, model: SemiSupervisedSegmenter):
     """
     Raises ValueError if nothing can be written into `output_dir`, or its disk has no room for one checkpoint. Warns if
     the disk has less room than the training needs: the model, and one checkpoint more than are kept, since an old one

@@ -19,7 +19,7 @@ def split_by_rate(
 
     Args:
         optimizer (`torch.optim.Optimizer`): optimizer of the model's parameters, without state; changed in place.
-        model ([`Segmenter`]): the model.
+        model ([`SemiSupervisedSegmenter`]): the model.
         head_multiplier (`float`): rate of all that is neither the encoder's nor the method's, as a multiple.
         method_rates (`dict[str, float]`): rate of each module in `model.method_modules`, as a multiple.
         unread (`Iterable[nn.Parameter]`, *optional*): parameters that no step reads.

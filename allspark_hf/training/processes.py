@@ -172,7 +172,7 @@ def synchronize_batchnorm(model: PreTrainedModel, world_size: int, device: torch
     names. With one process nothing changes.
 
     Args:
-        model ([`Segmenter`]): the model before it is wrapped; changed in place.
+        model ([`SemiSupervisedSegmenter`]): the model before it is wrapped; changed in place.
         world_size (`int`): number of processes.
         device (`torch.device`): device to train on.
 

@@ -15,7 +15,7 @@ from ..evaluation.evaluator import Evaluation, failing_together
 from ..inference.loading import long_side_of
 from ..methods import METHODS, MixedBatch, PixelCounts
 from ..models.freezing import freeze_encoder, thaw_encoder
-from ..models.segmenter import Segmenter
+from ..models.modeling_allspark import SemiSupervisedSegmenter
 from ..publishing.licenses import base_weights_of
 from . import storage
 from .advice import Advice
@@ -48,10 +48,11 @@ from .stream_place import StreamPlace
 
 class AllSparkTrainer(Trainer):
     """
-    Trains a [`Segmenter`], such as [`SegformerForSemiSupervisedSegmentation`], on a labeled and an unlabeled dataset.
+    Trains a [`SemiSupervisedSegmenter`], such as [`SegformerForSemiSupervisedSegmentation`], on a labeled and an
+    unlabeled dataset.
 
     Args:
-        model ([`Segmenter`]):
+        model ([`SemiSupervisedSegmenter`]):
             the model; a plain SegFormer (`AllSparkConfig.plain_segformer_switches()`) for methods without bottleneck.
         args ([`AllSparkTrainingArguments`]): training arguments.
         processing_class:
@@ -79,7 +80,7 @@ class AllSparkTrainer(Trainer):
 
     def __init__(
         self,
-        model: Segmenter,
+        model: SemiSupervisedSegmenter,
         args: AllSparkTrainingArguments,
         processing_class,
         train_dataset: datasets.Dataset | None = None,
@@ -129,7 +130,7 @@ class AllSparkTrainer(Trainer):
             self.add_callback(Holdout(self, held_out))
 
     @staticmethod
-    def _prepare_model(model: Segmenter, args: AllSparkTrainingArguments):
+    def _prepare_model(model: SemiSupervisedSegmenter, args: AllSparkTrainingArguments):
         thaw_encoder(model)
         if args.freeze_encoder or args.freeze_encoder_layers:
             freeze_encoder(model, None if args.freeze_encoder else args.freeze_encoder_layers)

@@ -40,7 +40,8 @@ def pixel_rows(
     position to position, every second (third, ...) row and column is taken.
 
     Args:
-        features (`torch.Tensor`): float (batch, channels, head height, head width), see [`Segmenter.decode_features`].
+        features (`torch.Tensor`):
+            float (batch, channels, head height, head width), see [`SemiSupervisedSegmenter.decode_features`].
         labels (`torch.Tensor`): int64 (batch, height, width); a position takes the nearest label above and left of it.
         ignore_index (`int`): label of what the model pads.
         multiple (`int`): number of pixels to a multiple of which the model pads images at the right and bottom.

@@ -49,7 +49,7 @@ def teacher_decay(update: int, num_updates: int) -> float:
 class PixelTeacher(nn.Module):
     """
     Args:
-        model ([`Segmenter`]): to be copied.
+        model ([`SemiSupervisedSegmenter`]): to be copied.
         heads (`nn.ModuleDict`): of the method, to be copied; they become `method_modules` of the model.
         mode (`str`):
             `"train"`, as published: the teacher keeps dropout and the statistics of each batch, and its running
@@ -73,7 +73,7 @@ class PixelTeacher(nn.Module):
 
     @torch.no_grad()
     def follow(self, student: nn.Module, decay: float):
-        """Moves the weights toward those of the student ([`Segmenter`], sharded or not); a share `decay` stays."""
+        """Moves the weights toward those of the student, a model, sharded or not; a share `decay` stays."""
         new = dict(student.named_parameters()) | dict(student.named_buffers())
         weights = [*self.model.named_parameters(), *self.heads.named_parameters("method_modules")]
         targets = [whole(new[name]).to(value.dtype) for name, value in weights]
