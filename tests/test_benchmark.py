@@ -241,6 +241,7 @@ def test_grids():
         ({"sizes": ["b6"]}, "sizes has b6"),
         ({"crops": [16]}, "crops has 16"),
         ({"num_labels": [1, 3]}, "num_labels has"),
+        ({"num_labels": [255, 256]}, "set 2 to 255 classes"),
         ({"batch_size": 0}, "batch_size=0"),
     ],
 )
@@ -359,7 +360,6 @@ def svg_text(path: Path) -> str:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--quick", "--full"], "ValueError: Both --quick and --full"),
         (["--cases", "steps"], "ValueError: cases has 'steps'"),
         (["--data_dir", "no_such_folder"], "ValueError: There is no folder no_such_folder"),
         (["--output_file", "out.txt"], "ValueError: output_file=out.txt"),

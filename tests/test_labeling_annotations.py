@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from allspark_hf.data.labeling.annotations import FORMATS, LABELME, labelme_content
+from allspark_hf.data.labeling.annotations import LABELME, WRITERS, labelme_content
 from allspark_hf.data.labeling.formats import read_export
 from allspark_hf.data.labeling.polygons import annotate, drawn_classes, outline_regions, simplify
 from allspark_hf.data.labeling.rasterize import rasterize
@@ -159,27 +159,28 @@ def accept(path: Path):
 
 
 @pytest.mark.parametrize("tolerance", [0, 1.0])
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", WRITERS)
 def test_round_trip(name, tolerance, photos, tmp_path):
     export = tmp_path / "export"
     export.mkdir()
     parts = [annotate(mask, f"{one}.png", one, [1, 2], tolerance) for one, mask in masks().items()]
-    FORMATS[name].write(iter(parts), export, LABELS, PALETTE)
+    WRITERS[name].write(iter(parts), export, LABELS, PALETTE)
     if name == "labelme":
         for part in parts:
             path = export / LABELME / f"{part['name']}.json"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(labelme_content(part, path, LABELS, photos / part["image"])), encoding="utf-8")
-    assert all((export / file).is_file() for file in FORMATS[name].files)
+    assert all((export / file).is_file() for file in WRITERS[name].files)
     assert not [path for path in export.rglob("*") if path.name.startswith(".")]
-    if name == "label-studio":
+    if name == "label_studio":
         accept(export / "label_studio.json")
         (export / "classes.txt").write_text("".join(f"{label}\n" for label in LABELS), encoding="utf-8")
         config = ElementTree.parse(export / "label_studio_config.xml")
         assert [label.get("value") for label in config.iter("Label")] == LABELS
         assert [label.get("background") for label in config.iter("Label")] == ["#000000", "#ff8000", "#010203"]
     source = export / "labelme" if name == "labelme" else export
-    _, read, files = read_export(source, images_dir=photos)
+    found, read, files = read_export(source, images_dir=photos)
+    assert found == name  # one tool has one name
     imported = write_folder(read, files, tmp_path / "data", empty_images="background")
     assert imported.classes.names == LABELS and not imported.events["cut"] and not imported.events["empty"]
     lost = 0
@@ -197,7 +198,7 @@ def test_coco_is_what_pycocotools_reads(tmp_path):
 
     mask = special()
     part = annotate(mask, "special.png", "special", [1, 2], 0)
-    FORMATS["coco"].write([part, part], tmp_path, LABELS, PALETTE)
+    WRITERS["coco"].write([part, part], tmp_path, LABELS, PALETTE)
     coco = COCO(tmp_path / "coco.json")
     assert [one["name"] for one in coco.loadCats(coco.getCatIds())] == LABELS
     again = np.zeros_like(mask)

@@ -304,7 +304,7 @@ def test_the_command_refuses_in_one_sentence(tmp_path, run, monkeypatch):
         run(path, tmp_path / "data", "--images_dir", tmp_path / "y")
     coco(tmp_path, objects=[(0, 0, SQUARE)])
     monkeypatch.setitem(sys.modules, "pycocotools", None)
-    with pytest.raises(SystemExit, match=r"pycocotools draws outlines and is not installed: pip install 'allspark-hf"):
+    with pytest.raises(SystemExit, match=r"Outlines need pycocotools, which is not installed: pip install"):
         run(path, tmp_path / "new" / "data", "--images_dir", tmp_path / "x")
     assert sorted(file.name for file in tmp_path.iterdir()) == ["a.json", "x"]
 

@@ -100,7 +100,7 @@ def test_a_run_goes_on_without_touching_what_was_corrected(folder, tmp_path, mon
 
 
 def test_classes_and_missing_packages(folder, tmp_path, monkeypatch, capsys):
-    code, _ = predict(monkeypatch, capsys, folder, tmp_path / "out", "--format", "label-studio", "--classes", "sky")
+    code, _ = predict(monkeypatch, capsys, folder, tmp_path / "out", "--format", "label_studio", "--classes", "sky")
     tasks = json.loads((tmp_path / "out/label_studio.json").read_text())
     labels = {one["value"]["polygonlabels"][0] for task in tasks for one in task["predictions"][0]["result"]}
     assert code == 0 and labels == {"sky"} and len(tasks) == len(FILES)

@@ -35,13 +35,12 @@ PRESETS = {
 
 @dataclass
 class BenchmarkArguments:
-    """What to measure. Lists that are left out are those of --quick, or of --full if that is given."""
+    """What to measure. Lists that are left out are those of [`PRESETS`], "quick" unless `full`."""
 
     full: bool = argument(
-        False, "Everything, for a GPU: B0 to B5, crops 321 to 801, 2 to 150 classes, memory 0.5 to 4 C."
-    )
-    quick: bool = argument(
-        False, "B0 at 321, K 21 (bottleneck also 2 and 81, memory 1 and 2 C), fp32. What happens anyway."
+        False,
+        "Everything, for a GPU: B0 to B5, crops 321 to 801, 2 to 150 classes, memory 0.5 to 4 C. Default: B0 at 321, "
+        "K 21 (bottleneck also 2 and 81, memory 1 and 2 C), fp32.",
     )
     cases: list[str] | None = argument(
         None,
@@ -79,8 +78,6 @@ class BenchmarkArguments:
     overwrite: bool = argument(False, "Replace an earlier output_file.")
 
     def __post_init__(self):
-        if self.quick and self.full:
-            raise ValueError("Both --quick and --full were given: leave one of them out.")
         preset = PRESETS["full" if self.full else "quick"]
         for name, value in preset.items():
             if getattr(self, name) is None:

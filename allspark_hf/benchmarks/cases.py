@@ -11,6 +11,7 @@ from PIL import Image
 from torch import nn
 from transformers.utils import logging
 
+from ..data.masks import MAX_NUM_LABELS
 from ..methods import METHODS
 from ..models.bottleneck_allspark import AllSparkBottleneck
 from ..models.configuration_allspark import MEMORY_SIZES, MIT_SIZES, AllSparkConfig
@@ -41,7 +42,6 @@ TINY_GEOMETRY = {
 SIZES = (*MIT_SIZES, TINY)
 PRECISIONS = ("fp32", "bf16")
 SMALLEST_CROP = 32
-MOST_LABELS = 254  # what an 8-bit mask has room for beside the ignore index
 
 
 @dataclass(frozen=True)
@@ -112,8 +112,8 @@ def _check(lists: dict[str, Sequence], batch_size: int):
                 raise ValueError(f"{name}s has {value}, which is unknown: choose from {known}.")
     if min(lists["crop"]) < SMALLEST_CROP:
         raise ValueError(f"crops has {min(lists['crop'])}: set at least {SMALLEST_CROP} pixels.")
-    if not 2 <= min(lists["num_labels"]) <= max(lists["num_labels"]) <= MOST_LABELS:
-        raise ValueError(f"num_labels has {lists['num_labels']}: set 2 to {MOST_LABELS} classes.")
+    if not 2 <= min(lists["num_labels"]) <= max(lists["num_labels"]) <= MAX_NUM_LABELS:
+        raise ValueError(f"num_labels has {lists['num_labels']}: set 2 to {MAX_NUM_LABELS} classes.")
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}: set at least 1 labeled image.")
 

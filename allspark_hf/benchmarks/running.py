@@ -43,7 +43,7 @@ class Job(NamedTuple):
 
 
 def plan(options, with_memory: bool) -> list[Job]:
-    """All jobs; the least costly kinds come last, and what the targets need first."""
+    """All jobs, in the order of the chosen measures; of each case first the times, then the peak memory."""
     lists = (options.sizes, options.crops, options.num_labels, options.memory_sizes, options.precisions)
     grid = make_cases(*lists, batch_size=options.batch_size, grid=options.grid)
     jobs = []

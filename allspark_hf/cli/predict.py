@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from allspark_hf.cli.arguments import parse_arguments
 from allspark_hf.cli.ending import leave_with
-from allspark_hf.data.labeling.annotations import FORMATS
+from allspark_hf.data.labeling.annotations import WRITERS
 from allspark_hf.data.labeling.polygons import require_outlines
 from allspark_hf.data.masks import MaskConvention
 from allspark_hf.data.pixels import Reading
@@ -75,7 +75,7 @@ class PredictArguments:
         False, "Also write <stem>_confidence.png: gray, 255 times the probability of each pixel's class."
     )
     format: str | None = argument(
-        None, f"Also write outlines for this labeling tool: {', '.join(FORMATS)}.", choices=[*FORMATS]
+        None, f"Also write outlines for this labeling tool: {', '.join(WRITERS)}.", choices=[*WRITERS]
     )
     tolerance: float = argument(
         1.0, "With --format: pixels that a point left out may lie from its outline.", interval="[0, inf)"

@@ -31,7 +31,7 @@ from allspark_hf.cli.arguments import parse_arguments
 from allspark_hf.cli.ending import run_script
 from allspark_hf.cli.importing import use_import
 from allspark_hf.data import DataArguments, Reading, list_path, split_of_run
-from allspark_hf.data.labeling.annotations import FORMATS, LABELME
+from allspark_hf.data.labeling.annotations import LABELME, WRITERS
 from allspark_hf.data.labeling.polygons import require_outlines
 from allspark_hf.data.reading import undecoded
 from allspark_hf.evaluation.metrics import metric_name
@@ -57,7 +57,7 @@ class SuggestArguments:
     output_dir: str = argument(help="Folder of the suggestions.")
     count: int = argument(20, "How many images to suggest.", interval="[1, inf)")
     format: str | None = argument(
-        None, f"Also write outlines for this labeling tool: {', '.join(FORMATS)}.", choices=[*FORMATS]
+        None, f"Also write outlines for this labeling tool: {', '.join(WRITERS)}.", choices=[*WRITERS]
     )
     tolerance: float = argument(
         1.0, "With --format: pixels that a point left out may lie from its outline.", interval="[0, inf)"
@@ -71,7 +71,7 @@ class SuggestArguments:
         check_values(self)
         folder = Path(self.output_dir)
         if self.format is not None:  # also with --overwrite, since they may have been corrected by hand
-            names = [IMAGES, LABELME, *(name for kind in FORMATS.values() for name in kind.files)]
+            names = [IMAGES, LABELME, *(name for kind in WRITERS.values() for name in kind.files)]
             for name in names:
                 if (folder / name).exists():
                     raise ValueError(f"{folder / name} exists: remove it, or choose another --output_dir.")

@@ -2,7 +2,6 @@
 
 from .checks import BadDataError, CheckReport, check_data
 from .images import mask_to_array
-from .lanes import Bookmark, Lanes
 from .loading import (
     DataArguments,
     find_data,
@@ -18,23 +17,18 @@ from .recognition import find_layout
 from .sources.classes import Classes, read_classes, write_classes
 from .sources.hub import find_classes
 from .sources.pairs import SegmentationData
-from .sources.splits import Selection, draw, fraction_to_count, load_layout, write_id_lists
-from .sources.unlabeled import add_unlabeled, open_unlabeled_stream, read_image_folder, read_unlabeled_dataset
-from .streaming import StreamReader
+from .sources.splits import Selection, draw, fraction_to_count, write_id_lists
+from .sources.unlabeled import open_unlabeled_stream, read_image_folder
 
 
 __all__ = [
     "BadDataError",
-    "Bookmark",
     "CheckReport",
     "Classes",
     "DataArguments",
-    "Lanes",
     "Reading",
     "SegmentationData",
     "Selection",
-    "StreamReader",
-    "add_unlabeled",
     "check_data",
     "draw",
     "find_classes",
@@ -44,13 +38,11 @@ __all__ = [
     "fraction_to_count",
     "list_path",
     "load_data",
-    "load_layout",
     "mask_to_array",
     "open_image",
     "open_unlabeled_stream",
     "read_classes",
     "read_image_folder",
-    "read_unlabeled_dataset",
     "split_of_run",
     "to_rgb",
     "with_class_indices",

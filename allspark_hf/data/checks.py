@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from ..utils.text import one_line
 from .columns import Mask, Picture, page_of
 from .images import mask_to_array, palette_of_values
-from .masks import CONVERT_OBJECTS, MANY_VALUES, MaskConvention, values_in_mask
+from .masks import CONVERT_OBJECTS, MANY_VALUES, MAX_NUM_LABELS, MaskConvention, values_in_mask
 from .pixels import PLAIN, ImageError, Reading, deep_values, say_again, to_rgb
 from .reading import row_name, undecoded
 from .sources.pairs import SegmentationData
@@ -24,7 +24,6 @@ from .summary import describe_binary_masks, file_of, find_image_range, remember,
 
 logger = logging.getLogger(__name__)
 
-MAX_NUM_LABELS = 255  # and one value for ignored pixels
 SHOWN_PROBLEMS = 10
 KIND_LENGTH = 16  # problems of one kind begin with the same characters, digits aside
 WITH_MASKS = ("labeled", "validation")

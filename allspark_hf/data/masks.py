@@ -12,6 +12,7 @@ from .images import describe_values, mask_to_array
 # Key in `info` of a mask whose values are mapped, so that nothing maps them again; keys from files are strings.
 HOLDS_CLASSES = ("allspark_hf", "class indices")
 MAX_VALUE = 2**31 - 1  # of a mask
+MAX_NUM_LABELS = 255  # of a training, whose labels have 8 bits and one value for ignored pixels
 MANY_VALUES = 6  # so many may be numbers of objects
 CONVERT_OBJECTS = "`allspark import FOLDER NEW_FOLDER --format numbered_objects`"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..data.labeling.annotations import FORMATS, LABELME, labelme_content
+from ..data.labeling.annotations import LABELME, WRITERS, labelme_content
 from ..data.labeling.polygons import annotate, drawn_classes
 from ..utils.files import read_json, read_json_object, whole_file, write_json
 
@@ -20,7 +20,7 @@ class AnnotationWriter:
 
     Args:
         output_dir (`Path`): folder of the results.
-        kind (`str`): one of [`FORMATS`].
+        kind (`str`): one of [`WRITERS`].
         labels (`Sequence[str]`): name of each class.
         palette (`np.ndarray`): color of each class, uint8 (num_labels, 3).
         shown (`Sequence[int]`): the classes to outline; `background` never gets an outline.
@@ -56,7 +56,7 @@ class AnnotationWriter:
         return outline_files(self.output_dir, name)[: 2 if self.kind == "labelme" else 1]
 
     def run_paths(self) -> list[Path]:
-        return [self.output_dir / file for file in FORMATS[self.kind].files]
+        return [self.output_dir / file for file in WRITERS[self.kind].files]
 
     def write(self, name: Path, image: Image.Image, mask: np.ndarray, confidence: np.ndarray | None):
         part = annotate(mask, self.images[name], name.as_posix(), self.drawn, self.tolerance)
@@ -80,7 +80,7 @@ class AnnotationWriter:
         """Writes the files of the tool, and prints how many pixels the outlines have lost."""
         self.lost = self.pixels = 0
         parts = self._parts()
-        FORMATS[self.kind].write(parts, self.output_dir, self.labels, self.palette.tolist())
+        WRITERS[self.kind].write(parts, self.output_dir, self.labels, self.palette.tolist())
         deque(parts, maxlen=0)  # counts the pixels of parts that the tool does not need, such as LabelMe
         print(
             f"Outlines for {self.kind}, within {self.tolerance:g} pixels: {self.lost:,} of {self.pixels:,} pixels "
@@ -107,5 +107,5 @@ def outline_files(output_dir: Path, name: Path) -> list[Path]:
 
 def all_files(output_dir: Path, names: Iterable[Path]) -> list[Path]:
     """All files that runs may have written for any tool, except LabelMe's of each image, which people correct."""
-    of_run = [output_dir / file for kind in FORMATS.values() for file in kind.files]
+    of_run = [output_dir / file for kind in WRITERS.values() for file in kind.files]
     return of_run + [outline_files(output_dir, name)[0] for name in names]

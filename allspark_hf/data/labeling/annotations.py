@@ -3,7 +3,7 @@
 All functions have the same arguments, and keep one image at a time in memory:
 
 - parts (`Iterable[dict]`): results of [`~allspark_hf.data.labeling.polygons.annotate`], one for each image.
-- folder (`Path`): existing folder for the files that [`FORMATS`] names.
+- folder (`Path`): existing folder for the files that [`WRITERS`] names.
 - labels (`Sequence[str]`): name of each class.
 - palette (`Sequence[Sequence[int]]`): color of each class: red, green and blue, 0 to 255.
 
@@ -153,16 +153,16 @@ def write_labelme_names(parts: Iterable[dict], folder: Path, labels: Sequence[st
         file.writelines(f"{name}\n" for name in (IGNORED_NAME, *labels))
 
 
-class Format(NamedTuple):
+class Writer(NamedTuple):
     """The files that a tool has for all images together, and the function that writes them."""
 
     files: tuple[str, ...]
     write: Callable[[Iterable[dict], Path, Sequence[str], Colors], None]
 
 
-FORMATS = {
-    "coco": Format(("coco.json",), write_coco),
-    "cvat": Format(("cvat.xml",), write_cvat),
-    "label-studio": Format(("label_studio.json", "label_studio_config.xml"), write_label_studio),
-    "labelme": Format((f"{LABELME}/labels.txt",), write_labelme_names),
+WRITERS = {
+    "coco": Writer(("coco.json",), write_coco),
+    "cvat": Writer(("cvat.xml",), write_cvat),
+    "label_studio": Writer(("label_studio.json", "label_studio_config.xml"), write_label_studio),
+    "labelme": Writer((f"{LABELME}/labels.txt",), write_labelme_names),
 }

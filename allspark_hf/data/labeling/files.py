@@ -6,6 +6,7 @@ from pathlib import Path, PurePosixPath
 from PIL import Image
 
 from ...utils.files import find_image_files
+from ...utils.text import one_line
 from ..pixels import ORIENTATION, WIDTH, open_image
 from ..sources.classes import classes_in
 from ..sources.pairs import nfc, require_folder
@@ -156,7 +157,7 @@ def read_frame(image: Path, size: tuple[int, int] | None) -> tuple[int, int, Ima
             if opened.format == "TIFF":  # some versions of Pillow have turned the size already
                 width, height = opened.tag_v2[WIDTH], opened.tag_v2[HEIGHT]
     except Exception as error:  # Pillow raises nearly anything
-        raise ValueError(f"the picture cannot be read ({' '.join(str(error).split())}); replace it") from error
+        raise ValueError(f"the picture cannot be read ({one_line(error)}); replace it") from error
     upright = (width, height) if orientation in TURNED else (height, width)
     if size in (None, upright):
         return *upright, None, orientation in range(2, 9) and (size is None or height == width or orientation < 5)

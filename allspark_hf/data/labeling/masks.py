@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ...utils.files import read_text
+from ...utils.text import one_line
 from ..images import decode, describe_values, mask_to_array
 from ..pixels import open_image
 from ..sources.class_lists import Color
@@ -129,7 +130,7 @@ def _picture(image: Path, mask: Path | None, split: str | None, paint: Callable[
         with open_image(mask) as opened:
             width, height = opened.size
     except OSError as error:
-        raise ValueError(f"{mask} cannot be read ({' '.join(str(error).split())}); export it anew.") from error
+        raise ValueError(f"{mask} cannot be read ({one_line(error)}); export it anew.") from error
     return Picture(image, mask, split, (height, width), partial(paint, path=mask))
 
 

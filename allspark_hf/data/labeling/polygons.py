@@ -6,11 +6,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .rasterize import rasterize
+from .rasterize import INSTALL, rasterize
 from .writing import is_background
 
 
-INSTALL = "Outlines need {}, which is not installed: pip install 'allspark-hf[import]'."
 LEAST_LEFT = 0.5  # a region that would keep no more than this share of its area is not simplified
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 
-INSTALL = "pycocotools draws outlines and is not installed: pip install 'allspark-hf[import]'."
+INSTALL = "Outlines need {}, which is not installed: pip install 'allspark-hf[import]'."
 MAX_COORDINATE = 1e6  # far beyond any image; long outlines would take long to draw
 
 
@@ -29,7 +29,7 @@ def rasterize(rings: Sequence[Sequence[Sequence[float]]], height: int, width: in
     try:
         from pycocotools import mask as coco
     except ImportError as error:
-        raise ImportError(INSTALL) from error
+        raise ImportError(INSTALL.format("pycocotools")) from error
     inside = np.zeros((height, width), dtype=bool)
     for ring in rings:
         points = checked_ring(ring)

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from ...utils.files import read_json
+from ...utils.text import one_line
 from .export import Canvas, Export, Picture, box_ring, naming
 from .files import Files, split_in
 
@@ -71,5 +72,5 @@ def _decode_bitmap(data: str) -> np.ndarray:
         image = Image.open(io.BytesIO(zlib.decompress(base64.b64decode(data))), formats=["PNG"])
         image.load()
     except (ValueError, zlib.error, OSError) as error:
-        raise ValueError(f"its bitmap cannot be read ({' '.join(str(error).split())}); export it anew") from error
+        raise ValueError(f"its bitmap cannot be read ({one_line(error)}); export it anew") from error
     return np.asarray(image.convert("RGBA").getchannel("A") if image.has_transparency_data else image.convert("L")) > 0

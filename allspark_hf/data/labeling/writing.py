@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 from tqdm.auto import tqdm
 
+from ..masks import MAX_NUM_LABELS
 from ..sources.class_lists import IGNORED_NAME
 from ..sources.classes import Classes, write_classes
 from ..sources.pairs import require_usable_name
@@ -24,7 +25,6 @@ OUTSIDE = (BACKGROUND, "ignore")
 EMPTY = ("unlabeled", BACKGROUND)
 FOLDERS = {"train": "train", "validation": "val", "test": "test"}
 SHOWN_PROBLEMS = 10
-MAX_CLASSES = 255  # since the mask value 255 means ignored
 
 
 @dataclass
@@ -187,8 +187,8 @@ def _choose_values(export: Export, outside: str, classes: Classes | None) -> tup
             )
         names, colors = [BACKGROUND, *names], colors and [(0, 0, 0), *colors]
         background = BACKGROUND
-    if len(names) > MAX_CLASSES:
-        raise ValueError(f"There are {len(names)} classes, but a mask holds {MAX_CLASSES}; merge or remove some.")
+    if len(names) > MAX_NUM_LABELS:
+        raise ValueError(f"There are {len(names)} classes, but a mask holds {MAX_NUM_LABELS}; merge or remove some.")
     values = {name: names.index(name) if name in names else -1 for name in export.classes}
     values |= {IGNORED_NAME: IGNORED} if IGNORED_NAME in values else {}
     outside_value = IGNORED if outside == "ignore" else names.index(background) if background else IGNORED

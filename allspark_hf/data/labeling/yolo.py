@@ -11,6 +11,7 @@ import numpy as np
 import yaml
 
 from ...utils.files import read_text
+from ...utils.text import one_line
 from ..sources.classes import read_classes
 from ..sources.split_names import split_of
 from .export import Canvas, Export, Picture, naming
@@ -37,7 +38,7 @@ def read_yaml(path: Path) -> Any:
     try:
         return yaml.safe_load(read_text(path))
     except yaml.YAMLError as error:
-        raise ValueError(f"{path} is no valid YAML ({' '.join(str(error).split())}); correct it.") from error
+        raise ValueError(f"{path} is no valid YAML ({one_line(error)}); correct it.") from error
 
 
 def read_yolo(files: Files, source: Path) -> Export:
