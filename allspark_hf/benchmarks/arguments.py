@@ -39,8 +39,8 @@ class BenchmarkArguments:
 
     full: bool = argument(
         False,
-        "Everything, for a GPU: B0 to B5, crops 321 to 801, 2 to 150 classes, memory 0.5 to 4 C. Default: B0 at 321, "
-        "K 21 (bottleneck also 2 and 81, memory 1 and 2 C), fp32.",
+        "Everything, for a GPU: B0 to B5, crops 321 to 801, 2 to 150 classes, memory 0.5 to 4 C. Without it: B0 at "
+        "321, K 21 (bottleneck also 2 and 81, memory 1 and 2 C), fp32.",
     )
     cases: list[str] | None = argument(
         None,
