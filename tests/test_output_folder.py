@@ -8,7 +8,7 @@ import pytest
 from conftest import small_model
 from run_training import make_trainer
 
-from allspark_hf import AllSparkTrainingArguments
+from allspark_hf import AllSparkConfig, AllSparkTrainingArguments
 from allspark_hf.cli.arguments import parse_arguments
 from allspark_hf.training.faults import LOCK_FILE, FolderInUseError, sole_training
 
@@ -44,6 +44,21 @@ def test_no_room_for_one_checkpoint_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("allspark_hf.training.checks.free_bytes", lambda folder: 100_000)
     with pytest.raises(ValueError, match=r"There are 0.1 MB free .* not enough to save once: a checkpoint takes 0\."):
         make_trainer(small_model(), **SAVING, output_dir=str(tmp_path))
+
+
+@pytest.mark.parametrize("method", ["supervised", "unimatch_v2", "memory_contrastive"])
+def test_the_room_for_a_checkpoint_is_what_it_takes(tmp_path, monkeypatch, method):
+    """A fifth less is refused, and a tenth is for names and sizes of the weights, which are tiny."""
+    settings = {**SAVING, "method": method, "max_steps": 2, "optim": "adamw_torch", "output_dir": str(tmp_path)}
+    switches = AllSparkConfig.plain_segformer_switches()
+    make_trainer(small_model(**switches), **settings).train()
+    files = [path for kind in ("*.pt", "*.safetensors") for path in (tmp_path / "checkpoint-2").glob(kind)]
+    taken = sum(path.stat().st_size for path in files)
+    monkeypatch.setattr("allspark_hf.training.checks.free_bytes", lambda folder: taken)
+    make_trainer(small_model(**switches), **settings)
+    monkeypatch.setattr("allspark_hf.training.checks.free_bytes", lambda folder: 0.8 * taken)
+    with pytest.raises(ValueError, match="not enough to save once"):
+        make_trainer(small_model(**switches), **settings)
 
 
 def test_a_resume_says_where_it_goes_on_and_what_it_passes_over(tmp_path, caplog):

@@ -1,5 +1,7 @@
 """FixMatch and UniMatch V2 in a training: CutMix partners, dropped channels, the teacher's checkpoints and metrics."""
 
+import json
+
 import pytest
 import torch
 from run_training import build_trainer, make_trainer, result_of
@@ -12,6 +14,7 @@ from allspark_hf.methods import PixelCounts
 from allspark_hf.methods.strong_views import complementary_dropout, cutmix, unpack_channel_bits
 from allspark_hf.methods.teacher import update_teacher
 from allspark_hf.methods.unimatch_v2 import UniMatchV2
+from allspark_hf.training.storage import write_run_file
 
 
 TRAINING = {"num_unlabeled": 12, "seed": 1, "confidence_threshold": 0.4}
@@ -118,8 +121,11 @@ def test_resume_equals_the_uninterrupted_training_and_evaluates_both_models(tmp_
     whole = build_trainer(settings)
     whole.train()
     assert whole.method.state_dict()["class_thresholds.histogram"].sum() > 0
+    checkpoint = tmp_path / "checkpoint-2"
+    state = torch.load(checkpoint / "method.pt", weights_only=True)
+    assert state.keys() == {"class_thresholds.histogram"}
     resumed = build_trainer({**settings, "switches": {"seed": 9}})
-    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    resumed.train(resume_from_checkpoint=str(checkpoint))
     assert result_of(resumed)["losses"] == result_of(whole)["losses"]
     for one, other in ((resumed.model, whole.model), (resumed.method, whole.method)):
         assert differing(one.state_dict(), other.state_dict()) == []
@@ -129,6 +135,19 @@ def test_resume_equals_the_uninterrupted_training_and_evaluates_both_models(tmp_
         assert logged[f"eval_{prefix}loss"] == pytest.approx(alone["eval_loss"], rel=1e-6)
         assert logged[f"eval_{prefix}mean_iou"] == pytest.approx(alone["eval_mean_iou"], rel=1e-6)
     assert logged["eval_loss"] != logged["eval_student_loss"]
+
+
+def test_a_checkpoint_that_holds_the_teacher_twice_is_resumed(tmp_path):
+    """As those of before."""
+    settings = {**SAVING, "method": "allspark_unimatch", "max_steps": 2, "output_dir": str(tmp_path)}
+    whole, checkpoint = build_trainer(settings), tmp_path / "checkpoint-2"
+    whole.train()
+    torch.save(whole.method.state_dict(), checkpoint / "method.pt")
+    write_run_file(checkpoint, json.loads((checkpoint / "allspark_run.json").read_text()))
+    resumed = build_trainer({**settings, "switches": {"seed": 9}})
+    resumed.train(resume_from_checkpoint=str(checkpoint))
+    assert any(name.startswith("teacher.") for name in whole.method.state_dict())
+    assert differing(resumed.method.state_dict(), whole.method.state_dict()) == []
 
 
 def test_a_stream_gives_the_views(tmp_path):

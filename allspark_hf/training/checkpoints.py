@@ -34,8 +34,8 @@ class Checkpoints:
     All processes write a checkpoint into `unfinished-checkpoint-N`, which is renamed when all of its files are on the
     disk. Older checkpoints are deleted after that. A folder called `checkpoint-N` is therefore complete, whenever a
     process is killed. Its `model.safetensors` holds the evaluated model with its memory. Optimizer, schedule and
-    random numbers are in transformers' files, and every registered state is in a file of its name. All states are read
-    with `torch.load(weights_only=True)`, which runs no code.
+    random numbers are in transformers' files, and every registered state is in a file of its name, without an
+    evaluated model in it. All states are read with `torch.load(weights_only=True)`, which runs no code.
 
     Args:
         trainer ([`AllSparkTrainer`]): the trainer whose training is saved.
@@ -62,6 +62,11 @@ class Checkpoints:
         for name, (holder, of_each_process) in self._states.items():
             rank = f"_{self.trainer.args.process_index}" if of_each_process else ""
             yield folder / f"{name}{rank}.pt", holder, of_each_process
+
+    def _evaluated_in(self, holder: Any) -> str | tuple:
+        """What the evaluated model's names in a state begin with, which are in its own file; () if it has none."""
+        modules = holder.named_modules() if isinstance(holder, torch.nn.Module) else ()
+        return next((f"{name}." for name, module in modules if module is self._evaluated), ())
 
     # ---- Going on ----
 
@@ -105,7 +110,11 @@ class Checkpoints:
         if student.is_file() and not self.trainer.processes.are_sharded:  # FSDP has a file of its own
             self.trainer.processes.model.load_state_dict(load_file(student))
         for path, holder, _ in self._files(self.resumed_from):
-            holder.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+            saved, prefix = torch.load(path, map_location="cpu", weights_only=True), self._evaluated_in(holder)
+            if prefix:
+                evaluated = load_file(self.resumed_from / SAFE_WEIGHTS_NAME)
+                saved = {f"{prefix}{name}": tensor for name, tensor in evaluated.items()} | saved
+            holder.load_state_dict(saved)
 
     def finished_run(self) -> TrainOutput | None:
         """
@@ -173,7 +182,8 @@ class Checkpoints:
         saving.part = "the state of the method"
         for path, holder, of_each_process in self._files(unfinished):
             if of_each_process or trainer.args.should_save:
-                torch.save(holder.state_dict(), path)
+                state, prefix = holder.state_dict(), self._evaluated_in(holder)
+                torch.save({name: value for name, value in state.items() if not name.startswith(prefix)}, path)
         saving.part = "the run's records"
         self._note_best(folder)
         trainer.accelerator.wait_for_everyone()

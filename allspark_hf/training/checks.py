@@ -289,12 +289,8 @@ def check_stream(
         )
 
 
-def check_output_dir(args: AllSparkTrainingArguments, model: SemiSupervisedSegmenter):
-    """
-    Raises ValueError if nothing can be written into `output_dir`, or its disk has no room for one checkpoint. Warns if
-    the disk has less room than the training needs: the model, and one checkpoint more than are kept, since an old one
-    is deleted when the new one is complete.
-    """
+def check_output_dir(args: AllSparkTrainingArguments):
+    """Raises ValueError if nothing can be written into `output_dir`."""
     if not args.should_save:
         return
     try:
@@ -305,10 +301,28 @@ def check_output_dir(args: AllSparkTrainingArguments, model: SemiSupervisedSegme
         raise ValueError(
             f"Nothing can be written into output_dir={args.output_dir} ({error}): choose another one, or make room."
         ) from None
-    weights = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+
+
+def check_room(trainer):
+    """
+    Raises ValueError if the disk of `output_dir` has no room for one checkpoint. Warns if the disk has less room than
+    the training needs: the model, and one checkpoint more than are kept, since an old one is deleted when the new one
+    is complete.
+
+    Args:
+        trainer ([`AllSparkTrainer`]): with a method that is attached to the model.
+    """
+    args, model = trainer.args, trainer.model
+    if not args.should_save or trainer.train_dataset is None:
+        return
+    weights, of_method = (
+        sum(tensor.numel() * tensor.element_size() for tensor in module.state_dict().values())
+        for module in (model, trainer.method)
+    )
     trained = sum(tensor.numel() * tensor.element_size() for tensor in model.parameters() if tensor.requires_grad)
     per_weight = 1 if args.optim == "sgd" else 2  # as Adam's, the largest of the usual ones
-    checkpoint = 0 if args.save_strategy == "no" else weights + per_weight * trained * (not args.save_only_model)
+    checkpoint = weights + of_method + per_weight * trained * (not args.save_only_model)
+    checkpoint *= args.save_strategy != "no"
     there = len(sorted_checkpoints(args.output_dir))
     checkpoints = max((args.save_total_limit or 1) + 1 - there, 1)
     needed, free = checkpoints * checkpoint + weights, free_bytes(args.output_dir)

@@ -31,6 +31,7 @@ from .checks import (
     check_output_dir,
     check_parts,
     check_processor,
+    check_room,
 )
 from .class_weights import class_weights
 from .faults import sole_training, telling_faults
@@ -96,7 +97,7 @@ class AllSparkTrainer(Trainer):
         self.unlabeled_dataset = None if empty else unlabeled_dataset
         if train_dataset is not None:
             check_datasets(args, train_dataset, self.unlabeled_dataset, eval_dataset)
-            check_output_dir(args, model)
+            check_output_dir(args)
         self.long_side = long_side_of(processing_class)
         check_processor(processing_class, self.long_side)
         check_evaluation(model.config, args, processing_class)
@@ -122,6 +123,7 @@ class AllSparkTrainer(Trainer):
         self.method = METHODS[args.method](args, model.config.semantic_loss_ignore_index)
         self.stream = StreamPlace.of(self)
         self._method_rates = self._attach_method()
+        check_room(self)
         self.processes = Processes(self)
         self.checkpoints = Checkpoints(self)
         self.record, self.health, self.finite = RunRecord(self), PseudoLabelHealth(self), FiniteGuard(self)
