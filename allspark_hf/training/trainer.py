@@ -105,14 +105,8 @@ class AllSparkTrainer(Trainer):
         train_dataset, held_out = split_holdout(args, train_dataset)
         self._prepare_model(model, args)
         self.hub = HubSide(self)
-        super().__init__(
-            model=model,
-            args=args,
-            processing_class=processing_class,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            **kwargs,
-        )
+        data = {"train_dataset": train_dataset, "eval_dataset": eval_dataset}
+        super().__init__(model, args, processing_class=processing_class, **data, **kwargs)
         check_sharding(self.accelerator)
         self.evaluation: Evaluation | None = None
         self.run_source: dict = {}
