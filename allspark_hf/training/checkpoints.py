@@ -64,7 +64,7 @@ class Checkpoints:
             yield folder / f"{name}{rank}.pt", holder, of_each_process
 
     def _evaluated_in(self, holder: Any) -> str | tuple:
-        """What the evaluated model's names in a state begin with, which are in its own file; () if it has none."""
+        """What names of the evaluated model, which has its own file, begin with in a state; () if it is not there."""
         modules = holder.named_modules() if isinstance(holder, torch.nn.Module) else ()
         return next((f"{name}." for name, module in modules if module is self._evaluated), ())
 
@@ -140,7 +140,7 @@ class Checkpoints:
         return TrainOutput(state.global_step, 0.0, {"train_runtime": runtime, "epoch": state.epoch})
 
     def best_model_loaded(self):
-        """Loads the best weights into the evaluated model, if transformers, which loads the trained one, has not."""
+        """Loads the best weights into the evaluated model, unless it is the trained one, which transformers loads."""
         if self._evaluated is not self.trainer.processes.model:
             best = Path(self.trainer.state.best_model_checkpoint)
             self._evaluated.load_state_dict(load_file(best / SAFE_WEIGHTS_NAME))
