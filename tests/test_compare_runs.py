@@ -7,7 +7,7 @@ import pytest
 from in_process import run_script
 from PIL import Image
 
-from allspark_hf.cli.compare import read_runs, table, verdicts
+from allspark_hf.cli.compare import check_same_images, read_runs, table, verdicts
 from allspark_hf.demo.data import CLASS_NAMES, generate_demo_image, write_demo_data
 from allspark_hf.figures.style import DPI, WIDTH
 from allspark_hf.inference.visualization import default_palette, legend
@@ -128,13 +128,20 @@ def test_runs_of_one_method_are_told_apart_by_their_folders(demo_dir, tmp_path):
         read_runs([tmp_path / "again"])
 
 
-def test_runs_of_different_budgets_are_refused(demo_dir, tmp_path):
-    shutil.copytree(demo_dir, tmp_path / "demo")
-    state = read_json(tmp_path / "demo/out/trainer_state.json") | {"global_step": 3}
-    (tmp_path / "demo/out/trainer_state.json").write_text(json.dumps(state), encoding="utf-8")
-    failed = run_script("compare_runs.py", *options(tmp_path / "demo"))
-    assert failed.returncode == 1
-    assert "steps of supervised and allspark differ" in failed.stderr
+def test_runs_of_different_lengths_are_compared_and_their_lengths_said(demo_dir):
+    folders = [demo_dir / "out/supervised", demo_dir / "out"]
+    runs = read_runs(folders)
+    runs["supervised"] |= {"steps": 6, "seconds": 9.6}
+    runs["allspark"]["seconds"] = 10.2
+    check_same_images(runs)
+    [line] = verdicts(runs, folders)
+    assert line.endswith(". The updates differ, too: 2 in 10 s, without unlabeled images 6 in 10 s.")
+    runs["allspark"]["resumed"] = True
+    [line] = verdicts(runs, folders)
+    assert line.endswith(". The updates differ, too: 2, without unlabeled images 6 in 10 s.")
+    runs["allspark"]["labeled_ids"] = []
+    with pytest.raises(ValueError, match="labeled_ids of supervised and allspark differ"):
+        check_same_images(runs)
 
 
 def test_another_evaluation_and_other_weights_are_refused(demo_dir, tmp_path):

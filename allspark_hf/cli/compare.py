@@ -1,4 +1,4 @@
-"""Compares trainings that differ in nothing but the method: a table and pictures.
+"""Compares trainings with the same labeled and validation images: a table and pictures.
 
     allspark compare --data_dir DATA --runs OUT OUT/supervised --output_dir COMPARISON
 
@@ -14,13 +14,13 @@ from datasets import Dataset
 from allspark_hf.cli.baseline import BASELINE, compare_folders
 from allspark_hf.cli.ending import run_script
 from allspark_hf.cli.importing import use_import
-from allspark_hf.data import DataArguments, find_data, split_of_run, with_class_indices, with_page_of
+from allspark_hf.data import DataArguments, split_of_run
 from allspark_hf.data.summary import require_known_values
 from allspark_hf.evaluation.metrics import metric_name
-from allspark_hf.evaluation.selection import check_classes
+from allspark_hf.evaluation.selection import check_classes, find_data_of_models
 from allspark_hf.figures import STYLES, compare_predictions, draw_predictions
 from allspark_hf.figures.style import drawing
-from allspark_hf.inference.loading import load_trained
+from allspark_hf.inference.loading import load_trained, long_side_of
 from allspark_hf.inference.visualization import legend
 from allspark_hf.publishing.outdated import outdated_files
 from allspark_hf.publishing.records import RECORD_FILE, evaluation_mode
@@ -80,11 +80,11 @@ def read_runs(folders: list[Path]) -> dict[str, dict]:
     return runs
 
 
-def check_same_budget(runs: dict[str, dict]) -> None:
-    """Raises ValueError unless the runs had the same labels, validation images, number of steps and evaluation."""
+def check_same_images(runs: dict[str, dict]) -> None:
+    """Raises ValueError unless the runs had the same labels, validation images and evaluation."""
     first, *others = runs
     for other in others:
-        for name in ("labeled_ids", "validation_ids", "steps", "kept", "evaluation", "count_absent_classes"):
+        for name in ("labeled_ids", "validation_ids", "kept", "evaluation", "count_absent_classes"):
             if runs[first][name] != runs[other][name]:
                 raise ValueError(
                     f"{name} of {first} and {other} differ, so that their numbers do not compare: train both anew "
@@ -132,24 +132,33 @@ def validation_of_run(data_dir: Path, folder: Path, models: dict[str, tuple]) ->
     """The validation images of a run's list; ValueError if one is missing, or the classes are not the models'."""
     arguments = DataArguments(data_dir=str(data_dir))
     use_import(arguments)
-    arguments = split_of_run(arguments, str(folder))
-    data = find_data(with_page_of(arguments, *(model.config for model, _ in models.values())))
-    validation = with_class_indices(data.validation, data, arguments)
-    for model, _ in models.values():
-        check_classes(model.config, data.classes, str(data_dir))
-        require_known_values({"validation": validation}, model.config)
-    return validation
+    convention = [(model.config, long_side_of(processor)) for model, processor in models.values()]
+    data = find_data_of_models(split_of_run(arguments, str(folder)), convention)
+    for config, _ in convention:
+        check_classes(config, data.classes, str(data_dir))
+        require_known_values({"validation": data.validation}, config)
+    return data.validation
 
 
 def verdicts(runs: dict[str, dict], folders: list[Path]) -> list[str]:
     """For each training whether it is better than the only supervised one, if both have counts by image."""
     pairs = list(zip(runs.values(), folders, strict=True))
-    supervised = [folder for run, folder in pairs if run["method"] == BASELINE]
+    supervised = [pair for pair in pairs if pair[0]["method"] == BASELINE]
     if len(supervised) != 1:
         return []
-    others = [(run, folder) for run, folder in pairs if run["method"] != BASELINE]
-    found = {run["title"]: compare_folders(*supervised, folder, run["count_absent_classes"]) for run, folder in others}
-    return [f"{title}: {pair[1]}" for title, pair in found.items() if pair is not None]
+    (baseline, baseline_folder), lines = supervised[0], []
+    for run, folder in pairs:
+        compared = compare_folders(baseline_folder, folder, run["count_absent_classes"])
+        if run is not baseline and compared is not None:
+            lines.append(f"{run['title']}: {compared[1]}")
+            if run["steps"] != baseline["steps"]:
+                lines[-1] += f" The updates differ, too: {updates(run)}, without unlabeled images {updates(baseline)}."
+    return lines
+
+
+def updates(run: dict) -> str:
+    """The updates of a training, and its seconds, if they are known whole."""
+    return f"{run['steps']}" if run["resumed"] else f"{run['steps']} in {run['seconds']:.0f} s"
 
 
 def draw_comparison(
@@ -173,7 +182,7 @@ def compare() -> None:
     parser.add_argument("--num_rows", type=int, default=NUM_ROWS, help="validation images to draw (default: 8)")
     options = parser.parse_args()
     runs = read_runs(options.runs)
-    check_same_budget(runs)
+    check_same_images(runs)
     models = {name: load_trained(str(folder), device="cpu") for name, folder in zip(runs, options.runs, strict=True)}
     validation = validation_of_run(options.data_dir, options.runs[0], models)
     config = next(iter(models.values()))[0].config
