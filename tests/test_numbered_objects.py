@@ -1,6 +1,7 @@
 """Masks that number objects, as Cellpose and Fiji write them: refused by the check, and converted by the import."""
 
 import logging
+import shutil
 import sys
 
 import numpy as np
@@ -121,6 +122,23 @@ def test_without_splits_and_with_broken_masks(tmp_path):
     assert sorted(masks) == ["train/a", "train/sub/b"]
     write_image(root / "masks" / "a.png", SIZE)
     with pytest.raises(ValueError, match=r"cannot be imported:\n.*a.png: The mask holds the colors of a picture"):
+        read_masks(root, format="numbered_objects")
+
+
+def test_masks_beside_the_pictures_as_cellpose_names_them(tmp_path):
+    made = make_objects(tmp_path / "made", {"a": (0, 7), "b": 3, "c_flows": None})
+    root = tmp_path / "cells"
+    root.mkdir()
+    for name in ("a.png", "b.png", "c_flows.png"):
+        shutil.copyfile(made / "images" / name, root / name)
+    for name in "ab":
+        shutil.copyfile(made / "masks" / f"{name}.png", root / f"{name}_cp_masks.png")
+        shutil.copyfile(made / "images" / f"{name}.png", root / f"{name}_flows.png")
+    masks, imported = read_masks(root, format="numbered_objects")
+    assert {name: np.unique(mask).tolist() for name, mask in masks.items()} == {"train/a": [0, 1], "train/b": [0, 1]}
+    assert imported.unlabeled["train"] == ["images/train/c_flows.png"]  # a picture of its own, not Cellpose's of `c`
+    (root / "a.png").unlink()
+    with pytest.raises(ValueError, match=r"1 mask has no image, first .*a_cp_masks\.png"):
         read_masks(root, format="numbered_objects")
 
 

@@ -21,6 +21,8 @@ from .files import Files
 
 
 ROBOFLOW_CLASSES, ROBOFLOW_END = "_classes.csv", "_mask.png"
+CELLPOSE_END = "_cp_masks"
+CELLPOSE_EXTRAS = ("_cp_output", "_cp_outlines", "_outlines", "_flows")  # pictures that it may write beside the masks
 
 
 def read_cvat_masks(files: Files, classes: Classes) -> Export:
@@ -65,12 +67,25 @@ def read_color_masks(files: Files, classes: Classes) -> Export:
 
 def read_numbered_objects(files: Files) -> Export:
     """
-    Reads folders like those of training ([`FolderLayout`]), whose masks hold 0 for the background and 1, 2, 3 and so
-    on for single objects, as Cellpose and Fiji write them; 255 is an object too.
+    Reads masks that hold 0 for the background and 1, 2, 3 and so on for single objects; 255 is an object too. They lie
+    in folders like those of training ([`FolderLayout`]), or beside the pictures as `NAME_cp_masks.png`, where Cellpose
+    writes them.
     """
-    pictures, notes = _read_folders(files.root, _paint_objects)
+    beside = {path for path in files.images if path.stem.endswith(CELLPOSE_END)}
+    pictures, notes = _read_cellpose(files, beside) if beside else _read_folders(files.root, _paint_objects)
     notes += ["Objects that touch each other become one area, since masks of classes do not tell them apart."]
     return Export(["background", "object"], pictures, is_dense=True, notes=notes)
+
+
+def _read_cellpose(files: Files, masks: set[Path]) -> tuple[list[Picture], list[str]]:
+    """The pictures that Cellpose's masks lie beside."""
+    by_picture = {mask.with_name(mask.stem.removesuffix(CELLPOSE_END)): mask for mask in masks}
+    pictures = [path for path in files.images if path not in masks]
+    extras = {path.with_suffix("").with_name(path.stem + end) for path in pictures for end in CELLPOSE_EXTRAS}
+    pictures = [path for path in pictures if path.with_suffix("") not in extras]
+    found = [(image, by_picture.get(image.with_suffix(""))) for image in pictures]
+    require_images(sorted(masks), [mask for _, mask in found])
+    return [_picture(image, mask, files.split_of(image), _paint_objects) for image, mask in found], []
 
 
 def _read_folders(root: Path, paint: Callable[..., None]) -> tuple[list[Picture], list[str]]:
