@@ -5,7 +5,7 @@ import pytest
 from layout_folders import load_folder
 from PIL import Image
 
-from allspark_hf.demo.data import CLASS_NAMES, generate_demo_image, main, write_demo_data
+from allspark_hf.demo.data import CLASS_NAMES, generate_demo_image, write_demo_data
 from allspark_hf.inference.visualization import default_palette
 
 
@@ -114,15 +114,3 @@ def test_unknown_split_and_negative_index():
         generate_demo_image(0, "test")
     with pytest.raises(ValueError, match="index is -1"):
         generate_demo_image(-1)
-
-
-def test_command_line(tmp_path, capsys):
-    options = ["--num_train=3", "--num_labeled=1", "--num_validation=2", "--size", "40", "56", "--seed=7"]
-    main([str(tmp_path / "command"), *options])
-    assert "3 training images (1 labeled) and 2 validation images" in capsys.readouterr().out
-    called = write_demo_data(tmp_path / "called", 3, 1, 2, size=(40, 56), seed=7)
-    assert files_under(tmp_path / "command") == files_under(called)
-    with pytest.raises(SystemExit) as stopped:
-        main([str(tmp_path / "command")])
-    assert stopped.value.code == 2
-    assert "choose a new or empty folder" in capsys.readouterr().err

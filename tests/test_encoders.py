@@ -102,6 +102,13 @@ def test_an_encoder_in_half_precision(tmp_path, dtype):
     assert torch.equal(logits_of(load_trained(str(tmp_path / "model"), "cpu")[0], images(2)), expected)
 
 
+def test_half_precision_does_not_round_between_pixels(tmp_path):
+    write_encoder(tmp_path, "dinov2")
+    model = load_encoder(str(tmp_path), **TINY).eval().bfloat16()
+    logits = logits_of(model, images(2, dtype=torch.bfloat16))
+    assert logits.dtype == torch.float32 and (logits.bfloat16() != logits).float().mean() > 0.9
+
+
 def test_missing_and_left_over_weights_are_told(tmp_path):
     write_encoder(tmp_path, "dinov2")
     weights = load_file(tmp_path / "model.safetensors")

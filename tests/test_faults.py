@@ -27,7 +27,13 @@ from transformers import TrainerCallback
 from allspark_hf.data.mixed import MixedDataset
 from allspark_hf.data.reading import BadImageError
 from allspark_hf.training import faults
-from allspark_hf.training.faults import NonFiniteError, SavingFailedError, WorkerDiedError, telling_faults
+from allspark_hf.training.faults import (
+    NoMemoryError,
+    NonFiniteError,
+    SavingFailedError,
+    WorkerDiedError,
+    telling_faults,
+)
 from allspark_hf.training.trainer import AllSparkTrainer
 
 
@@ -223,6 +229,23 @@ def test_the_dead_worker_is_reported_again_in_the_midst_of_the_sentence(tmp_path
     with pytest.raises(WorkerDiedError, match=r"died \(DataLoader worker \(pid 7\)"), telling_faults(tmp_path, 1):
         raise ConnectionResetError(104, "Connection reset by peer")
     assert next(found, None) is None
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(
+    ("error", "cause"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has"), r"CUDA out of memory"),
+        (MemoryError(), "MemoryError"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "DefaultCPUAllocator: can't .*"),
+    ],
+)
+def test_too_little_memory(tmp_path, error, cause, workers):
+    sentence = rf"^Memory ran out \({cause}\): take --bf16 true, .*window\.$"
+    with pytest.raises(NoMemoryError, match=sentence), telling_faults(tmp_path, workers):
+        raise error
+    with pytest.raises(RuntimeError, match="shapes differ"), telling_faults(tmp_path, workers):
+        raise RuntimeError("shapes differ")
 
 
 def test_a_file_that_is_missing_is_no_dead_worker(tmp_path):

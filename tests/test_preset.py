@@ -4,6 +4,7 @@ import io
 import itertools
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import make_dataset
@@ -17,7 +18,9 @@ from allspark_hf.cli.apply_preset import Preset, geometry_of, median_side
 from allspark_hf.cli.arguments import ModelArguments
 from allspark_hf.cli.preset import (
     BASE_ENCODER,
+    GIB,
     SMALL_ENCODER,
+    Choice,
     Situation,
     Times,
     best_encoder,
@@ -30,6 +33,7 @@ from allspark_hf.cli.trial_step import trial_arguments
 from allspark_hf.data import DataArguments, SegmentationData
 from allspark_hf.data.pixels import ORIENTATION
 from allspark_hf.methods import METHODS
+from allspark_hf.training.faults import NoMemoryError
 
 
 ROOT = Path(__file__).parents[1]
@@ -50,6 +54,17 @@ def test_a_cpu_and_a_gpu():
     assert on_gpu["per_device_train_batch_size"] == 8 and "learning_rate" not in on_gpu
     assert best_encoder("cuda", 11.6) == SMALL_ENCODER
     assert chosen(device="cuda", device_memory=11.6)["per_device_train_batch_size"] == 4
+    fast = chosen(device="cuda", device_memory=79.0, has_bf16=True, num_workers=4)
+    assert fast["bf16"] is True and fast["dataloader_num_workers"] == 4
+    assert not {"bf16", "dataloader_num_workers"} & {*on_gpu, *chosen(num_workers=4)}
+
+
+def test_workers_need_shared_memory(monkeypatch):
+    monkeypatch.setattr(apply_preset, "num_cpus", lambda: 6)
+    for gib, processes, expected in ((2, 1, 4), (2, 2, 2), (2, 6, 0), (0.06, 1, 0)):
+        usage = SimpleNamespace(free=gib * GIB)
+        monkeypatch.setattr(apply_preset.shutil, "disk_usage", lambda path, usage=usage: usage)
+        assert apply_preset._num_workers(processes) == expected
 
 
 @pytest.mark.parametrize(
@@ -232,6 +247,34 @@ def test_an_update_of_several_batches_takes_longer(tmp_path, monkeypatch):
     args = AllSparkTrainingArguments(output_dir=str(tmp_path), use_cpu=True, gradient_accumulation_steps=4)
     times = apply_preset._time(lambda *given: None, None, (None, None, args))
     assert (times.update, times.evaluation) == (2.0, 3.0) and times.around == pytest.approx(1, abs=0.5)
+
+
+def test_a_batch_that_does_not_fit_is_cut_and_accumulated(tmp_path, monkeypatch):
+    """Down to two images, whose CutMix is the same; what was given is not changed."""
+    tried, said = [], []
+
+    def time_if_it_fits(build, report, arguments):
+        tried.append((arguments[2].per_device_train_batch_size, arguments[2].gradient_accumulation_steps))
+        if tried[-1][0] > fits:
+            raise NoMemoryError("Memory ran out.")
+        return Times(0.5, 3.0)
+
+    monkeypatch.setattr(apply_preset, "_time", time_if_it_fits)
+    types = (DataArguments, ModelArguments, AllSparkTrainingArguments)
+    typed = ["--data_dir", "data", "--output_dir", str(tmp_path), "--use_cpu", "--encoder", "dinov2"]
+    fits, preset = 2, Preset(types, typed, said.append, since=0.0)
+    preset._add([Choice("per_device_train_batch_size", 8, "")])
+    args = preset.choose_length(None, None, preset.parse(), 5, trains_twice=False)[2]
+    assert tried == [(8, 1), (4, 2), (2, 4)]
+    assert (args.per_device_train_batch_size, args.gradient_accumulation_steps) == (2, 4) and args.max_steps > 0
+    assert "  per_device_train_batch_size 4: memory ran out with 8" in said
+    for given, times in (([], 2), (["--gradient_accumulation_steps", "1"], 1)):
+        fits, preset = 1, Preset(types, [*typed, *given], said.append, since=0.0)
+        preset._add([Choice("per_device_train_batch_size", 4, "")])
+        tried.clear()
+        with pytest.raises(NoMemoryError, match="Memory ran out"):
+            preset.choose_length(None, None, preset.parse(), 5, trains_twice=False)
+        assert len(tried) == times
 
 
 def test_a_timed_training_reads_the_stream_that_was_given(tmp_path):

@@ -4,6 +4,7 @@ import json
 from dataclasses import fields
 
 import pytest
+import torch
 from accelerate.data_loader import BatchSamplerShard
 from conftest import tiny_model
 from run_training import make_trainer
@@ -221,3 +222,13 @@ def test_epoch_over_the_labeled_images(tmp_path):
         model, 10, output_dir=str(tmp_path), method="supervised", epoch_length="labeled", num_train_epochs=2
     )
     assert trainer.train().global_step == 2 * 3  # 5 labeled images in batches of 2
+
+
+def test_a_gpu_gets_batches_while_it_computes_and_no_full_determinism(monkeypatch):
+    assert not arguments().accelerator_config.non_blocking
+    monkeypatch.setattr(AllSparkTrainingArguments, "device", torch.device("cuda"))
+    assert AllSparkTrainingArguments(output_dir="unused").accelerator_config.non_blocking
+    for settings in ({"dataloader_pin_memory": False}, {"accelerator_config": {"even_batches": True}}):
+        assert not AllSparkTrainingArguments(output_dir="unused", **settings).accelerator_config.non_blocking
+    with pytest.raises(ValueError, match="full_determinism=True lets PyTorch refuse the loss on a GPU"):
+        AllSparkTrainingArguments(output_dir="unused", full_determinism=True)

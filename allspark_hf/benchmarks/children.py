@@ -8,9 +8,11 @@ from multiprocessing.connection import Connection
 
 import torch
 
+from ..utils.machine import ran_out_of_memory
+from ..utils.text import one_line
 from .cases import silence
 from .peak import limit_memory
-from .timing import OUT_OF_MEMORY, ran_out_of_memory
+from .timing import OUT_OF_MEMORY
 
 
 LONGEST_ERROR = 300
@@ -68,7 +70,6 @@ def _call(sender: Connection, device: torch.device, function: Callable[..., dict
             result = {"error": OUT_OF_MEMORY}
         else:
             traceback.print_exc()
-            reason = " ".join(str(error).split())
-            result = {"error": f"{type(error).__name__}: {reason}"[:LONGEST_ERROR]}
+            result = {"error": f"{type(error).__name__}: {one_line(error)}"[:LONGEST_ERROR]}
     sender.send(result)
     sender.close()

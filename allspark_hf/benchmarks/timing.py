@@ -6,10 +6,11 @@ from statistics import median
 
 import torch
 
+from ..utils.machine import ran_out_of_memory
+
 
 OUT_OF_MEMORY = "out of memory"
 SHORTEST_TURN = 0.05  # seconds
-NO_MEMORY = ("can't allocate memory", "bad_alloc", "could not create a memory", "out of memory")
 
 
 def seconds_of(work: Callable[[], object], device: torch.device, calls: int = 1) -> float:
@@ -68,12 +69,6 @@ def _calls_per_turn(work: Callable[[], object], device: torch.device) -> int:
     if seconds < SHORTEST_TURN:  # so short that the first call is mostly start-up
         seconds = seconds_of(work, device, calls=2)
     return max(1, round(SHORTEST_TURN / seconds))
-
-
-def ran_out_of_memory(error: Exception) -> bool:
-    """Whether this is what an error says, of PyTorch's GPU or CPU allocator, Python, C++ or oneDNN."""
-    told = isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError))
-    return told or any(phrase in str(error) for phrase in NO_MEMORY)
 
 
 def out_of_memory(error: Exception, device: torch.device) -> str:

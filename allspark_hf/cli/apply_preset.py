@@ -1,6 +1,8 @@
 """[`Preset`]: `--preset auto` applied to a command line."""
 
+import gc
 import logging
+import shutil
 import statistics
 import tempfile
 import time
@@ -19,7 +21,9 @@ from ..data.summary import image_sizes
 from ..models.configuration_backbone_allspark import AllSparkBackboneConfig, check_has_backbone, default_out_indices
 from ..models.encoders import encoder_config, is_model_type
 from ..training.arguments import AllSparkTrainingArguments
+from ..training.faults import NoMemoryError
 from ..training.recipes import RECIPE_SUFFIXES, read_recipe, recipe_arguments
+from ..utils.machine import num_cpus
 from .arguments import ModelArguments, parse_arguments
 from .models import SEGFORMER_TYPES
 from .preset import (
@@ -33,6 +37,7 @@ from .preset import (
     best_encoder,
     choose,
     choose_length,
+    loaded_ahead,
     measure,
     seconds_left,
 )
@@ -42,6 +47,7 @@ from .trial_step import trial_arguments
 LENGTHS = ("max_steps", "num_train_epochs")
 FILE = "preset.yaml"  # in the output folder: the choices, as a recipe
 SCRATCH_PATCH = 32  # of a Mix Transformer
+MOST_WORKERS, WORKERS_NEED = 4, 2  # GiB of shared memory
 
 
 class Preset:
@@ -90,7 +96,8 @@ class Preset:
         args = arguments[2]
         if args.given.intersection(LENGTHS):
             return arguments
-        times = [_time(build, report, arguments)._replace(spent=time.monotonic() - self.since)]
+        arguments, measured = self._time(build, report, arguments)
+        times = [measured._replace(spent=time.monotonic() - self.since)]
         broadcast_object_list(times)  # all processes need those of the main one
         minutes = minutes or _default_minutes(args)
         length = choose_length(minutes, times[0])
@@ -99,6 +106,29 @@ class Preset:
         done = f"done at about {end:%H:%M}" + (", but for the comparison" if trains_twice else "")
         self.say(f"{done}; the first evaluation shows {args.output_dir}/progress.png")
         return self.parse()[:3]
+
+    def _time(self, build: Callable, report: CheckReport, arguments: tuple) -> tuple[tuple, Times]:
+        """The times of the training; with half the batch, accumulated twice as often, where memory runs out."""
+        while True:
+            args = arguments[2]
+            size, accumulated = args.per_device_train_batch_size, args.gradient_accumulation_steps
+            given = args.given - {choice.name for choice in self.choices}
+            is_given = given & {"per_device_train_batch_size", "gradient_accumulation_steps"}
+            try:
+                return arguments, _time(build, report, arguments)
+            except NoMemoryError:
+                if is_given or args.world_size > 1 or size % 4:  # CutMix needs an even batch
+                    raise
+            gc.collect()
+            torch.cuda.empty_cache()
+            reason = f"memory ran out with {size}"
+            self._add(
+                [
+                    Choice("per_device_train_batch_size", size // 2, reason),
+                    Choice("gradient_accumulation_steps", 2 * accumulated, "for as many images an update"),
+                ]
+            )
+            arguments = self.parse()[:3]
 
     def planned_length(self, args: AllSparkTrainingArguments, minutes: float | None) -> str | None:
         """For a dry run, how the training will choose its length; None if the length was given."""
@@ -138,6 +168,8 @@ class Preset:
             side=median_side(found.validation, data.image_long_side),
             device=args.device.type,
             device_memory=memory,
+            has_bf16=on_gpu and torch.cuda.is_bf16_supported(including_emulation=False),
+            num_workers=_num_workers(args.world_size),
             method=args.method if "method" in args.given else None,
             weights=weights,
             is_given=bool(model.encoder or model.backbone),
@@ -181,6 +213,14 @@ def geometry_of(encoder: str) -> tuple[str, int, int]:
     return config.model_type, max(strides), config.num_hidden_layers if len(set(strides)) == 1 else 0
 
 
+def _num_workers(num_processes: int) -> int:
+    """Processes that can load images; 0 where the memory that they share with the training is small, as in Docker."""
+    shared = Path("/dev/shm")
+    if shared.is_dir() and shutil.disk_usage(shared).free < WORKERS_NEED * GIB:
+        return 0
+    return max(0, min(MOST_WORKERS, num_cpus() // num_processes - 1))
+
+
 def _default_minutes(args: AllSparkTrainingArguments) -> float:
     return MINUTES.get(args.device.type, MINUTES["cpu"])
 
@@ -202,7 +242,8 @@ def _time(build: Callable, report: CheckReport, arguments: tuple) -> Times:
     try:
         with tempfile.TemporaryDirectory() as folder:
             start = time.monotonic()
-            trainer = build(data, model, trial_arguments(args, folder, TIMED_UPDATES), report)
+            updates = TIMED_UPDATES + loaded_ahead(args)
+            trainer = build(data, model, trial_arguments(args, folder, updates), report)
             built = time.monotonic() - start  # the training will build a trainer again
             times = measure(trainer)
             update = times.update * args.gradient_accumulation_steps  # a timed update is of one batch

@@ -9,7 +9,7 @@ from difflib import get_close_matches
 
 from transformers import HfArgumentParser
 
-from ..methods import METHODS, arguments_classes
+from ..methods import METHODS, arguments_of_others
 from ..training.arguments import AllSparkTrainingArguments
 from ..training.recipes import RECIPE_SUFFIXES, read_recipe
 from ..utils.arguments import argument, documented
@@ -117,9 +117,8 @@ def _check_method(method: str, typed: list[str]):
     command line may choose another method than the recipe.
     """
     options = _options(typed)
-    own = {one.name for one in fields(METHODS[method].arguments_class)}
-    for name in dict.fromkeys(one.name for kind in arguments_classes() for one in fields(kind)):
-        if name not in own and (name in options or f"no_{name}" in options):
+    for name in arguments_of_others(method):
+        if name in options or f"no_{name}" in options:
             others = [other for other, kind in METHODS.items() if hasattr(kind.arguments_class, name)]
             raise ValueError(
                 f"--{name} belongs to --method {' or '.join(others)} and changes nothing with {method}: leave it out, "

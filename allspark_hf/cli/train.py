@@ -244,7 +244,7 @@ def main():
         logging.getLogger(name).setLevel(logging.WARNING)
     try:
         trainer, checkpoint, baseline = start(sys.argv, since)
-    except (OSError, ValueError, StrictDataclassError) as error:
+    except (OSError, ValueError, StrictDataclassError, TrainingFault) as error:
         fail(f"{type(error).__name__}: {error}")
 
     try:

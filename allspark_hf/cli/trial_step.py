@@ -52,8 +52,8 @@ class _Stopwatch(TrainerCallback):
         self.seconds = time.perf_counter() - self.start
 
     def _synchronize(self):
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+        if torch.accelerator.is_available():
+            torch.accelerator.synchronize()
 
 
 def trial_arguments(args: AllSparkTrainingArguments, folder: str, updates: int) -> AllSparkTrainingArguments:
@@ -77,10 +77,6 @@ def trial_arguments(args: AllSparkTrainingArguments, folder: str, updates: int) 
         "push_to_hub": False,
         "report_to": [],
         "disable_tqdm": True,
-        "dataloader_num_workers": 0,
-        "dataloader_persistent_workers": False,
-        "dataloader_prefetch_factor": None,
-        "dataloader_multiprocessing_context": None,
         "dataloader_drop_last": False,
     }
     for name, value in changes.items():
@@ -99,6 +95,8 @@ def build_trainer(
     step_args = trial_arguments(args, folder, updates=1)
     step_args.logging_strategy, step_args.logging_steps = IntervalStrategy.STEPS, 1
     step_args.unlabeled_images_per_epoch = None  # the random images are no stream
+    step_args.dataloader_num_workers, step_args.dataloader_persistent_workers = 0, False
+    step_args.dataloader_prefetch_factor = step_args.dataloader_multiprocessing_context = None
     set_seed(args.seed)
     report = CheckReport(
         data=SegmentationData(labeled=None, unlabeled=None, validation=None, classes=found.classes),

@@ -1,13 +1,10 @@
 """A small generated data set: textured objects on textured ground, for trying the library without a download.
 
-    python -m allspark_hf.demo.data demo --num_train 400 --num_labeled 24 --num_validation 100
-
 A class is a shape *and* a texture: a few small objects have a class's shape in plain or striped paint, which is
 background, as are stones and twigs. Classes differ in color, but their colors overlap. Objects are large enough for
 a small model to learn them from scratch in minutes, and classes about equally frequent.
 """
 
-import argparse
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -250,29 +247,3 @@ def write_demo_data(
                 index_image(mask, palette).save(output_dir / "masks" / split / f"{name}.png")
     write_classes(Classes(list(CLASS_NAMES), palette.tolist()), output_dir / "classes.json")
     return output_dir
-
-
-def main(arguments: list[str] | None = None):
-    """Writes the demo data from the command line."""
-    parser = argparse.ArgumentParser(prog="python -m allspark_hf.demo.data", description="Write the demo data set.")
-    parser.add_argument("output_dir", help="new or empty folder to write into")
-    parser.add_argument("--num_train", type=int, default=400, help="training images (default: %(default)s)")
-    parser.add_argument("--num_labeled", type=int, default=24, help="of these, with a mask (default: %(default)s)")
-    parser.add_argument("--num_validation", type=int, default=100, help="validation images (default: %(default)s)")
-    parser.add_argument(
-        "--size", type=int, nargs=2, default=(96, 128), metavar=("HEIGHT", "WIDTH"), help="pixels (default: 96 128)"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="seed of the data set (default: %(default)s)")
-    options = vars(parser.parse_args(arguments))
-    try:
-        output_dir = write_demo_data(**{**options, "size": tuple(options["size"])})
-    except (ValueError, FileExistsError) as error:
-        parser.error(str(error))
-    print(
-        f"Wrote {options['num_train']} training images ({options['num_labeled']} labeled) and "
-        f"{options['num_validation']} validation images to {output_dir}"
-    )
-
-
-if __name__ == "__main__":
-    main()

@@ -5,8 +5,12 @@ import math
 import torch
 
 
-# Pseudo-labels have collapsed onto one class if the others have less than this share of what they have in the labels.
 COLLAPSE_RATIO = 0.25
+
+
+def collapses(share: float, in_labels: float) -> bool:
+    """Whether a class with these shares of the pseudo-labels and of the labels leaves too little to the others."""
+    return 1 - share < COLLAPSE_RATIO * (1 - in_labels)
 
 
 class ConfusionMatrix:

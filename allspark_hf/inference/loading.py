@@ -58,7 +58,7 @@ def load_trained(
     say_again()
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        torch.empty(0, device=device)  # checked before the model is loaded, which may take long
+        (torch.zeros(1, device=device) + 1).item()  # checked before the model is loaded, which may take long
     except Exception as error:  # of nearly any type, by device
         # Of a device that this PyTorch was not built for, it says that an operator is missing, and lists all others.
         reason = "" if isinstance(error, NotImplementedError) else f" ({one_line(error)})"

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
-from .handler import model_logits
+from .handler import process_picture, require_finite
 
 
 CANDIDATES = 4  # times as many images with the highest doubt are candidates as are chosen by features
@@ -135,14 +135,8 @@ def _run(model, image_processor, picture) -> tuple[torch.Tensor, np.ndarray]:
         maps.append(features[-1])
         return features
 
-    def also_keep(module, arguments, named):
-        return arguments, named | {"perturb": keep}
-
-    handle = model.register_forward_pre_hook(also_keep, with_kwargs=True)
-    try:
-        logits = model_logits(model, image_processor, picture).float()
-    finally:
-        handle.remove()
+    pixel_values = process_picture(model.config, image_processor, picture).to(device=model.device, dtype=model.dtype)
+    logits = require_finite(model(pixel_values=pixel_values, perturb=keep).logits).float()
     if logits.shape[1] == 1:  # with a second logit of 0, the softmax is the sigmoid of the single class
         logits = torch.cat([logits, torch.zeros_like(logits)], dim=1)
     return logits, F.normalize(maps[0].float().mean(dim=(2, 3)), dim=1)[0].cpu().numpy()

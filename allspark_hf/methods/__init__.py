@@ -1,5 +1,7 @@
 """Training methods, one file each: diff two of them to see the algorithm."""
 
+from dataclasses import fields
+
 from .allspark import AllSpark
 from .allspark_unimatch import AllSparkUniMatch
 from .base import Method, MethodArguments, MixedBatch, PixelCounts, StepLosses
@@ -27,6 +29,13 @@ def arguments_classes() -> list[type]:
     return sorted(classes, key=lambda one: len(one.__mro__), reverse=True)
 
 
+def arguments_of_others(method: str) -> list[str]:
+    """Names of the arguments that other methods have and this one has not."""
+    own = {one.name for one in fields(METHODS[method].arguments_class)}
+    names = dict.fromkeys(one.name for kind in arguments_classes() for one in fields(kind))
+    return [name for name in names if name not in own]
+
+
 __all__ = [
     "METHODS",
     "AllSpark",
@@ -42,4 +51,5 @@ __all__ = [
     "Supervised",
     "UniMatchV2",
     "arguments_classes",
+    "arguments_of_others",
 ]

@@ -11,6 +11,7 @@ from transformers.image_processing_base import ImageProcessingMixin
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING
 
+from ..utils.text import one_line
 from .configuration_backbone_allspark import AllSparkBackboneConfig, check_has_backbone, default_out_indices
 from .configuration_backbone_allspark import encoder_shape as shape_of
 from .modeling_backbone_allspark import BackboneForSemiSupervisedSegmentation
@@ -142,4 +143,4 @@ def _told_in_a_sentence(name: str) -> Iterator[None]:
                 f"The weights of {name!r} are gated: ask for access on https://huggingface.co/{name} and log in (hf "
                 "auth login), or take an encoder without a gate, such as facebook/dinov2-small."
             ) from error
-        raise ValueError(f"The encoder {name!r} cannot be loaded: {' '.join(str(error).split())}") from error
+        raise ValueError(f"The encoder {name!r} cannot be loaded: {one_line(error)}") from error

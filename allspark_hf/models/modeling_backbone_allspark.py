@@ -10,7 +10,7 @@ from transformers import initialization as init
 from transformers.modeling_outputs import BackboneOutput
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
 
-from .bottleneck_allspark import AllSparkBottleneck
+from .bottleneck_allspark import AllSparkBottleneck, at_least_float32
 from .configuration_backbone_allspark import AllSparkBackboneConfig, encoder_shape
 from .heads_allspark import HEADS, ImageStem, SkipClassifier, ZeroConv2d
 from .modeling_allspark import FeatureMaps, SemiSupervisedSegmenter
@@ -91,7 +91,8 @@ class BackboneForSemiSupervisedSegmentation(SemiSupervisedSegmenter, PreTrainedM
         if self.skip_classifier is not None:
             logits = logits + self.skip_classifier(features[-2:], logits.shape[2:])
         padded = padded_size(size, self.padded_multiple)
-        logits = F.interpolate(logits, size=padded, mode="bilinear", align_corners=True)
+        # In half precision, logits near each other would become equal at the borders of classes.
+        logits = F.interpolate(at_least_float32(logits), size=padded, mode="bilinear", align_corners=True)
         return logits[:, :, : size[0], : size[1]]
 
 

@@ -7,7 +7,7 @@ from urllib.parse import quote
 
 from markupsafe import Markup
 
-from ..evaluation.metrics import COLLAPSE_RATIO, metric_name
+from ..evaluation.metrics import collapses, metric_name
 from .architecture import architecture_of
 from .licenses import FROM_SCRATCH, license_of
 from .markdown import number, percent
@@ -138,7 +138,7 @@ def _collapse(records: Records) -> dict | None:
     found = largest_class(entries[-1], records) if entries else None
     if found is None or found["in_labels"] is None:
         return None
-    return found if 1 - found["share"] < COLLAPSE_RATIO * (1 - found["in_labels"]) else None
+    return found if collapses(found["share"], found["in_labels"]) else None
 
 
 def largest_class(entry: dict, records: Records) -> dict | None:

@@ -10,7 +10,7 @@ from transformers import TrainerCallback
 
 from ..data.masks import MaskConvention
 from ..data.summary import classes_of
-from ..methods import METHODS, arguments_classes
+from ..methods import METHODS, arguments_of_others
 from ..utils.arguments import recorded
 from .arguments import AllSparkTrainingArguments
 
@@ -145,8 +145,7 @@ def _about_method(args: AllSparkTrainingArguments) -> list[str]:
     """Of arguments made in Python: a command line is refused if it has another method's, but its recipe may."""
     if hasattr(args, "given"):
         return []
-    own = {one.name for one in fields(METHODS[args.method].arguments_class)}
-    others = {one.name for kind in arguments_classes() for one in fields(kind)} - own
+    others = arguments_of_others(args.method)
     return [
         f"{name}={value!r} changes nothing with method={args.method!r}: leave it out, or choose another method."
         for name, value in recorded(args).items()

@@ -256,6 +256,8 @@ class AllSparkTrainingArguments(TrainingArguments, EvaluationArguments, *argumen
         given = {one.name: getattr(self, one.name) for one in fields(self) if one.init}
         self.ddp_find_unused_parameters = bool(self.ddp_find_unused_parameters)
         super().__post_init__()
+        if given["accelerator_config"] is None:  # batches are loaded while the GPU computes
+            self.accelerator_config.non_blocking = self.dataloader_pin_memory and self.device.type == "cuda"
         own = {"power": 0.9, "lr_end": 0.0} if self.lr_scheduler_type == "polynomial" else {}
         if self.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy"):  # by default, these wait for a metric to fall
             own = {"mode": "max" if self.greater_is_better else "min"}
@@ -311,6 +313,11 @@ class AllSparkTrainingArguments(TrainingArguments, EvaluationArguments, *argumen
             )
 
     def _check_effects(self, given: dict):
+        if self.full_determinism and self.device.type == "cuda":
+            raise ValueError(
+                "full_determinism=True lets PyTorch refuse the loss on a GPU, for which it has no deterministic "
+                "implementation: leave it out, or set use_cpu=True."
+            )
         for one in fields(self):
             if one.name in WITHOUT_EFFECT and given[one.name] != default_of(one):
                 raise ValueError(f"{one.name}={given[one.name]!r} would change nothing: leave it out.")

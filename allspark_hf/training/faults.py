@@ -15,7 +15,8 @@ from safetensors import SafetensorError
 from torch.utils.data._utils import signal_handling
 
 from ..data.reading import BadImageError
-from ..utils.text import megabytes
+from ..utils.machine import ran_out_of_memory
+from ..utils.text import megabytes, one_line
 from .storage import last_complete_checkpoint
 
 
@@ -46,6 +47,10 @@ class WorkerDiedError(TrainingFault):
     """A process that loads data ended, e.g. because the system killed it for want of memory."""
 
 
+class NoMemoryError(TrainingFault):
+    """The memory of the GPU, or of the machine, was not enough."""
+
+
 class FolderInUseError(TrainingFault):
     """Another training writes into the same folder."""
 
@@ -65,8 +70,8 @@ def going_on(output_dir: str | Path) -> str:
 @contextmanager
 def telling_faults(output_dir: str | Path, num_workers: int, checkpoint: str | None = None) -> Iterator[None]:
     """
-    For the training inside: its errors of unreadable images, damaged states and dead workers get one sentence that
-    also says which checkpoint is left.
+    For the training inside: its errors of unreadable images, damaged states, dead workers and too little memory get
+    one sentence that also says which checkpoint is left.
 
     Args:
         output_dir (`str` or `Path`): folder of the run's checkpoints.
@@ -77,6 +82,7 @@ def telling_faults(output_dir: str | Path, num_workers: int, checkpoint: str | N
         TrainingFault: if a state in the checkpoint is damaged or could run code.
         BadImageError: if an image cannot be read, with its file, see [`read_example`].
         WorkerDiedError: if a process of a DataLoader ended.
+        NoMemoryError: if memory ran out.
     """
     # The DataLoader's signal handler may interrupt the inner one at any moment, to report the same worker.
     with _telling_of_dead_workers(output_dir, num_workers), _telling_of_dead_workers(output_dir, num_workers):
@@ -88,6 +94,15 @@ def telling_faults(output_dir: str | Path, num_workers: int, checkpoint: str | N
             raise TrainingFault(
                 f"A state in {checkpoint} is damaged, or holds more than tensors and numbers, which could run code, "
                 "so it is not loaded: copy the checkpoint again, or resume from another one."
+            ) from error
+        except (RuntimeError, MemoryError) as error:
+            if isinstance(error, TrainingFault) or not ran_out_of_memory(error):
+                raise
+            raise NoMemoryError(
+                f"Memory ran out ({one_line(error).partition('. ')[0]}): take --bf16 true, --gradient_checkpointing "
+                "true, a smaller --crop_size, or a smaller --per_device_train_batch_size with as much more "
+                "--gradient_accumulation_steps; if it ran out in an evaluation, --eval_mode sliding_window"
+                + (f"; {going_on(output_dir)}." if last_complete_checkpoint(output_dir) else ".")
             ) from error
 
 

@@ -5,7 +5,7 @@ import logging
 import torch
 from transformers import TrainerCallback
 
-from ..evaluation.metrics import COLLAPSE_RATIO, ConfusionMatrix, by_class, metric_name
+from ..evaluation.metrics import ConfusionMatrix, by_class, collapses, metric_name
 from ..methods import METHODS
 from ..methods.contrast.heads import class_counts
 
@@ -176,22 +176,22 @@ class PseudoLabelHealth(TrainerCallback):
         confusion.counts = self.counts["confusion"].cpu().view_as(confusion.counts)
         return confusion
 
-    def collapsed_onto(self) -> int | None:
-        """The class that nearly all pseudo-labels show although the labels do not; None if there is none."""
+    def collapsed_onto(self) -> tuple[int, float, float] | None:
+        """
+        The class that nearly all pseudo-labels show although the labels do not, and its shares in both; None if there
+        is none.
+        """
         pseudo_labels, labels = self.counts["pseudo_labels"], self.counts["labels"]
         if not pseudo_labels.sum() or not labels.sum():
             return None
         top = int(pseudo_labels.argmax())
-        others, others_in_labels = (1 - (counts[top] / counts.sum()).item() for counts in (pseudo_labels, labels))
-        return top if others < COLLAPSE_RATIO * others_in_labels else None
+        share, in_labels = ((counts[top] / counts.sum()).item() for counts in (pseudo_labels, labels))
+        return (top, share, in_labels) if collapses(share, in_labels) else None
 
     def _warn_of_collapse(self):
-        top = self.collapsed_onto()
-        if top is None:
+        if (collapsed := self.collapsed_onto()) is None:
             return
-        in_pseudo, in_labels = (
-            (self.counts[name][top] / self.counts[name].sum()).item() for name in ("pseudo_labels", "labels")
-        )
+        top, in_pseudo, in_labels = collapsed
         logger.warning(
             "The pseudo-labels of epoch %d collapse onto %s: %.0f %% of their pixels, %.0f %% of the labeled ones. "
             "Train longer, start from pre-trained weights, lower unlabeled_loss_weight, or raise "

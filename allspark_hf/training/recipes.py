@@ -8,6 +8,8 @@ from pathlib import Path
 
 import yaml
 
+from ..utils.text import one_line
+
 
 RECIPE_SUFFIXES = (".yaml", ".yml", ".json")
 OWN = Path(__file__).parents[1] / "recipes"
@@ -49,8 +51,7 @@ def read_yaml(path: Path) -> object:
         content = yaml.load(text, Loader=_Loader)
     # PyYAML also raises what int(), dict lookups and deep recursion raise.
     except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"{path} is no YAML or JSON of plain data ({reason[:300]}): correct it.") from error
+        raise ValueError(f"{path} is no YAML or JSON of plain data ({one_line(error)[:300]}): correct it.") from error
     _check_size(content, path)
     return content
 

@@ -1,14 +1,13 @@
 """What the trainer and `allspark train` write about a run: run_record.json, and the lists of the images."""
 
 import logging
-from dataclasses import fields
 from pathlib import Path
 
 from transformers import TrainerCallback
 
 from ..data import SegmentationData, find_layout, list_path, write_id_lists
 from ..evaluation.arguments import EvaluationArguments
-from ..methods import METHODS, arguments_classes
+from ..methods import arguments_of_others
 from ..models.weights import DIGEST, weights_digest
 from ..publishing.licenses import base_weights_of, weights_name
 from ..publishing.record import RECORD_FILE, checkout, environment, public, public_command
@@ -89,7 +88,7 @@ def describe_training(trainer, resumed: bool, git: dict | None, derived: dict) -
         "load_best_model_at_end": args.load_best_model_at_end,
         "metric_for_best_model": args.metric_for_best_model,
     }
-    of_others = _of_others(args)
+    of_others = arguments_of_others(args.method)
     settings = {name: value for name, value in shown(args).items() if name not in of_others}
     method = {name: getattr(trainer.method, name, None) for name in ("title", "description")}
     return {
@@ -117,12 +116,6 @@ def _published_parameters(trainer) -> int:
     model = trainer.method.evaluated_model(trainer.processes.model)
     named = model.named_parameters()
     return sum(value.numel() for name, value in named if not name.startswith("method_modules."))
-
-
-def _of_others(args) -> set[str]:
-    """Names of the arguments that only other methods read."""
-    names = {one.name for kind in arguments_classes() for one in fields(kind)}
-    return names - {one.name for one in fields(METHODS[args.method].arguments_class)}
 
 
 def _counts(trainer) -> dict:

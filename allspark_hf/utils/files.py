@@ -9,6 +9,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from .text import one_line
+
 
 MASK_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 # EPS starts another program, the others are only recognized or need a library that is not there.
@@ -117,7 +119,7 @@ def read_json(path: str | Path) -> Any:
     try:
         return json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is no JSON ({' '.join(str(error).split())}): remove it, or make it anew.") from error
+        raise ValueError(f"{path} is no JSON ({one_line(error)}): remove it, or make it anew.") from error
 
 
 def read_json_object(path: str | Path) -> dict:

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from ...utils.text import one_line
+
 
 logger = logging.getLogger(__name__)
 
@@ -167,7 +169,7 @@ def parse_yaml(text: str) -> tuple[list[Entry], Any]:
     try:
         return parse_content(yaml.load(text, _Loader))
     except yaml.YAMLError as error:
-        raise ValueError(f"This is not valid YAML ({' '.join(str(error).split())}); correct the file.") from error
+        raise ValueError(f"This is not valid YAML ({one_line(error)}); correct the file.") from error
 
 
 def _without_duplicates(pairs: list[tuple]) -> dict:
