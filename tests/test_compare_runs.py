@@ -135,10 +135,17 @@ def test_runs_of_different_lengths_are_compared_and_their_lengths_said(demo_dir)
     runs["allspark"]["seconds"] = 10.2
     check_same_images(runs)
     [line] = verdicts(runs, folders)
-    assert line.endswith(". The updates differ, too: 2 in 10 s, without unlabeled images 6 in 10 s.")
+    assert line.endswith(". But the lengths differ: 2 updates in 10 s with them, 6 updates in 10 s without.")
     runs["allspark"]["resumed"] = True
     [line] = verdicts(runs, folders)
-    assert line.endswith(". The updates differ, too: 2, without unlabeled images 6 in 10 s.")
+    assert line.endswith(". But the lengths differ: 2 updates with them, 6 updates in 10 s without.")
+    longer = runs | {"supervised (long)": runs["supervised"] | {"title": "Supervised learning (long)", "steps": 2}}
+    lines = verdicts(longer, [*folders, folders[0]])
+    assert [line.split(": ")[0] for line in lines] == [
+        "AllSpark against Supervised learning",
+        "AllSpark against Supervised learning (long)",
+    ]
+    assert [line.endswith(" without.") for line in lines] == [True, False]
     runs["allspark"]["labeled_ids"] = []
     with pytest.raises(ValueError, match="labeled_ids of supervised and allspark differ"):
         check_same_images(runs)

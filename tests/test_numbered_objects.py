@@ -126,27 +126,30 @@ def test_without_splits_and_with_broken_masks(tmp_path):
 
 
 def test_masks_beside_the_pictures_as_cellpose_names_them(tmp_path):
-    made = make_objects(tmp_path / "made", {"a": (0, 7), "b": 3, "c_flows": None})
+    made = make_objects(tmp_path / "made", {"a.1": (0, 7), "b": 3, "c_flows": None})
     root = tmp_path / "cells"
     root.mkdir()
-    for name in ("a.png", "b.png", "c_flows.png"):
-        shutil.copyfile(made / "images" / name, root / name)
-    for name in "ab":
+    for name in ("a.1", "b", "c_flows"):
+        shutil.copyfile(made / "images" / f"{name}.png", root / f"{name}.png")
+    for name in ("a.1", "b"):
         shutil.copyfile(made / "masks" / f"{name}.png", root / f"{name}_cp_masks.png")
-        shutil.copyfile(made / "images" / f"{name}.png", root / f"{name}_flows.png")
+        for end in ("_cp_output", "_flows", "_outlines_cp_masks", "_dP_cp_masks"):  # of older and newer versions
+            shutil.copyfile(made / "images" / f"{name}.png", root / f"{name}{end}.png")
     masks, imported = read_masks(root, format="numbered_objects")
-    assert {name: np.unique(mask).tolist() for name, mask in masks.items()} == {"train/a": [0, 1], "train/b": [0, 1]}
+    assert {name: np.unique(mask).tolist() for name, mask in masks.items()} == {"train/a.1": [0, 1], "train/b": [0, 1]}
     assert imported.unlabeled["train"] == ["images/train/c_flows.png"]  # a picture of its own, not Cellpose's of `c`
-    (root / "a.png").unlink()
-    with pytest.raises(ValueError, match=r"1 mask has no image, first .*a_cp_masks\.png"):
+    (root / "b.png").unlink()
+    with pytest.raises(ValueError, match=r"masks? ha(s|ve) no image, first .*b_"):
         read_masks(root, format="numbered_objects")
+    shutil.copyfile(made / "masks" / "b.png", made / "images" / "b_cp_masks.png")  # beside a folder of masks
+    assert sorted(read_masks(made, format="numbered_objects")[0]) == ["train/a.1", "train/b"]
 
 
 def test_the_format_is_never_chosen_by_itself(cells):
     assert find_readers(cells) == {}
     with pytest.raises(ValueError, match="is no export of a known form: COCO"):
         read_export(cells)
-    with pytest.raises(ValueError, match="holds no export of the form folders of images and masks that number"):
+    with pytest.raises(ValueError, match="holds no export of the form images and masks that number objects"):
         read_export(cells / "masks" / "test" / "t.png", "numbered_objects")
     assert len(find_data(DataArguments(str(cells))).labeled) == 3  # data_dir does not take it for an export
 

@@ -4,7 +4,6 @@ import io
 import itertools
 import re
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from conftest import make_dataset
@@ -18,7 +17,6 @@ from allspark_hf.cli.apply_preset import Preset, geometry_of, median_side
 from allspark_hf.cli.arguments import ModelArguments
 from allspark_hf.cli.preset import (
     BASE_ENCODER,
-    GIB,
     SMALL_ENCODER,
     Choice,
     Situation,
@@ -54,17 +52,7 @@ def test_a_cpu_and_a_gpu():
     assert on_gpu["per_device_train_batch_size"] == 8 and "learning_rate" not in on_gpu
     assert best_encoder("cuda", 11.6) == SMALL_ENCODER
     assert chosen(device="cuda", device_memory=11.6)["per_device_train_batch_size"] == 4
-    fast = chosen(device="cuda", device_memory=79.0, has_bf16=True, num_workers=4)
-    assert fast["bf16"] is True and fast["dataloader_num_workers"] == 4
-    assert not {"bf16", "dataloader_num_workers"} & {*on_gpu, *chosen(num_workers=4)}
-
-
-def test_workers_need_shared_memory(monkeypatch):
-    monkeypatch.setattr(apply_preset, "num_cpus", lambda: 6)
-    for gib, processes, expected in ((2, 1, 4), (2, 2, 2), (2, 6, 0), (0.06, 1, 0)):
-        usage = SimpleNamespace(free=gib * GIB)
-        monkeypatch.setattr(apply_preset.shutil, "disk_usage", lambda path, usage=usage: usage)
-        assert apply_preset._num_workers(processes) == expected
+    assert chosen(device="cuda", has_bf16=True)["bf16"] is True and "bf16" not in on_gpu
 
 
 @pytest.mark.parametrize(
@@ -243,10 +231,13 @@ def test_length_counts_what_else_is_waited_for():
 
 
 def test_an_update_of_several_batches_takes_longer(tmp_path, monkeypatch):
+    """Two of its four batches are timed, since the second needs the most memory."""
+    trials = []
     monkeypatch.setattr(apply_preset, "measure", lambda trainer: Times(0.5, 3.0, around=1.0))
     args = AllSparkTrainingArguments(output_dir=str(tmp_path), use_cpu=True, gradient_accumulation_steps=4)
-    times = apply_preset._time(lambda *given: None, None, (None, None, args))
-    assert (times.update, times.evaluation) == (2.0, 3.0) and times.around == pytest.approx(1, abs=0.5)
+    times = apply_preset._time(lambda data, model, trial, report: trials.append(trial), None, (None, None, args))
+    assert [trial.gradient_accumulation_steps for trial in trials] == [2] and args.gradient_accumulation_steps == 4
+    assert (times.update, times.evaluation) == (1.0, 3.0) and times.around == pytest.approx(1, abs=0.5)
 
 
 def test_a_batch_that_does_not_fit_is_cut_and_accumulated(tmp_path, monkeypatch):
@@ -268,7 +259,7 @@ def test_a_batch_that_does_not_fit_is_cut_and_accumulated(tmp_path, monkeypatch)
     assert tried == [(8, 1), (4, 2), (2, 4)]
     assert (args.per_device_train_batch_size, args.gradient_accumulation_steps) == (2, 4) and args.max_steps > 0
     assert "  per_device_train_batch_size 4: memory ran out with 8" in said
-    for given, times in (([], 2), (["--gradient_accumulation_steps", "1"], 1)):
+    for given, times in (([], 2), *(([f"--{name}", "1"], 1) for name in apply_preset.BATCH[1:])):
         fits, preset = 1, Preset(types, [*typed, *given], said.append, since=0.0)
         preset._add([Choice("per_device_train_batch_size", 4, "")])
         tried.clear()

@@ -115,7 +115,10 @@ def test_collapse(trainer, caplog, labels, pseudo_labels, expected):
     trainer.health.counts["labels"] = torch.tensor(labels)
     trainer.health.counts["pseudo_labels"] = torch.tensor(pseudo_labels)
     collapsed = trainer.health.collapsed_onto()
-    assert (collapsed and collapsed[0]) == expected
+    if expected is None:
+        assert collapsed is None
+    else:
+        assert collapsed == (expected, *(pytest.approx(c[expected] / 100) for c in (pseudo_labels, labels)))
     with caplog.at_level(logging.WARNING):
         trainer.health.log()
     assert ("collapse onto LABEL_" in caplog.text) == (expected is not None)

@@ -2,7 +2,6 @@
 
 import gc
 import logging
-import shutil
 import statistics
 import tempfile
 import time
@@ -23,7 +22,6 @@ from ..models.encoders import encoder_config, is_model_type
 from ..training.arguments import AllSparkTrainingArguments
 from ..training.faults import NoMemoryError
 from ..training.recipes import RECIPE_SUFFIXES, read_recipe, recipe_arguments
-from ..utils.machine import num_cpus
 from .arguments import ModelArguments, parse_arguments
 from .models import SEGFORMER_TYPES
 from .preset import (
@@ -37,7 +35,6 @@ from .preset import (
     best_encoder,
     choose,
     choose_length,
-    loaded_ahead,
     measure,
     seconds_left,
 )
@@ -47,7 +44,7 @@ from .trial_step import trial_arguments
 LENGTHS = ("max_steps", "num_train_epochs")
 FILE = "preset.yaml"  # in the output folder: the choices, as a recipe
 SCRATCH_PATCH = 32  # of a Mix Transformer
-MOST_WORKERS, WORKERS_NEED = 4, 2  # GiB of shared memory
+BATCH = ("per_device_train_batch_size", "per_device_unlabeled_batch_size", "gradient_accumulation_steps")
 
 
 class Preset:
@@ -112,8 +109,7 @@ class Preset:
         while True:
             args = arguments[2]
             size, accumulated = args.per_device_train_batch_size, args.gradient_accumulation_steps
-            given = args.given - {choice.name for choice in self.choices}
-            is_given = given & {"per_device_train_batch_size", "gradient_accumulation_steps"}
+            is_given = args.given.difference(choice.name for choice in self.choices).intersection(BATCH)
             try:
                 return arguments, _time(build, report, arguments)
             except NoMemoryError:
@@ -121,13 +117,8 @@ class Preset:
                     raise
             gc.collect()
             torch.cuda.empty_cache()
-            reason = f"memory ran out with {size}"
-            self._add(
-                [
-                    Choice("per_device_train_batch_size", size // 2, reason),
-                    Choice("gradient_accumulation_steps", 2 * accumulated, "for as many images an update"),
-                ]
-            )
+            self._add([Choice(BATCH[0], size // 2, f"memory ran out with {size}")])
+            self._add([Choice(BATCH[2], 2 * accumulated, "for as many images an update")])
             arguments = self.parse()[:3]
 
     def planned_length(self, args: AllSparkTrainingArguments, minutes: float | None) -> str | None:
@@ -150,7 +141,7 @@ class Preset:
             f"Chosen for {len(found.labeled)} labeled and {'streamed' if streams else len(found.unlabeled)} unlabeled "
             f"images on {'a GPU' if args.device.type == 'cuda' else 'a CPU'} (--preset none: the paper's settings):"
         )
-        on_gpu = args.device.type == "cuda"
+        on_gpu, other_precision = args.device.type == "cuda", args.given & {"fp16", "deepspeed"}
         memory = torch.cuda.get_device_properties(args.device).total_memory / GIB if on_gpu else 0.0
         weights, model_type, patch, num_layers = None, None, SCRATCH_PATCH, 0
         name = None if model.backbone else model.encoder or best_encoder(args.device.type, memory)
@@ -168,8 +159,7 @@ class Preset:
             side=median_side(found.validation, data.image_long_side),
             device=args.device.type,
             device_memory=memory,
-            has_bf16=on_gpu and torch.cuda.is_bf16_supported(including_emulation=False),
-            num_workers=_num_workers(args.world_size),
+            has_bf16=on_gpu and not other_precision and torch.cuda.is_bf16_supported(including_emulation=False),
             method=args.method if "method" in args.given else None,
             weights=weights,
             is_given=bool(model.encoder or model.backbone),
@@ -213,14 +203,6 @@ def geometry_of(encoder: str) -> tuple[str, int, int]:
     return config.model_type, max(strides), config.num_hidden_layers if len(set(strides)) == 1 else 0
 
 
-def _num_workers(num_processes: int) -> int:
-    """Processes that can load images; 0 where the memory that they share with the training is small, as in Docker."""
-    shared = Path("/dev/shm")
-    if shared.is_dir() and shutil.disk_usage(shared).free < WORKERS_NEED * GIB:
-        return 0
-    return max(0, min(MOST_WORKERS, num_cpus() // num_processes - 1))
-
-
 def _default_minutes(args: AllSparkTrainingArguments) -> float:
     return MINUTES.get(args.device.type, MINUTES["cpu"])
 
@@ -242,11 +224,13 @@ def _time(build: Callable, report: CheckReport, arguments: tuple) -> Times:
     try:
         with tempfile.TemporaryDirectory() as folder:
             start = time.monotonic()
-            updates = TIMED_UPDATES + loaded_ahead(args)
-            trainer = build(data, model, trial_arguments(args, folder, updates), report)
+            trial = trial_arguments(args, folder, TIMED_UPDATES)
+            # The second batch of an update needs the most memory, since the gradients of the first are there.
+            trial.gradient_accumulation_steps = min(2, args.gradient_accumulation_steps)
+            trainer = build(data, model, trial, report)
             built = time.monotonic() - start  # the training will build a trainer again
             times = measure(trainer)
-            update = times.update * args.gradient_accumulation_steps  # a timed update is of one batch
+            update = times.update * args.gradient_accumulation_steps / trial.gradient_accumulation_steps
             return times._replace(update=update, around=times.around + built)
     finally:
         logging.disable(logging.NOTSET)

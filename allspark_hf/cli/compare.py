@@ -141,24 +141,24 @@ def validation_of_run(data_dir: Path, folder: Path, models: dict[str, tuple]) ->
 
 
 def verdicts(runs: dict[str, dict], folders: list[Path]) -> list[str]:
-    """For each training whether it is better than the only supervised one, if both have counts by image."""
+    """For each training whether it is better than each supervised one, where both have counts by image."""
     pairs = list(zip(runs.values(), folders, strict=True))
-    supervised = [pair for pair in pairs if pair[0]["method"] == BASELINE]
-    if len(supervised) != 1:
-        return []
-    (baseline, baseline_folder), lines = supervised[0], []
+    supervised, lines = [pair for pair in pairs if pair[0]["method"] == BASELINE], []
     for run, folder in pairs:
-        compared = compare_folders(baseline_folder, folder, run["count_absent_classes"])
-        if run is not baseline and compared is not None:
-            lines.append(f"{run['title']}: {compared[1]}")
+        for baseline, baseline_folder in supervised if run["method"] != BASELINE else ():
+            compared = compare_folders(baseline_folder, folder, run["count_absent_classes"])
+            if compared is None:
+                continue
+            against = f" against {baseline['title']}" if len(supervised) > 1 else ""
+            lines.append(f"{run['title']}{against}: {compared[1]}")
             if run["steps"] != baseline["steps"]:
-                lines[-1] += f" The updates differ, too: {updates(run)}, without unlabeled images {updates(baseline)}."
+                lines[-1] += f" But the lengths differ: {length_of(run)} with them, {length_of(baseline)} without."
     return lines
 
 
-def updates(run: dict) -> str:
+def length_of(run: dict) -> str:
     """The updates of a training, and its seconds, if they are known whole."""
-    return f"{run['steps']}" if run["resumed"] else f"{run['steps']} in {run['seconds']:.0f} s"
+    return f"{run['steps']} updates" + ("" if run["resumed"] else f" in {run['seconds']:.0f} s")
 
 
 def draw_comparison(

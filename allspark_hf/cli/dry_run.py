@@ -19,7 +19,7 @@ from ..models.encoders import is_model_type
 from ..training.advice import RunPlan, advise
 from ..training.arguments import AllSparkTrainingArguments
 from ..training.checks import check_datasets
-from ..training.faults import NoMemoryError, NonFiniteError
+from ..training.faults import NonFiniteError
 from ..training.loaders import make_sampler
 from ..training.trainer import AllSparkTrainer
 from ..utils.arguments import argument, documented
@@ -100,8 +100,6 @@ def dry_run(
                 say(*step_lines(take_step(trainer), args))
             except NonFiniteError:
                 problems.append("The loss of the step on random pixels is not finite: lower the learning rate.")
-            except NoMemoryError as error:
-                problems.append(str(error))
     else:
         say("  not built, and no step taken: see below")
     advice = advice_lines(found, args, length)

@@ -4,9 +4,9 @@
     allspark import annotations.json DATA_DIR --images_dir photos
 
 EXPORT is a folder, an archive or a file of COCO, YOLO segmentation, LabelMe, CVAT (for images 1.1, segmentation
-masks), Label Studio, Supervisely or Roboflow (semantic masks), or folders of images and of masks in colors or with
-numbers of objects (--format numbered_objects). Pictures are copied, masks drawn. Printed are images and pixels of each
-class and what was decided; DATA_DIR/overlays shows six pictures. If a picture cannot be imported, nothing is written.
+masks), Label Studio, Supervisely or Roboflow (semantic masks), or images and masks in colors or with numbers of
+objects (--format numbered_objects). Pictures are copied, masks drawn. Printed are images and pixels of each class and
+what was decided; DATA_DIR/overlays shows six pictures. If a picture cannot be imported, nothing is written.
 """
 
 import argparse

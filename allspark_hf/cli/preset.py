@@ -10,7 +10,6 @@ from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
 from ..data.summary import image_sizes
 from ..methods import METHODS
-from ..training.faults import telling_faults
 from ..utils.arguments import argument, documented
 from .progress import NUM_IMAGES
 from .report import SHOWN_EACH
@@ -89,8 +88,7 @@ class Situation:
         side (`tuple[int, int]`): median (height, width) of images in training, in pixels; (0, 0) if unknown.
         device (`str`): "cpu" or "cuda"; others count as "cpu".
         device_memory (`float`): memory of a GPU in GiB.
-        has_bf16 (`bool`): whether the GPU computes in bfloat16.
-        num_workers (`int`): processes that can load images beside a GPU.
+        has_bf16 (`bool`): whether there is a GPU that computes in bfloat16, and no other precision was given.
         method (`str`, *optional*): the method that was given.
         weights (`str`, *optional*): the pre-trained encoder that was given or can be loaded; `None` to start from
             scratch.
@@ -106,7 +104,6 @@ class Situation:
     device: str
     device_memory: float = 0.0
     has_bf16: bool = False
-    num_workers: int = 0
     method: str | None = None
     weights: str | None = SMALL_ENCODER
     is_given: bool = False
@@ -125,8 +122,9 @@ def choose(situation: Situation) -> list[Choice]:
     pretrained = situation.weights is not None
     own = [*_encoder(situation), *_rates(situation)] if pretrained else _from_scratch(situation)
     method = _method(situation)
+    precision = [Choice("bf16", True, "about half the memory, and faster")] if situation.has_bf16 else []
     chosen = next((choice.value for choice in method if choice.name == "method"), situation.method)
-    return [*own, *method, _batch(situation, METHODS[chosen].uses_unlabeled), *_on_gpu(situation)]
+    return [*own, *method, _batch(situation, METHODS[chosen].uses_unlabeled), *precision]
 
 
 def _encoder(situation: Situation) -> list[Choice]:
@@ -224,15 +222,6 @@ def _batch(situation: Situation, with_unlabeled: bool) -> Choice:
     return Choice("per_device_train_batch_size", size, reason)
 
 
-def _on_gpu(situation: Situation) -> list[Choice]:
-    choices = []
-    if situation.device == "cuda" and situation.has_bf16:
-        choices.append(Choice("bf16", True, "about half the memory, and faster"))
-    if situation.device == "cuda" and situation.num_workers:
-        choices.append(Choice("dataloader_num_workers", situation.num_workers, "load images while the GPU computes"))
-    return choices
-
-
 def _crop(situation: Situation, limit: int) -> list[int]:
     """
     [height, width] of a crop: whole patches, at most as large as the limit and the images, where their size is known,
@@ -258,31 +247,22 @@ class Times(NamedTuple):
 
 
 class _Clock(TrainerCallback):
-    """Notes when updates end, but for the first `skipped` ones, and ends the training after `TIMED_SECONDS`."""
+    """Notes when updates end, and ends the training after `TIMED_SECONDS`."""
 
-    def __init__(self, skipped: int):
-        self.skipped, self.ends = skipped, []
+    def __init__(self):
+        self.ends = []
 
     def on_step_end(self, args, state, control, **kwargs):
         if torch.accelerator.is_available():
             torch.accelerator.synchronize()
-        if state.global_step > self.skipped:
-            self.ends.append(time.perf_counter())
+        self.ends.append(time.perf_counter())
         if len(self.ends) >= FEWEST_TIMED and self.ends[-1] - self.ends[0] > TIMED_SECONDS:
             control.should_training_stop = True
 
 
-def loaded_ahead(args) -> int:
-    """How many batches workers may have loaded before the first update ends, so that these take no time."""
-    return args.dataloader_num_workers * (args.dataloader_prefetch_factor or 2)
-
-
 def measure(trainer) -> Times:
-    """
-    Times an [`AllSparkTrainer`] that was made for `TIMED_UPDATES` updates and those of [`loaded_ahead`], and an
-    evaluation of a few images.
-    """
-    clock = _Clock(loaded_ahead(trainer.args))
+    """Times an [`AllSparkTrainer`] that was made for `TIMED_UPDATES` updates, and an evaluation of a few images."""
+    clock = _Clock()
     trainer.add_callback(clock)
     for printer in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(printer)
@@ -291,8 +271,7 @@ def measure(trainer) -> Times:
     areas = [width * height for width, height in image_sizes(trainer.eval_dataset)]
     rows = spread(areas)
     start = time.perf_counter()
-    with telling_faults(trainer.args.output_dir, num_workers=0):
-        trainer.evaluate(trainer.eval_dataset.select(rows))
+    trainer.evaluate(trainer.eval_dataset.select(rows))
     seconds = time.perf_counter() - start
     image = seconds / sum(areas[row] for row in rows) * sum(areas) / len(areas)
     return Times(update, image * (len(areas) + NUM_IMAGES), image * (NUM_IMAGES + 2 * SHOWN_EACH))

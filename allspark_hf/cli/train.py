@@ -155,6 +155,7 @@ def start(command: list[str], since: float):
     from allspark_hf.cli.progress import show_progress
     from allspark_hf.data import DataArguments
     from allspark_hf.training.arguments import AllSparkTrainingArguments
+    from allspark_hf.training.faults import telling_of_memory
     from allspark_hf.utils.files import removing_new_folders
 
     types = (
@@ -172,8 +173,9 @@ def start(command: list[str], since: float):
     trains_twice = wants_baseline(comparison, args, chooses_method)
     if run.dry_run:
         length = None if preset is None else preset.planned_length(args, wanted.minutes)
-        sys.exit(0 if dry_run(data_arguments, model_arguments, args, length) else 1)
-    with removing_new_folders(args.output_dir):
+        with telling_of_memory(args.output_dir):
+            sys.exit(0 if dry_run(data_arguments, model_arguments, args, length) else 1)
+    with removing_new_folders(args.output_dir), telling_of_memory(args.output_dir):
         report = check_data(data_arguments, args)
         if preset is not None:
             build = partial(build_trainer, command=command, say=lambda line: None)
@@ -204,12 +206,14 @@ def train_and_evaluate(trainer, checkpoint: str | None):
     """Trains; saves the model, its metrics and its log."""
     from allspark_hf.cli.baseline import save_by_image
     from allspark_hf.cli.progress import result_lines
+    from allspark_hf.training.faults import telling_of_memory
 
     result = trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model(_internal_call=True)  # without a push, since the card needs the evaluation below
     trainer.save_state()
     trainer.save_metrics("train", result.metrics)
-    metrics = last_evaluation(trainer)
+    with telling_of_memory(trainer.args.output_dir):
+        metrics = last_evaluation(trainer)
     trainer.save_metrics("eval", metrics)
     save_by_image(trainer)
     trainer.save_state()  # again, with this evaluation in the log

@@ -77,6 +77,10 @@ def trial_arguments(args: AllSparkTrainingArguments, folder: str, updates: int) 
         "push_to_hub": False,
         "report_to": [],
         "disable_tqdm": True,
+        "dataloader_num_workers": 0,
+        "dataloader_persistent_workers": False,
+        "dataloader_prefetch_factor": None,
+        "dataloader_multiprocessing_context": None,
         "dataloader_drop_last": False,
     }
     for name, value in changes.items():
@@ -95,8 +99,6 @@ def build_trainer(
     step_args = trial_arguments(args, folder, updates=1)
     step_args.logging_strategy, step_args.logging_steps = IntervalStrategy.STEPS, 1
     step_args.unlabeled_images_per_epoch = None  # the random images are no stream
-    step_args.dataloader_num_workers, step_args.dataloader_persistent_workers = 0, False
-    step_args.dataloader_prefetch_factor = step_args.dataloader_multiprocessing_context = None
     set_seed(args.seed)
     report = CheckReport(
         data=SegmentationData(labeled=None, unlabeled=None, validation=None, classes=found.classes),

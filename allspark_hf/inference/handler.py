@@ -289,7 +289,7 @@ def model_logits(model, image_processor, picture: PIL.Image.Image) -> torch.Tens
 
     Returns:
         `torch.Tensor`: finite logits (1, num_labels, height, width), at the size that the image processor makes of the
-        picture or at a fraction of it, in the model's type and on its device.
+        picture or at a fraction of it, in the model's type or float32 and on its device.
 
     Raises:
         BadRequest: if the picture is too small or too narrow for the model.
@@ -331,8 +331,8 @@ def process_picture(config, image_processor, picture: PIL.Image.Image) -> torch.
 @torch.no_grad()
 def finite_logits(model, pixel_values: torch.Tensor) -> torch.Tensor:
     """
-    The logits (batch, num_labels, height, width), in the model's type and on its device, of `pixel_values` float
-    (batch, 3, height, width); RuntimeError if they are not finite.
+    The logits (batch, num_labels, height, width), in the model's type or float32 and on its device, of `pixel_values`
+    float (batch, 3, height, width); RuntimeError if they are not finite.
     """
     return require_finite(model(pixel_values=pixel_values.to(device=model.device, dtype=model.dtype)).logits)
 

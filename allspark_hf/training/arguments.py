@@ -256,7 +256,7 @@ class AllSparkTrainingArguments(TrainingArguments, EvaluationArguments, *argumen
         given = {one.name: getattr(self, one.name) for one in fields(self) if one.init}
         self.ddp_find_unused_parameters = bool(self.ddp_find_unused_parameters)
         super().__post_init__()
-        if given["accelerator_config"] is None:  # batches are loaded while the GPU computes
+        if given["accelerator_config"] is None:  # copying a batch to the GPU need not wait for its computations
             self.accelerator_config.non_blocking = self.dataloader_pin_memory and self.device.type == "cuda"
         own = {"power": 0.9, "lr_end": 0.0} if self.lr_scheduler_type == "polynomial" else {}
         if self.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy"):  # by default, these wait for a metric to fall

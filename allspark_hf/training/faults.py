@@ -15,8 +15,8 @@ from safetensors import SafetensorError
 from torch.utils.data._utils import signal_handling
 
 from ..data.reading import BadImageError
-from ..utils.machine import ran_out_of_memory
-from ..utils.text import megabytes, one_line
+from ..utils.machine import NO_MEMORY, ran_out_of_memory
+from ..utils.text import megabytes
 from .storage import last_complete_checkpoint
 
 
@@ -85,7 +85,8 @@ def telling_faults(output_dir: str | Path, num_workers: int, checkpoint: str | N
         NoMemoryError: if memory ran out.
     """
     # The DataLoader's signal handler may interrupt the inner one at any moment, to report the same worker.
-    with _telling_of_dead_workers(output_dir, num_workers), _telling_of_dead_workers(output_dir, num_workers):
+    outer, inner = (_telling_of_dead_workers(output_dir, num_workers) for _ in range(2))
+    with outer, inner, telling_of_memory(output_dir):
         try:
             yield
         except BadImageError as error:
@@ -95,15 +96,32 @@ def telling_faults(output_dir: str | Path, num_workers: int, checkpoint: str | N
                 f"A state in {checkpoint} is damaged, or holds more than tensors and numbers, which could run code, "
                 "so it is not loaded: copy the checkpoint again, or resume from another one."
             ) from error
-        except (RuntimeError, MemoryError) as error:
-            if isinstance(error, TrainingFault) or not ran_out_of_memory(error):
-                raise
-            raise NoMemoryError(
-                f"Memory ran out ({one_line(error).partition('. ')[0]}): take --bf16 true, --gradient_checkpointing "
-                "true, a smaller --crop_size, or a smaller --per_device_train_batch_size with as much more "
-                "--gradient_accumulation_steps; if it ran out in an evaluation, --eval_mode sliding_window"
-                + (f"; {going_on(output_dir)}." if last_complete_checkpoint(output_dir) else ".")
-            ) from error
+
+
+@contextmanager
+def telling_of_memory(output_dir: str | Path) -> Iterator[None]:
+    """
+    For the work inside: if memory runs out, one sentence says what to lower, and which checkpoint is left if any.
+
+    Raises:
+        NoMemoryError: if memory ran out.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(error, TrainingFault) or not ran_out_of_memory(error):
+            raise
+        advice = (
+            "--bf16 true on a GPU, --gradient_checkpointing true, a smaller --crop_size, a smaller "
+            "--per_device_train_batch_size with as much more --gradient_accumulation_steps, or, if it ran out in an "
+            "evaluation, --eval_mode sliding_window"
+        )
+        if WORKER_LIVES in str(error):
+            advice = "fewer --dataloader_num_workers or a smaller --per_device_train_batch_size"
+        parts = re.split(r"[.:;]\s", str(error))
+        told = next((part for part in parts if any(phrase in part for phrase in NO_MEMORY)), type(error).__name__)
+        end = f"; {going_on(output_dir)}." if last_complete_checkpoint(output_dir) else "."
+        raise NoMemoryError(f"Memory ran out ({told}): take {advice}{end}") from error
 
 
 @contextmanager

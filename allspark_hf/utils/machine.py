@@ -22,5 +22,5 @@ def num_cpus() -> int:
 
 
 def ran_out_of_memory(error: Exception) -> bool:
-    """Whether this is what an error says, of PyTorch's GPU or CPU allocator, Python, C++ or oneDNN."""
+    """Whether an error says that memory ran out: of PyTorch's GPU or CPU allocator, Python, C++ or oneDNN."""
     return isinstance(error, MemoryError) or any(phrase in str(error) for phrase in NO_MEMORY)

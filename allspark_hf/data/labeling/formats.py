@@ -46,7 +46,8 @@ FORMATS = {
     "supervisely": "Supervisely (meta.json)",
     "roboflow_masks": "Roboflow semantic masks (_classes.csv)",
     "color_masks": "folders of images and masks, with a list of classes and their colors",
-    "numbered_objects": "folders of images and masks that number objects (with --format numbered_objects)",
+    "numbered_objects": "images and masks that number objects, in folders or as Cellpose names them (with --format "
+    "numbered_objects)",
 }
 JSON_FORMATS = {
     "coco": (is_coco, read_coco),

@@ -15,14 +15,14 @@ from ..sources.class_lists import Color
 from ..sources.classes import Classes, read_classes
 from ..sources.folder import FolderLayout
 from ..sources.pairs import nfc, require_images
-from ..sources.split_names import split_of
+from ..sources.split_names import find_kinds, split_of
 from .export import Canvas, Export, Picture
 from .files import Files
 
 
 ROBOFLOW_CLASSES, ROBOFLOW_END = "_classes.csv", "_mask.png"
 CELLPOSE_END = "_cp_masks"
-CELLPOSE_EXTRAS = ("_cp_output", "_cp_outlines", "_outlines", "_flows")  # pictures that it may write beside the masks
+CELLPOSE_EXTRAS = ("_cp_output", "_cp_outlines", "_outlines", "_flows", "_dP")  # of pictures beside the masks
 
 
 def read_cvat_masks(files: Files, classes: Classes) -> Export:
@@ -71,20 +71,26 @@ def read_numbered_objects(files: Files) -> Export:
     in folders like those of training ([`FolderLayout`]), or beside the pictures as `NAME_cp_masks.png`, where Cellpose
     writes them.
     """
-    beside = {path for path in files.images if path.stem.endswith(CELLPOSE_END)}
-    pictures, notes = _read_cellpose(files, beside) if beside else _read_folders(files.root, _paint_objects)
+    is_beside = "masks" not in find_kinds(files.root) and any(map(_is_of_cellpose, files.images))
+    pictures, notes = _read_cellpose(files) if is_beside else _read_folders(files.root, _paint_objects)
     notes += ["Objects that touch each other become one area, since masks of classes do not tell them apart."]
     return Export(["background", "object"], pictures, is_dense=True, notes=notes)
 
 
-def _read_cellpose(files: Files, masks: set[Path]) -> tuple[list[Picture], list[str]]:
-    """The pictures that Cellpose's masks lie beside."""
-    by_picture = {mask.with_name(mask.stem.removesuffix(CELLPOSE_END)): mask for mask in masks}
-    pictures = [path for path in files.images if path not in masks]
+def _is_of_cellpose(path: Path) -> bool:
+    return path.stem.endswith(CELLPOSE_END)
+
+
+def _read_cellpose(files: Files) -> tuple[list[Picture], list[str]]:
+    """The pictures that Cellpose's masks lie beside, without other pictures that it wrote about these."""
+    pictures = [path for path in files.images if not _is_of_cellpose(path)]
     extras = {path.with_suffix("").with_name(path.stem + end) for path in pictures for end in CELLPOSE_EXTRAS}
-    pictures = [path for path in pictures if path.with_suffix("") not in extras]
-    found = [(image, by_picture.get(image.with_suffix(""))) for image in pictures]
-    require_images(sorted(masks), [mask for _, mask in found])
+    written = {
+        path.with_name(path.stem.removesuffix(CELLPOSE_END)): path for path in filter(_is_of_cellpose, files.images)
+    }
+    masks = {name: path for name, path in written.items() if name not in extras}
+    require_images(sorted(masks.values()), [masks.get(path.with_suffix("")) for path in pictures])
+    found = [(path, masks.get(path.with_suffix(""))) for path in pictures if path.with_suffix("") not in extras]
     return [_picture(image, mask, files.split_of(image), _paint_objects) for image, mask in found], []
 
 
