@@ -96,7 +96,9 @@ def compare_with_baseline(trainer, build: Callable, train_and_evaluate: Callable
     interval, sentence = compare_folders(folder / BASELINE, folder, trainer.args.count_absent_classes)
     if trainer.checkpoints.resumed_from is None:  # else only the time of its last part is known
         seconds = [read_json(one / "train_results.json")["train_runtime"] for one in (folder / BASELINE, folder)]
-        sentence += f" Without them, as many updates took {100 * seconds[0] / seconds[1]:.0f} % of the time."
+        share, updates = seconds[0] / seconds[1], trainer.state.global_step
+        sentence += f" Without them, as many updates took {100 * share:.0f} % of the time, and about "
+        sentence += f"{updates / share:.0f} would take as long."
     comparison = {**interval._asdict(), "verdict": sentence}
     write_json(folder / "comparison.json", comparison)
     print(sentence)
