@@ -32,7 +32,7 @@ WARMUPS = {
         0.0,
         "it starts after a fifth of the training by itself (study, Nuclei: memory_contrastive 78.9)",
     ),
-    "fixmatch": (0.0, "none, as its authors"),
+    "fixmatch": (0.0, "none with these thresholds (study, Nuclei: fixmatch 78.8)"),
     "unimatch_v2": (0.0, "none with these thresholds (study, Nuclei: keep_quantile=0.8 79.5)"),
 }
 SCRATCH_WARMUP = (
