@@ -235,7 +235,8 @@ def test_an_update_of_several_batches_takes_longer(tmp_path, monkeypatch):
     trials = []
     monkeypatch.setattr(apply_preset, "measure", lambda trainer: Times(0.5, 3.0, around=1.0))
     args = AllSparkTrainingArguments(output_dir=str(tmp_path), use_cpu=True, gradient_accumulation_steps=4)
-    times = apply_preset._time(lambda data, model, trial, report: trials.append(trial), None, (None, None, args))
+    arguments = (None, None, args)
+    times = apply_preset._time_updates(lambda data, model, trial, report: trials.append(trial), None, arguments)
     assert [trial.gradient_accumulation_steps for trial in trials] == [2] and args.gradient_accumulation_steps == 4
     assert (times.update, times.evaluation) == (1.0, 3.0) and times.around == pytest.approx(1, abs=0.5)
 
@@ -250,7 +251,7 @@ def test_a_batch_that_does_not_fit_is_cut_and_accumulated(tmp_path, monkeypatch)
             raise NoMemoryError("Memory ran out.")
         return Times(0.5, 3.0)
 
-    monkeypatch.setattr(apply_preset, "_time", time_if_it_fits)
+    monkeypatch.setattr(apply_preset, "_time_updates", time_if_it_fits)
     types = (DataArguments, ModelArguments, AllSparkTrainingArguments)
     typed = ["--data_dir", "data", "--output_dir", str(tmp_path), "--use_cpu", "--encoder", "dinov2"]
     fits, preset = 2, Preset(types, typed, said.append, since=0.0)

@@ -93,7 +93,7 @@ class Preset:
         args = arguments[2]
         if args.given.intersection(LENGTHS):
             return arguments
-        arguments, measured = self._time(build, report, arguments)
+        arguments, measured = self._time_fitting(build, report, arguments)
         times = [measured._replace(spent=time.monotonic() - self.since)]
         broadcast_object_list(times)  # all processes need those of the main one
         minutes = minutes or _default_minutes(args)
@@ -104,14 +104,14 @@ class Preset:
         self.say(f"{done}; the first evaluation shows {args.output_dir}/progress.png")
         return self.parse()[:3]
 
-    def _time(self, build: Callable, report: CheckReport, arguments: tuple) -> tuple[tuple, Times]:
+    def _time_fitting(self, build: Callable, report: CheckReport, arguments: tuple) -> tuple[tuple, Times]:
         """The times of the training; with half the batch, accumulated twice as often, where memory runs out."""
         while True:
             args = arguments[2]
             size, accumulated = args.per_device_train_batch_size, args.gradient_accumulation_steps
             is_given = args.given.difference(choice.name for choice in self.choices).intersection(BATCH)
             try:
-                return arguments, _time(build, report, arguments)
+                return arguments, _time_updates(build, report, arguments)
             except NoMemoryError:
                 if is_given or args.world_size > 1 or size % 4:  # CutMix needs an even batch
                     raise
@@ -217,7 +217,7 @@ def median_side(dataset: datasets.Dataset, long_side: int | None = None) -> tupl
     return round(scale * height), round(scale * width)
 
 
-def _time(build: Callable, report: CheckReport, arguments: tuple) -> Times:
+def _time_updates(build: Callable, report: CheckReport, arguments: tuple) -> Times:
     """Times a few updates of the training; keeps nothing, and leaves warnings to the training itself."""
     data, model, args = arguments
     logging.disable(logging.WARNING)

@@ -5,7 +5,7 @@ import math
 import torch
 
 
-COLLAPSE_RATIO = 0.25
+COLLAPSE_RATIO = 0.25  # the least part of their share of the labels that other classes should keep
 
 
 def collapses(share: float, in_labels: float) -> bool:
