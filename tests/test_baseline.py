@@ -40,7 +40,7 @@ def test_two_trainings_and_a_verdict(data_dir, tmp_path, capsys):
     report = (out / "report.html").read_text(encoding="utf-8")
     assert f"{100 * scores[0]['eval_mean_iou']:.1f} % mIoU with pseudo-labels" in report
     assert comparison["verdict"].replace("+", "&#43;") in report or comparison["verdict"] in report
-    assert report.count("data:image/jpeg;base64,") == 4 + 2  # image, truth, update 0, update 2; both images
+    assert report.count("data:image/jpeg;base64,") == 5 + 2  # image, truth, updates 0, 1, 2; both images
     records = [read(one / "run_record.json") for one in (out, out / "supervised")]
     assert [record["settings"]["method"] for record in records] == ["pseudo_label", "supervised"]
     for name in ("labeled_ids.txt", "validation_ids.txt"):

@@ -10,11 +10,13 @@ from conftest import make_dataset
 from datasets import Dataset, Features
 from datasets import Image as ImageColumn
 from PIL import Image
+from transformers import Dinov2Config
 
-from allspark_hf import AllSparkTrainingArguments
+from allspark_hf import AllSparkBackboneConfig, AllSparkConfig, AllSparkTrainingArguments
 from allspark_hf.cli import apply_preset
 from allspark_hf.cli.apply_preset import Preset, geometry_of, median_side
 from allspark_hf.cli.arguments import ModelArguments
+from allspark_hf.cli.help_content import CHOSEN
 from allspark_hf.cli.preset import (
     BASE_ENCODER,
     SMALL_ENCODER,
@@ -24,6 +26,7 @@ from allspark_hf.cli.preset import (
     best_encoder,
     choose,
     choose_length,
+    plan_of_given_length,
     seconds_left,
     spread,
 )
@@ -31,6 +34,8 @@ from allspark_hf.cli.trial_step import trial_arguments
 from allspark_hf.data import DataArguments, SegmentationData
 from allspark_hf.data.pixels import ORIENTATION
 from allspark_hf.methods import METHODS
+from allspark_hf.models.encoders import encoder_config
+from allspark_hf.publishing.licenses import FROM_SCRATCH
 from allspark_hf.training.faults import NoMemoryError
 
 
@@ -96,6 +101,28 @@ def test_an_encoder_without_weights_starts_from_scratch(tmp_path):
     assert values["learning_rate"] == 2e-3 and values["crop_size"] == [70, 84]
 
 
+def test_a_trained_model_goes_on(tmp_path):
+    """As its encoder, or as from scratch if it began there; from a plain SegFormer as from a pyramid's weights."""
+    rows = make_dataset(2)
+    found, args = SegmentationData(rows, rows, rows), AllSparkTrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    args.given, four = set(), {"num_hidden_layers": 4, "out_indices": [1, 2, 3, 4]}
+    backbone = {"backbone_config": Dinov2Config(hidden_size=24, num_attention_heads=2, **four)}
+    for config, has_weights, rate in (
+        (AllSparkBackboneConfig(**backbone), True, 5e-5),
+        (AllSparkBackboneConfig(**backbone, base_weights=FROM_SCRATCH), False, 2e-3),
+        (AllSparkConfig.mit("b0", base_weights="nvidia/mit-b0"), True, None),
+    ):
+        config.save_pretrained(tmp_path)
+        model = ModelArguments(model_name_or_path=str(tmp_path))
+        situation = Preset((), [], lambda line: None, 0)._situation(found, DataArguments(data_dir="data"), model, args)
+        values = {choice.name: choice.value for choice in choose(situation)}
+        assert situation.weights == (str(tmp_path) if has_weights else None)
+        assert values.get("learning_rate") == rate and not values.keys() & {"encoder", "backbone", "hidden_sizes"}
+        is_frozen = has_weights and isinstance(config, AllSparkBackboneConfig)
+        assert values.get("freeze_encoder_layers") == (2 if is_frozen else None)
+        assert values["crop_size"] == ([64, 96] if rate is None else [70, 84])
+
+
 def test_only_dinov2_has_public_tables():
     for model_type, is_known in (("dinov2", True), ("swin", False)):
         situation = Situation(**{**FACTS, **GPU}, model_type=model_type)
@@ -127,7 +154,7 @@ def test_method_follows_device_and_unlabeled_images():
     ],
 )
 def test_only_a_plain_vit_has_layers_to_freeze(encoder, geometry):
-    assert geometry_of(encoder)[1:] == geometry
+    assert geometry_of(encoder_config(encoder))[1:] == geometry
 
 
 def test_median_side():
@@ -191,9 +218,13 @@ def missing_rows(text: str) -> list[str]:
     return missing
 
 
+def choices_of(method: str | None, weights: str | None, device: dict) -> list[Choice]:
+    return choose(Situation(**{**FACTS, **device}, method=method, weights=weights))
+
+
 def test_every_choice_has_a_reason_and_its_row_exists():
     for method, weights, device in itertools.product((None, *METHODS), (SMALL_ENCODER, None), ({}, GPU)):
-        for choice in choose(Situation(**{**FACTS, **device}, method=method, weights=weights)):
+        for choice in choices_of(method, weights, device):
             assert 5 < len(choice.reason) < 130 and missing_rows(choice.reason) == [], choice
 
 
@@ -228,6 +259,22 @@ def test_length_counts_what_else_is_waited_for():
     assert seconds_left(20, 100) == 1100 and seconds_left(20, 1000) == 600
     with pytest.raises(ValueError, match=r"minutes=1 leaves 1 updates .*--minutes 3"):
         choose_length(1, Times(2.0, 2.0, around=25.0, spent=1000.0))
+
+
+def test_a_given_length_has_evaluations_by_its_share():
+    """Not one after every epoch; what was given stays."""
+    plan = {choice.name: choice.value for choice in plan_of_given_length({"max_steps"})}
+    assert plan["eval_strategy"] == plan["save_strategy"] == "steps"
+    assert plan["eval_steps"] == plan["save_steps"] == 0.2 and plan["logging_steps"] == 0.02
+    assert plan_of_given_length({"max_steps", "eval_strategy"}) == []
+
+
+def test_help_marks_what_is_chosen():
+    situations = itertools.product((None, *METHODS), (SMALL_ENCODER, None), ({}, {**GPU, "has_bf16": True}))
+    names = {one.name for method, weights, device in situations for one in choices_of(method, weights, device)}
+    length = [*choose_length(20, Times(2.0, 30.0)), *plan_of_given_length(set())]
+    names |= {one.name for one in length} | {apply_preset.BATCH[2]}
+    assert names == set(CHOSEN)
 
 
 def test_an_update_of_several_batches_takes_longer(tmp_path, monkeypatch):

@@ -13,12 +13,14 @@ import datasets
 import torch
 import yaml
 from accelerate.utils import broadcast_object_list
+from transformers import PreTrainedConfig
 
 from ..data import CheckReport, DataArguments, SegmentationData
 from ..data.loading import find_data
 from ..data.summary import image_sizes
 from ..models.configuration_backbone_allspark import AllSparkBackboneConfig, check_has_backbone, default_out_indices
 from ..models.encoders import encoder_config, is_model_type
+from ..publishing.licenses import FROM_SCRATCH
 from ..training.arguments import AllSparkTrainingArguments
 from ..training.faults import NoMemoryError
 from ..training.recipes import RECIPE_SUFFIXES, read_recipe, recipe_arguments
@@ -36,6 +38,7 @@ from .preset import (
     choose,
     choose_length,
     measure,
+    plan_of_given_length,
     seconds_left,
 )
 from .trial_step import trial_arguments
@@ -73,8 +76,10 @@ class Preset:
         if args.resume_from_checkpoint and stored.is_file():
             return parse_arguments(self.types, self.typed, read_recipe(stored))
         found = find_data(data, args.image_column_name, args.label_column_name)
-        situation = self._situation(found, data, model, args)
-        self._add([choice for choice in choose(situation) if choice.name not in args.given])
+        choices = choose(self._situation(found, data, model, args))
+        if args.given.intersection(LENGTHS):
+            choices += plan_of_given_length(args.given)
+        self._add([choice for choice in choices if choice.name not in args.given])
         return self.parse()
 
     def choose_length(
@@ -144,13 +149,16 @@ class Preset:
         on_gpu, other_precision = args.device.type == "cuda", args.given & {"fp16", "deepspeed"}
         memory = torch.cuda.get_device_properties(args.device).total_memory / GIB if on_gpu else 0.0
         weights, model_type, patch, num_layers = None, None, SCRATCH_PATCH, 0
-        name = None if model.backbone else model.encoder or best_encoder(args.device.type, memory)
+        given = model.encoder or model.model_name_or_path
+        name = None if model.backbone else given or best_encoder(args.device.type, memory)
         if name is not None:
             try:
-                model_type, patch, num_layers = geometry_of(name)
-                weights = None if is_model_type(name) else name  # a model type starts at random
+                config = encoder_config(name)
+                model_type, patch, num_layers = geometry_of(config)
+                at_random = is_model_type(name) or getattr(config, "base_weights", None) == FROM_SCRATCH
+                weights = None if at_random else name
             except (OSError, ValueError) as error:
-                if model.encoder:
+                if given:
                     raise
                 self.say(f"  would have taken the encoder {name}, which makes a better model: {error}")
         return Situation(
@@ -162,7 +170,7 @@ class Preset:
             has_bf16=on_gpu and not other_precision and torch.cuda.is_bf16_supported(including_emulation=False),
             method=args.method if "method" in args.given else None,
             weights=weights,
-            is_given=bool(model.encoder or model.backbone),
+            is_given=bool(given or model.backbone),
             patch=patch,
             num_layers=num_layers,
             model_type=model_type,
@@ -175,15 +183,15 @@ class Preset:
             self.say(f"  {name} {shown}" + (f": {reason}" if reason else ""))
 
 
-def applies(preset: PresetArguments, model: ModelArguments, args: AllSparkTrainingArguments, typed: list[str]) -> bool:
+def applies(preset: PresetArguments, args: AllSparkTrainingArguments, typed: list[str]) -> bool:
     """
-    Whether to choose arguments: not with a recipe or a whole model to start from.
+    Whether to choose arguments: not with a recipe.
 
     Raises:
         ValueError: if `minutes` is given but would not be used.
     """
     has_recipe = bool(typed) and typed[0].endswith(RECIPE_SUFFIXES)
-    wanted = preset.preset == "auto" and not has_recipe and model.model_name_or_path is None
+    wanted = preset.preset == "auto" and not has_recipe
     if preset.minutes is not None and (not wanted or args.given.intersection(LENGTHS)):
         raise ValueError(
             f"minutes={preset.minutes:g} sets the length of a training with --preset auto, without recipe, max_steps "
@@ -192,15 +200,19 @@ def applies(preset: PresetArguments, model: ModelArguments, args: AllSparkTraini
     return wanted
 
 
-def geometry_of(encoder: str) -> tuple[str, int, int]:
-    """Model type, the number of pixels that sides of crops are multiples of, layers of a plain ViT; 0 for others."""
-    config = encoder_config(encoder)
-    if config.model_type in SEGFORMER_TYPES:
-        return config.model_type, SCRATCH_PATCH, 0
-    check_has_backbone(config)
-    config.out_indices = default_out_indices(config)
-    strides = AllSparkBackboneConfig(backbone_config=config).feature_strides
-    return config.model_type, max(strides), config.num_hidden_layers if len(set(strides)) == 1 else 0
+def geometry_of(config: PreTrainedConfig) -> tuple[str, int, int]:
+    """
+    Of an encoder, or of a model with its head: the encoder's model type, the number of pixels that sides of crops are
+    multiples of, and the layers of a plain ViT; 0 for others.
+    """
+    if not isinstance(config, AllSparkBackboneConfig):
+        if config.model_type in SEGFORMER_TYPES:
+            return config.model_type, SCRATCH_PATCH, 0
+        check_has_backbone(config)
+        config.out_indices = default_out_indices(config)
+        config = AllSparkBackboneConfig(backbone_config=config)
+    encoder, strides = config.backbone_config, config.feature_strides
+    return encoder.model_type, max(strides), encoder.num_hidden_layers if len(set(strides)) == 1 else 0
 
 
 def _default_minutes(args: AllSparkTrainingArguments) -> float:

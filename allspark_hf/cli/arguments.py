@@ -52,8 +52,8 @@ class ModelArguments:
     )
     crop_size: list[int] | None = argument(
         None,
-        "Training crop in pixels, one side or height and width. Default: that of model_name_or_path, else 513; whole "
-        "patches of the encoder waste nothing (DINOv2: 518).",
+        "Training crop in pixels, one side or height and width; whole patches of the encoder waste nothing (DINOv2: "
+        "518). With --preset none: that of model_name_or_path, else 513.",
         common=True,
     )
     memory_size: float | None = argument(None, "Memory slot as a multiple of C: 0.5, 1, 2, 4.")

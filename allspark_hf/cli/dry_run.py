@@ -127,11 +127,10 @@ def setting_lines(model: ModelArguments, args: AllSparkTrainingArguments, chosen
     absent = "count as 0" if args.count_absent_classes else "do not count"
     rates = f"encoder {rate:g}, rest {rate * args.head_learning_rate_multiplier:g}"
     optimizer = f"{args.optim.value}, weight decay {args.weight_decay:g}"
-    if model.encoder:  # it chooses what was not given, and is not read yet
-        given = getattr(args, "given", ())
-        free = [name for name in ("optim", "weight_decay") if name not in given]
-        optimizer = "chosen for the encoder, see below" if free else optimizer
-        rates = "chosen for the encoder, see below" if "learning_rate" not in given else rates
+    if not model.backbone:  # the encoder is not read yet
+        given, other = set(getattr(args, "given", ())), ", unless another is chosen for the encoder below"
+        optimizer += "" if {"optim", "weight_decay"} <= given else other
+        rates += "" if "learning_rate" in given else other
     return [
         f"  method: {args.method}, from {model.encoder or model.model_name_or_path or model.backbone}",
         f"  its arguments: {', '.join(f'{name} {value}' for name, value in own.items())}",

@@ -21,6 +21,14 @@ HEADINGS = {
 ORDER = ("start with", "options", "data", "model", "method", "training", "evaluation")
 # The arguments of a training that people give most often, shown above all others.
 FIRST = ("data_dir", "output_dir", "method", "encoder", "crop_size", "max_steps")
+# What --preset auto chooses where it is not given: see preset.py.
+CHOSEN = (
+    *("encoder", "backbone", "hidden_sizes", "decoder_hidden_size", "crop_size", "freeze_encoder_layers", "method"),
+    *("optim", "learning_rate", "head_learning_rate_multiplier", "weight_decay", "max_grad_norm", "warmup_steps"),
+    *("keep_quantile", "confidence_threshold", "unlabeled_warmup_epochs", "memory_warmup_epochs", "bf16"),
+    *("per_device_train_batch_size", "gradient_accumulation_steps", "max_steps", "eval_strategy", "eval_steps"),
+    *("save_strategy", "save_steps", "save_total_limit", "logging_steps"),
+)
 
 
 def help_content(types: Iterable[type], description: str | None, everything: bool) -> dict:
@@ -29,7 +37,8 @@ def help_content(types: Iterable[type], description: str | None, everything: boo
     Unless `everything` is shown, classes with common arguments show only these.
     """
     types = list(types)
-    trains = any(one.name == "method" for kind in types for one in fields(kind))
+    names = {one.name for kind in types for one in fields(kind)}
+    trains, chosen = "method" in names, CHOSEN if "preset" in names else ()
     sections: dict[str, list[tuple[str, str]]] = {heading: [] for heading in ("start with", "options") if trains}
     hidden = False
     for kind in types:
@@ -37,7 +46,7 @@ def help_content(types: Iterable[type], description: str | None, everything: boo
         for owner, one in _fields_by_class(kind):
             if everything or facts_of(one).common or not has_common:
                 heading = "start with" if trains and one.name in FIRST else _heading(owner, one, everything)
-                sections.setdefault(heading, []).append((f"--{one.name}", _text(one)))
+                sections.setdefault(heading, []).append((f"--{one.name}", _text(one, one.name in chosen)))
             else:
                 hidden = True
     if trains:
@@ -66,15 +75,18 @@ def _heading(owner: type, one: Field, everything: bool) -> str:
     return facts_of(one).group or HEADINGS.get(owner.__name__, "options")
 
 
-def _text(one: Field) -> str:
+def _text(one: Field, is_chosen: bool) -> str:
     text = one.metadata.get("help", "").replace("%%", "%")  # argparse needs two
     default = default_of(one)
     if default is True:
-        text += f" (default: True; --no_{one.name})"
-    elif default is MISSING:
-        text += " (needed)"
-    elif facts_of(one).by_encoder:
-        text += f" (default: {default} for a Mix Transformer; else by the encoder, and printed at the start)"
-    elif default is not None and default != []:
-        text += f" (default: {' '.join(map(str, default)) if isinstance(default, list) else default})"
-    return text
+        return f"{text} (default: True; --no_{one.name})"
+    if default is MISSING:
+        return f"{text} (needed)"
+    known = [] if default is None or default == [] else [default]
+    if known and isinstance(default, list):
+        known = [" ".join(map(str, default))]
+    if facts_of(one).by_encoder:
+        known = [f"{default} for a Mix Transformer; else by the encoder, and printed at the start"]
+    if is_chosen:
+        known = ["chosen by --preset auto", *(f"with --preset none {value}" for value in known)]
+    return f"{text} (default: {'; '.join(map(str, known))})" if known else text

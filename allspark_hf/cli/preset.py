@@ -50,8 +50,8 @@ class PresetArguments:
 
     preset: str = argument(
         "auto",
-        "auto: choose what is not given, from data and machine, and say why; without a recipe and "
-        "--model_name_or_path. none: the paper's settings.",
+        "auto: choose what is not given, from data and machine, and say why; without a recipe. none: the paper's "
+        "settings.",
         choices=("auto", "none"),
         group="training",
         common=True,
@@ -314,12 +314,27 @@ def choose_length(minutes: float, times: Times) -> list[Choice]:
         f"{budget / 60:.2g} of {minutes:g} minutes, which start and report leave, at {times.update:.2g} s an update "
         f"and {times.evaluation:.2g} s an evaluation"
     )
+    count = f"{evaluations} evaluation{'s' * (evaluations != 1)}"
     return [
         Choice("max_steps", every * evaluations, reason),
-        Choice("eval_strategy", "steps", ""),
-        Choice("eval_steps", every, f"{evaluations} evaluation{'s' * (evaluations != 1)}"),
-        Choice("save_strategy", "steps", ""),
-        Choice("save_steps", every, "a checkpoint with each"),
-        Choice("save_total_limit", 1, "the last checkpoint stays"),
+        *_evaluate_every(every, count),
         Choice("logging_steps", max(1, every // 10), ""),
+    ]
+
+
+def plan_of_given_length(given: set[str]) -> list[Choice]:
+    """Evaluations of a training whose length was given, unless their strategy was given, too."""
+    if given & {"eval_strategy", "save_strategy"}:
+        return []
+    return [*_evaluate_every(1 / EVALUATIONS, f"{EVALUATIONS} evaluations"), Choice("logging_steps", 0.02, "")]
+
+
+def _evaluate_every(steps: float, reason: str) -> list[Choice]:
+    """After every so many updates, or below 1 after every such share of them."""
+    return [
+        Choice("eval_strategy", "steps", ""),
+        Choice("eval_steps", steps, reason),
+        Choice("save_strategy", "steps", ""),
+        Choice("save_steps", steps, "a checkpoint with each"),
+        Choice("save_total_limit", 1, "the last checkpoint stays"),
     ]

@@ -164,7 +164,7 @@ def start(command: list[str], since: float):
     )
     data_arguments, model_arguments, args, run, wanted, comparison = parse_arguments(types, command[1:])
     checkpoint = checkpoint_to_resume(args)  # first, before anything is written
-    preset, chooses = None, applies(wanted, model_arguments, args, command[1:])
+    preset, chooses = None, applies(wanted, args, command[1:])
     chooses_method = chooses and "method" not in args.given
     typed = [*command[1:], *use_import(data_arguments)]
     if chooses:

@@ -89,7 +89,7 @@ class DataArguments(Selection):
     )
     num_labels: int | None = argument(None, "Number of classes; default: from the classes file, else from the masks.")
     mask_values: list[int] | None = argument(
-        None, "Mask value of class 0, 1, ...; e.g. 0 255 for binary masks stored as 0/255."
+        None, "Mask value of class 0, 1, ...; e.g. 0 255 for binary masks stored as 0/255.", common=True
     )
     ignored_mask_values: list[int] | None = argument(
         None, "Further mask values that do not count, e.g. 0 where 0 means unknown; see mask_values."
