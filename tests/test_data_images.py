@@ -8,7 +8,9 @@ import pytest
 from layout_folders import rotated_exif
 
 from allspark_hf.data import mask_to_array, to_rgb
+from allspark_hf.data.images import decode
 from allspark_hf.data.masks import MaskConvention
+from allspark_hf.data.pixels import ORIENTATION, load_image, open_image
 
 
 GRAY16 = np.array([[0, 128, 129, 257, 25700, 65535]], dtype=np.uint16)
@@ -94,6 +96,20 @@ def test_exif_orientation_is_applied_once(kind):
     assert np.asarray(by_datasets).tolist() == upright
     assert np.asarray(to_rgb(by_datasets))[..., 0].tolist() == upright
     assert mask_to_array(by_datasets).tolist() == upright
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "I;16", "RGB", "RGBA", "CMYK"])
+def test_a_turned_tiff_file_without_compression(tmp_path, mode):
+    """Pillow would map the file into memory and read its rows at the upright width."""
+    gray = np.arange(60, dtype=np.uint8).reshape(6, 10)
+    stored = PIL.Image.fromarray(gray.astype(np.uint16) if mode == "I;16" else gray)
+    stored.convert(mode).save(tmp_path / "a.tif", tiffinfo={ORIENTATION: 6})
+    with open_image(tmp_path / "a.tif") as opened:
+        picture = load_image(opened)
+    np.testing.assert_array_equal(np.asarray(picture), np.rot90(np.asarray(stored.convert(mode)), k=-1))
+    if mode in ("L", "P", "I;16"):
+        mask = decode({"path": str(tmp_path / "a.tif"), "bytes": None}, is_mask=True)
+        assert mask_to_array(mask).tolist() == np.rot90(gray, k=-1).tolist()
 
 
 def test_exif_orientation_of_a_palette_mask_keeps_the_indices():

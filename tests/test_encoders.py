@@ -7,6 +7,7 @@ import time
 from copy import deepcopy
 from dataclasses import replace
 
+import PIL.Image
 import pytest
 import torch
 from hub_server import HubServer
@@ -172,6 +173,33 @@ def test_normalization_is_the_encoders(tmp_path, caplog):
     own = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.25, 0.5, 0.5]}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({**own, "image_processor_type": "X"}))
     assert encoder_normalization(str(tmp_path)) == own and encoder_normalization("dinov2") == encoders.IMAGENET
+
+
+@pytest.mark.parametrize(
+    ("stored", "of_gray"),
+    [
+        ({"do_normalize": False}, 128 / 255),
+        ({"do_normalize": False, "do_rescale": False}, 128),
+        ({"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "rescale_factor": 1 / 127.5}, (128 / 127.5 - 0.5) / 0.5),
+    ],
+)
+def test_values_are_those_of_the_encoders_processor(tmp_path, stored, of_gray):
+    """Gray of 128, also where the processor does not normalize, or not to values of 0 to 1."""
+    write_encoder(tmp_path, "convnext")
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({**stored, "image_processor_type": "X"}))
+    processor = make_image_processor(**encoder_normalization(str(tmp_path)))
+    pixels = processor(PIL.Image.new("RGB", (2, 2), (128,) * 3), return_tensors="pt")["pixel_values"]
+    assert torch.allclose(pixels, torch.full_like(pixels, of_gray), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "stored", [{"do_flip_channel_order": True}, {"image_processor_type": "PPLCNetImageProcessor"}]
+)
+def test_an_encoder_that_reads_blue_first_is_refused(tmp_path, stored):
+    write_encoder(tmp_path, "convnext")
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"image_processor_type": "X", **stored}))
+    with pytest.raises(ValueError, match="in the order blue, green, red: choose another"):
+        encoder_normalization(str(tmp_path))
 
 
 def test_segformers_go_to_the_segformer_model(tmp_path):

@@ -35,8 +35,7 @@ ANIMATED = ("GIF", "PNG", "WEBP", "AVIF")
 ANY_FOURTH_BAND = ("TIFF", "JPEG2000")
 # Raw mode of 16-bit values -> the raw mode that reads their other byte; libtiff has the machine's order ("N").
 OTHER_BYTE = {";16B": ";16L", ";16L": ";16B", ";16N": ";16B" if sys.byteorder == "little" else ";16L"}
-# Tags of TIFF.
-SUBFILE, WIDTH, BITS, PHOTOMETRIC, IMAGEJ, ORIENTATION = 254, 256, 258, 262, 270, 274
+SUBFILE, WIDTH, BITS, PHOTOMETRIC, IMAGEJ, ORIENTATION = 254, 256, 258, 262, 270, 274  # tags of TIFF
 BANDS, PLANES, SUB_IFDS, EXTRA_BANDS, SAMPLE_FORMAT = 277, 284, 330, 338, 339
 MAX_PAGES = 1000  # pages of a file that are counted
 NOT_A_PAGE = 0b101  # bits of SUBFILE: a reduced copy, a transparency mask
@@ -146,6 +145,8 @@ def load_orientation(image: PIL.Image.Image) -> int:
     """Decodes an image file and gives its EXIF orientation, 1 to 8, where 1 is upright."""
     # Before the file is decoded, since Pillow turns TIFF files while it decodes them.
     orientation = image.tag_v2.get(ORIENTATION) if image.format == "TIFF" else None
+    if orientation:
+        image.filename = ""  # else Pillow maps some files into memory, with width and height swapped
     image.load()
     return orientation or image.getexif().get(ORIENTATION) or 1
 

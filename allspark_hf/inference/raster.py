@@ -136,7 +136,7 @@ class WindowedPicture:
             )
         table = raster.colormap(1) if names == ["palette"] else {}
         shines_through = raster.nodata is not None or any(color[3] < 255 for color in table.values())
-        if (raster.driver == "PNG" and shines_through) or "MINISWHITE" in structure:
+        if (raster.driver in ("PNG", "GIF") and shines_through) or "MINISWHITE" in structure:
             raise ImageError(
                 f"{raster.name} has a transparent color, or white as 0, which large images must not have: save it as "
                 "RGB."

@@ -1,6 +1,7 @@
 """Encoders by name: from a Hub id, a folder or a model type of transformers to a segmenter with their weights."""
 
 import logging
+import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from .pretrained import check_reachable, loading
 logger = logging.getLogger(__name__)
 
 IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
+BLUE_FIRST = ("PPLCNet", "UVDoc")  # processors of transformers that reverse the colors and have no option for it
 # transformers adds these norms to the maps that it returns: no checkpoint has them, and they start as the identity.
 ADDED_NORMS = re.compile(r"(.*\.)?hidden_states_norms\.")
 
@@ -112,11 +114,14 @@ def _pretrained_backbone(name: str, config: PreTrainedConfig):
 
 def encoder_normalization(name: str) -> dict[str, list[float]]:
     """
-    `image_mean` and `image_std` that an encoder was trained with, from its own image processor; ImageNet's, with a
-    warning, if weights come without one.
+    `image_mean` and `image_std`, for values of 0 to 1, that an encoder was trained with, from its own image processor;
+    ImageNet's, with a warning, if weights come without one.
 
     Args:
         name (`str`): Hub id, local folder, or model type of transformers.
+
+    Raises:
+        ValueError: if the encoder reads the colors as blue, green, red.
     """
     if is_model_type(name):
         return dict(IMAGENET)
@@ -129,7 +134,16 @@ def encoder_normalization(name: str) -> dict[str, list[float]]:
             name,
         )
         return dict(IMAGENET)
-    return {field: list(stored.get(field) or value) for field, value in IMAGENET.items()}
+    if stored.get("do_flip_channel_order") or stored.get("image_processor_type", "").startswith(BLUE_FIRST):
+        raise ValueError(f"{name!r} was trained on colors in the order blue, green, red: choose another encoder.")
+    mean, std = (list(stored.get(field) or value) for field, value in IMAGENET.items())
+    if stored.get("do_normalize") is False:
+        mean, std = [0.0] * 3, [1.0] * 3
+    factor = stored.get("rescale_factor") or 1 / 255
+    white = 255 * (1 if stored.get("do_rescale") is False else factor)  # what the encoder's processor makes of 255
+    if not math.isclose(white, 1):
+        mean, std = ([value / white for value in values] for values in (mean, std))
+    return {"image_mean": mean, "image_std": std}
 
 
 @contextmanager
