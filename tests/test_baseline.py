@@ -12,7 +12,7 @@ import allspark_hf
 from allspark_hf.cli import apply_preset
 from allspark_hf.cli.baseline import BY_IMAGE, compare_folders
 from allspark_hf.cli.main import main
-from allspark_hf.cli.preset import Times, choose_length
+from allspark_hf.cli.preset import Choice, Times, choose_length
 
 
 def read(path) -> dict:
@@ -109,8 +109,22 @@ def test_without_a_method_one_is_chosen(data_dir, tmp_path, monkeypatch, capsys)
     assert again.args.max_steps == args.max_steps
     scores = [read(tmp_path / name / "eval_results.json")["eval_mean_iou"] for name in ("out", "again")]
     assert scores[0] == scores[1]
-    resumed = allspark_hf.train(data_dir, tmp_path / "out", resume_from_checkpoint="true", **given)
+    resumed = allspark_hf.train(data_dir, tmp_path / "out", resume_from_checkpoint="true", minutes=3, **given)
     assert resumed.args.max_steps == 25 and resumed.state.global_step == 25
+    assert "minutes=3 changes nothing at this resume: --max_steps sets" in capsys.readouterr().out
+    assert yaml.safe_load((tmp_path / "out" / "preset.yaml").read_text()) == recipe
+
+
+def test_a_length_is_chosen_at_a_resume_too(data_dir, tmp_path, monkeypatch):
+    """Where the first start gave it; the other choices are those of the first start."""
+    monkeypatch.setattr(apply_preset, "TIMED_UPDATES", 2)
+    monkeypatch.setattr(apply_preset, "choose_length", lambda minutes, times: [Choice("max_steps", 3, "")])
+    given = {name: value for name, value in TINY.items() if name != "max_steps"}
+    allspark_hf.train(data_dir, tmp_path, max_steps=2, **given)
+    first = yaml.safe_load((tmp_path / "preset.yaml").read_text())
+    resumed = allspark_hf.train(data_dir, tmp_path, resume_from_checkpoint="true", **given)
+    assert resumed.args.method == "supervised" and resumed.state.global_step == 3
+    assert yaml.safe_load((tmp_path / "preset.yaml").read_text()) == first | {"max_steps": 3}
 
 
 def test_dry_run_says_how_the_length_is_chosen(data_dir, tmp_path, monkeypatch, capsys):

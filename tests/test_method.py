@@ -163,6 +163,25 @@ def test_the_best_teacher_is_loaded_at_the_end(tmp_path, monkeypatch, loads_stud
     losses = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
     assert trainer.state.best_global_step == 2 and losses[0] > losses[1]
     assert trainer.evaluate()["eval_loss"] == pytest.approx(losses[0], rel=1e-6)
+    student = load_file(tmp_path / "checkpoint-2" / STUDENT_FILE)
+    assert all(torch.equal(value, student[name]) for name, value in trainer.model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "second",
+    [{"method": "unimatch_v2", "evaluate_student": True}, {"method": "memory_contrastive", "evaluate_teacher": True}],
+)
+def test_the_second_score_is_of_the_best_update_too(tmp_path, second):
+    settings = {**SAVING, **second, "eval_strategy": "steps", "eval_steps": 2, "load_best_model_at_end": True}
+    settings |= {"metric_for_best_model": "loss", "greater_is_better": True, "learning_rate": 0.05}
+    trainer = build_trainer({**settings, "output_dir": str(tmp_path)})
+    trainer.train()
+    other = f"eval_{'student' if 'evaluate_student' in second else 'teacher'}_loss"
+    first, last = (entry for entry in trainer.state.log_history if other in entry)
+    assert trainer.state.best_global_step == first["step"] and first[other] != pytest.approx(last[other], rel=1e-4)
+    again = trainer.evaluate()
+    assert again["eval_loss"] == pytest.approx(first["eval_loss"], rel=1e-6)
+    assert again[other] == pytest.approx(first[other], rel=1e-6)
 
 
 def load_best_student(trainer):

@@ -99,3 +99,13 @@ def test_a_finished_run_is_not_trained_further(tmp_path):
     longer = make_trainer(small_model(seed=5), **{**settings, "max_steps": 8})
     longer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-7"))
     assert longer.state.global_step == 8
+
+
+def test_the_last_checkpoint_stays_at_the_end(tmp_path):
+    """Although transformers keeps the best one, which was not asked for."""
+    settings = {"max_steps": 4, "eval_steps": 2, "save_steps": 2, "eval_strategy": "steps", "save_strategy": "steps"}
+    settings |= {"metric_for_best_model": "loss", "greater_is_better": True, "save_total_limit": 1}
+    trainer = make_trainer(small_model(), **settings, output_dir=str(tmp_path))
+    trainer.train()
+    assert trainer.state.best_global_step == 2
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-4"]

@@ -1,5 +1,6 @@
 """Studies: which cells run, what survives, and the table's numbers; mostly with a stand-in for the training."""
 
+import itertools
 import json
 import shlex
 import signal
@@ -19,6 +20,7 @@ from in_process import SCRIPTS, run_script
 from allspark_hf.demo.data import write_demo_data
 from allspark_hf.studies.report import collect, mean_and_spread, table, write_report
 from allspark_hf.studies.study import Study, StudyRunner, read_run_metrics, read_study
+from allspark_hf.training.recipes import resolve_recipe
 
 
 # mIoU = seed / 10 + width / 100 (last), 0.05 more at best. "kill" dies like a killed process, once: the folder then
@@ -264,11 +266,23 @@ def test_arguments_of_a_cell(tmp_path):
         ({"seeds": [1, 1]}, "each once"),
         ({"arguments": {"seed": 3}}, "sets seed itself"),
         ({"columns": {"a": {"output_dir": "x"}}}, "sets output_dir itself"),
+        (
+            {"recipe": "demo.yaml", "rows": {"r": {"backbone": None}}},
+            "r, c, seed 0 has backbone as null, which does not",
+        ),
     ],
 )
 def test_bad_studies(change, message):
     with pytest.raises(ValueError, match=message):
         Study(**{"title": "s", "rows": {"r": {}}, "columns": {"c": {}}, **change})
+
+
+def test_rows_of_table_6_have_one_source_of_weights():
+    study = read_study(SCRIPTS / "studies" / "table_6.yaml")
+    for cell in itertools.islice(study.cells(), len(study.rows)):
+        recipe = resolve_recipe(study.recipe) | cell.arguments
+        sources = {name: recipe.get(name) for name in ("encoder", "model_name_or_path", "backbone")}
+        assert len([name for name in sources.values() if name]) == 1, sources
 
 
 def test_bad_study_files(tmp_path):

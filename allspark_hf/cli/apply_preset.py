@@ -23,7 +23,7 @@ from ..models.encoders import encoder_config, is_model_type
 from ..publishing.licenses import FROM_SCRATCH
 from ..training.arguments import AllSparkTrainingArguments
 from ..training.faults import NoMemoryError
-from ..training.recipes import RECIPE_SUFFIXES, read_recipe, recipe_arguments
+from ..training.recipes import RECIPE_SUFFIXES, recipe_arguments, resolve_recipe
 from .arguments import ModelArguments, parse_arguments
 from .models import SEGFORMER_TYPES
 from .preset import (
@@ -64,17 +64,23 @@ class Preset:
     def __init__(self, types: tuple[type, ...], typed: list[str], say: Callable[[str], None], since: float):
         self.types, self.typed, self.say, self.since = types, typed, say, since
         self.choices: list[Choice] = []
+        self.stored: dict = {}  # at a resume, the choices of that run
+
+    @property
+    def entries(self) -> dict:
+        """What was chosen, as entries of a recipe."""
+        return self.stored | {choice.name: choice.value for choice in self.choices}
 
     def parse(self) -> tuple:
         """The arguments; those that were typed override the chosen ones."""
-        chosen = recipe_arguments({choice.name: choice.value for choice in self.choices})
-        return parse_arguments(self.types, self.typed, chosen)
+        return parse_arguments(self.types, self.typed, recipe_arguments(self.entries))
 
     def choose(self, data: DataArguments, model: ModelArguments, args: AllSparkTrainingArguments) -> tuple:
         """The arguments with all choices but the length; at a resume, with the choices of that run."""
         stored = Path(args.output_dir) / FILE
         if args.resume_from_checkpoint and stored.is_file():
-            return parse_arguments(self.types, self.typed, read_recipe(stored))
+            self.stored = resolve_recipe(stored)
+            return self.parse()
         found = find_data(data, args.image_column_name, args.label_column_name)
         choices = choose(self._situation(found, data, model, args))
         if args.given.intersection(LENGTHS):
@@ -97,6 +103,8 @@ class Preset:
         """
         args = arguments[2]
         if args.given.intersection(LENGTHS):
+            if minutes is not None:
+                self.say(f"minutes={minutes:g} changes nothing at this resume: --max_steps sets another length.")
             return arguments
         arguments, measured = self._time_fitting(build, report, arguments)
         times = [measured._replace(spent=time.monotonic() - self.since)]
@@ -134,9 +142,8 @@ class Preset:
 
     def save(self, output_dir: str):
         """Writes the choices as a recipe, with which the training can be repeated."""
-        if self.choices:
-            content = {choice.name: choice.value for choice in self.choices}
-            (Path(output_dir) / FILE).write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+        if self.entries:
+            (Path(output_dir) / FILE).write_text(yaml.safe_dump(self.entries, sort_keys=False), encoding="utf-8")
 
     def _situation(
         self, found: SegmentationData, data: DataArguments, model: ModelArguments, args: AllSparkTrainingArguments

@@ -15,7 +15,7 @@ from typing import TextIO
 import psutil
 
 from ..publishing.record import RECORD_FILE
-from ..training.recipes import check_entry, find_recipe, read_recipe, read_yaml, recipe_arguments
+from ..training.recipes import check_entry, find_recipe, read_recipe, read_yaml, recipe_arguments, resolve_recipe
 from ..training.storage import finish_renaming, last_complete_checkpoint
 from ..utils.arguments import plain
 from ..utils.files import read_json, read_json_object, write_json
@@ -57,7 +57,7 @@ class Study:
 
     Raises:
         ValueError: if there is no row, column or seed, a seed or a folder name occurs twice, or an argument of a cell
-            is one that the study sets itself.
+            is one that the study sets itself, or null where the recipe gives another value.
     """
 
     title: str
@@ -83,6 +83,16 @@ class Study:
         for arguments in (self.arguments, *self.rows.values(), *self.columns.values()):
             if own & set(arguments):
                 raise ValueError(f"The study sets {', '.join(sorted(own & set(arguments)))} itself: leave it out.")
+        by_recipe = {name for name, value in self._recipe_entries().items() if value is not None}
+        for cell in self.cells():
+            if left := sorted(name for name in by_recipe & set(cell.arguments) if cell.arguments[name] is None):
+                raise ValueError(
+                    f"{cell.name} has {left[0]} as null, which does not remove what the recipe {self.recipe} gives: "
+                    f"name a recipe that has `base: {Path(self.recipe).name}` and `{left[0]}: null`."
+                )
+
+    def _recipe_entries(self) -> dict:
+        return resolve_recipe(self.recipe) if self.recipe and find_recipe(self.recipe).is_file() else {}
 
     def cells(self) -> Iterator["Cell"]:
         """All runs, seed after seed, so that a study that is stopped early has all rows and columns."""

@@ -3,7 +3,7 @@
 import json
 import logging
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -57,11 +57,11 @@ class Checkpoints:
         """
         self._states[name] = holder, of_each_process
 
-    def _files(self, folder: Path) -> Iterator[tuple[Path, Any, bool]]:
-        """The file of each registered state, its holder, and whether each process has one."""
+    def _files(self, folder: Path) -> Iterator[tuple[str, Path, Any, bool]]:
+        """Name and file of each registered state, its holder, and whether each process has one."""
         for name, (holder, of_each_process) in self._states.items():
             rank = f"_{self.trainer.args.process_index}" if of_each_process else ""
-            yield folder / f"{name}{rank}.pt", holder, of_each_process
+            yield name, folder / f"{name}{rank}.pt", holder, of_each_process
 
     def _evaluated_in(self, holder: Any) -> str | tuple:
         """What names of the evaluated model, which has its own file, begin with in a state; () if it is not there."""
@@ -104,15 +104,21 @@ class Checkpoints:
             self.trainer.stream.restore(self.resumed_from, state)
         if self.resumed_from is None:
             return
-        if state.best_model_checkpoint is not None:
-            state.best_model_checkpoint = str(_best_checkpoint(state, self.resumed_from))
-        student = self.resumed_from / storage.STUDENT_FILE
+        best = _best_checkpoint(state, self.resumed_from) if self.trainer.args.load_best_model_at_end else None
+        state.best_model_checkpoint = None if best is None else str(best)
+        self._restore_states(self.resumed_from)
+
+    def _restore_states(self, folder: Path, names: Collection[str] | None = None):
+        """Restores the trained model, where another is evaluated, and the registered states, or only those named."""
+        student = folder / storage.STUDENT_FILE
         if student.is_file() and not self.trainer.processes.are_sharded:  # FSDP has a file of its own
             self.trainer.processes.model.load_state_dict(load_file(student))
-        for path, holder, _ in self._files(self.resumed_from):
+        for name, path, holder, _ in self._files(folder):
+            if names is not None and name not in names:
+                continue
             saved, prefix = torch.load(path, map_location="cpu", weights_only=True), self._evaluated_in(holder)
             if prefix:
-                evaluated = load_file(self.resumed_from / SAFE_WEIGHTS_NAME)
+                evaluated = load_file(folder / SAFE_WEIGHTS_NAME)
                 saved = {f"{prefix}{name}": tensor for name, tensor in evaluated.items()} | saved
             holder.load_state_dict(saved)
 
@@ -140,10 +146,8 @@ class Checkpoints:
         return TrainOutput(state.global_step, 0.0, {"train_runtime": runtime, "epoch": state.epoch})
 
     def best_model_loaded(self):
-        """Loads the best weights into the evaluated model, unless it is the trained one, which transformers loads."""
-        if self._evaluated is not self.trainer.processes.model:
-            best = Path(self.trainer.state.best_model_checkpoint)
-            self._evaluated.load_state_dict(load_file(best / SAFE_WEIGHTS_NAME))
+        """Takes the rest of the best checkpoint, after transformers put its evaluated model into the trained one."""
+        self._restore_states(Path(self.trainer.state.best_model_checkpoint), ["method"])
 
     # ---- Saving ----
 
@@ -180,7 +184,7 @@ class Checkpoints:
             saving.part = "the state of the random numbers"
             trainer._save_rng_state(str(unfinished))
         saving.part = "the state of the method"
-        for path, holder, of_each_process in self._files(unfinished):
+        for _, path, holder, of_each_process in self._files(unfinished):
             if of_each_process or trainer.args.should_save:
                 state, prefix = holder.state_dict(), self._evaluated_in(holder)
                 torch.save({name: value for name, value in state.items() if not name.startswith(prefix)}, path)
@@ -237,6 +241,8 @@ class Checkpoints:
 
     def _note_best(self, folder: Path):
         state = self.trainer.state
+        if not self.trainer.args.load_best_model_at_end:  # else transformers might keep the best instead of the last
+            return
         best = folder.parent / f"{PREFIX_CHECKPOINT_DIR}-{state.best_global_step}"
         if state.best_global_step and (best == folder or best.is_dir()):
             state.best_model_checkpoint = str(best)
@@ -260,7 +266,7 @@ class Checkpoints:
         storage.write_run_file(folder, {**describe_run(trainer), **own})
 
     def _remove_old(self, run_dir: Path):
-        """Deletes the oldest checkpoints until `save_total_limit` are left; keeps the newest and the best."""
+        """Deletes the oldest checkpoints until `save_total_limit` are left, never the newest or the noted best one."""
         limit, kept = self.trainer.args.save_total_limit, storage.sorted_checkpoints(run_dir)
         if not limit or limit < 1:
             return
