@@ -22,7 +22,7 @@ SCRIPTS = [name for name in FILES if re.fullmatch(r"scripts/\w+\.py", name)]
 # Of accelerate, npm, hf and tests/kill_and_resume.py.
 OTHERS = {"--config_file", "--num_processes", "--cpu", "--ignore-scripts", "--prefix", "--repo-type", "--space-sdk"}
 OTHERS |= {"--machine_rank", "--main_process_ip", "--main_process_port", "--num_machines"}
-OTHERS |= {"--env", "--exclude", "--kills", "--help", "--help_all"}
+OTHERS |= {"--env", "--exclude", "--kills", "--local-dir", "--help", "--help_all"}
 
 
 @pytest.fixture(scope="module")
