@@ -350,25 +350,6 @@ def test_photos_that_are_turned_without_their_masks(tmp_path, caplog):
     assert line.startswith("EXIF orientation turns 2 images (first t000) and not their masks")
 
 
-def test_palettes_in_another_order_are_told(tmp_path, caplog):
-    """Programs that save few colors begin the palette with any of them; gray and equal palettes are fine."""
-    black, red, gray = [0, 0, 0], [255, 0, 0], [value for value in range(256) for _ in range(3)]
-    root = make_folder(tmp_path, palette=black + red)
-    write_mask(root / "masks/train/t001.png", palette=gray)
-    write_mask(root / "masks/train/t002.png", palette=black + black)  # the color tells no value
-    write_mask(root / "masks/train/t003.png", values=[0], palette=[*black, 0, 0, 255, *red])  # red does not occur
-    check_data(load_folder(root))
-    assert not caplog.records
-    write_mask(root / "masks/val/v001.png", palette=red + black)
-    check_data(load_folder(root))
-    (record,) = caplog.records
-    assert record.message == (
-        f"The palettes of masks differ: the color 255 0 0 is the value 1 in {root / 'masks/train/t000.png'} and 0 in "
-        f"{root / 'masks/val/v001.png'}. Values count, not colors: if the colors are right, save the masks in RGB for "
-        "`allspark import`."
-    )
-
-
 def test_the_range_leaves_out_what_is_left_out(tmp_path):
     root = make_folder(tmp_path)
     for index, largest in enumerate((3000, 4095, 60_000)):

@@ -15,6 +15,7 @@ from PIL import Image
 
 from allspark_hf.cli.figures import Material, run_names
 from allspark_hf.demo.data import write_demo_data
+from allspark_hf.models.weights import weights_digest
 
 
 pytest.importorskip("matplotlib")
@@ -72,6 +73,14 @@ def test_all_figures_are_written_and_named(folder):
     for name in NAMES:
         with Image.open(folder / "all" / f"{name}_light.png") as picture:
             assert picture.width == 1200 and min(picture.convert("RGB").getpixel((0, 0))) > 215
+
+
+def test_figures_tell_which_weights_they_show(folder):
+    digests = [weights_digest(folder / name) for name in ("supervised", "pseudo_label", "allspark")]
+    assert len(set(digests)) == 3
+    for name in NAMES:
+        shown = np.load(folder / f"all/{name}.npz")["weights_sha256"].tolist()
+        assert shown == (digests if name in ("figure_1c", "figure_b", "training_curves") else digests[2:])
 
 
 def test_errors_are_of_the_images_that_the_run_was_trained_on(folder):

@@ -1,8 +1,10 @@
 """What the card says and what is published fit each other: no records of other weights, and every example."""
 
 import json
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from card_folders import CLASSES, evaluation_of, run_of, write, write_records
@@ -114,6 +116,37 @@ def test_a_record_without_a_digest(folder):
     assert set(outdated_files(folder)) == {"night.json", "onnx"}
     (folder / "model.safetensors").unlink()
     assert outdated_files(folder) == {}
+
+
+def test_figures_of_other_weights(folder, caplog):
+    """A figure with baselines is current if one of its models is the folder's; one without digests always is."""
+    own, other = weights_digest(folder), weights_digest(tiny_model(seed=1))
+    shown = {"figure_5": [own], "figure_b": [own, other], "figure_6": None, "training_curves": [other]}
+    for name, digests in shown.items():
+        entry = {} if digests is None else {"weights_sha256": np.array(digests)}
+        np.savez_compressed(folder / f"figures/{name}.npz", ids=np.arange(2), **entry)
+        for background in ("light", "dark"):
+            Image.new("RGB", (4, 3)).save(folder / f"figures/{name}_{background}.png")
+    Image.new("RGB", (4, 3)).save(folder / "figures/figure_c_light.png")
+    (folder / "figures/figure_c.npz").write_bytes(b"PK damaged")
+
+    def figures_of(names: str) -> set[str]:
+        return {f"figures/{name}_{background}.png" for name in names.split() for background in ("light", "dark")}
+
+    current = RUN - {"run_record.json", *OF_THE_RUN}
+    assert set(outdated_files(folder)) == figures_of("training_curves")
+    save(folder, seed=1)
+    for name in ("night.json", "onnx/export.json", "run_record.json"):  # a new training, and no new figures
+        digest(folder, other, name)
+    assert set(outdated_files(folder)) == figures_of("figure_5")
+    text = write_model_card(folder).read_text()
+    expected = {"figures/figure_c_light.png", *figures_of("figure_b figure_6 training_curves"), *current}
+    assert {path for path in published(folder) if path.startswith("figures/")} == expected
+    assert set(re.findall(r"figures/\w+_light.png", text)) == {path for path in expected if "light" in path}
+    assert (
+        f"{folder / 'figures/figure_5_light.png'} is not published: it is not of the weights in {folder}: run "
+        "`allspark figures` again." in caplog.messages
+    )
 
 
 def test_every_example_on_the_card_is_published(folder, tmp_path):

@@ -12,6 +12,8 @@ folder.
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from allspark_hf import figures
 from allspark_hf.cli.arguments import parse_arguments
 from allspark_hf.cli.ending import run_script
@@ -20,10 +22,12 @@ from allspark_hf.data import DataArguments, list_path, split_of_run
 from allspark_hf.data.summary import require_known_values
 from allspark_hf.evaluation.selection import check_classes, find_data_of_models
 from allspark_hf.inference.loading import load_trained, long_side_of
+from allspark_hf.models.weights import DIGEST, weights_digest
 from allspark_hf.utils.arguments import argument, check_values
 
 
 FIGURES = tuple(figures.DRAWERS)
+WITH_BASELINES = ("1c", "b", "curves")
 FILE_NAMES = {name: f"figure_{name}" for name in FIGURES} | {"curves": "training_curves"}
 BACKGROUNDS = tuple(figures.STYLES)
 
@@ -78,6 +82,10 @@ class Material:
             name: load_trained(folder, arguments.device) for name, folder in zip(self.names, self.folders, strict=True)
         }
         self.model, self.image_processor = self.models[self.names[-1]]
+        self.digests = [
+            weights_digest(folder) or weights_digest(self.models[name][0])  # a Hub id is no folder
+            for name, folder in zip(self.names, self.folders, strict=True)
+        ]
         use_import(data_arguments)
         columns = arguments.image_column_name, arguments.label_column_name
         of_run = split_of_run(data_arguments, arguments.model)
@@ -201,7 +209,8 @@ def draw():
         if problem:
             print(f"Left out: figure {name}, because {problem}.")
     for name in (name for name, problem in problems.items() if not problem):
-        arrays = compute(name, material)
+        digests = material.digests if name in WITH_BASELINES else material.digests[-1:]
+        arrays = compute(name, material) | {DIGEST: np.array(digests)}
         paths = figures.write_figure(
             arrays, figures.DRAWERS[name], arguments.output_dir, FILE_NAMES[name], arguments.background
         )

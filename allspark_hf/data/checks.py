@@ -16,6 +16,7 @@ from ..utils.text import one_line
 from .columns import Mask, Picture, page_of
 from .images import mask_to_array, palette_of_values
 from .masks import CONVERT_OBJECTS, MANY_VALUES, MAX_NUM_LABELS, MaskConvention, values_in_mask
+from .palettes import warn_of_palettes
 from .pixels import PLAIN, ImageError, Reading, deep_values, say_again, to_rgb
 from .reading import row_name, undecoded
 from .sources.pairs import SegmentationData
@@ -150,7 +151,7 @@ def check_data(
         for name, dataset in data.sets.items():
             _remember_rows(dataset, rows[name])
     _warn_of_turned_images(found, rows)
-    _warn_of_palettes(found, rows)
+    warn_of_palettes(found, {name: [one.colors for one in rows[name]] for name in WITH_MASKS}, transform)
     reading = Reading(find_image_range(data.sets.values()), page_of(data.labeled))
     return CheckReport(data, num_labels, values, left_out=problems, found=found, reading=reading)
 
@@ -165,22 +166,6 @@ def _warn_of_turned_images(found: SegmentationData, rows: dict[str, list[_Row]])
             "is right: make sure that the masks were drawn on the upright image, as a viewer shows it.",
             *(len(turned), name),
         )
-
-
-def _warn_of_palettes(found: SegmentationData, rows: dict[str, list[_Row]]):
-    """Logs once if a color has two values, as where a program saved each mask with a palette of its own."""
-    first: dict[tuple[int, ...], tuple[int, str, int]] = {}
-    indexed = ((name, row, one.colors) for name in WITH_MASKS for row, one in enumerate(rows[name]))
-    for name, row, color, value in ((*place, *pair) for *place, colors in indexed for pair in colors.items()):
-        other = first.setdefault(color, (value, name, row))
-        if value != other[0]:
-            files = [file_of(found.sets[split], place, "label") for split, place in (other[1:], (name, row))]
-            logger.warning(
-                "The palettes of masks differ: the color %d %d %d is the value %d in %s and %d in %s. Values count, "
-                "not colors: if the colors are right, save the masks in RGB for `allspark import`.",
-                *(*color, other[0], files[0], value, files[1]),
-            )
-            return
 
 
 def _remember_rows(dataset: Dataset, rows: list[_Row]):

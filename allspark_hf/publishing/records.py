@@ -12,11 +12,12 @@ from typing import Any
 
 from transformers.trainer import TRAINER_STATE_NAME
 
+from ..data.sources.split_names import split_of
 from ..evaluation.metrics import metric_name
 from ..utils.files import read_json, read_json_object
 from ..utils.text import one_line
 from .outdated import outdated_files
-from .record import RECORD_FILE
+from .record import RECORD_FILE, public
 
 
 logger = logging.getLogger(__name__)
@@ -36,7 +37,8 @@ class EvaluationRecord:
 
     Args:
         file (`str`): where it is recorded.
-        split (`str`): `"validation"`, `"labeled"`, `"unlabeled"` or `"all"`.
+        split (`str`): `"validation"`, `"labeled"`, `"unlabeled"`, `"test"` or `"all"`; or for images that the
+            evaluation chose and the training did not validate with, the name of their split, or `"list FILE"`.
         source (`str`): name of the data set.
         on_hub (`bool`): whether the name is a Hub id.
         metrics (`dict[str, float]`): `mean_iou`, `mean_accuracy`, `overall_accuracy`, ... in [0, 1].
@@ -133,7 +135,7 @@ def read_records(folder: str | Path) -> Records:
     for path in sorted(folder.glob("*.json")):
         if path.name not in outdated and is_evaluation(content := read_json_object(path)):
             with naming(path):
-                records.evaluations.append(_evaluation(path.name, content))
+                records.evaluations.append(_evaluation(path.name, content, records.section("data")))
     figures = [name for name in _images(folder, "figures") if name not in outdated]
     records.figures = [name for name in figures if not name.endswith("_dark.png")]
     records.examples = _images(folder, EXAMPLES_DIR)
@@ -199,16 +201,17 @@ def _final(records: Records) -> EvaluationRecord | None:
     )
 
 
-def _evaluation(name: str, content: dict) -> EvaluationRecord:
+def _evaluation(name: str, content: dict, training: dict) -> EvaluationRecord:
     data, settings = content["data"] or {}, content["settings"] or {}
     folder, dataset = data.get("data_dir"), data.get("dataset_name")
     source = str(folder or dataset or UNKNOWN_DATA)
     on_hub = folder is None and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source) is not None and not os.path.exists(source)
     on_hub = on_hub and dataset is not None
+    source = source if on_hub else _file_name(source) or UNKNOWN_DATA
     return EvaluationRecord(
         file=name,
-        split=data.get("split") or "validation",
-        source=source if on_hub else re.split(r"[/\\]", source.rstrip("/\\"))[-1] or UNKNOWN_DATA,
+        split=_split(data, content["num_images"], training if training.get("source") == source else {}),
+        source=source,
         on_hub=on_hub,
         metrics=numbers_of(content["metrics"] or {}),
         per_class=[{"name": str(row["name"]), **numbers_of(row)} for row in content["per_class"] or []],
@@ -216,6 +219,24 @@ def _evaluation(name: str, content: dict) -> EvaluationRecord:
         count_absent=settings.get("count_absent_classes"),
         num_images=content["num_images"],
     )
+
+
+def _split(data: dict, num_images: int, training: dict) -> str:
+    """The name of the images that were evaluated; `training` is what a training on the same data recorded of these."""
+    split, name, listed = (data.get(key) for key in ("split", "validation_split_name", "validation_list"))
+    if split not in (None, "validation") or (name is None and listed is None):
+        return split or "validation"
+    own = training.get("validation_split_name")
+    same = name == own or (None in (name, own) and split_of(name or own) == "validation")
+    # The record of a training may have only the file name of its list, so that the number of images must agree too.
+    same_list = public(listed) == (training.get("selection") or {}).get("validation_list")
+    if same and same_list and (listed is None or num_images == training.get("validation")):
+        return "validation"
+    return name if listed is None else f"list {_file_name(public(listed))}"
+
+
+def _file_name(path: str) -> str:
+    return re.split(r"[/\\]", path.rstrip("/\\"))[-1]
 
 
 def evaluation_mode(settings: dict) -> str:
