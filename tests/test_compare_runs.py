@@ -147,7 +147,7 @@ def test_runs_of_different_lengths_are_compared_and_their_lengths_said(demo_dir)
     ]
     assert [line.endswith(" without.") for line in lines] == [True, False]
     runs["allspark"]["labeled_ids"] = []
-    with pytest.raises(ValueError, match="labeled_ids of supervised and allspark differ"):
+    with pytest.raises(ValueError, match="labeled images of supervised and allspark differ"):
         check_same_images(runs)
 
 

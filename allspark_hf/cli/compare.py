@@ -35,17 +35,16 @@ NUM_ROWS = 8
 def read_run(folder: Path) -> dict:
     """
     What a training wrote about itself into its output folder: the name and title of its `method`, the entries of
-    [`read_run_metrics`], counts of images, `labeled_ids`, `validation_ids`, how it was evaluated, and in [0, 1] of the
-    weights that were kept `mean_iou` and `iou`: class (with underscores for blanks) -> value, without classes that
-    neither masks nor predictions show.
+    [`read_run_metrics`], counts of images, `labeled_ids` (without images held out), `validation_ids`, how it was
+    evaluated, and in [0, 1] of the weights that were kept `mean_iou` and `iou`: class (with underscores for blanks) ->
+    value, without classes that neither masks nor predictions show.
     """
     record = read_json_object(folder / RECORD_FILE)
     if "method" not in record:
         raise ValueError(f"{folder / RECORD_FILE} names no method: give output folders of allspark train.")
-    ids = {
-        kind: (folder / f"{kind}_ids.txt").read_text(encoding="utf-8").split("\n")[:-1]
-        for kind in ("labeled", "unlabeled", "validation")
-    }
+    kinds = ["labeled", "unlabeled", "validation", *["holdout"] * bool(record["settings"].get("holdout_fraction"))]
+    ids = {kind: (folder / f"{kind}_ids.txt").read_text(encoding="utf-8").split("\n")[:-1] for kind in kinds}
+    held_out = set(ids.get("holdout", ()))
     last = read_json(folder / "eval_results.json")
     if RECORD_FILE in outdated_files(folder):
         raise ValueError(f"The numbers in {folder} are not of the weights there: train anew, or restore the weights.")
@@ -56,7 +55,7 @@ def read_run(folder: Path) -> dict:
         "title": title[0].upper() + title[1:],
         "evaluation": evaluation_mode(evaluation),
         "count_absent_classes": bool(evaluation.get("count_absent_classes")),
-        "labeled_ids": ids["labeled"],
+        "labeled_ids": [name for name in ids["labeled"] if name not in held_out],
         "validation_ids": ids["validation"],
         "validation_images": len(ids["validation"]),
         # A supervised training reads no unlabeled images, though their number may be the length of an epoch.
@@ -87,8 +86,8 @@ def check_same_images(runs: dict[str, dict]) -> None:
         for name in ("labeled_ids", "validation_ids", "kept", "evaluation", "count_absent_classes"):
             if runs[first][name] != runs[other][name]:
                 raise ValueError(
-                    f"{name} of {first} and {other} differ, so that their numbers do not compare: train both anew "
-                    "with the same recipe."
+                    f"{name.replace('_ids', ' images')} of {first} and {other} differ, so that their numbers do not "
+                    "compare: train both anew with the same recipe."
                 )
 
 
