@@ -109,6 +109,19 @@ def test_classes_in_another_order_are_refused(demo_dir, tmp_path):
     assert failed.returncode == 1 and f"Class 0 is {CLASS_NAMES[0]!r} for the model" in failed.stderr
 
 
+def test_models_with_other_names_of_the_classes_are_refused_before_anything_is_written(demo_dir, tmp_path):
+    """The table would call their classes absent."""
+    for run in RUNS.values():
+        shutil.copytree(demo_dir / run, tmp_path / run, dirs_exist_ok=True)
+    config = read_json(demo_dir / "out/config.json")
+    config["id2label"] = {index: f"class_{index}" for index in config["id2label"]}
+    config["label2id"] = {name: int(index) for index, name in config["id2label"].items()}
+    (tmp_path / "out/config.json").write_text(json.dumps(config), encoding="utf-8")
+    failed = run_script("compare_runs.py", *options(tmp_path), "--data_dir", demo_dir / "data")
+    assert failed.returncode == 1 and "The models have different classes, so that they do not comp" in failed.stderr
+    assert failed.stdout == "" and [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
 def test_runs_of_one_method_are_told_apart_by_their_folders(demo_dir, tmp_path):
     for name in ("again", "b/again"):
         shutil.copytree(demo_dir / "out", tmp_path / name)

@@ -19,6 +19,7 @@ from allspark_hf.data.summary import require_known_values
 from allspark_hf.evaluation.metrics import metric_name
 from allspark_hf.evaluation.selection import check_classes, find_data_of_models
 from allspark_hf.figures import STYLES, compare_predictions, draw_predictions
+from allspark_hf.figures.crops import require_same_classes
 from allspark_hf.figures.style import drawing
 from allspark_hf.inference.loading import load_trained, long_side_of
 from allspark_hf.inference.visualization import legend
@@ -183,6 +184,7 @@ def compare() -> None:
     runs = read_runs(options.runs)
     check_same_images(runs)
     models = {name: load_trained(str(folder), device="cpu") for name, folder in zip(runs, options.runs, strict=True)}
+    require_same_classes(models)
     validation = validation_of_run(options.data_dir, options.runs[0], models)
     config = next(iter(models.values()))[0].config
     options.output_dir.mkdir(parents=True, exist_ok=True)
