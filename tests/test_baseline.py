@@ -12,7 +12,7 @@ from test_command import TINY
 import allspark_hf
 from allspark_hf.cli import apply_preset
 from allspark_hf.cli.baseline import BY_IMAGE, compare_folders
-from allspark_hf.cli.compare import check_same_images, read_runs
+from allspark_hf.cli.compare import check_same_images, read_runs, verdicts
 from allspark_hf.cli.main import main
 from allspark_hf.cli.preset import Times, choose_length
 from allspark_hf.demo.data import write_demo_data
@@ -71,6 +71,7 @@ def test_both_trainings_leave_out_the_images_that_are_held_out(tmp_path):
     runs = read_runs(folders)
     assert [(run["labeled_images"], run["labeled_ids"]) for run in runs.values()] == [(3, rest), (3, rest)]
     check_same_images(runs)
+    assert not any("differ" in line for line in verdicts(runs, folders))
     shutil.copytree(out / "supervised", tmp_path / "of_all")  # trained on all five, as earlier versions did
     shutil.copy(out / "labeled_ids.txt", tmp_path / "of_all")
     with pytest.raises(ValueError, match="labeled images of supervised and pseudo_label differ, so that their numb"):
