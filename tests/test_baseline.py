@@ -1,6 +1,7 @@
 """`allspark train` without a method chooses one; `--compare_supervised` trains twice and gives a verdict."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -11,8 +12,10 @@ from test_command import TINY
 import allspark_hf
 from allspark_hf.cli import apply_preset
 from allspark_hf.cli.baseline import BY_IMAGE, compare_folders
+from allspark_hf.cli.compare import check_same_images, read_runs, verdicts
 from allspark_hf.cli.main import main
 from allspark_hf.cli.preset import Choice, Times, choose_length
+from allspark_hf.demo.data import write_demo_data
 
 
 def read(path) -> dict:
@@ -49,6 +52,30 @@ def test_two_trainings_and_a_verdict(data_dir, tmp_path, capsys):
     counts = load_file(out / BY_IMAGE)["counts"].sum(axis=0)
     union = counts[1] + counts[2] - counts[0]
     assert np.mean(counts[0][union > 0] / union[union > 0]) == pytest.approx(scores[0]["eval_mean_iou"], abs=1e-9)
+
+
+def test_both_trainings_leave_out_the_images_that_are_held_out(tmp_path):
+    data, out = tmp_path / "data", tmp_path / "out"
+    write_demo_data(data, num_train=8, num_labeled=5, num_validation=2, size=(64, 96))
+    settings = TINY | {"method": "pseudo_label", "holdout_fraction": 0.4, "class_weights": ["balanced"]}
+    allspark_hf.train(data, out, compare_supervised=True, **settings)
+    folders = [out / "supervised", out]
+    records = [read(folder / "run_record.json") for folder in folders]
+    assert [record["data"]["labeled"] for record in records] == [3, 3]
+    weights = [record["settings"]["class_weights"] for record in records]  # of the pixels of all labeled masks
+    assert weights[0] == weights[1]
+    ids = {kind: (out / f"{kind}_ids.txt").read_text().split() for kind in ("labeled", "holdout")}
+    rest = [name for name in ids["labeled"] if name not in ids["holdout"]]
+    assert (len(ids["labeled"]), len(ids["holdout"]), len(rest)) == (5, 2, 3)
+    assert (out / "supervised/labeled_ids.txt").read_text().split() == rest
+    runs = read_runs(folders)
+    assert [(run["labeled_images"], run["labeled_ids"]) for run in runs.values()] == [(3, rest), (3, rest)]
+    check_same_images(runs)
+    assert not any("differ" in line for line in verdicts(runs, folders))
+    shutil.copytree(out / "supervised", tmp_path / "of_all")  # trained on all five, as earlier versions did
+    shutil.copy(out / "labeled_ids.txt", tmp_path / "of_all")
+    with pytest.raises(ValueError, match="labeled images of supervised and pseudo_label differ, so that their numb"):
+        check_same_images(read_runs([tmp_path / "of_all", out]))
 
 
 def test_a_training_resumed_at_its_end_gets_all_its_files(data_dir, tmp_path, capsys):

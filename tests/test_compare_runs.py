@@ -7,7 +7,7 @@ import pytest
 from in_process import run_script
 from PIL import Image
 
-from allspark_hf.cli.compare import check_same_images, read_runs, table, verdicts
+from allspark_hf.cli.compare import check_same_images, compared_settings, read_runs, table, verdicts
 from allspark_hf.demo.data import CLASS_NAMES, generate_demo_image, write_demo_data
 from allspark_hf.figures.style import DPI, WIDTH
 from allspark_hf.inference.visualization import default_palette, legend
@@ -83,6 +83,7 @@ def test_table_shows_the_numbers_and_is_printed(demo_dir):
     assert ["Training, seconds", "4 (since it was resumed)"] in rows
     gain = 100 * (metrics["allspark"]["last_mean_iou"] - metrics["supervised"]["last_mean_iou"])
     assert f"AllSpark: Whether the unlabeled images helped, 3 validation images cannot tell: {gain:+.1f}" in printed
+    assert "differ" not in printed  # --compare_supervised changes nothing but the method
     for name in ("metrics.md", "metrics.json", "comparison.png", "legend.png"):
         assert str(demo_dir / name) in printed
 
@@ -107,6 +108,19 @@ def test_classes_in_another_order_are_refused(demo_dir, tmp_path):
     (tmp_path / "data/classes.json").write_text(json.dumps(listed), encoding="utf-8")
     failed = run_script("compare_runs.py", *options(demo_dir), "--data_dir", tmp_path / "data")
     assert failed.returncode == 1 and f"Class 0 is {CLASS_NAMES[0]!r} for the model" in failed.stderr
+
+
+def test_models_with_other_names_of_the_classes_are_refused_before_anything_is_written(demo_dir, tmp_path):
+    """The table would call their classes absent."""
+    for run in RUNS.values():
+        shutil.copytree(demo_dir / run, tmp_path / run, dirs_exist_ok=True)
+    config = read_json(demo_dir / "out/config.json")
+    config["id2label"] = {index: f"class_{index}" for index in config["id2label"]}
+    config["label2id"] = {name: int(index) for index, name in config["id2label"].items()}
+    (tmp_path / "out/config.json").write_text(json.dumps(config), encoding="utf-8")
+    failed = run_script("compare_runs.py", *options(tmp_path), "--data_dir", demo_dir / "data")
+    assert failed.returncode == 1 and "The models have different classes, so that they do not comp" in failed.stderr
+    assert failed.stdout == "" and [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_runs_of_one_method_are_told_apart_by_their_folders(demo_dir, tmp_path):
@@ -147,8 +161,41 @@ def test_runs_of_different_lengths_are_compared_and_their_lengths_said(demo_dir)
     ]
     assert [line.endswith(" without.") for line in lines] == [True, False]
     runs["allspark"]["labeled_ids"] = []
-    with pytest.raises(ValueError, match="labeled_ids of supervised and allspark differ"):
+    with pytest.raises(ValueError, match="labeled images of supervised and allspark differ"):
         check_same_images(runs)
+
+
+def test_other_settings_than_the_supervised_runs_are_named(demo_dir, tmp_path):
+    data = ["--data_dir", demo_dir / "data", "--output_dir", tmp_path / "out", "--use_cpu", "--method", "supervised"]
+    others = ["--hidden_sizes", 16, 8, 16, 16, "--crop_size", 32, "--drop_path_rate", 0.2, "--learning_rate", 0.001]
+    others += ["--adam_beta1", 0.8, "--class_weights", "balanced", "--seed", 7, "--per_device_train_batch_size", 1]
+    trained = run_script("train.py", "scripts/recipes/demo.yaml", *data, *TINY, *others, cwd=ROOT)
+    assert trained.returncode == 0, trained.stderr
+    folders = [tmp_path / "out", demo_dir / "out"]
+    [line] = verdicts(read_runs(folders), folders)
+    named = "hidden_sizes, crop_size, drop_path_rate, learning_rate, adam_beta1, class_weights, seed, "
+    assert line.endswith(f". But they also differ in: {named}labeled_images_per_update.")
+    shutil.copytree(demo_dir / "out/supervised", tmp_path / "pretrained")
+    record = read_json(tmp_path / "pretrained/run_record.json")
+    record["model"]["started_from"] = "facebook/dinov2-small"
+    (tmp_path / "pretrained/run_record.json").write_text(json.dumps(record), encoding="utf-8")
+    folders[0] = tmp_path / "pretrained"
+    [line] = verdicts(read_runs(folders), folders)
+    assert line.endswith(". But they also differ in: encoder.")
+
+
+def test_runs_of_one_study_differ_in_method_and_length_alone(demo_dir, tmp_path):
+    """Whatever only the one method has, and how often it is evaluated, saved and logged; and where the data lie."""
+    shutil.copytree(demo_dir / "data", tmp_path / "moved")
+    method = ["--method", "allspark", "--use_grouping", "false", "--memory_size", 2, "--unlabeled_loss_weight", 0.5]
+    method += ["--max_steps", 4, "--eval_steps", 2, "--logging_steps", 2, "--save_strategy", "no"]
+    data = ["--data_dir", tmp_path / "moved", "--output_dir", tmp_path / "out", "--use_cpu", "--crop_size", 32, 48]
+    trained = run_script("train.py", "scripts/recipes/demo.yaml", *TINY, *data, *method, cwd=ROOT)
+    assert trained.returncode == 0, trained.stderr
+    folders = [demo_dir / "out/supervised", tmp_path / "out"]
+    assert compared_settings(folders[0]) == compared_settings(folders[1])
+    [line] = verdicts(read_runs(folders), folders)
+    assert " But the lengths differ: 4 updates in " in line and line.endswith(" s without.")
 
 
 def test_another_evaluation_and_other_weights_are_refused(demo_dir, tmp_path):

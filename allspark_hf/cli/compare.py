@@ -7,45 +7,63 @@ and `legend.png`, and prints the table.
 """
 
 import argparse
+from dataclasses import fields
 from pathlib import Path
 
 from datasets import Dataset
 
+from allspark_hf.cli.arguments import ModelArguments
 from allspark_hf.cli.baseline import BASELINE, compare_folders
 from allspark_hf.cli.ending import run_script
 from allspark_hf.cli.importing import use_import
+from allspark_hf.cli.models import CONFIG_FIELDS
 from allspark_hf.data import DataArguments, split_of_run
 from allspark_hf.data.summary import require_known_values
 from allspark_hf.evaluation.metrics import metric_name
 from allspark_hf.evaluation.selection import check_classes, find_data_of_models
 from allspark_hf.figures import STYLES, compare_predictions, draw_predictions
+from allspark_hf.figures.crops import require_same_classes
 from allspark_hf.figures.style import drawing
 from allspark_hf.inference.loading import load_trained, long_side_of
 from allspark_hf.inference.visualization import legend
+from allspark_hf.methods import arguments_of_others
+from allspark_hf.publishing.licenses import FROM_SCRATCH
 from allspark_hf.publishing.outdated import outdated_files
 from allspark_hf.publishing.records import RECORD_FILE, evaluation_mode
 from allspark_hf.studies.study import read_run_metrics
+from allspark_hf.training.arguments import AllSparkTrainingArguments
+from allspark_hf.utils.arguments import default_of, names, plain
 from allspark_hf.utils.files import read_json, read_json_object, write_json
 from allspark_hf.utils.text import markdown_table, text_table
 
 
 NUM_ROWS = 8
+ARGUMENTS = (ModelArguments, DataArguments, AllSparkTrainingArguments)
+# Arguments that decide what a training with `BASELINE` learns from given images, but for its method and its length.
+NOT_COMPARED = {"method", "num_train_epochs", "max_steps", "holdout_fraction", "on_bad_image", "shuffle_buffer_size"}
+NOT_COMPARED |= {"model_name_or_path", "attn_implementation", *CONFIG_FIELDS, *arguments_of_others(BASELINE)}
+COMPARED = [
+    *(one.name for one in fields(ModelArguments)),
+    *("image_long_side", "tiff_page", "mask_values", "ignored_mask_values", "ignore_index"),
+    *(name for rule in ("refused", "kept", "changed") for name in names(AllSparkTrainingArguments, resume=rule)),
+    "labeled_images_per_update",
+]
+COMPARED = [name for name in COMPARED if name not in NOT_COMPARED]
 
 
 def read_run(folder: Path) -> dict:
     """
     What a training wrote about itself into its output folder: the name and title of its `method`, the entries of
-    [`read_run_metrics`], counts of images, `labeled_ids`, `validation_ids`, how it was evaluated, and in [0, 1] of the
-    weights that were kept `mean_iou` and `iou`: class (with underscores for blanks) -> value, without classes that
-    neither masks nor predictions show.
+    [`read_run_metrics`], counts of images, `labeled_ids` (without images held out), `validation_ids`, how it was
+    evaluated, and in [0, 1] of the weights that were kept `mean_iou` and `iou`: class (with underscores for blanks) ->
+    value, without classes that neither masks nor predictions show.
     """
     record = read_json_object(folder / RECORD_FILE)
     if "method" not in record:
         raise ValueError(f"{folder / RECORD_FILE} names no method: give output folders of allspark train.")
-    ids = {
-        kind: (folder / f"{kind}_ids.txt").read_text(encoding="utf-8").split("\n")[:-1]
-        for kind in ("labeled", "unlabeled", "validation")
-    }
+    kinds = ["labeled", "unlabeled", "validation", *["holdout"] * bool(record["settings"].get("holdout_fraction"))]
+    ids = {kind: (folder / f"{kind}_ids.txt").read_text(encoding="utf-8").split("\n")[:-1] for kind in kinds}
+    held_out = set(ids.get("holdout", ()))
     last = read_json(folder / "eval_results.json")
     if RECORD_FILE in outdated_files(folder):
         raise ValueError(f"The numbers in {folder} are not of the weights there: train anew, or restore the weights.")
@@ -56,7 +74,7 @@ def read_run(folder: Path) -> dict:
         "title": title[0].upper() + title[1:],
         "evaluation": evaluation_mode(evaluation),
         "count_absent_classes": bool(evaluation.get("count_absent_classes")),
-        "labeled_ids": ids["labeled"],
+        "labeled_ids": [name for name in ids["labeled"] if name not in held_out],
         "validation_ids": ids["validation"],
         "validation_images": len(ids["validation"]),
         # A supervised training reads no unlabeled images, though their number may be the length of an epoch.
@@ -87,8 +105,8 @@ def check_same_images(runs: dict[str, dict]) -> None:
         for name in ("labeled_ids", "validation_ids", "kept", "evaluation", "count_absent_classes"):
             if runs[first][name] != runs[other][name]:
                 raise ValueError(
-                    f"{name} of {first} and {other} differ, so that their numbers do not compare: train both anew "
-                    "with the same recipe."
+                    f"{name.replace('_ids', ' images')} of {first} and {other} differ, so that their numbers do not "
+                    "compare: train both anew with the same recipe."
                 )
 
 
@@ -153,7 +171,23 @@ def verdicts(runs: dict[str, dict], folders: list[Path]) -> list[str]:
             lines.append(f"{run['title']}{against}: {compared[1]}")
             if run["steps"] != baseline["steps"]:
                 lines[-1] += f" But the lengths differ: {length_of(run)} with them, {length_of(baseline)} without."
+            others = compared_settings(baseline_folder)
+            differing = [name for name, value in compared_settings(folder).items() if value != others[name]]
+            if differing:
+                lines[-1] += f" But they also differ in: {', '.join(differing)}."
     return lines
+
+
+def compared_settings(folder: Path) -> dict:
+    """The values of `COMPARED` in a training, given or not; `encoder` is also the model that it started from."""
+    record, config = read_json_object(folder / RECORD_FILE), read_json(folder / "config.json")
+    found = {one.name: plain(default_of(one)) for kind in ARGUMENTS for one in fields(kind)}
+    found |= record["arguments"] | record["settings"] | record["training"] | config
+    if isinstance(found["crop_size"], int):
+        found["crop_size"] = [found["crop_size"]] * 2
+    if record["model"]["started_from"] != FROM_SCRATCH:
+        found["encoder"] = record["model"]["started_from"]
+    return {name: found[name] for name in COMPARED}
 
 
 def length_of(run: dict) -> str:
@@ -184,6 +218,7 @@ def compare() -> None:
     runs = read_runs(options.runs)
     check_same_images(runs)
     models = {name: load_trained(str(folder), device="cpu") for name, folder in zip(runs, options.runs, strict=True)}
+    require_same_classes(models)
     validation = validation_of_run(options.data_dir, options.runs[0], models)
     config = next(iter(models.values()))[0].config
     options.output_dir.mkdir(parents=True, exist_ok=True)

@@ -156,6 +156,7 @@ def start(command: list[str], since: float):
     from allspark_hf.data import DataArguments
     from allspark_hf.training.arguments import AllSparkTrainingArguments
     from allspark_hf.training.faults import telling_of_memory
+    from allspark_hf.training.holdout import without_held_out
     from allspark_hf.utils.files import removing_new_folders
 
     types = (
@@ -188,6 +189,7 @@ def start(command: list[str], since: float):
             trainer.checkpoints.check(checkpoint)
         if preset is not None and args.should_save:
             preset.save(args.output_dir)
+    report = without_held_out(args, report)
     baseline = partial(build_trainer, data_arguments, model_arguments, report=report, command=command)
     return trainer, checkpoint, baseline if trains_twice else None
 

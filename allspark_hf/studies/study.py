@@ -320,11 +320,12 @@ def read_run_metrics(folder: Path) -> dict:
     Returns:
         `dict`: `last_mean_iou` and `best_mean_iou` in [0, 1], `best_epoch`, `best_step`, `kept` (`"last"` or `"best"`,
         whose weights were saved), `steps`, `seconds` (since the last start if the run was `resumed`),
-        `labeled_images`.
+        `labeled_images` (those that were trained on).
     """
     names = ("eval_results.json", "train_results.json", "trainer_state.json")
     last, train, state = (read_json(folder / name) for name in names)
-    training = read_json_object(folder / RECORD_FILE).get("training") or {}
+    record = read_json_object(folder / RECORD_FILE)
+    training, data = (record.get(part) or {} for part in ("training", "data"))
     history, kept = state["log_history"], "best" if training.get("load_best_model_at_end") else "last"
     ends = [place for place, entry in enumerate(history) if "train_runtime" in entry]
     # An evaluation after the end of training is one of the weights that were kept.
@@ -341,5 +342,5 @@ def read_run_metrics(folder: Path) -> dict:
         "steps": state["global_step"],
         "seconds": train["train_runtime"],
         "resumed": bool(training.get("resumed")),
-        "labeled_images": (folder / "labeled_ids.txt").read_text(encoding="utf-8").count("\n"),
+        "labeled_images": data.get("labeled"),
     }

@@ -1,10 +1,12 @@
 """Labeled images that are held out of a training, to measure how many pseudo-labels are right on them."""
 
+from dataclasses import replace
+
 import datasets
 import torch
 from transformers import TrainerCallback
 
-from ..data import draw, fraction_to_count, list_path
+from ..data import CheckReport, draw, fraction_to_count, list_path
 from ..evaluation.evaluator import failing_together
 from ..evaluation.metrics import ConfusionMatrix
 from ..evaluation.prediction import predict_logits
@@ -50,6 +52,17 @@ def split_holdout(
     rows = range(len(train_dataset))
     held_out = draw(rows, count, data_seed(args))
     return train_dataset.select(sorted({*rows} - {*held_out})), train_dataset.select(held_out)
+
+
+def without_held_out(args: AllSparkTrainingArguments, report: CheckReport) -> CheckReport:
+    """The checked data without the labeled images that a training with these arguments holds out, for its baseline."""
+    labeled, held_out = split_holdout(args, report.data.labeled)
+    if held_out is None:
+        return report
+    names, listed = {*names_of(held_out, "image")}, report.found.labeled
+    kept = [row for row, name in enumerate(names_of(listed, "image")) if name not in names]
+    found = replace(report.found, labeled=listed.select(kept))
+    return replace(report, data=replace(report.data, labeled=labeled), found=found)
 
 
 class Holdout(TrainerCallback):
