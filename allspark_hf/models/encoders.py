@@ -134,7 +134,7 @@ def encoder_normalization(name: str) -> dict[str, list[float]]:
             name,
         )
         return dict(IMAGENET)
-    if stored.get("do_flip_channel_order") or stored.get("image_processor_type", "").startswith(BLUE_FIRST):
+    if stored.get("do_flip_channel_order") or str(stored.get("image_processor_type")).startswith(BLUE_FIRST):
         raise ValueError(f"{name!r} was trained on colors in the order blue, green, red: choose another encoder.")
     mean, std = (list(stored.get(field) or value) for field, value in IMAGENET.items())
     if stored.get("do_normalize") is False:
